@@ -1,0 +1,1 @@
+"""Other frameworks' weights, and proof that the numbers agree."""

@@ -1,0 +1,354 @@
+"""Runs golden cases: the reference's inputs through this package.
+
+A case is a file NAME.npz with the reference's parameters, inputs, outputs and
+gradients, and an entry in `cases.json` with its configuration. Each quantity in
+the file is compared with ours; the relative error is the largest difference
+over the largest magnitude in the reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mira_jax.augment import MEAN, STD
+from mira_jax.errors import MiraInputError
+from mira_jax.interop import torch_names
+from mira_jax.mira import MiraConfig, frame_gain, key_energy
+from mira_jax.models import mae
+from mira_jax.models.layers import Attention, sinusoid
+from mira_jax.models.vivit import ViViT
+
+Arrays = Mapping[str, np.ndarray]
+
+# Relative error allowed, by the precision of the run.
+FLOAT64_BOUND = 1e-10
+STORED_FLOAT32_BOUND = 1e-5  # float64 run against an array stored in float32
+# The reference ran whole models with LayerNorm weights that are not float32
+# numbers, but the files store them in float32: half a unit in the last place
+# (6e-8) of each weight reaches the outputs. docs/numerics.md has the evidence.
+STORED_WEIGHTS_BOUND = 2e-7
+FLOAT32_BOUND = 2e-5
+FLOAT32_GRADIENT_BOUND = 2e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """One quantity of one case against the reference."""
+
+  case: str
+  quantity: str
+  max_abs: float
+  relative: float
+  bound: float
+
+  @property
+  def passed(self) -> bool:
+    return self.relative <= self.bound
+
+
+def read_cases(directory: str | pathlib.Path) -> list[dict[str, Any]]:
+  """The entries of DIR/cases.json."""
+  path = pathlib.Path(directory) / 'cases.json'
+  if not path.is_file():
+    raise MiraInputError(
+      'not_found', path, 'give a directory of golden cases with a cases.json'
+    )
+  return json.loads(path.read_text())
+
+
+def run_case(
+  directory: str | pathlib.Path, case: Mapping[str, Any], dtype: str = 'float64'
+) -> list[Check]:
+  """Every quantity of a case, compared.
+
+  Args:
+    directory: where NAME.npz lies.
+    case: an entry of `read_cases`.
+    dtype: 'float64' or 'float32', of parameters and computation.
+  """
+  path = pathlib.Path(directory) / f'{case["name"]}.npz'
+  if not path.is_file():
+    raise MiraInputError('not_found', path, 'cases.json names it')
+  kinds = {
+    'attention': _run_attention,
+    'finetune': _run_classifier,
+    'pretrain': _run_autoencoder,
+  }
+  with jax.enable_x64(dtype == 'float64'), np.load(path) as arrays:
+    arrays = dict(arrays)
+    ours = dict(kinds[case['kind']](case, arrays, jnp.dtype(dtype)))
+  unknown = _expected(arrays) - ours.keys()
+  if unknown:
+    raise MiraInputError(
+      'bad_case', path, f'nothing here computes {", ".join(sorted(unknown))}'
+    )
+  return [
+    _compare(case, name, np.asarray(ours[name]), arrays[name], dtype)
+    for name in arrays
+    if name in ours
+  ]
+
+
+def _expected(arrays: Arrays) -> set[str]:
+  """Names in a file that are results, not inputs."""
+  inputs = ('param/', 'video_bcthw', 'label', 'mask')
+  return {
+    name
+    for name in arrays
+    if not name.startswith(inputs) and not name.endswith(('/x', '/cotangent'))
+  } | {name for name in arrays if name.endswith('grad/x')}
+
+
+def _compare(
+  case: Mapping[str, Any],
+  name: str,
+  ours: np.ndarray,
+  reference: np.ndarray,
+  dtype: str,
+) -> Check:
+  if ours.shape != reference.shape:
+    name = f'{name}: {ours.shape}, not {reference.shape}'
+    return Check(case['name'], name, np.inf, np.inf, 0.0)
+  difference = float(np.max(np.abs(ours - reference), initial=0.0))
+  scale = float(np.max(np.abs(reference), initial=0.0))
+  relative = difference / scale if scale else difference
+  bound = _bound(case['kind'], name, reference.dtype, dtype)
+  return Check(case['name'], name, difference, relative, bound)
+
+
+def _bound(kind: str, name: str, stored: np.dtype, dtype: str) -> float:
+  if dtype == 'float32':
+    return FLOAT32_GRADIENT_BOUND if 'grad/' in name else FLOAT32_BOUND
+  if stored == np.float32:
+    return STORED_FLOAT32_BOUND
+  return FLOAT64_BOUND if kind == 'attention' else STORED_WEIGHTS_BOUND
+
+
+def mira_config(case: Mapping[str, Any]) -> MiraConfig | None:
+  """The reference's hyper-parameters under our names."""
+  if case['mode'] == 'plain':
+    return None
+  hyper = case.get('hyper', case)
+  statistics = case['stats_mode']
+  if statistics == 'batch_ema' and not hyper.get('use_ema', True):
+    statistics = 'batch'
+  names = {
+    'w_self': 'confidence_weight',
+    'w_entropy': 'concentration_weight',
+    'lam': 'uniform_mix',
+    'alpha_min': 'gain_min',
+    'alpha_max': 'gain_max',
+    'ema_m': 'ema_momentum',
+    'beta': 'power',
+    'eps': 'power_eps',
+    'mix_eta': 'residual_mix',
+    'floor_eps': 'floor',
+    'flash_tau': 'temperature',
+  }
+  values = {ours: hyper[name] for name, ours in names.items() if name in hyper}
+  if not hyper.get('use_residual', True):
+    values['residual_mix'] = 1.0
+  return MiraConfig(mode=case['mode'], statistics=statistics, **values)
+
+
+def _run_attention(case, arrays: Arrays, dtype) -> Iterator:
+  """One attention module over the steps of a case; the EMA is carried on."""
+  config = mira_config(case)
+  module = Attention(
+    heads=case['heads'],
+    num_frames=case['frames'],
+    mira=config,
+    train=case['training'],
+    dtype=dtype,
+  )
+  variables = _load(
+    module, arrays, torch_names.ATTENTION, dtype, arrays['step0/x']
+  )
+  params, buffers = variables['params'], variables['mira']
+
+  for step in range(case['steps']):
+    prefix = f'step{step}/'
+    x, cotangent = (
+      jnp.asarray(arrays[prefix + name], dtype) for name in ('x', 'cotangent')
+    )
+
+    def loss(params, x, buffers=buffers, cotangent=cotangent):
+      (y, attended), updates = module.apply(
+        {'params': params, 'mira': buffers}, x, mutable=['mira']
+      )
+      return (y * cotangent).sum(), (y, attended, updates)
+
+    gradients, (y, attended, updates) = jax.jit(
+      jax.grad(loss, argnums=(0, 1), has_aux=True)
+    )(params, x)
+    buffers = updates['mira']
+    yield prefix + 'y', y
+    yield prefix + 'ema', buffers['confidence'][None]
+    yield prefix + 'grad/x', gradients[1]
+    yield from _named(
+      {'params': gradients[0]}, torch_names.ATTENTION, prefix + 'grad/'
+    )
+    yield prefix + 'attn_before_head0', attended.before[:, 0]
+    yield prefix + 'attn_after_head0', attended.after[:, 0]
+    frames = _reported_statistics(attended.frames, config, params, x, case)
+    for name, array in zip(
+      ('c', 'H', 'f', 'pi', 'alpha'),
+      (
+        frames.confidence,
+        frames.concentration,
+        frames.score,
+        frames.prior,
+        attended.frames.gain,
+      ),
+      strict=True,
+    ):
+      yield f'{prefix}stat/{name}', array
+
+
+def _reported_statistics(frames, config, params, x, case):
+  """In flashlite batch_ema training the file reports c, f and pi of the batch
+  mean, although the gain comes from the EMA.
+  """
+  if config.mode != 'flashlite' or config.statistics != 'batch_ema':
+    return frames
+  keys = jnp.einsum('blc,chd->blhd', x, params['qkv']['kernel'][:, 1])
+  config = dataclasses.replace(config, statistics='batch')
+  return frame_gain(key_energy(keys), case['frames'], config)
+
+
+def _run_classifier(case, arrays: Arrays, dtype) -> Iterator:
+  model = ViViT(
+    dim=case['dim'],
+    depth=case['depth'],
+    heads=case['heads'],
+    num_classes=case['classes'],
+    frames=case['frames'],
+    image_size=case['image'],
+    patch=case['patch'],
+    tubelet=case['tubelet'],
+    mira=mira_config(case),
+    mira_last_blocks=case['mira_last_layers'],
+    dtype=dtype,
+  )
+  video = _video(arrays, dtype)
+  variables = _load(model, arrays, torch_names.CLASSIFIER, dtype, video)
+  buffers = {k: v for k, v in variables.items() if k != 'params'}
+
+  def loss(params):
+    (logits, records), updates = model.apply(
+      {'params': params, **buffers},
+      video,
+      train=case['training'],
+      record=True,
+      mutable=['mira'],
+    )
+    log_p = jax.nn.log_softmax(logits)
+    picked = jnp.take_along_axis(log_p, arrays['label'][:, None], axis=1)
+    return -picked.mean(), (logits, records, updates)
+
+  (value, (logits, records, updates)), gradients = jax.jit(
+    jax.value_and_grad(loss, has_aux=True)
+  )(variables['params'])
+  yield 'logits', logits
+  yield 'loss', value
+  yield 'pos_embed', sinusoid(int(np.prod(model.grid)), model.dim)[None]
+  for i, record in enumerate(records):
+    yield f'block_out/{i}', record['output']
+  yield from _named({'params': gradients}, torch_names.CLASSIFIER, 'grad/')
+  yield from _named(updates or buffers, torch_names.CLASSIFIER, 'buffer_after/')
+
+
+def _run_autoencoder(case, arrays: Arrays, dtype) -> Iterator:
+  model = mae.MaskedAutoencoder(
+    dim=case['dim'],
+    depth=case['depth'],
+    heads=case['heads'],
+    decoder_dim=case['dec_dim'],
+    decoder_depth=case['dec_depth'],
+    decoder_heads=case['dec_heads'],
+    tubelet=case['tubelet'],
+    patch=case['patch'],
+    mira=mira_config(case),
+    dtype=dtype,
+  )
+  video, mask = _video(arrays, dtype), jnp.asarray(arrays['mask'])
+  num_masked = int(arrays['mask'][0].sum())
+  variables = _load(
+    model,
+    arrays,
+    torch_names.AUTOENCODER,
+    dtype,
+    video,
+    mask,
+    num_masked=num_masked,
+  )
+  buffers = {k: v for k, v in variables.items() if k != 'params'}
+  targets = mae.tubelet_targets(
+    video * jnp.asarray(STD, dtype) + jnp.asarray(MEAN, dtype),
+    tubelet=case['tubelet'],
+    patch=case['patch'],
+  )
+
+  def loss(params):
+    prediction, updates = model.apply(
+      {'params': params, **buffers},
+      video,
+      mask,
+      num_masked=num_masked,
+      train=case['training'],
+      mutable=['mira'],
+    )
+    value = mae.reconstruction_loss(prediction, targets, mask)
+    return value, (prediction, updates)
+
+  (value, (prediction, updates)), gradients = jax.jit(
+    jax.value_and_grad(loss, has_aux=True)
+  )(variables['params'])
+  _, masked = mae.split_tokens(mask, num_masked)
+  length = mask.shape[1]
+  yield 'pred', prediction
+  yield 'loss', value
+  yield 'target', mae.take_tokens(targets, masked)
+  yield 'encoder_pos_embed', sinusoid(length, model.dim)[None]
+  yield 'decoder_pos_embed', sinusoid(length, model.decoder_dim)[None]
+  yield from _named({'params': gradients}, torch_names.AUTOENCODER, 'grad/')
+  yield from _named(updates, torch_names.AUTOENCODER, 'buffer_after/')
+
+
+def _video(arrays: Arrays, dtype) -> jax.Array:
+  return jnp.asarray(
+    einops.rearrange(arrays['video_bcthw'], 'b c t h w -> b t h w c'), dtype
+  )
+
+
+def _load(module, arrays: Arrays, table, dtype, *inputs, **static):
+  """Variables of the module with the parameters of the case."""
+  template = module.init(jax.random.key(0), *inputs, **static)
+  state = {
+    name.removeprefix('param/'): array
+    for name, array in arrays.items()
+    if name.startswith('param/')
+  }
+  variables = torch_names.from_torch(
+    state, template, table, allow_missing=r'.*c_buf'
+  )
+  # The EMA starts from the same 1/T in the precision of the run.
+  buffers = jax.tree.map(
+    lambda x: jnp.full(x.shape, 1 / x.size, dtype), variables.get('mira', {})
+  )
+  params = jax.tree.map(lambda x: jnp.asarray(x, dtype), variables['params'])
+  return {'params': params} | ({'mira': buffers} if buffers else {})
+
+
+def _named(variables, table, prefix: str) -> Iterator:
+  for name, array in torch_names.to_torch(variables, table).items():
+    yield prefix + name, array

@@ -1,0 +1,1 @@
+"""Attention operations: their meaning in plain JAX."""

@@ -1,0 +1,1 @@
+"""Flax modules; the only part of the package that imports flax."""

@@ -1,0 +1,203 @@
+"""VideoMAE pre-training around the same blocks (reference_mira A.4, D).
+
+The encoder, with MiRA, sees only the visible tubelets; a light plain decoder
+predicts the normalised pixels of the masked ones. Tube masks hide the same
+places in every slot, so that each slot keeps the same number of visible tokens
+and MiRA's frames stay whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mira_jax.mira import MiraConfig
+from mira_jax.models.layers import (
+  Encoder,
+  Record,
+  TubeletEmbed,
+  layer_norm,
+  sinusoid,
+  torch_uniform,
+)
+
+Array = jax.Array
+
+xavier = nn.initializers.xavier_uniform()
+
+
+def tube_mask(
+  key: Array, batch: int, slots: int, tokens: int, ratio: float
+) -> Array:
+  """One random set of places per clip, hidden in every slot.
+
+  Args:
+    key: random key.
+    batch: B.
+    slots: T.
+    tokens: N per slot.
+    ratio: share of masked places; `int(ratio * tokens)` are masked.
+
+  Returns:
+    [B, T * N] bool, True where masked.
+  """
+  order = jax.vmap(lambda k: jax.random.permutation(k, tokens))(
+    jax.random.split(key, batch)
+  )
+  return jnp.tile(order < int(ratio * tokens), (1, slots))
+
+
+def split_tokens(mask: Array, num_masked: int) -> tuple[Array, Array]:
+  """Indices of the visible [B, L - num_masked] and masked [B, num_masked]."""
+  order = jnp.argsort(mask, axis=1, stable=True)
+  visible = mask.shape[1] - num_masked
+  return order[:, :visible], order[:, visible:]
+
+
+def take_tokens(x: Array, index: Array) -> Array:
+  """Tokens of x [B or 1, L, C] at index [B, n]: [B, n, C]."""
+  x = jnp.broadcast_to(x, (index.shape[0], *x.shape[1:]))
+  return jnp.take_along_axis(x, index[:, :, None], axis=1)
+
+
+def tubelet_targets(
+  video: Array, *, tubelet: int, patch: int, normalise: bool = True
+) -> Array:
+  """Pixels of every tubelet, normalised per tubelet and channel.
+
+  Args:
+    video: [B, F, H, W, 3] in [0, 1].
+    tubelet: frames in a token.
+    patch: height and width of a token.
+    normalise: subtract the mean and divide by the standard deviation (ddof 1)
+      plus 1e-6.
+
+  Returns:
+    [B, L, tubelet * patch * patch * 3], channel fastest.
+  """
+  x = einops.rearrange(
+    video,
+    'b (t dt) (h dh) (w dw) c -> b (t h w) (dt dh dw) c',
+    dt=tubelet,
+    dh=patch,
+    dw=patch,
+  )
+  if normalise:
+    mean = x.mean(axis=2, keepdims=True)
+    x = (x - mean) / (x.std(axis=2, ddof=1, keepdims=True) + 1e-6)
+  return einops.rearrange(x, 'b l p c -> b l (p c)')
+
+
+def reconstruction_loss(
+  prediction: Array, targets: Array, mask: Array
+) -> Array:
+  """Mean squared error over masked tubelets: [B, n, P], [B, L, P], [B, L]."""
+  _, masked = split_tokens(mask, prediction.shape[1])
+  return jnp.square(prediction - take_tokens(targets, masked)).mean()
+
+
+class MaskedAutoencoder(nn.Module):
+  """Predicts the masked tubelets of a clip.
+
+  Attributes are those of `vivit.ViViT`; the decoder's start with `decoder_`.
+  """
+
+  dim: int
+  depth: int
+  heads: int
+  decoder_dim: int
+  decoder_depth: int
+  decoder_heads: int
+  tubelet: int = 2
+  patch: int = 16
+  mlp_ratio: float = 4.0
+  mira: MiraConfig | None = None
+  mira_last_blocks: int | None = None
+  drop_path: float = 0.0
+  remat: bool = False
+  scan: bool = False
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    video: Array,
+    mask: Array,
+    *,
+    num_masked: int,
+    train: bool = False,
+    record: bool = False,
+  ) -> Array | tuple[Array, list[Record]]:
+    """[B, F, H, W, 3] normalised -> prediction [B, num_masked, P].
+
+    Args:
+      video: normalised clips.
+      mask: [B, L] bool, True where masked, `num_masked` in every row and, with
+        MiRA, the same number in every slot.
+      num_masked: a Python int, since it is a shape.
+      train: as in `vivit.ViViT`.
+      record: also return the encoder's records.
+    """
+    slots = video.shape[1] // self.tubelet
+    visible, masked = split_tokens(mask, num_masked)
+    x = TubeletEmbed(
+      self.dim, self.tubelet, self.patch, self.dtype, name='embed'
+    )(video)
+    x = x + jnp.asarray(sinusoid(x.shape[1], self.dim), x.dtype)
+    x, records = self._stack(
+      'encoder', self.depth, self.heads, self.mira, slots, train, record
+    )(take_tokens(x, visible))
+    x = layer_norm(self.dtype, 'norm')(x)
+    x = self._decode(x, visible, masked, train)
+    return (x, records) if record else x
+
+  def _decode(
+    self, x: Array, visible: Array, masked: Array, train: bool
+  ) -> Array:
+    length = visible.shape[1] + masked.shape[1]
+    table = jnp.asarray(sinusoid(length, self.decoder_dim))[None]
+    x = nn.Dense(
+      self.decoder_dim,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=torch_uniform(self.dim),
+      name='to_decoder',
+    )(x)
+    init = nn.initializers.truncated_normal(0.02, lower=-1, upper=1)
+    token = self.param('mask_token', init, (1, 1, self.decoder_dim))
+    # Visible tokens come first, so that the last ones are the masked ones.
+    x = jnp.concatenate(
+      [x + take_tokens(table, visible), token + take_tokens(table, masked)], 1
+    )
+    x, _ = self._stack(
+      'decoder', self.decoder_depth, self.decoder_heads, None, 1, train, False
+    )(x)
+    x = layer_norm(self.dtype, 'decoder_norm')(x[:, visible.shape[1] :])
+    return nn.Dense(
+      3 * self.tubelet * self.patch**2,
+      dtype=self.dtype,
+      kernel_init=xavier,
+      name='decoder_head',
+    )(x)
+
+  def _stack(self, name, depth, heads, mira, slots, train, record) -> Encoder:
+    return Encoder(
+      depth=depth,
+      heads=heads,
+      num_frames=slots,
+      mira=mira,
+      mira_last_blocks=self.mira_last_blocks,
+      mlp_ratio=self.mlp_ratio,
+      drop_path=self.drop_path,
+      remat=self.remat,
+      scan=self.scan,
+      train=train,
+      record=record,
+      kernel_init=xavier,
+      dtype=self.dtype,
+      name=name,
+    )
