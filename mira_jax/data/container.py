@@ -1,0 +1,104 @@
+"""Opens a video file that anybody may have made, and nothing else.
+
+FFmpeg guesses a file's format from its bytes. A text file named clip.mp4 may
+be a playlist, and following it reads other files or the network, so formats
+and protocols are restricted to those of video files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import av
+
+from mira_jax.errors import MiraInputError
+
+MAX_FILE_BYTES = 2 << 30
+MAX_PIXELS = 16_000_000  # of one frame
+SUFFIXES = (
+  *('.mp4', '.m4v', '.mov', '.3gp'),  # one format by four names
+  *('.mkv', '.webm', '.avi', '.flv', '.ts'),
+)
+_FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts'
+_TRUNCATED = 'the file looks truncated'
+_PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'<?xml', b'GIF8')
+
+
+@contextlib.contextmanager
+def open_video(
+  path: str | os.PathLike[str],
+) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+  """Gives a file's container and its first video stream.
+
+  Codecs run on one thread: clips are read in parallel, and FFmpeg's own
+  threads have deadlocked next to those of a loader (PyAV#1962).
+
+  Raises:
+    MiraInputError: with code not_found, not_regular_file, not_readable, empty,
+      too_large, git_lfs_pointer, format_not_allowed, not_video or
+      no_video_stream.
+  """
+  _check_file(path)
+  with open(path, 'rb') as file, _open(file, path) as container:
+    yield container, _video_stream(container, path)
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+  try:
+    status = os.stat(path)
+  except (OSError, ValueError) as error:
+    raise MiraInputError('not_found', path, 'there is no such file') from error
+  if not stat.S_ISREG(status.st_mode):  # reading a FIFO would never return
+    raise MiraInputError('not_regular_file', path, 'give a video file')
+  if not os.access(path, os.R_OK):
+    raise MiraInputError('not_readable', path, 'you may not read this file')
+  if status.st_size == 0:
+    raise MiraInputError('empty', path, 'it has no bytes; copy it again')
+  if status.st_size > MAX_FILE_BYTES:
+    size = f'{status.st_size >> 20} MiB'
+    raise MiraInputError('too_large', path, f'cut it, it has {size}')
+
+
+def _open(
+  file: BinaryIO, path: str | os.PathLike[str]
+) -> av.container.InputContainer:
+  head = file.read(64)
+  file.seek(0)
+  if head.startswith(b'version https://git-lfs'):
+    hint = 'fetch the file with `git lfs pull`'
+    raise MiraInputError('git_lfs_pointer', path, hint)
+  if head.lstrip(b'\xef\xbb\xbf \r\n').startswith(_PLAYLISTS):
+    hint = 'playlists and GIFs are not read'
+    raise MiraInputError('format_not_allowed', path, hint)
+  options = {
+    'format_whitelist': _FORMATS,
+    'protocol_whitelist': 'file',
+    'max_pixels': str(MAX_PIXELS),
+  }
+  try:
+    return av.open(file, options=options, metadata_errors='replace')
+  except (av.error.FFmpegError, ValueError) as error:
+    cut = head[4:8] == b'ftyp' or head.startswith(b'\x1aE\xdf\xa3')
+    hint = _TRUNCATED if cut else 'no video format fits it'
+    raise MiraInputError('not_video', path, f'{hint}; copy it again') from error
+
+
+def _video_stream(
+  container: av.container.InputContainer, path: str | os.PathLike[str]
+) -> av.VideoStream:
+  cover = av.stream.Disposition.attached_pic
+  streams = [s for s in container.streams.video if not s.disposition & cover]
+  if not streams and container.streams.audio:
+    raise MiraInputError('no_video_stream', path, 'it has sound only')
+  context = streams[0].codec_context if streams else None
+  if context is None:
+    hint = f'{_TRUNCATED}, or its codec is unknown; copy it again'
+    raise MiraInputError('not_video', path, hint)
+  context.options = {'max_pixels': str(MAX_PIXELS)}
+  context.thread_type = 'NONE'
+  context.thread_count = 1
+  return streams[0]

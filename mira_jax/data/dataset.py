@@ -1,0 +1,257 @@
+"""Prepared datasets: clips of JPEG frames in TFDS array_record files.
+
+TensorFlow is never imported, neither to write nor to read. Two choices of
+TFDS would import it, so neither is used: `GeneratorBasedBuilder` spills every
+split above 1000 MiB through `tf.io.gfile`, and `features.Video` needs `tf`
+to be constructed. `SequentialWriter` streams clips to disk in order instead.
+
+Layout: `out/<name>/<version>/`, and `out` is what a user names afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import itertools
+import json
+import pathlib
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from google.protobuf.message import DecodeError
+
+from mira_jax.data import records
+from mira_jax.data.records import Clip
+from mira_jax.errors import ExitCode, MiraInputError
+
+VERSION = '1.0.0'  # of the features below; `open` refuses a newer major
+_CLIPS_PER_SHARD = 1024
+_CLIPS_PER_WRITE = 64  # TFDS rewrites its metadata at every call
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class PreparedDataset:
+  """A prepared dataset on disk; see `open`.
+
+  Attributes:
+    directory: the version folder, which holds the record files.
+    name: of the dataset.
+    class_names: in label order.
+    splits: number of clips of each split.
+    metadata: what `write` was given.
+  """
+
+  directory: pathlib.Path
+  name: str
+  class_names: tuple[str, ...]
+  splits: dict[str, int]
+  metadata: dict[str, Any]
+
+  def source(self, split: str) -> ClipSource:
+    """Random access to a split. Raises MiraInputError for an unknown one."""
+    if split not in self.splits:
+      hint = f'the splits are {", ".join(self.splits)}'
+      raise _data_error('no_split', split, hint)
+    return ClipSource(self.directory, split)
+
+
+class ClipSource:
+  """Random access to the clips of one split; it pickles by its path."""
+
+  def __init__(self, directory: pathlib.Path, split: str):
+    self.directory = directory
+    self.split = split
+    self._records = tfds.builder_from_directory(directory).as_data_source(
+      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    )
+
+  def __len__(self) -> int:
+    return len(self._records)
+
+  def __getitem__(self, index: int) -> Clip:
+    """One clip. Raises MiraInputError('damaged') for an unreadable record."""
+    if not 0 <= index < len(self):
+      raise IndexError(f'clip {index} of {len(self)} in split {self.split}')
+    try:
+      return records.parse(self._records[index])
+    except (RuntimeError, OSError, IndexError, KeyError, DecodeError) as error:
+      path = f'{self.directory}: {self.split}[{index}]'
+      raise _data_error(
+        'damaged', path, f'prepare it again ({error})'
+      ) from error
+
+  def __reduce__(self):
+    return ClipSource, (self.directory, self.split)
+
+
+def write(
+  out: str | pathlib.Path,
+  *,
+  name: str,
+  class_names: Sequence[str],
+  splits: Mapping[str, Callable[[], Iterable[Clip]]],
+  description: str,
+  metadata: dict[str, Any] | None = None,
+) -> pathlib.Path:
+  """Writes a dataset below `out`, keeping the order of the clips.
+
+  Clips are streamed, so memory does not grow with a split. The files are
+  written to `incomplete.*` and renamed at the end: a run that is killed leaves
+  nothing that `open` would take for a dataset.
+
+  Args:
+    out: the folder that `open` and every command take; made when missing.
+    name: lower-case letters, digits and underscores.
+    class_names: in label order.
+    splits: for each split a function that yields its clips. A split without
+      clips is left out.
+    description: a sentence for people.
+    metadata: JSON values to keep with the dataset.
+
+  Returns:
+    The version folder.
+
+  Raises:
+    MiraInputError: the folder holds a dataset already, another process writes
+      there, the name is bad, the disk is full, or no split has a clip.
+  """
+  out = pathlib.Path(out)
+  if not re.fullmatch('[a-z][a-z0-9_]*', name):
+    raise MiraInputError('bad_name', name, 'use a-z, 0-9 and _ only')
+  with _sole_writer(out):
+    for stale in out.glob('*/incomplete.*'):
+      shutil.rmtree(stale)
+    if found := _find(out):
+      hint = 'name another folder, or remove this one first'
+      raise _data_error('exists', found[0], hint)
+    final = out / name / VERSION
+    partial = out / name / f'incomplete.{VERSION}'
+    partial.mkdir(parents=True)
+    try:
+      info = _info(partial, name, class_names, description, metadata)
+      _write_splits(info, splits)
+      if not info.splits:
+        raise _data_error('no_clips', out, 'no split has a clip')
+      partial.rename(final)
+    finally:
+      shutil.rmtree(partial, ignore_errors=True)
+  return final
+
+
+def open(directory: str | pathlib.Path) -> PreparedDataset:
+  """Finds the one prepared dataset in or below a folder.
+
+  Raises:
+    MiraInputError: there is none, there are several, its files are damaged or
+      missing, or a newer version of this package wrote it.
+  """
+  root = pathlib.Path(directory)
+  found = _find(root)
+  if not found:
+    hint = 'no prepared dataset here; make one with `mira prepare`'
+    raise _data_error('not_a_dataset', root, hint)
+  if len(found) > 1:
+    hint = f'name one of {", ".join(map(str, found))}'
+    raise _data_error('several_datasets', root, hint)
+  return _load(found[0])
+
+
+def _load(folder: pathlib.Path) -> PreparedDataset:
+  try:
+    info = tfds.builder_from_directory(folder).info
+    names = tuple(info.features['label'].names)
+    metadata = json.loads((folder / 'metadata.json').read_text())
+  except Exception as error:  # TFDS raises bare errors of many kinds here
+    hint = f'its metadata cannot be read, prepare it again ({error})'
+    raise _data_error('damaged', folder, hint) from error
+  if info.version.major > int(VERSION.split('.')[0]):
+    hint = f'version {info.version} is newer than {VERSION}: update mira_jax'
+    raise _data_error('too_new', folder, hint)
+  files = [f for split in info.splits.values() for f in split.filepaths]
+  if missing := [f.name for f in files if not f.exists()]:
+    hint = f'record files are missing, copy it again: {", ".join(missing[:3])}'
+    raise _data_error('damaged', folder, hint)
+  return PreparedDataset(
+    directory=folder,
+    name=info.name,
+    class_names=names,
+    splits={key: split.num_examples for key, split in info.splits.items()},
+    metadata=metadata,
+  )
+
+
+def _find(root: pathlib.Path) -> list[pathlib.Path]:
+  """Folders of finished datasets at most two levels below `root`."""
+  patterns = (f'{level}dataset_info.json' for level in ('', '*/', '*/*/'))
+  hits = itertools.chain.from_iterable(root.glob(p) for p in patterns)
+  folders = (hit.parent for hit in hits)
+  return sorted(f for f in folders if not f.name.startswith('incomplete.'))
+
+
+def _info(
+  folder: pathlib.Path,
+  name: str,
+  class_names: Sequence[str],
+  description: str,
+  metadata: dict[str, Any] | None,
+) -> tfds.core.DatasetInfo:
+  identity = tfds.core.dataset_info.DatasetIdentity(
+    name=name,
+    version=tfds.core.Version(VERSION),
+    data_dir=str(folder),
+    module_name=__name__,
+  )
+  return tfds.core.DatasetInfo(
+    builder=identity,
+    description=description,
+    features=records.features(class_names),
+    metadata=tfds.core.MetadataDict(metadata or {}),
+    disable_shuffling=True,
+  )
+
+
+def _write_splits(
+  info: tfds.core.DatasetInfo,
+  splits: Mapping[str, Callable[[], Iterable[Clip]]],
+) -> None:
+  writer = tfds.core.SequentialWriter(
+    info, _CLIPS_PER_SHARD, file_format='array_record'
+  )
+  for split, clips in splits.items():
+    stream = iter(clips())
+    while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
+      with _disk_errors(info.data_dir):
+        writer.initialize_splits([split], fail_if_exists=False)
+        writer.add_examples({split: [records.example(c) for c in batch]})
+  with _disk_errors(info.data_dir):
+    writer.close_all()
+
+
+@contextlib.contextmanager
+def _disk_errors(path: str) -> Iterator[None]:
+  try:
+    yield
+  except (OSError, RuntimeError) as error:  # the latter from array_record
+    raise _data_error('not_written', path, str(error)) from error
+
+
+@contextlib.contextmanager
+def _sole_writer(out: pathlib.Path) -> Iterator[None]:
+  """Holds a lock that the system drops when the process ends in any way."""
+  try:
+    out.mkdir(parents=True, exist_ok=True)
+    with (out / '.lock').open('w') as lock:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      yield
+  except BlockingIOError as error:
+    raise _data_error('locked', out, 'another run writes here') from error
+  except OSError as error:
+    raise _data_error('not_written', out, str(error)) from error
+
+
+def _data_error(code: str, path: Any, hint: str) -> MiraInputError:
+  return MiraInputError(code, str(path), hint, exit_code=ExitCode.DATA)

@@ -1,0 +1,102 @@
+"""Work on many clips at once, in order, with a progress bar."""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures as futures
+import contextlib
+import multiprocessing
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+import rich.console
+import rich.progress
+
+from mira_jax.errors import ExitCode, MiraInputError
+
+Job = TypeVar('Job')
+Result = TypeVar('Result')
+# Starting a process takes about as long as preparing this many clips.
+_JOBS_PER_WORKER = 32
+
+
+@contextlib.contextmanager
+def runner(
+  work: Callable[[Job], Result],
+  total: int,
+  workers: int | None = None,
+  title: str = 'preparing clips',
+) -> Iterator[Callable[[Iterable[Job]], Iterator[Result]]]:
+  """Gives `run(jobs)`, which yields `work(job)` for each job, in order.
+
+  Args:
+    work: picklable, as are jobs and results.
+    total: number of jobs of all calls of `run` together.
+    workers: processes; by default one per core, fewer for little work; 0 for
+      this process alone.
+    title: of the bar, which is shown on a terminal only.
+  """
+  if workers is None:
+    workers = min(os.cpu_count() or 1, total // _JOBS_PER_WORKER)
+  with _bar(title, total) as advance, _pool(workers) as pool:
+
+    def run(jobs: Iterable[Job]) -> Iterator[Result]:
+      results = map(work, jobs)
+      if pool:
+        results = _ordered(pool, work, jobs, window=4 * workers)
+      for result in results:
+        advance()
+        yield result
+
+    yield run
+
+
+@contextlib.contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[], None]]:
+  console = rich.console.Console(stderr=True)
+  with rich.progress.Progress(
+    *rich.progress.Progress.get_default_columns(),
+    rich.progress.MofNCompleteColumn(),
+    console=console,
+    disable=not console.is_terminal,
+  ) as progress:
+    task = progress.add_task(title, total=total)
+    yield lambda: progress.advance(task)
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[futures.ProcessPoolExecutor | None]:
+  if not workers:
+    yield None
+    return
+  # Not fork: JAX may be running threads in this process.
+  context = multiprocessing.get_context('spawn')
+  pool = futures.ProcessPoolExecutor(workers, mp_context=context)
+  try:
+    yield pool
+  finally:
+    pool.shutdown(cancel_futures=True)
+
+
+def _ordered(
+  pool: futures.ProcessPoolExecutor,
+  work: Callable[[Job], Result],
+  jobs: Iterable[Job],
+  window: int,
+) -> Iterator[Result]:
+  """Results in order; `Executor.map` would hold all of them in memory."""
+  pending: collections.deque[futures.Future] = collections.deque()
+  try:
+    for job in jobs:
+      pending.append(pool.submit(work, job))
+      if len(pending) >= window:
+        yield pending.popleft().result()
+    while pending:
+      yield pending.popleft().result()
+  except BrokenProcessPool as error:
+    hint = 'a process was killed, often for memory: use fewer workers'
+    raise MiraInputError(
+      'worker_died', 'preparation', hint, exit_code=ExitCode.DATA
+    ) from error

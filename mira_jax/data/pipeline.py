@@ -1,0 +1,219 @@
+"""Batches of clips: which clip at which step, decoded by threads.
+
+The stream of rows is a pure function of (seed, row number): row k of the run
+is clip `order[k]`, cut with a generator seeded by (seed, k). So nothing has
+to be saved to resume, and any number of hosts and threads sees the same rows:
+host h of H takes the h-th of the H equal parts of every batch.
+
+A batch is a dict of arrays, B rows on this host:
+  video  uint8 [B, T, size, size, 3]
+  label  int32 [B]
+  clip   int32 [B], index of the clip in its split
+  mask   bool  [B], False for a row that must not be counted
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from mira_jax.data import decode, sampling
+from mira_jax.data.dataset import Clip
+from mira_jax.errors import ExitCode, MiraInputError
+
+_log = logging.getLogger(__name__)
+Batch = dict[str, np.ndarray]
+Choose = Callable[[int], np.ndarray]  # number of frames to indices [T]
+
+
+class Source(Protocol):
+  """Random access to the clips of a split, as `PreparedDataset.source`."""
+
+  def __len__(self) -> int: ...
+  def __getitem__(self, index: int) -> Clip: ...
+
+
+def train_batches(
+  source: Source,
+  *,
+  frames: int,
+  rate: int,
+  size: int,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  host: int = 0,
+  hosts: int = 1,
+  threads: int = 16,
+  fit: str = 'squash',
+) -> Iterator[Batch]:
+  """Endless shuffled batches; each epoch has an order of its own.
+
+  Epochs run on without a gap, so a batch may end one and begin the next, and
+  a split may be smaller than a batch. A damaged clip is replaced by the next
+  one that can be read, and logged.
+
+  Args:
+    source: the split.
+    frames: T, frames per clip.
+    rate: steps between them in the stored clip.
+    size: height and width of the video in pixels.
+    batch_size: rows of a batch over all hosts.
+    seed: of the order and of the cuts.
+    start_step: the first batch to give; the same batch as without a restart.
+    host: index of this host.
+    hosts: number of hosts.
+    threads: clips decoded at the same time.
+    fit: how frames become square, see `decode.resize`.
+
+  Returns:
+    Batches of `batch_size / hosts` rows.
+
+  Raises:
+    MiraInputError: the batch does not divide over the hosts.
+  """
+  rows = _Rows(batch_size, host, hosts)
+  shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
+  order = shuffled.repeat()
+  reader = _Reader(source, frames, size, fit)
+
+  def load(i: int) -> Batch:
+    row = rows.global_row(i)
+    rng = np.random.default_rng((seed, row))
+    choose = functools.partial(
+      sampling.train_indices, T=frames, rate=rate, rng=rng
+    )
+    return reader.first_readable(order[row], choose)
+
+  local = grain.MapDataset.range(start_step * rows.local, sys.maxsize)
+  return _batches(local.map(load), rows.local, threads)
+
+
+def eval_batches(
+  source: Source,
+  *,
+  frames: int,
+  rate: int,
+  size: int,
+  batch_size: int,
+  views: int = 1,
+  host: int = 0,
+  hosts: int = 1,
+  threads: int = 16,
+  fit: str = 'squash',
+) -> Iterator[Batch]:
+  """Every (clip, view) once and in order, with 'view' int32 [B] beside.
+
+  All hosts give the same number of batches: the last one is filled with rows
+  of zeros whose mask is False. So is the row of a damaged clip: a test clip is
+  never replaced by another. Arguments as in `train_batches`, and:
+
+  Args:
+    views: windows per clip, see `sampling.test_indices`.
+  """
+  rows = _Rows(batch_size, host, hosts)
+  reader = _Reader(source, frames, size, fit)
+  total = len(source) * views
+
+  def load(i: int) -> Batch:
+    row = rows.global_row(i)
+    clip, view = divmod(row, views) if row < total else (-1, 0)
+    choose = functools.partial(
+      sampling.test_indices, T=frames, rate=rate, view=view, views=views
+    )
+    item = reader.read(clip, choose) if clip >= 0 else None
+    return (item or reader.blank(max(clip, 0))) | {'view': np.int32(view)}
+
+  steps = -(-total // batch_size)
+  local = grain.MapDataset.range(steps * rows.local)
+  return _batches(local.map(load), rows.local, threads)
+
+
+class _Rows:
+  """Which rows of the global batches belong to this host."""
+
+  def __init__(self, batch_size: int, host: int, hosts: int):
+    if batch_size < 1 or batch_size % hosts:
+      hint = f'use a multiple of the number of hosts, {hosts}'
+      raise MiraInputError('bad_batch', str(batch_size), hint)
+    self._batch, self._host = batch_size, host
+    self.local = batch_size // hosts
+
+  def global_row(self, i: int) -> int:
+    step, row = divmod(i, self.local)
+    return step * self._batch + self._host * self.local + row
+
+
+class _Reader:
+  """Reads single clips and remembers the damaged ones."""
+
+  def __init__(self, source: Source, frames: int, size: int, fit: str):
+    self._source = source
+    self._shape = (frames, size, size, 3)
+    self._fit = fit
+    self._damaged: set[int] = set()
+
+  def read(self, index: int, choose: Choose) -> Batch | None:
+    """One row, or None when it is damaged."""
+    try:
+      clip = self._source[index]
+      video = self._video(clip.frames, choose(len(clip.frames)))
+    except MiraInputError as error:
+      self._report(index, error)
+      return None
+    return _row(video, clip.label, index, True)
+
+  def first_readable(self, index: int, choose: Choose) -> Batch:
+    """The row of this clip, or of the next one that can be read."""
+    count = len(self._source)
+    for offset in range(count):
+      if item := self.read((index + offset) % count, choose):
+        return item
+    hint = 'not one clip can be read; prepare the dataset again'
+    raise MiraInputError('damaged', 'dataset', hint, exit_code=ExitCode.DATA)
+
+  def blank(self, index: int) -> Batch:
+    return _row(np.zeros(self._shape, np.uint8), 0, index, False)
+
+  def _video(self, jpegs: Sequence[bytes], indices: np.ndarray) -> np.ndarray:
+    # A short clip names a frame more than once: decode it once.
+    size = self._shape[1]
+    decoded = {
+      i: decode.resize(decode.decode_jpeg(jpegs[i]), size, self._fit)
+      for i in set(indices.tolist())
+    }
+    return np.stack([decoded[i] for i in indices.tolist()])
+
+  def _report(self, index: int, error: MiraInputError) -> None:
+    if index not in self._damaged:
+      self._damaged.add(index)
+      count = len(self._damaged)
+      _log.warning('clip %d is damaged (%d so far): %s', index, count, error)
+
+
+def _row(video: np.ndarray, label: int, index: int, mask: bool) -> Batch:
+  return {
+    'video': video,
+    'label': np.int32(label),
+    'clip': np.int32(index),
+    'mask': np.bool_(mask),
+  }
+
+
+def _batches(
+  rows: grain.MapDataset, batch_size: int, threads: int
+) -> Iterator[Batch]:
+  # Threads, not processes: OpenCV releases the interpreter while it decodes.
+  # Rows are prefetched, not batches, so that memory stays at two batches.
+  options = grain.ReadOptions(
+    num_threads=threads,
+    prefetch_buffer_size=max(threads, 2 * batch_size),
+  )
+  dataset = rows.to_iter_dataset(options).batch(batch_size)
+  return iter(dataset)
