@@ -1,0 +1,224 @@
+"""Confusion matrices, training curves and contact sheets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from mira_jax import metrics
+from mira_jax.figures.style import (
+  BLUE,
+  INK,
+  MUTED,
+  VERMILLION,
+  legend_above,
+  save,
+  tidy,
+)
+
+# ----- a test part: the confusion matrix ------------------------------------
+
+
+def confusion_figure(
+  path: str | os.PathLike[str],
+  matrix: np.ndarray,
+  class_names: Sequence[str],
+  title: str,
+) -> Path:
+  """Saves a confusion matrix, int [K, K] with rows = true class."""
+  figure = build_confusion_figure(matrix, class_names, title)
+  return save(path, figure, matrix=matrix, class_names=np.array(class_names))
+
+
+def build_confusion_figure(
+  matrix: np.ndarray, class_names: Sequence[str], title: str
+) -> Figure:
+  """Draws row percentages and counts, with UAR and WAR above them."""
+  scores, count = metrics.score(matrix), len(matrix)
+  rows = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+  side = max(0.78 * count, 4.4)
+  longest = max(map(len, class_names))
+  left, right, top = 0.75 + 0.1 * longest, 1.0, 1.25
+  bottom = 0.9 + 0.07 * longest
+  width, height = left + side + right, top + side + bottom
+  figure = Figure(figsize=(width, height))
+  box = (left / width, bottom / height, side / width, side / height)
+  axes = figure.add_axes(box)
+  image = axes.imshow(rows, cmap='Blues', vmin=0, vmax=1)
+  _write_cells(axes, image, matrix, rows)
+  axes.set_xticks(
+    range(count),
+    class_names,
+    rotation=40,
+    ha='right',
+    rotation_mode='anchor',
+  )
+  axes.set_yticks(range(count), class_names)
+  axes.tick_params(length=0, labelsize=11, labelcolor=INK)
+  axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)
+  axes.set_yticks(np.arange(count - 1) + 0.5, minor=True)
+  axes.grid(which='minor', color='white', linewidth=1.5)
+  axes.tick_params(which='minor', length=0)
+  axes.spines[:].set_visible(False)
+  axes.set_xlabel('predicted', size=12, color=MUTED)
+  axes.set_ylabel('true', size=12, color=MUTED)
+  bar = figure.add_axes((1 - 0.85 / width, box[1], 0.16 / width, box[3]))
+  figure.colorbar(image, cax=bar, format=PercentFormatter(1))
+  bar.tick_params(length=0, labelsize=10, labelcolor=MUTED)
+  bar.spines[:].set_visible(False)
+  line = (
+    f'UAR {scores.uar:.2%}  ·  WAR {scores.war:.2%}  ·  '
+    f'{scores.clips} clips  ·  {scores.present} of {count} classes present'
+  )
+  edge = 0.3 / width
+  size = min(16, 115 * (width - 0.6) / max(len(title), 1))
+  figure.text(edge, 1 - 0.45 / height, title, size=size, weight='bold')
+  figure.text(edge, 1 - 0.85 / height, line, size=11, color=MUTED)
+  return figure
+
+
+def _write_cells(
+  axes: Axes, image: AxesImage, matrix: np.ndarray, rows: np.ndarray
+) -> None:
+  """Percent above count, in the text colour of the higher contrast."""
+  weights = np.array([0.2126, 0.7152, 0.0722])
+  luminance = image.to_rgba(rows)[..., :3] ** 2.2 @ weights  # of linear light
+  empty = matrix.sum(1) == 0
+  for (true, guess), count in np.ndenumerate(matrix):
+    color = INK if luminance[true, guess] > 0.215 else 'white'
+    style = {'color': color, 'ha': 'center'}
+    share = '–' if empty[true] else f'{rows[true, guess]:.1%}'
+    axes.text(guess, true, share, va='bottom', size=11, **style)
+    axes.text(guess, true + 0.08, f'{count}', va='top', size=9, **style)
+
+
+# ----- a run: its curves; a dataset: its clips ------------------------------
+
+_PANELS = {
+  'loss': ('loss',),
+  'accuracy': ('accuracy', 'war', 'uar'),
+  'learning rate': ('lr', 'learning_rate'),
+  'gradient norm': ('grad_norm',),
+}
+_CYCLE = (BLUE, VERMILLION, '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
+
+
+def curves_figure(
+  path: str | os.PathLike[str], rows: Sequence[Mapping[str, float]]
+) -> Path:
+  """Saves the curves of a run; the .npz has [n, 2] (step, value) per name."""
+  series = _series(rows)
+  arrays = {key: np.array(values) for key, values in series.items()}
+  return save(path, build_curves_figure(rows), **arrays)
+
+
+def build_curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+  """Draws one panel per kind of value in the rows of a metrics.jsonl.
+
+  Args:
+    rows: each with 'step', and any of 'loss', 'accuracy', 'war', 'uar', 'lr',
+      'learning_rate', 'grad_norm', alone or after a prefix ('eval_loss',
+      'train/loss'). A row may lack any of them.
+
+  Raises:
+    ValueError: there is nothing to draw.
+  """
+  series = _series(rows)
+  panels = {
+    title: [key for key in series if _kind(key) == title] for title in _PANELS
+  }
+  panels = {title: keys for title, keys in panels.items() if keys}
+  across = min(2, len(panels))
+  down = -(-len(panels) // across)
+  figure = Figure(figsize=(6.4 * across, 3.6 * down), layout='constrained')
+  figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+  for place, (title, keys) in enumerate(panels.items(), 1):
+    axes = figure.add_subplot(down, across, place)
+    tidy(axes, grid='y')
+    for key, color in zip(keys, _CYCLE * len(keys), strict=False):
+      step, value = np.array(series[key]).T
+      style = {'lw': 1.1}
+      if len(step) <= 60:
+        style = {'lw': 1.8, 'marker': 'o', 'ms': 4, 'zorder': 3}
+      axes.plot(step, value, color=color, label=key, **style)
+    axes.set_title(title, size=13, loc='left', color=INK)
+    axes.set_xlabel('step', color=MUTED, size=10)
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+    if title == 'accuracy':
+      axes.yaxis.set_major_formatter(PercentFormatter(1))
+    legend_above(axes)
+  return figure
+
+
+def _kind(key: str) -> str | None:
+  """The panel of a metric's name; prefixes end in '/' or '_'."""
+  for title, names in _PANELS.items():
+    if any(key == n or key.endswith((f'/{n}', f'_{n}')) for n in names):
+      return title
+  return None
+
+
+def _series(rows: Sequence[Mapping[str, float]]) -> dict[str, list]:
+  series: dict[str, list] = {}
+  for row in rows:
+    for key, value in row.items():
+      if value is not None and _kind(key):
+        series.setdefault(key, []).append((row['step'], value))
+  if not series:
+    known = ', '.join(n for names in _PANELS.values() for n in names)
+    raise ValueError(f'no curve in {len(rows)} rows: known names are {known}')
+  return series
+
+
+def contact_sheet(
+  path: str | os.PathLike[str],
+  clips: Sequence[np.ndarray],
+  titles: Sequence[str],
+) -> Path:
+  """Saves strips of uint8 [F, H, W, 3] clips, each under its title."""
+  strips = {f'clip_{i:03d}': _strip(clip) for i, clip in enumerate(clips)}
+  figure = build_contact_sheet(clips, titles)
+  return save(path, figure, titles=np.array(titles), **strips)
+
+
+def build_contact_sheet(
+  clips: Sequence[np.ndarray], titles: Sequence[str]
+) -> Figure:
+  """Draws eight frames of each clip, first to last, two clips per row."""
+  if not clips or len(clips) != len(titles):
+    raise ValueError(f'{len(clips)} clips for {len(titles)} titles')
+  strips = [_strip(clip) for clip in clips]
+  wide, gap, head = 7.6, 0.8 / 3, 0.45  # 16 inches in all
+  across, down = min(2, len(strips)), -(-len(strips) // 2)
+  tall = wide * max(s.shape[0] / s.shape[1] for s in strips)
+  width = across * wide + (across + 1) * gap
+  height = down * (tall + head) + gap
+  figure = Figure(figsize=(width, height))
+  for place, (strip, title) in enumerate(zip(strips, titles, strict=True)):
+    left = gap + (place % across) * (wide + gap)
+    bottom = height - (place // across + 1) * (tall + head)
+    axes = figure.add_axes(
+      (left / width, bottom / height, wide / width, tall / height)
+    )
+    axes.imshow(strip)
+    axes.set_anchor('W')
+    axes.set_axis_off()
+    axes.set_title(title, size=11, loc='left', color=INK, pad=5)
+  return figure
+
+
+def _strip(clip: np.ndarray) -> np.ndarray:
+  """Eight frames side by side, white between them, [H, W', 3]."""
+  frames = clip[np.linspace(0, len(clip) - 1, 8).round().astype(int)]
+  edge = max(1, clip.shape[2] // 40)
+  padded = np.pad(
+    frames, ((0, 0), (0, 0), (0, edge), (0, 0)), constant_values=255
+  )
+  return np.concatenate(list(padded), axis=1)[:, :-edge]
