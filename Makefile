@@ -1,0 +1,39 @@
+# make demo: installs, draws faces, trains, evaluates, predicts; < 10 minutes.
+# make test: installs and runs every test.
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/quickstart
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint format clean
+
+demo: $(STAMP)
+	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
+	$(BIN)/python eval.py --workdir=$(RUN)
+	$(BIN)/mira draw $(RUN)/clip.mp4
+	$(BIN)/mira predict $(RUN)/clip.mp4 --workdir=$(RUN) --out=$(RUN)/pictures
+	@echo
+	@echo "picture of a clip:  $(RUN)/pictures/clip.png"
+	@echo "confusion matrix:   $(RUN)/eval/confusion.png"
+	@echo "your own clip:      $(BIN)/mira predict CLIP --workdir=$(RUN)"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(STAMP): pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) runs data build *.egg-info

@@ -1,0 +1,57 @@
+"""The `mira` command: one sub-command per thing a person wants done."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+
+from mira_jax.errors import ExitCode, MiraInputError
+
+# Name -> module with `add_arguments(parser)` and `run(args) -> int`. A module
+# is imported only when its command runs, so that `mira --help` is immediate.
+COMMANDS = {
+  'predict': 'mira_jax.commands.predict',
+  'prepare': 'mira_jax.commands.prepare',
+  'draw': 'mira_jax.commands.draw',
+  'compare': 'mira_jax.commands.compare',
+}
+SUMMARIES = {
+  'predict': 'classify clips and picture what MiRA did with their frames',
+  'prepare': 'turn clips or a built-in generator into a dataset',
+  'draw': 'draw a synthetic face as a video',
+  'compare': "compare numbers with the reference's",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs a command; returns its exit code (`mira_jax.errors.ExitCode`)."""
+  argv = sys.argv[1:] if argv is None else argv
+  parser = argparse.ArgumentParser(
+    prog='mira', description='MiRA video transformers for faces.'
+  )
+  commands = parser.add_subparsers(dest='command', required=True)
+  for name in COMMANDS:
+    # Only the command that is asked for has its module imported.
+    command = commands.add_parser(name, help=SUMMARIES[name])
+    if name in argv[:1]:
+      module = importlib.import_module(COMMANDS[name])
+      command.description = module.__doc__
+      command.formatter_class = argparse.RawDescriptionHelpFormatter
+      module.add_arguments(command)
+      command.set_defaults(run=module.run)
+  args = parser.parse_args(argv)
+  try:
+    return int(args.run(args))
+  except MiraInputError as error:
+    print(f'mira: {error}', file=sys.stderr)
+    return int(error.exit_code)
+  except KeyboardInterrupt:
+    print('mira: interrupted', file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    return int(ExitCode.OK)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,88 @@
+"""Compare numbers with the reference's.
+
+  mira compare golden DIR
+
+runs every golden case of DIR (cases.json and NAME.npz files with inputs,
+outputs and gradients of the PyTorch reference; no PyTorch needed) and exits
+with 1 if any quantity falls short of its bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+
+import rich.console
+import rich.table
+
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop import golden
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  """Adds `golden DIR` and its options."""
+  kinds = parser.add_subparsers(dest='kind', required=True)
+  arguments = kinds.add_parser('golden', help='arrays from the reference')
+  arguments.add_argument('directory', metavar='DIR')
+  arguments.add_argument(
+    '--dtype', choices=('float64', 'float32'), default='float64'
+  )
+  arguments.add_argument(
+    '--case', action='append', help='only this case (may be repeated)'
+  )
+  arguments.add_argument(
+    '--brief', action='store_true', help='only the worst quantity of each case'
+  )
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints a table as the cases finish; 0 if every quantity passed."""
+  cases = golden.read_cases(args.directory)
+  if args.case:
+    names = [case['name'] for case in cases]
+    for unknown in set(args.case) - set(names):
+      raise MiraInputError(
+        'unknown_case', unknown, f'choose from {", ".join(names)}'
+      )
+    cases = [case for case in cases if case['name'] in args.case]
+  console = rich.console.Console()
+  counts = defaultdict(int)
+  table = _table(f'{args.directory}, {args.dtype}')
+  for case in cases:
+    with console.status(case['name']):
+      checks = golden.run_case(args.directory, case, args.dtype)
+    for check in checks:
+      counts[check.passed] += 1
+    for check in [max(checks, key=_shortfall)] if args.brief else checks:
+      _add(table, check)
+  console.print(table)
+  console.print(
+    f'{sum(counts.values())} quantities in {len(cases)} cases: '
+    f'{counts[True]} pass, {counts[False]} fail'
+  )
+  return ExitCode.FAILED if counts[False] else ExitCode.OK
+
+
+def _shortfall(check: golden.Check) -> float:
+  return check.relative / check.bound if check.bound else float('inf')
+
+
+def _table(title: str) -> rich.table.Table:
+  table = rich.table.Table(title=title)
+  table.add_column('case', overflow='fold')
+  table.add_column('quantity', overflow='fold')
+  for name in ('max abs', 'relative', 'bound'):
+    table.add_column(name, justify='right', no_wrap=True)
+  table.add_column('')
+  return table
+
+
+def _add(table: rich.table.Table, check: golden.Check):
+  table.add_row(
+    check.case,
+    check.quantity,
+    f'{check.max_abs:.1e}',
+    f'{check.relative:.1e}',
+    f'{check.bound:.0e}',
+    '[green]pass' if check.passed else '[bold red]FAIL',
+  )

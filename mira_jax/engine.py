@@ -1,0 +1,233 @@
+"""Inference: a model with its weights, compiled once per shape of a batch."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mira_jax import augment, sharding, steps
+from mira_jax.data import decode, sampling
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.metrics import average_views
+from mira_jax.mira import MiraConfig
+from mira_jax.models.vivit import ViViT
+from mira_jax.weights import load_weights
+
+PyTree = Any
+Record = dict[str, np.ndarray]
+WEIGHTS = 'weights.safetensors'  # in the folder of a run
+
+
+def build_model(fields: Mapping[str, Any]) -> ViViT:
+  """The model of a card or a configuration: the fields of ViViT as JSON.
+
+  `mira` is None or the fields of MiraConfig, `dtype` a name.
+
+  Raises:
+    MiraInputError: unknown fields or values.
+  """
+  fields = dict(fields)
+  try:
+    if fields.get('mira') is not None:
+      fields['mira'] = MiraConfig(**fields['mira'])
+    fields['dtype'] = jnp.dtype(fields['dtype'])
+    return ViViT(**fields)
+  except (KeyError, TypeError, ValueError) as error:
+    hint = f'it does not describe a model of this version ({error})'
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('bad_model', 'model', hint, exit_code=code) from error
+
+
+class Engine:
+  """Probabilities and records of clips.
+
+  Args:
+    model: flax module.
+    variables: {'params': ..., 'mira': ...}, arrays of any kind.
+    batch_size: clips per call, rounded up to a multiple of the devices; fewer
+      are padded.
+  """
+
+  def __init__(self, model: ViViT, variables: PyTree, batch_size: int = 8):
+    self.model = model
+    self._mesh = sharding.make_mesh()
+    devices = self._mesh.size
+    self.batch_size = -(-batch_size // devices) * devices
+    self._score = steps.make_eval_step(model, self._mesh)
+    self._record = jax.jit(self._apply_record)
+    self.update(variables)
+
+  def update(self, variables: PyTree) -> None:
+    """Other weights for the same model; nothing compiles again."""
+    where = sharding.shardings(variables, self._mesh)
+    self._variables = jax.device_put(variables, where)
+
+  def _apply_record(self, variables: PyTree, video: jax.Array):
+    logits, records = self.model.apply(
+      variables, augment.prepare(video), record=True
+    )
+    # What is left out here is not computed either.
+    small = [
+      {name: x for name, x in record.items() if x.ndim == 2}
+      for record in records
+    ]
+    return jax.nn.softmax(logits), small
+
+  def probabilities(self, video: np.ndarray) -> np.ndarray:
+    """uint8 [B, T, H, W, 3] -> float32 [B, K], any B.
+
+    Raises:
+      MiraInputError: clips of another shape than the model's.
+    """
+    self._check(video)
+    rows = [
+      np.asarray(self._score_padded(video[start : start + self.batch_size]))
+      for start in range(0, len(video), self.batch_size)
+    ]
+    return np.concatenate(rows)
+
+  def _score_padded(self, video: np.ndarray) -> jax.Array:
+    # Whole batches only: every other size would compile anew.
+    padded = np.zeros((self.batch_size, *video.shape[1:]), np.uint8)
+    padded[: len(video)] = video
+    batch = sharding.put_batch({'video': padded}, self._mesh)
+    return self._score(self._variables, batch)['probabilities'][: len(video)]
+
+  def cut_views(
+    self, frames: np.ndarray, *, rate: int, views: int, fit: str
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of a clip as the model takes them.
+
+    Args:
+      frames: uint8 [F, H, W, 3], all frames of the clip.
+      rate: one of so many frames is taken.
+      views: number of windows V, spread over the clip.
+      fit: how frames become square, see `data.decode.resize`.
+
+    Returns:
+      uint8 [V, T, S, S, 3] and the indices [V, T] of their frames.
+    """
+    model = self.model
+    indices = np.stack(
+      [
+        sampling.test_indices(len(frames), model.frames, rate, view, views)
+        for view in range(views)
+      ]
+    )
+    square = {
+      i: decode.resize(frames[i], model.image_size, fit)
+      for i in np.unique(indices)
+    }
+    return np.array([[square[i] for i in row] for row in indices]), indices
+
+  def records(self, video: np.ndarray) -> tuple[np.ndarray, list[Record]]:
+    """What MiRA did to each clip, block by block.
+
+    Args:
+      video: uint8 [B, T, H, W, 3].
+
+    Returns:
+      Probabilities [B, K], and per block the small arrays (of frames and
+      tokens, not the maps) of `layers.block_record`.
+    """
+    self._check(video)
+    return jax.device_get(self._record(self._variables, video))
+
+  def score_split(
+    self, batches: Iterable[Mapping[str, np.ndarray]], clips: int, views: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Scores every clip of a split.
+
+    Args:
+      batches: of `data.pipeline.eval_batches`, this host's part.
+      clips: in the split.
+      views: of every clip.
+
+    Returns:
+      Probabilities float64 [clips, K], averaged over views, and labels
+      int [clips], the same on every host.
+
+    Raises:
+      MiraInputError: a clip was not seen exactly `views` times.
+    """
+    pieces = []
+    for batch in batches:
+      scored = self._score(
+        self._variables, sharding.put_batch(batch, self._mesh)
+      )
+      keep = jax.device_get(scored)
+      pieces.append({n: x[keep['mask']] for n, x in keep.items()})
+    rows = {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
+    labels = np.zeros(clips, np.int64)
+    labels[rows['clip']] = rows['label']
+    mean = average_views(rows['probabilities'], rows['clip'], clips, views)
+    return mean, labels
+
+  def _check(self, video: np.ndarray) -> None:
+    model = self.model
+    size = (model.frames, model.image_size, model.image_size, 3)
+    if video.dtype != np.uint8 or video.shape[1:] != size:
+      shape = f'{video.dtype} {list(video.shape)}'
+      hint = f'the model takes uint8 {["B", *size]}'
+      raise MiraInputError('bad_shape', shape, hint)
+
+
+def load_file(
+  path: str | os.PathLike[str], batch_size: int = 8
+) -> tuple[Engine, dict[str, Any]]:
+  """The engine and the card of a weights file.
+
+  Raises:
+    MiraInputError: see `weights.load_weights` and `build_model`; or tensors
+      that do not fit the card's model.
+  """
+  variables, card = load_weights(path)
+  model = build_model(card.get('model', {}))
+  _check_variables(model, variables, path)
+  return Engine(model, variables, batch_size), card
+
+
+def load_run(
+  workdir: str | os.PathLike[str], batch_size: int = 8
+) -> tuple[Engine, dict[str, Any]]:
+  """The engine and the card of a finished run.
+
+  Raises:
+    MiraInputError: the run has no weights yet, or see `load_file`.
+  """
+  path = pathlib.Path(workdir) / WEIGHTS
+  if not path.exists():
+    hint = f'there is no {WEIGHTS}; finish the run with train.py first'
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('not_finished', workdir, hint, exit_code=code)
+  return load_file(path, batch_size)
+
+
+def _check_variables(
+  model: ViViT, variables: PyTree, path: str | os.PathLike[str]
+) -> None:
+  """Names the first tensors that are missing, left over or misshapen."""
+  size = (1, model.frames, model.image_size, model.image_size, 3)
+  expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(size))
+  want, have = (
+    {
+      jax.tree_util.keystr(where, simple=True, separator='/'): leaf.shape
+      for where, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (expected, variables)
+  )
+  wrong = [n for n in sorted(want | have) if want.get(n) != have.get(n)]
+  if wrong:
+    name = wrong[0]
+    hint = (
+      f'{len(wrong)} tensors do not fit its model, first {name}: '
+      f'{have.get(name)} where {want.get(name)} is needed'
+    )
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('bad_weights', path, hint, exit_code=code)

@@ -1,0 +1,133 @@
+"""The log of a run: rows of numbers, to files and to the terminal."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from typing import IO, Any
+
+import jax
+import numpy as np
+import rich.console
+import rich.progress
+import tensorboardX
+
+from mira_jax.errors import ExitCode, MiraInputError
+
+_SHORT = {
+  'loss': 'loss',
+  'accuracy': 'accuracy',
+  'learning_rate': 'lr',
+  'clips_per_second': 'clips/s',
+}
+
+
+class Log:
+  """Rows of a run: metrics.jsonl, TensorBoard events, terminal.
+
+  On a terminal a progress bar shows the last row; elsewhere rows are printed.
+  Only the first host writes. Use as a context manager.
+
+  Args:
+    workdir: of the run.
+    start: steps done before; later rows of an earlier attempt are dropped.
+    total: steps of the run.
+    batch_size: clips per step, for the speed.
+  """
+
+  def __init__(
+    self, workdir: pathlib.Path, start: int, total: int, batch_size: int
+  ):
+    self._active = jax.process_index() == 0
+    self._batch_size = batch_size
+    self._total = total
+    self._pending: dict[int, dict[str, jax.Array]] = {}
+    self._since: float | None = None
+    self._console = rich.console.Console()
+    self._bar = rich.progress.Progress(
+      rich.progress.TextColumn('step {task.completed}/{task.total}'),
+      rich.progress.BarColumn(),
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.TimeRemainingColumn(),
+      console=self._console,
+      disable=not (self._active and self._console.is_terminal),
+    )
+    self._task = self._bar.add_task('compiling', total=total, completed=start)
+    if self._active:
+      self._file = _reopen(workdir / 'metrics.jsonl', start)
+      self._events = tensorboardX.SummaryWriter(
+        str(workdir / 'tensorboard'), purge_step=start + 1
+      )
+
+  def __enter__(self) -> Log:
+    self._bar.start()
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._bar.stop()
+    if self._active:
+      self._file.close()
+      self._events.close()
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Keeps the metrics of a step, on the device, until `flush`."""
+    self._pending[step] = metrics
+
+  def flush(self) -> None:
+    """Waits for the steps that were added, writes the mean of their metrics.
+
+    Raises:
+      MiraInputError: the loss of a step is not finite; it names the step.
+    """
+    if not self._pending:
+      return
+    rows = jax.device_get(self._pending)
+    self._pending = {}
+    for step, row in rows.items():
+      if not np.isfinite(row['loss']):
+        hint = 'lower config.optim.lr or set config.optim.clip_norm'
+        code = ExitCode.NUMERIC
+        path = f'the loss of step {step} is {row["loss"]}'
+        raise MiraInputError('not_finite', path, hint, exit_code=code)
+    last = rows[step]
+    mean = {n: float(np.mean([r[n] for r in rows.values()])) for n in last}
+    mean['learning_rate'] = float(last['learning_rate'])
+    now = time.perf_counter()
+    if self._since is not None:  # the first rows would measure compilation
+      speed = len(rows) * self._batch_size / (now - self._since)
+      mean['clips_per_second'] = round(speed, 1)
+    self._since = now
+    self.write(step, mean)
+
+  def pause(self) -> None:
+    """Keeps what is done before the next step out of the speed."""
+    self._since = time.perf_counter()
+
+  def write(self, step: int, row: dict[str, float]) -> None:
+    """Writes one row to the file, to TensorBoard and to the terminal."""
+    if not self._active:
+      return
+    self._file.write(json.dumps({'step': step, **row}) + '\n')
+    self._file.flush()
+    for name, value in row.items():
+      self._events.add_scalar(name, value, step)
+    names = {n: short for n, short in _SHORT.items() if n in row}
+    names = names or {n: n for n in row}  # an evaluation
+    text = '  '.join(f'{names[n]} {row[n]:.4g}' for n in names)
+    if not self._console.is_terminal:
+      print(f'step {step}/{self._total}  {text}', flush=True)
+    elif 'loss' in row:
+      self._bar.update(self._task, completed=step, description=text)
+    else:
+      self._console.print(f'step {step}  {text}')
+
+
+def _reopen(path: pathlib.Path, start: int) -> IO[str]:
+  """Opens a file of rows to append to, without the rows after `start`."""
+  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+  # A killed run may have left half a line.
+  whole = [line for line in lines if line.endswith('}\n')]
+  kept = [line for line in whole if json.loads(line)['step'] <= start]
+  path.write_text(''.join(kept))
+  return path.open('a')

@@ -1,0 +1,106 @@
+"""Weights in one safetensors file that needs nothing beside it.
+
+Tensors are named by their path, 'params/blocks_0/attn/qkv/kernel'. The header
+carries a card: JSON with the model's fields, the class names and how clips are
+prepared. Nothing in such a file can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from mira_jax.errors import ExitCode, MiraInputError
+
+PyTree = Any
+
+
+def flatten(tree: PyTree) -> dict[str, np.ndarray]:
+  """Nested dicts of arrays -> one dict with '/'-joined names."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
+    for path, leaf in leaves
+  }
+
+
+def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  """The inverse of `flatten`."""
+  tree: dict[str, Any] = {}
+  for name, array in arrays.items():
+    *folders, last = name.split('/')
+    node = tree
+    for folder in folders:
+      node = node.setdefault(folder, {})
+    node[last] = array
+  return tree
+
+
+def save_weights(
+  path: str | os.PathLike[str],
+  params: PyTree,
+  state: PyTree,
+  card: Mapping[str, Any],
+) -> pathlib.Path:
+  """Writes a weights file; whatever was at `path` stays until it is complete.
+
+  Args:
+    path: the file, by custom '.safetensors'.
+    params: the 'params' collection.
+    state: the 'mira' collection; {} for a plain model.
+    card: JSON-able; what `load_weights` gives back.
+  """
+  path = pathlib.Path(path)
+  arrays = flatten({'params': params, 'mira': state})
+  path.parent.mkdir(parents=True, exist_ok=True)
+  part = path.with_name(path.name + '.part')
+  header = {'card': json.dumps(card)}
+  # safetensors writes memory as it lies: a transposed view must be copied.
+  arrays = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
+  safetensors.numpy.save_file(arrays, part, metadata=header)
+  os.replace(part, path)
+  return path
+
+
+def load_weights(
+  path: str | os.PathLike[str],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+  """Reads a weights file.
+
+  Returns:
+    The model's variables {'params': ..., 'mira': ...} and the card.
+
+  Raises:
+    MiraInputError: no such file, not safetensors, no card, or NaN inside.
+  """
+  if not os.path.isfile(path):
+    raise _unusable('not_found', path, 'name a weights.safetensors file')
+  try:
+    with safetensors.safe_open(path, framework='numpy') as file:
+      card = json.loads((file.metadata() or {}).get('card', 'null'))
+      names = list(file.keys())
+      arrays = {name: file.get_tensor(name) for name in names}
+  except (safetensors.SafetensorError, OSError, ValueError) as error:
+    hint = f'the file is damaged or of another format ({error})'
+    raise _unusable('not_weights', path, hint) from error
+  if not isinstance(card, dict):
+    hint = 'it has no card; use a file that train.py wrote'
+    raise _unusable('not_weights', path, hint)
+  for name, array in arrays.items():
+    if not np.isfinite(array).all():
+      raise _unusable('not_finite', path, f'{name} holds NaN or infinity')
+  return unflatten(arrays), card
+
+
+def _unusable(
+  code: str, path: str | os.PathLike[str], hint: str
+) -> MiraInputError:
+  return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)
