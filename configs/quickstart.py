@@ -40,5 +40,5 @@ def get_config(mode: str = 'exact') -> Config:
     data=DataConfig(train_clips=2800, shift=0),
     # AdamW needs several times as many clips to get as far.
     optim=OptimConfig(name='muon', lr=3e-3, b2=0.99, warmup_epochs=0.7),
-    train=TrainConfig(epochs=7, eval_every=1),
+    train=TrainConfig(epochs=6),
   )

@@ -1,0 +1,310 @@
+"""Decoding of real files, made here with PyAV: sound, odd and hostile."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import struct
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from mira_jax.data import container, decode
+from mira_jax.errors import MiraInputError
+
+SAMPLES = pathlib.Path(__file__).parents[1] / '../shared/samples'
+needs_samples = pytest.mark.skipif(
+  not SAMPLES.is_dir(), reason='the sample files are not here'
+)
+
+
+def make_video(
+  path: pathlib.Path,
+  *,
+  count: int = 24,
+  width: int = 96,
+  height: int = 64,
+  codec: str = 'libx264',
+  pixels: str = 'yuv420p',
+  fps: int = 25,
+  **options: str,
+) -> pathlib.Path:
+  """Gray frames that brighten by 8, with a red quarter at the top left."""
+  with av.open(str(path), 'w') as file:
+    stream = file.add_stream(codec, rate=fps, options=options)
+    stream.width, stream.height, stream.pix_fmt = width, height, pixels
+    for i in range(count):
+      image = np.full((height, width, 3), 8 * i % 256, np.uint8)
+      image[: height // 2, : width // 2] = (255, 0, 0)
+      frame = av.VideoFrame.from_ndarray(image, 'rgb24')
+      file.mux(stream.encode(frame))
+    file.mux(stream.encode())
+  return path
+
+
+def _code(path) -> str:
+  with pytest.raises(MiraInputError) as caught:
+    decode.read_clip(path)
+  assert caught.value.path == os.fspath(path)
+  return caught.value.code
+
+
+@pytest.mark.parametrize(
+  ('name', 'codec', 'pixels'),
+  [
+    ('a.mp4', 'libx264', 'yuv420p'),
+    ('a.webm', 'libvpx-vp9', 'yuv420p'),
+    ('a.avi', 'mpeg4', 'yuv420p'),
+    ('a.flv', 'libx264', 'yuv420p'),
+    ('a.ts', 'libx264', 'yuv420p'),
+    ('ten_bit.mkv', 'libx264', 'yuv420p10le'),
+    ('full_chroma.mkv', 'libx264', 'yuv444p'),
+    ('alpha.mkv', 'ffv1', 'bgra'),
+    ('-leading: dash ü.mp4', 'libx264', 'yuv420p'),
+  ],
+)
+def test_every_frame_comes_as_rgb(tmp_path, name, codec, pixels):
+  path = make_video(tmp_path / name, codec=codec, pixels=pixels)
+  video = decode.read_video(path)
+  assert video.frames.shape == (24, 64, 96, 3)
+  assert video.frames.dtype == np.uint8
+  assert video.fps == 25
+  assert video.flags == ()
+  np.testing.assert_allclose(video.frames[0, 8, 8], (255, 0, 0), atol=6)
+  gray = video.frames[:, 48, 72].astype(int)
+  assert np.abs(gray - 8 * np.arange(24)[:, None]).max() <= 8
+
+
+def test_gray_pixels_become_three_channels(tmp_path):
+  path = make_video(tmp_path / 'a.mkv', codec='ffv1', pixels='gray')
+  frame = decode.read_video(path).frames[9]
+  assert (frame == frame[..., :1]).all()
+
+
+def test_frames_shrink_while_decoding_but_never_grow(tmp_path):
+  path = make_video(tmp_path / 'a.mp4')
+  assert decode.read_clip(path, short_side=32).frames.shape[1:3] == (32, 48)
+  assert decode.read_clip(path, short_side=500).frames.shape[1:3] == (64, 96)
+
+
+def test_odd_sizes_are_kept(tmp_path):
+  path = make_video(tmp_path / 'a.mkv', codec='ffv1', width=97, height=33)
+  assert decode.read_video(path).frames.shape[1:3] == (33, 97)
+
+
+def test_a_rotated_clip_is_upright(tmp_path):
+  data = bytearray(make_video(tmp_path / 'a.mp4').read_bytes())
+  # The matrix of a quarter turn clockwise, 40 bytes into the track header:
+  # x' = 64 - y, y' = x, in fixed point with 16 (the last one: 30) bits.
+  one = 1 << 16
+  matrix = (0, one, 0, -one, 0, 0, 64 * one, 0, 1 << 30)
+  struct.pack_into('>9i', data, data.index(b'tkhd') + 44, *matrix)
+  (tmp_path / 'turned.mp4').write_bytes(data)
+  frames = decode.read_video(tmp_path / 'turned.mp4').frames
+  assert frames.shape == (24, 96, 64, 3)
+  np.testing.assert_allclose(frames[0, 8, -8], (255, 0, 0), atol=6)
+  assert frames[0, 8, 8].max() < 10
+
+
+def test_a_frame_rate_that_cannot_be_is_unknown(tmp_path):
+  path = make_video(tmp_path / 'a.mp4', fps=1000)
+  assert decode.read_video(path).fps == 0
+
+
+def test_one_frame_is_flagged(tmp_path):
+  video = decode.read_video(make_video(tmp_path / 'a.mp4', count=1))
+  assert video.flags == ('static',)
+
+
+def test_a_truncated_webm_gives_what_is_there(tmp_path):
+  path = make_video(tmp_path / 'a.webm', codec='libvpx-vp9')
+  data = path.read_bytes()
+  path.write_bytes(data[: len(data) * 2 // 3])
+  video = decode.read_video(path)
+  count = len(video.frames)
+  assert 4 <= count < 24
+  assert video.flags == (f'short:{round(100 * count / 24)}%',)
+
+
+def test_damaged_packets_give_the_frames_before_them(tmp_path):
+  # Every frame is a key frame of its own, and the second half is noise.
+  path = make_video(tmp_path / 'a.mp4', count=40, g='1', bf='0')
+  with av.open(str(path)) as file:
+    starts = [p.pos for p in file.demux(video=0) if p.pos]
+  data = bytearray(path.read_bytes())
+  noise = np.random.default_rng(0).bytes(starts[-1] - starts[20])
+  data[starts[20] : starts[-1]] = noise
+  path.write_bytes(data)
+  video = decode.read_video(path)
+  assert 'partial' in video.flags
+  assert 4 <= len(video.frames) < 40
+  data[starts[2] : starts[20]] = data[starts[20] : starts[20] + 1] * (
+    starts[20] - starts[2]
+  )
+  path.write_bytes(data)
+  assert _code(path) == 'damaged'
+
+
+def test_files_that_are_no_clip(tmp_path):
+  def file(name: str, data: bytes) -> pathlib.Path:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+  noise = np.random.default_rng(0).bytes(50_000)
+  lfs = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
+  os.mkfifo(tmp_path / 'fifo.mp4')
+  assert _code(tmp_path / 'absent.mp4') == 'not_found'
+  assert _code(tmp_path / ('x' * 300)) == 'not_found'
+  assert _code(tmp_path / 'fifo.mp4') == 'not_regular_file'
+  assert _code('/dev/zero') == 'not_regular_file'
+  assert _code(file('empty.mp4', b'')) == 'empty'
+  assert _code(file('text.mp4', b'hello ' * 100)) == 'not_video'
+  assert _code(file('noise.mp4', noise)) == 'not_video'
+  assert _code(file('zeros.mp4', bytes(50_000))) == 'not_video'
+  assert _code(file('image.mp4', cv2.imencode('.png', np.zeros((9, 9)))[1]))
+  assert _code(file('pointer.mp4', lfs)) == 'git_lfs_pointer'
+
+
+@pytest.mark.parametrize('kept', [0.3, 0.5, 0.7])
+def test_part_of_an_mp4_looks_truncated(tmp_path, kept):
+  path = make_video(tmp_path / 'a.mp4')
+  data = path.read_bytes()
+  path.write_bytes(data[: int(kept * len(data))])
+  with pytest.raises(MiraInputError, match=r'not_video.*truncated'):
+    decode.read_video(path)
+
+
+@pytest.mark.parametrize(
+  ('text', 'codes'),
+  [
+    ('ffconcat version 1.0\nfile {}\n', {'format_not_allowed'}),
+    ('\n# x\nffconcat version 1.0\nfile {}\n', {'not_video'}),
+    ('#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n', {'format_not_allowed'}),
+    ('#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{}\n', {'format_not_allowed'}),
+  ],
+)
+def test_a_playlist_reads_no_other_file(tmp_path, text, codes):
+  make_video(tmp_path / 'secret.mp4')
+  path = tmp_path / 'list.mp4'
+  path.write_text(text.format('secret.mp4'))
+  assert {_code(path)} == codes
+
+
+def test_animated_gif_and_sound_are_refused(tmp_path):
+  gif = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
+  assert _code(gif) == 'format_not_allowed'
+  with av.open(str(tmp_path / 'sound.mp4'), 'w') as file:
+    stream = file.add_stream('aac', rate=44100)
+    frame = av.AudioFrame.from_ndarray(
+      np.zeros((1, 44100), np.float32), 'fltp', 'mono'
+    )
+    frame.sample_rate = 44100
+    file.mux(stream.encode(frame))
+    file.mux(stream.encode())
+  assert _code(tmp_path / 'sound.mp4') == 'no_video_stream'
+
+
+def test_limits(tmp_path, monkeypatch):
+  path = make_video(tmp_path / 'a.mp4')
+  monkeypatch.setattr(decode, 'MAX_FRAMES', 23)
+  assert _code(path) == 'too_long'
+  monkeypatch.setattr(decode, 'MAX_SECONDS', 0.5)
+  assert _code(path) == 'too_long'
+  monkeypatch.setattr(container, 'MAX_FILE_BYTES', 100)
+  assert _code(path) == 'too_large'
+
+
+def test_memory_is_limited(tmp_path, monkeypatch):
+  path = make_video(tmp_path / 'a.mp4')
+  monkeypatch.setattr(decode, 'MAX_DECODED_BYTES', 20 * 64 * 96 * 3)
+  assert _code(path) == 'too_long'
+  assert len(decode.read_video(path, short_side=32).frames) == 24
+
+
+def test_frames_of_too_many_or_too_few_pixels(tmp_path):
+  wide = make_video(tmp_path / 'a.mp4', count=1, width=4608, height=4608)
+  assert _code(wide) == 'too_large'
+  tiny = make_video(
+    tmp_path / 'a.mkv', count=2, codec='ffv1', width=2, height=2
+  )
+  assert _code(tiny) == 'too_small'
+
+
+def _write_frames(folder: pathlib.Path, names: list[str]) -> None:
+  folder.mkdir()
+  for i, name in enumerate(names):
+    image = np.full((20, 30, 3), (0, 0, 10 * i), np.uint8)
+    cv2.imwrite(str(folder / name), image)
+
+
+def test_frames_of_a_folder_come_in_numeric_order(tmp_path):
+  names = ['1.png', '2.PNG', 'x_9.bmp', 'x_10.png', '007_00011.png']
+  _write_frames(tmp_path / 'clip', names)
+  (tmp_path / 'clip' / '3.png').touch()
+  (tmp_path / 'clip' / '.4.png').write_bytes(b'x')
+  (tmp_path / 'clip' / 'Thumbs.db').write_bytes(b'x')
+  video = decode.read_clip(tmp_path / 'clip')
+  assert video.frames.shape == (5, 20, 30, 3)
+  assert video.frames[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
+  assert video.fps == 0
+  assert video.flags == ()
+
+
+def test_odd_folders(tmp_path):
+  _write_frames(tmp_path / 'clip', ['1.png', '2.png'])
+  small = np.zeros((10, 15, 3), np.uint8)
+  cv2.imwrite(str(tmp_path / 'clip' / '3.png'), small)
+  (tmp_path / 'clip' / '4.jpg').write_bytes(b'no image')
+  video = decode.read_clip(tmp_path / 'clip')
+  assert video.frames.shape == (3, 20, 30, 3)
+  assert video.flags == ('partial',)
+  (tmp_path / 'none').mkdir()
+  assert _code(tmp_path / 'none') == 'empty'
+  (tmp_path / 'bad').mkdir()
+  (tmp_path / 'bad' / '1.jpg').write_bytes(b'no image')
+  assert _code(tmp_path / 'bad') == 'damaged'
+  with pytest.raises(MiraInputError, match='not_found'):
+    decode.read_frames_folder(tmp_path / 'absent')
+
+
+def test_jpeg_keeps_the_colours():
+  image = np.zeros((32, 32, 3), np.uint8)
+  image[:] = (200, 100, 30)
+  back = decode.decode_jpeg(decode.encode_jpeg(image))
+  np.testing.assert_allclose(back.astype(int), image, atol=4)
+
+
+@pytest.mark.parametrize('data', [b'', b'\xff\xd8\xff', b'text'])
+def test_bytes_that_are_no_jpeg(data):
+  with pytest.raises(MiraInputError, match='damaged'):
+    decode.decode_jpeg(data)
+
+
+def test_resize_squashes_or_crops():
+  image = np.zeros((4, 8, 3), np.uint8)
+  image[:, 2:6] = 255  # the middle square is white
+  assert (decode.resize(image, 4, 'crop') == 255).all()
+  squashed = decode.resize(image, 4)
+  assert squashed[0, :, 0].tolist() == [0, 255, 255, 0]
+  assert decode.resize(image, 16).shape == (16, 16, 3)
+  with pytest.raises(ValueError, match='squash'):
+    decode.resize(image, 4, 'pad')
+
+
+@needs_samples
+@pytest.mark.parametrize(
+  ('name', 'count', 'fps'),
+  [
+    ('clips/talking_face_224px_25fps.mp4', 107, 25),
+    ('frames_jpg', 3, 0),
+    ('frames_png', 3, 0),
+  ],
+)
+def test_sample_clips(name, count, fps):
+  video = decode.read_clip(SAMPLES / name)
+  assert video.frames.shape == (count, 224, 224, 3)
+  assert video.fps == fps
+  assert video.flags == ()

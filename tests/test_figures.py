@@ -1,0 +1,211 @@
+"""Pictures: what is on them, their size, and the arrays beside them."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from mira_jax import figures
+
+NAMES = ('neutral', 'happiness', 'surprise')
+PROBABILITIES = np.array([0.1, 0.7, 0.2])
+
+
+def _faces(count: int, size: int = 48) -> np.ndarray:
+  """A disc with two eyes and a mouth that opens, uint8 [F, size, size, 3]."""
+  frames = np.full((count, size, size, 3), (60, 70, 90), np.uint8)
+  unit = size // 12
+  for i, frame in enumerate(frames):
+    cv2.circle(frame, (6 * unit, 6 * unit), 5 * unit, (220, 180, 150), -1)
+    for x in (4, 8):
+      cv2.circle(frame, (x * unit, 5 * unit), unit // 2, (30, 30, 30), -1)
+    opening = (2 * unit, 1 + unit * i // count)
+    cv2.ellipse(
+      frame, (6 * unit, 8 * unit), opening, 0, 0, 360, (150, 40, 40), -1
+    )
+  return frames
+
+
+def _clip(slots: int = 8, tubelet: int = 2, plain: bool = False) -> dict:
+  rng = np.random.default_rng(0)
+  before = rng.gamma(4, size=(slots, 6, 6))
+  before /= before.sum()
+  gain = rng.uniform(0.7, 1.4, (3, slots))
+  after = before * gain.mean(0)[:, None, None]
+  return {
+    'frames': _faces(slots * tubelet),
+    'gain': None if plain else gain,
+    'before': before,
+    'after': None if plain else after / after.sum(),
+    'probabilities': PROBABILITIES,
+    'class_names': NAMES,
+    'title': 'smile.mp4',
+  }
+
+
+def _build(**changes) -> Figure:
+  return figures.build_clip_figure(figures.ClipPicture(**_clip() | changes))
+
+
+def _texts(figure: Figure) -> str:
+  """All text on a figure, axis and tick labels included."""
+  found = [t.get_text() for t in figure.texts]
+  for axes in figure.axes:
+    found += [t.get_text() for t in axes.texts]
+    found += [axes.get_title(), axes.get_title('left')]
+    found += [axes.get_xlabel(), axes.get_ylabel()]
+    found += [t.get_text() for t in axes.get_yticklabels()]
+    if axes.get_legend():
+      found += [t.get_text() for t in axes.get_legend().get_texts()]
+  return '\n'.join(found)
+
+
+def _images(figure: Figure) -> list:
+  return [image for axes in figure.axes for image in axes.images]
+
+
+def test_clip_figure_saves_picture_and_arrays(tmp_path):
+  fields = _clip()
+  path = figures.clip_figure(tmp_path / 'new' / 'clip.png', **fields)
+  height, width, _ = cv2.imread(str(path)).shape
+  assert width == 1600
+  assert 1000 < height < 1700
+  data = np.load(path.with_suffix('.npz'))
+  for name in ('gain', 'before', 'after', 'probabilities'):
+    np.testing.assert_array_equal(data[name], fields[name])
+  np.testing.assert_array_equal(data['frames'], fields['frames'][::2])
+  assert tuple(data['class_names']) == NAMES
+
+
+def test_clip_figure_says_what_it_shows():
+  texts = _texts(_build(indices=np.arange(16) * 4))
+  for words in (
+    'smile.mp4',
+    'happiness 70%',
+    'A slot covers 2 consecutive sampled frames',
+    'slot 0\nframes 0, 4',
+    'slot 7\nframes 56, 60',
+    'gain of MiRA',
+    'attention\nbefore MiRA',
+    'attention\nafter MiRA',
+    'change\nafter − before',
+    '× uniform',
+    'Class probabilities',
+  ):
+    assert words in texts
+
+
+def test_clip_figure_columns_and_bars():
+  fields = _clip()
+  figure = figures.build_clip_figure(figures.ClipPicture(**fields))
+  # 8 frames, then heat over grey for before, after and change.
+  images = _images(figure)
+  assert sum(i.get_array().shape == (48, 48, 3) for i in images) == 8
+  heat = [i for i in images if i.get_array().shape == (6, 6)]
+  assert len(heat) == 24
+  # Before and after share one scale; the change is symmetric around zero.
+  assert len({i.get_clim() for i in heat[:16]}) == 1
+  low, high = heat[16].get_clim()
+  assert low == -high
+  bars = next(a for a in figure.axes if len(a.patches) == 8)
+  tops = [bar.get_y() + bar.get_height() for bar in bars.patches]
+  np.testing.assert_allclose(tops, fields['gain'].mean(0))
+  assert bars.collections[0].get_offsets().shape == (24, 2)  # blocks * slots
+
+
+def test_gain_bars_stand_under_their_frames():
+  figure = _build()
+  bars = next(a for a in figure.axes if len(a.patches) == 8)
+  stills = [
+    a for a in figure.axes if a.images and a.images[0].get_array().ndim == 3
+  ]
+  for slot, axes in enumerate(stills):
+    box = axes.get_position()
+    at = bars.transData.transform((slot, 1))[0] / figure.bbox.width
+    assert at == pytest.approx((box.x0 + box.x1) / 2, abs=1e-4)
+
+
+def test_plain_vit_has_no_gain():
+  figure = _build(gain=None, after=None)
+  texts = _texts(figure)
+  assert 'gain' not in texts
+  assert 'MiRA' not in texts
+  assert 'plain ViT' in texts
+  assert sum(i.get_array().shape == (6, 6) for i in _images(figure)) == 8
+
+
+def test_single_frame_slots_and_many_slots():
+  picture = figures.ClipPicture(**_clip(slots=4, tubelet=1))
+  texts = _texts(figures.build_clip_figure(picture))
+  assert 'Each column is one frame.' in texts
+  assert 'slot 3\nframe 3' in texts
+  many = figures.ClipPicture(**_clip(slots=24, tubelet=1))
+  assert '16 of 24 slots shown' in _texts(figures.build_clip_figure(many))
+
+
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'frames': _faces(15)}, '15 frames'),
+    ({'gain': np.ones((3, 7))}, r'gain \(3, 7\)'),
+    ({'after': None}, 'come together'),
+    ({'after': np.ones((8, 5, 6))}, r'after \(8, 5, 6\)'),
+    ({'class_names': ('a',)}, '3 probabilities for 1'),
+  ],
+)
+def test_clip_shapes_are_checked(changes, named):
+  with pytest.raises(ValueError, match=named):
+    _build(**changes)
+
+
+def test_confusion_figure(tmp_path):
+  matrix = np.array([[9, 1, 0], [5, 15, 0], [0, 0, 0]])
+  figure = figures.build_confusion_figure(matrix, NAMES, 'A test part')
+  texts = _texts(figure)
+  # Recalls 90 % and 75 %, accuracy 24 of 30; the third class is absent.
+  line = 'UAR 82.50%  ·  WAR 80.00%  ·  30 clips  ·  2 of 3 classes present'
+  for words in ('A test part', line, '90.0%', '75.0%', 'predicted', 'true'):
+    assert words in texts
+  colors = {
+    t.get_text(): t.get_color()
+    for t in figure.axes[0].texts
+    if '%' in t.get_text()
+  }
+  assert colors['90.0%'] == 'white'
+  assert colors['10.0%'] == figures.INK
+  path = figures.confusion_figure(tmp_path / 'c.png', matrix, NAMES, 'x')
+  assert cv2.imread(str(path)).shape[1] >= 600
+  np.testing.assert_array_equal(np.load(tmp_path / 'c.npz')['matrix'], matrix)
+
+
+def test_curves_figure(tmp_path):
+  rows = [
+    {'step': 0, 'loss': 2.0, 'lr': 0.0, 'seconds': 1.0},
+    {'step': 10, 'loss': 1.5, 'lr': 0.1, 'eval_war': None},
+    {'step': 10, 'eval_war': 0.4, 'test/uar': 0.3},
+  ]
+  figure = figures.build_curves_figure(rows)
+  titles = [axes.get_title('left') for axes in figure.axes]
+  assert titles == ['loss', 'accuracy', 'learning rate']
+  assert 'seconds' not in _texts(figure)
+  path = figures.curves_figure(tmp_path / 'curves.png', rows)
+  data = np.load(path.with_suffix('.npz'))
+  np.testing.assert_array_equal(data['loss'], [[0, 2.0], [10, 1.5]])
+  np.testing.assert_array_equal(data['test/uar'], [[10, 0.3]])
+  with pytest.raises(ValueError, match='no curve in 1 rows'):
+    figures.build_curves_figure([{'step': 0, 'seconds': 1.0}])
+
+
+def test_contact_sheet(tmp_path):
+  clips, titles = [_faces(20), _faces(3), _faces(8)], ['a', 'b', 'c']
+  figure = figures.build_contact_sheet(clips, titles)
+  assert [axes.get_title('left') for axes in figure.axes] == titles
+  path = figures.contact_sheet(tmp_path / 'sheet.png', clips, titles)
+  assert cv2.imread(str(path)).shape[1] == 1600
+  strip = np.load(path.with_suffix('.npz'))['clip_000']
+  np.testing.assert_array_equal(strip[:, :48], clips[0][0])
+  np.testing.assert_array_equal(strip[:, -48:], clips[0][-1])
+  with pytest.raises(ValueError, match='3 clips for 1 titles'):
+    figures.build_contact_sheet(clips, ['a'])

@@ -1,0 +1,608 @@
+"""MiRA as pure functions: constants by hand, invariants, gradients, shards."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.test_util import check_grads
+
+from mira_jax.kernels.attention import attention_map, mira_attention
+from mira_jax.mira import (
+  MiraConfig,
+  ema,
+  frame_gain,
+  frame_statistics,
+  key_energy,
+  key_gain,
+  key_marginal,
+  log_bias,
+  redistribute,
+)
+
+MODES = ('exact', 'flashlite')
+STATISTICS = ('instance', 'batch', 'batch_ema')
+# Bounds that no gain reaches, so that the numbers behind the clip show.
+WIDE = {'gain_min': 1e-3, 'gain_max': 1e3}
+
+
+def random_marginal(shape=(3, 24), seed=0):
+  """Positive, each row sums to 1, far from uniform."""
+  marginal = np.exp(np.random.default_rng(seed).normal(size=shape))
+  return jnp.asarray(marginal / marginal.sum(1, keepdims=True))
+
+
+def random_qkv(shape=(2, 12, 2, 4), seed=0):
+  """Queries, keys, values; keys differ in size from frame to frame."""
+  q, k, v = np.random.default_rng(seed).normal(size=(3, *shape))
+  k = k * np.linspace(0.3, 2, shape[1])[:, None, None]
+  return tuple(jnp.asarray(x) for x in (2 * q, k, v))
+
+
+# By hand.
+
+
+def test_key_marginal_by_hand():
+  # One head looks at key 0 only, the other at both keys alike.
+  attention = jnp.array([[[[1.0, 0.0], [1.0, 0.0]], [[0.5, 0.5], [0.5, 0.5]]]])
+  np.testing.assert_allclose(key_marginal(attention), [[0.75, 0.25]])
+
+
+def test_key_energy_by_hand():
+  # [B=1, L=2, H=1, D=2]: (9 + 16) / 2 and (1 + 0) / 2.
+  keys = jnp.array([[[[3.0, 4.0]], [[1.0, 0.0]]]])
+  np.testing.assert_allclose(key_energy(keys), [[12.5, 0.5]])
+
+
+def test_key_energy_of_bfloat16_is_float32():
+  keys = jnp.full((1, 2, 1, 256), 1.0, jnp.bfloat16)
+  assert key_energy(keys).dtype == jnp.float32
+
+
+def test_frame_statistics_by_hand(x64):
+  # Two frames with half the mass each: shares (3/4, 1/4) and (1/2, 1/2).
+  marginal = jnp.array([[3 / 8, 1 / 8, 1 / 4, 1 / 4]])
+  confidence, concentration = frame_statistics(marginal, 2)
+  np.testing.assert_allclose(confidence, [[0.5, 0.5]], rtol=1e-15)
+  entropy = [0.75 * math.log(4 / 3) + 0.25 * math.log(4), math.log(2)]
+  np.testing.assert_allclose(
+    concentration, [[1 / (h + 1e-6) for h in entropy]], rtol=1e-14
+  )
+
+
+def test_frame_statistics_do_not_see_the_scale(x64):
+  marginal = random_marginal()
+  for a, b in zip(
+    frame_statistics(marginal, 4),
+    frame_statistics(1000 * marginal, 4),
+    strict=True,
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-12)
+
+
+def test_concentration_of_uniform_frames_is_one_over_log_n(x64):
+  _, concentration = frame_statistics(jnp.ones((1, 35)), 5)
+  np.testing.assert_allclose(concentration, 1 / (math.log(7) + 1e-6))
+
+
+def test_confidence_floor_keeps_an_empty_frame_above_zero(x64):
+  marginal = jnp.array([[0.5, 0.5, 0.0, 0.0]])
+  bare, _ = frame_statistics(marginal, 2)
+  floored, _ = frame_statistics(marginal, 2, confidence_floor=1e-6)
+  np.testing.assert_array_equal(bare, [[1, 0]])
+  np.testing.assert_allclose(floored[0, 1], 1e-6 / (1 + 1e-6), rtol=1e-12)
+
+
+def test_exact_gain_by_hand(x64):
+  # The score is (1, 0) after min-max; to the power 1.5 and normalised it is
+  # (1, 1e-9); with a tenth uniform the prior is (0.95, 0.05) to 1e-9, and the
+  # confidences are a half each.
+  marginal = jnp.array([[3 / 8, 1 / 8, 1 / 4, 1 / 4]])
+  frames = frame_gain(marginal, 2, MiraConfig(**WIDE))
+  np.testing.assert_allclose(frames.score, [[1, 0]], atol=1e-11)
+  np.testing.assert_allclose(frames.prior, [[0.95, 0.05]], atol=1e-8)
+  np.testing.assert_allclose(frames.gain, [[1.9, 0.1]], atol=1e-8)
+  clipped = frame_gain(marginal, 2, MiraConfig())
+  np.testing.assert_array_equal(clipped.gain, [[1.4, 0.7]])
+
+
+def test_flashlite_gain_by_hand(x64):
+  # Of two frames the z-scores are 1 and -1, and the softmax of 0.17 times
+  # those is the sigmoid of 0.34.
+  marginal = jnp.array([[3 / 8, 1 / 8, 1 / 4, 1 / 4]])
+  frames = frame_gain(marginal, 2, MiraConfig(mode='flashlite'))
+  prior = 0.9 / (1 + math.exp(-0.34)) + 0.05
+  np.testing.assert_allclose(frames.score, [[1, -1]], rtol=1e-12)
+  np.testing.assert_allclose(frames.prior, [[prior, 1 - prior]], rtol=1e-12)
+  np.testing.assert_allclose(frames.gain, [[2 * prior, 2 - 2 * prior]])
+
+
+def test_key_gain_repeats_frames_after_the_prefix():
+  got = key_gain(jnp.array([[2.0, 3.0]]), 7, num_prefix=1)
+  np.testing.assert_array_equal(got, [[1, 2, 2, 2, 3, 3, 3]])
+
+
+def test_redistribute_by_hand():
+  # (0.75, 0.25) times (1, 2) is (0.75, 0.5), normalised (0.6, 0.4).
+  attention = jnp.array([[[[0.75, 0.25]]]])
+  gain = jnp.array([[1.0, 2.0]])
+
+  def move(residual_mix, floor):
+    return redistribute(
+      attention, gain, residual_mix=residual_mix, floor=floor
+    )[0, 0, 0]
+
+  np.testing.assert_allclose(move(1.0, 0.0), [0.6, 0.4], rtol=1e-6)
+  np.testing.assert_allclose(move(0.5, 0.0), [0.675, 0.325], rtol=1e-6)
+  # Half of it floor: 0.5 (0.75, 0.5) + 0.25 = (0.625, 0.5), over 1.125.
+  np.testing.assert_allclose(move(1.0, 0.5), [5 / 9, 4 / 9], rtol=1e-6)
+  np.testing.assert_allclose(move(1.0, 1.0), [0.5, 0.5], rtol=1e-6)
+
+
+def test_ema_by_hand():
+  got = ema(jnp.array([0.25, 0.75]), jnp.array([0.5, 0.5]), 0.9)
+  np.testing.assert_allclose(got, [0.275, 0.725], rtol=1e-6)
+
+
+def test_ema_moves_in_training_with_batch_ema_only():
+  marginal, past = random_marginal(), jnp.full((4,), 0.25)
+  own, _ = frame_statistics(marginal, 4, confidence_floor=1e-6)
+  for statistics in STATISTICS:
+    config = MiraConfig(statistics=statistics)
+    for training in (False, True):
+      got = frame_gain(marginal, 4, config, past=past, training=training).ema
+      moves = statistics == 'batch_ema' and training
+      want = 0.9 * past + 0.1 * own.mean(0) if moves else past
+      np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_ema_of_many_steps_tends_to_the_batch_mean(x64):
+  marginal, past = random_marginal(), jnp.full((4,), 0.25)
+  config = MiraConfig(statistics='batch_ema')
+  step = jax.jit(
+    lambda past: frame_gain(marginal, 4, config, past=past, training=True).ema
+  )
+  own, _ = frame_statistics(marginal, 4, confidence_floor=1e-6)
+  error = np.abs(past - own.mean(0))
+  for _ in range(50):
+    past = step(past)
+  np.testing.assert_allclose(
+    np.abs(past - own.mean(0)), 0.9**50 * error, rtol=1e-9, atol=1e-15
+  )
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_batch_ema_in_evaluation_is_batch(mode):
+  marginal, past = random_marginal(), jnp.array([0.7, 0.1, 0.1, 0.1])
+  batch, average = (
+    frame_gain(marginal, 4, MiraConfig(mode=mode, statistics=s), past=past)
+    for s in ('batch', 'batch_ema')
+  )
+  np.testing.assert_array_equal(batch.gain, average.gain)
+
+
+# Invariants.
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_rows_sum_to_one(x64, mode):
+  got = jax.jit(
+    functools.partial(
+      mira_attention, num_frames=4, config=MiraConfig(mode=mode)
+    )
+  )(*random_qkv())
+  for rows in (got.before, got.after):
+    assert rows.min() >= 0
+    np.testing.assert_allclose(rows.sum(-1), 1, rtol=1e-13)
+  assert np.abs(got.after - got.before).max() > 1e-3
+
+
+def test_gain_one_without_floor_is_identity(x64):
+  attention = attention_map(*random_qkv()[:2])
+  got = redistribute(attention, jnp.ones((2, 12)), residual_mix=0.5, floor=0.0)
+  np.testing.assert_allclose(got, attention, rtol=1e-14)
+  np.testing.assert_array_equal(log_bias(jnp.ones((2, 12))), 0)
+
+
+def test_residual_mix_zero_is_identity(x64):
+  q, k, v = random_qkv()
+  config = MiraConfig(residual_mix=0.0)
+  got = mira_attention(q, k, v, num_frames=4, config=config)
+  np.testing.assert_array_equal(got.after, got.before)
+
+
+def test_flashlite_is_redistribution_with_mix_one_and_no_floor(x64):
+  q, k, v = random_qkv()
+  flash = mira_attention(
+    q, k, v, num_frames=4, config=MiraConfig(mode='flashlite')
+  )
+  gain = key_gain(flash.frames.gain, 12)
+  want = redistribute(flash.before, gain, residual_mix=1.0, floor=0.0)
+  np.testing.assert_allclose(flash.after, want, rtol=1e-13)
+
+
+def test_a_gain_common_to_all_keys_changes_nothing(x64):
+  attention = attention_map(*random_qkv()[:2])
+  got = redistribute(attention, jnp.full((1, 12), 3.0), residual_mix=1, floor=0)
+  np.testing.assert_allclose(got, attention, rtol=1e-14)
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('mode', MODES)
+def test_permuting_frames_permutes_gains(x64, mode, statistics):
+  config = MiraConfig(mode=mode, statistics=statistics, **WIDE)
+  marginal = random_marginal()
+  order = np.array([2, 0, 3, 1])
+  permuted = marginal.reshape(3, 4, 6)[:, order].reshape(3, 24)
+  want = frame_gain(marginal, 4, config).gain[:, order]
+  got = frame_gain(permuted, 4, config).gain
+  np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_permuting_tokens_within_frames_changes_no_gain(x64, mode):
+  config = MiraConfig(mode=mode, **WIDE)
+  marginal = random_marginal()
+  reversed_tokens = marginal.reshape(3, 4, 6)[:, :, ::-1].reshape(3, 24)
+  np.testing.assert_allclose(
+    frame_gain(reversed_tokens, 4, config).gain,
+    frame_gain(marginal, 4, config).gain,
+    rtol=1e-12,
+  )
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('mode', MODES)
+def test_uniform_attention_gives_gain_one(x64, mode, statistics):
+  config = MiraConfig(mode=mode, statistics=statistics)
+  frames = frame_gain(jnp.full((2, 24), 1 / 24), 4, config)
+  np.testing.assert_allclose(frames.gain, 1, rtol=1e-14)
+  np.testing.assert_allclose(frames.prior, 0.25, rtol=1e-14)
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_uniform_mix_one_forgets_the_scores(x64, mode):
+  marginal = random_marginal()
+  frames = frame_gain(marginal, 4, MiraConfig(mode=mode, uniform_mix=1.0))
+  np.testing.assert_allclose(frames.prior, 0.25, rtol=1e-14)
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('mode', MODES)
+def test_prior_sums_to_one_and_gain_stays_in_bounds(x64, mode, statistics):
+  config = MiraConfig(mode=mode, statistics=statistics)
+  frames = frame_gain(
+    random_marginal(), 4, config, past=jnp.full((4,), 0.25), training=True
+  )
+  np.testing.assert_allclose(frames.prior.sum(-1), 1, rtol=1e-14)
+  assert frames.gain.min() >= 0.7
+  assert frames.gain.max() <= 1.4
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('mode', MODES)
+@pytest.mark.parametrize('constant', [0.0, 1.0])
+def test_constant_clips_stay_finite(mode, statistics, constant):
+  q = k = v = jnp.full((2, 12, 2, 4), constant, jnp.float32)
+  config = MiraConfig(mode=mode, statistics=statistics)
+
+  @functools.partial(jax.value_and_grad, argnums=(0, 1, 2), has_aux=True)
+  def loss(q, k, v):
+    got = mira_attention(
+      q,
+      k,
+      v,
+      num_frames=4,
+      config=config,
+      past=jnp.full((4,), 0.25),
+      training=True,
+    )
+    weight = jnp.arange(got.output.size).reshape(got.output.shape)
+    return (got.output * weight).sum(), got.output
+
+  (_, output), gradients = jax.jit(loss)(q, k, v)
+  np.testing.assert_allclose(output, constant, rtol=1e-6)
+  for gradient in gradients:
+    assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_one_token_per_frame_leaves_concentration_out(x64, mode):
+  marginal = random_marginal((2, 5))
+  frames = frame_gain(marginal, 5, MiraConfig(mode=mode))
+  assert frames.concentration is None
+  # Both priors undo the scale of the score, so its weight cannot matter.
+  other = frame_gain(marginal, 5, MiraConfig(mode=mode, confidence_weight=9.0))
+  np.testing.assert_allclose(frames.gain, other.gain, rtol=1e-9)
+  order = np.argsort(frames.confidence, axis=1)
+  np.testing.assert_array_equal(np.argsort(frames.prior, axis=1), order)
+
+
+def test_prefix_is_left_out_of_the_statistics_and_keeps_gain_one(x64):
+  q, k, v = random_qkv((2, 13, 2, 4))
+  config = MiraConfig(mode='flashlite')
+  with_prefix = mira_attention(
+    q, k, v, num_frames=4, config=config, num_prefix=1
+  )
+  without = mira_attention(
+    q[:, 1:], k[:, 1:], v[:, 1:], num_frames=4, config=config
+  )
+  np.testing.assert_allclose(
+    with_prefix.frames.gain, without.frames.gain, rtol=1e-13
+  )
+  # Odds between the prefix and a frame change by that frame's gain only.
+  odds = [
+    with_prefix.after[..., 1:] / with_prefix.after[..., :1],
+    with_prefix.before[..., 1:] / with_prefix.before[..., :1],
+  ]
+  gain = jnp.repeat(without.frames.gain, 3, axis=1)[:, None, None]
+  np.testing.assert_allclose(odds[0] / odds[1], gain + 0 * odds[0], rtol=1e-12)
+
+
+def test_no_config_is_plain_attention():
+  q, k, v = random_qkv()
+  got = mira_attention(q, k, v, num_frames=4, config=None)
+  assert got.frames is None
+  want = jax.nn.dot_product_attention(q, k, v)
+  np.testing.assert_allclose(got.output, want, rtol=1e-5, atol=1e-5)
+
+
+# Gradients.
+
+
+def finite_difference(f, x, step=1e-6):
+  """Central differences of a scalar function of an array."""
+  gradient = np.zeros_like(x)
+  for i in np.ndindex(x.shape):
+    ahead, behind = x.copy(), x.copy()
+    ahead[i] += step
+    behind[i] -= step
+    gradient[i] = (f(ahead) - f(behind)) / (2 * step)
+  return gradient
+
+
+def numpy_statistics(marginal, frames=4):
+  """Confidence and concentration by the oracle: [B, L] -> [B, T] twice."""
+  tokens = marginal.reshape(len(marginal), frames, -1)
+  mass = tokens.sum(2)
+  return mass / mass.sum(1, keepdims=True), oracle.inverse_entropy(tokens)
+
+
+def gain_gradient(config, marginal, weight, past=None, training=False):
+  """d (weight * gain).sum() / d marginal."""
+  return jax.grad(
+    lambda m: (
+      weight * frame_gain(m, 4, config, past=past, training=training).gain
+    ).sum()
+  )(marginal)
+
+
+WEIGHT = np.cos(np.arange(12.0)).reshape(3, 4)
+WIDE_HYPER = oracle.Hyper(alpha_min=1e-3, alpha_max=1e3)
+
+
+@pytest.mark.parametrize('statistics', ['instance', 'batch'])
+def test_no_gradient_through_the_clips_own_confidence(x64, statistics):
+  marginal = np.asarray(random_marginal())
+  own, _ = numpy_statistics(marginal)
+
+  def with_constant_denominator(marginal, denominator=own):
+    c, h = numpy_statistics(marginal)
+    if statistics == 'batch':
+      c, h = (x.mean(0, keepdims=True) for x in (c, h))
+    *_, alpha = oracle.exact_gain(denominator, c, h, WIDE_HYPER)
+    return (WEIGHT * alpha).sum()
+
+  got = gain_gradient(
+    MiraConfig(statistics=statistics, **WIDE), marginal, WEIGHT
+  )
+  want = finite_difference(with_constant_denominator, marginal)
+  np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+  # The check has teeth: with the denominator moving it fails.
+  moving = finite_difference(
+    lambda m: with_constant_denominator(m, numpy_statistics(m)[0]), marginal
+  )
+  assert np.abs(moving - want).max() > 0.1
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_batch_ema_training_has_no_gradient_through_confidence(x64, mode):
+  marginal, past = np.asarray(random_marginal()), np.full(4, 0.25)
+  own, _ = numpy_statistics(marginal)
+  mean = 0.9 * past + 0.1 * own.mean(0)
+  estimate = oracle.exact_gain if mode == 'exact' else oracle.flash_gain
+
+  def with_constant_mean(marginal, mean=mean):
+    h = numpy_statistics(marginal)[1].mean(0, keepdims=True)
+    *_, alpha = estimate(own, mean[None], h, WIDE_HYPER)
+    return (WEIGHT * alpha).sum()
+
+  got = gain_gradient(
+    MiraConfig(mode=mode, statistics='batch_ema', **WIDE),
+    marginal,
+    WEIGHT,
+    past=jnp.asarray(past),
+    training=True,
+  )
+  want = finite_difference(with_constant_mean, marginal)
+  np.testing.assert_allclose(got, want, rtol=1e-6, atol=1e-6)
+  assert np.abs(want).max() > 1e-2
+  moving = finite_difference(
+    lambda m: with_constant_mean(
+      m, 0.9 * past + 0.1 * numpy_statistics(m)[0].mean(0)
+    ),
+    marginal,
+  )
+  assert np.abs(moving - want).max() > 1e-3
+
+
+def test_flashlite_gain_is_a_constant(x64):
+  qkv = random_qkv()
+  config = MiraConfig(mode='flashlite')
+  bias = log_bias(
+    key_gain(mira_attention(*qkv, num_frames=4, config=config).frames.gain, 12)
+  )
+
+  def with_constant_bias(q, k, v):
+    weights = attention_map(q, k, bias)
+    return jnp.sin(jnp.einsum('bhqk,bkhd->bqhd', weights, v)).sum()
+
+  def loss(q, k, v):
+    got = mira_attention(q, k, v, num_frames=4, config=config)
+    return jnp.sin(got.output).sum()
+
+  got, want = (
+    jax.jit(jax.grad(f, argnums=(0, 1, 2)))(*qkv)
+    for f in (loss, with_constant_bias)
+  )
+  for a, b in zip(got, want, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_exact_gradient_reaches_keys_through_the_gain(x64):
+  # With gains cut off from the gradient, the result differs: they are not cut.
+  qkv = random_qkv()
+  config = MiraConfig(**WIDE)
+  gain = key_gain(
+    mira_attention(*qkv, num_frames=4, config=config).frames.gain, 12
+  )
+
+  def with_constant_gain(q, k, v):
+    after = redistribute(
+      attention_map(q, k), gain, residual_mix=0.5, floor=1e-3
+    )
+    return jnp.sin(jnp.einsum('bhqk,bkhd->bqhd', after, v)).sum()
+
+  def loss(q, k, v):
+    got = mira_attention(q, k, v, num_frames=4, config=config)
+    return jnp.sin(got.output).sum()
+
+  got, want = (
+    jax.jit(jax.grad(f, argnums=1))(*qkv) for f in (loss, with_constant_gain)
+  )
+  assert np.abs(got - want).max() > 1e-3
+
+
+def test_smooth_parts_agree_with_finite_differences(x64):
+  q, k, v = random_qkv((1, 6, 1, 2))
+  attention = attention_map(q, k)
+  gain = jnp.linspace(0.7, 1.4, 6)[None]
+  move = functools.partial(redistribute, residual_mix=0.5, floor=1e-3)
+  check_grads(move, (attention, gain), order=1, modes=['fwd', 'rev'])
+  check_grads(
+    lambda m: frame_statistics(m, 3), (random_marginal((1, 6)),), order=1
+  )
+  check_grads(log_bias, (gain,), order=1)
+  for config in (None, MiraConfig(mode='flashlite')):
+    # Keys are left out: flashlite holds their energy constant.
+    check_grads(
+      lambda q, v, config=config: (
+        mira_attention(q, k, v, num_frames=3, config=config).output
+      ),
+      (q, v),
+      order=1,
+      modes=['rev'],
+    )
+
+
+def test_gradient_passes_on_the_bound_and_stops_beyond(x64):
+  marginal = random_marginal((1, 24))
+  wide = MiraConfig(**WIDE)
+  gain = frame_gain(marginal, 4, wide).gain
+  top, bottom = int(gain.argmax()), int(gain.argmin())
+  for frame, name, beyond in (
+    (top, 'gain_max', 1 - 1e-9),
+    (bottom, 'gain_min', 1 + 1e-9),
+  ):
+    weight = np.eye(4)[frame][None]
+    bound = float(gain[0, frame])
+    free = gain_gradient(wide, marginal, weight)
+    assert np.abs(free).max() > 1e-2
+    on = dataclasses.replace(wide, **{name: bound})
+    np.testing.assert_array_equal(gain_gradient(on, marginal, weight), free)
+    past = dataclasses.replace(wide, **{name: bound * beyond})
+    np.testing.assert_array_equal(gain_gradient(past, marginal, weight), 0)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('mode', 'Exact'),
+    ('statistics', 'ema'),
+    ('uniform_mix', -0.1),
+    ('uniform_mix', float('nan')),
+    ('residual_mix', 1.5),
+    ('floor', 2),
+    ('ema_momentum', 1.01),
+    ('gain_min', 0.0),
+    ('gain_min', 1.5),
+    ('gain_max', 0.5),
+  ],
+)
+def test_config_errors_name_field_and_value(field, value):
+  with pytest.raises(ValueError, match=rf'MiraConfig\.gain_min|{field}') as e:
+    MiraConfig(**{field: value})
+  assert field in str(e.value)
+  assert str(value) in str(e.value)
+
+
+def test_equal_configs_are_one_static_argument():
+  assert hash(MiraConfig()) == hash(MiraConfig(mode='exact'))
+  assert MiraConfig() == MiraConfig(mode='exact')
+  assert MiraConfig() != MiraConfig(mode='flashlite')
+
+
+def test_frames_that_do_not_divide_are_named():
+  with pytest.raises(ValueError, match='25 tokens .* 4 frames'):
+    frame_statistics(jnp.ones((1, 25)), 4)
+
+
+def test_training_with_an_average_needs_the_past():
+  config = MiraConfig(statistics='batch_ema')
+  with pytest.raises(ValueError, match='past'):
+    frame_gain(random_marginal(), 4, config, training=True)
+
+
+# One batch on several devices.
+
+
+@pytest.mark.parametrize('statistics', STATISTICS)
+@pytest.mark.parametrize('mode', MODES)
+def test_sharded_batch_gives_the_global_statistics(mode, statistics):
+  mesh = jax.make_mesh(
+    (4,), ('data',), (AxisType.Auto,), devices=jax.devices('cpu')[:4]
+  )
+  assert mesh.size == 4
+  config = MiraConfig(mode=mode, statistics=statistics)
+  run = jax.jit(
+    functools.partial(
+      mira_attention, num_frames=4, config=config, training=True
+    )
+  )
+  qkv, past = random_qkv((8, 12, 2, 4)), jnp.full((4,), 0.25)
+  want = run(*qkv, past=past)
+  sharded = jax.device_put(qkv, NamedSharding(mesh, PartitionSpec('data')))
+  assert len(sharded[0].addressable_shards) == 4
+  got = run(*sharded, past=past)
+  for name in ('gain', 'prior', 'ema'):
+    np.testing.assert_allclose(
+      getattr(got.frames, name),
+      getattr(want.frames, name),
+      rtol=2e-5,
+      err_msg=name,
+    )
+  np.testing.assert_allclose(got.output, want.output, rtol=1e-4, atol=1e-5)
+  if statistics != 'instance':
+    # Means over each device's own clips would have given something else.
+    local = run(*(x[:2] for x in qkv), past=past)
+    assert np.abs(local.frames.prior - want.frames.prior).max() > 1e-3

@@ -1,0 +1,411 @@
+"""Preparing folders and tables, with what goes wrong in them."""
+
+from __future__ import annotations
+
+import collections
+import gzip
+import json
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+
+from mira_jax.data import dataset, decode, prepare, splits, tables
+from mira_jax.data.tables import Row
+from mira_jax.errors import ExitCode, MiraInputError
+
+SAMPLES = pathlib.Path(__file__).parents[1] / '../shared/samples'
+needs_samples = pytest.mark.skipif(
+  not SAMPLES.is_dir(), reason='the sample files are not here'
+)
+
+
+def _frames(folder: pathlib.Path, count: int = 3, first: int = 1) -> None:
+  """A clip of frames whose gray value is their number times two."""
+  folder.mkdir(parents=True)
+  for i in range(first, first + count):
+    image = np.full((20, 30, 3), 2 * i % 256, np.uint8)
+    cv2.imwrite(str(folder / f'img_{i}.png'), image)
+
+
+def _tree(root: pathlib.Path, *clips: str) -> pathlib.Path:
+  for clip in clips:
+    _frames(root / clip)
+  return root
+
+
+def _ten_per_class(root: pathlib.Path) -> pathlib.Path:
+  return _tree(root, *(f'{c}/{i}' for c in ('happy', 'sad') for i in range(10)))
+
+
+def _prepare(root, out, **options) -> prepare.Report:
+  return prepare.prepare_folder(root, out, workers=0, **options)
+
+
+def _table(path: pathlib.Path, text: str, encoding: str = 'utf-8'):
+  path.write_bytes(text.encode(encoding))
+  return path
+
+
+def _error(call, *args, **options) -> MiraInputError:
+  with pytest.raises(MiraInputError) as caught:
+    call(*args, **options)
+  return caught.value
+
+
+def _ids(out: pathlib.Path, split: str) -> list[str]:
+  return [clip.clip_id for clip in dataset.open(out).source(split)]
+
+
+# Folders.
+
+
+def test_classes_are_folders_and_a_fifth_is_held_out(tmp_path):
+  root = _ten_per_class(tmp_path / 'My Clips 1')
+  report = _prepare(root, tmp_path / 'out')
+  opened = dataset.open(tmp_path / 'out')
+  assert opened.name == 'my_clips_1'
+  assert opened.class_names == ('happy', 'sad')
+  assert report.counts == {
+    'train': {'happy': 8, 'sad': 8},
+    'test': {'happy': 2, 'sad': 2},
+  }
+  assert report.split_rule == '0.2 of each class held out, seed 0'
+  assert report.failures == report.warnings == []
+  ids = _ids(tmp_path / 'out', 'train') + _ids(tmp_path / 'out', 'test')
+  assert sorted(ids) == sorted(
+    f'{c}/{i}' for c in opened.class_names for i in range(10)
+  )
+  for clip in opened.source('test'):
+    assert opened.class_names[clip.label] == clip.clip_id.split('/')[0]
+    assert decode.decode_jpeg(clip.frames[2]).shape == (20, 30, 3)
+
+
+def test_the_choice_depends_on_the_seed_alone(tmp_path):
+  root = _ten_per_class(tmp_path / 'root')
+  for out, seed in (('a', 0), ('b', 0), ('c', 1)):
+    _prepare(root, tmp_path / out, seed=seed)
+  held_out = [_ids(tmp_path / out, 'test') for out in 'abc']
+  assert held_out[0] == held_out[1] != held_out[2]
+
+
+def test_processes_give_the_same_dataset(tmp_path):
+  root = _ten_per_class(tmp_path / 'root')
+  _prepare(root, tmp_path / 'a')
+  prepare.prepare_folder(root, tmp_path / 'b', workers=2)
+  sources = [dataset.open(tmp_path / out).source('train') for out in 'ab']
+  assert list(sources[0]) == list(sources[1])
+
+
+def test_split_folders_are_kept(tmp_path):
+  root = _tree(
+    tmp_path / 'root', 'Train/a/1', 'Train/b/1', 'validation/a/1', 'test/b/1'
+  )
+  report = _prepare(root, tmp_path / 'out')
+  assert report.split_rule == 'as given'
+  assert report.counts == {
+    'train': {'a': 1, 'b': 1},
+    'val': {'a': 1, 'b': 0},
+    'test': {'a': 0, 'b': 1},
+  }
+  assert report.warnings == ['val has no clip of b', 'test has no clip of a']
+  assert _ids(tmp_path / 'out', 'test') == ['test/b/1']
+
+
+def test_damaged_clips_are_listed_and_left_out(tmp_path):
+  root = _ten_per_class(tmp_path / 'root')
+  (root / 'sad' / 'text.mp4').write_text('no video')
+  (root / 'sad' / 'empty.mp4').touch()
+  (root / 'sad' / 'linked').symlink_to(tmp_path, target_is_directory=True)
+  (root / 'sad' / 'passwd.mp4').symlink_to('/etc/passwd')
+  (root / 'happy' / 'loose.png').write_bytes(b'x')
+  (root / 'notes.txt').write_text('x')
+  report = _prepare(root, tmp_path / 'out')
+  assert {f.path: f.code for f in report.failures} == {
+    'sad/text.mp4': 'not_video',
+    'sad/empty.mp4': 'empty',
+    'sad/passwd.mp4': 'outside_root',
+  }
+  assert report.dropped == {'images outside a clip folder': 1}
+  assert report.warnings == ['3 of 23 clips were left out']
+  saved = json.loads((tmp_path / 'out' / prepare.REPORT_NAME).read_text())
+  assert saved['failures'][0]['code'] == 'outside_root'
+  assert saved['counts'] == report.counts
+  assert 'left out: 1 not_video' in str(report)
+
+
+def test_long_clips_keep_evenly_spaced_frames(tmp_path):
+  _frames(tmp_path / 'root' / 'a' / '1', count=101, first=0)
+  table = _table(tmp_path / 'root' / 't.csv', 'path,label,fps\na/1,a,25\n')
+  _prepare(tmp_path / 'root', tmp_path / 'out', table=table, cap=11)
+  clip = dataset.open(tmp_path / 'out').source('train')[0]
+  grays = [int(decode.decode_jpeg(f)[9, 9, 0]) for f in clip.frames]
+  np.testing.assert_allclose(grays, np.arange(0, 202, 20), atol=2)
+  assert clip.fps == 2.5
+
+
+def test_spacing_keeps_the_ends():
+  assert prepare.spaced(5, 5).tolist() == [0, 1, 2, 3, 4]
+  assert prepare.spaced(3, 96).tolist() == [0, 1, 2]
+  assert prepare.spaced(107, 96)[[0, -1]].tolist() == [0, 106]
+  assert prepare.spaced(9, 1).tolist() == [0]
+
+
+def test_frames_are_shrunk_to_the_size(tmp_path):
+  root = _tree(tmp_path / 'root', 'a/1')
+  _prepare(root, tmp_path / 'out', size=10)
+  clip = dataset.open(tmp_path / 'out').source('train')[0]
+  assert decode.decode_jpeg(clip.frames[0]).shape == (10, 15, 3)
+
+
+def test_no_clip_at_all(tmp_path):
+  (tmp_path / 'root' / 'papers').mkdir(parents=True)
+  (tmp_path / 'root' / 'a.pdf').touch()
+  error = _error(_prepare, tmp_path / 'root', tmp_path / 'out')
+  assert (error.code, error.exit_code) == ('no_clips', ExitCode.DATA)
+  assert 'ROOT/CLASS/CLIP.mp4' in error.hint
+  assert "['a.pdf', 'papers/']" in error.hint
+  assert _error(_prepare, tmp_path / 'x', tmp_path / 'out').code == 'not_found'
+
+
+def test_nothing_but_damage(tmp_path):
+  (tmp_path / 'root' / 'a').mkdir(parents=True)
+  (tmp_path / 'root' / 'a' / '1.mp4').write_text('x')
+  error = _error(_prepare, tmp_path / 'root', tmp_path / 'out')
+  assert (error.code, error.exit_code) == ('no_clips', ExitCode.DATA)
+  assert 'a/1.mp4 (not_video)' in error.hint
+
+
+# Tables.
+
+
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+@pytest.mark.parametrize('newline', ['\n', '\r\n'])
+@pytest.mark.parametrize('encoding', ['utf-8', 'utf-8-sig', 'gb18030'])
+def test_tables_of_any_dialect(tmp_path, delimiter, newline, encoding):
+  rows = [['File Path', 'Emotion', 'Split'], ['惊.mp4', 'happy', 'train']]
+  text = newline.join(delimiter.join(row) for row in rows)
+  listing = tables.read_table(_table(tmp_path / 't.csv', text, encoding))
+  assert listing.rows == [
+    Row(path='惊.mp4', label='happy', split='train', line=2)
+  ]
+
+
+def test_rows_that_are_not_wanted_are_counted(tmp_path):
+  text = """path,label,split,is_valid
+1,a,train,True
+2,a,Validation,true
+3,b,TEST,1
+4,a,train,False
+5,,train,True
+6,False,train,True
+7,-1,train,True
+8,a,5-fold_check_train,True
+,a,train,True
+"""
+  listing = tables.read_table(_table(tmp_path / 't.csv', text))
+  assert [(r.path, r.split) for r in listing.rows] == [
+    ('1', 'train'),
+    ('2', 'val'),
+    ('3', 'test'),
+  ]
+  assert listing.dropped == {
+    'marked as not valid': 1,
+    'no label': 3,
+    'another split': 1,
+    'no path': 1,
+  }
+
+
+def test_tables_that_cannot_be_used(tmp_path):
+  def code(data: bytes) -> str:
+    (tmp_path / 't').write_bytes(data)
+    return _error(tables.read_table, tmp_path / 't').code
+
+  assert _error(tables.read_table, tmp_path / 'absent').code == 'not_found'
+  assert code(b'') == 'bad_table'
+  assert code(b'name,label\na,b\n') == 'bad_table'
+  assert code(b'path,score\na,b\n') == 'bad_table'
+  assert code(b'PK\x03\x04 a sheet') == 'bad_table'
+  assert code(gzip.compress(b'path,label\n')[:-9]) == 'bad_table'
+  assert code(b'path,label\n1,Happy\n2,happy\n') == 'bad_label'
+  assert code(b'path,label\n"' + b'x' * 200_000) == 'bad_table'
+
+
+def test_a_table_finds_its_clips_wherever_they_are_now(tmp_path):
+  _tree(tmp_path / 'root', 'clips/7', 'clips/8')
+  text = 'path,label\n./their/disk/clips/7/,a\nC:\\clips\\8,b\nclips/9,a\n'
+  table = _table(tmp_path / 't.csv', text)
+  report = _prepare(
+    tmp_path / 'root', tmp_path / 'out', table=table, test_fraction=0
+  )
+  assert _ids(tmp_path / 'out', 'train') == ['clips/7', 'clips/8']
+  assert [(f.path, f.code) for f in report.failures] == [
+    ('clips/9', 'not_found')
+  ]
+  assert len(report.table_sha256) == 64
+  assert 'there is no test split' in report.warnings
+
+
+def test_a_table_without_a_wanted_row(tmp_path):
+  table = _table(tmp_path / 't.csv', 'path,label,split\na,x,other\n')
+  error = _error(_prepare, tmp_path / 'no', tmp_path / 'out', table=table)
+  assert (error.code, error.exit_code) == ('no_clips', ExitCode.DATA)
+  assert "{'another split': 1}" in error.hint
+
+
+def test_marks_become_positions_in_the_clip(tmp_path):
+  _frames(tmp_path / 'root' / '006_1', count=21, first=100)
+  text = (
+    'Filename,3_class,Subject,Onset Frame,Apex Frame,Offset Frame,Action Units'
+    '\n006_1,negative,6,102,110,/,4+7\n'
+  )
+  table = _table(tmp_path / 't.csv', text)
+  _prepare(tmp_path / 'root', tmp_path / 'out', table=table, cap=11)
+  clip = dataset.open(tmp_path / 'out').source('train')[0]
+  assert (clip.onset, clip.apex, clip.offset) == (1, 5, -1)
+  assert (clip.subject, clip.action_units) == ('6', '4+7')
+
+
+def test_a_clip_in_two_splits_or_with_two_labels_stops_everything(tmp_path):
+  _tree(tmp_path / 'root', 'a/1', 'a/2')
+
+  def run(rows: str) -> prepare.Report:
+    table = _table(tmp_path / 't.csv', 'path,label,split\n' + rows)
+    return _prepare(tmp_path / 'root', tmp_path / 'out', table=table)
+
+  leak = _error(run, 'a/1,x,train\na/2,x,train\n./a/1/,x,test\n')
+  assert (leak.code, leak.exit_code) == ('leak', ExitCode.DATA)
+  assert 'lines 2 and 4' in leak.hint
+  assert _error(run, 'a/1,x,train\na/1,y,train\n').code == 'bad_label'
+  report = run('a/1,x,train\na/1,x,train\na/2,x,test\n')
+  assert report.dropped == {'listed twice': 1}
+
+
+def _samples(name: str) -> tables.Listing:
+  return tables.read_table(next((SAMPLES / 'annotations').glob(f'{name}*')))
+
+
+def _counts(rows: list[Row], field: str) -> dict[str, int]:
+  return dict(collections.Counter(getattr(row, field) for row in rows))
+
+
+@needs_samples
+def test_dfew_table():
+  listing = _samples('DFEW')
+  assert len(listing.rows) + sum(listing.dropped.values()) == 16_372
+  assert _counts(listing.rows, 'split') == {'train': 9356, 'test': 2341}
+  test = [row for row in listing.rows if row.split == 'test']
+  assert _counts(test, 'label') == {
+    'Disgust': 29,
+    'Sad': 379,
+    'Neutral': 534,
+    'Surprise': 294,
+    'Angry': 435,
+    'Happy': 489,
+    'Fear': 181,
+  }
+
+
+@needs_samples
+def test_mafw_table():
+  listing = _samples('MAFW')
+  assert len(listing.rows) + sum(listing.dropped.values()) == 10_045
+  assert _counts(listing.rows, 'split') == {'train': 7333, 'test': 1838}
+  assert len(listing.class_names) == 11
+
+
+@needs_samples
+def test_samm_table():
+  listing = _samples('SAMM')
+  assert _counts(listing.rows, 'label') == {
+    'negative': 118,
+    'positive': 26,
+    'surprise': 15,
+  }
+  assert len(_counts(listing.rows, 'subject')) == 29
+  first = listing.rows[0]
+  assert first.path == './datasets/SAMM/SAMM/006/006_1_2/'
+  assert (first.onset, first.apex, first.offset) == (5562, 5588, 5632)
+
+
+@needs_samples
+def test_mmew_table():
+  listing = _samples('MMEW')
+  assert _counts(listing.rows, 'label') == {
+    'surprise': 89,
+    'disgust': 72,
+    'others': 66,
+    'happiness': 36,
+    'fear': 16,
+    'sadness': 13,
+    'anger': 8,
+  }
+  assert len(_counts(listing.rows, 'subject')) == 30
+
+
+@needs_samples
+def test_sample_clips_are_prepared(tmp_path):
+  text = (
+    'path,label\nclips/talking_face_224px_25fps.mp4,talk\n'
+    'frames_jpg,jpg\nframes_png,png\n'
+  )
+  table = _table(tmp_path / 't.csv', text)
+  report = _prepare(SAMPLES, tmp_path / 'out', table=table, test_fraction=0)
+  clips = list(dataset.open(tmp_path / 'out').source('train'))
+  assert [len(clip.frames) for clip in clips] == [96, 3, 3]
+  assert clips[0].fps == pytest.approx(25 * 95 / 106)
+  assert report.counts['train'] == {'jpg': 1, 'png': 1, 'talk': 1}
+
+
+# Splits.
+
+
+def _rows(**fields) -> list[Row]:
+  keys = fields.keys()
+  return [
+    Row(path=str(i), **{'label': 'a'} | dict(zip(keys, values, strict=True)))
+    for i, values in enumerate(zip(*fields.values(), strict=True))
+  ]
+
+
+def test_no_subject_is_in_both_splits():
+  subjects = [f's{i % 7}' for i in range(70)]
+  names, rule = splits.assign(_rows(subject=subjects), 0.3, seed=0)
+  sides = {
+    split: {s for s, n in zip(subjects, names, strict=True) if n == split}
+    for split in ('train', 'test')
+  }
+  assert not sides['train'] & sides['test']
+  assert names.count('test') == 20  # two subjects of ten; 21 were asked for
+  assert rule == '0.3 held out by subject, seed 0'
+
+
+def test_every_class_gives_its_share_but_never_all_of_it():
+  names, _ = splits.assign(_rows(label='a' * 10 + 'b' * 5 + 'cc' + 'd'), 0.2, 0)
+  assert names[:10].count('test') == 2
+  assert names[10:15].count('test') == 1
+  assert names[15:17].count('test') == 1
+  assert names[17] == 'train'
+
+
+def test_a_given_test_split_is_kept():
+  names, rule = splits.assign(_rows(split=['train', '', 'test']), 0.5, 0)
+  assert names == ['train', 'train', 'test']
+  assert rule == 'as given'
+
+
+def test_the_share_must_leave_something():
+  assert _error(splits.assign, _rows(label='ab'), 1.0, 0).code == 'bad_fraction'
+
+
+def test_subjects_come_from_paths_only_when_all_show_one(tmp_path):
+  text = 'path,label\nS01/S01-02-003,a\nsub2/EP02_01f,b\n{},a\n'
+  for last, subjects in (
+    ('Actor_03/x.mp4', ['S01', 'sub2', 'Actor_03']),
+    ('other.mp4', ['', '', '']),
+  ):
+    table = _table(tmp_path / 't.csv', text.format(last))
+    rows = tables.read_table(table).rows
+    assert [row.subject for row in rows] == subjects

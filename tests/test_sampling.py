@@ -1,0 +1,87 @@
+"""The frame-index rules, against constants worked out by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mira_jax.data import sampling
+
+
+def _rng() -> np.random.Generator:
+  return np.random.default_rng(0)
+
+
+def test_short_clip_repeats_its_last_frame():
+  for indices in (
+    sampling.train_indices(3, 6, 4, _rng()),
+    sampling.test_indices(3, 6, 4, 1, 5),
+  ):
+    np.testing.assert_array_equal(indices, [0, 1, 2, 2, 2, 2])
+
+
+def test_clip_shorter_than_its_window_is_spread_with_halves_to_even():
+  # linspace(0, 5, 5) = 0, 1.25, 2.5, 3.75, 5; the half goes to 2.
+  expected = [0, 1, 2, 4, 5]
+  np.testing.assert_array_equal(
+    sampling.train_indices(6, 5, 2, _rng()), expected
+  )
+  np.testing.assert_array_equal(sampling.test_indices(6, 5, 2, 0, 1), expected)
+
+
+def test_sixteen_frames_at_rate_four_are_all_frames_in_every_view():
+  for view in range(5):
+    indices = sampling.test_indices(16, 16, 4, view, 5)
+    np.testing.assert_array_equal(indices, np.arange(16))
+
+
+@pytest.mark.parametrize(
+  ('view', 'start'),
+  # n = 100, window 64: round(10 - 32) < 0; round(30 - 32) < 0;
+  # round(50 - 32) = 18; round(70 - 32) = 38 > 36; round(90 - 32) > 36.
+  [(0, 0), (1, 0), (2, 18), (3, 36), (4, 36)],
+)
+def test_views_are_centred_on_equal_parts(view, start):
+  indices = sampling.test_indices(100, 16, 4, view, 5)
+  np.testing.assert_array_equal(indices, start + 4 * np.arange(16))
+
+
+def test_a_half_start_goes_to_the_even_frame():
+  # n = 9, window 4: 4.5 - 2 = 2.5; n = 11: 5.5 - 2 = 3.5.
+  assert sampling.test_indices(9, 4, 1, 0, 1)[0] == 2
+  assert sampling.test_indices(11, 4, 1, 0, 1)[0] == 4
+
+
+def test_train_start_takes_every_place_that_fits_equally_often():
+  rng = _rng()
+  starts = [sampling.train_indices(12, 4, 2, rng)[0] for _ in range(5000)]
+  counts = np.bincount(starts)
+  assert counts.shape == (5,)
+  assert counts.min() > 900
+  assert counts.max() < 1100
+
+
+def test_train_indices_are_rate_apart_and_inside():
+  rng = _rng()
+  for frames in range(8, 40):
+    indices = sampling.train_indices(frames, 4, 2, rng)
+    np.testing.assert_array_equal(np.diff(indices), [2, 2, 2])
+    assert indices[0] >= 0
+    assert indices[-1] < frames
+
+
+def test_a_window_without_room_starts_at_zero():
+  np.testing.assert_array_equal(
+    sampling.train_indices(8, 4, 2, _rng()), [0, 2, 4, 6]
+  )
+
+
+@pytest.mark.parametrize('bad', [(0, 4, 2), (8, 0, 2), (8, 4, 0)])
+def test_sizes_must_be_positive(bad):
+  with pytest.raises(ValueError, match='positive'):
+    sampling.train_indices(*bad, _rng())
+
+
+def test_view_must_exist():
+  with pytest.raises(ValueError, match='view 2 is not one of 2'):
+    sampling.test_indices(8, 4, 1, 2, 2)
