@@ -30,10 +30,13 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 $(STAMP): pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys, ensurepip; assert (3, 11) <= sys.version_info' \
+	  || { echo 'needs Python 3.11 or later with venv: make PYTHON=python3.12'; \
+	       exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -e '.[dev]'
 	touch $@
 
 clean:
-	rm -rf $(VENV) runs data build *.egg-info
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache

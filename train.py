@@ -44,7 +44,7 @@ def main(_):
   training.use_compile_cache()
   cfg: config.Config = _CONFIG.value
   config.validate(cfg, jax.device_count())
-  dataset = training.open_dataset(cfg.data, cfg.seed)
+  dataset = training.open_dataset(cfg.data)
   training.fit_dataset(cfg, dataset)
   source = dataset.source('train')
   steps_per_epoch = max(1, len(source) // cfg.data.batch_size)

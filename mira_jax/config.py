@@ -53,8 +53,10 @@ class DataConfig:
   fit: str = 'crop'  # frames become square: 'crop' the middle, or 'squash'
   batch_size: int = 32  # clips per step, over all devices
   threads: int = 16  # that decode clips
-  train_clips: int = 2100  # of a synthetic dataset, when it is made
+  # Of a synthetic dataset, when it is made:
+  train_clips: int = 2800
   test_clips: int = 420
+  synthetic_seed: int = 0  # not the run's: runs with other seeds share the data
   # Augmentation, alike for all frames of a clip; 0 leaves a change out.
   flip: bool = True
   shift: int = 4  # pixels
@@ -237,6 +239,7 @@ _RANGES = {
   'data.threads': (1, None),
   'data.train_clips': (1, None),
   'data.test_clips': (1, None),
+  'data.synthetic_seed': (0, 2**31 - 1),
   'data.shift': (0, None),
   'data.brightness': (0, 1),
   'data.contrast': (0, 1),

@@ -81,7 +81,7 @@ def muon(
   b2: float = 0.999,
   clip_norm: float = 0.0,
 ) -> optax.GradientTransformation:
-  """Muon for the matrices of the blocks and the embedding, AdamW for the rest.
+  """Muon for the matrices of the blocks and the embedding, Adam for the rest.
 
   Orthogonalised momentum (Jordan et al., 2024), scaled so that its updates are
   as large as AdamW's (Liu et al., arXiv 2502.16982): learning rates carry over.
@@ -94,7 +94,8 @@ def muon(
     beta=0.95,
     adam_b1=b1,
     adam_b2=b2,
-    adam_weight_decay=weight_decay,
+    # Optax masks only Muon's own decay: this one would reach biases and norms.
+    adam_weight_decay=0.0,
     consistent_rms=0.2,
     muon_weight_dimension_numbers=matrix_axes,
   )
@@ -105,7 +106,7 @@ def matrix_axes(params: PyTree) -> PyTree:
   """Which axes of each kernel are inputs and outputs; None if not Muon's.
 
   Leading axes beyond these (stacked blocks) are matrices of their own. The
-  classification head is AdamW's.
+  classification head is Adam's, and not decayed.
   """
 
   def one(path: tuple[Any, ...], leaf: jax.Array):

@@ -113,19 +113,32 @@ class StopSignal:
 # ----- what a run reads and keeps -------------------------------------------
 
 
-def open_dataset(
-  data: config.DataConfig, seed: int
-) -> prepared.PreparedDataset:
-  """Opens the prepared dataset; makes `synthetic_faces/...` when missing."""
+def open_dataset(data: config.DataConfig) -> prepared.PreparedDataset:
+  """Opens the prepared dataset; makes `synthetic_faces/...` when missing.
+
+  Raises:
+    MiraInputError: there is no such dataset, or the synthetic one there was
+      made with other settings.
+  """
   path = pathlib.Path(data.dataset)
-  if path.parent.name == 'synthetic_faces' and jax.process_index() == 0:
-    _make_missing(path, data, seed)
+  drawn = path.parent.name == 'synthetic_faces'
+  if drawn and jax.process_index() == 0:
+    _make_missing(path, data)
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices('open_dataset')
-  return prepared.open(path)
+  dataset = prepared.open(path)
+  asked = {'train': data.train_clips, 'test': data.test_clips}
+  seed = dataset.metadata.get('seed')
+  if drawn and (dataset.splits, seed) != (asked, data.synthetic_seed):
+    hint = (
+      f'it was drawn with {dataset.splits} and seed {seed}, not {asked} and '
+      f'{data.synthetic_seed}; remove it, or name another folder'
+    )
+    raise config.bad_config(f'config.data.dataset={path}', hint)
+  return dataset
 
 
-def _make_missing(path: pathlib.Path, data: config.DataConfig, seed: int):
+def _make_missing(path: pathlib.Path, data: config.DataConfig):
   try:
     prepared.open(path)
   except MiraInputError as error:
@@ -137,7 +150,7 @@ def _make_missing(path: pathlib.Path, data: config.DataConfig, seed: int):
       difficulty=path.name,
       train_clips=data.train_clips,
       test_clips=data.test_clips,
-      seed=seed,
+      seed=data.synthetic_seed,
     )
 
 

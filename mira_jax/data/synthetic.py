@@ -37,7 +37,7 @@ def build(
   out: str | pathlib.Path,
   *,
   difficulty: str = 'macro',
-  train_clips: int = 2100,
+  train_clips: int = 2800,
   test_clips: int = 420,
   size: int = 64,
   num_frames: int = 32,
