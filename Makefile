@@ -15,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/mira predict $(RUN)/clip.mp4 --workdir=$(RUN) --out=$(RUN)/pictures
 	@echo
 	@echo "picture of a clip:  $(RUN)/pictures/clip.png"
-	@echo "confusion matrix:   $(RUN)/eval/confusion.png"
+	@echo "confusion matrix:   $(RUN)/eval/synthetic_faces_macro-test/confusion.png"
 	@echo "your own clip:      $(BIN)/mira predict CLIP --workdir=$(RUN)"
 
 test: $(STAMP)

@@ -3,8 +3,8 @@
 python eval.py --workdir=runs/quickstart
 python eval.py --workdir=runs/quickstart --dataset=DIR --split=test --views=5
 
-Prints the table and writes eval/scores.json, confusion.csv and confusion.png
-into the run's folder.
+Prints the table and writes scores.json, confusion.csv and confusion.png into
+the run's folder, below eval/DATASET-SPLIT.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main(_):
   # ----- the run: configuration and weights -----
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
-  training.use_compile_cache()
+  engine.use_compile_cache()
   workdir = pathlib.Path(_WORKDIR.value)
   cfg = training.read_config(workdir)
   scorer, card = engine.load_run(workdir, cfg.data.batch_size)
@@ -62,11 +62,11 @@ def main(_):
   # ----- report -----
   if jax.process_index() > 0:
     return
-  title = f'{dataset.name}, {split}: {workdir.name}'
+  title = f'{dataset.name}, {split}: {workdir.resolve().name}'
   rich.print(report.evaluation_table(matrix, dataset.class_names, title))
   facts = {'workdir': str(workdir), 'split': split, 'views': views}
   path = report.write_evaluation(
-    workdir / 'eval',
+    workdir / 'eval' / f'{dataset.name}-{split}',
     matrix=matrix,
     class_names=dataset.class_names,
     metadata=facts | {'dataset': training.fingerprint(dataset), 'card': card},

@@ -4,7 +4,8 @@ python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 
 Any field of the configuration is a flag, such as --config.optim.lr=3e-4. The
 same command resumes a run that was stopped. A run's folder holds config.json,
-metrics.jsonl, tensorboard/, checkpoints/ and at the end weights.safetensors.
+metrics.jsonl, tensorboard/, checkpoints/ and at the end weights.safetensors
+and curves.png.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from mira_jax import (
   checkpoint,
   config,
   engine,
+  figures,
   runlog,
   sharding,
   steps,
@@ -41,7 +43,7 @@ def main(_):
   # ----- configuration, dataset, folder -----
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
-  training.use_compile_cache()
+  engine.use_compile_cache()
   cfg: config.Config = _CONFIG.value
   config.validate(cfg, jax.device_count())
   dataset = training.open_dataset(cfg.data)
@@ -87,7 +89,8 @@ def main(_):
   if state is None:
     where = jax.tree.map(lambda x: x.sharding, target)
     state = jax.jit(init, out_shardings=where)(init_key)
-  (workdir / 'config.json').write_text(config.to_json(cfg))
+  if jax.process_index() == 0:
+    (workdir / 'config.json').write_text(config.to_json(cfg))
   start = int(state.step)
 
   # ----- loop -----
@@ -107,6 +110,7 @@ def main(_):
   scorer = engine.Engine(model, state.variables, cfg.data.batch_size)
   stop = training.StopSignal()
   with (
+    checkpoints,
     jax.set_mesh(mesh),
     runlog.Log(workdir, start, total, cfg.data.batch_size) as log,
   ):
@@ -144,16 +148,17 @@ def main(_):
         log.write(step, {f'{cfg.eval.split}_{n}': x for n, x in row.items()})
       checkpoints.save(step, state, accuracy)
       if stopping:
-        checkpoints.close()
+        log.say(f'stopped after step {step}; the same command resumes')
         raise SystemExit(int(ExitCode.PREEMPTED))
       log.pause()
 
-  # ----- weights -----
-  checkpoints.close()
-  path = workdir / engine.WEIGHTS
+  # ----- weights, curves -----
   if jax.process_index() == 0:
+    path = workdir / engine.WEIGHTS
     card = training.card(cfg, dataset, total)
     weights.save_weights(path, state.params, state.mira, card)
+    rows = runlog.read(workdir)
+    figures.curves_figure(workdir / 'curves.png', rows)
     print(f'weights: {path}\nscores:  python eval.py --workdir={workdir}')
 
 

@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -168,7 +169,9 @@ class Checkpoints:
     if jax.process_index() == 0:
       for step in damaged:
         folder = self._directory / str(step)
-        folder.rename(folder.with_name(f'{step}.corrupt'))
+        aside = folder.with_name(f'{step}.corrupt')
+        shutil.rmtree(aside, ignore_errors=True)  # of an earlier mishap
+        folder.rename(aside)
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('set_aside')
     self._manager.reload()
@@ -194,11 +197,16 @@ class Checkpoints:
     """Whether any host of a multi-host job was told to stop at `step`."""
     return self._manager.reached_preemption(step)
 
-  def close(self) -> None:
-    """Completes the last save and ends the background thread."""
-    self.wait()
-    self._sealer.shutdown()
-    self._manager.close()
+  def __enter__(self) -> Checkpoints:
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    """Completes the last save, whatever ended the run."""
+    try:
+      self.wait()
+    finally:
+      self._sealer.shutdown()
+      self._manager.close()
 
 
 def _unusable(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from collections.abc import Callable
 
 from mira_jax.errors import ExitCode, MiraInputError
 
@@ -13,19 +14,37 @@ from mira_jax.errors import ExitCode, MiraInputError
 COMMANDS = {
   'predict': 'mira_jax.commands.predict',
   'prepare': 'mira_jax.commands.prepare',
+  'show': 'mira_jax.commands.show',
   'draw': 'mira_jax.commands.draw',
   'compare': 'mira_jax.commands.compare',
 }
 SUMMARIES = {
   'predict': 'classify clips and picture what MiRA did with their frames',
   'prepare': 'turn clips or a built-in generator into a dataset',
+  'show': 'picture the clips of a dataset',
   'draw': 'draw a synthetic face as a video',
   'compare': "compare numbers with the reference's",
 }
 
 
+def at_least(low: int) -> Callable[[str], int]:
+  """An argparse type: a whole number of at least `low`."""
+
+  def parse(text: str) -> int:
+    value = int(text)
+    if value < low:
+      raise argparse.ArgumentTypeError(f'{text} is less than {low}')
+    return value
+
+  parse.__name__ = 'whole number'  # what argparse calls it in its errors
+  return parse
+
+
 def main(argv: list[str] | None = None) -> int:
-  """Runs a command; returns its exit code (`mira_jax.errors.ExitCode`)."""
+  """Runs a command; returns its exit code (`mira_jax.errors.ExitCode`).
+
+  Wrong flags exit with USAGE right away, as argparse does.
+  """
   argv = sys.argv[1:] if argv is None else argv
   parser = argparse.ArgumentParser(
     prog='mira', description='MiRA video transformers for faces.'
@@ -49,8 +68,11 @@ def main(argv: list[str] | None = None) -> int:
   except KeyboardInterrupt:
     print('mira: interrupted', file=sys.stderr)
     return 130
-  except BrokenPipeError:
+  except BrokenPipeError:  # `mira ... | head`
     return int(ExitCode.OK)
+  except OSError as error:
+    print(f'mira: {error}', file=sys.stderr)
+    return int(ExitCode.USAGE)
 
 
 if __name__ == '__main__':

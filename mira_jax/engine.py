@@ -44,6 +44,14 @@ def build_model(fields: Mapping[str, Any]) -> ViViT:
     raise MiraInputError('bad_model', 'model', hint, exit_code=code) from error
 
 
+def use_compile_cache() -> None:
+  """Keeps compiled programs in the user's cache, unless JAX was told where."""
+  if jax.config.jax_compilation_cache_dir is None:
+    default = pathlib.Path.home() / '.cache'
+    root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or default)
+    jax.config.update('jax_compilation_cache_dir', str(root / 'mira_jax'))
+
+
 class Engine:
   """Probabilities and records of clips.
 
@@ -93,9 +101,9 @@ class Engine:
     return np.concatenate(rows)
 
   def _score_padded(self, video: np.ndarray) -> jax.Array:
-    # Whole batches only: every other size would compile anew.
-    padded = np.zeros((self.batch_size, *video.shape[1:]), np.uint8)
-    padded[: len(video)] = video
+    # Whole batches only: every other size would compile anew. Clips come again
+    # because zeros would shift MiRA's batch statistics.
+    padded = np.resize(video, (self.batch_size, *video.shape[1:]))
     batch = sharding.put_batch({'video': padded}, self._mesh)
     return self._score(self._variables, batch)['probabilities'][: len(video)]
 
@@ -141,8 +149,8 @@ class Engine:
 
   def score_split(
     self, batches: Iterable[Mapping[str, np.ndarray]], clips: int, views: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores every clip of a split.
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores every clip of a split that can be read.
 
     Args:
       batches: of `data.pipeline.eval_batches`, this host's part.
@@ -150,11 +158,12 @@ class Engine:
       views: of every clip.
 
     Returns:
-      Probabilities float64 [clips, K], averaged over views, and labels
-      int [clips], the same on every host.
+      Probabilities float64 [C, K], averaged over views, and labels int [C] of
+      the C clips that were seen in every view, and the indices of the damaged
+      clips that were not; the same on every host.
 
     Raises:
-      MiraInputError: a clip was not seen exactly `views` times.
+      MiraInputError: a clip was seen more than `views` times, or none was seen.
     """
     pieces = []
     for batch in batches:
@@ -164,10 +173,19 @@ class Engine:
       keep = jax.device_get(scored)
       pieces.append({n: x[keep['mask']] for n, x in keep.items()})
     rows = {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
-    labels = np.zeros(clips, np.int64)
-    labels[rows['clip']] = rows['label']
-    mean = average_views(rows['probabilities'], rows['clip'], clips, views)
-    return mean, labels
+    seen = np.bincount(rows['clip'], minlength=clips)
+    whole = seen >= views
+    if not whole.any():
+      code = ExitCode.DATA
+      hint = 'not one clip can be read; prepare the dataset again'
+      raise MiraInputError('damaged', 'dataset', hint, exit_code=code)
+    rows = {name: x[whole[rows['clip']]] for name, x in rows.items()}
+    place = np.cumsum(whole) - 1
+    clip = place[rows['clip']]
+    labels = np.zeros(whole.sum(), np.int64)
+    labels[clip] = rows['label']
+    mean = average_views(rows['probabilities'], clip, len(labels), views)
+    return mean, labels, np.flatnonzero(~whole)
 
   def _check(self, video: np.ndarray) -> None:
     model = self.model
@@ -188,7 +206,8 @@ def load_file(
       that do not fit the card's model.
   """
   variables, card = load_weights(path)
-  model = build_model(card.get('model', {}))
+  _check_card(card, path)
+  model = build_model(card['model'])
   _check_variables(model, variables, path)
   return Engine(model, variables, batch_size), card
 
@@ -207,6 +226,21 @@ def load_run(
     code = ExitCode.CHECKPOINT
     raise MiraInputError('not_finished', workdir, hint, exit_code=code)
   return load_file(path, batch_size)
+
+
+def _check_card(card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+  """Checks that a card says all that inference needs."""
+  rules = card.get('preprocessing', {})
+  missing = [n for n in ('model', 'class_names') if n not in card]
+  missing += [f'preprocessing.{n}' for n in ('rate', 'fit') if n not in rules]
+  code = ExitCode.CHECKPOINT
+  if missing:
+    hint = f'its card lacks {", ".join(missing)}; was it written by train.py?'
+    raise MiraInputError('bad_card', path, hint, exit_code=code)
+  count = card['model'].get('num_classes')
+  if count != len(card['class_names']):
+    hint = f'{count} classes, but the names {card["class_names"]}'
+    raise MiraInputError('bad_card', path, hint, exit_code=code)
 
 
 def _check_variables(

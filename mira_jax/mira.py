@@ -27,7 +27,14 @@ Array = jax.Array
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class MiraConfig:
-  """Hyper-parameters; the defaults are the paper's.
+  """Hyper-parameters; names in comments are the paper's or its code's.
+
+  The defaults are those of the authors' code.
+
+  With 'batch' and 'batch_ema' a clip's result depends on the other clips of its
+  batch, in evaluation too: evaluate with 'instance', as the paper's fine-tuning
+  does. The reference's `use_ema=False` is 'batch', its `use_residual=False` is
+  residual_mix=1.
 
   Raises:
     ValueError: for a value outside its range.
@@ -38,12 +45,12 @@ class MiraConfig:
   # Whose statistics estimate the gain: each clip's own, the batch's, or the
   # batch's with an exponential moving average (EMA) of the confidence.
   statistics: Literal['instance', 'batch', 'batch_ema'] = 'instance'
-  confidence_weight: float = 0.5  # share of confidence in the frame score
-  concentration_weight: float = 0.5  # share of concentration in the score
+  confidence_weight: float = 0.5  # w_self: of confidence in the frame score
+  concentration_weight: float = 0.5  # w_entropy: of concentration in the score
   uniform_mix: float = 0.1  # lambda: how much of the prior is uniform
-  gain_min: float = 0.7  # gains are clipped to [gain_min, gain_max]
-  gain_max: float = 1.4
-  ema_momentum: float = 0.9  # weight of the past in the EMA
+  gain_min: float = 0.7  # alpha_min: gains are clipped to [gain_min, gain_max]
+  gain_max: float = 1.4  # alpha_max
+  ema_momentum: float = 0.9  # ema_m: weight of the past in the EMA
   # Exact mode only:
   power: float = 1.5  # beta: sharpens the prior
   power_eps: float = 1e-6  # added to the score before the power
@@ -72,17 +79,25 @@ class MiraConfig:
         f'MiraConfig.gain_min, gain_max are {self.gain_min}, {self.gain_max}; '
         'use 0 < gain_min <= gain_max'
       )
+    for name in ('power', 'power_eps', 'temperature'):
+      if not 0 < getattr(self, name) < float('inf'):
+        raise ValueError(
+          f'MiraConfig.{name} is {getattr(self, name)}; use more than 0'
+        )
 
 
 class FrameGain(NamedTuple):
-  """What MiRA thinks of each frame; B is 1 where the batch shares it."""
+  """What MiRA thinks of each frame.
+
+  With batch statistics B is 1, except for the gain of exact mode.
+  """
 
   gain: Array  # [B, T] factor on the attention that the frame receives
   prior: Array  # [B, T] share of attention the frame should have, sums to 1
   score: Array  # [B, T] confidence and concentration, mixed and normalised
-  confidence: Array  # [B, T] share of attention the frame has
+  confidence: Array  # [B, T] share of attention the frame has, or its EMA
   concentration: Array | None  # [B, T] 1 / entropy within the frame, 1 / nats
-  ema: Array | None  # [T] confidence averaged over steps
+  ema: Array | None  # [T] the EMA after this call
 
 
 def key_marginal(attention: Array) -> Array:
@@ -148,10 +163,15 @@ def frame_gain(
   past: Array | None = None,
   training: bool = False,
 ) -> FrameGain:
-  """Gain of each frame from a marginal over tokens.
+  """Gain of each frame from a marginal over tokens (docs/method.md).
 
   In the batch modes, means are over the whole (global) batch that the array
-  holds, however it is sharded. The EMA is used and updated in training only.
+  holds, however it is sharded. The EMA is used and updated in training only;
+  evaluation takes the statistics of the evaluated batch, as the reference does.
+
+  Gradients flow through confidence and concentration into the gain in exact
+  mode, but not through the confidence that the prior is divided by, nor through
+  an EMA. In flashlite mode the gain is a constant.
 
   Args:
     marginal: [B, L], the key marginal (exact) or key energy (flashlite).
@@ -159,8 +179,17 @@ def frame_gain(
     config: hyper-parameters.
     past: [T] the EMA so far; needed to train with statistics='batch_ema'.
     training: whether a training step is running.
+
+  Returns:
+    The gain and what led to it; `ema` is the updated [T] average, or `past` as
+    it was.
+
+  Raises:
+    ValueError: num_frames does not divide L, or `past` is missing or not [T].
   """
   exact = config.mode == 'exact'
+  if not exact:
+    marginal = jax.lax.stop_gradient(marginal)
   own, concentration = frame_statistics(
     marginal, num_frames, confidence_floor=1e-6 if exact else 0.0
   )
@@ -170,8 +199,12 @@ def frame_gain(
     if concentration is not None:
       concentration = concentration.mean(0, keepdims=True)
   if config.statistics == 'batch_ema' and training:
-    if past is None:
-      raise ValueError("statistics='batch_ema' trains with an EMA: pass `past`")
+    if past is None or past.shape != (num_frames,):
+      shape = None if past is None else past.shape
+      raise ValueError(
+        f"statistics='batch_ema' trains with an EMA of {num_frames} frames; "
+        f'past is {shape}'
+      )
     # A buffer, as in the reference: no gradient flows into the mean.
     present = jax.lax.stop_gradient(confidence[0])
     past = ema(past.astype(present.dtype), present, config.ema_momentum)

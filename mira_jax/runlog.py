@@ -85,10 +85,12 @@ class Log:
     rows = jax.device_get(self._pending)
     self._pending = {}
     for step, row in rows.items():
-      if not np.isfinite(row['loss']):
+      # A finite loss with a broken gradient leaves broken parameters behind.
+      bad = [n for n in ('loss', 'grad_norm') if not np.isfinite(row.get(n, 0))]
+      if bad:
         hint = 'lower config.optim.lr or set config.optim.clip_norm'
         code = ExitCode.NUMERIC
-        path = f'the loss of step {step} is {row["loss"]}'
+        path = f'the {bad[0]} of step {step} is {row[bad[0]]}'
         raise MiraInputError('not_finite', path, hint, exit_code=code)
     last = rows[step]
     mean = {n: float(np.mean([r[n] for r in rows.values()])) for n in last}
@@ -99,6 +101,11 @@ class Log:
       mean['clips_per_second'] = round(speed, 1)
     self._since = now
     self.write(step, mean)
+
+  def say(self, text: str) -> None:
+    """Tells the person something, once."""
+    if self._active:
+      self._console.print(text, highlight=False)
 
   def pause(self) -> None:
     """Keeps what is done before the next step out of the speed."""
@@ -121,6 +128,12 @@ class Log:
       self._bar.update(self._task, completed=step, description=text)
     else:
       self._console.print(f'step {step}  {text}')
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """The rows of a run's metrics.jsonl."""
+  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
+  return [json.loads(line) for line in lines]
 
 
 def _reopen(path: pathlib.Path, start: int) -> IO[str]:

@@ -21,7 +21,7 @@ import optax
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
 
-from mira_jax import augment, config, optim
+from mira_jax import config, optim
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline, synthetic
 from mira_jax.engine import Engine
@@ -45,6 +45,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   except MiraInputError as error:
     print(f'{pathlib.Path(sys.argv[0]).name}: {error}', file=sys.stderr)
     sys.exit(int(error.exit_code))
+  except KeyboardInterrupt:  # outside the loop, where there is nothing to save
+    sys.exit(130)
 
 
 def parse_flags(
@@ -78,17 +80,11 @@ def parse_flags(
 def _check_field(name: str) -> None:
   names = config.field_names()
   if name not in names:
-    near = ' or '.join(difflib.get_close_matches(name, names, 2, 0.3))
-    hint = f'no such field; did you mean {near}?'
+    near = difflib.get_close_matches(name, names, 2, 0.3)
+    hint = 'no such field; ' + (
+      f'did you mean {" or ".join(near)}?' if near else f'use one of {names}'
+    )
     raise config.bad_config(f'--config.{name}', hint)
-
-
-def use_compile_cache() -> None:
-  """Keeps compiled programs in the user's cache, unless JAX was told where."""
-  if jax.config.jax_compilation_cache_dir is None:
-    default = pathlib.Path.home() / '.cache'
-    root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or default)
-    jax.config.update('jax_compilation_cache_dir', str(root / 'mira_jax'))
 
 
 class StopSignal:
@@ -106,6 +102,8 @@ class StopSignal:
 
   def _receive(self, number: int, frame: Any) -> None:
     if self.received:
+      sys.stdout.write('\x1b[?25h' if sys.stdout.isatty() else '')  # cursor
+      sys.stdout.flush()
       os._exit(int(ExitCode.PREEMPTED))
     self.received = True
 
@@ -184,6 +182,9 @@ def fingerprint(dataset: prepared.PreparedDataset) -> str:
 
 def open_workdir(path: str) -> pathlib.Path:
   """Makes the folder of a run. Raises MiraInputError when it cannot write."""
+  if '://' in path:
+    hint = 'give a local or mounted folder; remote paths are not supported'
+    raise MiraInputError('not_writable', path, hint)
   workdir = pathlib.Path(path)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -212,6 +213,9 @@ def identity(
     'seed': cfg.seed,
     'batch_size': cfg.data.batch_size,
     'dataset': fingerprint(dataset),
+    'rate': cfg.data.rate,
+    'fit': cfg.data.fit,
+    'augment': dataclasses.asdict(config.augment(cfg.data)),
     'epochs': cfg.train.epochs,
     'model': dataclasses.asdict(cfg.model),
     'optim': dataclasses.asdict(cfg.optim),
@@ -248,8 +252,6 @@ def card(
     'preprocessing': {
       'rate': cfg.data.rate,
       'fit': cfg.data.fit,
-      'mean': list(augment.MEAN),
-      'std': list(augment.STD),
     },
     'dataset': {'name': dataset.name, 'fingerprint': fingerprint(dataset)},
     'step': step,
@@ -266,7 +268,10 @@ def score_split(
   views: int,
   threads: int,
 ) -> tuple[np.ndarray, Scores]:
-  """Confusion matrix [K, K] (rows = true class) and scores of a split."""
+  """Confusion matrix [K, K] (rows = true class) and scores of a split.
+
+  Damaged clips are left out of both, with a warning.
+  """
   source = dataset.source(split)
   batches = pipeline.eval_batches(
     source,
@@ -280,6 +285,11 @@ def score_split(
     hosts=jax.process_count(),
     threads=threads,
   )
-  mean, labels = engine.score_split(batches, len(source), views)
+  mean, labels, damaged = engine.score_split(batches, len(source), views)
+  if len(damaged):
+    logging.warning(
+      '%d of %d clips of %s are damaged and were left out: %s',
+      *(len(damaged), len(source), split, damaged[:8].tolist()),
+    )
   matrix = confusion_matrix(labels, mean.argmax(-1), mean.shape[-1])
   return matrix, score(matrix)

@@ -38,18 +38,14 @@ def target():
 
 
 def save(directory, accuracies: dict[int, float]):
-  checkpoints = checkpoint.Checkpoints(directory, IDENTITY)
-  for step, accuracy in accuracies.items():
-    checkpoints.save(step, state(step), accuracy)
-  checkpoints.close()
+  with checkpoint.Checkpoints(directory, IDENTITY) as checkpoints:
+    for step, accuracy in accuracies.items():
+      checkpoints.save(step, state(step), accuracy)
 
 
 def restore(directory, identity=IDENTITY):
-  checkpoints = checkpoint.Checkpoints(directory, identity)
-  try:
+  with checkpoint.Checkpoints(directory, identity) as checkpoints:
     return checkpoints.restore(target())
-  finally:
-    checkpoints.close()
 
 
 def test_round_trip_is_exact(tmp_path):
@@ -109,6 +105,8 @@ def test_damage_falls_back_to_the_step_before(tmp_path, caplog, damage):
   assert (tmp_path / '2.corrupt').is_dir()
   save(tmp_path, {2: 0.2})  # its number is free again
   assert restore(tmp_path).step == 2
+  damage(tmp_path / '2')  # and may be damaged again
+  assert restore(tmp_path).step == 1
 
 
 def test_nothing_sound_is_an_error_not_a_fresh_start(tmp_path):

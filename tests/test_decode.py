@@ -14,9 +14,9 @@ import pytest
 from mira_jax.data import container, decode
 from mira_jax.errors import MiraInputError
 
-SAMPLES = pathlib.Path(__file__).parents[1] / '../shared/samples'
+SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
 needs_samples = pytest.mark.skipif(
-  not SAMPLES.is_dir(), reason='the sample files are not here'
+  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no folder of samples'
 )
 
 

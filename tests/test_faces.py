@@ -215,7 +215,6 @@ def test_a_dataset_is_the_same_for_any_number_of_workers(tmp_path):
     {'size': 8},
     {'num_frames': 4},
     {'seed': -1},
-    {'workers': 0},
     {'test_clips': 1.5},
   ],
 )

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from mira_jax import figures
+from mira_jax.figures import style
 
 NAMES = ('neutral', 'happiness', 'surprise')
 PROBABILITIES = np.array([0.1, 0.7, 0.2])
@@ -174,7 +175,7 @@ def test_confusion_figure(tmp_path):
     if '%' in t.get_text()
   }
   assert colors['90.0%'] == 'white'
-  assert colors['10.0%'] == figures.INK
+  assert colors['10.0%'] == style.INK
   path = figures.confusion_figure(tmp_path / 'c.png', matrix, NAMES, 'x')
   assert cv2.imread(str(path)).shape[1] >= 600
   np.testing.assert_array_equal(np.load(tmp_path / 'c.npz')['matrix'], matrix)

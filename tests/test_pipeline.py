@@ -121,7 +121,8 @@ def test_every_clip_and_view_is_evaluated_once():
   assert rows['mask'].tolist() == [True] * 30 + [False] * 2
   pairs = list(zip(rows['clip'][:30], rows['view'][:30], strict=True))
   assert pairs == list(itertools.product(range(10), range(3)))
-  assert (rows['video'][30:] == 0).all()
+  # The last batch is filled with rows that come again.
+  np.testing.assert_array_equal(rows['video'][30:], rows['video'][:2])
   grays = rows['video'][:30, :, 8, 8, 0]
   for (clip, view), gray in zip(pairs, grays, strict=True):
     frames = sampling.test_indices(12, 4, 2, view, 3)
@@ -156,7 +157,7 @@ def test_a_damaged_clip_is_replaced_in_training_by_the_next(caplog):
 
 def test_a_damaged_clip_is_masked_in_evaluation():
   rows = _eval(source=_Damaged(SOURCE), batch_size=10)[0]
-  assert rows['clip'].tolist() == list(range(10))
+  assert rows['clip'].tolist() == [0, 1, 2, 3, 5, 5, 6, 7, 8, 9]
   assert rows['mask'].tolist() == [i != 4 for i in range(10)]
 
 

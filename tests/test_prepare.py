@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import gzip
 import json
+import os
 import pathlib
 
 import cv2
@@ -15,9 +16,9 @@ from mira_jax.data import dataset, decode, prepare, splits, tables
 from mira_jax.data.tables import Row
 from mira_jax.errors import ExitCode, MiraInputError
 
-SAMPLES = pathlib.Path(__file__).parents[1] / '../shared/samples'
+SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
 needs_samples = pytest.mark.skipif(
-  not SAMPLES.is_dir(), reason='the sample files are not here'
+  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no folder of samples'
 )
 
 

@@ -90,6 +90,30 @@ def test_adamw_steps_as_worked_out_by_hand():
   np.testing.assert_allclose(updates['bias'], -0.1, rtol=1e-5)
 
 
+@pytest.mark.parametrize('scan', [False, True])
+def test_muon_makes_every_matrix_orthogonal(scan):
+  model = engine.build_model(dataclasses.asdict(MODEL) | {'scan': scan})
+  video = jnp.ones((1, 4, 16, 16, 3))
+  params = model.init(jax.random.key(0), video)['params']
+  grads = jax.tree.map(
+    lambda x: jax.random.normal(jax.random.key(x.size), x.shape), params
+  )
+  optimizer = optim.muon(lambda step: 1.0, weight_decay=0.0)
+  updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  axes = optim.matrix_axes(params)
+  blocks = updates['encoder']['blocks' if scan else 'block_0']
+  qkv = blocks['attn']['qkv']['kernel']
+  dim = qkv.shape[-4]
+  matrix = np.asarray(qkv[0] if scan else qkv).reshape(dim, -1)
+  values = np.linalg.svd(matrix, compute_uv=False)
+  # Five Newton-Schulz steps bring singular values near one another, and the
+  # scale of AdamW's updates is a root mean square of 0.2.
+  assert values.max() / values.min() < 2
+  assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2, rel=0.2)
+  assert axes['head']['kernel'] is None
+  assert axes['norm']['scale'] is None
+
+
 # ----- one step -------------------------------------------------------------
 
 
@@ -164,7 +188,7 @@ def test_every_step_draws_anew_and_the_same_again():
   def losses(state):
     out = []
     for _ in range(3):
-      state, metrics = step(state, clips(6))
+      state, metrics = step(state, clips(8))
       out.append(float(metrics['loss']))
     return out
 
@@ -253,13 +277,41 @@ def test_engine_averages_views_and_ignores_padding(weights_file):
   b['mask'][2:] = False  # 6 rows are real: 3 clips in 2 views
   a['clip'][:], b['clip'][:] = [0, 0, 1, 1], [2, 2, 0, 0]
   a['label'][:], b['label'][:] = [2, 2, 0, 0], [1, 1, 0, 0]
-  mean, labels = scorer.score_split([a, b], clips=3, views=2)
+  mean, labels, damaged = scorer.score_split([a, b], clips=3, views=2)
   first, second = (scorer.probabilities(x['video']) for x in (a, b))
   expected = [first[:2].mean(0), first[2:].mean(0), second[:2].mean(0)]
   np.testing.assert_allclose(mean, expected, rtol=1e-5)
   assert labels.tolist() == [2, 0, 1]
+  assert damaged.tolist() == []
+
+
+def test_engine_leaves_out_clips_that_were_not_seen_whole(weights_file):
+  scorer, _ = engine.load_file(weights_file, batch_size=4)
+  batch = clips(4)
+  batch['clip'][:], batch['label'][:] = [0, 0, 1, 3], [2, 2, 0, 1]
+  mean, labels, damaged = scorer.score_split([batch], clips=4, views=2)
+  assert (mean.shape, labels.tolist()) == ((1, 3), [2])
+  assert damaged.tolist() == [1, 2, 3]
+  with pytest.raises(MiraInputError, match='damaged'):
+    scorer.score_split([batch], clips=4, views=3)
+  batch['clip'][:] = 0
   with pytest.raises(MiraInputError, match='view_count'):
-    scorer.score_split([a], clips=3, views=2)
+    scorer.score_split([batch], clips=1, views=2)
+
+
+@pytest.mark.parametrize('statistics', ['instance', 'batch'])
+def test_the_size_of_the_batch_does_not_change_a_prediction(statistics):
+  mira = MiraConfig(statistics=statistics)
+  model = engine.build_model(
+    dataclasses.asdict(dataclasses.replace(MODEL, mira=mira))
+  )
+  video = clips(4)['video']
+  variables = model.init(jax.random.key(0), jnp.zeros((1, *video.shape[1:])))
+  few, many = (
+    engine.Engine(model, variables, size).probabilities(video)
+    for size in (4, 16)
+  )
+  np.testing.assert_allclose(few, many, rtol=1e-5)
 
 
 def test_engine_names_what_does_not_fit(weights_file, tmp_path):
@@ -370,7 +422,7 @@ def train(place, name, *arguments):
 
 
 def finish(call):
-  return subprocess.run(**call, capture_output=True, timeout=120)
+  return subprocess.run(**call, capture_output=True, timeout=300)
 
 
 @pytest.fixture(scope='module')
@@ -418,7 +470,7 @@ def test_a_stopped_run_resumes_bitwise(place, run):
       if line.startswith('step 20/'):
         process.send_signal(signal.SIGTERM)
         break
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
   assert process.returncode == ExitCode.PREEMPTED
   assert not (place / 'stopped' / 'weights.safetensors').exists()
   (saved,) = (int(p.name) for p in (place / 'stopped/checkpoints').iterdir())

@@ -10,6 +10,7 @@ with 1 if any quantity falls short of its bound.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
 
 import rich.console
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _shortfall(check: golden.Check) -> float:
-  return check.relative / check.bound if check.bound else float('inf')
+  known = math.isfinite(check.relative) and check.bound
+  return check.relative / check.bound if known else math.inf
 
 
 def _table(title: str) -> rich.table.Table:

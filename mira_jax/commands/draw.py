@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 
+from mira_jax.cli import at_least
 from mira_jax.data import encode, faces, synthetic
 from mira_jax.errors import ExitCode, MiraInputError
 
@@ -20,21 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--expression', choices=faces.CLASS_NAMES, default='Surprise'
   )
-  parser.add_argument('--person', type=int, default=0)
+  parser.add_argument('--person', type=at_least(0), default=0)
   parser.add_argument(
     '--difficulty', choices=('macro', 'micro'), default='macro'
   )
-  parser.add_argument('--size', type=int, default=224, help='pixels, even')
-  parser.add_argument('--num-frames', type=int, default=32)
-  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument(
+    '--size', type=at_least(16), default=224, help='pixels, even'
+  )
+  parser.add_argument('--num-frames', type=at_least(8), default=32)
+  parser.add_argument('--seed', type=at_least(0), default=0)
 
 
 def run(args: argparse.Namespace) -> int:
   """Draws, writes, and says where."""
-  if args.size < 16 or args.size % 2:
-    raise MiraInputError('bad_size', str(args.size), 'use an even size, 16 up')
-  if args.person < 0:
-    raise MiraInputError('bad_person', str(args.person), 'use 0 or more')
+  if args.size % 2:
+    raise MiraInputError('bad_size', str(args.size), 'use an even size')
   clip = _clip(args)
   path = encode.write_video(args.out, clip.frames, synthetic.FPS)
   print(

@@ -10,15 +10,18 @@ be read are reported, and the others go on.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 import sys
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 import rich
 
-from mira_jax import engine, figures, report, training
+from mira_jax import engine, figures, report
+from mira_jax.cli import at_least
 from mira_jax.data import decode
 from mira_jax.errors import ExitCode, MiraInputError
 
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     '--weights', metavar='FILE', help='a weights.safetensors file instead'
   )
   parser.add_argument(
-    '--views', type=_positive, default=5, help='windows per clip (default: 5)'
+    '--views', type=at_least(1), default=5, help='windows per clip (default: 5)'
   )
   parser.add_argument(
     '--out',
@@ -57,7 +60,10 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
   """Prints probabilities; USAGE if any clip could not be read."""
-  training.use_compile_cache()
+  engine.use_compile_cache()
+  out = None if args.no_picture else pathlib.Path(args.out)
+  if out:
+    out.mkdir(parents=True, exist_ok=True)
   if args.weights:
     model, card = engine.load_file(args.weights, args.views)
   else:
@@ -65,7 +71,9 @@ def run(args: argparse.Namespace) -> int:
   results, failures = [], []
   for clip in args.clips:
     try:
-      results.append(_predict(model, card, clip, args))
+      taken = {result.get('picture') for result in results}
+      picture = out and _free_name(out, clip, taken)
+      results.append(_predict(model, card, clip, args.views, picture))
     except MiraInputError as error:
       failures.append((clip, error))
   _print(results, failures, card['class_names'], as_json=args.json)
@@ -76,12 +84,13 @@ def _predict(
   model: engine.Engine,
   card: dict[str, Any],
   clip: str,
-  args: argparse.Namespace,
+  count: int,
+  picture: str | None,
 ) -> dict[str, Any]:
-  video = decode.read_clip(clip)
+  video = decode.read_clip(clip, short_side=model.model.image_size)
   rules = card['preprocessing']
   views, indices = model.cut_views(
-    video.frames, rate=rules['rate'], views=args.views, fit=rules['fit']
+    video.frames, rate=rules['rate'], views=count, fit=rules['fit']
   )
   probabilities = model.probabilities(views).mean(axis=0)
   result = {
@@ -91,59 +100,68 @@ def _predict(
     'fps': video.fps,
     'flags': list(video.flags),
   }
-  if not args.no_picture:
-    middle = args.views // 2
-    result['picture'] = str(
-      _picture(
-        model,
-        _picture_path(args.out, clip),
-        views[middle],
-        indices[middle],
-        probabilities,
-        card['class_names'],
-        pathlib.Path(clip).name,
-      )
+  if picture:
+    result['picture'] = picture
+    title = pathlib.Path(clip).name
+    if count > 1:
+      title += f' · window {count // 2 + 1} of {count}'
+    _draw(
+      model,
+      picture,
+      views,
+      indices,
+      probabilities,
+      card['class_names'],
+      title,
     )
   return result
 
 
-def _picture(
+def _draw(
   model: engine.Engine,
-  path: pathlib.Path,
-  frames: np.ndarray,
+  path: str,
+  views: np.ndarray,
   indices: np.ndarray,
   probabilities: np.ndarray,
   class_names: list[str],
   title: str,
-) -> pathlib.Path:
+):
   """Frames, gains, and the attention that tokens receive, mean over blocks."""
-  _, records = model.records(frames[None])
+  # All views together: batch statistics are then those of the prediction.
+  _, records = model.records(views)
+  middle = len(views) // 2
   mira = [record for record in records if 'gain' in record]
   shown = mira or records
 
+  def of_view(name: str, record: dict[str, np.ndarray]) -> np.ndarray:
+    array = record[name]  # the batch may share one row
+    return array[min(middle, len(array) - 1)]
+
   def attention(name: str) -> np.ndarray:
-    maps = np.mean([record[name][0] for record in shown], axis=0)
+    maps = np.mean([of_view(name, record) for record in shown], axis=0)
     return maps[-np.prod(model.model.grid) :].reshape(model.model.grid)
 
-  return figures.clip_figure(
+  figures.clip_figure(
     path,
-    frames,
-    np.stack([record['gain'][0] for record in mira]) if mira else None,
+    views[middle],
+    np.stack([of_view('gain', r) for r in mira]) if mira else None,
     attention('before'),
     attention('after') if mira else None,
     probabilities,
     class_names,
     title,
-    indices,
+    indices[middle],
   )
 
 
-def _picture_path(folder: str, clip: str) -> pathlib.Path:
-  """DIR/NAME.png, numbered if another clip of that name came before."""
+def _free_name(
+  folder: pathlib.Path, clip: str, taken: Collection[str | None]
+) -> str:
+  """DIR/NAME.png; numbered if a clip of that name came before."""
   stem = pathlib.Path(clip).resolve().stem
-  path = pathlib.Path(folder, f'{stem}.png')
-  path.parent.mkdir(parents=True, exist_ok=True)
-  return path
+  names = itertools.chain([stem], (f'{stem}_{i}' for i in itertools.count(2)))
+  paths = (str(folder / f'{name}.png') for name in names)
+  return next(path for path in paths if path not in taken)
 
 
 def _print(
@@ -175,18 +193,9 @@ def _print(
       )
     )
     for result in results:
-      notes = ', '.join(result['flags'])
-      print(
-        f'{result["clip"]}: {notes}' if notes else '', end='\n' * bool(notes)
-      )
+      if result['flags']:
+        print(f'{result["clip"]}: {", ".join(result["flags"])}')
       if 'picture' in result:
         print(f'picture: {result["picture"]}')
   for _, error in failures:
     print(f'mira: {error}', file=sys.stderr)
-
-
-def _positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f'{text} must be at least 1')
-  return value

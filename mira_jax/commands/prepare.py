@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 
+from mira_jax.cli import at_least
 from mira_jax.data import prepare, synthetic
 from mira_jax.errors import ExitCode
 
@@ -25,10 +26,10 @@ def add_arguments(parser: argparse.ArgumentParser):
   folder.add_argument('--table', help='CSV or CSV.GZ that lists them')
   folder.add_argument('--name', help='of the dataset (default: that of ROOT)')
   folder.add_argument(
-    '--size', type=int, default=224, help='pixels of the shorter side'
+    '--size', type=at_least(8), default=224, help='pixels of the shorter side'
   )
   folder.add_argument(
-    '--cap', type=int, default=96, help='most frames kept of a clip'
+    '--cap', type=at_least(1), default=96, help='most frames kept of a clip'
   )
   folder.add_argument(
     '--test-fraction',
@@ -40,15 +41,15 @@ def add_arguments(parser: argparse.ArgumentParser):
   faces.add_argument(
     '--difficulty', choices=('macro', 'micro'), default='macro'
   )
-  faces.add_argument('--train-clips', type=int, default=2800)
-  faces.add_argument('--test-clips', type=int, default=420)
-  faces.add_argument('--size', type=int, default=64, help='pixels')
-  faces.add_argument('--num-frames', type=int, default=32)
+  faces.add_argument('--train-clips', type=at_least(1), default=2800)
+  faces.add_argument('--test-clips', type=at_least(1), default=420)
+  faces.add_argument('--size', type=at_least(16), default=64, help='pixels')
+  faces.add_argument('--num-frames', type=at_least(8), default=32)
   for source in (folder, faces):
     source.add_argument('--out', required=True, help='folder of the dataset')
-    source.add_argument('--seed', type=int, default=0)
+    source.add_argument('--seed', type=at_least(0), default=0)
     source.add_argument(
-      '--workers', type=int, help='processes (default: cores)'
+      '--workers', type=at_least(0), help='processes (default: one per core)'
     )
 
 

@@ -103,7 +103,7 @@ def read_frames_folder(
     )
   frames, total = [], 0
   for file in files:
-    image = cv2.imread(os.fspath(file), cv2.IMREAD_COLOR)
+    image = _read_image(file)
     if image is not None:
       _check_side(image.shape[1], image.shape[0], path)
       frames.append(shrink(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), short_side))
@@ -115,6 +115,14 @@ def read_frames_folder(
     )
   flags = _flags(len(frames), len(frames) < len(files), 0.0)
   return Video(frames=_stack(frames), fps=0.0, flags=flags)
+
+
+def _read_image(file: pathlib.Path) -> np.ndarray | None:
+  """BGR pixels; None for what is no image, or too large for OpenCV."""
+  try:
+    return cv2.imread(os.fspath(file), cv2.IMREAD_COLOR)
+  except cv2.error:
+    return None
 
 
 def frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:

@@ -9,6 +9,10 @@ import pathlib
 import av
 import numpy as np
 
+from mira_jax.errors import MiraInputError
+
+SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv')  # of what holds H.264
+
 
 def write_video(
   path: str | os.PathLike[str], frames: np.ndarray, fps: float
@@ -16,8 +20,14 @@ def write_video(
   """Encodes uint8 [F, H, W, 3] as H.264; H and W must be even.
 
   The name's suffix chooses the container, such as '.mp4'.
+
+  Raises:
+    MiraInputError: the suffix is not that of a video.
   """
   path = pathlib.Path(path)
+  if path.suffix.lower() not in SUFFIXES:
+    hint = f'end the name with one of {", ".join(SUFFIXES)}'
+    raise MiraInputError('bad_suffix', path, hint)
   path.parent.mkdir(parents=True, exist_ok=True)
   rate = fractions.Fraction(fps).limit_denominator(1001)
   with av.open(str(path), 'w') as container:

@@ -77,7 +77,7 @@ def _resolve(name: str, roots: Sequence[pathlib.Path]) -> pathlib.Path | None:
   for start in range(len(parts)):
     for root in roots:
       path = root.joinpath(*parts[start:])
-      if path.exists():
+      if os.path.exists(path):  # False, too, for a name that is too long
         return path.resolve()
   return None
 

@@ -7,10 +7,12 @@ import concurrent.futures as futures
 import contextlib
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
+import cv2
 import rich.console
 import rich.progress
 
@@ -73,11 +75,19 @@ def _pool(workers: int) -> Iterator[futures.ProcessPoolExecutor | None]:
     return
   # Not fork: JAX may be running threads in this process.
   context = multiprocessing.get_context('spawn')
-  pool = futures.ProcessPoolExecutor(workers, mp_context=context)
+  pool = futures.ProcessPoolExecutor(
+    workers, mp_context=context, initializer=_start
+  )
   try:
     yield pool
   finally:
     pool.shutdown(cancel_futures=True)
+
+
+def _start() -> None:
+  """In a new process: one thread, and Ctrl-C is the parent's business."""
+  cv2.setNumThreads(1)
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _ordered(

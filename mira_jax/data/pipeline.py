@@ -81,7 +81,7 @@ def train_batches(
   rows = _Rows(batch_size, host, hosts)
   shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
   order = shuffled.repeat()
-  reader = _Reader(source, frames, size, fit)
+  reader = _Reader(source, size, fit)
 
   def load(i: int) -> Batch:
     row = rows.global_row(i)
@@ -111,24 +111,26 @@ def eval_batches(
   """Every (clip, view) once and in order, with 'view' int32 [B] beside.
 
   All hosts give the same number of batches: the last one is filled with rows
-  of zeros whose mask is False. So is the row of a damaged clip: a test clip is
-  never replaced by another. Arguments as in `train_batches`, and:
+  that come again, whose mask is False. So is the mask of a damaged clip, in
+  whose place another stands: none of these may be counted. Rows of zeros would
+  instead shift MiRA's batch statistics. Arguments as in `train_batches`, and:
 
   Args:
     views: windows per clip, see `sampling.test_indices`.
   """
   rows = _Rows(batch_size, host, hosts)
-  reader = _Reader(source, frames, size, fit)
+  reader = _Reader(source, size, fit)
   total = len(source) * views
 
   def load(i: int) -> Batch:
     row = rows.global_row(i)
-    clip, view = divmod(row, views) if row < total else (-1, 0)
+    clip, view = divmod(row % total, views)
     choose = functools.partial(
       sampling.test_indices, T=frames, rate=rate, view=view, views=views
     )
-    item = reader.read(clip, choose) if clip >= 0 else None
-    return (item or reader.blank(max(clip, 0))) | {'view': np.int32(view)}
+    item = reader.first_readable(clip, choose)
+    counts = row < total and item['clip'] == clip
+    return item | {'mask': np.bool_(counts), 'view': np.int32(view)}
 
   steps = -(-total // batch_size)
   local = grain.MapDataset.range(steps * rows.local)
@@ -153,9 +155,9 @@ class _Rows:
 class _Reader:
   """Reads single clips and remembers the damaged ones."""
 
-  def __init__(self, source: Source, frames: int, size: int, fit: str):
+  def __init__(self, source: Source, size: int, fit: str):
     self._source = source
-    self._shape = (frames, size, size, 3)
+    self._size = size
     self._fit = fit
     self._damaged: set[int] = set()
 
@@ -167,7 +169,12 @@ class _Reader:
     except MiraInputError as error:
       self._report(index, error)
       return None
-    return _row(video, clip.label, index, True)
+    return {
+      'video': video,
+      'label': np.int32(clip.label),
+      'clip': np.int32(index),
+      'mask': np.bool_(True),
+    }
 
   def first_readable(self, index: int, choose: Choose) -> Batch:
     """The row of this clip, or of the next one that can be read."""
@@ -178,14 +185,10 @@ class _Reader:
     hint = 'not one clip can be read; prepare the dataset again'
     raise MiraInputError('damaged', 'dataset', hint, exit_code=ExitCode.DATA)
 
-  def blank(self, index: int) -> Batch:
-    return _row(np.zeros(self._shape, np.uint8), 0, index, False)
-
   def _video(self, jpegs: Sequence[bytes], indices: np.ndarray) -> np.ndarray:
     # A short clip names a frame more than once: decode it once.
-    size = self._shape[1]
     decoded = {
-      i: decode.resize(decode.decode_jpeg(jpegs[i]), size, self._fit)
+      i: decode.resize(decode.decode_jpeg(jpegs[i]), self._size, self._fit)
       for i in set(indices.tolist())
     }
     return np.stack([decoded[i] for i in indices.tolist()])
@@ -195,15 +198,6 @@ class _Reader:
       self._damaged.add(index)
       count = len(self._damaged)
       _log.warning('clip %d is damaged (%d so far): %s', index, count, error)
-
-
-def _row(video: np.ndarray, label: int, index: int, mask: bool) -> Batch:
-  return {
-    'video': video,
-    'label': np.int32(label),
-    'clip': np.int32(index),
-    'mask': np.bool_(mask),
-  }
 
 
 def _batches(

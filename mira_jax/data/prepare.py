@@ -220,6 +220,9 @@ def _prepare_clip(
     video = decode.read_clip(clip.path, short_side=size)
   except MiraInputError as error:
     return Failure(path=clip.clip_id, code=error.code, hint=error.hint)
+  except Exception as error:  # a decoder's own, on bytes nobody thought of
+    hint = f'{type(error).__name__}: {error}'[:200]
+    return Failure(path=clip.clip_id, code='unreadable', hint=hint)
   count, row = len(video.frames), clip.row
   kept = spaced(count, cap)
   numbers = _frame_numbers(clip.path, count)[kept]

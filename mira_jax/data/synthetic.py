@@ -6,19 +6,11 @@ dataset is a function of the arguments of `build` and nothing else.
 
 from __future__ import annotations
 
-import concurrent.futures
-import contextlib
-import multiprocessing
-import os
 import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-import cv2
-import rich.console
-import rich.progress
-
-from mira_jax.data import dataset, decode, faces
+from mira_jax.data import dataset, decode, faces, parallel
 from mira_jax.errors import MiraInputError
 
 FPS = 25.0  # a blink of five frames then lasts 0.2 s, as people's do
@@ -29,7 +21,6 @@ _LIMITS = {
   'size': (16, 1024),
   'num_frames': (8, 1024),
   'seed': (0, 2**32 - 1),
-  'workers': (1, 1024),
 }
 
 
@@ -47,7 +38,7 @@ def build(
   """Draws and writes a dataset; the same bytes for any number of workers.
 
   Workers are spawned: a script that calls this needs the usual
-  `if __name__ == '__main__'`, or workers=1, which spawns none.
+  `if __name__ == '__main__'`, or workers=0, which spawns none.
 
   Args:
     out: the folder to name as the dataset afterwards.
@@ -57,7 +48,7 @@ def build(
     size: pixels per side, 16 or more.
     num_frames: frames per clip, 8 or more.
     seed: of everything that is drawn.
-    workers: processes; None for one per core.
+    workers: processes, see `parallel.runner`.
 
   Returns:
     The folder of the finished dataset, as `dataset.write`.
@@ -65,22 +56,18 @@ def build(
   Raises:
     MiraInputError: with code 'bad_value', or as `dataset.write`.
   """
-  workers = (os.cpu_count() or 1) if workers is None else workers
   counts = {'train': train_clips, 'test': test_clips}
   drawing = {'seed': seed, 'size': size, 'num_frames': num_frames}
-  _check(
-    train_clips=train_clips, test_clips=test_clips, workers=workers, **drawing
-  )
+  _check(train_clips=train_clips, test_clips=test_clips, **drawing)
   if difficulty not in faces.DIFFICULTIES:
     hint = f'use one of {", ".join(faces.DIFFICULTIES)}'
     raise MiraInputError('bad_value', f'difficulty={difficulty}', hint)
   drawing['difficulty'] = difficulty
-  with _bar() as bar, _executor(workers) as mapped:
+  total = sum(counts.values())
+  with parallel.runner(_draw, total, workers, 'drawing faces') as run:
 
     def clips(split: str) -> Iterator[dataset.Clip]:
-      jobs = ((split, i, drawing) for i in range(counts[split]))
-      drawn = mapped(_draw, jobs)
-      yield from bar.track(drawn, counts[split], description=f'draw {split}')
+      return run((split, i, drawing) for i in range(counts[split]))
 
     return dataset.write(
       out,
@@ -114,35 +101,4 @@ def _draw(job: tuple[str, int, dict[str, Any]]) -> dataset.Clip:
     apex=clip.apex,
     offset=clip.offset,
     action_units=clip.action_units,
-  )
-
-
-@contextlib.contextmanager
-def _executor(workers: int):
-  """An ordered `map` over processes, or the plain one for a single worker."""
-  if workers == 1:
-    yield map
-    return
-  pool = concurrent.futures.ProcessPoolExecutor(
-    workers,
-    # Forking a process whose libraries run threads can deadlock.
-    multiprocessing.get_context('spawn'),
-    initializer=cv2.setNumThreads,
-    initargs=(1,),
-  )
-  try:
-    yield lambda function, jobs: pool.map(function, jobs, chunksize=16)
-  finally:
-    pool.shutdown(cancel_futures=True)
-
-
-def _bar() -> rich.progress.Progress:
-  """A progress bar on a terminal, silence elsewhere."""
-  console = rich.console.Console(stderr=True)
-  columns = (
-    *rich.progress.Progress.get_default_columns(),
-    rich.progress.MofNCompleteColumn(),
-  )
-  return rich.progress.Progress(
-    *columns, console=console, disable=not console.is_terminal
   )

@@ -1,8 +1,9 @@
 r"""PyTorch state dicts to flax variables and back, by one table.
 
-The PyTorch names are the reference's (reference_mira A.7). A row of the table
-is (flax path, PyTorch name, how the array is laid out); `(\d+)` in a path is a
-block's index, `\1` in the name repeats it.
+The PyTorch names are those of the authors' code. A row of the
+table is (flax path, PyTorch name, how the array is laid out); `(\d+)` in a path
+is a block's index, `\1` in the name repeats it. Models with scan=True, whose
+blocks are stacked, are not covered.
 """
 
 from __future__ import annotations
@@ -118,7 +119,8 @@ def to_torch(variables: Variables, table: tuple) -> dict[str, np.ndarray]:
   state = {}
   for path, leaf in _flatten(variables):
     name, layout = _lookup(path, table)
-    state[name] = layout.to_torch(np.asarray(leaf))
+    # A copy: safetensors would write a transposed view in the wrong order.
+    state[name] = np.ascontiguousarray(layout.to_torch(np.asarray(leaf)))
   return state
 
 
@@ -127,12 +129,14 @@ def from_torch(
 ) -> Variables:
   """A PyTorch state dict as flax variables shaped like `template`.
 
+  Arrays keep the dtype that they have in the state dict.
+
   Args:
     state: arrays by PyTorch name.
     template: variables of the model, from `init` or `jax.eval_shape`.
     table: CLASSIFIER, AUTOENCODER or ATTENTION.
     allow_missing: regular expression of PyTorch names that may be missing; the
-      template's values stay in their place.
+      template's leaves stay in their place.
 
   Raises:
     MiraInputError: naming every missing, extra and mis-shaped array.

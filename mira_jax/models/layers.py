@@ -40,7 +40,7 @@ def sinusoid(length: int, dim: int) -> np.ndarray:
   """Sine and cosine of the flattened token index, [length, dim] float32.
 
   Channel j of token p has angle `p / 10000 ** (2 * (j // 2) / dim)`, sine where
-  j is even; reference_mira A.3. Computed in float64, stored in float32.
+  j is even; docs/method.md, section 5. In float64, rounded to float32.
   """
   channel = np.arange(dim)
   angle = np.arange(length)[:, None] / 10000.0 ** (2 * (channel // 2) / dim)
@@ -51,7 +51,10 @@ def sinusoid(length: int, dim: int) -> np.ndarray:
 def resize_positions(
   table: Array, old: tuple[int, int, int], new: tuple[int, int, int]
 ) -> Array:
-  """Cubic interpolation of a position table [L, C] to another (T, h, w)."""
+  """Cubic interpolation of a position table [L, C] to another (T, h, w).
+
+  In time as in space; shrinking an axis smooths it first.
+  """
   if old == new:
     return table
   grid = jnp.reshape(table, (*old, -1))
@@ -118,6 +121,8 @@ class Attention(nn.Module):
   def __call__(self, x: Array) -> tuple[Array, Attended]:
     """[B, L, C] -> the output [B, L, C] and what led to it."""
     dim = x.shape[-1]
+    if dim % self.heads:
+      raise ValueError(f'{self.heads} heads do not divide dim {dim}')
     head_shape = (self.heads, dim // self.heads)
     qkv = nn.DenseGeneral(
       (3, *head_shape),
@@ -142,10 +147,16 @@ class Attention(nn.Module):
     return y, attended
 
   def _attend(self, q: Array, k: Array, v: Array) -> Attended:
+    learning = self.is_mutable_collection('mira')
+    if self.train and self._has_ema() and not learning:
+      raise ValueError("statistics='batch_ema' trains with mutable=['mira']")
     past = None
-    if self.mira is not None:
-      # The reference keeps this buffer in every statistics mode; so do we, so
-      # that a conversion back and forth loses nothing.
+    # The reference keeps this buffer in every statistics mode; so do we, so
+    # that a conversion back and forth loses nothing. Where nothing needs it,
+    # the variables of a plain model will do.
+    if self.mira is not None and (
+      learning or self.has_variable('mira', 'confidence')
+    ):
       past = self.variable('mira', 'confidence', self._uniform)
     attended = mira_attention(
       q,
@@ -154,12 +165,15 @@ class Attention(nn.Module):
       num_frames=self.num_frames,
       config=self.mira,
       num_prefix=self.num_prefix,
-      past=past and past.value,
+      past=None if past is None else past.value,
       training=self.train,
     )
-    if self.train and not self.is_initializing() and past is not None:
+    if past is not None and learning and not self.is_initializing():
       past.value = attended.frames.ema.astype(past.value.dtype)
     return attended
+
+  def _has_ema(self) -> bool:
+    return self.mira is not None and self.mira.statistics == 'batch_ema'
 
   def _uniform(self) -> Array:
     return jnp.full((self.num_frames,), 1 / self.num_frames, jnp.float32)
@@ -252,7 +266,7 @@ def block_record(attended: Attended, output: Array) -> Record:
 
   `attention_before`, `attention_after` [B, H, L, L]; `before`, `after` [B, L]
   their key marginals; `output` [B, L, C]; and with MiRA `gain`, `prior`,
-  `score`, `confidence`, `concentration`, each [B or 1, T].
+  `score`, `confidence`, `concentration` (unless N is 1), each [B or 1, T].
   """
   record = {
     'attention_before': attended.before,
@@ -299,6 +313,8 @@ class Encoder(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> tuple[Array, list[Record] | None]:
     """[B, L, C] -> [B, L, C] and, if asked, one record per block."""
+    if not 0 <= self.drop_path < 1:
+      raise ValueError(f'drop_path is {self.drop_path}; use 0 to below 1')
     rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
     block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
     if self.scan:

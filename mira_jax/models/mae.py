@@ -1,4 +1,4 @@
-"""VideoMAE pre-training around the same blocks (reference_mira A.4, D).
+"""VideoMAE pre-training around the same blocks (docs/method.md, section 6).
 
 The encoder, with MiRA, sees only the visible tubelets; a light plain decoder
 predicts the normalised pixels of the masked ones. Tube masks hide the same
@@ -137,7 +137,7 @@ class MaskedAutoencoder(nn.Module):
     Args:
       video: normalised clips.
       mask: [B, L] bool, True where masked, `num_masked` in every row and, with
-        MiRA, the same number in every slot.
+        MiRA, the same number in every slot. Not checked: it is data.
       num_masked: a Python int, since it is a shape.
       train: as in `vivit.ViViT`.
       record: also return the encoder's records.

@@ -1,7 +1,7 @@
 """A video vision transformer (ViViT) with joint space-time attention and MiRA.
 
 The backbone is VideoMAE's, which the reference uses: tubelets, fixed sinusoidal
-positions, pre-norm blocks, mean pooling (reference_mira A.3).
+positions, pre-norm blocks, mean pooling (docs/method.md, section 5).
 """
 
 from __future__ import annotations
@@ -83,6 +83,11 @@ class ViViT(nn.Module):
   @property
   def grid(self) -> tuple[int, int, int]:
     """Tokens in time, height and width that the positions are made for."""
+    if self.frames % self.tubelet or self.image_size % self.patch:
+      raise ValueError(
+        f'frames {self.frames} and image_size {self.image_size} must be '
+        f'multiples of tubelet {self.tubelet} and patch {self.patch}'
+      )
     side = self.image_size // self.patch
     return self.frames // self.tubelet, side, side
 
@@ -109,8 +114,9 @@ class ViViT(nn.Module):
       Logits [B, K] in float32 (at least), and the records if asked.
 
     Raises:
-      ValueError: when the shape of the video does not fit.
+      ValueError: the shape of the video does not fit, or a field is wrong.
     """
+    self._check()
     grid = self._grid_of(video.shape, interpolate_positions)
     x = TubeletEmbed(
       self.dim, self.tubelet, self.patch, self.dtype, name='embed'
@@ -155,6 +161,16 @@ class ViViT(nn.Module):
         name='head',
       )(x)
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+  def _check(self):
+    for name, allowed in (
+      ('pool', ('mean', 'cls')),
+      ('positions', ('sinusoidal', 'learned')),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f'{name} is {getattr(self, name)!r}; use one of {allowed}'
+        )
 
   def _position_table(self) -> Array:
     slots, height, width = self.grid
