@@ -237,7 +237,11 @@ def test_cross_entropy_by_hand():
 @pytest.fixture(scope='module')
 def weights_file(tmp_path_factory):
   state, _ = start()
-  card = {'model': dataclasses.asdict(MODEL), 'class_names': CLASSES}
+  card = {
+    'model': dataclasses.asdict(MODEL),
+    'class_names': CLASSES,
+    'preprocessing': {'rate': 1, 'fit': 'crop'},
+  }
   path = tmp_path_factory.mktemp('weights') / engine.WEIGHTS
   return save_weights(path, state.params, state.mira, card)
 
@@ -312,6 +316,19 @@ def test_the_size_of_the_batch_does_not_change_a_prediction(statistics):
     for size in (4, 16)
   )
   np.testing.assert_allclose(few, many, rtol=1e-5)
+
+
+def test_a_card_that_says_too_little_is_named(weights_file, tmp_path):
+  variables, card = load_weights(weights_file)
+  params, state = variables['params'], variables['mira']
+  for broken, named in (
+    ({**card, 'preprocessing': {'rate': 1}}, 'preprocessing.fit'),
+    ({**card, 'class_names': ['one']}, '3 classes'),
+  ):
+    path = save_weights(tmp_path / 'w', params, state, broken)
+    with pytest.raises(MiraInputError, match=named) as caught:
+      engine.load_file(path)
+    assert caught.value.exit_code == ExitCode.CHECKPOINT
 
 
 def test_engine_names_what_does_not_fit(weights_file, tmp_path):
@@ -436,8 +453,8 @@ def run(place):
 def test_a_run_leaves_everything_behind(run):
   names = {path.name for path in run.iterdir()}
   assert names == {
-    'checkpoints', 'config.json', 'metrics.jsonl', 'tensorboard',
-    'weights.safetensors',
+    'checkpoints', 'config.json', 'curves.npz', 'curves.png', 'metrics.jsonl',
+    'tensorboard', 'weights.safetensors',
   }  # fmt: skip
   lines = (run / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
@@ -456,11 +473,13 @@ def test_a_run_is_evaluated(place, run):
   done = finish(command(place, 'eval.py', f'--workdir={run}', '--views=2'))
   assert done.returncode == 0, done.stderr
   assert 'WAR' in done.stdout
-  scores = json.loads((run / 'eval' / 'scores.json').read_text())
+  (folder,) = (run / 'eval').iterdir()
+  assert folder.name.endswith('-test')
+  scores = json.loads((folder / 'scores.json').read_text())
   assert scores['scores']['clips'] == 9
   assert scores['scores']['war'] > 0.9
   for name in ('confusion.csv', 'confusion.png'):
-    assert (run / 'eval' / name).stat().st_size > 0
+    assert (folder / name).stat().st_size > 0
 
 
 def test_a_stopped_run_resumes_bitwise(place, run):
