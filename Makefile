@@ -11,10 +11,10 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
 	$(BIN)/python eval.py --workdir=$(RUN)
-	$(BIN)/mira draw $(RUN)/clip.mp4
-	$(BIN)/mira predict $(RUN)/clip.mp4 --workdir=$(RUN) --out=$(RUN)/pictures
+	$(BIN)/mira draw $(RUN)/surprise.mp4 --person=5
+	$(BIN)/mira predict $(RUN)/surprise.mp4 --workdir=$(RUN) --out=$(RUN)/pictures
 	@echo
-	@echo "picture of a clip:  $(RUN)/pictures/clip.png"
+	@echo "picture of a clip:  $(RUN)/pictures/surprise.png"
 	@echo "confusion matrix:   $(RUN)/eval/synthetic_faces_macro-test/confusion.png"
 	@echo "your own clip:      $(BIN)/mira predict CLIP --workdir=$(RUN)"
 

@@ -115,7 +115,8 @@ class Engine:
     Args:
       frames: uint8 [F, H, W, 3], all frames of the clip.
       rate: one of so many frames is taken.
-      views: number of windows V, spread over the clip.
+      views: number of windows V, spread over the clip; 1 is cut where they
+        would all be the same.
       fit: how frames become square, see `data.decode.resize`.
 
     Returns:
@@ -128,6 +129,8 @@ class Engine:
         for view in range(views)
       ]
     )
+    if (indices == indices[0]).all():
+      indices = indices[:1]
     square = {
       i: decode.resize(frames[i], model.image_size, fit)
       for i in np.unique(indices)

@@ -103,8 +103,8 @@ def _predict(
   if picture:
     result['picture'] = picture
     title = pathlib.Path(clip).name
-    if count > 1:
-      title += f' · window {count // 2 + 1} of {count}'
+    if len(views) > 1:
+      title += f' · window {len(views) // 2 + 1} of {len(views)}'
     _draw(
       model,
       picture,
