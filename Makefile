@@ -30,7 +30,7 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 
 $(STAMP): pyproject.toml requirements.txt
-	@$(PYTHON) -c 'import sys, ensurepip; assert (3, 11) <= sys.version_info' \
+	@$(PYTHON) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>&- \
 	  || { echo 'needs Python 3.11 or later with venv: make PYTHON=python3.12'; \
 	       exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -37,6 +37,7 @@ class ModelConfig:
   pool: str = 'mean'
   positions: str = 'sinusoidal'
   layer_scale: float | None = None
+  attention: str | None = None  # 'meaning', 'streaming', or None: chosen
   drop_path: float = 0.0
   head_scale: float = 0.001
   remat: bool = False  # less memory, more time
@@ -261,6 +262,7 @@ _RANGES = {
 _CHOICES = {
   'data.fit': ('crop', 'squash'),
   'optim.name': ('adamw', 'muon'),
+  'model.attention': (None, 'meaning', 'streaming'),
   'model.pool': ('mean', 'cls'),
   'model.positions': ('sinusoidal', 'learned'),
   'model.dtype': ('float32', 'bfloat16'),

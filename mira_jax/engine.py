@@ -77,7 +77,8 @@ class Engine:
     self._variables = jax.device_put(variables, where)
 
   def _apply_record(self, variables: PyTree, video: jax.Array):
-    logits, records = self.model.apply(
+    model = self.model.clone(attention=None)  # one that has maps
+    logits, records = model.apply(
       variables, augment.prepare(video), record=True
     )
     # What is left out here is not computed either.

@@ -196,3 +196,12 @@ def test_command_names_a_file_that_cannot_be_read(tmp_path, capsys, broken):
   (tmp_path / broken).write_bytes(b'not what it says')
   assert cli.main(['compare', 'golden', str(tmp_path)]) == ExitCode.USAGE
   assert broken in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('case', CASES, ids=name_of)
+def test_case_passes_without_maps(case):
+  checks = golden.run_case(DIRECTORY, case, 'float64', 'streaming')
+  assert not [check for check in checks if not check.passed]
+  maps = {check.quantity for check in checks if '/attn_' in check.quantity}
+  assert checks
+  assert not maps

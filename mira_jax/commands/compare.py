@@ -18,6 +18,7 @@ import rich.table
 
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import golden
+from mira_jax.kernels.attention import IMPLEMENTATIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -27,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser):
   arguments.add_argument('directory', metavar='DIR')
   arguments.add_argument(
     '--dtype', choices=('float64', 'float32'), default='float64'
+  )
+  arguments.add_argument(
+    '--attention',
+    choices=tuple(IMPLEMENTATIONS),
+    default='meaning',
+    help='its implementation; streaming has no maps to compare',
   )
   arguments.add_argument(
     '--case', action='append', help='only this case (may be repeated)'
@@ -48,10 +55,10 @@ def run(args: argparse.Namespace) -> int:
     cases = [case for case in cases if case['name'] in args.case]
   console = rich.console.Console()
   counts = defaultdict(int)
-  table = _table(f'{args.directory}, {args.dtype}')
+  table = _table(f'{args.directory}, {args.dtype}, {args.attention}')
   for case in cases:
     with console.status(case['name']):
-      checks = golden.run_case(args.directory, case, args.dtype)
+      checks = golden.run_case(args.directory, case, args.dtype, args.attention)
     for check in checks:
       counts[check.passed] += 1
     for check in [max(checks, key=_shortfall)] if args.brief else checks:

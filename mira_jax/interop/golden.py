@@ -76,7 +76,10 @@ def read_cases(directory: str | pathlib.Path) -> list[dict[str, Any]]:
 
 
 def run_case(
-  directory: str | pathlib.Path, case: Mapping[str, Any], dtype: str = 'float64'
+  directory: str | pathlib.Path,
+  case: Mapping[str, Any],
+  dtype: str = 'float64',
+  attention: str = 'meaning',
 ) -> list[Check]:
   """Every quantity of a case, compared.
 
@@ -84,6 +87,8 @@ def run_case(
     directory: where NAME.npz lies.
     case: an entry of `read_cases`.
     dtype: 'float64' or 'float32', of parameters and computation.
+    attention: its implementation, see `kernels.attention`; only 'meaning' has
+      the maps to compare.
   """
   path = pathlib.Path(directory) / f'{case["name"]}.npz'
   if not path.is_file():
@@ -99,8 +104,10 @@ def run_case(
   except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise MiraInputError('bad_case', path, f'{error}') from error
   with jax.enable_x64(dtype == 'float64'):
-    ours = dict(kinds[case['kind']](case, arrays, jnp.dtype(dtype)))
+    ours = dict(kinds[case['kind']](case, arrays, jnp.dtype(dtype), attention))
   uncomputed = _expected(arrays) - ours.keys()
+  if attention != 'meaning':
+    uncomputed = {name for name in uncomputed if '/attn_' not in name}
   if uncomputed:
     raise MiraInputError(
       'bad_case', path, f'nothing here computes {", ".join(sorted(uncomputed))}'
@@ -175,7 +182,7 @@ def mira_config(case: Mapping[str, Any]) -> MiraConfig | None:
   return MiraConfig(mode=case['mode'], statistics=statistics, **values)
 
 
-def _run_attention(case, arrays: Arrays, dtype) -> Iterator:
+def _run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
   """One attention module over the steps of a case; the EMA is carried on."""
   config = mira_config(case)
   module = Attention(
@@ -183,6 +190,7 @@ def _run_attention(case, arrays: Arrays, dtype) -> Iterator:
     num_frames=case['frames'],
     mira=config,
     train=case['training'],
+    implementation=attention,
     dtype=dtype,
   )
   variables = _load(
@@ -211,8 +219,9 @@ def _run_attention(case, arrays: Arrays, dtype) -> Iterator:
     yield from _named(
       {'params': gradients[0]}, torch_names.ATTENTION, prefix + 'grad/'
     )
-    yield prefix + 'attn_before_head0', attended.before[:, 0]
-    yield prefix + 'attn_after_head0', attended.after[:, 0]
+    if attended.before is not None:
+      yield prefix + 'attn_before_head0', attended.before[:, 0]
+      yield prefix + 'attn_after_head0', attended.after[:, 0]
     frames = _reported_statistics(attended.frames, config, params, x, case)
     for name, array in zip(
       ('c', 'H', 'f', 'pi', 'alpha'),
@@ -239,7 +248,7 @@ def _reported_statistics(frames, config, params, x, case):
   return frame_gain(key_energy(keys), case['frames'], config)
 
 
-def _run_classifier(case, arrays: Arrays, dtype) -> Iterator:
+def _run_classifier(case, arrays: Arrays, dtype, attention) -> Iterator:
   model = ViViT(
     dim=case['dim'],
     depth=case['depth'],
@@ -251,6 +260,7 @@ def _run_classifier(case, arrays: Arrays, dtype) -> Iterator:
     tubelet=case['tubelet'],
     mira=mira_config(case),
     mira_last_blocks=case['mira_last_layers'],
+    attention=attention,
     dtype=dtype,
   )
   video = _video(arrays, dtype)
@@ -281,7 +291,7 @@ def _run_classifier(case, arrays: Arrays, dtype) -> Iterator:
   yield from _named(updates or buffers, torch_names.CLASSIFIER, 'buffer_after/')
 
 
-def _run_autoencoder(case, arrays: Arrays, dtype) -> Iterator:
+def _run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
   model = mae.MaskedAutoencoder(
     dim=case['dim'],
     depth=case['depth'],
@@ -292,6 +302,7 @@ def _run_autoencoder(case, arrays: Arrays, dtype) -> Iterator:
     tubelet=case['tubelet'],
     patch=case['patch'],
     mira=mira_config(case),
+    attention=attention,
     dtype=dtype,
   )
   video, mask = _video(arrays, dtype), jnp.asarray(arrays['mask'])

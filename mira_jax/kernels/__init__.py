@@ -1,1 +1,1 @@
-"""Attention operations: their meaning in plain JAX."""
+"""Attention operations: their meaning, and fast implementations of it."""

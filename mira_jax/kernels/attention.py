@@ -1,7 +1,8 @@
-"""What MiRA attention means, in plain JAX.
+"""Attention with MiRA: one operation, and the implementations that serve it.
 
-Every faster implementation must give what these functions give. They hold the
-whole [B, H, L, L] map; softmax and statistics run in at least float32.
+`meaning` is plain JAX on the whole [B, H, L, L] map, a few lines that every
+other implementation must agree with. `streaming` needs O(L) memory. Softmax and
+statistics run in at least float32 everywhere.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mira_jax.kernels import streaming
 from mira_jax.mira import (
   FrameGain,
   MiraConfig,
@@ -29,8 +31,8 @@ class Attended(NamedTuple):
   """The output of attention and all that a person may want to see of it."""
 
   output: Array  # [B, L, H, D]
-  before: Array  # [B, H, L, L] attention without MiRA
-  after: Array  # [B, H, L, L] attention that was used
+  before: Array | None  # [B, H, L, L] attention without MiRA; meaning only
+  after: Array | None  # [B, H, L, L] attention that was used; meaning only
   frames: FrameGain | None  # None without MiRA
 
 
@@ -50,6 +52,21 @@ def attention_map(q: Array, k: Array, bias: Array | None = None) -> Array:
   return jax.nn.softmax(logits)
 
 
+def choose(length: int, platform: str) -> tuple[str, str]:
+  """The implementation for L tokens on a platform ('cpu', 'gpu', 'tpu').
+
+  Returns:
+    Its name, a key of IMPLEMENTATIONS, and why.
+  """
+  if length <= 256:
+    return 'meaning', f'maps of {length} tokens are small'
+  if platform == 'cpu':
+    return 'streaming', 'tiles of the map stay in the cache'
+  if length > 4096:
+    return 'streaming', f'maps of {length} tokens would fill the memory'
+  return 'meaning', f'one head at a time would leave a {platform} idle'
+
+
 def mira_attention(
   q: Array,
   k: Array,
@@ -60,6 +77,7 @@ def mira_attention(
   num_prefix: int = 0,
   past: Array | None = None,
   training: bool = False,
+  implementation: str | None = None,
 ) -> Attended:
   """Multi-head attention over a clip, with MiRA unless `config` is None.
 
@@ -75,12 +93,23 @@ def mira_attention(
       statistics, their gain is 1.
     past: [T] EMA of the confidence, for statistics='batch_ema' in training.
     training: whether a training step is running.
+    implementation: a key of IMPLEMENTATIONS; None takes what `choose` says.
+
+  Raises:
+    ValueError: an unknown implementation.
   """
-  before = after = attention_map(q, k)
-  frames = None
-  if config is not None:
-    exact = config.mode == 'exact'
-    marginal = key_marginal(before) if exact else key_energy(k)
+  if implementation is None:
+    implementation, _ = choose(k.shape[1], jax.default_backend())
+  if implementation not in IMPLEMENTATIONS:
+    raise ValueError(
+      f'implementation is {implementation!r}; use one of '
+      f'{tuple(IMPLEMENTATIONS)}'
+    )
+  attend = IMPLEMENTATIONS[implementation]
+  if config is None:
+    return attend(q, k, v, None, None)
+
+  def estimate(marginal: Array) -> tuple[FrameGain, Array]:
     frames = frame_gain(
       marginal[:, num_prefix:],
       num_frames,
@@ -88,12 +117,40 @@ def mira_attention(
       past=past,
       training=training,
     )
-    gain = key_gain(frames.gain, k.shape[1], num_prefix=num_prefix)
-    if exact:
-      after = redistribute(
-        before, gain, residual_mix=config.residual_mix, floor=config.floor
-      )
-    else:
-      after = attention_map(q, k, log_bias(gain))
+    return frames, key_gain(frames.gain, k.shape[1], num_prefix=num_prefix)
+
+  return attend(q, k, v, config, estimate)
+
+
+def _meaning(q, k, v, config: MiraConfig | None, estimate) -> Attended:
+  before = after = attention_map(q, k)
+  frames = None
+  if config is not None and config.mode == 'exact':
+    frames, gain = estimate(key_marginal(before))
+    after = redistribute(
+      before, gain, residual_mix=config.residual_mix, floor=config.floor
+    )
+  elif config is not None:
+    frames, gain = estimate(key_energy(k))
+    after = attention_map(q, k, log_bias(gain))
   output = jnp.einsum('bhqk,bkhd->bqhd', after.astype(v.dtype), v)
   return Attended(output, before, after, frames)
+
+
+def _streaming(q, k, v, config: MiraConfig | None, estimate) -> Attended:
+  frames = None
+  if config is not None and config.mode == 'exact':
+    frames, gain = estimate(streaming.attention_marginal(q, k))
+    output = streaming.redistributed_attention(
+      q, k, v, gain, residual_mix=config.residual_mix, floor=config.floor
+    )
+  else:
+    bias = jnp.zeros((1, k.shape[1]))
+    if config is not None:
+      frames, gain = estimate(key_energy(k))
+      bias = log_bias(gain)
+    output = streaming.biased_attention(q, k, v, bias)
+  return Attended(output, None, None, frames)
+
+
+IMPLEMENTATIONS = {'meaning': _meaning, 'streaming': _streaming}

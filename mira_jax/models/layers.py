@@ -107,6 +107,8 @@ class Attention(nn.Module):
     mira: None is plain attention, with the same parameters.
     num_prefix: leading tokens of no frame.
     train: whether a training step is running.
+    implementation: of attention, see `kernels.attention`; None chooses.
+    keep_maps: whether None must choose one that returns attention maps.
   """
 
   heads: int
@@ -114,6 +116,8 @@ class Attention(nn.Module):
   mira: MiraConfig | None = None
   num_prefix: int = 0
   train: bool = False
+  implementation: str | None = None
+  keep_maps: bool = False
   kernel_init: Callable[..., Array] = default_init
   dtype: Dtype = jnp.float32
 
@@ -167,6 +171,8 @@ class Attention(nn.Module):
       num_prefix=self.num_prefix,
       past=None if past is None else past.value,
       training=self.train,
+      implementation=self.implementation
+      or ('meaning' if self.keep_maps else None),
     )
     if past is not None and learning and not self.is_initializing():
       past.value = attended.frames.ema.astype(past.value.dtype)
@@ -206,6 +212,7 @@ class Block(nn.Module):
     mlp_ratio: hidden width of the MLP over C.
     layer_scale: start value of a learned per-channel scale on both branches;
       None leaves it out.
+    attention: its implementation, see `kernels.attention`; None chooses.
     drop_path: whether to draw which clips lose a branch (rng 'dropout').
     record: whether to return what a person may want to see.
   """
@@ -216,6 +223,7 @@ class Block(nn.Module):
   num_prefix: int = 0
   mlp_ratio: float = 4.0
   layer_scale: float | None = None
+  attention: str | None = None
   train: bool = False
   drop_path: bool = False
   record: bool = False
@@ -228,13 +236,15 @@ class Block(nn.Module):
   ) -> tuple[Array, Record | None]:
     """[B, L, C] -> [B, L, C] and the record of `block_record`, if asked."""
     y, attended = Attention(
-      self.heads,
-      self.num_frames,
-      self.mira,
-      self.num_prefix,
-      self.train,
-      self.kernel_init,
-      self.dtype,
+      heads=self.heads,
+      num_frames=self.num_frames,
+      mira=self.mira,
+      num_prefix=self.num_prefix,
+      train=self.train,
+      implementation=self.attention,
+      keep_maps=self.record,
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
       name='attn',
     )(layer_norm(self.dtype, 'norm1')(x))
     x = x + self._branch(y, drop_rate, 'scale1')
@@ -264,17 +274,19 @@ class Block(nn.Module):
 def block_record(attended: Attended, output: Array) -> Record:
   """What a person may want to see of a block, by name.
 
-  `attention_before`, `attention_after` [B, H, L, L]; `before`, `after` [B, L]
-  their key marginals; `output` [B, L, C]; and with MiRA `gain`, `prior`,
-  `score`, `confidence`, `concentration` (unless N is 1), each [B or 1, T].
+  `attention_before`, `attention_after` [B, H, L, L] and `before`, `after`
+  [B, L], their key marginals, unless an implementation without maps was asked
+  for; `output` [B, L, C]; and with MiRA `gain`, `prior`, `score`, `confidence`,
+  `concentration` (unless N is 1), each [B or 1, T].
   """
-  record = {
-    'attention_before': attended.before,
-    'attention_after': attended.after,
-    'before': key_marginal(attended.before),
-    'after': key_marginal(attended.after),
-    'output': output,
-  }
+  record = {'output': output}
+  if attended.before is not None:
+    record |= {
+      'attention_before': attended.before,
+      'attention_after': attended.after,
+      'before': key_marginal(attended.before),
+      'after': key_marginal(attended.after),
+    }
   if attended.frames is not None:
     frames = attended.frames._asdict()
     del frames['ema']
@@ -302,6 +314,7 @@ class Encoder(nn.Module):
   num_prefix: int = 0
   mlp_ratio: float = 4.0
   layer_scale: float | None = None
+  attention: str | None = None
   drop_path: float = 0.0
   remat: bool = False
   scan: bool = False
@@ -355,16 +368,17 @@ class Encoder(nn.Module):
 
   def _make(self, block, mira: MiraConfig | None, name: str) -> nn.Module:
     return block(
-      self.heads,
-      self.num_frames,
-      mira,
-      self.num_prefix,
-      self.mlp_ratio,
-      self.layer_scale,
-      self.train,
-      self.train and self.drop_path > 0,
-      self.record,
-      self.kernel_init,
-      self.dtype,
+      heads=self.heads,
+      num_frames=self.num_frames,
+      mira=mira,
+      num_prefix=self.num_prefix,
+      mlp_ratio=self.mlp_ratio,
+      layer_scale=self.layer_scale,
+      attention=self.attention,
+      train=self.train,
+      drop_path=self.train and self.drop_path > 0,
+      record=self.record,
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
       name=name,
     )

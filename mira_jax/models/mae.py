@@ -117,6 +117,7 @@ class MaskedAutoencoder(nn.Module):
   mlp_ratio: float = 4.0
   mira: MiraConfig | None = None
   mira_last_blocks: int | None = None
+  attention: str | None = None
   drop_path: float = 0.0
   remat: bool = False
   scan: bool = False
@@ -192,6 +193,7 @@ class MaskedAutoencoder(nn.Module):
       mira=mira,
       mira_last_blocks=self.mira_last_blocks,
       mlp_ratio=self.mlp_ratio,
+      attention=self.attention,
       drop_path=self.drop_path,
       remat=self.remat,
       scan=self.scan,

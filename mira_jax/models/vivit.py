@@ -53,6 +53,8 @@ class ViViT(nn.Module):
     pool: 'mean' over all tokens, then norm; or 'cls', a learned token.
     positions: 'sinusoidal' (fixed) or 'learned'.
     layer_scale: start value of the per-channel branch scales; None is none.
+    attention: 'meaning' or 'streaming', see `kernels.attention`; None chooses
+      by platform and length.
     drop_path: drop-path rate of the last block.
     head_scale: factor on the initial head weights.
     remat: recompute blocks in the backward pass.
@@ -74,6 +76,7 @@ class ViViT(nn.Module):
   pool: Literal['mean', 'cls'] = 'mean'
   positions: Literal['sinusoidal', 'learned'] = 'sinusoidal'
   layer_scale: float | None = None
+  attention: str | None = None
   drop_path: float = 0.0
   head_scale: float = 0.001
   remat: bool = False
@@ -137,6 +140,7 @@ class ViViT(nn.Module):
       num_prefix=num_prefix,
       mlp_ratio=self.mlp_ratio,
       layer_scale=self.layer_scale,
+      attention=self.attention,
       drop_path=self.drop_path,
       remat=self.remat,
       scan=self.scan,
