@@ -146,7 +146,7 @@ class Engine:
 
     Returns:
       Probabilities [B, K], and per block the small arrays (of frames and
-      tokens, not the maps) of `layers.block_record`.
+      tokens, not the maps) of `encoder.block_record`.
     """
     self._check(video)
     return jax.device_get(self._record(self._variables, video))

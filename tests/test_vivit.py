@@ -13,7 +13,8 @@ from oracle import formula_state, formula_video
 
 from mira_jax.interop import torch_names
 from mira_jax.mira import MiraConfig
-from mira_jax.models.layers import Block, resize_positions, sinusoid
+from mira_jax.models.encoder import Block
+from mira_jax.models.layers import resize_positions, sinusoid
 from mira_jax.models.vivit import SIZES, ViViT
 
 TINY = {

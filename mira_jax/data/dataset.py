@@ -244,13 +244,15 @@ def _sole_writer(out: pathlib.Path) -> Iterator[None]:
   """Holds a lock that the system drops when the process ends in any way."""
   try:
     out.mkdir(parents=True, exist_ok=True)
-    with (out / '.lock').open('w') as lock:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      yield
-  except BlockingIOError as error:
-    raise _data_error('locked', out, 'another run writes here') from error
+    lock = (out / '.lock').open('w')
   except OSError as error:
     raise _data_error('not_written', out, str(error)) from error
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise _data_error('locked', out, 'another run writes here') from error
+    yield
 
 
 def _data_error(code: str, path: Any, hint: str) -> MiraInputError:

@@ -16,9 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mira_jax.mira import MiraConfig
+from mira_jax.models.encoder import Encoder, Record
 from mira_jax.models.layers import (
-  Encoder,
-  Record,
   TubeletEmbed,
   layer_norm,
   sinusoid,

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mira_jax.mira import MiraConfig
+from mira_jax.models.encoder import Encoder, Record
 from mira_jax.models.layers import (
-  Encoder,
-  Record,
   TubeletEmbed,
   default_init,
   layer_norm,
@@ -109,7 +108,7 @@ class ViViT(nn.Module):
       video: [B, F, H, W, 3], normalised.
       train: drop path is drawn (rng 'dropout') and MiRA's EMA moves on
         (collection 'mira').
-      record: also return, per block, the arrays of `layers.block_record`.
+      record: also return, per block, the arrays of `encoder.block_record`.
       interpolate_positions: accept other F, H, W than the model's own and
         interpolate the positions.
 

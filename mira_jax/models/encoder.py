@@ -1,0 +1,202 @@
+"""Transformer blocks and stacks of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from mira_jax.kernels.attention import Attended
+from mira_jax.mira import MiraConfig, key_marginal
+from mira_jax.models.layers import (
+  Attention,
+  Dtype,
+  Mlp,
+  default_init,
+  layer_norm,
+)
+
+Array = jax.Array
+Record = dict[str, Array]
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block.
+
+  Attributes:
+    mlp_ratio: hidden width of the MLP over C.
+    layer_scale: start value of a learned per-channel scale on both branches;
+      None leaves it out.
+    attention: its implementation, see `kernels.attention`; None chooses.
+    drop_path: whether to draw which clips lose a branch (rng 'dropout').
+    record: whether to return what a person may want to see.
+  """
+
+  heads: int
+  num_frames: int
+  mira: MiraConfig | None = None
+  num_prefix: int = 0
+  mlp_ratio: float = 4.0
+  layer_scale: float | None = None
+  attention: str | None = None
+  train: bool = False
+  drop_path: bool = False
+  record: bool = False
+  kernel_init: Callable[..., Array] = default_init
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Array, drop_rate: Array | float
+  ) -> tuple[Array, Record | None]:
+    """[B, L, C] -> [B, L, C] and the record of `block_record`, if asked."""
+    y, attended = Attention(
+      heads=self.heads,
+      num_frames=self.num_frames,
+      mira=self.mira,
+      num_prefix=self.num_prefix,
+      train=self.train,
+      implementation=self.attention,
+      keep_maps=self.record,
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
+      name='attn',
+    )(layer_norm(self.dtype, 'norm1')(x))
+    x = x + self._branch(y, drop_rate, 'scale1')
+    y = Mlp(
+      int(x.shape[-1] * self.mlp_ratio),
+      self.kernel_init,
+      self.dtype,
+      name='mlp',
+    )(layer_norm(self.dtype, 'norm2')(x))
+    x = x + self._branch(y, drop_rate, 'scale2')
+    return x, block_record(attended, x) if self.record else None
+
+  def _branch(self, y: Array, drop_rate: Array | float, name: str) -> Array:
+    """Layer scale and drop path (each clip loses the branch with drop_rate)."""
+    if self.layer_scale is not None:
+      init = nn.initializers.constant(self.layer_scale)
+      y = y * self.param(name, init, (y.shape[-1],)).astype(y.dtype)
+    if self.drop_path:
+      keep = 1 - jnp.asarray(drop_rate, jnp.float32)
+      kept = jax.random.bernoulli(
+        self.make_rng('dropout'), keep, (y.shape[0], 1, 1)
+      )
+      y = jnp.where(kept, y / keep.astype(y.dtype), 0)
+    return y
+
+
+def block_record(attended: Attended, output: Array) -> Record:
+  """What a person may want to see of a block, by name.
+
+  `attention_before`, `attention_after` [B, H, L, L] and `before`, `after`
+  [B, L], their key marginals, unless an implementation without maps was asked
+  for; `output` [B, L, C]; and with MiRA `gain`, `prior`, `score`, `confidence`,
+  `concentration` (unless N is 1), each [B or 1, T].
+  """
+  record = {'output': output}
+  if attended.before is not None:
+    record |= {
+      'attention_before': attended.before,
+      'attention_after': attended.after,
+      'before': key_marginal(attended.before),
+      'after': key_marginal(attended.after),
+    }
+  if attended.frames is not None:
+    frames = attended.frames._asdict()
+    del frames['ema']
+    record |= {name: x for name, x in frames.items() if x is not None}
+  return record
+
+
+class Encoder(nn.Module):
+  """A stack of blocks, MiRA in the last of them.
+
+  Attributes:
+    mira_last_blocks: how many blocks have MiRA, counted from the end; None is
+      all of them.
+    drop_path: rate of the last block; rates rise linearly from 0.
+    remat: recompute each block in the backward pass instead of storing it.
+    scan: compile one block and loop over stacked parameters (`blocks`, with a
+      leading depth axis, instead of `block_0`, `block_1`, ...).
+  """
+
+  depth: int
+  heads: int
+  num_frames: int
+  mira: MiraConfig | None = None
+  mira_last_blocks: int | None = None
+  num_prefix: int = 0
+  mlp_ratio: float = 4.0
+  layer_scale: float | None = None
+  attention: str | None = None
+  drop_path: float = 0.0
+  remat: bool = False
+  scan: bool = False
+  train: bool = False
+  record: bool = False
+  kernel_init: Callable[..., Array] = default_init
+  dtype: Dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: Array) -> tuple[Array, list[Record] | None]:
+    """[B, L, C] -> [B, L, C] and, if asked, one record per block."""
+    if not 0 <= self.drop_path < 1:
+      raise ValueError(f'drop_path is {self.drop_path}; use 0 to below 1')
+    rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
+    block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+    if self.scan:
+      return self._scan(block, x, rates)
+    records = []
+    for i, rate in enumerate(rates):
+      mira = self.mira if i >= self._first_mira() else None
+      x, record = self._make(block, mira, name=f'block_{i}')(x, rate)
+      records.append(record)
+    return x, records if self.record else None
+
+  def _first_mira(self) -> int:
+    last = self.mira_last_blocks
+    return 0 if last is None else max(0, self.depth - last)
+
+  def _scan(self, block, x: Array, rates: np.ndarray):
+    if self.mira is not None and self._first_mira() > 0:
+      raise ValueError(
+        f'scan needs the same attention in every block, but MiRA is in the '
+        f'last {self.mira_last_blocks} of {self.depth}; set '
+        'mira_last_blocks=None or scan=False'
+      )
+    scanned = nn.scan(
+      block,
+      variable_axes={'params': 0, 'mira': 0},
+      split_rngs={'params': True, 'dropout': True},
+      length=self.depth,
+    )
+    x, stacked = self._make(scanned, self.mira, name='blocks')(
+      x, jnp.asarray(rates)
+    )
+    if not self.record:
+      return x, None
+    return x, [
+      jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+      for i in range(self.depth)
+    ]
+
+  def _make(self, block, mira: MiraConfig | None, name: str) -> nn.Module:
+    return block(
+      heads=self.heads,
+      num_frames=self.num_frames,
+      mira=mira,
+      num_prefix=self.num_prefix,
+      mlp_ratio=self.mlp_ratio,
+      layer_scale=self.layer_scale,
+      attention=self.attention,
+      train=self.train,
+      drop_path=self.train and self.drop_path > 0,
+      record=self.record,
+      kernel_init=self.kernel_init,
+      dtype=self.dtype,
+      name=name,
+    )
