@@ -1,6 +1,6 @@
 """MiRA attention in O(L) memory, in plain XLA, for every platform.
 
-One head at a time, a few hundred whole rows of its map at a time. A tile of
+One head at a time, some hundred whole rows of its map at a time. A tile of
 [rows, L] stays in a processor's cache, and since its rows are whole there is no
 online softmax, and every row sum of the backward pass is at hand. What is kept
 for the backward pass is q, k, v and one log-sum-exp per row.
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-ROWS = 400  # of a tile, at most: [400, 1568] of float32 fits a cache
+TILE = 800 * 1568  # numbers in a tile, at most: 5 MB of float32
 
 
 def biased_attention(q: Array, k: Array, v: Array, bias: Array) -> Array:
@@ -109,7 +109,7 @@ def _from_heads(x: Array) -> Array:
 def _tiles(x: Array, fill: float = 0.0) -> Array:
   """Rows [L, ...] -> tiles [n, rows, ...], the last one filled up."""
   length = x.shape[0]
-  count = -(-length // ROWS)
+  count = -(-length // max(TILE // length, 1))
   rows = -(-length // count)
   pad = [(0, count * rows - length)] + [(0, 0)] * (x.ndim - 1)
   return jnp.pad(x, pad, constant_values=fill).reshape(
