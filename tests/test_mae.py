@@ -289,3 +289,10 @@ def test_mask_token_starts_within_its_bounds():
   token = model_and_inputs()[1]['params']['mask_token']
   assert np.abs(token).max() <= 0.02
   assert np.unique(token).size == 16
+
+
+def test_a_video_of_another_size_is_named():
+  with pytest.raises(ValueError, match=r'\(16, 30, 32\).*multiple of'):
+    tubelet_targets(jnp.zeros((1, 16, 30, 32, 3)), tubelet=2, patch=16)
+  with pytest.raises(ValueError, match=r'\(16, 30, 30\).*multiple of'):
+    shapes_of(MaskedAutoencoder(**TINY), size=30)

@@ -68,10 +68,45 @@ def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
   )
 
 
+def token_grid(
+  shape: tuple[int, ...], tubelet: int, patch: int
+) -> tuple[int, int, int]:
+  """Tokens in time, height and width of a video [B, F, H, W, 3].
+
+  Raises:
+    ValueError: another shape, or sizes that are no multiples.
+  """
+  if len(shape) != 5 or shape[-1] != 3:
+    raise ValueError(f'video is {shape}; it must be [B, F, H, W, 3]')
+  sizes, units = shape[1:4], (tubelet, patch, patch)
+  if any(size % unit for size, unit in zip(sizes, units, strict=True)):
+    raise ValueError(
+      f'video is {sizes} (F, H, W); each must be a multiple of {units} '
+      '(tubelet, patch, patch)'
+    )
+  t, h, w = (size // unit for size, unit in zip(sizes, units, strict=True))
+  return t, h, w
+
+
+def tubelets(video: Array, tubelet: int, patch: int) -> Array:
+  """Cuts [B, F, H, W, 3] into tokens [B, L, tubelet * patch * patch, 3].
+
+  Tokens run over time, then height, then width, and so do pixels within them.
+  """
+  t, h, w = token_grid(video.shape, tubelet, patch)
+  return einops.rearrange(
+    video,
+    'b (t dt) (h dh) (w dw) c -> b (t h w) (dt dh dw) c',
+    t=t,
+    h=h,
+    w=w,
+  )
+
+
 class TubeletEmbed(nn.Module):
   """Linear map of every t x p x p tubelet: [B, F, H, W, 3] -> [B, L, C].
 
-  Tokens run over time, then height, then width.
+  Tokens are those of `tubelets`.
   """
 
   dim: int
@@ -86,13 +121,9 @@ class TubeletEmbed(nn.Module):
     kernel = self.param('kernel', init, (*size, self.dim))
     bias = self.param('bias', init, (self.dim,))
     video, kernel, bias = (x.astype(self.dtype) for x in (video, kernel, bias))
-    # One matrix product: a strided convolution, but faster on every backend.
+    # A convolution whose stride is its kernel is one matrix product.
     x = einops.rearrange(
-      video,
-      'b (t dt) (h dh) (w dw) c -> b (t h w) (dt dh dw c)',
-      dt=self.tubelet,
-      dh=self.patch,
-      dw=self.patch,
+      tubelets(video, self.tubelet, self.patch), 'b l p c -> b l (p c)'
     )
     return x @ kernel.reshape(-1, self.dim) + bias
 

@@ -21,7 +21,9 @@ from mira_jax.models.layers import (
   TubeletEmbed,
   layer_norm,
   sinusoid,
+  token_grid,
   torch_uniform,
+  tubelets,
 )
 
 Array = jax.Array
@@ -78,13 +80,7 @@ def tubelet_targets(
   Returns:
     [B, L, tubelet * patch * patch * 3], channel fastest.
   """
-  x = einops.rearrange(
-    video,
-    'b (t dt) (h dh) (w dw) c -> b (t h w) (dt dh dw) c',
-    dt=tubelet,
-    dh=patch,
-    dw=patch,
-  )
+  x = tubelets(video, tubelet, patch)
   if normalise:
     mean = x.mean(axis=2, keepdims=True)
     x = (x - mean) / (x.std(axis=2, ddof=1, keepdims=True) + 1e-6)
@@ -142,7 +138,7 @@ class MaskedAutoencoder(nn.Module):
       train: as in `vivit.ViViT`.
       record: also return the encoder's records.
     """
-    slots = video.shape[1] // self.tubelet
+    slots, _, _ = token_grid(video.shape, self.tubelet, self.patch)
     visible, masked = split_tokens(mask, num_masked)
     x = TubeletEmbed(
       self.dim, self.tubelet, self.patch, self.dtype, name='embed'

@@ -20,6 +20,7 @@ from mira_jax.models.layers import (
   layer_norm,
   resize_positions,
   sinusoid,
+  token_grid,
 )
 
 Array = jax.Array
@@ -185,19 +186,11 @@ class ViViT(nn.Module):
   def _grid_of(
     self, shape: tuple[int, ...], interpolate: bool
   ) -> tuple[int, int, int]:
-    """The token grid of a video shape, checked."""
-    if len(shape) != 5 or shape[-1] != 3:
-      raise ValueError(f'video is {shape}; it must be [B, F, H, W, 3]')
-    sizes, units = shape[1:4], (self.tubelet, self.patch, self.patch)
-    if any(size % unit for size, unit in zip(sizes, units, strict=True)):
+    """The token grid of a video shape, which must be the model's own."""
+    grid = token_grid(shape, self.tubelet, self.patch)
+    if grid != self.grid and not interpolate:
       raise ValueError(
-        f'video is {sizes} (F, H, W); each must be a multiple of {units} '
-        '(tubelet, patch, patch)'
-      )
-    t, h, w = (size // unit for size, unit in zip(sizes, units, strict=True))
-    if (t, h, w) != self.grid and not interpolate:
-      raise ValueError(
-        f'video has {(t, h, w)} tokens in (time, height, width), the model '
+        f'video has {grid} tokens in (time, height, width), the model '
         f'{self.grid}; resample it, or pass interpolate_positions=True'
       )
-    return t, h, w
+    return grid
