@@ -17,7 +17,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.metrics import average_views
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import ViViT
-from mira_jax.weights import load_weights
+from mira_jax.weights import flatten, load_weights
 
 PyTree = Any
 Record = dict[str, np.ndarray]
@@ -254,10 +254,7 @@ def _check_variables(
   size = (1, model.frames, model.image_size, model.image_size, 3)
   expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(size))
   want, have = (
-    {
-      jax.tree_util.keystr(where, simple=True, separator='/'): leaf.shape
-      for where, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    {name: leaf.shape for name, leaf in flatten(tree).items()}
     for tree in (expected, variables)
   )
   wrong = [n for n in sorted(want | have) if want.get(n) != have.get(n)]

@@ -18,7 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 PyTree = Any
 
 # First match wins. Left: where in the train state or the variables, such as
-# 'params/blocks_0/attn/qkv/kernel'. Right: mesh axis of each array axis.
+# 'params/encoder/block_0/attn/qkv/kernel'. Right: mesh axis of each array axis.
 RULES = (
   (r'.*', PartitionSpec()),  # everything is copied to every device
 )

@@ -1,8 +1,8 @@
 """Weights in one safetensors file that needs nothing beside it.
 
-Tensors are named by their path, 'params/blocks_0/attn/qkv/kernel'. The header
-carries a card: JSON with the model's fields, the class names and how clips are
-prepared. Nothing in such a file can run code.
+Tensors are named by their path, 'params/encoder/block_0/attn/qkv/kernel'. The
+header carries a card: JSON with the model's fields, the class names and how
+clips are prepared. Nothing in such a file can run code.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ from mira_jax.errors import ExitCode, MiraInputError
 PyTree = Any
 
 
-def flatten(tree: PyTree) -> dict[str, np.ndarray]:
-  """Nested dicts of arrays -> one dict with '/'-joined names."""
+def flatten(tree: PyTree) -> dict[str, Any]:
+  """Nested dicts -> one dict of their leaves with '/'-joined names."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator='/'): np.asarray(leaf)
-    for path, leaf in leaves
-  }
+  return {path_name(path): leaf for path, leaf in leaves}
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """The name of a leaf from its path in a tree of dicts."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def save_weights(
   """Writes a weights file; whatever was at `path` stays until it is complete.
 
   Args:
-    path: the file, by custom '.safetensors'.
+    path: the file; its name should end in '.safetensors'.
     params: the 'params' collection.
     state: the 'mira' collection; {} for a plain model.
     card: JSON-able; what `load_weights` gives back.

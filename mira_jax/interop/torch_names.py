@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.weights import flatten, path_name
 
 Variables = Mapping[str, Any]
 StateDict = Mapping[str, np.ndarray]
@@ -117,7 +118,7 @@ def to_torch(variables: Variables, table: tuple) -> dict[str, np.ndarray]:
     ValueError: for a variable that the table does not name.
   """
   state = {}
-  for path, leaf in _flatten(variables):
+  for path, leaf in flatten(variables).items():
     name, layout = _lookup(path, table)
     # A copy: safetensors would write a transposed view in the wrong order.
     state[name] = np.ascontiguousarray(layout.to_torch(np.asarray(leaf)))
@@ -141,15 +142,16 @@ def from_torch(
   Raises:
     MiraInputError: naming every missing, extra and mis-shaped array.
   """
-  rows = {path: _lookup(path, table) for path, _ in _flatten(template)}
+  leaves = flatten(template)
+  rows = {path: _lookup(path, table) for path in leaves}
   expected = {}
-  for path, leaf in _flatten(template):
+  for path, leaf in leaves.items():
     name, layout = rows[path]
     expected[name] = layout.to_torch(np.empty(leaf.shape, np.bool_)).shape
   _check_names(state, expected, allow_missing)
 
   def convert(path, leaf):
-    name, layout = rows[_join(path)]
+    name, layout = rows[path_name(path)]
     if name not in state:
       return leaf
     array = layout.to_flax(np.asarray(state[name])).reshape(leaf.shape)
@@ -194,12 +196,3 @@ def _lookup(path: str, table: tuple) -> tuple[str, Layout]:
     if match:
       return match.expand(name), layout
   raise ValueError(f'{path} has no PyTorch name in this table')
-
-
-def _flatten(variables: Variables) -> list[tuple[str, Any]]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(variables)
-  return [(_join(path), leaf) for path, leaf in leaves]
-
-
-def _join(path: tuple) -> str:
-  return '/'.join(entry.key for entry in path)
