@@ -16,6 +16,7 @@ from typing import Any
 
 from mira_jax.augment import Augment
 from mira_jax.errors import MiraInputError
+from mira_jax.kernels.dispatch import IMPLEMENTATIONS
 from mira_jax.mira import MiraConfig
 
 
@@ -37,7 +38,7 @@ class ModelConfig:
   pool: str = 'mean'
   positions: str = 'sinusoidal'
   layer_scale: float | None = None
-  attention: str | None = None  # 'meaning', 'streaming', or None: chosen
+  attention: str | None = None  # an implementation, or None: chosen
   drop_path: float = 0.0
   head_scale: float = 0.001
   remat: bool = False  # less memory, more time
@@ -262,7 +263,7 @@ _RANGES = {
 _CHOICES = {
   'data.fit': ('crop', 'squash'),
   'optim.name': ('adamw', 'muon'),
-  'model.attention': (None, 'meaning', 'streaming'),
+  'model.attention': (None, *IMPLEMENTATIONS),
   'model.pool': ('mean', 'cls'),
   'model.positions': ('sinusoidal', 'learned'),
   'model.dtype': ('float32', 'bfloat16'),

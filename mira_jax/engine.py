@@ -78,9 +78,10 @@ class Engine:
 
   def _apply_record(self, variables: PyTree, video: jax.Array):
     model = self.model.clone(attention=None)  # one that has maps
-    logits, records = model.apply(
-      variables, augment.prepare(video), record=True
-    )
+    with sharding.ambient(self._mesh):
+      logits, records = model.apply(
+        variables, augment.prepare(video), record=True
+      )
     # What is left out here is not computed either.
     small = [
       {name: x for name, x in record.items() if x.ndim == 2}

@@ -56,6 +56,9 @@ class MiraConfig:
   power_eps: float = 1e-6  # added to the score before the power
   residual_mix: float = 0.5  # eta: 0 keeps the attention, 1 replaces it
   floor: float = 1e-3  # epsilon: uniform share of a redistributed row
+  # False takes the gain as a constant, as flashlite always does: a cheaper
+  # backward pass, but no longer the reference's gradient.
+  gain_gradient: bool = True
   # Flashlite only:
   temperature: float = 0.17  # tau: multiplies the score in the softmax
 
@@ -171,7 +174,7 @@ def frame_gain(
 
   Gradients flow through confidence and concentration into the gain in exact
   mode, but not through the confidence that the prior is divided by, nor through
-  an EMA. In flashlite mode the gain is a constant.
+  an EMA. In flashlite mode, and without gain_gradient, the gain is a constant.
 
   Args:
     marginal: [B, L], the key marginal (exact) or key energy (flashlite).
@@ -188,7 +191,7 @@ def frame_gain(
     ValueError: num_frames does not divide L, or `past` is missing or not [T].
   """
   exact = config.mode == 'exact'
-  if not exact:
+  if not (exact and config.gain_gradient):
     marginal = jax.lax.stop_gradient(marginal)
   own, concentration = frame_statistics(
     marginal, num_frames, confidence_floor=1e-6 if exact else 0.0

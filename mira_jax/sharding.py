@@ -34,6 +34,14 @@ def make_mesh() -> Mesh:
   )
 
 
+def ambient(mesh: Mesh):
+  """Context in which traced code knows the mesh: attention's kernels need it.
+
+  Like `jax.set_mesh`, but also inside a function that is being traced.
+  """
+  return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
   """Sharding of every leaf of `tree` (arrays or shapes), by RULES."""
 

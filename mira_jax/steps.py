@@ -140,9 +140,10 @@ def make_train_step(
 
   def step(state: TrainState, batch: Batch, key: Array):
     key = jax.random.fold_in(key, state.step)
-    (loss, (logits, mira)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-      state.params, state.mira, batch, key
-    )
+    with sharding.ambient(mesh):
+      (loss, (logits, mira)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, state.mira, batch, key
+      )
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     correct = logits.argmax(-1) == batch['label']
     metrics = {
@@ -176,7 +177,8 @@ def make_eval_step(
   """
 
   def step(variables: PyTree, batch: Batch) -> dict[str, Array]:
-    logits = model.apply(variables, augment.prepare(batch['video']))
+    with sharding.ambient(mesh):
+      logits = model.apply(variables, augment.prepare(batch['video']))
     rest = {name: x for name, x in batch.items() if name != 'video'}
     return {'probabilities': jax.nn.softmax(logits), **rest}
 

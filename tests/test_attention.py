@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from plain_passes import PASSES
 
-from mira_jax.kernels import streaming
+from mira_jax.kernels import cudnn, dispatch, flash, meaning, streaming
 from mira_jax.kernels.attention import (
-  IMPLEMENTATIONS,
-  attention_map,
-  choose,
+  attention_marginal,
   mira_attention,
+  redistributed_attention,
 )
-from mira_jax.mira import MiraConfig, key_marginal, redistribute
+from mira_jax.mira import MiraConfig
 
 CONFIGS = {
   'plain': None,
@@ -47,9 +48,16 @@ def relative(ours, meaning):
   return float(jnp.abs(ours - meaning).max() / jnp.abs(meaning).max())
 
 
-@pytest.mark.parametrize(
-  'name', [name for name in IMPLEMENTATIONS if name != 'meaning']
-)
+@pytest.fixture(autouse=True)
+def passes(monkeypatch):
+  """The algebra of `flash`, on passes that are plain JAX."""
+  implementation = dispatch.Implementation(
+    lambda: flash.operations(PASSES), lambda request: None
+  )
+  monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'passes', implementation)
+
+
+@pytest.mark.parametrize('name', ['streaming', 'passes'])
 class TestImplementation:
   """Value and every gradient, for all configurations, shapes and dtypes."""
 
@@ -85,6 +93,52 @@ class TestImplementation:
       np.testing.assert_allclose(a, b, rtol=1e-11)
     for a, b in zip(ours[2], meaning[2], strict=True):
       assert relative(a, b) < 1e-10
+
+  @pytest.mark.parametrize('gain_gradient', [True, False])
+  @pytest.mark.parametrize(('mix', 'floor'), [(0.5, 1e-3), (1, 0), (1, 0.2)])
+  def test_is_differentiable_by_the_gain(
+    self, x64, monkeypatch, name, mix, floor, gain_gradient
+  ):
+    monkeypatch.setattr(streaming, 'TILE', 7 * 24)
+    q, k, v, weight = draw((2, 24, 2, 4))
+    gain = jnp.asarray(np.random.default_rng(1).uniform(0.5, 1.6, (2, 24)))
+
+    def loss(implementation, *x):
+      y = redistributed_attention(
+        *x,
+        residual_mix=mix,
+        floor=floor,
+        gain_gradient=gain_gradient,
+        implementation=implementation,
+      )
+      return (y * weight).sum()
+
+    ours, meaning = (
+      jax.grad(functools.partial(loss, which), (0, 1, 2, 3))(q, k, v, gain)
+      for which in (name, 'meaning')
+    )
+    assert (np.abs(meaning[3]).max() > 0) == gain_gradient
+    for a, b in zip(ours, meaning, strict=True):
+      np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
+
+  def test_the_marginal_has_its_gradient(self, x64, monkeypatch, name):
+    monkeypatch.setattr(streaming, 'TILE', 7 * 24)
+    q, k, _, _ = draw((2, 24, 2, 4))
+    lean = jnp.asarray(np.random.default_rng(1).normal(size=(2, 24)))
+
+    def loss(implementation, q, k):
+      return (
+        attention_marginal(q, k, implementation=implementation) * lean
+      ).sum()
+
+    ours, meaning = (
+      jax.value_and_grad(functools.partial(loss, which), (0, 1))(q, k)
+      for which in (name, 'meaning')
+    )
+    for a, b in zip(
+      jax.tree.leaves(ours), jax.tree.leaves(meaning), strict=True
+    ):
+      np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
 
   @pytest.mark.parametrize(
     ('dtype', 'bound'), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)]
@@ -130,52 +184,6 @@ class TestImplementation:
     assert np.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize('rows', [400, 7])
-@pytest.mark.parametrize(('mix', 'floor'), [(0.5, 1e-3), (1, 0), (1, 0.2)])
-def test_streaming_parts_have_the_gradients_of_their_meaning(
-  x64, monkeypatch, rows, mix, floor
-):
-  monkeypatch.setattr(streaming, 'TILE', rows * 24)
-  q, k, v, weight = draw((2, 24, 2, 4))
-  rng = np.random.default_rng(1)
-  gain = jnp.asarray(rng.uniform(0.5, 1.6, (2, 24)))
-  lean = jnp.asarray(rng.normal(size=(2, 24)))
-
-  def apply(attention, v):
-    return (jnp.einsum('bhqk,bkhd->bqhd', attention, v) * weight).sum()
-
-  pairs = {
-    'biased': (
-      lambda q, k, v, g: (
-        streaming.biased_attention(q, k, v, jnp.log(g)) * weight
-      ).sum(),
-      lambda q, k, v, g: apply(attention_map(q, k, jnp.log(g)), v),
-    ),
-    'marginal': (
-      lambda q, k, v, g: (streaming.attention_marginal(q, k) * lean).sum(),
-      lambda q, k, v, g: (key_marginal(attention_map(q, k)) * lean).sum(),
-    ),
-    'redistributed': (
-      lambda q, k, v, g: (
-        streaming.redistributed_attention(
-          q, k, v, g, residual_mix=mix, floor=floor
-        )
-        * weight
-      ).sum(),
-      lambda q, k, v, g: apply(
-        redistribute(attention_map(q, k), g, residual_mix=mix, floor=floor), v
-      ),
-    ),
-  }
-  for ours, meaning in pairs.values():
-    got, want = (
-      jax.jit(jax.value_and_grad(f, (0, 1, 2, 3)))(q, k, v, gain)
-      for f in (ours, meaning)
-    )
-    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-      np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
-
-
 def test_streaming_needs_a_tenth_of_the_memory():
   shape = jax.ShapeDtypeStruct((8, 1568, 12, 64), jnp.float32)
 
@@ -192,18 +200,113 @@ def test_streaming_needs_a_tenth_of_the_memory():
   assert temporaries('streaming') < temporaries('meaning') / 10
 
 
-def test_the_choice_is_named_and_has_a_reason():
-  for length in (128, 1568, 32768):
-    for platform in ('cpu', 'gpu', 'tpu'):
-      name, reason = choose(length, platform)
-      assert name in IMPLEMENTATIONS
-      assert reason
-  assert choose(128, 'cpu')[0] == 'meaning'
-  assert choose(1568, 'cpu')[0] == 'streaming'
-  assert choose(32768, 'gpu')[0] == 'streaming'
+def request(length, platform, kind, dtype=jnp.bfloat16, mode='exact', dim=64):
+  return dispatch.Request(
+    (2, length, 12, dim), dtype, mode, dispatch.Target(platform, kind)
+  )
+
+
+@pytest.mark.parametrize(
+  ('asked', 'name'),
+  [
+    (request(128, 'cpu', 'cpu'), 'meaning'),
+    (request(1568, 'cpu', 'cpu'), 'streaming'),
+    (request(1568, 'tpu', 'TPU v5 lite'), 'pallas_tpu'),
+    (request(160, 'tpu', 'TPU v6 lite', jnp.float32), 'pallas_tpu'),
+    (request(1568, 'gpu', 'NVIDIA H200'), 'pallas_gpu'),
+    (request(1568, 'gpu', 'NVIDIA GH200 480GB'), 'pallas_gpu'),
+    (request(1568, 'gpu', 'NVIDIA H200', jnp.float32), 'meaning'),
+    (request(32768, 'gpu', 'NVIDIA H200', jnp.float32), 'streaming'),
+    (request(1568, 'gpu', 'NVIDIA A100-SXM4-80GB'), 'meaning'),
+    (request(1568, 'gpu', 'NVIDIA A100', mode='flashlite'), 'cudnn'),
+    (request(1568, 'gpu', 'NVIDIA A100', mode='plain', dim=128), 'cudnn'),
+    (request(1568, 'gpu', 'NVIDIA A100', mode='flashlite', dim=128), 'meaning'),
+  ],
+)
+def test_the_choice_fits_device_shape_and_dtype(asked, name):
+  chosen, reason = dispatch.choose(asked)
+  assert chosen == name
+  assert reason
+  if asked.target.platform != 'cpu' and chosen in ('meaning', 'streaming'):
+    assert 'cudnn cannot: ' in reason
+
+
+def test_a_named_implementation_says_why_it_cannot_serve():
+  q, k, v, _ = draw((1, 8, 1, 4), np.float32)
+  with pytest.raises(ValueError, match=r'not on cpu; use None.*meaning'):
+    redistributed_attention(q, k, v, None, implementation='pallas_gpu')
+  with pytest.raises(ValueError, match='runs on TPUs'):
+    attention_marginal(q, k, implementation='pallas_tpu')
+  with pytest.raises(ValueError, match='runs on NVIDIA GPUs'):
+    mira_attention(q, k, v, num_frames=2, config=None, implementation='cudnn')
+  asked = request(1568, 'gpu', 'NVIDIA H200')
+  assert 'no exact mode' in dispatch.refusal('cudnn', asked)
 
 
 def test_an_unknown_implementation_is_named():
   q, k, v, _ = draw((1, 8, 1, 4), np.float32)
   with pytest.raises(ValueError, match="'flash'"):
     mira_attention(q, k, v, num_frames=2, config=None, implementation='flash')
+
+
+def test_cudnn_gets_the_gain_in_spare_channels():
+  q, k, v, _ = draw((2, 24, 2, 8), np.float32)
+  q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+  bias = jnp.log(
+    jnp.asarray(
+      np.random.default_rng(1).uniform(0.7, 1.4, (2, 24)), jnp.float32
+    )
+  )
+  wide = cudnn.with_bias(q, k, v, bias)
+  assert all(x.shape[-1] == 16 for x in wide)
+  ours = jax.nn.dot_product_attention(
+    *(x.astype(jnp.float32) for x in wide), scale=8**-0.5
+  )
+  q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
+  expected = meaning.attend(meaning.attention_map(q, k, bias), v)
+  # 16 bits of the log gain arrive, not bfloat16's 8.
+  np.testing.assert_allclose(ours[..., :8], expected, atol=3e-5)
+  np.testing.assert_array_equal(ours[..., 8:], 0)
+
+
+# One batch on several devices.
+
+
+@pytest.mark.parametrize('name', ['streaming', 'passes'])
+@pytest.mark.parametrize('mode', ['plain', 'flashlite', 'exact'])
+def test_devices_attend_to_their_own_clips(name, mode):
+  mesh = jax.make_mesh(
+    (4,), ('data',), (AxisType.Auto,), devices=jax.devices('cpu')[:4]
+  )
+  config = None if mode == 'plain' else MiraConfig(mode=mode)
+
+  @functools.partial(jax.jit, static_argnums=3)
+  def gradients(q, k, v, implementation):
+    return jax.grad(
+      lambda *x: jnp.square(
+        mira_attention(
+          *x, num_frames=4, config=config, implementation=implementation
+        ).output
+      ).sum(),
+      (0, 1, 2),
+    )(q, k, v)
+
+  x = draw((8, 24, 2, 4), np.float32)[:3]
+  expected = gradients(*x, 'meaning')
+  sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+  with jax.set_mesh(mesh):
+    compiled = gradients.lower(*sharded, name).compile()
+    found = gradients(*sharded, name)
+  assert 'all-gather' not in compiled.as_text()
+  for a, b in zip(found, expected, strict=True):
+    assert a.sharding.spec[0] == 'data'
+    assert relative(a, b) < 2e-5
+
+
+def test_a_batch_that_no_mesh_divides_is_whole():
+  mesh = jax.make_mesh((4,), ('data',), (AxisType.Auto,))
+  q, k, v, _ = draw((3, 16, 1, 4), np.float32)
+  with jax.set_mesh(mesh):
+    found = redistributed_attention(q, k, v, None, implementation='streaming')
+  expected = redistributed_attention(q, k, v, None, implementation='meaning')
+  np.testing.assert_allclose(found, expected, atol=1e-6)

@@ -18,7 +18,7 @@ import rich.table
 
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import golden
-from mira_jax.kernels.attention import IMPLEMENTATIONS
+from mira_jax.kernels.dispatch import IMPLEMENTATIONS
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     '--attention',
     choices=tuple(IMPLEMENTATIONS),
     default='meaning',
-    help='its implementation; streaming has no maps to compare',
+    help='its implementation; only meaning has maps to compare',
   )
   arguments.add_argument(
     '--case', action='append', help='only this case (may be repeated)'

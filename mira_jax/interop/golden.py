@@ -78,7 +78,7 @@ def run_case(
     directory: where NAME.npz lies.
     case: an entry of `read_cases`.
     dtype: 'float64' or 'float32', of parameters and computation.
-    attention: its implementation, see `kernels.attention`; only 'meaning' has
+    attention: its implementation, see `kernels.dispatch`; only 'meaning' has
       the maps to compare.
   """
   path = pathlib.Path(directory) / f'{case["name"]}.npz'

@@ -1,18 +1,20 @@
-"""Attention with MiRA: one operation, and the implementations that serve it.
+"""Attention with MiRA: what models call.
 
-`meaning` is plain JAX on the whole [B, H, L, L] map, a few lines that every
-other implementation must agree with. `streaming` needs O(L) memory. Softmax and
-statistics run in at least float32 everywhere.
+`redistributed_attention` is the one operation. `mira_attention` estimates its
+gain: from the keys (flashlite) or from the attention itself (exact). Which
+implementation runs is `kernels.dispatch`'s choice; softmax and statistics run
+in at least float32 everywhere.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from mira_jax.kernels import streaming
+from mira_jax.kernels import dispatch, meaning
 from mira_jax.mira import (
   FrameGain,
   MiraConfig,
@@ -36,35 +38,82 @@ class Attended(NamedTuple):
   frames: FrameGain | None  # None without MiRA
 
 
-def attention_map(q: Array, k: Array, bias: Array | None = None) -> Array:
-  """softmax(q k^T / sqrt(D) + bias): [B, L, H, D] twice -> [B, H, L, L].
+def redistributed_attention(
+  q: Array,
+  k: Array,
+  v: Array,
+  gain: Array | None,
+  *,
+  residual_mix: float = 1.0,
+  floor: float = 0.0,
+  gain_gradient: bool = True,
+  implementation: str | None = None,
+) -> Array:
+  """Multi-head attention with a gain on the attention to every key.
+
+  Its meaning, with A = softmax(q k^T / sqrt(D)):
+
+    gain is None                  A v
+    residual_mix 1, floor 0       softmax(q k^T / sqrt(D) + log gain) v
+    otherwise                     redistribute(A, gain) v
+
+  (the first two are the third with gain 1, and with these two numbers).
 
   Args:
     q: queries [B, L, H, D].
     k: keys [B, L, H, D].
-    bias: [B or 1, L], added to the logits of each key.
-  """
-  dtype = jnp.promote_types(q.dtype, jnp.float32)
-  q = q * q.shape[-1] ** -0.5
-  logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=dtype)
-  if bias is not None:
-    logits = logits + bias[:, None, None, :].astype(dtype)
-  return jax.nn.softmax(logits)
-
-
-def choose(length: int, platform: str) -> tuple[str, str]:
-  """The implementation for L tokens on a platform ('cpu', 'gpu', 'tpu').
+    v: values [B, L, H, D].
+    gain: [B or 1, L], not negative.
+    residual_mix: eta, 0 keeps A, 1 replaces it.
+    floor: epsilon, the uniform share of a redistributed row, 0 to 1.
+    gain_gradient: whether to differentiate by the gain.
+    implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
 
   Returns:
-    Its name, a key of IMPLEMENTATIONS, and why.
+    [B, L, H, D].
+
+  Raises:
+    ValueError: an unknown implementation, or one that cannot serve.
   """
-  if length <= 256:
-    return 'meaning', f'maps of {length} tokens are small'
-  if platform == 'cpu':
-    return 'streaming', 'tiles of the map stay in the cache'
-  if length > 4096:
-    return 'streaming', f'maps of {length} tokens would fill the memory'
-  return 'meaning', f'one head at a time would leave a {platform} idle'
+  biased = residual_mix == 1 and floor == 0
+  mode = 'plain' if gain is None else 'flashlite' if biased else 'exact'
+  request = dispatch.Request(q.shape, q.dtype, mode, dispatch.target())
+  name = dispatch.resolve(implementation, request)
+  operations = dispatch.IMPLEMENTATIONS[name].operations()
+  if gain is None:
+    run = lambda q, k, v: operations.biased(q, k, v, None, False)  # noqa: E731
+    return dispatch.over_clips(run)(q, k, v)
+  gain = gain.astype(jnp.promote_types(q.dtype, jnp.float32))
+  gain = jnp.broadcast_to(gain, q.shape[:2])
+  if biased:
+    run = lambda *x: operations.biased(*x, gain_gradient)  # noqa: E731
+    return dispatch.over_clips(run)(q, k, v, log_bias(gain))
+  run = lambda *x: operations.redistributed(  # noqa: E731
+    *x, residual_mix, floor, gain_gradient
+  )
+  return dispatch.over_clips(run)(q, k, v, gain)
+
+
+def attention_marginal(
+  q: Array, k: Array, *, implementation: str | None = None
+) -> Array:
+  """Attention that each key receives, mean over heads and queries.
+
+  Args:
+    q: queries [B, L, H, D].
+    k: keys [B, L, H, D].
+    implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
+
+  Returns:
+    [B, L], sums to 1.
+
+  Raises:
+    ValueError: an unknown implementation, or one that cannot serve.
+  """
+  request = dispatch.Request(q.shape, q.dtype, 'exact', dispatch.target())
+  name = dispatch.resolve(implementation, request)
+  marginal = dispatch.IMPLEMENTATIONS[name].operations().marginal
+  return dispatch.over_clips(marginal)(q, k)
 
 
 def mira_attention(
@@ -93,21 +142,17 @@ def mira_attention(
       statistics, their gain is 1.
     past: [T] EMA of the confidence, for statistics='batch_ema' in training.
     training: whether a training step is running.
-    implementation: a key of IMPLEMENTATIONS; None takes what `choose` says.
+    implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
 
   Raises:
-    ValueError: an unknown implementation.
+    ValueError: an unknown implementation, or one that cannot serve.
   """
-  if implementation is None:
-    implementation, _ = choose(k.shape[1], jax.default_backend())
-  if implementation not in IMPLEMENTATIONS:
-    raise ValueError(
-      f'implementation is {implementation!r}; use one of '
-      f'{tuple(IMPLEMENTATIONS)}'
-    )
-  attend = IMPLEMENTATIONS[implementation]
+  mode = 'plain' if config is None else config.mode
+  request = dispatch.Request(q.shape, q.dtype, mode, dispatch.target())
+  name = dispatch.resolve(implementation, request)
+  attend = _with_maps if name == 'meaning' else _fused
   if config is None:
-    return attend(q, k, v, None, None)
+    return attend(q, k, v, None, None, name)
 
   def estimate(marginal: Array) -> tuple[FrameGain, Array]:
     frames = frame_gain(
@@ -119,11 +164,11 @@ def mira_attention(
     )
     return frames, key_gain(frames.gain, k.shape[1], num_prefix=num_prefix)
 
-  return attend(q, k, v, config, estimate)
+  return attend(q, k, v, config, estimate, name)
 
 
-def _meaning(q, k, v, config: MiraConfig | None, estimate) -> Attended:
-  before = after = attention_map(q, k)
+def _with_maps(q, k, v, config: MiraConfig | None, estimate, _) -> Attended:
+  before = after = meaning.attention_map(q, k)
   frames = None
   if config is not None and config.mode == 'exact':
     frames, gain = estimate(key_marginal(before))
@@ -132,25 +177,25 @@ def _meaning(q, k, v, config: MiraConfig | None, estimate) -> Attended:
     )
   elif config is not None:
     frames, gain = estimate(key_energy(k))
-    after = attention_map(q, k, log_bias(gain))
-  output = jnp.einsum('bhqk,bkhd->bqhd', after.astype(v.dtype), v)
-  return Attended(output, before, after, frames)
+    after = meaning.attention_map(q, k, log_bias(gain))
+  return Attended(meaning.attend(after, v), before, after, frames)
 
 
-def _streaming(q, k, v, config: MiraConfig | None, estimate) -> Attended:
-  frames = None
-  if config is not None and config.mode == 'exact':
-    frames, gain = estimate(streaming.attention_marginal(q, k))
-    output = streaming.redistributed_attention(
-      q, k, v, gain, residual_mix=config.residual_mix, floor=config.floor
-    )
-  else:
-    bias = jnp.zeros((1, k.shape[1]))
-    if config is not None:
-      frames, gain = estimate(key_energy(k))
-      bias = log_bias(gain)
-    output = streaming.biased_attention(q, k, v, bias)
+def _fused(q, k, v, config: MiraConfig | None, estimate, name) -> Attended:
+  attend = functools.partial(
+    redistributed_attention, q, k, v, implementation=name
+  )
+  if config is None:
+    return Attended(attend(None), None, None, None)
+  if config.mode == 'flashlite':
+    frames, gain = estimate(key_energy(k))
+    output = attend(gain, gain_gradient=False)  # the gain is a constant
+    return Attended(output, None, None, frames)
+  frames, gain = estimate(attention_marginal(q, k, implementation=name))
+  output = attend(
+    gain,
+    residual_mix=config.residual_mix,
+    floor=config.floor,
+    gain_gradient=config.gain_gradient,
+  )
   return Attended(output, None, None, frames)
-
-
-IMPLEMENTATIONS = {'meaning': _meaning, 'streaming': _streaming}

@@ -23,65 +23,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mira_jax.kernels.operations import Operations, keep_output, keep_rows
+
 Array = jax.Array
 
 TILE = 800 * 1568  # numbers in a tile, at most: 5 MB of float32
-
-
-def biased_attention(q: Array, k: Array, v: Array, bias: Array) -> Array:
-  """softmax(q k^T / sqrt(D) + bias) v, differentiable in all four.
-
-  Args:
-    q: [B, L, H, D].
-    k: [B, L, H, D].
-    v: [B, L, H, D].
-    bias: [B or 1, L], added to the logits of each key; flashlite's log gain.
-
-  Returns:
-    [B, L, H, D].
-  """
-  return _biased(q, k, v, _per_clip(bias, q))
-
-
-def attention_marginal(q: Array, k: Array) -> Array:
-  """Attention that each key receives, mean over heads and queries: [B, L]."""
-  return _marginal(q, k)
-
-
-def redistributed_attention(
-  q: Array,
-  k: Array,
-  v: Array,
-  gain: Array,
-  *,
-  residual_mix: float,
-  floor: float,
-) -> Array:
-  """redistribute(softmax(q k^T / sqrt(D)), gain) v, differentiable in all four.
-
-  Row i of the redistributed map is, with A the softmax, a the gain, m the
-  residual mix, f the floor and D_i = (1 - f) sum_j A_ij a_j + f,
-
-    (1 - m + rho_i a_j) A_ij + m f / (L D_i),   rho_i = m (1 - f) / D_i.
-
-  Args:
-    q: [B, L, H, D].
-    k: [B, L, H, D].
-    v: [B, L, H, D].
-    gain: [B or 1, L].
-    residual_mix: 0 to 1.
-    floor: 0 to 1.
-
-  Returns:
-    [B, L, H, D].
-  """
-  return _redistributed(q, k, v, _per_clip(gain, q), residual_mix, floor)
-
-
-def _per_clip(x: Array, q: Array) -> Array:
-  """[B or 1, L] -> [B, L] in the dtype of statistics."""
-  x = x.astype(jnp.promote_types(q.dtype, jnp.float32))
-  return jnp.broadcast_to(x, (q.shape[0], q.shape[1]))
 
 
 # ----- heads and tiles -------------------------------------------------------
@@ -122,28 +68,49 @@ def _rows(x: Array, length: int) -> Array:
   return x.reshape(-1, *x.shape[2:])[:length]
 
 
+def _row_tiles(lse: Array) -> Array:
+  """Log-sum-exps [L] or [L, 1] -> tiles [n, rows, 1].
+
+  That of a row which only fills up a tile is infinite: its softmax is 0.
+  """
+  return _tiles(lse.reshape(-1, 1), jnp.inf)
+
+
 def _product(x: Array, y: Array, contract: str) -> Array:
   """einsum of two matrices, accumulated in at least float32."""
-  dtype = jnp.promote_types(x.dtype, jnp.float32)
-  return jnp.einsum(contract, x, y, preferred_element_type=dtype)
+  return jnp.einsum(contract, x, y, preferred_element_type=_wide(x.dtype))
 
 
-def _logits(q: Array, k: Array) -> Array:
-  return _product(q, k, 'id,jd->ij') * q.shape[-1] ** -0.5
+def _wide(dtype):
+  return jnp.promote_types(dtype, jnp.float32)
 
 
-# ----- plain and flashlite ----------------------------------------------------
+def _row_dot(x: Array, y: Array) -> Array:
+  """[L, D] twice -> [L, 1], at least float32."""
+  dtype = _wide(x.dtype)
+  return (x.astype(dtype) * y.astype(dtype)).sum(-1, keepdims=True)
 
 
-@jax.custom_vjp
-def _biased(q, k, v, bias):
-  return _biased_fwd(q, k, v, bias)[0]
+def _logits(q: Array, k: Array, bias: Array | None = None) -> Array:
+  s = _product(q, k, 'id,jd->ij') * q.shape[-1] ** -0.5
+  return s if bias is None else s + bias
 
 
-def _biased_fwd(q, k, v, bias):
+# ----- softmax(S + bias) v ----------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def biased_attention(q, k, v, bias, bias_gradient):
+  """softmax(S + bias) v, see `Operations.biased`."""
+  return _biased_fwd(q, k, v, bias, bias_gradient)[0]
+
+
+def _biased_fwd(q, k, v, bias, bias_gradient):
+  del bias_gradient
+
   def head(q, k, v, bias):
     def tile(_, q):
-      s = _logits(q, k) + bias
+      s = _logits(q, k, bias)
       top = s.max(-1, keepdims=True)
       e = jnp.exp(s - top)
       total = e.sum(-1, keepdims=True)
@@ -154,46 +121,196 @@ def _biased_fwd(q, k, v, bias):
     return _rows(o, len(k)), _rows(lse, len(k))
 
   y, lse = _over_heads(head, (q, k, v), (bias,))
-  return _from_heads(y), (q, k, v, bias, _from_heads(lse))
+  y, lse = keep_output(_from_heads(y)), keep_rows(_from_heads(lse))
+  return y, (q, k, v, bias, y, lse)
 
 
-def _biased_bwd(residuals, g):
-  q, k, v, bias, lse = residuals
+def _biased_bwd(bias_gradient, residuals, g):
+  q, k, v, bias, y, lse = residuals
 
-  def head(q, k, v, lse, g, bias):
+  def head(q, k, v, y, lse, g, bias):
     def tile(sums, x):
-      q, lse, g = x
-      p = jnp.exp(_logits(q, k) + bias - lse[:, None])
-      dp = _product(g, v, 'id,jd->ij')
-      ds = p * (dp - (p * dp).sum(-1, keepdims=True))
-      return _accumulate(sums, q, k, g, ds, p), _to_q(ds, k)
+      q, lse, delta, g = x
+      p = jnp.exp(_logits(q, k, bias) - lse)
+      ds = p * (_product(g, v, 'id,jd->ij') - delta)
+      return _accumulate(sums, q, g, ds, p, ds), _to_q(ds, k)
 
-    sums = _zeros(k, v, bias)
-    # A filled-up row has an infinite log-sum-exp: its p is 0.
-    xs = (_tiles(q), _tiles(lse, jnp.inf), _tiles(g))
+    sums = _zeros(k, v, bias if bias_gradient else None)
+    xs = (_tiles(q), _row_tiles(lse), _tiles(_row_dot(g, y)), _tiles(g))
     (dk, dv, db), dq = jax.lax.scan(tile, sums, xs)
     return _rows(dq, len(k)), dk, dv, db
 
-  dq, dk, dv, db = _over_heads(head, (q, k, v, lse, g), (bias,))
-  return *_like((dq, dk, dv), (q, k, v)), db.sum(1)
+  dq, dk, dv, db = _over_heads(head, (q, k, v, y, lse, g), (bias,))
+  return *_like((dq, dk, dv), (q, k, v)), _gradient(db, bias)
 
 
-_biased.defvjp(_biased_fwd, _biased_bwd)
+biased_attention.defvjp(_biased_fwd, _biased_bwd)
 
 
-def _zeros(k, v, shared):
-  """Where a head's gradients are summed over tiles."""
-  dtype = jnp.promote_types(k.dtype, jnp.float32)
-  return tuple(jnp.zeros(x.shape, dtype) for x in (k, v, shared))
+# ----- the key marginal of softmax(S) -----------------------------------------
 
 
-def _accumulate(sums, q, k, g, ds, p, shared=None):
+@jax.custom_vjp
+def attention_marginal(q, k):
+  """Attention that each key receives, see `Operations.marginal`."""
+  return _marginal_fwd(q, k)[0]
+
+
+def _marginal_fwd(q, k):
+  length, heads = q.shape[1:3]
+
+  def head(q, k):
+    def tile(mass, x):
+      q, real = x
+      s = _logits(q, k)
+      top = s.max(-1, keepdims=True)
+      e = jnp.exp(s - top)
+      total = e.sum(-1, keepdims=True)
+      # A matrix product, not a sum of e / total: e is read once.
+      mass = mass + _product(real / total, e, 'io,ij->j')
+      return mass, (top + jnp.log(total))[:, 0]
+
+    dtype = _wide(q.dtype)
+    real = _tiles(jnp.ones((length, 1), dtype))
+    mass, lse = jax.lax.scan(tile, jnp.zeros(length, dtype), (_tiles(q), real))
+    return mass, _rows(lse, length)
+
+  mass, lse = _over_heads(head, (q, k))
+  marginal = keep_rows(mass.sum(1) / (heads * length))
+  return marginal, (q, k, keep_rows(_from_heads(lse)))
+
+
+def _marginal_bwd(residuals, g):
+  q, k, lse = residuals
+  gamma = g / (q.shape[1] * q.shape[2])
+
+  def head(q, k, lse, gamma):
+    def tile(sums, x):
+      q, lse = x
+      a = jnp.exp(_logits(q, k) - lse)
+      ds = a * (gamma - _product(a, gamma, 'ij,j->i')[:, None])
+      return _accumulate(sums, q, None, ds), _to_q(ds, k)
+
+    sums = _zeros(k, None, None)
+    (dk, _, _), dq = jax.lax.scan(tile, sums, (_tiles(q), _row_tiles(lse)))
+    return _rows(dq, len(k)), dk
+
+  dq, dk = _over_heads(head, (q, k, lse), (gamma,))
+  return _like((dq, dk), (q, k))
+
+
+attention_marginal.defvjp(_marginal_fwd, _marginal_bwd)
+
+
+# ----- redistribute(softmax(S), gain) v ---------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def redistributed_attention(q, k, v, gain, mix, floor, gain_gradient):
+  """redistribute(softmax(S), gain) v, see `Operations.redistributed`.
+
+  Row i of the redistributed map is, with A the softmax, a the gain, m the
+  residual mix, f the floor and D_i = (1 - f) sum_j A_ij a_j + f,
+
+    (1 - m + rho_i a_j) A_ij + m f / (L D_i),   rho_i = m (1 - f) / D_i.
+  """
+  return _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient)[0]
+
+
+def _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient):
+  del gain_gradient
+
+  def head(q, k, v, gain):
+    mean = v.mean(0, dtype=gain.dtype)
+
+    def tile(_, q):
+      s = _logits(q, k)
+      top = s.max(-1, keepdims=True)
+      e = jnp.exp(s - top)
+      total = e.sum(-1, keepdims=True)
+      norm = (1 - floor) * _product(e, gain, 'ij,j->i')[:, None] / total + floor
+      rho = mix * (1 - floor) / norm
+      w = e * ((1 - mix) + rho * gain)
+      o = _product(w.astype(v.dtype), v, 'ij,jd->id') / total
+      o = o + (mix * floor / norm) * mean
+      rows = jnp.concatenate([top + jnp.log(total), norm], -1)
+      return None, (o.astype(v.dtype), rows)
+
+    _, (o, rows) = jax.lax.scan(tile, None, _tiles(q))
+    return _rows(o, len(k)), _rows(rows, len(k))
+
+  y, rows = _over_heads(head, (q, k, v), (gain,))
+  y, rows = keep_output(_from_heads(y)), keep_rows(_from_heads(rows))
+  return y, (q, k, v, gain, y, rows)
+
+
+def _redistributed_bwd(mix, floor, gain_gradient, residuals, g):
+  q, k, v, gain, y, rows = residuals
+
+  def head(q, k, v, y, rows, g, gain):
+    length = len(k)
+    lse, norm = rows[:, :1], rows[:, 1:]
+    mean = v.mean(0, keepdims=True, dtype=gain.dtype)
+    # The floor gives every key the same share of every row.
+    share = mix * floor / norm
+    from_mean = _product(g, mean, 'id,od->io')
+    xs = (q, norm, from_mean, _row_dot(g, y) - share * from_mean, g)
+    fills = (0, 1, 0, 0, 0)
+
+    def tile(sums, x):
+      lse, q, norm, from_mean, delta, g = x
+      a = jnp.exp(_logits(q, k) - lse)
+      dp = _product(g, v, 'id,jd->ij')
+      rho = mix * (1 - floor) / norm
+      # g . z, z being the output with residual mix 1.
+      gz = (1 - floor) * _product(a * dp, gain, 'ij,j->i')[:, None]
+      gz = (gz + floor * from_mean) / norm
+      adp, pull = a * dp, rho * gz
+      t = rho * adp - pull * a
+      mean_gain = _product(a, gain, 'ij,j->i')[:, None]
+      ds = (1 - mix) * adp + gain * t - (delta - pull * mean_gain) * a
+      weight = a * ((1 - mix) + rho * gain)
+      return _accumulate(sums, q, g, ds, weight, t), _to_q(ds, k)
+
+    sums = _zeros(k, v, gain if gain_gradient else None)
+    tiles = tuple(map(_tiles, xs, fills))
+    (dk, dv, da), dq = jax.lax.scan(tile, sums, (_row_tiles(lse), *tiles))
+    dv = dv + (share * g).sum(0) / length
+    return _rows(dq, length), dk, dv, da
+
+  dq, dk, dv, da = _over_heads(head, (q, k, v, y, rows, g), (gain,))
+  return *_like((dq, dk, dv), (q, k, v)), _gradient(da, gain)
+
+
+redistributed_attention.defvjp(_redistributed_fwd, _redistributed_bwd)
+
+
+OPERATIONS = Operations(
+  biased_attention, attention_marginal, redistributed_attention
+)
+
+
+# ----- gradients of a head ----------------------------------------------------
+
+
+def _zeros(*likes):
+  """Where a head's gradients are summed over tiles; None for none."""
+  return jax.tree.map(
+    lambda x: jnp.zeros(x.shape, _wide(x.dtype)),
+    likes,
+  )
+
+
+def _accumulate(sums, q, g, ds, p=None, shared=None):
   """Adds a tile's dk, dv and the gradient of what all rows share."""
   dk, dv, d = sums
   scale = q.shape[-1] ** -0.5
   dk = dk + _product(ds.astype(q.dtype), q, 'ij,id->jd') * scale
-  dv = dv + _product(p.astype(g.dtype), g, 'ij,id->jd')
-  return dk, dv, d + (ds if shared is None else shared).sum(0)
+  if dv is not None:
+    dv = dv + _product(p.astype(g.dtype), g, 'ij,id->jd')
+  if d is not None:
+    d = d + shared.sum(0)
+  return dk, dv, d
 
 
 def _to_q(ds, k):
@@ -208,122 +325,8 @@ def _like(gradients, arrays):
   )
 
 
-# ----- exact: the marginal, and redistribution -----------------------------
-
-
-@jax.custom_vjp
-def _marginal(q, k):
-  return _marginal_fwd(q, k)[0]
-
-
-def _marginal_fwd(q, k):
-  length, heads = q.shape[1:3]
-
-  def head(q, k):
-    def tile(mass, x):
-      q, real = x
-      s = _logits(q, k)
-      top = s.max(-1, keepdims=True)
-      e = jnp.exp(s - top)
-      total = e.sum(-1)
-      # A matrix product, not a sum of e / total: e is read once.
-      mass = mass + _product(real / total, e, 'i,ij->j')
-      return mass, top[:, 0] + jnp.log(total)
-
-    dtype = jnp.promote_types(q.dtype, jnp.float32)
-    real = _tiles(jnp.ones(length, dtype))
-    mass, lse = jax.lax.scan(tile, jnp.zeros(length, dtype), (_tiles(q), real))
-    return mass, _rows(lse, length)
-
-  mass, lse = _over_heads(head, (q, k))
-  return mass.sum(1) / (heads * length), (q, k, _from_heads(lse))
-
-
-def _marginal_bwd(residuals, g):
-  q, k, lse = residuals
-  g = g / (q.shape[1] * q.shape[2])
-
-  def head(q, k, lse, g):
-    def tile(dk, x):
-      q, lse = x
-      a = jnp.exp(_logits(q, k) - lse[:, None])
-      ds = a * (g - _product(a, g, 'ij,j->i')[:, None])
-      scale = q.shape[-1] ** -0.5
-      dk = dk + _product(ds.astype(q.dtype), q, 'ij,id->jd') * scale
-      return dk, _to_q(ds, k)
-
-    dk = jnp.zeros(k.shape, g.dtype)
-    dk, dq = jax.lax.scan(tile, dk, (_tiles(q), _tiles(lse, jnp.inf)))
-    return _rows(dq, len(k)), dk
-
-  dq, dk = _over_heads(head, (q, k, lse), (g,))
-  return _like((dq, dk), (q, k))
-
-
-_marginal.defvjp(_marginal_fwd, _marginal_bwd)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _redistributed(q, k, v, gain, mix, floor):
-  return _redistributed_fwd(q, k, v, gain, mix, floor)[0]
-
-
-def _redistributed_fwd(q, k, v, gain, mix, floor):
-  def head(q, k, v, gain):
-    mean = v.mean(0, dtype=gain.dtype)
-
-    def tile(_, q):
-      s = _logits(q, k)
-      top = s.max(-1, keepdims=True)
-      e = jnp.exp(s - top)
-      total = e.sum(-1, keepdims=True)
-      norm = (1 - floor) * _product(e, gain, 'ij,j->i')[:, None] / total + floor
-      rho = mix * (1 - floor) / norm
-      w = e * ((1 - mix) + rho * gain)
-      o = _product(w.astype(v.dtype), v, 'ij,jd->id') / total
-      o = o + (mix * floor / norm) * mean
-      return None, (o.astype(v.dtype), (top + jnp.log(total))[:, 0])
-
-    _, (o, lse) = jax.lax.scan(tile, None, _tiles(q))
-    return _rows(o, len(k)), _rows(lse, len(k))
-
-  y, lse = _over_heads(head, (q, k, v), (gain,))
-  return _from_heads(y), (q, k, v, gain, _from_heads(lse))
-
-
-def _redistributed_bwd(mix, floor, residuals, g):
-  q, k, v, gain, lse = residuals
-
-  def head(q, k, v, lse, g, gain):
-    length = len(k)
-
-    def tile(sums, x):
-      q, lse, g = x
-      a = jnp.exp(_logits(q, k) - lse[:, None])
-      dp = _product(g, v, 'id,jd->ij')
-      norm = (1 - floor) * _product(a, gain, 'ij,j->i')[:, None] + floor
-      norm = jnp.maximum(norm, 1e-12)  # a filled-up row's is 0
-      rho = mix * (1 - floor) / norm
-      weight = (1 - mix) + rho * gain
-      # g . z, z being the output with residual mix 1.
-      gz = (1 - floor) * _product(a * dp, gain, 'ij,j->i')[:, None]
-      gz = (gz + floor * dp.mean(-1, keepdims=True)) / norm
-      da = weight * dp - rho * gain * gz
-      ds = a * (da - (a * da).sum(-1, keepdims=True))
-      dgain = a * (rho * (dp - gz))
-      sums, rest = sums
-      sums = _accumulate(sums, q, k, g, ds, a * weight, dgain)
-      # The floor gives every key the same share of every row.
-      rest = rest + ((mix * floor / length) / norm * g).sum(0)
-      return (sums, rest), _to_q(ds, k)
-
-    start = (_zeros(k, v, gain), jnp.zeros(v.shape[1:], gain.dtype))
-    xs = (_tiles(q), _tiles(lse, jnp.inf), _tiles(g))
-    ((dk, dv, dgain), rest), dq = jax.lax.scan(tile, start, xs)
-    return _rows(dq, length), dk, dv + rest, dgain
-
-  dq, dk, dv, dgain = _over_heads(head, (q, k, v, lse, g), (gain,))
-  return *_like((dq, dk, dv), (q, k, v)), dgain.sum(1)
-
-
-_redistributed.defvjp(_redistributed_fwd, _redistributed_bwd)
+def _gradient(gradient, x):
+  """[B, H, L] or None -> the gradient of x [B, L]."""
+  if gradient is None:
+    return jax.tree.map(jnp.zeros_like, x)
+  return gradient.sum(1)

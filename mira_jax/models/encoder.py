@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from mira_jax.kernels.attention import Attended
+from mira_jax.kernels.operations import RESIDUALS
 from mira_jax.mira import MiraConfig, key_marginal
 from mira_jax.models.layers import (
   Attention,
@@ -30,7 +31,7 @@ class Block(nn.Module):
     mlp_ratio: hidden width of the MLP over C.
     layer_scale: start value of a learned per-channel scale on both branches;
       None leaves it out.
-    attention: its implementation, see `kernels.attention`; None chooses.
+    attention: its implementation, see `kernels.dispatch`; None chooses.
     drop_path: whether to draw which clips lose a branch (rng 'dropout').
     record: whether to return what a person may want to see.
   """
@@ -119,7 +120,8 @@ class Encoder(nn.Module):
     mira_last_blocks: how many blocks have MiRA, counted from the end; None is
       all of them.
     drop_path: rate of the last block; rates rise linearly from 0.
-    remat: recompute each block in the backward pass instead of storing it.
+    remat: recompute each block in the backward pass instead of storing it, all
+      but its attention.
     scan: compile one block and loop over stacked parameters (`blocks`, with a
       leading depth axis, instead of `block_0`, `block_1`, ...).
   """
@@ -147,7 +149,7 @@ class Encoder(nn.Module):
     if not 0 <= self.drop_path < 1:
       raise ValueError(f'drop_path is {self.drop_path}; use 0 to below 1')
     rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
-    block = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+    block = self._rematerialised() if self.remat else Block
     if self.scan:
       return self._scan(block, x, rates)
     records = []
@@ -156,6 +158,10 @@ class Encoder(nn.Module):
       x, record = self._make(block, mira, name=f'block_{i}')(x, rate)
       records.append(record)
     return x, records if self.record else None
+
+  def _rematerialised(self):
+    keep = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
+    return nn.remat(Block, prevent_cse=not self.scan, policy=keep)
 
   def _first_mira(self) -> int:
     last = self.mira_last_blocks

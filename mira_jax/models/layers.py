@@ -137,7 +137,7 @@ class Attention(nn.Module):
     mira: None is plain attention, with the same parameters.
     num_prefix: leading tokens of no frame.
     train: whether a training step is running.
-    implementation: of attention, see `kernels.attention`; None chooses.
+    implementation: of attention, see `kernels.dispatch`; None chooses.
     keep_maps: whether None must choose one that returns attention maps.
   """
 

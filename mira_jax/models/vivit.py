@@ -53,8 +53,8 @@ class ViViT(nn.Module):
     pool: 'mean' over all tokens, then norm; or 'cls', a learned token.
     positions: 'sinusoidal' (fixed) or 'learned'.
     layer_scale: start value of the per-channel branch scales; None is none.
-    attention: 'meaning' or 'streaming', see `kernels.attention`; None chooses
-      by platform and length.
+    attention: its implementation, see `kernels.dispatch`; None chooses by
+      device, shape and dtype.
     drop_path: drop-path rate of the last block.
     head_scale: factor on the initial head weights.
     remat: recompute blocks in the backward pass.

@@ -1,0 +1,221 @@
+"""Differentiable MiRA attention from the six passes of a platform's kernels.
+
+A kernel sweeps over the attention map without storing it, and leaves a few
+numbers per row. What a sweep computes is `Passes`; how sweeps and rows make up
+the operations and their gradients is here, once for all platforms. The algebra
+is derived in docs/kernels.md.
+
+With S = q k^T / sqrt(D), A = softmax(S), and U one L x L x D product per head,
+as large tiles need it, without whole rows at hand:
+
+  operation                      forward   backward
+  biased_attention                 2 U        5 U fused, 7 U split
+  attention_marginal               2 U        5 U
+  redistributed_attention          3 U        5 U fused, 7 U split
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mira_jax.kernels.operations import Operations, keep_output, keep_rows
+
+Array = jax.Array
+
+
+class Passes(NamedTuple):
+  """Sweeps over the attention map of every head, one set per platform.
+
+  q, k, v, their gradients and g = dL/dy are [B, L, H, D], one dtype for all.
+  The rest is float32: per key [B, L] (bias, gain, mass, gamma), per row
+  [B, H, L] (lse, mean_gain, delta, rho, pull). dP_ij = g_i . v_j; dq and dk
+  follow from dS as dS k / sqrt(D) and dS^T q / sqrt(D).
+  """
+
+  # (q, k, v, bias | None) -> (y, lse): P = softmax(S + bias), y = P v.
+  attend: Callable
+  # (q, k, v, bias | None, lse, delta, g, *, bias_gradient)
+  # -> (dq, dk, dv, dbias | None): dS = P (dP - delta), dv = P^T g, and
+  # dbias_j = sum_hi dS_ij if asked.
+  attend_backward: Callable
+  # (q, k) -> (mass, lse): mass_j = sum_hi A_ij.
+  marginal: Callable
+  # (q, k, lse, gamma) -> (dq, dk): dS_ij = A_ij (gamma_j - sum_k A_ik gamma_k).
+  marginal_backward: Callable
+  # (q, k, v, gain, v_mean [B, H, D], *, residual_mix, floor)
+  # -> (y, z, lse, mean_gain): mean_gain_i = sum_j A_ij a_j,
+  # norm = (1 - floor) mean_gain + floor,
+  # z_i = ((1 - floor) sum_j A_ij a_j v_j + floor v_mean) / norm_i,
+  # y = (1 - residual_mix) A v + residual_mix z.
+  redistribute: Callable
+  # (q, k, v, gain, lse, rho, pull, delta, g, *, residual_mix, gain_gradient)
+  # -> (dq, dk, dv, dgain | None): with t_ij = rho_i dP_ij - pull_i,
+  # dS = A ((1 - residual_mix) dP + a_j t - delta_i),
+  # dv_j = sum_i A_ij (1 - residual_mix + rho_i a_j) g_i, and
+  # dgain_j = sum_hi A_ij t_ij if asked.
+  redistribute_backward: Callable
+
+
+# ----- softmax(S + bias) v ----------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+def biased_attention(
+  passes: Passes,
+  q: Array,
+  k: Array,
+  v: Array,
+  bias: Array | None,
+  bias_gradient: bool,
+) -> Array:
+  """softmax(q k^T / sqrt(D) + bias) v: [B, L, H, D].
+
+  Args:
+    passes: the kernels.
+    q: [B, L, H, D].
+    k: [B, L, H, D].
+    v: [B, L, H, D].
+    bias: [B, L] float32, or None.
+    bias_gradient: whether to differentiate by the bias; if not, its gradient
+      is 0.
+  """
+  return _biased_fwd(passes, q, k, v, bias, bias_gradient)[0]
+
+
+def _biased_fwd(passes, q, k, v, bias, bias_gradient):
+  del bias_gradient
+  y, lse = passes.attend(q, k, v, bias)
+  y, lse = keep_output(y), keep_rows(lse)
+  return y, (q, k, v, bias, y, lse)
+
+
+def _biased_bwd(passes, bias_gradient, residuals, g):
+  q, k, v, bias, y, lse = residuals
+  dq, dk, dv, dbias = passes.attend_backward(
+    q, k, v, bias, lse, _row_dot(g, y), g, bias_gradient=bias_gradient
+  )
+  return dq, dk, dv, _or_zeros(dbias, bias)
+
+
+biased_attention.defvjp(_biased_fwd, _biased_bwd)
+
+
+# ----- the key marginal of A --------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attention_marginal(passes: Passes, q: Array, k: Array) -> Array:
+  """Attention that each key receives, mean over heads and queries: [B, L]."""
+  return _marginal_fwd(passes, q, k)[0]
+
+
+def _marginal_fwd(passes, q, k):
+  mass, lse = passes.marginal(q, k)
+  marginal = keep_rows(mass / (q.shape[1] * q.shape[2]))
+  return marginal, (q, k, keep_rows(lse))
+
+
+def _marginal_bwd(passes, residuals, g):
+  q, k, lse = residuals
+  gamma = g / (q.shape[1] * q.shape[2])
+  return passes.marginal_backward(q, k, lse, gamma)
+
+
+attention_marginal.defvjp(_marginal_fwd, _marginal_bwd)
+
+
+# ----- redistribute(A, gain) v ------------------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6, 7))
+def redistributed_attention(
+  passes: Passes,
+  q: Array,
+  k: Array,
+  v: Array,
+  gain: Array,
+  residual_mix: float,
+  floor: float,
+  gain_gradient: bool,
+) -> Array:
+  """redistribute(softmax(q k^T / sqrt(D)), gain) v: [B, L, H, D].
+
+  Args:
+    passes: the kernels.
+    q: [B, L, H, D].
+    k: [B, L, H, D].
+    v: [B, L, H, D].
+    gain: [B, L] float32.
+    residual_mix: 0 to 1.
+    floor: 0 to 1.
+    gain_gradient: whether to differentiate by the gain; if not, its gradient
+      is 0.
+  """
+  return _redistributed_fwd(
+    passes, q, k, v, gain, residual_mix, floor, gain_gradient
+  )[0]
+
+
+def _redistributed_fwd(passes, q, k, v, gain, mix, floor, gain_gradient):
+  del gain_gradient
+  v_mean = v.mean(1, dtype=gain.dtype)
+  y, z, lse, mean_gain = passes.redistribute(
+    q, k, v, gain, v_mean, residual_mix=mix, floor=floor
+  )
+  y, z = keep_output(y), keep_output(z)
+  lse, mean_gain = keep_rows(lse), keep_rows(mean_gain)
+  return y, (q, k, v, gain, v_mean, y, z, lse, mean_gain)
+
+
+def _redistributed_bwd(passes, mix, floor, gain_gradient, residuals, g):
+  q, k, v, gain, v_mean, y, z, lse, mean_gain = residuals
+  norm = (1 - floor) * mean_gain + floor
+  rho = mix * (1 - floor) / norm
+  share = mix * floor / norm  # of the mean of v in a row's output
+  pull = rho * _row_dot(g, z)
+  # sum_j A_ij dA_ij, without a sweep.
+  delta = _row_dot(g, y) - pull * mean_gain
+  delta -= share * jnp.einsum('blhd,bhd->bhl', g.astype(v_mean.dtype), v_mean)
+  dq, dk, dv, dgain = passes.redistribute_backward(
+    q,
+    k,
+    v,
+    gain,
+    lse,
+    rho,
+    pull,
+    delta,
+    g,
+    residual_mix=mix,
+    gain_gradient=gain_gradient,
+  )
+  rest = jnp.einsum('bhl,blhd->bhd', share, g.astype(share.dtype))
+  dv = (dv + rest[:, None] / k.shape[1]).astype(v.dtype)
+  return dq, dk, dv, _or_zeros(dgain, gain)
+
+
+redistributed_attention.defvjp(_redistributed_fwd, _redistributed_bwd)
+
+
+def operations(passes: Passes) -> Operations:
+  """The differentiable operations of a platform's kernels."""
+  return Operations(
+    functools.partial(biased_attention, passes),
+    functools.partial(attention_marginal, passes),
+    functools.partial(redistributed_attention, passes),
+  )
+
+
+def _row_dot(x: Array, y: Array) -> Array:
+  """[B, L, H, D] twice -> their dot products [B, H, L], at least float32."""
+  dtype = jnp.promote_types(x.dtype, jnp.float32)
+  return jnp.einsum('blhd,blhd->bhl', x.astype(dtype), y.astype(dtype))
+
+
+def _or_zeros(gradient: Array | None, x: Array | None) -> Array | None:
+  return jax.tree.map(jnp.zeros_like, x) if gradient is None else gradient

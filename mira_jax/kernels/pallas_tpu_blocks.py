@@ -1,0 +1,400 @@
+"""How the arrays of attention are cut into blocks of a TPU's VMEM.
+
+A TPU works on tiles of 8 x 128 numbers, so an array whose last dimension is 64
+wastes half of its memory. Heads therefore stay side by side as the projection
+made them, [B, L, H * D]: with D = 64 two of them, a group, fill the 128 lanes
+of a block. Where heads do not fill lanes (D = 80, or an odd number of heads of
+64), they become an axis of their own, [B, H, L, D], and a group is one head.
+The kernels are the same for both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+Array = jax.Array
+Block = tuple[jax.ShapeDtypeStruct, pl.BlockSpec]
+
+LANES = 128
+LOG2_E = math.log2(math.e)
+# Keys whose whole row of logits is held at once, without an online softmax.
+# Twice as many take a minute to compile in float32.
+ONE_CHUNK = 2048
+# Keys of a chunk, and rows of a block, of longer sequences.
+CHUNK, CHUNK_ROWS = 2048, 256
+# Rows of a block otherwise, least and most. The MXU holds 128 keys while rows
+# stream by: fewer rows than that leave it waiting for the next keys. More than
+# some hundred make long programs (784 rows: 15 s to compile) for 5 % of speed.
+ROWS = (128, 400)
+# Rows of all the clips of a step: 8 clips of 160 keep all units busy.
+STEP_ROWS = 1280
+# The least VMEM of the chips (v5p has 64 MiB, v5e and v6e 128), less what the
+# compiler takes for itself.
+VMEM = 63 * 2**20
+# Of it, for the tiles of a row block, by size of a number.
+WORKSPACE = {2: 13 * 2**20, 4: 18 * 2**20}
+# A key that only fills up the last chunk has this bias: its weight is 0.
+NO_KEY = -1e30
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+  """Sizes of blocks, and the arrays of a kernel laid out in them.
+
+  The grid is (clips, groups, row blocks). A block holds `rows` queries of each
+  of `clips` clips, or all of their keys; a kernel goes through the keys
+  `chunk` at a time.
+  """
+
+  batch: int
+  length: int
+  heads: int
+  width: int  # D
+  dtype: jnp.dtype
+  packed: bool  # [B, L, H * D] rather than [B, H, L, D]
+  group: int  # heads of a block
+  clips: int  # of a step
+  rows: int
+  chunk: int
+  padded: int  # length of a multiple of rows and of chunk
+
+  @property
+  def chunks(self) -> int:
+    return self.padded // self.chunk
+
+  @property
+  def lanes(self) -> int:
+    return self.group * self.width
+
+  @property
+  def groups(self) -> int:
+    return self.heads // self.group
+
+  @property
+  def grid(self) -> tuple[int, int, int]:
+    return (
+      pl.cdiv(self.batch, self.clips),
+      self.groups,
+      self.padded // self.rows,
+    )
+
+  def widen(self) -> Blocks:
+    """The same blocks for heads of twice the width."""
+    return dataclasses.replace(self, width=2 * self.width)
+
+  # ----- blocks: the whole array, and the part that a step sees ---------------
+
+  def row_tokens(self) -> Block:
+    """Blocks [clips, rows, lanes] of q, y, g or dq."""
+    return self._tokens(self.rows, self.dtype)
+
+  def key_tokens(self, dtype=None) -> Block:
+    """Blocks [clips, padded, lanes] of k, v, dk or dv."""
+    return self._tokens(self.padded, dtype or self.dtype)
+
+  def _tokens(self, rows: int, dtype) -> Block:
+    whole = rows == self.padded
+    row = (lambda i: 0) if whole else (lambda i: i)
+    if self.packed:
+      shape = (self.batch, self.padded, self.heads * self.width)
+      block = (self.clips, rows, self.lanes)
+      index = lambda b, h, i: (b, row(i), h)  # noqa: E731
+    else:
+      shape = (self.batch, self.heads, self.padded, self.width)
+      block = (self.clips, None, rows, self.width)
+      index = lambda b, h, i: (b, h, row(i), 0)  # noqa: E731
+    return jax.ShapeDtypeStruct(shape, dtype), self._spec(block, index, whole)
+
+  def row_numbers(self, count: int) -> Block:
+    """Blocks [clips, rows, count * group]: numbers of each row, in lanes."""
+    shape = (self.batch, self.groups, self.padded, count * self.group)
+    block = (self.clips, None, self.rows, count * self.group)
+    return _float32(shape), self._spec(block, lambda b, h, i: (b, h, i, 0))
+
+  def key_numbers(self) -> Block:
+    """Blocks [clips, 1, padded]: a number of each key, for all heads."""
+    shape = (self.batch, 1, self.padded)
+    block = (self.clips, 1, self.padded)
+    return _float32(shape), self._spec(block, lambda b, h, i: (b, 0, 0), True)
+
+  def key_sums(self) -> Block:
+    """Blocks [clips, 1, padded]: a number of each key, by group of heads."""
+    shape = (self.batch, self.groups, 1, self.padded)
+    block = (self.clips, None, 1, self.padded)
+    return _float32(shape), self._spec(block, lambda b, h, i: (b, h, 0, 0))
+
+  def head_vectors(self) -> Block:
+    """Blocks [clips, 1, lanes]: a vector of each head."""
+    shape = (self.batch, self.groups, 1, self.lanes)
+    block = (self.clips, None, 1, self.lanes)
+    return _float32(shape), self._spec(block, lambda b, h, i: (b, h, 0, 0))
+
+  def _spec(self, block, index, whole: bool = False) -> pl.BlockSpec:
+    # A long sequence leaves no room for the next one's keys.
+    once = pl.Buffered(1) if whole and self.chunks > 1 else None
+    return pl.BlockSpec(block, index, pipeline_mode=once)
+
+  # ----- arrays into blocks and back ------------------------------------------
+
+  def pack(self, x: Array) -> Array:
+    """[B, L, H, D] -> as `row_tokens` and `key_tokens` say."""
+    if not self.packed:
+      return self._fill(jnp.moveaxis(x, 2, 1), 2)
+    return self._fill(x.reshape(*x.shape[:2], -1), 1)
+
+  def unpack(self, x: Array) -> Array:
+    """The inverse of `pack`, in the dtype of q."""
+    x = x.astype(self.dtype)
+    if not self.packed:
+      return jnp.moveaxis(x[:, :, : self.length], 1, 2)
+    shape = (self.batch, self.length, self.heads, self.width)
+    return x[:, : self.length].reshape(shape)
+
+  def pack_rows(self, *numbers: Array, fill: Sequence[float]) -> Array:
+    """[B, H, L] each -> as `row_numbers` says; `fill` is for rows beyond L."""
+    numbers = [
+      self._fill(x, 2, value) for x, value in zip(numbers, fill, strict=True)
+    ]
+    x = jnp.stack(numbers, -1)
+    x = x.reshape(self.batch, self.groups, self.group, *x.shape[2:])
+    return jnp.moveaxis(x, 2, -1).reshape(*x.shape[:2], self.padded, -1)
+
+  def unpack_rows(self, x: Array) -> list[Array]:
+    """The inverse of `pack_rows`."""
+    x = x[:, :, : self.length]
+    x = x.reshape(*x.shape[:3], -1, self.group)
+    x = jnp.moveaxis(x, (3, 4), (0, 3))
+    return list(x.reshape(len(x), self.batch, self.heads, self.length))
+
+  def pack_keys(self, x: Array, fill: float = 0.0) -> Array:
+    """[B, L] -> as `key_numbers` says; `fill` is for keys beyond L."""
+    return self._fill(x, 1, fill)[:, None]
+
+  def bias(self, bias: Array | None) -> tuple[Array, Block] | None:
+    """An input for `scores`: a bias [B, L], and no weight for keys beyond L."""
+    if bias is None:
+      if self.padded == self.length:
+        return None
+      bias = jnp.zeros((self.batch, self.length), jnp.float32)
+    return self.pack_keys(bias * LOG2_E, NO_KEY), self.key_numbers()
+
+  def pack_heads(self, x: Array) -> Array:
+    """[B, H, D] -> as `head_vectors` says."""
+    return x.reshape(self.batch, self.groups, 1, self.lanes)
+
+  def unpack_sums(self, x: Array) -> Array:
+    """As `key_sums` says -> [B, L], summed over heads."""
+    return x.sum((1, 2))[:, : self.length]
+
+  def _fill(self, x: Array, axis: int, value: float = 0.0) -> Array:
+    if self.padded == self.length:
+      return x
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (0, self.padded - self.length)
+    return jnp.pad(x, widths, constant_values=value)
+
+
+def _float32(shape) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def cut(shape: tuple[int, ...], dtype) -> Blocks:
+  """Blocks for q [B, L, H, D]."""
+  batch, length, heads, width = shape
+  group = 2 if width == 64 else 1
+  packed = width % 64 == 0 and heads % group == 0
+  clips = 1
+  if length <= ONE_CHUNK:
+    rows = _row_block(length)
+    padded = chunk = _up(length, rows)
+    if rows == padded:
+      steps = pl.cdiv(batch, max(1, STEP_ROWS // rows))
+      clips = pl.cdiv(batch, steps)
+  else:
+    rows = CHUNK_ROWS
+    chunk = _up(pl.cdiv(length, pl.cdiv(length, CHUNK)), rows)
+    padded = _up(length, chunk)
+  return Blocks(
+    batch=batch,
+    length=length,
+    heads=heads,
+    width=width,
+    dtype=jnp.dtype(dtype),
+    packed=packed,
+    group=group if packed else 1,
+    clips=clips,
+    rows=rows,
+    chunk=chunk,
+    padded=padded,
+  )
+
+
+def _row_block(length: int) -> int:
+  """Rows that fill a length with the least padding, in as few blocks."""
+  # bfloat16 comes in tiles of 16 rows.
+  least, most = (min(rows, _up(length, 16)) for rows in ROWS)
+  sizes = range(least, most + 1, 16)
+  return min(sizes, key=lambda rows: (_up(length, rows), -rows))
+
+
+def _up(x: int, unit: int) -> int:
+  return -(-x // unit) * unit
+
+
+def refusal(
+  q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype
+) -> str | None:
+  """Why these kernels cannot serve q and k [B, L, H, D]; None if they can."""
+  dtype = jnp.dtype(dtype)
+  if dtype not in (jnp.bfloat16, jnp.float32):
+    return f'TPU kernels take bfloat16 and float32, not {dtype}'
+  if q_shape != k_shape:
+    return f'queries {q_shape} and keys {k_shape} differ in shape'
+  if q_shape[-1] % 8 or q_shape[-1] > 256:
+    return f'heads of {q_shape[-1]}; TPU kernels take multiples of 8 up to 256'
+  # k, v and, in float32, dk and dv: what the backward pass holds.
+  per_key = _up(cut(q_shape, dtype).lanes, LANES) * (2 * dtype.itemsize + 8)
+  most = (VMEM - WORKSPACE[dtype.itemsize]) // per_key // CHUNK * CHUNK
+  if q_shape[1] > most:
+    return (
+      f'{q_shape[1]} keys do not fit in VMEM; at most {most} do with heads of '
+      f'{q_shape[-1]} in {dtype}'
+    )
+  return None
+
+
+# ----- parts of kernels -------------------------------------------------------
+
+OVER_LANES = (((1,), (1,)), ((), ()))  # x y^T
+OVER_KEYS = (((1,), (0,)), ((), ()))  # x y
+OVER_ROWS = (((0,), (0,)), ((), ()))  # x^T y
+
+
+def product(x: Array, y: Array, contract) -> Array:
+  """A matrix product in float32 of operands in the dtype of y."""
+  # One pass of the MXU takes 8 bits of mantissa: all that bfloat16 has.
+  exact = lax.Precision.HIGHEST if y.dtype == jnp.float32 else None
+  return lax.dot_general(
+    x.astype(y.dtype),
+    y,
+    contract,
+    precision=exact,
+    preferred_element_type=jnp.float32,
+  )
+
+
+def own_lanes(x: Array, head: int, blocks: Blocks) -> Array:
+  """x [rows, lanes] with 0 for the other heads: products then ignore them."""
+  if blocks.group == 1:
+    return x
+  return jnp.where(_is_lane_of(head, blocks), x, jnp.zeros_like(x))
+
+
+def merge(parts: list[Array], blocks: Blocks) -> Array:
+  """Each head's lanes of its own part [rows, lanes]."""
+  merged, *rest = parts
+  for head, part in enumerate(rest, start=1):
+    merged = jnp.where(_is_lane_of(head, blocks), part, merged)
+  return merged
+
+
+def _is_lane_of(head: int, blocks: Blocks) -> Array:
+  lane = lax.broadcasted_iota(jnp.int32, (1, blocks.lanes), 1)
+  # Not `//`: its lowering asks which TPU is attached.
+  return lax.div(lane, jnp.int32(blocks.width)) == head
+
+
+def over_chunks(blocks: Blocks, step: Callable, state):
+  """Folds `step(keys, state)` over the chunks of keys."""
+  if blocks.chunks == 1:
+    return step(pl.ds(0, blocks.chunk), state)
+  return lax.fori_loop(
+    0, blocks.chunks, lambda c, state: step(chunk_at(c, blocks), state), state
+  )
+
+
+def scores(q: Array, inputs, clip: int, keys, blocks: Blocks) -> Array:
+  """Logits of a chunk of keys, in units of log2: [rows, chunk]."""
+  s = product(q, inputs['k'][clip, keys, :], OVER_LANES)
+  # The hardware's exponential is 2^x.
+  s = s * (LOG2_E * blocks.width**-0.5)
+  if inputs['bias'] is None:
+    return s
+  return s + inputs['bias'][clip, :, keys]
+
+
+def chunk_at(index, blocks: Blocks):
+  """The keys of a chunk."""
+  start = pl.multiple_of(index * blocks.chunk, blocks.chunk)
+  return pl.ds(start, blocks.chunk)
+
+
+def call(
+  name: str,
+  kernel: Callable,
+  blocks: Blocks,
+  inputs: dict[str, tuple[Array, Block] | None],
+  outputs: dict[str, Block | None],
+  *,
+  products: int,
+  interpret,
+  scratch: dict[str, Any] | None = None,
+) -> dict[str, Array | None]:
+  """Runs `kernel(inputs, outputs, scratch, blocks=)` over the grid.
+
+  Args:
+    name: of the kernel in profiles.
+    kernel: takes references to blocks, by name.
+    blocks: sizes.
+    inputs: arrays and their blocks; None for one that is not there.
+    outputs: their blocks.
+    products: L x L x D products that the kernel takes, for XLA's estimates.
+    interpret: of `pl.pallas_call`.
+    scratch: of `pl.pallas_call`.
+
+  Returns:
+    The outputs, by name.
+  """
+  shapes, out_specs = _halves(outputs)
+  arrays, blocks_in = _halves(inputs)
+  _, in_specs = _halves(blocks_in)
+  cells = blocks.batch * blocks.heads * blocks.length**2
+  moved = jax.tree.leaves((arrays, shapes))
+  cost = pl.CostEstimate(
+    flops=2 * products * cells * blocks.width,
+    transcendentals=cells,
+    bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
+  )
+  return pl.pallas_call(
+    functools.partial(kernel, blocks=blocks),
+    shapes,
+    grid=blocks.grid,
+    in_specs=[in_specs],
+    out_specs=out_specs,
+    scratch_shapes=[scratch or {}],
+    compiler_params=pltpu.CompilerParams(
+      # Sums over queries stay in place from one row block to the next.
+      dimension_semantics=('parallel', 'parallel', 'arbitrary'),
+      vmem_limit_bytes=VMEM,
+    ),
+    cost_estimate=cost,
+    interpret=interpret,
+    name=name,
+  )(arrays)
+
+
+def _halves(pairs: dict[str, tuple | None]) -> tuple[dict, dict]:
+  """{name: (x, y)} -> {name: x}, {name: y}."""
+  return tuple(
+    {name: pair and pair[i] for name, pair in pairs.items()} for i in (0, 1)
+  )

@@ -1,0 +1,134 @@
+"""The GPU kernels as machine code for Hopper, from its real compiler."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+
+import jax
+import jax.numpy as jnp
+import pytest
+from aot import gpu
+from jax.sharding import NamedSharding, PartitionSpec
+
+from mira_jax.kernels import dispatch, flash
+from mira_jax.kernels.attention import mira_attention
+from mira_jax.mira import MiraConfig
+
+pytest.importorskip('jax.experimental.pallas.mosaic_gpu')
+
+from mira_jax.kernels import pallas_gpu
+
+pytestmark = [
+  pytest.mark.aot,
+  pytest.mark.skipif(
+    gpu.FOLDER not in os.environ,
+    reason=f'{gpu.FOLDER} names no folder of CUDA wheels; see tests/aot/gpu.py',
+  ),
+]
+# A kernel that another case has compiled is not compiled, nor reported, again.
+MOST = [x for x in gpu.CASES if not x.endswith('no bias')]
+
+
+def compiled(run, shape):
+  return jax.jit(run).lower(gpu.shapes(shape, gpu.device())).compile()
+
+
+@pytest.fixture(autouse=True)
+def _report(monkeypatch):
+  monkeypatch.setenv('MOSAIC_GPU_DUMP_PTXAS', '1')
+
+
+@pytest.mark.parametrize('shape', gpu.SHAPES.values(), ids=gpu.SHAPES)
+@pytest.mark.parametrize('case', MOST)
+def test_kernels_fit_into_registers(capfd, shape, case):
+  run = functools.partial(gpu.CASES[case].run, pallas_gpu.PASSES)
+  compiled(run, shape)
+  log = ''.join(capfd.readouterr())
+  assert 1 <= len(gpu.spills(log)) <= gpu.CASES[case].kernels, log
+  assert not any(gpu.spills(log)), log
+  assert 'serialized' not in log
+
+
+# 160 tokens take three warpgroups of fewer registers, up to a width of 80; 393
+# are padded to a multiple of 8.
+@pytest.mark.parametrize(
+  ('length', 'width'),
+  [
+    *((160, x) for x in (16, 48, 80)),
+    *((392, x) for x in (32, 96, 112, 128)),
+    (393, 64),
+    (1, 64),
+  ],
+)
+def test_other_shapes_fit(capfd, length, width):
+  def run(x):
+    return [gpu.CASES[name].run(pallas_gpu.PASSES, x) for name in MOST]
+
+  compiled(run, (2, length, 3, width))
+  log = ''.join(capfd.readouterr())
+  assert gpu.spills(log)
+  assert not any(gpu.spills(log)), log
+
+
+@pytest.mark.parametrize('shape', gpu.SHAPES.values(), ids=gpu.SHAPES)
+@pytest.mark.parametrize('name', gpu.OPERATIONS)
+def test_both_passes_need_a_few_numbers_per_row(shape, name):
+  batch, length, heads, _ = shape
+  operations = flash.operations(pallas_gpu.PASSES)
+  program = compiled(lambda x: gpu.both(operations, name, x), shape)
+  temporary = program.memory_analysis().temp_size_in_bytes
+  assert 0 < temporary < 12 * batch * heads * length * 4
+
+
+# ----- what models call -------------------------------------------------------
+
+
+def temporaries(shape, mode: str, implementation: str | None = None) -> int:
+  """Bytes that attention, forward and backward, needs besides its arrays."""
+  mesh = gpu.mesh()
+  x = jax.ShapeDtypeStruct(
+    shape, jnp.bfloat16, sharding=NamedSharding(mesh, PartitionSpec())
+  )
+  config = None if mode == 'plain' else MiraConfig(mode=mode)
+
+  def loss(*x):
+    attended = mira_attention(
+      *x, num_frames=8, config=config, implementation=implementation
+    )
+    return attended.output.astype(jnp.float32).sum()
+
+  with jax.set_mesh(mesh):
+    program = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+  return program.memory_analysis().temp_size_in_bytes
+
+
+def test_an_h200_gets_its_kernels():
+  with jax.set_mesh(gpu.mesh()):
+    target = dispatch.target()
+    asked = dispatch.Request(gpu.SHAPES['long'], jnp.bfloat16, 'exact', target)
+    assert dispatch.choose(asked)[0] == 'pallas_gpu'
+  assert target == dispatch.Target('gpu', 'NVIDIA H200')
+
+
+def test_exact_mode_needs_a_fiftieth_of_the_memory():
+  shape = (8, 1568, 12, 64)
+  materialised = temporaries(shape, 'exact', 'meaning')
+  assert temporaries(shape, 'exact') < materialised / 50
+  assert temporaries(shape, 'exact', 'streaming') < materialised / 10
+
+
+def test_long_clips_fit():
+  assert temporaries((1, 32768, 12, 64), 'exact') < 2**28
+
+
+@pytest.mark.parametrize('mode', ['plain', 'flashlite'])
+def test_cudnn_compiles(monkeypatch, mode):
+  cudnn = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
+  # They look for an installed library, and for a GPU.
+  monkeypatch.setattr(cudnn, 'check_cudnn_version', lambda: 92800)
+  monkeypatch.setattr(cudnn, 'check_compute_capability', lambda _: True)
+  shape = (8, 1568, 12, 64)
+  q_bytes = 2 * math.prod(shape)
+  assert temporaries(shape, mode, 'cudnn') < 12 * q_bytes
