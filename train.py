@@ -54,6 +54,9 @@ def main(_):
 
   # ----- model, optimiser, steps -----
   mesh = sharding.make_mesh()
+  attention = training.attention_choice(cfg.model, cfg.data.batch_size)
+  if jax.process_index() == 0:
+    print(attention)
   model = engine.build_model(dataclasses.asdict(cfg.model))
   optimizer, schedule = training.make_optimizer(
     cfg.optim, steps_per_epoch, total

@@ -1,17 +1,24 @@
 """Times attention with MiRA: every implementation beside its peers.
 
-  python bench/attention.py [--length 1568] [--rounds 10] [--out bench/results]
+  python bench/attention.py [--shape 1,1568,12,64] [--dtype float32]
 
 All candidates run in the same process, one round after the other, so that a
-busy machine slows them alike: read the ratios. Peers: `jax.nn`'s attention, and
-where PyTorch is installed its fused attention as the authors' code uses it (one
-channel appended to queries and keys for flashlite, the whole map for exact).
+busy machine slows them alike: read the ratios. Candidates are the
+implementations that serve on this device. Peers, where they are installed and
+run: `jax.nn`'s attention (XLA, and cuDNN with and without a bias), tokamax, and
+PyTorch's fused attention as the authors' code uses it (one channel appended to
+queries and keys for flashlite, the whole map for exact).
+
+TFLOP/s count what plain attention needs, 4 B H L^2 D forward and 3.5 times that
+in both directions, whatever a candidate spends.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import functools
+import importlib.util
 import json
 import pathlib
 import platform
@@ -26,7 +33,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from mira_jax.kernels.attention import IMPLEMENTATIONS, mira_attention
+from mira_jax.kernels import dispatch
+from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
 
 FRAMES = 8
@@ -35,54 +43,89 @@ CONFIGS = {
   'flashlite': MiraConfig(mode='flashlite'),
   'exact': MiraConfig(mode='exact'),
 }
+Calls = dict[str, Callable]
 
 
-def jax_candidates(qkv: tuple, backward: bool) -> dict[str, Callable]:
-  """Name -> a call that runs to its end."""
+def gains(shape: tuple[int, ...]) -> np.ndarray:
+  """Gains of keys [B, L] for peers that do not estimate any."""
+  drawn = np.random.default_rng(0).uniform(0.7, 1.4, (shape[0], FRAMES))
+  return np.repeat(drawn, -(-shape[1] // FRAMES), 1)[:, : shape[1]]
 
-  def candidate(f):
-    def loss(*x):
-      return f(*x).sum()
 
-    run = jax.jit(jax.grad(loss, (0, 1, 2)) if backward else f)
-    return lambda: jax.block_until_ready(run(*qkv))
+# ----- candidates in JAX ------------------------------------------------------
 
-  calls = {
-    f'{mode}, {name}': candidate(
-      lambda q, k, v, config=config, name=name: (
-        mira_attention(
-          q,
-          k,
-          v,
-          num_frames=FRAMES,
-          config=config,
-          implementation=name,
-        ).output
-      )
-    )
-    for mode, config in CONFIGS.items()
-    for name in IMPLEMENTATIONS
-  }
-  calls['plain, jax.nn'] = candidate(jax.nn.dot_product_attention)
+
+def ours(shape: tuple[int, ...], dtype) -> Calls:
+  """'mode, implementation' -> attention(q, k, v), of those that serve."""
+  calls = {}
+  for mode, config in CONFIGS.items():
+    request = dispatch.Request(shape, dtype, mode, dispatch.target())
+    for name in dispatch.IMPLEMENTATIONS:
+      if dispatch.refusal(name, request) is None:
+        calls[f'{mode}, {name}'] = functools.partial(
+          _attend, config=config, implementation=name
+        )
   return calls
 
 
-def torch_candidates(qkv: tuple, backward: bool) -> dict[str, Callable]:
+def _attend(q, k, v, **options):
+  return mira_attention(q, k, v, num_frames=FRAMES, **options).output
+
+
+def jax_peers(shape: tuple[int, ...], dtype) -> Calls:
+  """jax.nn and tokamax."""
+  bias = jnp.log(gains(shape)).astype(dtype)[:, None, None]
+  attend = jax.nn.dot_product_attention
+  calls = {
+    'plain, jax.nn': attend,
+    'flashlite, jax.nn': functools.partial(attend, bias=bias),
+  }
+  if jax.default_backend() == 'gpu' and dtype != jnp.float32:
+    cudnn = functools.partial(attend, implementation='cudnn')
+    calls['plain, jax.nn cudnn'] = cudnn
+    # It takes a bias of one number per key only as a whole map.
+    whole = jnp.broadcast_to(bias, (shape[0], 1, shape[1], shape[1]))
+    calls['flashlite, jax.nn cudnn bias'] = functools.partial(cudnn, bias=whole)
+  if importlib.util.find_spec('tokamax'):
+    import tokamax
+
+    calls['plain, tokamax'] = tokamax.dot_product_attention
+    calls['flashlite, tokamax'] = functools.partial(
+      tokamax.dot_product_attention, bias=bias
+    )
+  return calls
+
+
+def jax_run(attend: Callable, qkv: tuple, backward: bool) -> Callable:
+  """A call that runs to its end."""
+
+  def loss(*x):
+    return attend(*x).astype(jnp.float32).sum()
+
+  run = jax.jit(jax.grad(loss, (0, 1, 2)) if backward else attend)
+  return lambda: jax.block_until_ready(run(*qkv))
+
+
+# ----- candidates in PyTorch --------------------------------------------------
+
+
+def torch_runs(shape: tuple[int, ...], dtype, backward: bool) -> Calls:
   """The authors' forms in PyTorch; {} where it is not installed."""
-  try:
-    import torch
-  except ImportError:
+  if not importlib.util.find_spec('torch'):
     return {}
+  import torch
+
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  kind = getattr(torch, jnp.dtype(dtype).name)
   sdpa = torch.nn.functional.scaled_dot_product_attention
-  q, k, v = (
-    torch.from_numpy(np.array(x)).transpose(1, 2).contiguous() for x in qkv
-  )
-  gain = torch.rand(q.shape[0], 1, q.shape[2], 1) + 0.5
-  scale = q.shape[-1] ** -0.5
+  batch, length, heads, width = shape
+  q, k, v = torch.randn(3, batch, heads, length, width).to(device, kind)
+  gain = torch.tensor(gains(shape))[:, None, :, None].to(device, kind)
+  scale = width**-0.5
 
   def flashlite(q, k, v):
-    ones = torch.full_like(gain, 1 / scale).expand(-1, q.shape[1], -1, -1)
-    bias = gain.log().expand(-1, q.shape[1], -1, -1)
+    ones = torch.full_like(gain, 1 / scale).expand(-1, heads, -1, -1)
+    bias = gain.log().expand(-1, heads, -1, -1)
     return sdpa(
       torch.cat([q, ones], -1),
       torch.cat([k, bias], -1),
@@ -99,25 +142,38 @@ def torch_candidates(qkv: tuple, backward: bool) -> dict[str, Callable]:
 
   def candidate(f):
     def run():
-      if not backward:
-        with torch.no_grad():
-          return f(q, k, v)
-      x = [t.detach().requires_grad_() for t in (q, k, v)]
-      return f(*x).sum().backward()
+      with torch.set_grad_enabled(backward):
+        x = [t.detach().requires_grad_(backward) for t in (q, k, v)]
+        y = f(*x)
+        if backward:
+          y.sum().backward()
+      if device == 'cuda':
+        torch.cuda.synchronize()
 
     return run
 
-  return {
-    'plain, torch': candidate(sdpa),
-    'flashlite, torch': candidate(flashlite),
-    'exact, torch': candidate(exact),
-  }
+  forms = {'plain': sdpa, 'flashlite': flashlite, 'exact': exact}
+  return {f'{mode}, torch': candidate(f) for mode, f in forms.items()}
 
 
-def measure(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
+# ----- measuring --------------------------------------------------------------
+
+
+def compile_all(calls: Calls) -> Calls:
+  """Runs each call once and leaves out those that fail, saying why."""
+  good = {}
+  for name, call in calls.items():
+    try:
+      call()
+    except Exception as error:  # a peer that is missing, or out of memory
+      print(f'{name}: {type(error).__name__}: {str(error).splitlines()[0]}')
+    else:
+      good[name] = call
+  return good
+
+
+def measure(calls: Calls, rounds: int) -> dict[str, float]:
   """Median seconds of each call, in interleaved rounds."""
-  for call in calls.values():
-    call()  # compiles
   seconds: dict[str, list[float]] = {name: [] for name in calls}
   for _ in range(rounds):
     for name, call in calls.items():
@@ -127,64 +183,85 @@ def measure(calls: dict[str, Callable], rounds: int) -> dict[str, float]:
   return {name: statistics.median(times) for name, times in seconds.items()}
 
 
-def peer(name: str, medians: dict[str, float]) -> str:
-  """What a candidate is compared with: the authors' form, else the meaning."""
-  mode = name.split(',')[0]
-  other = f'{mode}, torch'
-  return other if other in medians else f'{mode}, meaning'
+def rows(medians: dict[str, float], shape: tuple[int, ...], backward: bool):
+  """A line of the table for each candidate."""
+  batch, length, heads, width = shape
+  flops = 4 * batch * heads * length**2 * width * (3.5 if backward else 1)
+  for name, seconds in medians.items():
+    mode = name.partition(',')[0]
+    # The authors' form, else the meaning, else nothing.
+    peers = [f'{mode}, torch', f'{mode}, meaning', name]
+    peer = next(x for x in peers if x in medians)
+    yield {
+      'pass': 'forward and backward' if backward else 'forward',
+      'candidate': name,
+      'milliseconds': round(1e3 * seconds, 3),
+      'tflops': round(flops / seconds / 1e12, 3),
+      'peer': peer,
+      'times_faster': round(medians[peer] / seconds, 3),
+    }
 
 
-def main():
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument('--batch', type=int, default=1)
-  parser.add_argument('--length', type=int, default=1568)
-  parser.add_argument('--heads', type=int, default=12)
-  parser.add_argument('--dim', type=int, default=64)
+
+  def shape(text: str) -> tuple[int, ...]:
+    numbers = tuple(map(int, text.split(',')))
+    if len(numbers) != 4:
+      raise argparse.ArgumentTypeError(f'{text!r} is not B,L,H,D')
+    return numbers
+
+  parser.add_argument(
+    '--shape', type=shape, default=(1, 1568, 12, 64), help='B,L,H,D'
+  )
+  parser.add_argument(
+    '--dtype', default='float32', choices=['float32', 'bfloat16']
+  )
   parser.add_argument('--rounds', type=int, default=10)
-  parser.add_argument('--out', default='bench/results')
-  args = parser.parse_args()
+  parser.add_argument('--out', default='bench/results', type=pathlib.Path)
+  return parser.parse_args(argv)
 
-  shape = (args.batch, args.length, args.heads, args.dim)
+
+def main():
+  args = parse()
+  dtype = jnp.dtype(args.dtype)
   keys = jax.random.split(jax.random.key(0), 3)
-  qkv = tuple(jax.random.normal(key, shape, jnp.float32) for key in keys)
-  rows = []
+  qkv = tuple(jax.random.normal(key, args.shape, dtype) for key in keys)
+  table = []
   for backward in (False, True):
-    calls = jax_candidates(qkv, backward) | torch_candidates(qkv, backward)
-    medians = measure(calls, args.rounds)
-    for name, seconds in medians.items():
-      other = peer(name, medians)
-      rows.append(
-        {
-          'pass': 'forward and backward' if backward else 'forward',
-          'candidate': name,
-          'milliseconds': round(1e3 * seconds, 2),
-          'peer': other,
-          'times_faster': round(medians[other] / seconds, 3),
-        }
-      )
+    calls = {
+      name: jax_run(attend, qkv, backward)
+      for name, attend in (
+        ours(args.shape, dtype) | jax_peers(args.shape, dtype)
+      ).items()
+    }
+    calls |= torch_runs(args.shape, dtype, backward)
+    medians = measure(compile_all(calls), args.rounds)
+    table += rows(medians, args.shape, backward)
 
-  for row in rows:
-    print('{pass:22}{candidate:24}{milliseconds:10.1f} ms'
+  for row in table:
+    print('{pass:22}{candidate:30}{milliseconds:10.2f} ms{tflops:9.2f} TFLOP/s'
           '{times_faster:8.2f} x {peer}'.format(**row))  # fmt: skip
   result = {
     'command': ' '.join(sys.argv),
     'date': datetime.date.today().isoformat(),
-    'shape': shape,
+    'shape': args.shape,
+    'dtype': args.dtype,
     'device': jax.devices()[0].device_kind,
     'machine': platform.machine(),
     'versions': {
       name: module.__version__
-      for name, module in sys.modules.items()
-      if name in ('jax', 'jaxlib', 'torch', 'numpy')
+      for name, module in sorted(sys.modules.items())
+      if name in ('jax', 'jaxlib', 'torch', 'tokamax', 'numpy')
     },
-    'rows': rows,
+    'rows': table,
   }
-  folder = pathlib.Path(args.out)
-  folder.mkdir(parents=True, exist_ok=True)
-  name = f'attention_{jax.default_backend()}_{args.length}.json'
-  (folder / name).write_text(json.dumps(result, indent=1) + '\n')
+  args.out.mkdir(parents=True, exist_ok=True)
+  shape = 'x'.join(map(str, args.shape))
+  name = f'attention_{jax.default_backend()}_{args.dtype}_{shape}.json'
+  (args.out / name).write_text(json.dumps(result, indent=1) + '\n')
 
 
 if __name__ == '__main__':

@@ -26,6 +26,7 @@ from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline, synthetic
 from mira_jax.engine import Engine
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.kernels import dispatch
 from mira_jax.metrics import Scores, confusion_matrix, score
 
 # ----- the command line -----------------------------------------------------
@@ -220,6 +221,30 @@ def identity(
     'model': dataclasses.asdict(cfg.model),
     'optim': dataclasses.asdict(cfg.optim),
   }
+
+
+def attention_choice(model: config.ModelConfig, batch_size: int) -> str:
+  """Which implementation of attention will run, and why, in one line.
+
+  Raises:
+    MiraInputError: the one that is named cannot serve here.
+  """
+  grid = model.image_size // model.patch
+  length = model.frames // model.tubelet * grid**2 + (model.pool == 'cls')
+  request = dispatch.Request(
+    shape=(batch_size, length, model.heads, model.dim // model.heads),
+    dtype=model.dtype,
+    mode='plain' if model.mira is None else model.mira.mode,
+    target=dispatch.target(),
+  )
+  if model.attention is None:
+    return 'attention: {} ({})'.format(*dispatch.choose(request))
+  reason = dispatch.refusal(model.attention, request)
+  if reason is not None:
+    raise config.bad_config(
+      'model.attention', f'{model.attention} cannot serve: {reason}'
+    )
+  return f'attention: {model.attention} (as configured)'
 
 
 def make_optimizer(

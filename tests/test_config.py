@@ -149,3 +149,12 @@ def test_from_json_takes_a_whole_number_for_a_float():
   assert config.from_json(config.to_json(cfg)).optim.lr == 1.0
   with pytest.raises(MiraInputError, match='not JSON'):
     config.from_json('{')
+
+
+def test_the_attention_that_will_run_is_named_with_its_reason():
+  cfg = parse()
+  line = training.attention_choice(cfg.model, 8)
+  assert line == 'attention: meaning (maps of 128 tokens are small)'
+  cfg.model.attention = 'pallas_tpu'
+  with pytest.raises(MiraInputError, match=r'runs on TPUs, not on cpu'):
+    training.attention_choice(cfg.model, 8)
