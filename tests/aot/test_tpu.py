@@ -53,3 +53,9 @@ def test_operations_hold_no_map(compiled):
     one_map = 2 * batch * heads * length**2
     for name in tpu.OPERATIONS:
       assert figures[f'{name} {shape}']['temporaries'] < one_map / 2, name
+
+
+def test_exact_mode_needs_a_tenth_of_the_memory(compiled):
+  _, figures = compiled
+  temporaries = figures['temporaries of exact mode']
+  assert temporaries['pallas_tpu'] < temporaries['meaning'] / 10

@@ -69,8 +69,9 @@ def measure(chip: str) -> dict[str, dict]:
   """Compiles everything for a chip, in a process of its own.
 
   Returns:
-    'PASS SHAPE' -> cycles, tflops, seconds (to compile), and
-    'OPERATION SHAPE' -> temporaries (bytes), of forward and backward.
+    'PASS SHAPE' -> cycles, tflops, seconds (to compile); 'OPERATION SHAPE' ->
+    temporaries (bytes), of forward and backward; and 'temporaries of exact
+    mode' -> the same of `mira_attention`, by implementation.
 
   Raises:
     RuntimeError: something does not compile.
@@ -125,7 +126,12 @@ def _measure_here(chip: Chip) -> dict[str, dict]:
     platform='tpu', topology_name=chip.topology
   )
   device = SingleDeviceSharding(topology.devices[0])
-  results = {}
+  results = {
+    'temporaries of exact mode': {
+      name: _exact_temporaries(topology.devices[0], name)
+      for name in ('pallas_tpu', 'meaning')
+    }
+  }
   for shape in SHAPES:
     for name in PRODUCTS:
       results[f'{name} {shape}'] = _measure_pass(name, shape, chip, device)
@@ -189,6 +195,34 @@ def _measure_operation(name: str, shape: str, device) -> dict:
   assert cotangent.dtype in (jnp.float32, jnp.bfloat16)
   compiled = _compile(gradients, SHAPES[shape], (cotangent, *arguments))
   return {'temporaries': compiled.memory_analysis().temp_size_in_bytes}
+
+
+def _exact_temporaries(device, implementation: str) -> int:
+  """Bytes that exact attention, forward and backward, needs on a TPU."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+  from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+  from mira_jax.kernels import dispatch
+  from mira_jax.kernels.attention import mira_attention
+  from mira_jax.mira import MiraConfig
+
+  mesh = Mesh(np.array([device]), ('data',), (AxisType.Auto,))
+  where = NamedSharding(mesh, PartitionSpec())
+  x = jax.ShapeDtypeStruct(SHAPES['decoder'], jnp.bfloat16, sharding=where)
+
+  def loss(*x):
+    attended = mira_attention(
+      *x, num_frames=8, config=MiraConfig(), implementation=implementation
+    )
+    return attended.output.astype(jnp.float32).sum()
+
+  with jax.set_mesh(mesh):
+    asked = dispatch.Request(x.shape, x.dtype, 'exact', dispatch.target())
+    assert dispatch.choose(asked)[0] == 'pallas_tpu', asked
+    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
+  return compiled.memory_analysis().temp_size_in_bytes
 
 
 def _arguments(shape: tuple[int, ...], device) -> tuple[dict, dict]:
