@@ -13,6 +13,7 @@ import pytest
 from mira_jax import cli
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import golden
+from mira_jax.kernels import dispatch, flash, pallas_tpu
 
 DIRECTORY = pathlib.Path(__file__).parent / 'golden'
 CASES = golden.read_cases(DIRECTORY)
@@ -68,6 +69,22 @@ def test_cases_cover_every_mode_in_training():
 @pytest.mark.parametrize('case', CASES, ids=name_of)
 def test_case_passes(case, dtype):
   assert check(DIRECTORY, case, dtype) == results(DIRECTORY, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('attention', 'dtype'), [('streaming', 'float64'), ('pallas_tpu', 'float32')]
+)
+@pytest.mark.parametrize('case', CASES, ids=name_of)
+def test_case_passes_through_kernels(monkeypatch, case, attention, dtype):
+  interpreted = dispatch.Implementation(
+    lambda: flash.operations(pallas_tpu.passes(interpret=True)),
+    lambda request: None,
+  )
+  monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'pallas_tpu', interpreted)
+  checks = golden.run_case(DIRECTORY, case, dtype, attention)
+  assert not [check for check in checks if not check.passed]
+  assert any('grad' in check.quantity for check in checks)
 
 
 @pytest.mark.slow
@@ -196,12 +213,3 @@ def test_command_names_a_file_that_cannot_be_read(tmp_path, capsys, broken):
   (tmp_path / broken).write_bytes(b'not what it says')
   assert cli.main(['compare', 'golden', str(tmp_path)]) == ExitCode.USAGE
   assert broken in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('case', CASES, ids=name_of)
-def test_case_passes_without_maps(case):
-  checks = golden.run_case(DIRECTORY, case, 'float64', 'streaming')
-  assert not [check for check in checks if not check.passed]
-  maps = {check.quantity for check in checks if '/attn_' in check.quantity}
-  assert checks
-  assert not maps
