@@ -231,15 +231,20 @@ def attention_choice(model: config.ModelConfig, batch_size: int) -> str:
   """
   grid = model.image_size // model.patch
   length = model.frames // model.tubelet * grid**2 + (model.pool == 'cls')
-  request = dispatch.Request(
-    shape=(batch_size, length, model.heads, model.dim // model.heads),
+  asked = dispatch.Request(
+    shape=(
+      batch_size // jax.device_count(),
+      length,
+      model.heads,
+      model.dim // model.heads,
+    ),
     dtype=model.dtype,
     mode='plain' if model.mira is None else model.mira.mode,
     target=dispatch.target(),
   )
   if model.attention is None:
-    return 'attention: {} ({})'.format(*dispatch.choose(request))
-  reason = dispatch.refusal(model.attention, request)
+    return 'attention: {} ({})'.format(*dispatch.choose(asked))
+  reason = dispatch.refusal(model.attention, asked)
   if reason is not None:
     raise config.bad_config(
       'model.attention', f'{model.attention} cannot serve: {reason}'
@@ -272,7 +277,8 @@ def card(
 ) -> dict[str, Any]:
   """What a weights file says about itself."""
   return {
-    'model': dataclasses.asdict(cfg.model),
+    # Which kernels ran says nothing about the weights, nor about this machine.
+    'model': dataclasses.asdict(cfg.model) | {'attention': None},
     'class_names': list(dataset.class_names),
     'preprocessing': {
       'rate': cfg.data.rate,

@@ -68,7 +68,8 @@ def redistribute(q, k, v, gain, v_mean, *, residual_mix, floor):
   s = logits(q, k)
   a = jax.nn.softmax(s)
   mean_gain = (a * keys(gain)).sum(-1)
-  norm = jnp.moveaxis((1 - floor) * mean_gain + floor, 1, 2)[..., None]
+  norm = (1 - floor) * mean_gain + floor
+  norm = jnp.moveaxis(jnp.maximum(norm, 1e-12), 1, 2)[..., None]
   z = (1 - floor) * apply(a * keys(gain), v) + floor * v_mean[:, None]
   z = z / norm
   y = (1 - residual_mix) * apply(a, v) + residual_mix * z

@@ -156,5 +156,5 @@ def test_the_attention_that_will_run_is_named_with_its_reason():
   line = training.attention_choice(cfg.model, 8)
   assert line == 'attention: meaning (maps of 128 tokens are small)'
   cfg.model.attention = 'pallas_tpu'
-  with pytest.raises(MiraInputError, match=r'runs on TPUs, not on cpu'):
+  with pytest.raises(MiraInputError, match='v6e, not on cpu'):
     training.attention_choice(cfg.model, 8)

@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import plain_passes
 import pytest
-from jax._src.pallas.mosaic.interpret import interpret_pallas_call
 from jax.experimental.pallas import tpu as pltpu
 
 from mira_jax.kernels import pallas_tpu_blocks as blocks
@@ -21,6 +20,10 @@ from mira_jax.kernels.flash import (
 )
 from mira_jax.kernels.pallas_tpu import PASSES, passes, refusal
 
+# A private part of jax, which may move.
+interpret_pallas_call = pytest.importorskip(
+  'jax._src.pallas.mosaic.interpret.interpret_pallas_call'
+)
 INTERPRETED = passes(interpret=True)
 SMALL = {'ROWS': (16, 16)}
 CHUNKS = {'ONE_CHUNK': 32, 'CHUNK': 32, 'CHUNK_ROWS': 16}
@@ -226,10 +229,17 @@ def test_without_races_or_unwritten_memory(sizes, case, name):
 
 @pytest.mark.parametrize(
   'shape',
-  [(8, 1568, 12, 64), (8, 1568, 16, 80), (64, 160, 12, 64), (1, 32768, 12, 64)],
+  [
+    (8, 1568, 12, 64),
+    (8, 1568, 16, 80),
+    (8, 1568, 4, 192),
+    (64, 160, 12, 64),
+    (1, 32768, 12, 64),
+  ],
   ids=str,
 )
-def test_lowers_to_one_kernel(shape):
+@pytest.mark.parametrize('wide_integers', [False, True])
+def test_lowers_to_one_kernel(shape, wide_integers):
   batch, length, heads, _ = shape
   token = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
   row = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
@@ -251,8 +261,9 @@ def test_lowers_to_one_kernel(shape):
   assert calls.keys() == set(Passes._fields)
   for name, arguments in calls.items():
     f = functools.partial(getattr(PASSES, name), **options.get(name, {}))
-    traced = jax.jit(f).trace(*arguments)
-    text = traced.lower(lowering_platforms=('tpu',)).as_text()
+    with jax.enable_x64(wide_integers):
+      traced = jax.jit(f).trace(*arguments)
+      text = traced.lower(lowering_platforms=('tpu',)).as_text()
     assert text.count('tpu_custom_call') == 1, name
 
 
@@ -271,9 +282,5 @@ def test_lowers_to_one_kernel(shape):
   ],
 )
 def test_refusals_say_why(shape, dtype, why):
-  answer = refusal(shape, shape, dtype)
+  answer = refusal(shape, dtype)
   assert answer is None if why is None else why in answer
-
-
-def test_refuses_other_keys_than_queries():
-  assert 'differ' in refusal((1, 16, 2, 64), (1, 32, 2, 64), jnp.bfloat16)

@@ -13,7 +13,7 @@ from oracle import formula_state, formula_video
 
 from mira_jax.interop import torch_names
 from mira_jax.mira import MiraConfig
-from mira_jax.models.encoder import Block
+from mira_jax.models.encoder import Block, Encoder
 from mira_jax.models.layers import resize_positions, sinusoid
 from mira_jax.models.vivit import SIZES, ViViT
 
@@ -314,6 +314,33 @@ def test_remat_changes_no_number_and_moves_the_average_once(x64, scan):
   assert largest_difference(recomputed, gradients) < 1e-11
   assert largest_difference(again, updates) < 1e-15
   assert largest_difference(again['mira'], variables['mira']) > 1e-6
+
+
+@pytest.mark.parametrize('mira', [None, MiraConfig()], ids=['plain', 'exact'])
+@pytest.mark.parametrize('scan', [False, True])
+def test_remat_computes_no_attention_twice(scan, mira):
+  tokens = jnp.ones((1, 16, 8))
+
+  def exponentials(remat: bool) -> int:
+    model = Encoder(
+      depth=2,
+      heads=2,
+      num_frames=4,
+      mira=mira,
+      attention='streaming',
+      remat=remat,
+      scan=scan,
+    )
+    variables = model.init(jax.random.key(0), tokens)
+
+    def loss(params):
+      return model.apply(variables | {'params': params}, tokens)[0].sum()
+
+    # Only softmaxes have any.
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(variables['params'])
+    return str(jaxpr).count('= exp ')
+
+  assert exponentials(True) == exponentials(False) > 0
 
 
 def test_average_moves_one_step_towards_the_batch(x64):

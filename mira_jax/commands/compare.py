@@ -18,7 +18,7 @@ import rich.table
 
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import golden
-from mira_jax.kernels.dispatch import IMPLEMENTATIONS
+from mira_jax.kernels import dispatch
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   )
   arguments.add_argument(
     '--attention',
-    choices=tuple(IMPLEMENTATIONS),
+    choices=tuple(dispatch.IMPLEMENTATIONS),
     default='meaning',
     help='its implementation; only meaning has maps to compare',
   )
@@ -41,6 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser):
   arguments.add_argument(
     '--brief', action='store_true', help='only the worst quantity of each case'
   )
+
+
+def _checks(args: argparse.Namespace, case) -> list[golden.Check]:
+  try:
+    return golden.run_case(args.directory, case, args.dtype, args.attention)
+  except dispatch.RefusalError as error:
+    raise MiraInputError('bad_flag', '--attention', str(error)) from error
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
   table = _table(f'{args.directory}, {args.dtype}, {args.attention}')
   for case in cases:
     with console.status(case['name']):
-      checks = golden.run_case(args.directory, case, args.dtype, args.attention)
+      checks = _checks(args, case)
     for check in checks:
       counts[check.passed] += 1
     for check in [max(checks, key=_shortfall)] if args.brief else checks:

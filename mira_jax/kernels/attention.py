@@ -57,7 +57,9 @@ def redistributed_attention(
     residual_mix 1, floor 0       softmax(q k^T / sqrt(D) + log gain) v
     otherwise                     redistribute(A, gain) v
 
-  (the first two are the third with gain 1, and with these two numbers).
+  (the first two are the third with gain 1, and with these two numbers). Call it
+  under `jax.jit`, or kernels compile anew in every call; on several devices
+  also under `jax.set_mesh`, or kernels cannot be split.
 
   Args:
     q: queries [B, L, H, D].
@@ -73,25 +75,28 @@ def redistributed_attention(
     [B, L, H, D].
 
   Raises:
-    ValueError: an unknown implementation, or one that cannot serve.
+    ValueError: arrays that differ in shape or dtype, an unknown implementation,
+      or one that cannot serve (`dispatch.RefusalError`).
   """
   biased = residual_mix == 1 and floor == 0
   mode = 'plain' if gain is None else 'flashlite' if biased else 'exact'
-  request = dispatch.Request(q.shape, q.dtype, mode, dispatch.target())
-  name = dispatch.resolve(implementation, request)
+  name = dispatch.resolve(implementation, dispatch.request(q, k, v, mode))
   operations = dispatch.IMPLEMENTATIONS[name].operations()
   if gain is None:
-    run = lambda q, k, v: operations.biased(q, k, v, None, False)  # noqa: E731
-    return dispatch.over_clips(run)(q, k, v)
+    run = functools.partial(operations.biased, bias=None, bias_gradient=False)
+    return dispatch.over_clips(run, q, k, v)
   gain = gain.astype(jnp.promote_types(q.dtype, jnp.float32))
   gain = jnp.broadcast_to(gain, q.shape[:2])
   if biased:
-    run = lambda *x: operations.biased(*x, gain_gradient)  # noqa: E731
-    return dispatch.over_clips(run)(q, k, v, log_bias(gain))
-  run = lambda *x: operations.redistributed(  # noqa: E731
-    *x, residual_mix, floor, gain_gradient
+    run = functools.partial(operations.biased, bias_gradient=gain_gradient)
+    return dispatch.over_clips(run, q, k, v, log_bias(gain))
+  run = functools.partial(
+    operations.redistributed,
+    residual_mix=residual_mix,
+    floor=floor,
+    gain_gradient=gain_gradient,
   )
-  return dispatch.over_clips(run)(q, k, v, gain)
+  return dispatch.over_clips(run, q, k, v, gain)
 
 
 def attention_marginal(
@@ -108,12 +113,12 @@ def attention_marginal(
     [B, L], sums to 1.
 
   Raises:
-    ValueError: an unknown implementation, or one that cannot serve.
+    ValueError: arrays that differ in shape or dtype, an unknown implementation,
+      or one that cannot serve (`dispatch.RefusalError`).
   """
-  request = dispatch.Request(q.shape, q.dtype, 'exact', dispatch.target())
-  name = dispatch.resolve(implementation, request)
-  marginal = dispatch.IMPLEMENTATIONS[name].operations().marginal
-  return dispatch.over_clips(marginal)(q, k)
+  name = dispatch.resolve(implementation, dispatch.request(q, k, k, 'exact'))
+  operations = dispatch.IMPLEMENTATIONS[name].operations()
+  return dispatch.over_clips(operations.marginal, q, k)
 
 
 def mira_attention(
@@ -145,11 +150,11 @@ def mira_attention(
     implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
 
   Raises:
-    ValueError: an unknown implementation, or one that cannot serve.
+    ValueError: arrays that differ in shape or dtype, an unknown implementation,
+      or one that cannot serve (`dispatch.RefusalError`).
   """
   mode = 'plain' if config is None else config.mode
-  request = dispatch.Request(q.shape, q.dtype, mode, dispatch.target())
-  name = dispatch.resolve(implementation, request)
+  name = dispatch.resolve(implementation, dispatch.request(q, k, v, mode))
   attend = _with_maps if name == 'meaning' else _fused
   if config is None:
     return attend(q, k, v, None, None, name)

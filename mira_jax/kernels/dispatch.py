@@ -12,14 +12,27 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from mira_jax.kernels import cudnn, flash, meaning, streaming
 from mira_jax.kernels.operations import Operations
 
+Array = jax.Array
 Mode = Literal['plain', 'flashlite', 'exact']
 
-HOPPER = re.compile(r'\bG?H\d{2,3}\b')  # in names such as 'NVIDIA H200'
+# Names of devices, such as 'NVIDIA H200' and 'TPU v5 lite'.
+HOPPER = re.compile(r'NVIDIA G?H\d{2,3}\b')
+TPU = re.compile(r'TPU v[56]')
+BEFORE_AMPERE = re.compile(r'[KPV]100|P4|T4|GTX|RTX 20|TITAN|Quadro')
+
+# Above this a fallback gives up its speed for memory: training keeps several
+# maps per block.
+LARGEST_MAP = 2**30  # bytes
+
+
+class RefusalError(ValueError):
+  """A named implementation cannot serve."""
 
 
 class Target(NamedTuple):
@@ -30,9 +43,9 @@ class Target(NamedTuple):
 
 
 class Request(NamedTuple):
-  """What attention is asked to do."""
+  """What attention is asked to do on each device."""
 
-  shape: tuple[int, ...]  # [B, L, H, D]
+  shape: tuple[int, ...]  # [B, L, H, D] of q, k and v
   dtype: Any
   mode: Mode
   target: Target
@@ -48,38 +61,57 @@ class Implementation(NamedTuple):
 def target() -> Target:
   """The device of the ambient mesh (`jax.set_mesh`), else the default one."""
   device = jax.sharding.get_abstract_mesh().abstract_device
-  device = device or jax.devices()[0]
+  device = device or jax.config.jax_default_device
+  if device is None or isinstance(device, str):  # the name of a platform
+    device = jax.devices(device)[0]
   platform = 'gpu' if device.platform == 'cuda' else device.platform
   return Target(platform, device.device_kind)
 
 
-def choose(request: Request) -> tuple[str, str]:
+def request(q: Array, k: Array, v: Array, mode: Mode) -> Request:
+  """What these arrays ask of each device.
+
+  Raises:
+    ValueError: arrays that differ in shape or dtype.
+  """
+  kinds = {(x.shape, jnp.dtype(x.dtype).name) for x in (q, k, v)}
+  if len(kinds) > 1 or q.ndim != 4:
+    found = ', '.join(f'{x.shape} {jnp.dtype(x.dtype)}' for x in (q, k, v))
+    raise ValueError(
+      f'q, k, v are {found}; they must be [B, L, H, D] of one shape and dtype'
+    )
+  batch, *rest = q.shape
+  return Request((batch // _shards(batch), *rest), q.dtype, mode, target())
+
+
+def choose(asked: Request) -> tuple[str, str]:
   """The implementation for a request.
 
   Returns:
     Its name, a key of IMPLEMENTATIONS, and why.
   """
-  platform, kind = request.target
-  length = request.shape[1]
+  batch, length, heads, _ = asked.shape
+  platform, kind = asked.target
   if platform == 'cpu':
     if length <= 256:
       return 'meaning', f'maps of {length} tokens are small'
     return 'streaming', 'tiles of the map stay in the cache'
-  fused = {'tpu': ('pallas_tpu',), 'gpu': ('pallas_gpu', 'cudnn')}
-  refusals = []
-  for name in fused.get(platform, ()):
-    reason = refusal(name, request)
+  kernels = {'tpu': ('pallas_tpu',), 'gpu': ('pallas_gpu', 'cudnn')}
+  reasons = []
+  for name in kernels.get(platform, ()):
+    reason = refusal(name, asked)
     if reason is None:
-      return name, f'the fastest on {kind}'
-    refusals.append(f'{name} cannot: {reason}')
-  if length > 4096:
-    reason = f'maps of {length} tokens would fill the memory'
-    return 'streaming', '; '.join([*refusals, reason])
+      return name, f'made for {kind}'
+    reasons.append(f'{name} cannot: {reason}')
+  size = 4 * batch * heads * length**2
+  if size > LARGEST_MAP:
+    reason = f'maps of {size / 2**30:.1f} GiB would fill the memory'
+    return 'streaming', '; '.join([*reasons, reason])
   reason = f'one head at a time would leave a {platform} idle'
-  return 'meaning', '; '.join([*refusals, reason])
+  return 'meaning', '; '.join([*reasons, reason])
 
 
-def refusal(name: str, request: Request) -> str | None:
+def refusal(name: str, asked: Request) -> str | None:
   """Why an implementation cannot serve a request; None if it can.
 
   Raises:
@@ -89,47 +121,50 @@ def refusal(name: str, request: Request) -> str | None:
     raise ValueError(
       f'implementation is {name!r}; use one of {tuple(IMPLEMENTATIONS)}'
     )
-  return IMPLEMENTATIONS[name].refusal(request)
+  return IMPLEMENTATIONS[name].refusal(asked)
 
 
-def resolve(name: str | None, request: Request) -> str:
+def resolve(name: str | None, asked: Request) -> str:
   """The name of the implementation that will run.
 
   Raises:
-    ValueError: an unknown one, or a named one that cannot serve.
+    ValueError: an unknown one.
+    RefusalError: a named one that cannot serve.
   """
   if name is None:
-    return choose(request)[0]
-  reason = refusal(name, request)
+    return choose(asked)[0]
+  reason = refusal(name, asked)
   if reason is not None:
-    raise ValueError(
+    raise RefusalError(
       f'implementation {name!r} cannot serve: {reason}; use None, which takes '
-      f'{choose(request)[0]!r} here'
+      f'{choose(asked)[0]!r} here'
     )
   return name
 
 
-def over_clips(operation: Callable) -> Callable:
-  """`operation` on the clips of each device, where a mesh splits the batch.
+def over_clips(operation: Callable, *arrays: Array) -> Array:
+  """`operation(*arrays)`, each device of a mesh on its own clips.
 
   A compiler that splits programs over devices cannot look into a kernel, nor
-  split a loop over clips. Arguments and results have clips first, [B, ...]; B
-  is split over the mesh axis 'data'. Without such an axis, or where B does not
-  divide by it, nothing changes.
+  split a loop over clips. Arguments and results have clips first, [B, ...].
+  They are split over the axis 'data' of the ambient mesh; where it has none, or
+  B does not divide by it, every device computes all clips.
   """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size <= 1 or mesh.manual_axes:
+    return operation(*arrays)
+  split = _shards(arrays[0].shape[0]) > 1
+  clips = PartitionSpec('data') if split else PartitionSpec()
+  return jax.shard_map(
+    operation, in_specs=clips, out_specs=clips, check_vma=False
+  )(*arrays)
 
-  def apply(*arrays):
-    mesh = jax.sharding.get_abstract_mesh()
-    size = mesh.shape.get('data', 1)
-    split = size > 1 and 'data' not in mesh.manual_axes
-    if not split or arrays[0].shape[0] % size:
-      return operation(*arrays)
-    clips = PartitionSpec('data')
-    return jax.shard_map(
-      operation, in_specs=clips, out_specs=clips, check_vma=False
-    )(*arrays)
 
-  return apply
+def _shards(batch: int) -> int:
+  """Over how many devices a batch is split."""
+  mesh = jax.sharding.get_abstract_mesh()
+  count = 1 if mesh.manual_axes else mesh.shape.get('data', 1)
+  return 1 if batch % count else count
 
 
 # ----- the implementations ----------------------------------------------------
@@ -148,31 +183,34 @@ def _pallas_tpu() -> Operations:
   return flash.operations(pallas_tpu.PASSES)
 
 
-def _never(request: Request) -> str | None:
-  del request
+def _never(asked: Request) -> str | None:
+  del asked
   return None
 
 
-def _refusal_gpu(request: Request) -> str | None:
-  if request.target.platform != 'gpu' or not HOPPER.search(request.target.kind):
-    return f'it runs on NVIDIA H100 and H200, not on {request.target.kind}'
-  from mira_jax.kernels import pallas_gpu
+def _refusal_gpu(asked: Request) -> str | None:
+  if asked.target.platform != 'gpu' or not HOPPER.match(asked.target.kind):
+    return f'it runs on NVIDIA H100 and H200, not on {asked.target.kind}'
+  try:
+    from mira_jax.kernels import pallas_gpu
+  except (ImportError, AttributeError) as error:  # Mosaic GPU still moves
+    return f'this jax has no Mosaic GPU that it knows ({error})'
+  return pallas_gpu.refusal(asked.shape, asked.dtype)
 
-  return pallas_gpu.refusal(request.shape, request.shape, request.dtype)
 
-
-def _refusal_tpu(request: Request) -> str | None:
-  if request.target.platform != 'tpu':
-    return f'it runs on TPUs, not on {request.target.kind}'
+def _refusal_tpu(asked: Request) -> str | None:
+  if asked.target.platform != 'tpu' or not TPU.match(asked.target.kind):
+    return f'it runs on TPU v5e, v5p and v6e, not on {asked.target.kind}'
   from mira_jax.kernels import pallas_tpu
 
-  return pallas_tpu.refusal(request.shape, request.shape, request.dtype)
+  return pallas_tpu.refusal(asked.shape, asked.dtype)
 
 
-def _refusal_cudnn(request: Request) -> str | None:
-  if request.target.platform != 'gpu':
-    return f'it runs on NVIDIA GPUs, not on {request.target.kind}'
-  return cudnn.refusal(request.shape, request.dtype, request.mode)
+def _refusal_cudnn(asked: Request) -> str | None:
+  kind = asked.target.kind
+  if not kind.startswith('NVIDIA') or BEFORE_AMPERE.search(kind):
+    return f'it runs on NVIDIA GPUs since Ampere, not on {kind}'
+  return cudnn.refusal(asked.shape, asked.dtype, asked.mode)
 
 
 IMPLEMENTATIONS = {

@@ -23,7 +23,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mira_jax.kernels.operations import Operations, keep_output, keep_rows
+from mira_jax.kernels.operations import (
+  Operations,
+  keep_output,
+  keep_rows,
+  row_norm,
+)
 
 Array = jax.Array
 
@@ -49,7 +54,7 @@ class Passes(NamedTuple):
   marginal_backward: Callable
   # (q, k, v, gain, v_mean [B, H, D], *, residual_mix, floor)
   # -> (y, z, lse, mean_gain): mean_gain_i = sum_j A_ij a_j,
-  # norm = (1 - floor) mean_gain + floor,
+  # norm = row_norm(mean_gain, floor),
   # z_i = ((1 - floor) sum_j A_ij a_j v_j + floor v_mean) / norm_i,
   # y = (1 - residual_mix) A v + residual_mix z.
   redistribute: Callable
@@ -167,14 +172,14 @@ def _redistributed_fwd(passes, q, k, v, gain, mix, floor, gain_gradient):
   y, z, lse, mean_gain = passes.redistribute(
     q, k, v, gain, v_mean, residual_mix=mix, floor=floor
   )
-  y, z = keep_output(y), keep_output(z)
+  y, z = (keep_output(y),) * 2 if y is z else map(keep_output, (y, z))
   lse, mean_gain = keep_rows(lse), keep_rows(mean_gain)
   return y, (q, k, v, gain, v_mean, y, z, lse, mean_gain)
 
 
 def _redistributed_bwd(passes, mix, floor, gain_gradient, residuals, g):
   q, k, v, gain, v_mean, y, z, lse, mean_gain = residuals
-  norm = (1 - floor) * mean_gain + floor
+  norm = row_norm(mean_gain, floor)
   rho = mix * (1 - floor) / norm
   share = mix * floor / norm  # of the mean of v in a row's output
   pull = rho * _row_dot(g, z)

@@ -10,25 +10,31 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 
-# Names of what a backward pass needs of the map: rematerialisation that keeps
-# these never computes attention twice.
+# Names of what the backward passes of `streaming` and `flash` need of the map:
+# rematerialisation that keeps these never computes their attention twice.
 RESIDUALS = ('attention_output', 'attention_rows')
 
 
 class Operations(NamedTuple):
   """One implementation of attention."""
 
-  # (q, k, v, bias | None, bias_gradient) -> softmax(S + bias) v
+  # (q, k, v, bias | None, bias_gradient) -> softmax(S + bias) v: [B, L, H, D]
   biased: Callable
   # (q, k) -> the key marginal of softmax(S): [B, L]
   marginal: Callable
   # (q, k, v, gain, residual_mix, floor, gain_gradient)
   # -> redistribute(softmax(S), gain) v
   redistributed: Callable
+
+
+def row_norm(mean_gain: Array, floor: float) -> Array:
+  """What a redistributed row is divided by, from its mean gain A a."""
+  return jnp.maximum((1 - floor) * mean_gain + floor, 1e-12)
 
 
 def keep_output(x: Array) -> Array:

@@ -21,21 +21,18 @@ import jax.numpy as jnp
 
 from mira_jax.kernels import pallas_gpu_backward as backward
 from mira_jax.kernels.flash import Passes
+from mira_jax.kernels.operations import row_norm
 from mira_jax.kernels.pallas_gpu_forward import forward
 from mira_jax.kernels.pallas_gpu_sweep import LOG2E, Tiles, Vector, along
 
 Array = jax.Array
 
 
-def refusal(
-  q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype
-) -> str | None:
-  """Why these kernels cannot serve inputs of such shapes, or None."""
+def refusal(shape: tuple[int, ...], dtype) -> str | None:
+  """Why these kernels cannot serve q, k, v [B, L, H, D]; None if they can."""
   if jnp.dtype(dtype) != jnp.bfloat16:
     return f'it computes in bfloat16, not in {jnp.dtype(dtype).name}'
-  if q_shape != k_shape:
-    return f'queries {q_shape} and keys {k_shape} differ in shape'
-  batch, _, heads, width = q_shape
+  batch, _, heads, width = shape
   if width % 16 or width > 128:
     return f'heads are {width} wide, not a multiple of 16 up to 128'
   if max(batch, heads) > 65535:
@@ -201,7 +198,7 @@ def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor, interpret):
 
   def finish(lse, sums, means, of_head):
     (*o, weighted), (mean,), (v_mean,) = sums, means, of_head
-    one = along(1 / ((1 - floor) * mean + floor), 0, weighted.shape)
+    one = along(1 / row_norm(mean, floor), 0, weighted.shape)
     z = ((1 - floor) * weighted + floor * v_mean) * one
     y = [(1 - residual_mix) * x + residual_mix * z for x in o]
     return [lse, mean, z, *y]

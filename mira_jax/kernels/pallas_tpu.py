@@ -22,6 +22,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from mira_jax.kernels.flash import Passes
+from mira_jax.kernels.operations import row_norm
 from mira_jax.kernels.pallas_tpu_backward import (
   attend_backward,
   marginal_backward,
@@ -34,6 +35,7 @@ from mira_jax.kernels.pallas_tpu_blocks import (
   call,
   chunk_at,
   cut,
+  int32,
   merge,
   over_chunks,
   own_lanes,
@@ -159,7 +161,7 @@ def _redistribute_kernel(
       lses.append(_log_sum(top, total))
       mean_gains.append(gains / total)
     _write_rows(outputs, clip, [*lses, *mean_gains])
-    norm = (1 - floor) * merge(mean_gains, blocks) + floor
+    norm = row_norm(merge(mean_gains, blocks), floor)
     z = _side_by_side(means, width - blocks.width, blocks.width)
     z = ((1 - floor) * z + floor * inputs['v_mean'][clip]) / norm
     outputs['z'][clip] = z.astype(blocks.dtype)
@@ -275,7 +277,7 @@ def _sums_over_keys(
   state = chunk(pl.ds(0, blocks.chunk))
   if blocks.chunks == 1:
     return state
-  return lax.fori_loop(1, blocks.chunks, step, state)
+  return lax.fori_loop(*int32(1, blocks.chunks), step, state)
 
 
 def _log_sum(top: Array, total: Array) -> Array:

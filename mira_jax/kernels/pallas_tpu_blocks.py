@@ -212,7 +212,7 @@ def cut(shape: tuple[int, ...], dtype) -> Blocks:
   """Blocks for q [B, L, H, D]."""
   batch, length, heads, width = shape
   group = 2 if width == 64 else 1
-  packed = width % 64 == 0 and heads % group == 0
+  packed = width * group % LANES == 0 and heads % group == 0
   clips = 1
   if length <= ONE_CHUNK:
     rows = _row_block(length)
@@ -251,24 +251,20 @@ def _up(x: int, unit: int) -> int:
   return -(-x // unit) * unit
 
 
-def refusal(
-  q_shape: tuple[int, ...], k_shape: tuple[int, ...], dtype
-) -> str | None:
-  """Why these kernels cannot serve q and k [B, L, H, D]; None if they can."""
+def refusal(shape: tuple[int, ...], dtype) -> str | None:
+  """Why these kernels cannot serve q, k, v [B, L, H, D]; None if they can."""
   dtype = jnp.dtype(dtype)
   if dtype not in (jnp.bfloat16, jnp.float32):
     return f'TPU kernels take bfloat16 and float32, not {dtype}'
-  if q_shape != k_shape:
-    return f'queries {q_shape} and keys {k_shape} differ in shape'
-  if q_shape[-1] % 8 or q_shape[-1] > 256:
-    return f'heads of {q_shape[-1]}; TPU kernels take multiples of 8 up to 256'
+  if shape[-1] % 8 or shape[-1] > 256:
+    return f'heads of {shape[-1]}; TPU kernels take multiples of 8 up to 256'
   # k, v and, in float32, dk and dv: what the backward pass holds.
-  per_key = _up(cut(q_shape, dtype).lanes, LANES) * (2 * dtype.itemsize + 8)
+  per_key = _up(cut(shape, dtype).lanes, LANES) * (2 * dtype.itemsize + 8)
   most = (VMEM - WORKSPACE[dtype.itemsize]) // per_key // CHUNK * CHUNK
-  if q_shape[1] > most:
+  if shape[1] > most:
     return (
-      f'{q_shape[1]} keys do not fit in VMEM; at most {most} do with heads of '
-      f'{q_shape[-1]} in {dtype}'
+      f'{shape[1]} keys do not fit in VMEM; at most {most} do with heads of '
+      f'{shape[-1]} in {dtype}'
     )
   return None
 
@@ -319,7 +315,9 @@ def over_chunks(blocks: Blocks, step: Callable, state):
   if blocks.chunks == 1:
     return step(pl.ds(0, blocks.chunk), state)
   return lax.fori_loop(
-    0, blocks.chunks, lambda c, state: step(chunk_at(c, blocks), state), state
+    *int32(0, blocks.chunks),
+    lambda c, state: step(chunk_at(c, blocks), state),
+    state,
   )
 
 
@@ -331,6 +329,11 @@ def scores(q: Array, inputs, clip: int, keys, blocks: Blocks) -> Array:
   if inputs['bias'] is None:
     return s
   return s + inputs['bias'][clip, :, keys]
+
+
+def int32(*numbers: int) -> tuple[Array, ...]:
+  """Bounds of a loop: plain ones would count in 64 bits under x64."""
+  return tuple(map(jnp.int32, numbers))
 
 
 def chunk_at(index, blocks: Blocks):

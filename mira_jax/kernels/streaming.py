@@ -23,7 +23,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mira_jax.kernels.operations import Operations, keep_output, keep_rows
+from mira_jax.kernels.operations import (
+  Operations,
+  keep_output,
+  keep_rows,
+  row_norm,
+)
 
 Array = jax.Array
 
@@ -206,7 +211,7 @@ attention_marginal.defvjp(_marginal_fwd, _marginal_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def redistributed_attention(q, k, v, gain, mix, floor, gain_gradient):
+def redistributed_attention(q, k, v, gain, residual_mix, floor, gain_gradient):
   """redistribute(softmax(S), gain) v, see `Operations.redistributed`.
 
   Row i of the redistributed map is, with A the softmax, a the gain, m the
@@ -214,7 +219,9 @@ def redistributed_attention(q, k, v, gain, mix, floor, gain_gradient):
 
     (1 - m + rho_i a_j) A_ij + m f / (L D_i),   rho_i = m (1 - f) / D_i.
   """
-  return _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient)[0]
+  return _redistributed_fwd(q, k, v, gain, residual_mix, floor, gain_gradient)[
+    0
+  ]
 
 
 def _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient):
@@ -228,7 +235,8 @@ def _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient):
       top = s.max(-1, keepdims=True)
       e = jnp.exp(s - top)
       total = e.sum(-1, keepdims=True)
-      norm = (1 - floor) * _product(e, gain, 'ij,j->i')[:, None] / total + floor
+      mean_gain = _product(e, gain, 'ij,j->i')[:, None] / total
+      norm = row_norm(mean_gain, floor)
       rho = mix * (1 - floor) / norm
       w = e * ((1 - mix) + rho * gain)
       o = _product(w.astype(v.dtype), v, 'ij,jd->id') / total

@@ -120,8 +120,8 @@ class Encoder(nn.Module):
     mira_last_blocks: how many blocks have MiRA, counted from the end; None is
       all of them.
     drop_path: rate of the last block; rates rise linearly from 0.
-    remat: recompute each block in the backward pass instead of storing it, all
-      but its attention.
+    remat: recompute each block in the backward pass instead of storing it; not
+      its attention, if that is streamed or a kernel of ours.
     scan: compile one block and loop over stacked parameters (`blocks`, with a
       leading depth axis, instead of `block_0`, `block_1`, ...).
   """
