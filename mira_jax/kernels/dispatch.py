@@ -24,7 +24,7 @@ Mode = Literal['plain', 'flashlite', 'exact']
 # Names of devices, such as 'NVIDIA H200' and 'TPU v5 lite'.
 HOPPER = re.compile(r'NVIDIA G?H\d{2,3}\b')
 TPU = re.compile(r'TPU v[56]')
-BEFORE_AMPERE = re.compile(r'[KPV]100|P4|T4|GTX|RTX 20|TITAN|Quadro')
+BEFORE_AMPERE = re.compile(r'[KPV]100|P4|T4|GTX|RTX 20[678]0|TITAN|Quadro')
 
 # Above this a fallback gives up its speed for memory: training keeps several
 # maps per block.
