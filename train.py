@@ -68,6 +68,8 @@ def main(_):
     config.augment(cfg.data),
     mesh,
     smoothing=cfg.optim.label_smoothing,
+    mixup_alpha=cfg.data.mixup_alpha,
+    cutmix_alpha=cfg.data.cutmix_alpha,
   )
 
   # ----- state: the newest checkpoint, or a fresh one -----

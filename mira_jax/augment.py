@@ -2,13 +2,15 @@
 
 Every frame of a clip is changed alike: a face that is shifted, mirrored or lit
 differently moves as it did before. A clip is [T, H, W, 3] with values in
-[0, 1]; `Augment` takes the uint8 batch of the pipeline and returns what the
-model is fed.
+[0, 1]; only `random_erase` takes what `normalise` returned. `Augment` takes the
+uint8 batch of the pipeline and returns what the model is fed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ Array = jax.Array
 # ImageNet statistics of red, green and blue, as in the reference.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+TRIES = 10  # how often a box is drawn until one fits
 
 
 def to_unit(video: Array) -> Array:
@@ -67,26 +70,159 @@ def jitter(
   return jnp.clip(clip.mean() + factor * (clip - clip.mean()), 0, 1)
 
 
+class Box(NamedTuple):
+  """A rectangle of whole pixels; it may reach past the edges of a frame."""
+
+  top: Array
+  left: Array
+  height: Array
+  width: Array
+
+  def mask(self, whole: tuple[int, int]) -> Array:
+    """bool [H, W, 1], True inside, for frames of `whole` = H, W pixels."""
+    row = jnp.arange(whole[0])[:, None, None] - self.top
+    column = jnp.arange(whole[1])[:, None] - self.left
+    inside_rows = (row >= 0) & (row < self.height)
+    return inside_rows & (column >= 0) & (column < self.width)
+
+
+def draw_box(
+  key: Array,
+  whole: tuple[int, int],
+  area: tuple[float, float],
+  ratio: tuple[float, float],
+  fallback: tuple[int, int],
+) -> Box:
+  """A box anywhere inside the frame, of a random size: the first that fits.
+
+  Args:
+    key: of the draw.
+    whole: height and width of the frame in pixels.
+    area: lowest and highest share of the frame, drawn uniformly.
+    ratio: lowest and highest width / height, drawn log-uniformly.
+    fallback: height and width of the box in the middle of the frame that is
+      returned when none of `TRIES` fits.
+  """
+  # All tries at once: a loop would run as long as the unluckiest clip's.
+  draws = jax.random.uniform(key, (TRIES, 4))
+  pixels = math.prod(whole) * _between(*area, draws[:, 0])
+  shape = jnp.exp(_between(*map(math.log, ratio), draws[:, 1]))
+  sizes = jnp.sqrt(jnp.stack([pixels / shape, pixels * shape], axis=-1))
+  sizes = jnp.round(sizes).astype(int)
+  room = jnp.asarray(whole) - sizes
+  corners = jnp.floor(draws[:, 2:] * (room + 1)).astype(int)
+  fits = jnp.all((sizes > 0) & (room >= 0), axis=-1)
+  boxes = jnp.concatenate([corners, sizes], axis=-1)
+  middle = [(a - b) // 2 for a, b in zip(whole, fallback, strict=True)]
+  centred = jnp.array([*middle, *fallback])
+  return Box(*jnp.where(fits.any(), boxes[fits.argmax()], centred))
+
+
+def _between(low: float, high: float, share: Array) -> Array:
+  return low + (high - low) * share
+
+
+def stretch(clip: Array, box: Box) -> Array:
+  """Every frame inside the box, bilinearly to the size of the whole frame.
+
+  Centres of pixels lie at halves, nothing is averaged where the box is large,
+  and pixels outside the box do not bleed in: `interpolate` of PyTorch, of the
+  cropped clip.
+  """
+  rows = _bilinear(box.top, box.height, clip.shape[1])
+  columns = _bilinear(box.left, box.width, clip.shape[2])
+  # Two matrix products, because the box is only known on the device. Products
+  # in bfloat16 would lose what 8 bits per colour hold.
+  return jnp.einsum(
+    'yh,thwc,xw->tyxc', rows, clip, columns, precision='highest'
+  )
+
+
+def _bilinear(start: Array, length: Array, size: int) -> Array:
+  """Weights [size, size] of the pixels that each stretched pixel mixes."""
+  centre = (jnp.arange(size) + 0.5) * (length / size) - 0.5
+  source = start + jnp.clip(centre, 0, length - 1)
+  return jnp.maximum(1 - jnp.abs(source[:, None] - jnp.arange(size)), 0)
+
+
+def random_resized_crop(
+  key: Array,
+  clip: Array,
+  *,
+  area: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Array:
+  """Cuts out a random box and stretches it to the clip's own size.
+
+  Args:
+    key: of the draw.
+    clip: [T, H, W, 3].
+    area: of the box, see `draw_box`.
+    ratio: likewise; when no box fits, the largest one in the middle whose
+      ratio lies in this range is taken.
+  """
+  height, width = clip.shape[1:3]
+  largest = (
+    min(height, round(width / ratio[0])),
+    min(width, round(height * ratio[1])),
+  )
+  return stretch(clip, draw_box(key, (height, width), area, ratio, largest))
+
+
+def random_erase(
+  key: Array,
+  clip: Array,
+  *,
+  probability: float = 0.25,
+  area: tuple[float, float] = (0.02, 1 / 3),
+  ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Array:
+  """Fills a random box with noise from N(0, 1), new in every pixel and frame.
+
+  Args:
+    key: of the draw.
+    clip: [T, H, W, 3], normalised: the noise has the variance of its values.
+    probability: with which anything is erased.
+    area: of the box, see `draw_box`; when no box fits, nothing is erased.
+    ratio: likewise.
+  """
+  whole = clip.shape[1:3]
+  happens_key, box_key, noise_key = jax.random.split(key, 3)
+  box = draw_box(box_key, whole, area, ratio, fallback=(0, 0))
+  erased = box.mask(whole) & jax.random.bernoulli(happens_key, probability)
+  noise = jax.random.normal(noise_key, clip.shape, clip.dtype)
+  return jnp.where(erased, noise, clip)
+
+
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Augment:
   """Changes and normalises a training batch; zeros only normalise."""
 
+  resized_crop: bool = False
   flip: bool = True
   shift: int = 0  # pixels
   brightness: float = 0.0  # largest relative change
   contrast: float = 0.0
+  erase: float = 0.0  # probability
 
   def __call__(self, key: Array, video: Array) -> Array:
     """uint8 [B, T, H, W, 3] -> float32 [B, T, H, W, 3], each clip its own."""
     keys = jax.random.split(key, len(video))
-    return normalise(jax.vmap(self._clip)(keys, to_unit(video)))
+    return jax.vmap(self._clip)(keys, to_unit(video))
 
   def _clip(self, key: Array, clip: Array) -> Array:
-    flip_key, shift_key, jitter_key = jax.random.split(key, 3)
+    flip_key, shift_key, jitter_key, crop_key, erase_key = jax.random.split(
+      key, 5
+    )
+    if self.resized_crop:
+      clip = random_resized_crop(crop_key, clip)
     if self.flip:
       clip = flip(flip_key, clip)
     if self.shift:
       clip = shift(shift_key, clip, self.shift)
     if self.brightness or self.contrast:
       clip = jitter(jitter_key, clip, self.brightness, self.contrast)
+    clip = normalise(clip)
+    if self.erase:
+      clip = random_erase(erase_key, clip, probability=self.erase)
     return clip

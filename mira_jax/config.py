@@ -60,10 +60,15 @@ class DataConfig:
   test_clips: int = 420
   synthetic_seed: int = 0  # not the run's: runs with other seeds share the data
   # Augmentation, alike for all frames of a clip; 0 leaves a change out.
+  resized_crop: bool = False
   flip: bool = True
   shift: int = 4  # pixels
   brightness: float = 0.2
   contrast: float = 0.2
+  erase: float = 0.0  # probability
+  # Mixing of clips and targets; 0 leaves it out, see mira_jax.mixing.
+  mixup_alpha: float = 0.0
+  cutmix_alpha: float = 0.0
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -78,6 +83,7 @@ class OptimConfig:
   b1: float = 0.9
   b2: float = 0.999
   clip_norm: float = 0.0  # 0: gradients are not clipped
+  layer_decay: float = 1.0  # rate of a layer over that of the next one
   label_smoothing: float = 0.0
 
 
@@ -245,6 +251,9 @@ _RANGES = {
   'data.shift': (0, None),
   'data.brightness': (0, 1),
   'data.contrast': (0, 1),
+  'data.erase': (0, 1),
+  'data.mixup_alpha': (0, None),
+  'data.cutmix_alpha': (0, None),
   'optim.lr': (0, None),
   'optim.final_lr': (0, None),
   'optim.warmup_epochs': (0, None),
@@ -252,6 +261,7 @@ _RANGES = {
   'optim.b1': (0, 0.9999),
   'optim.b2': (0, 0.9999),
   'optim.clip_norm': (0, None),
+  'optim.layer_decay': (0.01, 1),
   'optim.label_smoothing': (0, 0.99),
   'train.epochs': (1, None),
   'train.log_every': (1, None),

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import optax.contrib
 
@@ -15,6 +16,9 @@ PyTree = Any
 # What is added to tokens, or scales them, is not decayed, of whatever rank:
 # biases per head have two axes, and stacked blocks add one to everything.
 UNDECAYED = re.compile(r'\w*bias|\w*scale\d?|pos\w*|cls|\w*token')
+
+# What comes before the blocks: layer 0 of layer-wise decay.
+INPUTS = ('embed', 'positions', 'cls')
 
 
 def warmup_cosine(
@@ -55,6 +59,43 @@ def decayed(params: PyTree) -> PyTree:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
+def layer_scales(params: PyTree, decay: float) -> PyTree:
+  """Factor on the learning rate of every leaf, for fine-tuning.
+
+  Layer 0 is the embedding with positions and class token, layer i + 1 is
+  block i, and layer depth + 1 what follows the blocks. Layer n has the factor
+  `decay ** (depth + 1 - n)`: what is near the input changes least.
+
+  Args:
+    params: of a `models.vivit.ViViT`; only names and shapes are read.
+    decay: above 0; the reference fine-tunes with 0.75, and 1 is no decay.
+
+  Returns:
+    A float64 scalar per leaf; for stacked blocks [depth, 1, ...], with as many
+    axes as the leaf.
+
+  Raises:
+    KeyError: the parameters have no 'encoder'.
+  """
+  encoder = params['encoder']
+  stacked = jax.tree.leaves(encoder.get('blocks'))
+  depth = stacked[0].shape[0] if stacked else len(encoder)
+
+  def one(path: tuple[Any, ...], leaf: jax.Array) -> np.ndarray | np.float64:
+    names = [entry.key for entry in path]
+    if names[0] in INPUTS:
+      layer = 0
+    elif names[0] != 'encoder':
+      layer = depth + 1
+    elif stacked:
+      layer = np.arange(1, depth + 1).reshape(-1, *[1] * (leaf.ndim - 1))
+    else:
+      layer = int(names[1].removeprefix('block_')) + 1
+    return np.float64(decay) ** (depth + 1 - layer)
+
+  return jax.tree_util.tree_map_with_path(one, params)
+
+
 def adamw(
   schedule: optax.Schedule,
   *,
@@ -62,15 +103,17 @@ def adamw(
   b1: float = 0.9,
   b2: float = 0.999,
   clip_norm: float = 0.0,
+  layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
   """AdamW, the reference's; gradients are first scaled to `clip_norm`.
 
-  A `clip_norm` of 0 leaves them as they are.
+  A `clip_norm` of 0 leaves them as they are, and so does a `layer_decay` of 1
+  the learning rates, see `layer_scales`.
   """
   optimizer = optax.adamw(
     schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
   )
-  return _clipped(optimizer, clip_norm)
+  return _around(optimizer, clip_norm, layer_decay)
 
 
 def muon(
@@ -80,6 +123,7 @@ def muon(
   b1: float = 0.9,
   b2: float = 0.999,
   clip_norm: float = 0.0,
+  layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
   """Muon for the matrices of the blocks and the embedding, Adam for the rest.
 
@@ -99,7 +143,7 @@ def muon(
     consistent_rms=0.2,
     muon_weight_dimension_numbers=matrix_axes,
   )
-  return _clipped(optimizer, clip_norm)
+  return _around(optimizer, clip_norm, layer_decay)
 
 
 def matrix_axes(params: PyTree) -> PyTree:
@@ -127,9 +171,33 @@ def matrix_axes(params: PyTree) -> PyTree:
 OPTIMIZERS = {'adamw': adamw, 'muon': muon}
 
 
-def _clipped(
-  optimizer: optax.GradientTransformation, norm: float
+def _around(
+  optimizer: optax.GradientTransformation, clip_norm: float, layer_decay: float
 ) -> optax.GradientTransformation:
-  if not norm:
-    return optimizer
-  return optax.chain(optax.clip_by_global_norm(norm), optimizer)
+  """Clips what goes into an optimiser and scales what comes out of it.
+
+  Neither is there when it would change nothing, not even in the state's tree:
+  a checkpoint of an optimiser alone fits it.
+  """
+  if layer_decay != 1:
+    optimizer = optax.chain(optimizer, _scale_layers(layer_decay))
+  if clip_norm:
+    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+  return optimizer
+
+
+def _scale_layers(decay: float) -> optax.GradientTransformation:
+  """Scales whole updates, and with them the decay of weights in them.
+
+  Gradients would not do: Adam and Muon divide by their size.
+  """
+
+  def scale(updates: PyTree, params: PyTree | None) -> PyTree:
+    del params
+    return jax.tree.map(
+      lambda x, factor: x * jnp.asarray(factor, x.dtype),
+      updates,
+      layer_scales(updates, decay),
+    )
+
+  return optax.stateless(scale)

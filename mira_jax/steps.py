@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mira_jax import augment, sharding
+from mira_jax import augment, mixing, sharding
 
 Array = jax.Array
 PyTree = Any
@@ -76,21 +76,15 @@ def abstract(
   )
 
 
-def cross_entropy(
-  logits: Array, label: Array, mask: Array, smoothing: float = 0.0
-) -> Array:
+def cross_entropy(logits: Array, targets: Array, mask: Array) -> Array:
   """Mean cross-entropy of the clips whose mask is True; 0 when none is.
 
   Args:
     logits: [B, K].
-    label: int [B].
+    targets: [B, K], see `mixing.soft_targets`.
     mask: bool [B].
-    smoothing: share of the target spread evenly over all classes.
   """
-  target = optax.smooth_labels(
-    jax.nn.one_hot(label, logits.shape[-1]), smoothing
-  )
-  return masked_mean(optax.softmax_cross_entropy(logits, target), mask)
+  return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
 
 
 def masked_mean(values: Array, mask: Array) -> Array:
@@ -107,6 +101,8 @@ def make_train_step(
   mesh: Mesh,
   *,
   smoothing: float = 0.0,
+  mixup_alpha: float = 0.0,
+  cutmix_alpha: float = 0.0,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """The jitted training step (state, batch, key) -> (state, metrics).
 
@@ -114,38 +110,47 @@ def make_train_step(
   run's; the step folds itself into it.
 
   Args:
-    model: flax module.
+    model: flax module with a field `num_classes`.
     optimizer: as in `optim.adamw`.
     schedule: of the optimizer, to report the learning rate.
     augmentation: (key, uint8 video) -> what the model is fed.
     mesh: the devices, see `sharding`.
     smoothing: of labels.
+    mixup_alpha: see `mixing.mix`; 0 leaves mixup out.
+    cutmix_alpha: likewise for cutmix. Either needs batches without masked rows.
 
   Returns:
-    A function whose metrics are scalars: loss, accuracy, grad_norm,
-    learning_rate.
+    A function whose metrics are scalars: loss, accuracy (of the class with the
+    largest target), grad_norm, learning_rate.
   """
 
   def loss_fn(params: PyTree, mira: PyTree, batch: Batch, key: Array):
-    augment_key, dropout_key = jax.random.split(key)
+    augment_key, dropout_key, mix_key = jax.random.split(key, 3)
+    video, targets = mixing.mix(
+      mix_key,
+      augmentation(augment_key, batch['video']),
+      mixing.soft_targets(batch['label'], model.num_classes, smoothing),
+      mixup_alpha=mixup_alpha,
+      cutmix_alpha=cutmix_alpha,
+    )
     logits, updates = model.apply(
       {'params': params, 'mira': mira},
-      augmentation(augment_key, batch['video']),
+      video,
       train=True,
       rngs={'dropout': dropout_key},
       mutable=['mira'],
     )
-    loss = cross_entropy(logits, batch['label'], batch['mask'], smoothing)
-    return loss, (logits, updates.get('mira', {}))
+    loss = cross_entropy(logits, targets, batch['mask'])
+    correct = logits.argmax(-1) == targets.argmax(-1)
+    return loss, (correct, updates.get('mira', {}))
 
   def step(state: TrainState, batch: Batch, key: Array):
     key = jax.random.fold_in(key, state.step)
     with sharding.ambient(mesh):
-      (loss, (logits, mira)), grads = jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, state.mira, batch, key
-      )
+      (loss, (correct, mira)), grads = jax.value_and_grad(
+        loss_fn, has_aux=True
+      )(state.params, state.mira, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    correct = logits.argmax(-1) == batch['label']
     metrics = {
       'loss': loss,
       'accuracy': masked_mean(correct, batch['mask']),

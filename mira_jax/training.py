@@ -217,6 +217,7 @@ def identity(
     'rate': cfg.data.rate,
     'fit': cfg.data.fit,
     'augment': dataclasses.asdict(config.augment(cfg.data)),
+    'mixing': [cfg.data.mixup_alpha, cfg.data.cutmix_alpha],
     'epochs': cfg.train.epochs,
     'model': dataclasses.asdict(cfg.model),
     'optim': dataclasses.asdict(cfg.optim),
@@ -268,6 +269,7 @@ def make_optimizer(
     b1=cfg.b1,
     b2=cfg.b2,
     clip_norm=cfg.clip_norm,
+    layer_decay=cfg.layer_decay,
   )
   return optimizer, schedule
 

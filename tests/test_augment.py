@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
-from mira_jax import augment
+from mira_jax import augment, config, mixing, sharding, steps
+from mira_jax.errors import MiraInputError
 
 KEY = jax.random.key(0)
 
@@ -83,3 +89,453 @@ def test_augment_draws_per_clip_and_repeats_with_its_key():
   assert len({np.asarray(row).tobytes() for row in out}) == 4
   np.testing.assert_array_equal(out, change(KEY, video))
   assert (out != change(jax.random.key(1), video)).any()
+
+
+def test_the_new_draws_leave_the_old_ones_alone():
+  # A run of before there were crops and erasing is repeated bit for bit.
+  video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8, 3), np.uint8)
+
+  def clip_of_before(key, clip):
+    flip_key, shift_key, jitter_key = jax.random.split(key, 3)
+    clip = augment.flip(flip_key, clip)
+    clip = augment.shift(shift_key, clip, 2)
+    return augment.jitter(jitter_key, clip, 0.2, 0.3)
+
+  clips = jax.vmap(clip_of_before)(
+    jax.random.split(KEY, 4), augment.to_unit(video)
+  )
+  change = augment.Augment(shift=2, brightness=0.2, contrast=0.3)
+  np.testing.assert_array_equal(change(KEY, video), augment.normalise(clips))
+
+
+# ----- boxes ----------------------------------------------------------------
+
+
+def distance(a, b):
+  """Largest difference of two samples' cumulative shares (Kolmogorov)."""
+  points = np.concatenate([a, b])
+  shares = [
+    np.searchsorted(np.sort(x), points, 'right') / len(x) for x in (a, b)
+  ]
+  return np.abs(shares[0] - shares[1]).max()
+
+
+def reference_box(rng, whole, area, ratio):
+  """The loop that `draw_box` replaces."""
+  for _ in range(10):
+    pixels = rng.uniform(*area) * whole[0] * whole[1]
+    shape = np.exp(rng.uniform(*np.log(ratio)))
+    width = round(np.sqrt(pixels * shape))
+    height = round(np.sqrt(pixels / shape))
+    if 0 < width <= whole[1] and 0 < height <= whole[0]:
+      top = rng.integers(0, whole[0] - height, endpoint=True)
+      left = rng.integers(0, whole[1] - width, endpoint=True)
+      return top, left, height, width
+  raise AssertionError('all tries failed, which is all but impossible here')
+
+
+@pytest.mark.parametrize(
+  ('area', 'ratio'),
+  [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.02, 1 / 3), (0.3, 1 / 0.3))],
+)
+def test_boxes_are_distributed_as_in_the_reference(area, ratio):
+  whole, count = (1000, 900), 4000
+  keys = jax.random.split(KEY, count)
+  draw = jax.jit(
+    jax.vmap(lambda key: augment.draw_box(key, whole, area, ratio, (0, 0)))
+  )
+  rng = np.random.default_rng(0)
+  loop = [reference_box(rng, whole, area, ratio) for _ in range(count)]
+  facts = []
+  for boxes in (draw(keys), np.transpose(loop)):
+    top, left, height, width = np.asarray(boxes, float)
+    assert top.min() >= 0
+    assert left.min() >= 0
+    assert (top + height).max() <= 1000
+    assert (left + width).max() <= 900
+    share, shape = height * width / 900_000, width / height
+    facts.append((share, shape, top / (1001 - height), left / (901 - width)))
+  for ours, theirs in zip(*facts, strict=True):
+    # 0.036 is passed by one in a hundred pairs of samples of this size.
+    assert distance(ours, theirs) < 0.036
+  share, shape = facts[0][:2]
+  assert area[0] - 0.002 < share.min() < area[0] + 0.003
+  assert 0.9 * area[1] < share.max() < area[1] + 0.002
+  np.testing.assert_allclose([shape.min(), shape.max()], ratio, rtol=0.02)
+
+
+def test_a_box_of_known_area_and_ratio():
+  # 0.125 of 16 x 16 are 32 pixels, half as wide as they are high.
+  def draw(key):
+    return augment.draw_box(key, (16, 16), (0.125,) * 2, (0.5,) * 2, (0, 0))
+
+  boxes = jax.jit(jax.vmap(draw))(jax.random.split(KEY, 300))
+  assert set(boxes.height.tolist()) == {8}
+  assert set(boxes.width.tolist()) == {4}
+  assert set(boxes.top.tolist()) == set(range(9))
+  assert set(boxes.left.tolist()) == set(range(13))
+
+
+def test_a_mask_is_cut_off_at_the_edges():
+  box = augment.Box(*jnp.array([-1, 2, 3, 9]))
+  expected = [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
+  np.testing.assert_array_equal(box.mask((3, 4))[..., 0], expected)
+
+
+# ----- crops ----------------------------------------------------------------
+
+
+def ramp(frames, height, width):
+  """Every pixel says where it is: row, column and a constant."""
+  row, column = np.meshgrid(range(height), range(width), indexing='ij')
+  frame = np.stack([row, column, np.full_like(row, 5)], axis=-1)
+  return jnp.asarray(np.stack([frame] * frames), jnp.float32)
+
+
+def box_of(cropped):
+  """The box [top, left, height, width] that was cut out of a ramp."""
+  low, high = cropped[0, 0, 0, :2], cropped[0, -1, -1, :2]
+  return [*np.round(low), *np.round(high - low + 1)]
+
+
+def bilinear(frame, top, left, height, width):
+  """PyTorch's interpolate of one cropped frame, pixel by pixel."""
+  crop = np.asarray(frame, np.float64)[top : top + height, left : left + width]
+  out = np.zeros(frame.shape)
+  for i, j in np.ndindex(frame.shape[:2]):
+    y = max((i + 0.5) * height / frame.shape[0] - 0.5, 0)
+    x = max((j + 0.5) * width / frame.shape[1] - 0.5, 0)
+    y0, x0 = int(y), int(x)
+    y1, x1 = min(y0 + 1, height - 1), min(x0 + 1, width - 1)
+    above = crop[y0, x0] * (x0 + 1 - x) + crop[y0, x1] * (x - x0)
+    below = crop[y1, x0] * (x0 + 1 - x) + crop[y1, x1] * (x - x0)
+    out[i, j] = above * (y0 + 1 - y) + below * (y - y0)
+  return out
+
+
+def test_stretch_by_hand():
+  # Pixels 1 and 3 of a row, to twice their size: sampled at -1/4, 1/4, 3/4 and
+  # 5/4; neither 7 nor 9 is seen.
+  row = jnp.array([7.0, 1.0, 3.0, 9.0])[None, None, :, None]
+  out = augment.stretch(row, augment.Box(*jnp.array([0, 1, 1, 2])))
+  np.testing.assert_allclose(out.ravel(), [1, 1.5, 2.5, 3], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'box', [(0, 0, 9, 13), (2, 3, 5, 7), (8, 0, 1, 1), (4, 12, 5, 1)]
+)
+def test_stretch_is_bilinear_interpolation_of_the_crop(box):
+  x = jax.random.uniform(KEY, (2, 9, 13, 3))
+  out = jax.jit(augment.stretch)(x, augment.Box(*jnp.array(box)))
+  for frame, stretched in zip(x, out, strict=True):
+    np.testing.assert_allclose(stretched, bilinear(frame, *box), atol=2e-6)
+
+
+def test_a_crop_is_alike_in_all_frames_and_repeats_with_its_key():
+  x = ramp(3, 16, 24)
+  crop = functools.partial(augment.random_resized_crop, clip=x)
+  keys = jax.random.split(KEY, 20)
+  out = np.asarray(jax.jit(jax.vmap(crop))(keys))
+  assert (out == out[:, :1]).all()
+  boxes = [box_of(each) for each in out]
+  assert len({tuple(box) for box in boxes}) > 15
+  stretch = jax.jit(augment.stretch)
+  for cropped, box in zip(out, boxes, strict=True):
+    expected = stretch(x, augment.Box(*jnp.array(box, int)))
+    np.testing.assert_allclose(cropped, expected, atol=1e-5)
+  np.testing.assert_allclose(out[0], crop(keys[0]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  ('whole', 'ratio', 'box'),
+  [
+    ((6, 12), (0.5, 0.75), [0, 4, 6, 4]),  # 6 rows allow 4.5 columns
+    ((12, 6), (4 / 3, 2), [4, 0, 4, 6]),  # 6 columns allow 4.5 rows
+    ((6, 12), (2.0, 2.0), [0, 0, 6, 12]),  # fits, and is the whole
+  ],
+)
+def test_when_no_box_fits_the_middle_is_taken(whole, ratio, box):
+  crop = functools.partial(
+    augment.random_resized_crop, area=(1, 1), ratio=ratio
+  )
+  out = jax.jit(crop)(KEY, ramp(1, *whole))
+  assert box_of(np.asarray(out)) == box
+
+
+# ----- erasing --------------------------------------------------------------
+
+
+def test_erasing_fills_one_box_with_new_noise_everywhere():
+  x = jnp.full((64, 16, 16, 3), 9.0)  # no draw from N(0, 1) is that large
+  erase = jax.jit(
+    lambda key: augment.random_erase(
+      key, x, probability=1.0, area=(0.125, 0.125), ratio=(0.5, 0.5)
+    )
+  )
+  out = np.asarray(erase(KEY))
+  erased = out != 9
+  assert (erased == erased[0, :, :, :1]).all()  # every frame and colour
+  rows, columns = np.nonzero(erased[0, :, :, 0])
+  assert np.ptp(rows) + 1 == 8
+  assert np.ptp(columns) + 1 == 4
+  assert len(rows) == 32
+  noise = out[erased]
+  assert len(np.unique(noise)) > 0.99 * noise.size == 0.99 * 64 * 32 * 3
+  assert abs(noise.mean()) < 0.05
+  assert abs(noise.std() - 1) < 0.03
+  np.testing.assert_array_equal(out, erase(KEY))
+  assert (out != erase(jax.random.key(1))).any()
+
+
+def test_a_quarter_of_the_clips_is_erased():
+  x = jnp.full((1, 8, 8, 3), 9.0)
+  erase = jax.vmap(lambda key: augment.random_erase(key, x))
+  out = jax.jit(erase)(jax.random.split(KEY, 2000))
+  assert 0.22 < jnp.any(out != x, axis=(1, 2, 3, 4)).mean() < 0.28
+
+
+def test_the_references_numbers_are_the_defaults():
+  x = ramp(1, 64, 64)
+  for change, numbers in (
+    (augment.random_resized_crop, {'area': (0.08, 1), 'ratio': (3 / 4, 4 / 3)}),
+    (augment.random_erase, {'area': (0.02, 1 / 3), 'ratio': (0.3, 1 / 0.3)}),
+  ):
+    default, same, other = (
+      str(jax.make_jaxpr(functools.partial(change, clip=x, **options))(KEY))
+      for options in ({}, numbers, {**numbers, 'area': (0.1, 1)})
+    )
+    assert default == same != other
+
+
+# ----- the whole of it ------------------------------------------------------
+
+
+def test_augment_crops_the_clip():
+  video = np.asarray(ramp(2, 24, 24)[None] * 10, np.uint8)
+  out = jax.jit(augment.Augment(flip=False, resized_crop=True))(KEY, video)
+  pixels = np.asarray(out * jnp.array(augment.STD) + jnp.array(augment.MEAN))
+  cropped = pixels[0] * 25.5
+  box = jnp.array(box_of(cropped), int)
+  assert box[2] * box[3] < 24 * 24
+  expected = augment.stretch(ramp(2, 24, 24), augment.Box(*box))
+  np.testing.assert_allclose(cropped[..., :2], expected[..., :2], atol=1e-3)
+
+
+def test_augment_erases_after_it_normalised():
+  video = np.zeros((8, 16, 16, 16, 3), np.uint8)
+  change = jax.jit(augment.Augment(flip=False, erase=1.0))
+  out = np.asarray(change(KEY, video))
+  erased = out != np.asarray(augment.prepare(video))
+  counts = erased.sum((1, 2, 3, 4))
+  assert len(set(counts)) > 4  # every clip has its own box
+  assert 0 < counts.min() <= counts.max() < 0.4 * erased[0].size
+  assert abs(out[erased].mean()) < 0.05
+  assert abs(out[erased].std() - 1) < 0.03
+
+
+def test_a_configuration_asks_for_augmentation():
+  assert config.augment(config.DataConfig()) == augment.Augment(
+    shift=4, brightness=0.2, contrast=0.2
+  )
+  data = config.DataConfig(resized_crop=True, erase=0.25)
+  assert config.augment(data).resized_crop
+  assert config.augment(data).erase == 0.25
+  for wrong in ({'erase': 1.5}, {'mixup_alpha': -1.0}, {'cutmix_alpha': -1.0}):
+    cfg = config.Config(data=config.DataConfig(**wrong))
+    with pytest.raises(MiraInputError, match=f'data.{next(iter(wrong))}'):
+      config.validate(cfg)
+
+
+# ----- mixing ---------------------------------------------------------------
+
+
+def mixed(batch, count, side=16, **options):
+  """Clips [count, B, 2, side, side, 3] and targets of that many draws.
+
+  Clip b of the batch is b everywhere, its target class b.
+  """
+  level = jnp.arange(batch, dtype=jnp.float32)[:, None, None, None, None]
+  video = jnp.broadcast_to(level, (batch, 2, side, side, 3))
+  mix = functools.partial(mixing.mix, **options)
+  mix = jax.jit(jax.vmap(mix, in_axes=(0, None, None)))
+  out = mix(jax.random.split(KEY, count), video, jnp.eye(batch))
+  return [np.asarray(x) for x in out]
+
+
+def test_soft_targets_by_hand():
+  # Smoothing 0.2 over 4 classes: 0.05 for each, 0.8 more for the label.
+  np.testing.assert_allclose(
+    mixing.soft_targets(jnp.array([2, 0]), 4, 0.2),
+    [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]],
+    rtol=1e-6,
+  )
+  np.testing.assert_array_equal(
+    mixing.soft_targets(jnp.arange(4), 4, 0.0), np.eye(4)
+  )
+
+
+def test_mixup_fades_every_clip_into_its_partner_by_one_share():
+  video, targets = mixed(5, 4000, side=2, cutmix_alpha=0)
+  share = targets[:, 0, 0]
+  np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
+  for i in range(5):  # clip 2 is its own partner
+    kept, gained = np.eye(5)[i], np.eye(5)[4 - i]
+    row = np.outer(share, kept) + np.outer(1 - share, gained)
+    np.testing.assert_allclose(targets[:, i], row, atol=1e-6)
+    level = (share * i + (1 - share) * (4 - i))[:, None, None, None, None]
+    np.testing.assert_allclose(
+      video[:, i], np.broadcast_to(level, video[:, i].shape), atol=2e-6
+    )
+  # Beta(a, a): variance 1 / (8 a + 4), 0.0962 for 0.8 and 0.0833 for 1.
+  assert share.mean() == pytest.approx(0.5, abs=0.015)
+  assert share.var() == pytest.approx(1 / (8 * 0.8 + 4), abs=0.004)
+
+
+def test_cutmix_pastes_one_box_and_counts_its_pixels():
+  video, targets = mixed(3, 4000, mixup_alpha=0)
+  pasted = video[:, 0, 0, :, :, 0] == 2
+  rows, columns = pasted.any(2), pasted.any(1)
+  box = rows[:, :, None] & columns[:, None, :]
+  np.testing.assert_array_equal(pasted, box)
+  for lines in (rows, columns):  # in one piece
+    edges = np.diff(lines, axis=1, prepend=False, append=False)
+    assert edges.sum(1).max() == 2
+  for i in range(3):
+    level = np.where(pasted, 2 - i, i)[:, None, :, :, None]
+    np.testing.assert_array_equal(
+      video[:, i], np.broadcast_to(level, video[:, i].shape)
+    )
+  share = 1 - pasted.mean((1, 2))  # exact: 256 pixels
+  assert len(set(share)) > 50
+  np.testing.assert_array_equal(targets[:, 0, 0], share)
+  np.testing.assert_array_equal(targets[:, 0, 2], 1 - share)
+  np.testing.assert_array_equal(targets.sum(-1), 1)
+
+
+def test_cutmix_boxes_are_distributed_as_in_the_reference():
+  keys = jax.random.split(KEY, 4000)
+  share = np.linspace(0, 1, 4000, dtype=np.float32)
+  draw = jax.vmap(lambda key, x: mixing.cutmix_box(key, x, (64, 48)))
+  top, left, height, width = np.asarray(jax.jit(draw)(keys, share))
+  root = np.sqrt(1 - share)
+  for start, size, whole in ((top, height, 64), (left, width, 48)):
+    half = (whole * root).astype(int) // 2
+    np.testing.assert_array_equal(size, 2 * half)
+    centre = start + half
+    assert (centre.min(), centre.max()) == (0, whole - 1)
+    assert centre.mean() == pytest.approx((whole - 1) / 2, rel=0.04)
+  # Rows and columns are drawn apart: 0.05 is three standard deviations.
+  assert abs(np.corrcoef(top + height // 2, left + width // 2)[0, 1]) < 0.05
+
+
+def test_nothing_mixed_is_the_identity():
+  for options in ({'probability': 0.0}, {'mixup_alpha': 0, 'cutmix_alpha': 0}):
+    video, targets = mixed(4, 8, **options)
+    for i in range(4):
+      assert (video[:, i] == i).all()
+    assert (targets == np.eye(4)).all()
+
+
+@pytest.mark.parametrize(
+  ('options', 'cut', 'untouched'),
+  [
+    ({}, 0.5, 0.01),  # some boxes have no pixels
+    ({'switch': 0.2, 'probability': 0.3}, 0.06, 0.7),
+  ],
+)
+def test_how_often_it_is_mixup_or_cutmix(options, cut, untouched):
+  video, targets = mixed(2, 2000, **options)
+  cuts = np.ptp(video[:, 0], axis=(1, 2, 3, 4)) > 0
+  same = ~cuts & (targets[:, 0, 0] == 1)
+  assert cuts.mean() == pytest.approx(cut, abs=0.03)
+  assert same.mean() == pytest.approx(untouched, abs=0.03)
+
+
+# ----- in a training step ---------------------------------------------------
+
+TRACES = []
+
+
+def apply(variables, video, train, rngs, mutable):
+  """Logits are the mean colours, with noise where a model has dropout."""
+  TRACES.append(video.shape)
+  noise = jax.random.normal(rngs['dropout'], (len(video), 3))
+  logits = video.mean((1, 2, 3)) + noise + variables['params']['bias']
+  return logits, {}
+
+
+MODEL = types.SimpleNamespace(num_classes=3, apply=apply)
+
+
+def brighten(key, video):
+  return augment.prepare(video) * jax.random.uniform(key)
+
+
+def train_steps(count, **options):
+  """Metrics of steps from a batch of 8 on four devices, and the batch."""
+  mesh = sharding.make_mesh()
+  rng = np.random.default_rng(0)
+  batch = {
+    'video': rng.integers(0, 256, (8, 2, 4, 4, 3), np.uint8),
+    'label': np.arange(8, dtype=np.int32) % 3,
+    'mask': np.ones(8, bool),
+  }
+  optimizer = optax.sgd(0.0)
+  step = steps.make_train_step(
+    MODEL, optimizer, lambda step: 0.0, brighten, mesh, **options
+  )
+  state = steps.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params={'bias': jnp.zeros(3)},
+    mira={},
+    opt_state=optimizer.init({'bias': jnp.zeros(3)}),
+  )
+  state = jax.device_put(state, sharding.replicated(mesh))
+  metrics = []
+  for _ in range(count):
+    with jax.set_mesh(mesh):
+      state, row = step(state, sharding.put_batch(batch, mesh), KEY)
+    metrics.append(row)
+  return batch, metrics
+
+
+def expected(key, video, targets):
+  logits, _ = apply(
+    {'params': {'bias': 0.0}}, video, True, {'dropout': key}, ['mira']
+  )
+  logs = jax.nn.log_softmax(logits)
+  hits = logits.argmax(-1) == targets.argmax(-1)
+  return -(targets * logs).sum(-1).mean(), hits.mean()
+
+
+def test_a_step_without_mixing_draws_what_it_always_drew():
+  batch, metrics = train_steps(2, smoothing=0.3)
+  targets = jnp.eye(3)[batch['label']] * 0.7 + 0.1
+  for i, row in enumerate(metrics):
+    keys = jax.random.split(jax.random.fold_in(KEY, i))
+    video = brighten(keys[0], batch['video'])
+    loss, accuracy = expected(keys[1], video, targets)
+    np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
+    assert row['accuracy'] == accuracy
+
+
+def test_a_step_mixes_clips_and_targets_and_is_traced_once():
+  TRACES.clear()
+  batch, metrics = train_steps(
+    6, smoothing=0.1, mixup_alpha=0.8, cutmix_alpha=1.0
+  )
+  assert len(TRACES) == 1
+  labels_hit = 0
+  mix = jax.jit(mixing.mix)  # with the reference's numbers, as above
+  for i, row in enumerate(metrics):
+    keys = jax.random.split(jax.random.fold_in(KEY, i), 3)
+    video, targets = mix(
+      keys[2],
+      brighten(keys[0], batch['video']),
+      mixing.soft_targets(batch['label'], 3, 0.1),
+    )
+    loss, accuracy = expected(keys[1], video, targets)
+    np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
+    assert row['accuracy'] == accuracy
+    labels_hit += (targets.argmax(-1) == batch['label']).mean()
+  assert labels_hit < 6  # in some step the partners' classes weigh more

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mira_jax import config, engine, optim, runlog, sharding, steps
+from mira_jax import config, engine, mixing, optim, runlog, sharding, steps
 from mira_jax.augment import Augment
 from mira_jax.data import dataset, decode
 from mira_jax.errors import ExitCode, MiraInputError
@@ -216,7 +216,8 @@ def test_masked_rows_change_nothing():
 def test_cross_entropy_by_hand():
   logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
   label, mask = jnp.array([0, 1]), jnp.array([True, True])
-  loss = functools.partial(steps.cross_entropy, logits, label)
+  hard, soft = (mixing.soft_targets(label, 3, s) for s in (0.0, 0.3))
+  loss = functools.partial(steps.cross_entropy, logits, hard)
   np.testing.assert_allclose(
     loss(mask), -(np.log(0.5) + np.log(0.8)) / 2, rtol=1e-6
   )
@@ -226,9 +227,8 @@ def test_cross_entropy_by_hand():
   assert loss(jnp.array([False, False])) == 0
   # Smoothing 0.3 over 3 classes: targets 0.8, 0.1, 0.1.
   smooth = -(0.8 * np.log(0.5) + 0.2 * np.log(0.25))
-  np.testing.assert_allclose(
-    loss(jnp.array([True, False]), 0.3), smooth, rtol=1e-6
-  )
+  loss = steps.cross_entropy(logits, soft, jnp.array([True, False]))
+  np.testing.assert_allclose(loss, smooth, rtol=1e-6)
 
 
 # ----- the engine -----------------------------------------------------------
