@@ -54,10 +54,10 @@ def main(_):
 
   # ----- model, optimiser, steps -----
   mesh = sharding.make_mesh()
-  attention = training.attention_choice(cfg.model, cfg.data.batch_size)
+  model = engine.build_model(dataclasses.asdict(cfg.model))
+  attention = training.attention_choice(model, cfg.data.batch_size, mesh)
   if jax.process_index() == 0:
     print(attention)
-  model = engine.build_model(dataclasses.asdict(cfg.model))
   optimizer, schedule = training.make_optimizer(
     cfg.optim, steps_per_epoch, total
   )

@@ -15,18 +15,6 @@ from mira_jax.augment import Box
 Array = jax.Array
 
 
-def soft_targets(label: Array, num_classes: int, smoothing: float) -> Array:
-  """int [B] -> float32 [B, K], rows of sum 1.
-
-  Args:
-    label: [B], in 0 to K - 1.
-    num_classes: K.
-    smoothing: s; a class gets s / K, the label 1 - s more.
-  """
-  hard = jax.nn.one_hot(label, num_classes)
-  return (1 - smoothing) * hard + smoothing / num_classes
-
-
 def mix(
   key: Array,
   video: Array,

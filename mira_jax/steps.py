@@ -76,12 +76,23 @@ def abstract(
   )
 
 
+def soft_targets(label: Array, num_classes: int, smoothing: float) -> Array:
+  """int [B] -> float32 [B, K], rows of sum 1.
+
+  Args:
+    label: [B], in 0 to K - 1.
+    num_classes: K.
+    smoothing: s; a class gets s / K, the label 1 - s more.
+  """
+  return optax.smooth_labels(jax.nn.one_hot(label, num_classes), smoothing)
+
+
 def cross_entropy(logits: Array, targets: Array, mask: Array) -> Array:
   """Mean cross-entropy of the clips whose mask is True; 0 when none is.
 
   Args:
     logits: [B, K].
-    targets: [B, K], see `mixing.soft_targets`.
+    targets: [B, K], see `soft_targets`.
     mask: bool [B].
   """
   return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
@@ -129,7 +140,7 @@ def make_train_step(
     video, targets = mixing.mix(
       mix_key,
       augmentation(augment_key, batch['video']),
-      mixing.soft_targets(batch['label'], model.num_classes, smoothing),
+      soft_targets(batch['label'], model.num_classes, smoothing),
       mixup_alpha=mixup_alpha,
       cutmix_alpha=cutmix_alpha,
     )

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -20,14 +21,16 @@ import numpy as np
 import optax
 from absl import app, flags, logging
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from mira_jax import config, optim
+from mira_jax import config, optim, sharding
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline, synthetic
 from mira_jax.engine import Engine
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.kernels import dispatch
 from mira_jax.metrics import Scores, confusion_matrix, score
+from mira_jax.models.vivit import ViViT
 
 # ----- the command line -----------------------------------------------------
 
@@ -224,33 +227,25 @@ def identity(
   }
 
 
-def attention_choice(model: config.ModelConfig, batch_size: int) -> str:
+def attention_choice(model: ViViT, batch_size: int, mesh: Mesh) -> str:
   """Which implementation of attention will run, and why, in one line.
 
   Raises:
     MiraInputError: the one that is named cannot serve here.
   """
-  grid = model.image_size // model.patch
-  length = model.frames // model.tubelet * grid**2 + (model.pool == 'cls')
-  asked = dispatch.Request(
-    shape=(
-      batch_size // jax.device_count(),
-      length,
-      model.heads,
-      model.dim // model.heads,
-    ),
-    dtype=model.dtype,
-    mode='plain' if model.mira is None else model.mira.mode,
-    target=dispatch.target(),
-  )
-  if model.attention is None:
-    return 'attention: {} ({})'.format(*dispatch.choose(asked))
-  reason = dispatch.refusal(model.attention, asked)
-  if reason is not None:
-    raise config.bad_config(
-      'model.attention', f'{model.attention} cannot serve: {reason}'
-    )
-  return f'attention: {model.attention} (as configured)'
+  length = math.prod(model.grid) + (model.pool == 'cls')
+  shape = (batch_size, length, model.heads, model.dim // model.heads)
+  q = jax.ShapeDtypeStruct(shape, model.dtype)
+  mode = 'plain' if model.mira is None else model.mira.mode
+  with sharding.ambient(mesh):
+    asked = dispatch.request(q, q, q, mode)
+    if model.attention is None:
+      return 'attention: {} ({})'.format(*dispatch.choose(asked))
+    try:
+      name = dispatch.resolve(model.attention, asked)
+    except dispatch.RefusalError as error:
+      raise config.bad_config('model.attention', str(error)) from error
+  return f'attention: {name} (as configured)'
 
 
 def make_optimizer(

@@ -365,12 +365,12 @@ def mixed(batch, count, side=16, **options):
 def test_soft_targets_by_hand():
   # Smoothing 0.2 over 4 classes: 0.05 for each, 0.8 more for the label.
   np.testing.assert_allclose(
-    mixing.soft_targets(jnp.array([2, 0]), 4, 0.2),
+    steps.soft_targets(jnp.array([2, 0]), 4, 0.2),
     [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]],
     rtol=1e-6,
   )
   np.testing.assert_array_equal(
-    mixing.soft_targets(jnp.arange(4), 4, 0.0), np.eye(4)
+    steps.soft_targets(jnp.arange(4), 4, 0.0), np.eye(4)
   )
 
 
@@ -532,7 +532,7 @@ def test_a_step_mixes_clips_and_targets_and_is_traced_once():
     video, targets = mix(
       keys[2],
       brighten(keys[0], batch['video']),
-      mixing.soft_targets(batch['label'], 3, 0.1),
+      steps.soft_targets(batch['label'], 3, 0.1),
     )
     loss, accuracy = expected(keys[1], video, targets)
     np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mira_jax import config, training
+from mira_jax import config, engine, sharding, training
 from mira_jax.errors import MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import ViViT
@@ -153,8 +153,13 @@ def test_from_json_takes_a_whole_number_for_a_float():
 
 def test_the_attention_that_will_run_is_named_with_its_reason():
   cfg = parse()
-  line = training.attention_choice(cfg.model, 8)
+
+  def choice():
+    model = engine.build_model(dataclasses.asdict(cfg.model))
+    return training.attention_choice(model, 8, sharding.make_mesh())
+
+  line = choice()
   assert line == 'attention: meaning (maps of 128 tokens are small)'
   cfg.model.attention = 'pallas_tpu'
   with pytest.raises(MiraInputError, match='v6e, not on cpu'):
-    training.attention_choice(cfg.model, 8)
+    choice()

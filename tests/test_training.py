@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mira_jax import config, engine, mixing, optim, runlog, sharding, steps
+from mira_jax import config, engine, optim, runlog, sharding, steps
 from mira_jax.augment import Augment
 from mira_jax.data import dataset, decode
 from mira_jax.errors import ExitCode, MiraInputError
@@ -216,7 +216,7 @@ def test_masked_rows_change_nothing():
 def test_cross_entropy_by_hand():
   logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
   label, mask = jnp.array([0, 1]), jnp.array([True, True])
-  hard, soft = (mixing.soft_targets(label, 3, s) for s in (0.0, 0.3))
+  hard, soft = (steps.soft_targets(label, 3, s) for s in (0.0, 0.3))
   loss = functools.partial(steps.cross_entropy, logits, hard)
   np.testing.assert_allclose(
     loss(mask), -(np.log(0.5) + np.log(0.8)) / 2, rtol=1e-6

@@ -78,17 +78,7 @@ def biased_attention(
   bias: Array | None,
   bias_gradient: bool,
 ) -> Array:
-  """softmax(q k^T / sqrt(D) + bias) v: [B, L, H, D].
-
-  Args:
-    passes: the kernels.
-    q: [B, L, H, D].
-    k: [B, L, H, D].
-    v: [B, L, H, D].
-    bias: [B, L] float32, or None.
-    bias_gradient: whether to differentiate by the bias; if not, its gradient
-      is 0.
-  """
+  """softmax(S + bias) v, see `Operations.biased`."""
   return _biased_fwd(passes, q, k, v, bias, bias_gradient)[0]
 
 
@@ -115,7 +105,7 @@ biased_attention.defvjp(_biased_fwd, _biased_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def attention_marginal(passes: Passes, q: Array, k: Array) -> Array:
-  """Attention that each key receives, mean over heads and queries: [B, L]."""
+  """Attention that each key receives, see `Operations.marginal`."""
   return _marginal_fwd(passes, q, k)[0]
 
 
@@ -148,19 +138,7 @@ def redistributed_attention(
   floor: float,
   gain_gradient: bool,
 ) -> Array:
-  """redistribute(softmax(q k^T / sqrt(D)), gain) v: [B, L, H, D].
-
-  Args:
-    passes: the kernels.
-    q: [B, L, H, D].
-    k: [B, L, H, D].
-    v: [B, L, H, D].
-    gain: [B, L] float32.
-    residual_mix: 0 to 1.
-    floor: 0 to 1.
-    gain_gradient: whether to differentiate by the gain; if not, its gradient
-      is 0.
-  """
+  """redistribute(softmax(S), gain) v, see `Operations.redistributed`."""
   return _redistributed_fwd(
     passes, q, k, v, gain, residual_mix, floor, gain_gradient
   )[0]

@@ -1,7 +1,8 @@
 """The three operations that every mode of attention is made of.
 
 With S = q k^T / sqrt(D), all heads at once, q, k, v and results [B, L, H, D],
-and what belongs to keys [B, L] in at least float32.
+and what belongs to keys [B, L] in at least float32. Where bias_gradient or
+gain_gradient is False, the gradient by the bias or the gain is 0.
 """
 
 from __future__ import annotations
