@@ -1,28 +1,53 @@
-"""Scores the weights of a run on a whole split.
+"""Scores the weights of a run, or of every fold of a protocol.
 
 python eval.py --workdir=runs/quickstart
 python eval.py --workdir=runs/quickstart --dataset=DIR --split=test --views=5
+python eval.py --workdir=runs/dfew --folds=all --config=configs/dfew.py:B
 
-Prints the table and writes scores.json, confusion.csv and confusion.png into
-the run's folder, below eval/DATASET-SPLIT.
+The second form tests on another dataset, whose classes are matched by name
+(see mira_jax.data.harmonise). The third trains the folds that are not trained
+yet, each in a folder of its own below WORKDIR, and scores them all; without
+--config it only scores. Prints tables, and writes scores.json, confusion.csv
+and confusion.png below WORKDIR/eval.
 """
 
 from __future__ import annotations
 
+import copy
+import json
 import pathlib
 
 import jax
+import numpy as np
 import rich
 from absl import flags
+from ml_collections import config_flags
 
-from mira_jax import engine, report, training
+from mira_jax import (
+  config,
+  engine,
+  figures,
+  inputs,
+  loop,
+  outcome,
+  report,
+  training,
+  weights,
+)
 from mira_jax.data import dataset as prepared
+from mira_jax.data import harmonise, pool
 from mira_jax.errors import ExitCode, MiraInputError
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run.')
+_WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run or folds.')
 _DATASET = flags.DEFINE_string('dataset', None, "else the run's own.")
-_SPLIT = flags.DEFINE_string('split', None, "else the run's own.")
+_SPLIT = flags.DEFINE_string(
+  'split', None, "of it, or 'all'; else what the run was tested on."
+)
 _VIEWS = flags.DEFINE_integer('views', None, "else the run's own.", 1)
+_FOLDS = flags.DEFINE_string('folds', None, "'all', or numbers such as 0,2.")
+_CONFIG = config_flags.DEFINE_config_file(
+  'config', help_string='a file, to train the folds that are not trained yet.'
+)
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'one of several hosts that all run this command.'
 )
@@ -30,49 +55,169 @@ flags.mark_flag_as_required('workdir')
 
 
 def main(_):
-  # ----- the run: configuration and weights -----
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
   engine.use_compile_cache()
   workdir = pathlib.Path(_WORKDIR.value)
+  if _FOLDS.value is None:
+    if _CONFIG.value is not None:
+      hint = 'it trains folds: add --folds=all, or use train.py'
+      raise MiraInputError('bad_flag', '--config', hint)
+    evaluate_run(workdir)
+  else:
+    evaluate_folds(workdir, _CONFIG.value, _FOLDS.value)
+
+
+# ----- one run --------------------------------------------------------------
+
+
+def evaluate_run(workdir: pathlib.Path) -> None:
+  """Scores a run on its own test clips, or on another dataset."""
   cfg = training.read_config(workdir)
   scorer, card = engine.load_run(workdir, cfg.data.batch_size)
-
-  # ----- the dataset: another one must have the same classes -----
-  dataset = prepared.open(_DATASET.value or cfg.data.dataset)
-  if list(dataset.class_names) != card['class_names']:
-    hint = f'the model knows {card["class_names"]} in this order'
-    code = ExitCode.DATA
-    path = dataset.directory
-    raise MiraInputError('other_classes', path, hint, exit_code=code)
-
-  # ----- scores -----
-  split = _SPLIT.value or cfg.eval.split
+  source, name = _test_clips(cfg, card)
   views = _VIEWS.value or cfg.eval.views
-  matrix, _ = training.score_split(
-    scorer,
-    dataset,
-    split=split,
-    rate=cfg.data.rate,
-    fit=cfg.data.fit,
-    views=views,
-    threads=cfg.data.threads,
-  )
-
-  # ----- report -----
+  rules = inputs.reading(cfg)
+  matrix = inputs.score_source(scorer, source, views=views, **rules)
   if jax.process_index() > 0:
     return
-  title = f'{dataset.name}, {split}: {workdir.resolve().name}'
-  rich.print(report.evaluation_table(matrix, dataset.class_names, title))
-  facts = {'workdir': str(workdir), 'split': split, 'views': views}
+  title = f'{name}: {workdir.resolve().name}'
+  rich.print(report.evaluation_table(matrix, source.class_names, title))
   path = report.write_evaluation(
-    workdir / 'eval' / f'{dataset.name}-{split}',
+    workdir / 'eval' / name.replace(', ', '-').replace(' ', '_'),
     matrix=matrix,
-    class_names=dataset.class_names,
-    metadata=facts | {'dataset': training.fingerprint(dataset), 'card': card},
+    class_names=source.class_names,
+    metadata={
+      'workdir': str(workdir),
+      'tested': name,
+      'views': views,
+      'card': card,
+    },
     title=title,
   )
   print(f'scores: {path}')
+
+
+def _test_clips(cfg: config.Config, card: dict) -> tuple[pool.Pool, str]:
+  """The clips to test, with the classes of the model, and what they are."""
+  if not (_DATASET.value or _SPLIT.value):
+    datasets = inputs.open_datasets(cfg.data)
+    parts = inputs.open_parts(cfg, datasets)
+    name = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
+    return parts.test, f'{name}, {parts.fold_name or cfg.eval.split}'
+  paths = [_DATASET.value] if _DATASET.value else config.datasets(cfg.data)
+  split = _SPLIT.value or cfg.eval.split
+  pools = [
+    _as_the_model_names_them(prepared.open(path), split, card) for path in paths
+  ]
+  name = '+'.join(p.dataset[0] for p in pools)
+  return pool.join(pools), f'{name}, {split}'
+
+
+def _as_the_model_names_them(
+  dataset: prepared.PreparedDataset, split: str, card: dict
+) -> pool.Pool:
+  """A split whose labels are the model's; raises where none is common."""
+  known = {harmonise.common_name(n): n for n in card['class_names']}
+  rename = {
+    name: known.get(harmonise.common_name(name), '')
+    for name in dataset.class_names
+  }
+  if not any(rename.values()):
+    hint = f'the model knows {", ".join(card["class_names"])}'
+    path, code = dataset.directory, ExitCode.DATA
+    raise MiraInputError('other_classes', path, hint, exit_code=code)
+  splits = list(dataset.splits) if split == 'all' else [split]
+  names = card['class_names']
+  clips = pool.of_dataset(dataset, splits, names, rename)
+  left_out = [name for name, ours in rename.items() if not ours]
+  if left_out and jax.process_index() == 0:
+    print(f'left out: {", ".join(left_out)}, which the model does not know')
+  return clips
+
+
+# ----- folds ----------------------------------------------------------------
+
+
+def evaluate_folds(
+  workdir: pathlib.Path, cfg: config.Config | None, which: str
+) -> None:
+  """Trains the folds that are not trained, if it may; scores all of them."""
+  if _DATASET.value or _SPLIT.value:
+    hint = 'a fold is tested on the clips that it left out; drop that flag'
+    raise MiraInputError('bad_flag', '--dataset, --split', hint)
+  runs = sorted(workdir.glob('fold-*'), key=_number)
+  if cfg is None and not runs:
+    hint = 'there are no folds here; train them with --config=FILE'
+    raise MiraInputError('not_a_run', workdir, hint)
+  base = cfg or training.read_config(runs[0])
+  names = inputs.fold_names(base, inputs.open_datasets(base.data))
+  if len(names) == 1:
+    hint = f'{base.data.protocol!r} has no folds; use folds, loso or lodo'
+    raise config.bad_config('config.data.protocol', hint)
+  folds = [
+    _fold(workdir / f'fold-{number}', cfg, number, names[number])
+    for number in _chosen(which, len(names))
+  ]
+  if jax.process_index() == 0:
+    _report_folds(workdir, folds, base.data.protocol)
+
+
+def _number(path: pathlib.Path) -> int:
+  return int(path.name.removeprefix('fold-'))
+
+
+def _chosen(which: str, count: int) -> list[int]:
+  if which == 'all':
+    return list(range(count))
+  numbers = [int(n) if n.isdecimal() else -1 for n in which.split(',')]
+  if not all(0 <= number < count for number in numbers):
+    hint = f"use 'all' or numbers from 0 to {count - 1}, such as 0,1"
+    raise MiraInputError('bad_flag', f'--folds={which}', hint)
+  return numbers
+
+
+def _fold(
+  run: pathlib.Path, cfg: config.Config | None, number: int, name: str
+) -> tuple[outcome.Fold, tuple[str, ...]]:
+  """One fold's evaluation and class names; trains it first if need be."""
+  if cfg is not None and not (run / weights.WEIGHTS).exists():
+    if jax.process_index() == 0:
+      print(f'training {name} into {run}')
+    mine = copy.deepcopy(cfg)
+    mine.data.fold = number
+    loop.train(mine, training.open_workdir(str(run)))
+  kept = training.read_config(run)
+  scorer, card = engine.load_run(run, kept.data.batch_size)
+  source, _ = _test_clips(kept, card)
+  matrix = inputs.score_source(
+    scorer,
+    source,
+    views=_VIEWS.value or kept.eval.views,
+    **inputs.reading(kept),
+  )
+  fold = outcome.Fold(name=name, matrix=matrix, results=outcome.read(run))
+  return fold, source.class_names
+
+
+def _report_folds(
+  workdir: pathlib.Path,
+  scored: list[tuple[outcome.Fold, tuple[str, ...]]],
+  protocol: str,
+) -> None:
+  folds, class_names = [fold for fold, _ in scored], scored[0][1]
+  title = f'{workdir.resolve().name}: {len(folds)} folds, {protocol}'
+  rich.print(outcome.folds_table(folds, class_names, title))
+  folder = workdir / 'eval' / 'folds'
+  folder.mkdir(parents=True, exist_ok=True)
+  whole = outcome.pooled(folds)
+  np.savetxt(folder / 'confusion.csv', whole, fmt='%d', delimiter=',')
+  picture = folder / 'confusion.png'
+  figures.confusion_figure(picture, whole, class_names, f'{title}, pooled')
+  told = outcome.folds_dict(folds, class_names) | {'protocol': protocol}
+  path = folder / 'folds.json'
+  path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + '\n')
+  print(f'folds: {path}\npicture: {picture}')
 
 
 if __name__ == '__main__':

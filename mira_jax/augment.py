@@ -33,6 +33,11 @@ def normalise(video: Array) -> Array:
   return (video - jnp.asarray(MEAN)) / jnp.asarray(STD)
 
 
+def denormalise(video: Array) -> Array:
+  """The inverse of `normalise`."""
+  return video * jnp.asarray(STD) + jnp.asarray(MEAN)
+
+
 def prepare(video: Array) -> Array:
   """uint8 [..., 3] -> float32 [..., 3]: what an unchanged clip becomes."""
   return normalise(to_unit(video))

@@ -149,6 +149,9 @@ class Checkpoints:
       return None
     self._check_identity(step)
     self._set_aside(damaged)
+    return self._load(step, target)
+
+  def _load(self, step: int, target: PyTree) -> PyTree:
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
     return self._manager.restore(step, args=args)['state']
 
@@ -175,6 +178,26 @@ class Checkpoints:
     if jax.process_count() > 1:
       multihost_utils.sync_global_devices('set_aside')
     self._manager.reload()
+
+  def restore_best(self, target: PyTree) -> tuple[int, PyTree]:
+    """The step that was saved with the highest accuracy, and its state.
+
+    Damaged steps are passed over. Call it when nothing is being saved.
+
+    Args:
+      target: as in `restore`.
+
+    Raises:
+      MiraInputError: no step is sound.
+    """
+    accuracy = {
+      step: self._manager.metrics(step)['accuracy'] for step in self.steps()
+    }
+    for step in sorted(accuracy, key=lambda s: (accuracy[s], s), reverse=True):
+      if not self._agreed(step):
+        return step, self._load(step, target)
+    hint = 'every step is damaged; train again in a new --workdir'
+    raise _unusable('corrupt', self._directory, hint)
 
   def _check_identity(self, step: int) -> None:
     restore = ocp.args.Composite(meta=ocp.args.JsonRestore())

@@ -47,13 +47,35 @@ class ModelConfig:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class PretrainConfig:
+  """Masked pre-training, fields of `mira_jax.models.mae`; ViT-B's decoder."""
+
+  decoder_dim: int = 384
+  decoder_depth: int = 4
+  decoder_heads: int = 6
+  mask: str = 'tube'  # or 'random': every slot hides places of its own
+  mask_ratio: float = 0.9  # of the places of a slot, rounded down
+  normalise_targets: bool = True  # per tubelet and channel
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class DataConfig:
   """What is read. A missing `synthetic_faces/macro` or `/micro` is made."""
 
-  dataset: str = 'data/synthetic_faces/macro'  # a prepared dataset's folder
+  # Folders of prepared datasets, with commas between them.
+  dataset: str = 'data/synthetic_faces/macro'
+  # Who is tested, see mira_jax.data.protocol: the clips of `eval.split`, a
+  # stored fold, one subject ('loso') or one dataset of several ('lodo').
+  protocol: str = 'split'
+  fold: int = 0  # which of the folds, counted from 0
+  num_folds: int = 0  # makes so many folds of subjects; 0: the stored ones
+  classes: str = ''  # CSV with the columns dataset, class, common
+  val_fraction: float = 0.1  # of the training clips, whole subjects
+  train_fraction: float = 1.0  # of the rest, to learn from few labels
   rate: int = 2  # one of so many frames is read
   fit: str = 'crop'  # frames become square: 'crop' the middle, or 'squash'
   batch_size: int = 32  # clips per step, over all devices
+  repeats: int = 1  # times that every clip of a batch is augmented
   threads: int = 16  # that decode clips
   # Of a synthetic dataset, when it is made:
   train_clips: int = 2800
@@ -78,6 +100,7 @@ class OptimConfig:
   name: str = 'adamw'  # or 'muon', see mira_jax.optim
   lr: float = 1e-3
   final_lr: float = 1e-6
+  lr_batch: int = 0  # both are for so many clips per step; 0: for any number
   warmup_epochs: float = 1.0
   weight_decay: float = 0.05
   b1: float = 0.9
@@ -85,12 +108,17 @@ class OptimConfig:
   clip_norm: float = 0.0  # 0: gradients are not clipped
   layer_decay: float = 1.0  # rate of a layer over that of the next one
   label_smoothing: float = 0.0
+  class_weights: str = 'none'  # or 'inverse_sqrt', of the clips of a class
+  accumulate: int = 1  # parts of a batch that go through the model in turn
+  ema_decay: float = 0.0  # of averaged parameters, which are scored; 0: none
+  freeze_backbone: bool = False  # only the head learns
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class TrainConfig:
-  """How long to train, and how often to look up."""
+  """How long to train, from what, and how often to look up."""
 
+  init_from: str = ''  # weights of a run or a file; '' starts from random ones
   epochs: int = 10
   log_every: int = 10  # steps
   save_every: int = 200  # steps
@@ -103,6 +131,10 @@ class EvalConfig:
 
   split: str = 'test'
   views: int = 1  # windows of `frames` frames per clip, averaged
+  select_by: str = 'war'  # on the validation clips; or 'uar'
+  # Scores the test clips at every look too, to tell what choosing by them
+  # would have gained. The weights of a run are never chosen by them.
+  watch_test: bool = True
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -110,6 +142,7 @@ class Config:
   """Everything about a run but where it is stored."""
 
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+  pretrain: PretrainConfig | None = None  # None: classifies
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -156,6 +189,25 @@ def augment(data: DataConfig) -> Augment:
   """The augmentation that a configuration asks for."""
   names = (field.name for field in dataclasses.fields(Augment))
   return Augment(**{name: getattr(data, name) for name in names})
+
+
+def peak_lr(cfg: Config) -> float:
+  """The highest learning rate: `optim.lr`, scaled by the batch if asked."""
+  return cfg.optim.lr * _lr_scale(cfg)
+
+
+def final_lr(cfg: Config) -> float:
+  """Where the cosine arrives: `optim.final_lr`, scaled likewise."""
+  return cfg.optim.final_lr * _lr_scale(cfg)
+
+
+def _lr_scale(cfg: Config) -> float:
+  return cfg.data.batch_size / (cfg.optim.lr_batch or cfg.data.batch_size)
+
+
+def datasets(data: DataConfig) -> list[str]:
+  """The folders that `data.dataset` names."""
+  return [name for name in data.dataset.split(',') if name]
 
 
 def to_json(cfg: Config) -> str:
@@ -222,6 +274,21 @@ def validate(cfg: Config, devices: int = 1) -> None:
   if cfg.data.batch_size % devices:
     hint = f'{cfg.data.batch_size} must be a multiple of {devices} devices'
     raise bad_config('config.data.batch_size', hint)
+  if cfg.data.batch_size * cfg.data.repeats % (cfg.optim.accumulate * devices):
+    hint = (
+      f'{cfg.optim.accumulate} parts of {cfg.data.batch_size} clips, '
+      f'{cfg.data.repeats} times each, do not divide over {devices} devices'
+    )
+    raise bad_config('config.optim.accumulate', hint)
+  if not datasets(cfg.data):
+    hint = f'{cfg.data.dataset!r} names no folder of a prepared dataset'
+    raise bad_config('config.data.dataset', hint)
+  mixes = cfg.data.mixup_alpha or cfg.data.cutmix_alpha
+  if cfg.optim.class_weights != 'none' and mixes:
+    hint = 'weights are of one class: set mixup_alpha and cutmix_alpha to 0'
+    raise bad_config('config.optim.class_weights', hint)
+  if cfg.pretrain:
+    _check_pretrain(cfg)
   if cfg.optim.final_lr > cfg.optim.lr:
     hint = f'{cfg.optim.final_lr} must not be above optim.lr {cfg.optim.lr}'
     raise bad_config('config.optim.final_lr', hint)
@@ -242,6 +309,15 @@ _RANGES = {
   'model.layer_scale': (0, None),
   'model.drop_path': (0, 0.99),
   'model.head_scale': (0, None),
+  'pretrain.decoder_dim': (1, None),
+  'pretrain.decoder_depth': (1, None),
+  'pretrain.decoder_heads': (1, None),
+  'pretrain.mask_ratio': (0.01, 0.99),
+  'data.fold': (0, None),
+  'data.num_folds': (0, None),
+  'data.val_fraction': (0, 0.9),
+  'data.train_fraction': (0.001, 1),
+  'data.repeats': (1, None),
   'data.rate': (1, None),
   'data.batch_size': (1, None),
   'data.threads': (1, None),
@@ -263,6 +339,9 @@ _RANGES = {
   'optim.clip_norm': (0, None),
   'optim.layer_decay': (0.01, 1),
   'optim.label_smoothing': (0, 0.99),
+  'optim.lr_batch': (0, None),
+  'optim.accumulate': (1, None),
+  'optim.ema_decay': (0, 0.999999),
   'train.epochs': (1, None),
   'train.log_every': (1, None),
   'train.save_every': (1, None),
@@ -272,6 +351,10 @@ _RANGES = {
 }
 _CHOICES = {
   'data.fit': ('crop', 'squash'),
+  'data.protocol': ('split', 'folds', 'loso', 'lodo'),
+  'pretrain.mask': (None, 'tube', 'random'),
+  'eval.select_by': ('war', 'uar'),
+  'optim.class_weights': ('none', 'inverse_sqrt'),
   'optim.name': ('adamw', 'muon'),
   'model.attention': (None, *IMPLEMENTATIONS),
   'model.pool': ('mean', 'cls'),
@@ -297,8 +380,36 @@ def _check_ranges(cfg: Config) -> None:
 def _get(cfg: Config, name: str) -> Any:
   value: Any = cfg
   for part in name.split('.'):
-    value = getattr(value, part)
+    value = None if value is None else getattr(value, part)
   return value
+
+
+def _check_pretrain(cfg: Config) -> None:
+  dim, heads = cfg.pretrain.decoder_dim, cfg.pretrain.decoder_heads
+  if dim % heads:
+    hint = f'{dim} must be a multiple of decoder_heads {heads}'
+    raise bad_config('config.pretrain.decoder_dim', hint)
+  if not int(
+    cfg.pretrain.mask_ratio * (cfg.model.image_size // cfg.model.patch) ** 2
+  ):
+    hint = (
+      f'{cfg.pretrain.mask_ratio} of the places of a slot are less than one'
+    )
+    raise bad_config('config.pretrain.mask_ratio', hint)
+  for name, allowed in (
+    ('model.pool', 'mean'),
+    ('model.positions', 'sinusoidal'),
+    ('model.layer_scale', None),
+    ('data.mixup_alpha', 0),
+    ('data.cutmix_alpha', 0),
+    ('data.erase', 0),
+    ('optim.layer_decay', 1),
+    ('optim.class_weights', 'none'),
+    ('optim.freeze_backbone', False),
+  ):
+    if _get(cfg, name) != allowed:
+      hint = f'{_get(cfg, name)!r} must be {allowed!r} in pre-training'
+      raise bad_config(f'config.{name}', hint)
 
 
 def _check_model(model: ModelConfig) -> None:

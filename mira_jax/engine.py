@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -16,12 +17,13 @@ from mira_jax.data import decode, sampling
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.metrics import average_views
 from mira_jax.mira import MiraConfig
+from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
-from mira_jax.weights import flatten, load_weights
+from mira_jax.transfer import transfer, weights_path
+from mira_jax.weights import WEIGHTS, flatten, load_weights
 
 PyTree = Any
 Record = dict[str, np.ndarray]
-WEIGHTS = 'weights.safetensors'  # in the folder of a run
 
 
 def build_model(fields: Mapping[str, Any]) -> ViViT:
@@ -32,12 +34,33 @@ def build_model(fields: Mapping[str, Any]) -> ViViT:
   Raises:
     MiraInputError: unknown fields or values.
   """
+  return _build(ViViT, fields)
+
+
+def build_autoencoder(
+  fields: Mapping[str, Any], decoder: Mapping[str, Any]
+) -> MaskedAutoencoder:
+  """The pre-training model around the encoder of `build_model`.
+
+  Args:
+    fields: of ViViT as JSON; those that only a classifier has are not used.
+    decoder: the fields `decoder_dim`, `decoder_depth`, `decoder_heads`.
+
+  Raises:
+    MiraInputError: unknown fields or values.
+  """
+  own = {field.name for field in dataclasses.fields(MaskedAutoencoder)}
+  shared = {name: x for name, x in fields.items() if name in own}
+  return _build(MaskedAutoencoder, shared | dict(decoder))
+
+
+def _build(kind: type, fields: Mapping[str, Any]) -> Any:
   fields = dict(fields)
   try:
     if fields.get('mira') is not None:
       fields['mira'] = MiraConfig(**fields['mira'])
     fields['dtype'] = jnp.dtype(fields['dtype'])
-    return ViViT(**fields)
+    return kind(**fields)
   except (KeyError, TypeError, ValueError) as error:
     hint = f'it does not describe a model of this version ({error})'
     code = ExitCode.CHECKPOINT
@@ -231,6 +254,37 @@ def load_run(
     code = ExitCode.CHECKPOINT
     raise MiraInputError('not_finished', workdir, hint, exit_code=code)
   return load_file(path, batch_size)
+
+
+def load_backbone(
+  path: str | os.PathLike[str],
+  batch_size: int = 8,
+  fields: Mapping[str, Any] | None = None,
+) -> tuple[Engine, dict[str, Any]]:
+  """An engine that gives features, from a classifier or a pre-training.
+
+  Args:
+    path: a weights file or the folder of a finished run; with `fields` also a
+      safetensors file with PyTorch names, see `transfer`.
+    batch_size: clips per call.
+    fields: of ViViT as JSON; by default those of the card.
+
+  Returns:
+    The engine and the card, {} of a file that has none.
+
+  Raises:
+    MiraInputError: see `weights.load_weights`, `build_model`, `transfer`.
+  """
+  card: dict[str, Any] = {}
+  if fields is None:
+    card = load_weights(weights_path(path))[1]
+    _check_card(card, path)
+    fields = card['model']
+  model = build_model({**fields, 'num_classes': 0})
+  size = (1, model.frames, model.image_size, model.image_size, 3)
+  fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(size))
+  variables, _ = transfer(jax.device_get(fresh), path)
+  return Engine(model, variables, batch_size), card
 
 
 def _check_card(card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

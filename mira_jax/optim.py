@@ -168,6 +168,21 @@ def matrix_axes(params: PyTree) -> PyTree:
   return jax.tree_util.tree_map_with_path(one, params)
 
 
+def head_only(
+  optimizer: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Updates the parameters of 'head' alone: a linear probe."""
+
+  def labels(params: PyTree) -> PyTree:
+    return {
+      name: jax.tree.map(lambda _, n=name: n == 'head', part)
+      for name, part in params.items()
+    }
+
+  frozen = optax.set_to_zero()
+  return optax.partition({True: optimizer, False: frozen}, labels)
+
+
 OPTIMIZERS = {'adamw': adamw, 'muon': muon}
 
 

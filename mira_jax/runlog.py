@@ -41,7 +41,7 @@ class Log:
   ):
     self._active = jax.process_index() == 0
     self._batch_size = batch_size
-    self._total = total
+    self.total = total
     self._pending: dict[int, dict[str, jax.Array]] = {}
     self._since: float | None = None
     self._console = rich.console.Console()
@@ -123,7 +123,7 @@ class Log:
     names = names or {n: n for n in row}  # an evaluation
     text = '  '.join(f'{names[n]} {row[n]:.4g}' for n in names)
     if not self._console.is_terminal:
-      print(f'step {step}/{self._total}  {text}', flush=True)
+      print(f'step {step}/{self.total}  {text}', flush=True)
     elif 'loss' in row:
       self._bar.update(self._task, completed=step, description=text)
     else:
@@ -134,6 +134,37 @@ def read(workdir: pathlib.Path) -> list[dict[str, float]]:
   """The rows of a run's metrics.jsonl."""
   lines = (workdir / 'metrics.jsonl').read_text().splitlines()
   return [json.loads(line) for line in lines]
+
+
+class Looks:
+  """What a run scored while it trained: confusion matrices, in looks.jsonl.
+
+  Args:
+    workdir: of the run.
+  """
+
+  def __init__(self, workdir: pathlib.Path):
+    self._path = workdir / 'looks.jsonl'
+
+  def add(self, step: int, matrices: dict[str, np.ndarray]) -> None:
+    """Adds a look: the matrix [K, K] of each split that was scored.
+
+    Later looks, of an earlier attempt, are dropped.
+    """
+    if jax.process_index() == 0:
+      row = {name: matrix.tolist() for name, matrix in matrices.items()}
+      with _reopen(self._path, step - 1) as file:
+        file.write(json.dumps({'step': step, **row}) + '\n')
+
+  def read(self) -> dict[int, dict[str, np.ndarray]]:
+    """Step -> split -> matrix, of all looks so far."""
+    if not self._path.exists():
+      return {}
+    rows = map(json.loads, self._path.read_text().splitlines())
+    return {
+      row.pop('step'): {name: np.array(x) for name, x in row.items()}
+      for row in rows
+    }
 
 
 def _reopen(path: pathlib.Path, start: int) -> IO[str]:

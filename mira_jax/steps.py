@@ -11,17 +11,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import einops
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mira_jax import augment, mixing, sharding
+from mira_jax import augment, sharding
+from mira_jax.objectives import Metrics, Objective
 
 Array = jax.Array
 PyTree = Any
 Batch = Mapping[str, Array]
-Metrics = dict[str, Array]
 
 
 @jax.tree_util.register_dataclass
@@ -34,33 +35,45 @@ class TrainState:
     params: the 'params' collection.
     mira: the 'mira' collection (averages of MiRA); {} without.
     opt_state: of the optimizer.
+    average: exponential moving average of the parameters; {} without.
   """
 
   step: Array
   params: PyTree
   mira: PyTree
   opt_state: PyTree
+  average: PyTree
 
   @property
   def variables(self) -> dict[str, PyTree]:
-    """What `model.apply` takes."""
-    return {'params': self.params, 'mira': self.mira}
+    """What `model.apply` takes to score: averaged parameters, if there are."""
+    return {'params': self.average or self.params, 'mira': self.mira}
 
 
 def init_state(
-  model: Any,
+  init: Callable[[Array], PyTree],
   optimizer: optax.GradientTransformation,
   key: Array,
-  video_shape: tuple[int, ...],
+  *,
+  averaged: bool = False,
 ) -> TrainState:
-  """A fresh state for clips of `video_shape` [B, T, H, W, 3]."""
-  variables = model.init(key, jnp.zeros(video_shape, jnp.float32))
+  """A fresh state.
+
+  Args:
+    init: key -> variables {'params': ...} and, with MiRA, 'mira'.
+    optimizer: as in `optim.adamw`.
+    key: random key.
+    averaged: whether to keep an average of the parameters.
+  """
+  variables = init(key)
   params = variables['params']
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,
     mira=variables.get('mira', {}),
     opt_state=optimizer.init(params),
+    # Arrays of their own: a state is donated, and no buffer can be twice.
+    average=jax.tree.map(jnp.copy, params) if averaged else {},
   )
 
 
@@ -76,44 +89,15 @@ def abstract(
   )
 
 
-def soft_targets(label: Array, num_classes: int, smoothing: float) -> Array:
-  """int [B] -> float32 [B, K], rows of sum 1.
-
-  Args:
-    label: [B], in 0 to K - 1.
-    num_classes: K.
-    smoothing: s; a class gets s / K, the label 1 - s more.
-  """
-  return optax.smooth_labels(jax.nn.one_hot(label, num_classes), smoothing)
-
-
-def cross_entropy(logits: Array, targets: Array, mask: Array) -> Array:
-  """Mean cross-entropy of the clips whose mask is True; 0 when none is.
-
-  Args:
-    logits: [B, K].
-    targets: [B, K], see `soft_targets`.
-    mask: bool [B].
-  """
-  return masked_mean(optax.softmax_cross_entropy(logits, targets), mask)
-
-
-def masked_mean(values: Array, mask: Array) -> Array:
-  """Mean of values [B] where mask [B] is True; 0 when it nowhere is."""
-  total = jnp.where(mask, values, 0).sum()
-  return total / jnp.maximum(mask.sum(), 1)
-
-
 def make_train_step(
-  model: Any,
+  objective: Objective,
   optimizer: optax.GradientTransformation,
   schedule: optax.Schedule,
-  augmentation: Callable[[Array, Array], Array],
   mesh: Mesh,
   *,
-  smoothing: float = 0.0,
-  mixup_alpha: float = 0.0,
-  cutmix_alpha: float = 0.0,
+  repeats: int = 1,
+  accumulate: int = 1,
+  ema_decay: float = 0.0,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """The jitted training step (state, batch, key) -> (state, metrics).
 
@@ -121,58 +105,65 @@ def make_train_step(
   run's; the step folds itself into it.
 
   Args:
-    model: flax module with a field `num_classes`.
+    objective: see `objectives`.
     optimizer: as in `optim.adamw`.
     schedule: of the optimizer, to report the learning rate.
-    augmentation: (key, uint8 video) -> what the model is fed.
     mesh: the devices, see `sharding`.
-    smoothing: of labels.
-    mixup_alpha: see `mixing.mix`; 0 leaves mixup out.
-    cutmix_alpha: likewise for cutmix. Either needs batches without masked rows.
+    repeats: times that every clip of a batch goes through the model, each time
+      augmented anew (repeated augmentation; Hoffer et al., CVPR 2020).
+    accumulate: parts of equal size that a batch goes through the model in, to
+      need less memory: gradients and metrics are their means. What depends on
+      the batch (mixing, MiRA's batch statistics) then depends on the part.
+    ema_decay: weight of the past in `TrainState.average`; 0 keeps no average.
 
   Returns:
-    A function whose metrics are scalars: loss, accuracy (of the class with the
-    largest target), grad_norm, learning_rate.
+    A function whose metrics are scalars: loss, those of the objective,
+    grad_norm, learning_rate.
   """
+  differentiate = jax.value_and_grad(objective, has_aux=True)
 
-  def loss_fn(params: PyTree, mira: PyTree, batch: Batch, key: Array):
-    augment_key, dropout_key, mix_key = jax.random.split(key, 3)
-    video, targets = mixing.mix(
-      mix_key,
-      augmentation(augment_key, batch['video']),
-      soft_targets(batch['label'], model.num_classes, smoothing),
-      mixup_alpha=mixup_alpha,
-      cutmix_alpha=cutmix_alpha,
+  def one_part(params: PyTree, mira: PyTree, batch: Batch, key: Array):
+    (loss, (metrics, mira)), grads = differentiate(params, mira, batch, key)
+    return mira, (grads, {'loss': loss, **metrics})
+
+  def whole(params: PyTree, mira: PyTree, batch: Batch, key: Array):
+    batch = {
+      n: einops.repeat(x, 'b ... -> (b r) ...', r=repeats)
+      for n, x in batch.items()
+    }
+    if accumulate == 1:
+      return one_part(params, mira, batch, key)
+    parts = {n: split_batch(x, accumulate) for n, x in batch.items()}
+    keys = jax.random.split(key, accumulate)
+
+    def add(carry, part):
+      mira, total = carry
+      mira, result = one_part(params, mira, *part)
+      return (mira, jax.tree.map(jnp.add, total, result)), None
+
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(one_part, params, mira, *_first((parts, keys)))[1],
     )
-    logits, updates = model.apply(
-      {'params': params, 'mira': mira},
-      video,
-      train=True,
-      rngs={'dropout': dropout_key},
-      mutable=['mira'],
-    )
-    loss = cross_entropy(logits, targets, batch['mask'])
-    correct = logits.argmax(-1) == targets.argmax(-1)
-    return loss, (correct, updates.get('mira', {}))
+    (mira, total), _ = jax.lax.scan(add, (mira, zeros), (parts, keys))
+    return mira, jax.tree.map(lambda x: x / accumulate, total)
 
   def step(state: TrainState, batch: Batch, key: Array):
     key = jax.random.fold_in(key, state.step)
     with sharding.ambient(mesh):
-      (loss, (correct, mira)), grads = jax.value_and_grad(
-        loss_fn, has_aux=True
-      )(state.params, state.mira, batch, key)
+      mira, (grads, metrics) = whole(state.params, state.mira, batch, key)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    metrics = {
-      'loss': loss,
-      'accuracy': masked_mean(correct, batch['mask']),
+    metrics |= {
       'grad_norm': optax.tree.norm(grads),
       'learning_rate': schedule(state.step),
     }
+    params = optax.apply_updates(state.params, updates)
     state = TrainState(
       step=state.step + 1,
-      params=optax.apply_updates(state.params, updates),
+      params=params,
       mira=mira,
       opt_state=opt_state,
+      average=_average(state.average, params, ema_decay),
     )
     # The new state lies as the old one did, or the next step would compile
     # again.
@@ -180,6 +171,25 @@ def make_train_step(
     return jax.lax.with_sharding_constraint(state, where), metrics
 
   return jax.jit(step, donate_argnums=0)
+
+
+def split_batch(x: Array, parts: int) -> Array:
+  """Rows [B, ...] -> [parts, B / parts, ...], every parts-th row together.
+
+  Rows that lie side by side on a device then stay there: whole thirds of the
+  batch would each be on a third of the devices.
+  """
+  return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _first(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: x[0], tree)
+
+
+def _average(past: PyTree, params: PyTree, decay: float) -> PyTree:
+  if not decay:
+    return past
+  return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, past, params)
 
 
 def make_eval_step(

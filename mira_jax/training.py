@@ -1,4 +1,4 @@
-"""The pieces around the loop of train.py: flags, signals, dataset, folder."""
+"""The pieces around the loop: flags, signals, folder, identity, optimiser."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import difflib
 import hashlib
 import json
-import math
 import os
 import pathlib
 import re
@@ -17,19 +16,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 from absl import app, flags, logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from mira_jax import config, optim, sharding
-from mira_jax.data import dataset as prepared
-from mira_jax.data import pipeline, synthetic
-from mira_jax.engine import Engine
+from mira_jax import config, optim, sharding, steps, transfer
+from mira_jax.data.dataset import PreparedDataset
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.kernels import dispatch
-from mira_jax.metrics import Scores, confusion_matrix, score
+from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
 
 # ----- the command line -----------------------------------------------------
@@ -74,7 +70,8 @@ def parse_flags(
     raise MiraInputError('bad_flag', 'command line', line) from error
   if len(rest) > 1:
     raise MiraInputError('bad_flag', rest[1], 'flags start with --')
-  if 'config' in values and not isinstance(values.config, config.Config):
+  given = 'config' in values and values['config'].present
+  if given and not isinstance(values.config, config.Config):
     name = values['config'].config_filename
     hint = 'no such file, or its get_config returns no Config'
     raise MiraInputError('not_found', name, hint)
@@ -112,67 +109,10 @@ class StopSignal:
     self.received = True
 
 
-# ----- what a run reads and keeps -------------------------------------------
+# ----- what a run keeps ------------------------------------------------------
 
 
-def open_dataset(data: config.DataConfig) -> prepared.PreparedDataset:
-  """Opens the prepared dataset; makes `synthetic_faces/...` when missing.
-
-  Raises:
-    MiraInputError: there is no such dataset, or the synthetic one there was
-      made with other settings.
-  """
-  path = pathlib.Path(data.dataset)
-  drawn = path.parent.name == 'synthetic_faces'
-  if drawn and jax.process_index() == 0:
-    _make_missing(path, data)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('open_dataset')
-  dataset = prepared.open(path)
-  asked = {'train': data.train_clips, 'test': data.test_clips}
-  seed = dataset.metadata.get('seed')
-  if drawn and (dataset.splits, seed) != (asked, data.synthetic_seed):
-    hint = (
-      f'it was drawn with {dataset.splits} and seed {seed}, not {asked} and '
-      f'{data.synthetic_seed}; remove it, or name another folder'
-    )
-    raise config.bad_config(f'config.data.dataset={path}', hint)
-  return dataset
-
-
-def _make_missing(path: pathlib.Path, data: config.DataConfig):
-  try:
-    prepared.open(path)
-  except MiraInputError as error:
-    if error.code != 'not_a_dataset':
-      raise
-    print(f'drawing {data.train_clips + data.test_clips} clips into {path}')
-    synthetic.build(
-      path,
-      difficulty=path.name,
-      train_clips=data.train_clips,
-      test_clips=data.test_clips,
-      seed=data.synthetic_seed,
-    )
-
-
-def fit_dataset(cfg: config.Config, dataset: prepared.PreparedDataset) -> None:
-  """Fills in the number of classes, or checks it; checks the splits.
-
-  Raises:
-    MiraInputError: another number of classes, or no such split.
-  """
-  found = len(dataset.class_names)
-  cfg.model.num_classes = cfg.model.num_classes or found
-  if cfg.model.num_classes != found:
-    hint = f'{dataset.directory} has {found} classes; use that, or 0'
-    name = f'config.model.num_classes={cfg.model.num_classes}'
-    raise config.bad_config(name, hint)
-  for split in ('train', cfg.eval.split):
-    dataset.source(split)
-
-
-def fingerprint(dataset: prepared.PreparedDataset) -> str:
+def fingerprint(dataset: PreparedDataset) -> str:
   """Tells datasets apart without reading them: names, counts, file sizes."""
   files = sorted(dataset.directory.glob('*.array_record*'))
   facts = (
@@ -209,32 +149,41 @@ def read_config(workdir: pathlib.Path) -> config.Config:
   return config.from_json(path.read_text())
 
 
-def identity(
-  cfg: config.Config, dataset: prepared.PreparedDataset
-) -> dict[str, Any]:
-  """What must not change when a run is resumed."""
-  return {
-    'seed': cfg.seed,
-    'batch_size': cfg.data.batch_size,
-    'dataset': fingerprint(dataset),
-    'rate': cfg.data.rate,
-    'fit': cfg.data.fit,
-    'augment': dataclasses.asdict(config.augment(cfg.data)),
-    'mixing': [cfg.data.mixup_alpha, cfg.data.cutmix_alpha],
-    'epochs': cfg.train.epochs,
-    'model': dataclasses.asdict(cfg.model),
-    'optim': dataclasses.asdict(cfg.optim),
-  }
+# Where data lies and how fast it is read may change within a run.
+_MAY_CHANGE = {
+  'data': ('dataset', 'threads', 'classes'),
+  'train': ('log_every', 'save_every', 'eval_every'),
+  'eval': ('views', 'select_by', 'watch_test'),
+}
 
 
-def attention_choice(model: ViViT, batch_size: int, mesh: Mesh) -> str:
+def identity(cfg: config.Config, fingerprints: Sequence[str]) -> dict[str, Any]:
+  """What must not change when a run is resumed, by the names of flags."""
+  facts: dict[str, Any] = {'dataset': list(fingerprints)}
+  for group, value in dataclasses.asdict(cfg).items():
+    if isinstance(value, dict):
+      ignored = _MAY_CHANGE.get(group, ())
+      facts |= {f'{group}.{n}': x for n, x in value.items() if n not in ignored}
+    else:
+      facts[group] = value
+  return facts
+
+
+def attention_choice(
+  model: ViViT | MaskedAutoencoder, tokens: int, batch_size: int, mesh: Mesh
+) -> str:
   """Which implementation of attention will run, and why, in one line.
+
+  Args:
+    model: of the encoder's fields.
+    tokens: L that its encoder sees.
+    batch_size: B.
+    mesh: the devices.
 
   Raises:
     MiraInputError: the one that is named cannot serve here.
   """
-  length = math.prod(model.grid) + (model.pool == 'cls')
-  shape = (batch_size, length, model.heads, model.dim // model.heads)
+  shape = (batch_size, tokens, model.heads, model.dim // model.heads)
   q = jax.ShapeDtypeStruct(shape, model.dtype)
   mode = 'plain' if model.mira is None else model.mira.mode
   with sharding.ambient(mesh):
@@ -248,76 +197,71 @@ def attention_choice(model: ViViT, batch_size: int, mesh: Mesh) -> str:
   return f'attention: {name} (as configured)'
 
 
+def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
+  """Fills in the number of classes, or checks it.
+
+  Raises:
+    MiraInputError: another number of classes.
+  """
+  found = len(class_names)
+  cfg.model.num_classes = cfg.model.num_classes or found
+  if cfg.model.num_classes != found:
+    hint = f'the data has {found} classes; use that, or 0'
+    name = f'config.model.num_classes={cfg.model.num_classes}'
+    raise config.bad_config(name, hint)
+
+
 def make_optimizer(
-  cfg: config.OptimConfig, steps_per_epoch: int, total_steps: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """The optimiser and its learning rates."""
-  schedule = optim.warmup_cosine(
-    peak=cfg.lr,
-    final=cfg.final_lr,
-    warmup_steps=round(cfg.warmup_epochs * steps_per_epoch),
-    total_steps=total_steps,
-  )
+  cfg: config.OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """The optimiser that a configuration asks for."""
   optimizer = optim.OPTIMIZERS[cfg.name](
     schedule,
     weight_decay=cfg.weight_decay,
     b1=cfg.b1,
     b2=cfg.b2,
     clip_norm=cfg.clip_norm,
-    layer_decay=cfg.layer_decay,
+    layer_decay=1.0 if cfg.freeze_backbone else cfg.layer_decay,
   )
-  return optimizer, schedule
+  return optim.head_only(optimizer) if cfg.freeze_backbone else optimizer
+
+
+def start_from(
+  path: str, state: steps.TrainState, mesh: Mesh
+) -> tuple[steps.TrainState, transfer.Transfer]:
+  """A fresh state with weights of another run; see `transfer.transfer`."""
+  where = sharding.replicated(mesh)
+  own = jax.device_get({'params': state.params, 'mira': state.mira})
+  variables, told = transfer.transfer(own, path)
+  params = jax.device_put(variables['params'], where)
+  state = dataclasses.replace(
+    state,
+    params=params,
+    mira=jax.device_put(variables.get('mira', {}), where),
+    average=jax.tree.map(jnp.copy, params) if state.average else {},
+  )
+  return state, told
 
 
 def card(
-  cfg: config.Config, dataset: prepared.PreparedDataset, step: int
+  cfg: config.Config,
+  datasets: Sequence[PreparedDataset],
+  class_names: Sequence[str],
+  step: int,
 ) -> dict[str, Any]:
   """What a weights file says about itself."""
   return {
     # Which kernels ran says nothing about the weights, nor about this machine.
     'model': dataclasses.asdict(cfg.model) | {'attention': None},
-    'class_names': list(dataset.class_names),
+    'pretrain': cfg.pretrain and dataclasses.asdict(cfg.pretrain),
+    'class_names': list(class_names),
     'preprocessing': {
       'rate': cfg.data.rate,
       'fit': cfg.data.fit,
     },
-    'dataset': {'name': dataset.name, 'fingerprint': fingerprint(dataset)},
+    'datasets': [
+      {'name': d.name, 'fingerprint': fingerprint(d)} for d in datasets
+    ],
+    'protocol': {'name': cfg.data.protocol, 'fold': cfg.data.fold},
     'step': step,
   }
-
-
-def score_split(
-  engine: Engine,
-  dataset: prepared.PreparedDataset,
-  *,
-  split: str,
-  rate: int,
-  fit: str,
-  views: int,
-  threads: int,
-) -> tuple[np.ndarray, Scores]:
-  """Confusion matrix [K, K] (rows = true class) and scores of a split.
-
-  Damaged clips are left out of both, with a warning.
-  """
-  source = dataset.source(split)
-  batches = pipeline.eval_batches(
-    source,
-    frames=engine.model.frames,
-    rate=rate,
-    fit=fit,
-    size=engine.model.image_size,
-    batch_size=engine.batch_size,
-    views=views,
-    host=jax.process_index(),
-    hosts=jax.process_count(),
-    threads=threads,
-  )
-  mean, labels, damaged = engine.score_split(batches, len(source), views)
-  if len(damaged):
-    logging.warning(
-      '%d of %d clips of %s are damaged and were left out: %s',
-      *(len(damaged), len(source), split, damaged[:8].tolist()),
-    )
-  matrix = confusion_matrix(labels, mean.argmax(-1), mean.shape[-1])
-  return matrix, score(matrix)

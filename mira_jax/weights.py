@@ -21,6 +21,9 @@ import safetensors.numpy
 from mira_jax.errors import ExitCode, MiraInputError
 
 PyTree = Any
+# In the folder of a run: the chosen weights, and those of the last step.
+WEIGHTS = 'weights.safetensors'
+LAST = 'weights-last.safetensors'
 
 
 def flatten(tree: PyTree) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from mira_jax import augment, config, mixing, sharding, steps
+from mira_jax import augment, config, mixing, objectives, sharding, steps
 from mira_jax.errors import MiraInputError
 
 KEY = jax.random.key(0)
@@ -365,12 +365,12 @@ def mixed(batch, count, side=16, **options):
 def test_soft_targets_by_hand():
   # Smoothing 0.2 over 4 classes: 0.05 for each, 0.8 more for the label.
   np.testing.assert_allclose(
-    steps.soft_targets(jnp.array([2, 0]), 4, 0.2),
+    objectives.soft_targets(jnp.array([2, 0]), 4, 0.2),
     [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]],
     rtol=1e-6,
   )
   np.testing.assert_array_equal(
-    steps.soft_targets(jnp.arange(4), 4, 0.0), np.eye(4)
+    objectives.soft_targets(jnp.arange(4), 4, 0.0), np.eye(4)
   )
 
 
@@ -481,14 +481,14 @@ def train_steps(count, **options):
     'mask': np.ones(8, bool),
   }
   optimizer = optax.sgd(0.0)
-  step = steps.make_train_step(
-    MODEL, optimizer, lambda step: 0.0, brighten, mesh, **options
-  )
+  objective = objectives.classification(MODEL, brighten, **options)
+  step = steps.make_train_step(objective, optimizer, lambda step: 0.0, mesh)
   state = steps.TrainState(
     step=jnp.zeros((), jnp.int32),
     params={'bias': jnp.zeros(3)},
     mira={},
     opt_state=optimizer.init({'bias': jnp.zeros(3)}),
+    average={},
   )
   state = jax.device_put(state, sharding.replicated(mesh))
   metrics = []
@@ -532,7 +532,7 @@ def test_a_step_mixes_clips_and_targets_and_is_traced_once():
     video, targets = mix(
       keys[2],
       brighten(keys[0], batch['video']),
-      steps.soft_targets(batch['label'], 3, 0.1),
+      objectives.soft_targets(batch['label'], 3, 0.1),
     )
     loss, accuracy = expected(keys[1], video, targets)
     np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)

@@ -29,6 +29,7 @@ def state(value: float) -> steps.TrainState:
     params=params,
     mira={'block': {'confidence': jnp.full((4,), 0.25)}},
     opt_state=optimizer.init(params),
+    average={},
   )
 
 

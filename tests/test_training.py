@@ -16,7 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mira_jax import config, engine, optim, runlog, sharding, steps
+from mira_jax import (
+  config,
+  engine,
+  objectives,
+  optim,
+  runlog,
+  sharding,
+  steps,
+)
 from mira_jax.augment import Augment
 from mira_jax.data import dataset, decode
 from mira_jax.errors import ExitCode, MiraInputError
@@ -133,23 +141,26 @@ def clips(count: int, seed: int = 0, frames: int = 4, side: int = 16):
   }
 
 
-def start(model_config=MODEL, augmentation=None, lr=1e-2):
+def start(model_config=MODEL, augmentation=None, lr=1e-2, **options):
   """A fresh state and its training step, as train.py makes them."""
   mesh = sharding.make_mesh()
   model = engine.build_model(dataclasses.asdict(model_config))
   optimizer = optim.adamw(lambda step: lr)
   init = functools.partial(
-    steps.init_state, model, optimizer, video_shape=(1, 4, 16, 16, 3)
+    steps.init_state,
+    lambda key: model.init(key, jnp.zeros((1, 4, 16, 16, 3))),
+    optimizer,
   )
   key = jax.random.key(0)
   where = jax.tree.map(lambda x: x.sharding, steps.abstract(init, key, mesh))
   state = jax.jit(init, out_shardings=where)(key)
+  augmentation = augmentation or Augment(flip=False)
   jitted = steps.make_train_step(
-    model,
+    objectives.classification(model, augmentation),
     optimizer,
     lambda step: jnp.asarray(lr),
-    augmentation or Augment(flip=False),
     mesh,
+    **options,
   )
   step_key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
 
@@ -216,8 +227,8 @@ def test_masked_rows_change_nothing():
 def test_cross_entropy_by_hand():
   logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
   label, mask = jnp.array([0, 1]), jnp.array([True, True])
-  hard, soft = (steps.soft_targets(label, 3, s) for s in (0.0, 0.3))
-  loss = functools.partial(steps.cross_entropy, logits, hard)
+  hard, soft = (objectives.soft_targets(label, 3, s) for s in (0.0, 0.3))
+  loss = functools.partial(objectives.cross_entropy, logits, hard)
   np.testing.assert_allclose(
     loss(mask), -(np.log(0.5) + np.log(0.8)) / 2, rtol=1e-6
   )
@@ -227,7 +238,7 @@ def test_cross_entropy_by_hand():
   assert loss(jnp.array([False, False])) == 0
   # Smoothing 0.3 over 3 classes: targets 0.8, 0.1, 0.1.
   smooth = -(0.8 * np.log(0.5) + 0.2 * np.log(0.25))
-  loss = steps.cross_entropy(logits, soft, jnp.array([True, False]))
+  loss = objectives.cross_entropy(logits, soft, jnp.array([True, False]))
   np.testing.assert_allclose(loss, smooth, rtol=1e-6)
 
 
@@ -388,7 +399,8 @@ def place(tmp_path_factory):
     folder / 'data',
     name='levels',
     class_names=CLASSES,
-    splits={'train': lambda: split(24, 0), 'test': lambda: split(9, 1)},
+    # One of nine clips of every class is held out: 24 are left.
+    splits={'train': lambda: split(27, 0), 'test': lambda: split(9, 1)},
     description='Clips that differ in brightness.',
   )
   return folder
@@ -453,8 +465,9 @@ def run(place):
 def test_a_run_leaves_everything_behind(run):
   names = {path.name for path in run.iterdir()}
   assert names == {
-    'checkpoints', 'config.json', 'curves.npz', 'curves.png', 'metrics.jsonl',
-    'tensorboard', 'weights.safetensors',
+    'checkpoints', 'config.json', 'curves.npz', 'curves.png', 'looks.jsonl',
+    'metrics.jsonl', 'outcome.json', 'tensorboard', 'weights-last.safetensors',
+    'weights.safetensors',
   }  # fmt: skip
   lines = (run / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]
@@ -505,7 +518,8 @@ def test_a_stopped_run_resumes_bitwise(place, run):
   jax.tree.map(np.testing.assert_array_equal, a, b)
   lines = (place / 'stopped' / 'metrics.jsonl').read_text().splitlines()
   numbers = [json.loads(line)['step'] for line in lines]
-  assert numbers == [*range(1, 181), 180]  # the last one is the evaluation
+  # The last two are the looks at the validation and the test clips.
+  assert numbers == [*range(1, 181), 180, 180]
 
 
 def test_another_seed_is_refused_in_one_line(place, run):

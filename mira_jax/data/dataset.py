@@ -21,6 +21,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
@@ -29,6 +30,7 @@ from mira_jax.data.records import Clip
 from mira_jax.errors import ExitCode, MiraInputError
 
 VERSION = '1.0.0'  # of the features below; `open` refuses a newer major
+INDEX = 'index.json'  # split -> fields of ClipIndex, each a list
 _CLIPS_PER_SHARD = 1024
 _CLIPS_PER_WRITE = 64  # TFDS rewrites its metadata at every call
 
@@ -57,6 +59,42 @@ class PreparedDataset:
       hint = f'the splits are {", ".join(self.splits)}'
       raise _data_error('no_split', split, hint)
     return ClipSource(self.directory, split)
+
+  def index(self, split: str) -> ClipIndex:
+    """What is known of every clip of a split.
+
+    Raises:
+      MiraInputError: there is no such split, or its index is damaged.
+    """
+    count = len(self.source(split))
+    path = self.directory / INDEX
+    try:
+      columns = json.loads(path.read_text())[split]
+      index = ClipIndex(**{n: np.array(x) for n, x in columns.items()})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+      hint = f'it cannot be read, prepare the dataset again ({error})'
+      raise _data_error('damaged', path, hint) from error
+    if len(index.label) != count:
+      hint = f'{len(index.label)} of {count} clips of {split}; prepare it again'
+      raise _data_error('damaged', path, hint)
+    return index
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class ClipIndex:
+  """What is known of the C clips of a split without reading frames.
+
+  Attributes:
+    clip_id: str [C].
+    label: int [C].
+    subject: str [C]; '' where unknown.
+    fold: int [C]; -1 where there are none.
+  """
+
+  clip_id: np.ndarray
+  label: np.ndarray
+  subject: np.ndarray
+  fold: np.ndarray
 
 
 class ClipSource:
@@ -133,9 +171,10 @@ def write(
     partial.mkdir(parents=True)
     try:
       info = _info(partial, name, class_names, description, metadata)
-      _write_splits(info, splits)
+      index = _write_splits(info, splits)
       if not info.splits:
         raise _data_error('no_clips', out, 'no split has a clip')
+      (partial / INDEX).write_text(json.dumps(index))
       partial.rename(final)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
@@ -217,18 +256,25 @@ def _info(
 def _write_splits(
   info: tfds.core.DatasetInfo,
   splits: Mapping[str, Callable[[], Iterable[Clip]]],
-) -> None:
+) -> dict[str, dict[str, list]]:
+  """Streams clips to disk; returns what INDEX holds."""
+  columns = [field.name for field in dataclasses.fields(ClipIndex)]
+  index = {}
   writer = tfds.core.SequentialWriter(
     info, _CLIPS_PER_SHARD, file_format='array_record'
   )
   for split, clips in splits.items():
     stream = iter(clips())
     while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
+      rows = index.setdefault(split, {name: [] for name in columns})
+      for name in columns:
+        rows[name] += [getattr(clip, name) for clip in batch]
       with _disk_errors(info.data_dir):
         writer.initialize_splits([split], fail_if_exists=False)
         writer.add_examples({split: [records.example(c) for c in batch]})
   with _disk_errors(info.data_dir):
     writer.close_all()
+  return index
 
 
 @contextlib.contextmanager

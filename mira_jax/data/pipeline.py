@@ -30,6 +30,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
 Choose = Callable[[int], np.ndarray]  # number of frames to indices [T]
+Window = Callable[[int, int, int, np.random.Generator], np.ndarray]
 
 
 class Source(Protocol):
@@ -52,6 +53,7 @@ def train_batches(
   hosts: int = 1,
   threads: int = 16,
   fit: str = 'squash',
+  window: Window = sampling.train_indices,
 ) -> Iterator[Batch]:
   """Endless shuffled batches; each epoch has an order of its own.
 
@@ -71,6 +73,7 @@ def train_batches(
     hosts: number of hosts.
     threads: clips decoded at the same time.
     fit: how frames become square, see `decode.resize`.
+    window: which frames of a clip; `sampling.train_indices` or a like.
 
   Returns:
     Batches of `batch_size / hosts` rows.
@@ -86,9 +89,7 @@ def train_batches(
   def load(i: int) -> Batch:
     row = rows.global_row(i)
     rng = np.random.default_rng((seed, row))
-    choose = functools.partial(
-      sampling.train_indices, T=frames, rate=rate, rng=rng
-    )
+    choose = functools.partial(window, T=frames, rate=rate, rng=rng)
     return reader.first_readable(order[row], choose)
 
   local = grain.MapDataset.range(start_step * rows.local, sys.maxsize)

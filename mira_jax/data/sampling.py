@@ -21,6 +21,22 @@ def train_indices(
   return int(rng.integers(room + 1)) + rate * np.arange(T)
 
 
+def pretrain_indices(
+  num_frames: int, T: int, rate: int, rng: np.random.Generator
+) -> np.ndarray:
+  """Indices [T] as the published pre-training cuts them.
+
+  They differ from `train_indices` in clips shorter than `T * rate` frames:
+  those are read at `rate` from the start while one frame more would follow,
+  and then the last index comes again.
+  """
+  _check(num_frames, T, rate)
+  if num_frames >= T * rate:
+    return train_indices(num_frames, T, rate, rng)
+  steps = max(0, (num_frames - 2) // rate)
+  return rate * np.minimum(np.arange(T), steps)
+
+
 def test_indices(
   num_frames: int, T: int, rate: int, view: int, views: int
 ) -> np.ndarray:

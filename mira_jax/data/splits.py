@@ -30,15 +30,66 @@ def assign(
     raise MiraInputError('bad_fraction', str(test_fraction), hint)
   if any(row.split in ('test', 'val') for row in rows):
     return [row.split or 'train' for row in rows], 'as given'
-  rng = np.random.default_rng(seed)
   subjects = [row.subject for row in rows]
-  if all(subjects) and len(set(subjects)) > 1:
-    rule = f'{test_fraction:g} held out by subject, seed {seed}'
-    held_out = _by_subject(subjects, test_fraction, rng)
-  else:
-    rule = f'{test_fraction:g} of each class held out, seed {seed}'
-    held_out = _by_class([row.label for row in rows], test_fraction, rng)
+  labels = [row.label for row in rows]
+  held_out, rule = hold_out(subjects, labels, test_fraction, seed)
   return ['test' if i in held_out else 'train' for i in range(len(rows))], rule
+
+
+def hold_out(
+  subjects: Sequence[str],
+  labels: Sequence[Hashable],
+  fraction: float,
+  seed: int,
+) -> tuple[set[int], str]:
+  """Random clips to hold out, and the rule in words.
+
+  Args:
+    subjects: of each clip, '' where unknown. Whole subjects are held out where
+      all are known, so that no person is on both sides.
+    labels: of each clip; else the same share of every class is held out.
+    fraction: share of the clips, 0 <= share < 1.
+    seed: of the choice.
+  """
+  rng = np.random.default_rng(seed)
+  if all(subjects) and len(set(subjects)) > 1:
+    rule = f'{fraction:g} held out by subject, seed {seed}'
+    return _by_subject(subjects, fraction, rng), rule
+  rule = f'{fraction:g} of each class held out, seed {seed}'
+  return _by_class(labels, fraction, rng), rule
+
+
+def subject_folds(subjects: Sequence[str], count: int, seed: int) -> np.ndarray:
+  """Folds of whole subjects with about as many clips each.
+
+  Subjects in random order, those with most clips first, each go to the fold
+  that has fewest clips so far.
+
+  Args:
+    subjects: of each clip.
+    count: number of folds, at least 2.
+    seed: of the order.
+
+  Returns:
+    int [C], the fold of each clip, from 0.
+
+  Raises:
+    MiraInputError: a subject is unknown, or there are fewer than folds.
+  """
+  groups = _groups(subjects)
+  if '' in groups or len(groups) < count or count < 2:
+    known = len(groups.keys() - {''})
+    hint = f'{known} subjects are known, and of all clips or none'
+    hint += '; use 2 or more folds and at most one per subject'
+    raise MiraInputError('bad_folds', f'num_folds={count}', hint)
+  order = np.random.default_rng(seed).permutation(sorted(groups))
+  folds, sizes = np.zeros(len(subjects), np.int64), np.zeros(count)
+  for subject in sorted(order, key=lambda name: -len(groups[str(name)])):
+    rows = groups[str(subject)]
+    smallest = int(sizes.argmin())
+    folds[rows] = smallest
+    sizes[smallest] += len(rows)
+  return folds
 
 
 def _by_subject(

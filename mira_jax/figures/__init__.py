@@ -16,6 +16,10 @@ from mira_jax.figures.charts import (
   curves_figure,
 )
 from mira_jax.figures.clip import ClipPicture, build_clip_figure, clip_figure
+from mira_jax.figures.reconstruction import (
+  build_reconstruction_figure,
+  reconstruction_figure,
+)
 
 __all__ = [
   'ClipPicture',
@@ -23,8 +27,10 @@ __all__ = [
   'build_confusion_figure',
   'build_contact_sheet',
   'build_curves_figure',
+  'build_reconstruction_figure',
   'clip_figure',
   'confusion_figure',
   'contact_sheet',
   'curves_figure',
+  'reconstruction_figure',
 ]

@@ -119,7 +119,7 @@ def to_torch(variables: Variables, table: tuple) -> dict[str, np.ndarray]:
   """
   state = {}
   for path, leaf in flatten(variables).items():
-    name, layout = _lookup(path, table)
+    name, layout = lookup(path, table)
     # A copy: safetensors would write a transposed view in the wrong order.
     state[name] = np.ascontiguousarray(layout.to_torch(np.asarray(leaf)))
   return state
@@ -143,7 +143,7 @@ def from_torch(
     MiraInputError: naming every missing, extra and mis-shaped array.
   """
   leaves = flatten(template)
-  rows = {path: _lookup(path, table) for path in leaves}
+  rows = {path: lookup(path, table) for path in leaves}
   expected = {}
   for path, leaf in leaves.items():
     name, layout = rows[path]
@@ -190,7 +190,12 @@ def _check_names(state: StateDict, expected: dict, allow_missing: str):
     )
 
 
-def _lookup(path: str, table: tuple) -> tuple[str, Layout]:
+def lookup(path: str, table: tuple) -> tuple[str, Layout]:
+  """The PyTorch name of a variable and how its array is laid out.
+
+  Raises:
+    ValueError: the table does not name the variable.
+  """
   for pattern, name, layout in table:
     match = re.fullmatch(pattern, path)
     if match:

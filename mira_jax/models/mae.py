@@ -52,6 +52,49 @@ def tube_mask(
   return jnp.tile(order < int(ratio * tokens), (1, slots))
 
 
+def random_mask(
+  key: Array, batch: int, slots: int, tokens: int, ratio: float
+) -> Array:
+  """A random set of places in every slot, each slot its own.
+
+  Arguments and result are those of `tube_mask`. Slots keep the same number of
+  visible tokens, which MiRA needs and a draw over all tokens would not give.
+  """
+  mask = tube_mask(key, batch * slots, 1, tokens, ratio)
+  return mask.reshape(batch, slots * tokens)
+
+
+MASKS = {'tube': tube_mask, 'random': random_mask}
+
+
+def draw_mask(
+  key: Array,
+  shape: tuple[int, ...],
+  tubelet: int,
+  patch: int,
+  *,
+  kind: str,
+  ratio: float,
+) -> tuple[Array, int]:
+  """A mask for videos of a shape, and how many tokens of a clip it hides.
+
+  Args:
+    key: random key.
+    shape: [B, F, H, W, 3].
+    tubelet: frames in a token.
+    patch: height and width of a token.
+    kind: a key of MASKS.
+    ratio: as in `tube_mask`.
+
+  Returns:
+    [B, L] bool, and a Python int.
+  """
+  slots, height, width = token_grid(shape, tubelet, patch)
+  places = height * width
+  mask = MASKS[kind](key, shape[0], slots, places, ratio)
+  return mask, slots * int(ratio * places)
+
+
 def split_tokens(mask: Array, num_masked: int) -> tuple[Array, Array]:
   """Indices of the visible [B, L - num_masked] and masked [B, num_masked]."""
   order = jnp.argsort(mask, axis=1, stable=True)
@@ -85,6 +128,65 @@ def tubelet_targets(
     mean = x.mean(axis=2, keepdims=True)
     x = (x - mean) / (x.std(axis=2, ddof=1, keepdims=True) + 1e-6)
   return einops.rearrange(x, 'b l p c -> b l (p c)')
+
+
+def reconstruct(
+  prediction: Array,
+  video: Array,
+  mask: Array,
+  *,
+  tubelet: int,
+  patch: int,
+  normalise: bool = True,
+) -> tuple[Array, Array]:
+  """Pictures of what was hidden and of what was predicted in its place.
+
+  A prediction of normalised pixels has no mean and no contrast; those of the
+  hidden tubelet are lent to it, as is usual.
+
+  Args:
+    prediction: [B, n, P] of the masked tokens.
+    video: [B, F, H, W, 3] in [0, 1].
+    mask: [B, L], n of them True.
+    tubelet: frames in a token.
+    patch: height and width of a token.
+    normalise: whether the prediction is of normalised pixels.
+
+  Returns:
+    The video with grey in place of what is hidden, and with the prediction
+    there; both [B, F, H, W, 3] in [0, 1].
+  """
+  x = tubelets(video, tubelet, patch)
+  _, masked = split_tokens(mask, prediction.shape[1])
+  place = masked[:, :, None, None]
+  pixels = einops.rearrange(prediction, 'b n (p c) -> b n p c', c=3)
+  if normalise:
+    hidden = jnp.take_along_axis(x, place, axis=1)
+    mean = hidden.mean(axis=2, keepdims=True)
+    std = hidden.std(axis=2, ddof=1, keepdims=True)
+    pixels = pixels * (std + 1e-6) + mean
+  grey = jnp.where(mask[:, :, None, None], 0.5, x)
+  filled = jax.vmap(lambda a, i, b: a.at[i].set(b))(x, masked, pixels)
+  grid = token_grid(video.shape, tubelet, patch)
+  shown, drawn = (_untubelets(y, grid, tubelet, patch) for y in (grey, filled))
+  return shown, jnp.clip(drawn, 0, 1)
+
+
+def _untubelets(
+  x: Array, grid: tuple[int, int, int], tubelet: int, patch: int
+) -> Array:
+  """The inverse of `layers.tubelets`."""
+  t, h, w = grid
+  return einops.rearrange(
+    x,
+    'b (t h w) (dt dh dw) c -> b (t dt) (h dh) (w dw) c',
+    t=t,
+    h=h,
+    w=w,
+    dt=tubelet,
+    dh=patch,
+    dw=patch,
+  )
 
 
 def reconstruction_loss(

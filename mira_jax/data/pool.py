@@ -1,0 +1,128 @@
+"""Clips of any splits of any prepared datasets, as one source.
+
+A pool knows the label, subject and fold of every clip without reading frames,
+so that protocols (`data.protocol`) are masks over it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from mira_jax.data.dataset import Clip, PreparedDataset
+from mira_jax.data.pipeline import Source
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Pool:
+  """C clips; a `pipeline.Source` whose labels are those of `class_names`.
+
+  Attributes:
+    class_names: K names in label order.
+    label: int [C].
+    subject: str [C]; '' where unknown.
+    fold: int [C], the stored fold that tests the clip; -1 where there is none.
+    dataset: str [C], the name of the dataset that the clip is of.
+    sources: where clips are read.
+    where: int [C, 2], the source of a clip and its index in there.
+  """
+
+  class_names: tuple[str, ...]
+  label: np.ndarray
+  subject: np.ndarray
+  fold: np.ndarray
+  dataset: np.ndarray
+  sources: tuple[Source, ...]
+  where: np.ndarray
+
+  def __len__(self) -> int:
+    return len(self.label)
+
+  def __getitem__(self, index: int) -> Clip:
+    """One clip, with this pool's label. Raises MiraInputError('damaged')."""
+    source, row = self.where[index]
+    clip = self.sources[source][int(row)]
+    return dataclasses.replace(clip, label=int(self.label[index]))
+
+  def take(self, rows: np.ndarray) -> Pool:
+    """The clips of a mask [C] or of indices [n], in that order."""
+    names = ('label', 'subject', 'fold', 'dataset', 'where')
+    return dataclasses.replace(
+      self, **{n: getattr(self, n)[rows] for n in names}
+    )
+
+  @property
+  def counts(self) -> list[int]:
+    """Clips of each class."""
+    return np.bincount(self.label, minlength=len(self.class_names)).tolist()
+
+
+def of_dataset(
+  dataset: PreparedDataset,
+  splits: Sequence[str],
+  class_names: Sequence[str] | None = None,
+  rename: Mapping[str, str] | None = None,
+) -> Pool:
+  """The clips of some splits of a dataset.
+
+  Args:
+    dataset: to read.
+    splits: of it, in this order.
+    class_names: of the pool; by default the dataset's own.
+    rename: the pool's name of each class of the dataset; clips of a class that
+      has none in `class_names` are left out.
+  """
+  names = tuple(class_names or dataset.class_names)
+  rename = rename or {name: name for name in dataset.class_names}
+  place = {name: i for i, name in enumerate(names)}
+  new = np.array([place.get(rename.get(n), -1) for n in dataset.class_names])
+  parts = [dataset.index(split) for split in splits]
+  label = new[np.concatenate([part.label for part in parts])]
+  pool = Pool(
+    class_names=names,
+    label=label,
+    subject=np.concatenate([part.subject for part in parts]),
+    fold=np.concatenate([part.fold for part in parts]),
+    dataset=np.full(len(label), dataset.name),
+    sources=tuple(dataset.source(split) for split in splits),
+    where=np.concatenate(
+      [
+        np.stack([np.full(len(part.label), i), np.arange(len(part.label))], 1)
+        for i, part in enumerate(parts)
+      ]
+    ),
+  )
+  return pool.take(label >= 0)
+
+
+def join(pools: Sequence[Pool]) -> Pool:
+  """All clips of pools that have the same classes.
+
+  Subjects get the name of their dataset in front, because number 3 of one
+  dataset is not number 3 of another.
+  """
+  if len(pools) == 1:
+    return pools[0]
+  starts = np.cumsum([0] + [len(pool.sources) for pool in pools])
+  columns = {
+    name: np.concatenate([getattr(pool, name) for pool in pools])
+    for name in ('label', 'fold', 'dataset')
+  }
+  subjects = [
+    [s and f'{d}/{s}' for d, s in zip(p.dataset, p.subject, strict=True)]
+    for p in pools
+  ]
+  return Pool(
+    class_names=pools[0].class_names,
+    subject=np.concatenate(subjects),
+    sources=sum((pool.sources for pool in pools), ()),
+    where=np.concatenate(
+      [
+        pool.where + np.array([start, 0])
+        for pool, start in zip(pools, starts[:-1], strict=True)
+      ]
+    ),
+    **columns,
+  )

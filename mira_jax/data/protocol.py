@@ -1,0 +1,227 @@
+"""Who is trained on and who is tested: the protocols of the field.
+
+  split  the datasets' own train and test splits
+  folds  k folds, stored with the clips or made of whole subjects
+  loso   leave one subject out: as many folds as there are subjects
+  lodo   leave one dataset out: as many folds as there are datasets
+
+Validation clips are carved from the training ones, whole subjects where they
+are known, and never from the tested ones: what they select has not seen the
+test.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from mira_jax.data import harmonise, splits
+from mira_jax.data.dataset import PreparedDataset
+from mira_jax.data.pool import Pool, join, of_dataset
+from mira_jax.errors import ExitCode, MiraInputError
+
+PROTOCOLS = ('split', 'folds', 'loso', 'lodo')
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Parts:
+  """What a run learns from, chooses by and is tested on.
+
+  Attributes:
+    train: clips to learn from.
+    val: clips that select a checkpoint; None when there are none.
+    test: clips to report on.
+    fold_name: which fold it is, for people; '' with protocol 'split'.
+    rule: how validation clips were chosen, in words.
+  """
+
+  train: Pool
+  val: Pool | None
+  test: Pool
+  fold_name: str = ''
+  rule: str = ''
+
+
+def pooled(
+  datasets: Sequence[PreparedDataset], classes: str = ''
+) -> tuple[list[Pool], tuple[str, ...]]:
+  """All clips of each dataset under common class names.
+
+  Args:
+    datasets: one keeps its own class names and their order.
+    classes: a table for `harmonise.read_table`; '' for none.
+
+  Raises:
+    MiraInputError: see `harmonise`; or two datasets of the same name.
+  """
+  if len(datasets) == 1 and not classes:
+    return [of_dataset(datasets[0], list(datasets[0].splits))], (
+      datasets[0].class_names
+    )
+  own = {dataset.name: dataset.class_names for dataset in datasets}
+  if len(own) < len(datasets):
+    names = ', '.join(dataset.name for dataset in datasets)
+    hint = 'two datasets have the same name; prepare one under another --name'
+    code = ExitCode.DATA
+    raise MiraInputError('same_name', names, hint, exit_code=code)
+  table = harmonise.read_table(classes) if classes else None
+  common, rename = harmonise.harmonise(own, table)
+  return [
+    of_dataset(d, list(d.splits), common, rename[d.name]) for d in datasets
+  ], tuple(common)
+
+
+def fold_names(
+  datasets: Sequence[PreparedDataset],
+  *,
+  protocol: str,
+  num_folds: int = 0,
+  classes: str = '',
+) -> list[str]:
+  """The folds of a protocol, for people; [''] for 'split'.
+
+  Raises:
+    MiraInputError: the clips lack what the protocol needs.
+  """
+  return _folds(pooled(datasets, classes)[0], protocol, num_folds, 0)[0]
+
+
+def parts(
+  datasets: Sequence[PreparedDataset],
+  *,
+  protocol: str = 'split',
+  fold: int = 0,
+  num_folds: int = 0,
+  classes: str = '',
+  test_split: str = 'test',
+  val_fraction: float = 0.1,
+  train_fraction: float = 1.0,
+  seed: int = 0,
+) -> Parts:
+  """The parts of one fold of a protocol.
+
+  Args:
+    datasets: opened, in the order that 'lodo' counts.
+    protocol: one of PROTOCOLS.
+    fold: index of the fold; 0 for 'split'.
+    num_folds: makes so many folds of subjects for 'folds'; 0: stored ones.
+    classes: a table of class names, see `harmonise`.
+    test_split: for 'split': the split to test.
+    val_fraction: of the training clips, unless there is a split 'val'; 0: none.
+    train_fraction: of what then remains, drawn from each class.
+    seed: of these choices.
+
+  Raises:
+    MiraInputError: the clips lack what the protocol needs, there is no such
+      fold or split, or a part would be empty.
+  """
+  pools, _ = pooled(datasets, classes)
+  names, tests = _folds(pools, protocol, num_folds, seed)
+  if not 0 <= fold < len(names):
+    hint = f'the folds of {protocol!r} are 0 to {len(names) - 1}'
+    raise _error('no_fold', f'config.data.fold={fold}', hint)
+  pool = join(pools)
+  if protocol == 'split':
+    train, val, test = _by_split(datasets, pools, pool, test_split)
+  else:
+    test = tests == fold
+    train, val = ~test, np.zeros(len(pool), bool)
+  rule = 'the split val' if val.any() else 'none'
+  if not val.any() and val_fraction:
+    rows = np.flatnonzero(train)
+    held, rule = carve(pool.take(rows), val_fraction, seed)
+    val[rows[held]] = True
+    train &= ~val
+  if train_fraction < 1:
+    train = _thinned(pool, train, train_fraction, seed)
+  for name, mask in (('train', train), ('test', test)):
+    if not mask.any():
+      hint = f'no clip would be left to {name}'
+      raise _error('no_clips', f'{protocol} {names[fold]}'.strip(), hint)
+  return Parts(
+    train=pool.take(train),
+    val=pool.take(val) if val.any() else None,
+    test=pool.take(test),
+    fold_name=names[fold],
+    rule=rule,
+  )
+
+
+def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
+  """A mask [C] of clips to hold out, see `splits.hold_out`; and the rule."""
+  held, rule = splits.hold_out(
+    pool.subject.tolist(), pool.label.tolist(), fraction, seed
+  )
+  mask = np.zeros(len(pool), bool)
+  mask[sorted(held)] = True
+  return mask, rule
+
+
+def _folds(
+  pools: Sequence[Pool], protocol: str, num_folds: int, seed: int
+) -> tuple[list[str], np.ndarray]:
+  """Names of the folds, and which of them tests each clip of all pools."""
+  pool = join(pools)
+  if protocol == 'split':
+    return [''], np.zeros(len(pool), np.int64)
+  if protocol == 'lodo':
+    if len(pools) < 2:
+      hint = "name two datasets or more with commas: config.data.dataset='a,b'"
+      raise _error('one_dataset', 'lodo', hint)
+    names = [str(p.dataset[0]) if len(p) else '' for p in pools]
+    sizes = [len(p) for p in pools]
+    return names, np.repeat(np.arange(len(pools)), sizes)
+  if protocol == 'loso':
+    if (pool.subject == '').any():
+      hint = 'the subject of a clip is unknown; prepare it with a table that '
+      hint += 'has a column subject'
+      raise _error('no_subjects', 'loso', hint)
+    names, tests = np.unique(pool.subject, return_inverse=True)
+    return names.tolist(), tests
+  if num_folds:
+    tests = splits.subject_folds(pool.subject.tolist(), num_folds, seed)
+    return [f'fold {i + 1}' for i in range(num_folds)], tests
+  if len(pool) == 0 or (pool.fold < 0).any():
+    hint = 'its clips have no stored folds; set config.data.num_folds to make '
+    hint += 'folds of subjects'
+    raise _error('no_folds', 'folds', hint)
+  stored, tests = np.unique(pool.fold, return_inverse=True)
+  return [f'fold {number}' for number in stored], tests
+
+
+def _by_split(
+  datasets: Sequence[PreparedDataset],
+  pools: Sequence[Pool],
+  pool: Pool,
+  test_split: str,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Masks of the splits train, val and test over all datasets."""
+  for dataset in datasets:
+    for split in ('train', test_split):
+      dataset.source(split)  # raises for a split that is not there
+  names = np.concatenate(
+    [
+      np.array(list(d.splits))[p.where[:, 0]]
+      for d, p in zip(datasets, pools, strict=True)
+    ]
+  )
+  val = (names == 'val') & (test_split != 'val')
+  return names == 'train', val, names == test_split
+
+
+def _thinned(
+  pool: Pool, train: np.ndarray, fraction: float, seed: int
+) -> np.ndarray:
+  """A share of the training clips of every class, one or more of each."""
+  rng = np.random.default_rng(seed)
+  kept = np.zeros_like(train)
+  for label in np.unique(pool.label[train]):
+    rows = rng.permutation(np.flatnonzero(train & (pool.label == label)))
+    kept[rows[: max(1, round(fraction * len(rows)))]] = True
+  return kept
+
+
+def _error(code: str, path: str, hint: str) -> MiraInputError:
+  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)

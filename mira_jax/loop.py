@@ -1,0 +1,124 @@
+"""The loop of a run, from a configuration to weights in a file."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+
+import jax
+
+from mira_jax import (
+  checkpoint,
+  config,
+  optim,
+  runlog,
+  sharding,
+  steps,
+  tasks,
+  training,
+)
+from mira_jax.errors import ExitCode
+
+
+def train(cfg: config.Config, workdir: pathlib.Path) -> None:
+  """Trains a run to its end, from where it was stopped if it was.
+
+  Args:
+    cfg: of the run; the number of classes is filled in.
+    workdir: folder of the run, see `training.open_workdir`.
+
+  Raises:
+    MiraInputError: the configuration, a dataset or a checkpoint cannot be used.
+    SystemExit: a signal came, and the state is saved; see `ExitCode`.
+  """
+  # ----- data, model, what is minimised -----
+  config.validate(cfg, jax.device_count())
+  mesh = sharding.make_mesh()
+  task = tasks.make(cfg, workdir, mesh)
+  steps_per_epoch = max(1, len(task.source) // cfg.data.batch_size)
+  total = cfg.train.epochs * steps_per_epoch
+  first_host = jax.process_index() == 0
+  if first_host:
+    print(f'{task.summary}\n{task.attention}')
+
+  # ----- optimiser, step -----
+  schedule = optim.warmup_cosine(
+    peak=config.peak_lr(cfg),
+    final=config.final_lr(cfg),
+    warmup_steps=round(cfg.optim.warmup_epochs * steps_per_epoch),
+    total_steps=total,
+  )
+  optimizer = training.make_optimizer(cfg.optim, schedule)
+  train_step = steps.make_train_step(
+    task.objective,
+    optimizer,
+    schedule,
+    mesh,
+    repeats=cfg.data.repeats,
+    accumulate=cfg.optim.accumulate,
+    ema_decay=cfg.optim.ema_decay,
+  )
+
+  # ----- state: the newest checkpoint, or a fresh one -----
+  # Made under jit, so that every device of every host has it.
+  init_key, step_key = jax.jit(
+    lambda: tuple(jax.random.split(jax.random.key(cfg.seed))),
+    out_shardings=sharding.replicated(mesh),
+  )()
+  init = functools.partial(
+    steps.init_state, task.init, optimizer, averaged=cfg.optim.ema_decay > 0
+  )
+  target = steps.abstract(init, init_key, mesh)
+  fingerprints = [training.fingerprint(dataset) for dataset in task.datasets]
+  checkpoints = checkpoint.Checkpoints(
+    workdir / 'checkpoints', training.identity(cfg, fingerprints)
+  )
+  state = checkpoints.restore(target)
+  if state is None:
+    where = jax.tree.map(lambda x: x.sharding, target)
+    state = jax.jit(init, out_shardings=where)(init_key)
+    if cfg.train.init_from:
+      state, told = training.start_from(cfg.train.init_from, state, mesh)
+      if first_host:
+        print(f'{cfg.train.init_from}: {told}')
+  if first_host:
+    (workdir / 'config.json').write_text(config.to_json(cfg))
+  start = int(state.step)
+
+  # ----- loop -----
+  batches = task.batches(start)
+  stop = training.StopSignal()
+  with (
+    checkpoints,
+    jax.set_mesh(mesh),
+    runlog.Log(workdir, start, total, cfg.data.batch_size) as log,
+  ):
+    for step in range(start + 1, total + 1):
+      batch = sharding.put_batch(next(batches), mesh)
+      with jax.transfer_guard('disallow'):  # nothing moves behind our back
+        state, metrics = train_step(state, batch, step_key)
+      log.add(step, metrics)
+      if step % cfg.train.log_every == 0 or step == start + 1:
+        log.flush()
+
+      stopping = stop.received or checkpoints.stop_requested(step)
+      every = cfg.train.eval_every * steps_per_epoch
+      looking = step == total or (every and step % every == 0)
+      looking = looking and not stopping
+      if not (stopping or looking or step % cfg.train.save_every == 0):
+        continue
+
+      # ----- look, save, stop -----
+      log.flush()  # raises before a broken state is saved
+      selects = task.look(step, state, log) if looking else -1.0
+      checkpoints.save(step, state, selects)
+      if stopping:
+        log.say(f'stopped after step {step}; the same command resumes')
+        raise SystemExit(int(ExitCode.PREEMPTED))
+      log.pause()
+
+    # ----- what is left behind -----
+    checkpoints.wait()
+    task.finish(
+      total, state, functools.partial(checkpoints.restore_best, target)
+    )

@@ -1,0 +1,241 @@
+"""How a run came out on its test clips, and how the folds of a protocol did.
+
+A run has three results, told apart by what chose the weights: the validation
+clips, the end of training, or the test clips themselves. Only the first two are
+estimates of anything. The third is what much of the field reports, and what the
+authors' code does; it is here to be compared with, under its own name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mira_jax.metrics import Scores, score
+
+NAME = 'outcome.json'
+CHOSEN, LAST, BEST_ON_TEST = 'chosen by validation', 'last', 'best on test'
+_WARNED = f'{BEST_ON_TEST}: chosen by the clips it is tested on'
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Row:
+  """The test confusion matrix [K, K] after some step, and why that step."""
+
+  name: str
+  step: int
+  matrix: np.ndarray
+
+  @property
+  def scores(self) -> Scores:
+    """Of the matrix."""
+    return score(self.matrix)
+
+
+def rows(
+  looks: Mapping[int, Mapping[str, np.ndarray]],
+  *,
+  chosen: int,
+  last: int,
+  by_val: bool,
+) -> list[Row]:
+  """The results of a run; the first is that of its weights.
+
+  Args:
+    looks: step -> split -> matrix, see `runlog.Looks`.
+    chosen: step of the weights.
+    last: step of the end.
+    by_val: whether validation clips chose; else the weights are the last ones.
+  """
+  tested = {n: look['test'] for n, look in looks.items() if 'test' in look}
+  found = [Row(name=CHOSEN, step=chosen, matrix=tested[chosen])] * by_val
+  found.append(Row(name=LAST, step=last, matrix=tested[last]))
+  if len(tested) > 1:
+    best = max(tested, key=lambda n: (score(tested[n]).war, n))
+    found.append(Row(name=BEST_ON_TEST, step=best, matrix=tested[best]))
+  return found
+
+
+def write(
+  workdir: pathlib.Path,
+  results: Sequence[Row],
+  class_names: Sequence[str],
+  *,
+  fold: str,
+) -> pathlib.Path:
+  """Writes the results of a run as outcome.json; returns its path."""
+  content = {
+    'fold': fold,
+    'class_names': list(class_names),
+    'results': [
+      {
+        'name': row.name,
+        'step': row.step,
+        'scores': row.scores.to_dict(tuple(class_names)),
+        'confusion': row.matrix.tolist(),
+      }
+      for row in results
+    ],
+  }
+  path = workdir / NAME
+  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+  return path
+
+
+def read(workdir: pathlib.Path) -> list[Row]:
+  """The results of a finished run; [] when there are none."""
+  path = workdir / NAME
+  if not path.exists():
+    return []
+  return [
+    Row(name=row['name'], step=row['step'], matrix=np.array(row['confusion']))
+    for row in json.loads(path.read_text())['results']
+  ]
+
+
+def table(results: Sequence[Row], title: str) -> RenderableType:
+  """The results of a run on its test clips."""
+  lines = _table('weights', 'step', 'WAR', 'UAR', 'macro F1')
+  for row in results:
+    s = row.scores
+    style = '' if row is results[0] else 'dim'
+    cells = [row.name, f'{row.step}', *_percents(s.war, s.uar, s.macro_f1)]
+    lines.add_row(*(Text(cell, style) for cell in cells))
+  warned = any(row.name == BEST_ON_TEST for row in results)
+  return Group(Text(title, 'bold'), lines, Text(_WARNED * warned, 'dim'))
+
+
+# ----- folds ----------------------------------------------------------------
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Fold:
+  """The evaluation of one fold: its name, matrix [K, K] and run's results."""
+
+  name: str
+  matrix: np.ndarray
+  results: Sequence[Row] = ()
+
+  def result(self, name: str) -> Row | None:
+    """The run's result of that name."""
+    return next((row for row in self.results if row.name == name), None)
+
+
+def pooled(folds: Sequence[Fold]) -> np.ndarray:
+  """The confusion matrix of all clips of all folds, [K, K]."""
+  return np.sum([fold.matrix for fold in folds], axis=0)
+
+
+def folds_dict(
+  folds: Sequence[Fold], class_names: Sequence[str]
+) -> dict[str, Any]:
+  """Scores of each fold, their mean and spread, and those of the pool.
+
+  The standard deviation is that of the folds (n - 1). The pooled macro F1 and
+  UAR are the UF1 and UAR of micro-expression recognition (leave one subject
+  out), where a fold alone may lack most classes.
+  """
+  names = tuple(class_names)
+  each = [score(fold.matrix) for fold in folds]
+  mean = {}
+  for metric in ('war', 'uar', 'macro_f1', 'weighted_f1'):
+    values = [getattr(scores, metric) for scores in each]
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    mean[metric] = {'mean': float(np.mean(values)), 'sd': spread}
+  whole = score(pooled(folds))
+  return {
+    'class_names': list(names),
+    'folds': [
+      {
+        'name': fold.name,
+        'scores': scores.to_dict(names),
+        'confusion': fold.matrix.tolist(),
+        'runs': {
+          row.name: {
+            'step': row.step,
+            'war': row.scores.war,
+            'uar': row.scores.uar,
+          }
+          for row in fold.results
+        },
+      }
+      for fold, scores in zip(folds, each, strict=True)
+    ],
+    'mean_of_folds': mean,
+    'pooled': whole.to_dict(names) | {'uf1': whole.macro_f1},
+    'pooled_confusion': pooled(folds).tolist(),
+  }
+
+
+def folds_table(
+  folds: Sequence[Fold], class_names: Sequence[str], title: str
+) -> RenderableType:
+  """A line per fold, then the mean of folds beside the pool."""
+  also = [
+    name
+    for name in (LAST, BEST_ON_TEST)
+    if all(fold.result(name) for fold in folds)
+  ]
+  lines = _table('fold', 'clips', 'WAR', 'UAR', 'macro F1', *also)
+  for fold in folds:
+    s = score(fold.matrix)
+    cells = [fold.name, f'{s.clips}', *_percents(s.war, s.uar, s.macro_f1)]
+    cells += _percents(*(fold.result(name).scores.war for name in also))
+    lines.add_row(*map(Text, cells))
+  told = folds_dict(folds, class_names)
+  means, whole = told['mean_of_folds'], score(pooled(folds))
+  lines.add_section()
+  spreads = [
+    f'{100 * means[n]["mean"]:.1f} ± {100 * means[n]["sd"]:.1f} %'
+    for n in ('war', 'uar', 'macro_f1')
+  ]
+  others = _percents(
+    *(np.mean([f.result(n).scores.war for f in folds]) for n in also)
+  )
+  lines.add_row('mean of folds', '', *spreads, *others, style='bold')
+  totals = _percents(whole.war, whole.uar, whole.macro_f1)
+  lines.add_row('pooled', f'{whole.clips}', *totals, style='bold')
+  notes = 'WAR, UAR and macro F1 are of the weights chosen by validation clips'
+  if also:
+    notes += f'; {" and ".join(also)}: WAR. {_WARNED}'
+  return Group(
+    Text(title, 'bold'),
+    lines,
+    Text(notes, 'dim'),
+    matrix_table(pooled(folds), class_names),
+  )
+
+
+def matrix_table(
+  matrix: np.ndarray, class_names: Sequence[str]
+) -> RenderableType:
+  """Clips by true class (row) and predicted class (column)."""
+  lines = _table('true \\ predicted', *(name[:9] for name in class_names))
+  for i, name in enumerate(class_names):
+    cells = [
+      Text(f'{count}', 'bold' if i == j else 'dim' if not count else '')
+      for j, count in enumerate(matrix[i])
+    ]
+    lines.add_row(Text(name), *cells)
+  return lines
+
+
+def _table(first: str, *others: str) -> Table:
+  lines = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
+  lines.add_column(first, no_wrap=True)
+  for name in others:
+    lines.add_column(name, justify='right', no_wrap=True)
+  return lines
+
+
+def _percents(*values: float) -> list[str]:
+  return [f'{100 * value:.1f} %' for value in values]

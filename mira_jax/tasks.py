@@ -1,0 +1,291 @@
+"""What a run trains: a classifier, or a masked autoencoder before it.
+
+`loop.train` is the same for both; a task says what is read, what is minimised,
+what to look at now and then, and what to leave behind.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import rich
+from jax.sharding import Mesh
+
+from mira_jax import (
+  config,
+  engine,
+  figures,
+  inputs,
+  objectives,
+  outcome,
+  runlog,
+  sharding,
+  steps,
+  training,
+  weights,
+)
+from mira_jax.augment import denormalise, prepare
+from mira_jax.data import pipeline, pool, sampling
+from mira_jax.data.dataset import PreparedDataset
+from mira_jax.metrics import score
+from mira_jax.models import mae
+
+PyTree = Any
+Best = Callable[[], tuple[int, steps.TrainState]]  # restores a checkpoint
+PICTURED = 4  # clips in a picture of a reconstruction
+
+
+class Task(Protocol):
+  """What the loop asks of a task.
+
+  Attributes:
+    datasets: that it reads.
+    source: the clips to learn from.
+    objective: see `objectives`.
+    attention: which attention will run, and why, in one line.
+    summary: what is learnt from which data, in one line.
+  """
+
+  datasets: Sequence[PreparedDataset]
+  source: pipeline.Source
+  objective: objectives.Objective
+  attention: str
+  summary: str
+
+  def init(self, key: jax.Array) -> PyTree:
+    """Fresh variables of the model; it is traced."""
+
+  def batches(self, start: int) -> Iterator[pipeline.Batch]:
+    """Endless batches from a step on."""
+
+  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
+    """Looks at the state; what selects a checkpoint, or -1 if nothing does."""
+
+  def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
+    """Writes what a run leaves, on the first host; `best` restores a state."""
+
+
+def make(cfg: config.Config, workdir: pathlib.Path, mesh: Mesh) -> Task:
+  """The task that a configuration asks for; fills in `model.num_classes`.
+
+  Raises:
+    MiraInputError: the datasets or the model cannot be used as configured.
+  """
+  kind = Pretraining if cfg.pretrain else Classification
+  return kind(cfg, workdir, mesh)
+
+
+class Classification:
+  """Learns classes; chooses by validation clips, reports on test clips."""
+
+  def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
+    self._cfg, self._workdir = cfg, workdir
+    self.datasets = inputs.open_datasets(cfg.data)
+    self._parts = inputs.open_parts(cfg, self.datasets)
+    self.source = self._parts.train
+    self.summary = inputs.describe(self._parts)
+    training.fit_classes(cfg, self.source.class_names)
+    self._model = engine.build_model(dataclasses.asdict(cfg.model))
+    rows = cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
+    tokens = math.prod(self._model.grid) + (self._model.pool == 'cls')
+    self.attention = training.attention_choice(self._model, tokens, rows, mesh)
+    self.objective = self._objective()
+    self._looks = runlog.Looks(workdir)
+    self._scorer: engine.Engine | None = None
+
+  def _objective(self) -> objectives.Objective:
+    cfg = self._cfg
+    weights_of = {'none': None, 'inverse_sqrt': objectives.inverse_sqrt_weights}
+    weigh = weights_of[cfg.optim.class_weights]
+    objective = objectives.classification(
+      self._model,
+      config.augment(cfg.data),
+      smoothing=cfg.optim.label_smoothing,
+      mixup_alpha=cfg.data.mixup_alpha,
+      cutmix_alpha=cfg.data.cutmix_alpha,
+      class_weights=weigh and weigh(self.source.counts),
+    )
+    if cfg.optim.freeze_backbone:
+      return objectives.freeze_backbone(objective)
+    return objective
+
+  def init(self, key: jax.Array) -> PyTree:
+    model = self._model
+    size = (1, model.frames, model.image_size, model.image_size, 3)
+    return model.init(key, jnp.zeros(size, jnp.float32))
+
+  def batches(self, start: int) -> Iterator[pipeline.Batch]:
+    return inputs.train_batches(self._cfg, self.source, start)
+
+  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
+    cfg, parts, matrices = self._cfg, self._parts, {}
+    if parts.val is not None:
+      matrices['val'] = self._score(state, parts.val)
+    if cfg.eval.watch_test or step == log.total:
+      matrices['test'] = self._score(state, parts.test)
+    for name, matrix in matrices.items():
+      scores = score(matrix)
+      log.write(step, {f'{name}_war': scores.war, f'{name}_uar': scores.uar})
+    self._looks.add(step, matrices)
+    if parts.val is None:
+      return -1.0
+    return getattr(score(matrices['val']), cfg.eval.select_by)
+
+  def _score(self, state: steps.TrainState, source: pool.Pool) -> np.ndarray:
+    if self._scorer is None:
+      size = self._cfg.data.batch_size
+      self._scorer = engine.Engine(self._model, state.variables, size)
+    self._scorer.update(state.variables)
+    views = self._cfg.eval.views
+    rules = inputs.reading(self._cfg)
+    return inputs.score_source(self._scorer, source, views=views, **rules)
+
+  def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
+    parts, workdir, looks = self._parts, self._workdir, self._looks.read()
+    chosen, chosen_state = best() if parts.val is not None else (step, state)
+    look = looks.setdefault(chosen, {})
+    if 'test' not in look:
+      look['test'] = self._score(chosen_state, parts.test)
+    if jax.process_index() > 0:
+      return
+    self._save(workdir / weights.LAST, step, state)
+    self._save(workdir / weights.WEIGHTS, chosen, chosen_state)
+    figures.curves_figure(workdir / 'curves.png', runlog.read(workdir))
+    rows = outcome.rows(
+      looks, chosen=chosen, last=step, by_val=parts.val is not None
+    )
+    names = parts.test.class_names
+    path = outcome.write(workdir, rows, names, fold=parts.fold_name)
+    rich.print(outcome.table(rows, self.summary))
+    print(f'outcome: {path}\nweights: {workdir / weights.WEIGHTS}')
+    print(f'scores:  python eval.py --workdir={workdir}')
+
+  def _save(self, path: pathlib.Path, step: int, state: steps.TrainState):
+    names = self.source.class_names
+    card = training.card(self._cfg, self.datasets, names, step)
+    params, mira = state.variables['params'], state.variables['mira']
+    weights.save_weights(path, params, mira, card)
+
+
+class Pretraining:
+  """Learns to fill in masked tubelets; pictures what it fills in."""
+
+  def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
+    self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
+    self.datasets = inputs.open_datasets(cfg.data)
+    self.source, self._shown = inputs.open_unlabelled(cfg, self.datasets)
+    # A batch of them, spread out, because neighbours may be of one person.
+    count = min(len(self._shown), cfg.data.batch_size)
+    spread = np.linspace(0, len(self._shown) - 1, count).round().astype(int)
+    self._shown = self._shown.take(spread)
+    names = '+'.join(dataset.name for dataset in self.datasets)
+    self.summary = (
+      f'{names}: pre-train {len(self.source)}, look at {len(self._shown)}'
+    )
+    decoder = dataclasses.asdict(cfg.pretrain)
+    fields = {n: x for n, x in decoder.items() if n.startswith('decoder_')}
+    self._model = engine.build_autoencoder(
+      dataclasses.asdict(cfg.model), fields
+    )
+    side = cfg.model.image_size
+    self._video_shape = (1, cfg.model.frames, side, side, 3)
+    mask, hidden = self._mask(jax.random.key(0), self._video_shape)
+    rows = cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
+    self.attention = training.attention_choice(
+      self._model, mask.shape[1] - hidden, rows, mesh
+    )
+    self.objective = objectives.reconstruction(
+      self._model,
+      config.augment(cfg.data),
+      kind=cfg.pretrain.mask,
+      ratio=cfg.pretrain.mask_ratio,
+      normalise=cfg.pretrain.normalise_targets,
+    )
+    self._fill = jax.jit(self._filled, out_shardings=sharding.replicated(mesh))
+
+  def _mask(self, key: jax.Array, shape: tuple[int, ...]):
+    cfg = self._cfg
+    return mae.draw_mask(
+      key,
+      shape,
+      cfg.model.tubelet,
+      cfg.model.patch,
+      kind=cfg.pretrain.mask,
+      ratio=cfg.pretrain.mask_ratio,
+    )
+
+  def init(self, key: jax.Array) -> PyTree:
+    mask, hidden = self._mask(key, self._video_shape)
+    video = jnp.zeros(self._video_shape, jnp.float32)
+    return self._model.init(key, video, mask, num_masked=hidden)
+
+  def batches(self, start: int) -> Iterator[pipeline.Batch]:
+    return inputs.train_batches(
+      self._cfg, self.source, start, window=sampling.pretrain_indices
+    )
+
+  def _filled(self, variables: PyTree, video: jax.Array):
+    """The loss, and videos in [0, 1]: masked and filled in."""
+    cfg, size = self._cfg.pretrain, {'tubelet': self._model.tubelet}
+    size['patch'] = self._model.patch
+    with sharding.ambient(self._mesh):
+      mask, hidden = self._mask(jax.random.key(0), video.shape)
+      normalised = prepare(video)
+      prediction = self._model.apply(
+        variables, normalised, mask, num_masked=hidden
+      ).astype(jnp.float32)
+    whole = denormalise(normalised)
+    normalise = cfg.normalise_targets
+    targets = mae.tubelet_targets(whole, **size, normalise=normalise)
+    loss = mae.reconstruction_loss(prediction, targets, mask)
+    shown, filled = mae.reconstruct(
+      prediction, whole, mask, **size, normalise=normalise
+    )
+    return loss, shown, filled
+
+  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
+    cfg = self._cfg
+    batch = next(
+      pipeline.eval_batches(
+        self._shown,
+        frames=cfg.model.frames,
+        size=cfg.model.image_size,
+        batch_size=cfg.data.batch_size,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+        **inputs.reading(cfg),
+      )
+    )
+    put = sharding.put_batch(batch, self._mesh)
+    loss, shown, filled = self._fill(state.variables, put['video'])
+    log.write(step, {'held_out_loss': float(loss)})
+    if jax.process_index() == 0:
+      count = min(PICTURED, len(batch['video']))
+      path = figures.reconstruction_figure(
+        self._workdir / 'pictures' / f'reconstruction-{step:07d}.png',
+        batch['video'][:count],
+        np.asarray(shown[:count]),
+        np.asarray(filled[:count]),
+        f'step {step}: loss {float(loss):.3f} on clips that are not trained on',
+      )
+      log.say(f'picture: {path}')
+    return -1.0
+
+  def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
+    if jax.process_index() > 0:
+      return
+    cfg, workdir = self._cfg, self._workdir
+    path = workdir / weights.WEIGHTS
+    card = training.card(cfg, self.datasets, (), step)
+    variables = state.variables
+    weights.save_weights(path, variables['params'], variables['mira'], card)
+    figures.curves_figure(workdir / 'curves.png', runlog.read(workdir))
+    print(f'weights:   {path}')
+    print(f'fine-tune: python train.py --config.train.init_from={workdir} ...')
