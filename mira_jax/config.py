@@ -131,6 +131,7 @@ class EvalConfig:
 
   split: str = 'test'
   views: int = 1  # windows of `frames` frames per clip, averaged
+  look_views: int = 1  # of them, at every look while training
   select_by: str = 'war'  # on the validation clips; or 'uar'
   # Scores the test clips at every look too, to tell what choosing by them
   # would have gained. The weights of a run are never chosen by them.
@@ -347,6 +348,7 @@ _RANGES = {
   'train.save_every': (1, None),
   'train.eval_every': (0, None),
   'eval.views': (1, None),
+  'eval.look_views': (1, None),
   'seed': (0, 2**31 - 1),
 }
 _CHOICES = {

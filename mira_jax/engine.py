@@ -235,6 +235,10 @@ def load_file(
   """
   variables, card = load_weights(path)
   _check_card(card, path)
+  if card.get('pretrain'):
+    hint = 'it is a pre-training; fine-tune it with --config.train.init_from'
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('no_classifier', path, hint, exit_code=code)
   model = build_model(card['model'])
   _check_variables(model, variables, path)
   return Engine(model, variables, batch_size), card

@@ -87,8 +87,8 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
 
   # ----- loop -----
   batches = task.batches(start)
-  stop = training.StopSignal()
   with (
+    training.StopSignal() as stop,
     checkpoints,
     jax.set_mesh(mesh),
     runlog.Log(workdir, start, total, cfg.data.batch_size) as log,

@@ -42,7 +42,8 @@ class Row:
 
 
 def rows(
-  looks: Mapping[int, Mapping[str, np.ndarray]],
+  final: Mapping[int, np.ndarray],
+  watched: Mapping[int, np.ndarray],
   *,
   chosen: int,
   last: int,
@@ -51,17 +52,17 @@ def rows(
   """The results of a run; the first is that of its weights.
 
   Args:
-    looks: step -> split -> matrix, see `runlog.Looks`.
+    final: test matrix of the two steps below, in all views.
+    watched: test matrix at every look, in which the best one is found.
     chosen: step of the weights.
     last: step of the end.
     by_val: whether validation clips chose; else the weights are the last ones.
   """
-  tested = {n: look['test'] for n, look in looks.items() if 'test' in look}
-  found = [Row(name=CHOSEN, step=chosen, matrix=tested[chosen])] * by_val
-  found.append(Row(name=LAST, step=last, matrix=tested[last]))
-  if len(tested) > 1:
-    best = max(tested, key=lambda n: (score(tested[n]).war, n))
-    found.append(Row(name=BEST_ON_TEST, step=best, matrix=tested[best]))
+  found = [Row(name=CHOSEN, step=chosen, matrix=final[chosen])] * by_val
+  found.append(Row(name=LAST, step=last, matrix=final[last]))
+  if watched:
+    best = max(watched, key=lambda n: (score(watched[n]).war, n))
+    found.append(Row(name=BEST_ON_TEST, step=best, matrix=watched[best]))
   return found
 
 

@@ -126,10 +126,11 @@ class Classification:
 
   def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
     cfg, parts, matrices = self._cfg, self._parts, {}
+    views = cfg.eval.look_views
     if parts.val is not None:
-      matrices['val'] = self._score(state, parts.val)
-    if cfg.eval.watch_test or step == log.total:
-      matrices['test'] = self._score(state, parts.test)
+      matrices['val'] = self._score(state, parts.val, views)
+    if cfg.eval.watch_test:
+      matrices['test'] = self._score(state, parts.test, views)
     for name, matrix in matrices.items():
       scores = score(matrix)
       log.write(step, {f'{name}_war': scores.war, f'{name}_uar': scores.uar})
@@ -138,28 +139,33 @@ class Classification:
       return -1.0
     return getattr(score(matrices['val']), cfg.eval.select_by)
 
-  def _score(self, state: steps.TrainState, source: pool.Pool) -> np.ndarray:
+  def _score(
+    self, state: steps.TrainState, source: pool.Pool, views: int
+  ) -> np.ndarray:
     if self._scorer is None:
       size = self._cfg.data.batch_size
       self._scorer = engine.Engine(self._model, state.variables, size)
     self._scorer.update(state.variables)
-    views = self._cfg.eval.views
     rules = inputs.reading(self._cfg)
     return inputs.score_source(self._scorer, source, views=views, **rules)
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
-    parts, workdir, looks = self._parts, self._workdir, self._looks.read()
+    parts, workdir, views = self._parts, self._workdir, self._cfg.eval.views
     chosen, chosen_state = best() if parts.val is not None else (step, state)
-    look = looks.setdefault(chosen, {})
-    if 'test' not in look:
-      look['test'] = self._score(chosen_state, parts.test)
+    final = {
+      at: self._score(kept, parts.test, views)
+      for at, kept in {step: state, chosen: chosen_state}.items()
+    }
     if jax.process_index() > 0:
       return
     self._save(workdir / weights.LAST, step, state)
     self._save(workdir / weights.WEIGHTS, chosen, chosen_state)
     figures.curves_figure(workdir / 'curves.png', runlog.read(workdir))
+    watched = {
+      n: x['test'] for n, x in self._looks.read().items() if 'test' in x
+    }
     rows = outcome.rows(
-      looks, chosen=chosen, last=step, by_val=parts.val is not None
+      final, watched, chosen=chosen, last=step, by_val=parts.val is not None
     )
     names = parts.test.class_names
     path = outcome.write(workdir, rows, names, fold=parts.fold_name)

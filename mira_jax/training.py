@@ -91,15 +91,25 @@ def _check_field(name: str) -> None:
 class StopSignal:
   """Whether SIGTERM or SIGINT came; the second one ends the process at once.
 
+  Use as a context manager: signals mean what they did before afterwards.
+
   A job of several processes is told by `Checkpoints.stop_requested` instead,
   because all of them must stop after the same step.
   """
 
   def __init__(self):
     self.received = False
+    self._before: dict[int, Any] = {}
+
+  def __enter__(self) -> StopSignal:
     if jax.process_count() == 1:
-      signal.signal(signal.SIGTERM, self._receive)
-      signal.signal(signal.SIGINT, self._receive)
+      for number in (signal.SIGTERM, signal.SIGINT):
+        self._before[number] = signal.signal(number, self._receive)
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
 
   def _receive(self, number: int, frame: Any) -> None:
     if self.received:
@@ -153,7 +163,7 @@ def read_config(workdir: pathlib.Path) -> config.Config:
 _MAY_CHANGE = {
   'data': ('dataset', 'threads', 'classes'),
   'train': ('log_every', 'save_every', 'eval_every'),
-  'eval': ('views', 'select_by', 'watch_test'),
+  'eval': ('views', 'look_views', 'select_by', 'watch_test'),
 }
 
 

@@ -87,7 +87,8 @@ def transfer(
         hint = f'{name} is {source[name].shape} there and {array.shape} here; '
         hint += 'give the model the size that the weights were trained with'
         raise _unusable('other_size', path, hint)
-      source[f'{name} {list(source[name].shape)}'] = source.pop(name)
+      misfit = source.pop(name)
+      source[f'{name} {list(misfit.shape)}'] = misfit
   taken = [name for name in have if name in source]
   backbone = [name for name in have if not _TASK.match(name)]
   if not set(taken) & {n for n in backbone if n.startswith('params/')}:

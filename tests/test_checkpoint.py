@@ -166,3 +166,13 @@ def test_bad_weights_are_refused(tmp_path):
   header = {'card': json.dumps([])[:-1]}
   safetensors.numpy.save_file({'a': np.ones(3)}, path, metadata=header)
   refused('not_weights')
+
+
+def test_the_best_step_is_restored_and_a_damaged_one_passed_over(tmp_path):
+  save(tmp_path, {1: 0.5, 2: 0.9, 3: 0.2, 4: -1.0})
+  with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
+    step, best = checkpoints.restore_best(target())
+    assert (step, int(best.step)) == (2, 2)
+    (tmp_path / '2' / checkpoint.MANIFEST).unlink()
+    step, best = checkpoints.restore_best(target())
+    assert (step, int(best.step)) == (3, 3)

@@ -1,0 +1,107 @@
+"""How runs and folds came out, told apart by what chose the weights."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import numpy as np
+import pytest
+import rich.console
+
+from mira_jax import outcome
+
+
+def matrix(hits: int, misses: int, others: int = 4):
+  """Two classes: the first with hits and misses, the second all right."""
+  return np.array([[hits, misses], [0, others]])
+
+
+def text(renderable) -> str:
+  console = rich.console.Console(file=io.StringIO(), width=100)
+  console.print(renderable)
+  return console.file.getvalue()
+
+
+WATCHED = {10: matrix(1, 3), 20: matrix(4, 0), 30: matrix(2, 2)}
+
+
+def test_the_first_row_is_never_chosen_by_the_test_clips():
+  final = {10: WATCHED[10], 30: WATCHED[30]}
+  rows = outcome.rows(final, WATCHED, chosen=10, last=30, by_val=True)
+  assert [(row.name, row.step) for row in rows] == [
+    (outcome.CHOSEN, 10),
+    (outcome.LAST, 30),
+    (outcome.BEST_ON_TEST, 20),
+  ]
+  assert [row.scores.war for row in rows] == [5 / 8, 6 / 8, 1]
+  rows = outcome.rows(final, {}, chosen=30, last=30, by_val=False)
+  assert [row.name for row in rows] == [outcome.LAST]
+
+
+def test_an_outcome_survives_its_file(tmp_path):
+  final = {10: WATCHED[10], 30: WATCHED[30]}
+  rows = outcome.rows(final, WATCHED, chosen=10, last=30, by_val=True)
+  path = outcome.write(tmp_path, rows, ('a', 'b'), fold='fold 1')
+  told = json.loads(path.read_text())
+  assert told['fold'] == 'fold 1'
+  assert told['results'][0]['scores']['classes']['a']['recall'] == 0.25
+  for a, b in zip(outcome.read(tmp_path), rows, strict=True):
+    assert (a.name, a.step) == (b.name, b.step)
+    np.testing.assert_array_equal(a.matrix, b.matrix)
+  assert outcome.read(tmp_path / 'absent') == []
+
+
+def test_the_table_warns_of_what_the_test_clips_chose():
+  rows = outcome.rows(WATCHED, WATCHED, chosen=10, last=30, by_val=True)
+  shown = text(outcome.table(rows, 'a run'))
+  assert '62.5 %' in shown
+  assert 'chosen by the clips it is tested on' in shown
+
+
+FOLDS = [
+  outcome.Fold(name='one', matrix=matrix(3, 1)),  # WAR 7/8
+  outcome.Fold(name='two', matrix=matrix(0, 2, others=8)),  # 8/10
+  outcome.Fold(name='three', matrix=np.array([[0, 0], [1, 1]])),  # 1/2
+]
+
+
+def test_folds_are_averaged_and_pooled_apart():
+  told = outcome.folds_dict(FOLDS, ('a', 'b'))
+  mean = told['mean_of_folds']['war']
+  wars = [7 / 8, 8 / 10, 1 / 2]
+  assert mean['mean'] == pytest.approx(np.mean(wars))
+  assert mean['sd'] == pytest.approx(np.std(wars, ddof=1))
+  # All clips: [[3, 3], [1, 13]].
+  assert told['pooled_confusion'] == [[3, 3], [1, 13]]
+  pooled = told['pooled']
+  assert pooled['war'] == pytest.approx(16 / 20)
+  assert pooled['uar'] == pytest.approx((3 / 6 + 13 / 14) / 2)
+  f1 = [2 * 3 / (2 * 3 + 3 + 1), 2 * 13 / (2 * 13 + 1 + 3)]
+  assert pooled['uf1'] == pytest.approx(np.mean(f1))
+  # The third fold has no clip of 'a': its UAR is over what it has.
+  third = told['folds'][2]['scores']
+  assert (third['uar'], third['present']) == (0.5, 1)
+  json.dumps(told, allow_nan=False)
+
+
+def test_the_fold_table_shows_mean_and_pool_together():
+  shown = text(outcome.folds_table(FOLDS, ('a', 'b'), 'three folds'))
+  lines = [line.split() for line in shown.splitlines()]
+  assert any(line[:3] == ['one', '8', '87.5'] for line in lines)
+  assert any(line[:4] == ['mean', 'of', 'folds', '72.5'] for line in lines)
+  assert any(line[:3] == ['pooled', '20', '80.0'] for line in lines)
+  assert any(line == ['b', '1', '13'] for line in lines)
+  runs = [
+    outcome.rows(
+      {1: fold.matrix}, {1: fold.matrix}, chosen=1, last=1, by_val=True
+    )
+    for fold in FOLDS
+  ]
+  folds = [
+    outcome.Fold(name=f.name, matrix=f.matrix, results=r)
+    for f, r in zip(FOLDS, runs, strict=True)
+  ]
+  shown = text(outcome.folds_table(folds, ('a', 'b'), 'three folds'))
+  assert 'best on test' in shown
+  assert 'chosen by the clips it is tested on' in shown
