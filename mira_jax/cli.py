@@ -15,6 +15,8 @@ COMMANDS = {
   'predict': 'mira_jax.commands.predict',
   'prepare': 'mira_jax.commands.prepare',
   'show': 'mira_jax.commands.show',
+  'features': 'mira_jax.commands.features',
+  'probe': 'mira_jax.commands.probe',
   'draw': 'mira_jax.commands.draw',
   'compare': 'mira_jax.commands.compare',
 }
@@ -22,6 +24,8 @@ SUMMARIES = {
   'predict': 'classify clips and picture what MiRA did with their frames',
   'prepare': 'turn clips or a built-in generator into a dataset',
   'show': 'picture the clips of a dataset',
+  'features': 'write what a model makes of the clips of a dataset',
+  'probe': 'classify such features by neighbours or a linear map',
   'draw': 'draw a synthetic face as a video',
   'compare': "compare numbers with the reference's",
 }

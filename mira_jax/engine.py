@@ -193,6 +193,38 @@ class Engine:
     Raises:
       MiraInputError: a clip was seen more than `views` times, or none was seen.
     """
+    return self._averaged('probabilities', batches, clips, views)
+
+  def features(
+    self, batches: Iterable[Mapping[str, np.ndarray]], clips: int, views: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Features of every clip of a split that can be read.
+
+    Args:
+      batches: of `data.pipeline.eval_batches`, this host's part.
+      clips: in the split.
+      views: of every clip.
+
+    Returns:
+      Float32 [C, dim], averaged over views, and the indices [C] of the clips
+      that they are of; the same on every host. With a model that has classes
+      they are its logits.
+
+    Raises:
+      MiraInputError: as `score_split`.
+    """
+    mean, _, damaged = self._averaged('logits', batches, clips, views)
+    kept = np.setdiff1d(np.arange(clips), damaged)
+    return mean.astype(np.float32), kept
+
+  def _averaged(
+    self,
+    field: str,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    clips: int,
+    views: int,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A field of the evaluation step, see `score_split`."""
     pieces = []
     for batch in batches:
       scored = self._score(
@@ -212,7 +244,7 @@ class Engine:
     clip = place[rows['clip']]
     labels = np.zeros(whole.sum(), np.int64)
     labels[clip] = rows['label']
-    mean = average_views(rows['probabilities'], clip, len(labels), views)
+    mean = average_views(rows[field], clip, len(labels), views)
     return mean, labels, np.flatnonzero(~whole)
 
   def _check(self, video: np.ndarray) -> None:

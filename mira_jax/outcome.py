@@ -205,9 +205,7 @@ def folds_table(
   lines.add_row('mean of folds', '', *spreads, *others, style='bold')
   totals = _percents(whole.war, whole.uar, whole.macro_f1)
   lines.add_row('pooled', f'{whole.clips}', *totals, style='bold')
-  notes = 'WAR, UAR and macro F1 are of the weights chosen by validation clips'
-  if also:
-    notes += f'; {" and ".join(also)}: WAR. {_WARNED}'
+  notes = f'{" and ".join(also)}: WAR. {_WARNED}' if also else ''
   return Group(
     Text(title, 'bold'),
     lines,

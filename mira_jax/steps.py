@@ -195,17 +195,19 @@ def _average(past: PyTree, params: PyTree, decay: float) -> PyTree:
 def make_eval_step(
   model: Any, mesh: Mesh
 ) -> Callable[[PyTree, Batch], dict[str, Array]]:
-  """The jitted evaluation step (variables, batch) -> probabilities.
+  """The jitted evaluation step (variables, batch) -> logits, probabilities.
 
   Returns:
     A function that keeps every field of the batch but the video and adds
-    `probabilities` [B, K], all of them whole on every device.
+    `logits` (of a model without classes: features) and `probabilities`, [B, K],
+    all of them whole on every device.
   """
 
   def step(variables: PyTree, batch: Batch) -> dict[str, Array]:
     with sharding.ambient(mesh):
       logits = model.apply(variables, augment.prepare(batch['video']))
     rest = {name: x for name, x in batch.items() if name != 'video'}
-    return {'probabilities': jax.nn.softmax(logits), **rest}
+    scored = {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
+    return scored | rest
 
   return jax.jit(step, out_shardings=sharding.replicated(mesh))

@@ -1,0 +1,144 @@
+"""Write the features of the clips of a prepared dataset to one array file.
+
+  mira features DATASET --out FILE.npz (--workdir RUN | --weights FILE)
+
+The model is a finished run, a pre-training as well as a classifier, or a
+weights file; its head is not used. The file holds the arrays features [C, D],
+label, clip_id, subject, fold, split [C] and class_names [K], and `about`, JSON
+that says where they are from. `mira probe` reads it, and so does numpy.load.
+
+A safetensors file with the names of the authors' PyTorch code needs
+--config FILE:ARGUMENT beside --weights, such as configs/dfew.py:B,exact, which
+says what model it is of.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import runpy
+from typing import Any
+
+import numpy as np
+
+from mira_jax import engine, transfer
+from mira_jax.cli import at_least
+from mira_jax.data import dataset as prepared
+from mira_jax.data import pipeline
+from mira_jax.errors import ExitCode, MiraInputError
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  """Adds the dataset, the model and where to write."""
+  parser.add_argument('dataset', metavar='DATASET')
+  model = parser.add_mutually_exclusive_group(required=True)
+  model.add_argument('--workdir', metavar='RUN', help='folder of a run')
+  model.add_argument('--weights', metavar='FILE', help='a weights file instead')
+  parser.add_argument('--config', help='of a file with PyTorch names')
+  parser.add_argument('--out', required=True, metavar='FILE.npz')
+  parser.add_argument('--splits', help='with commas between (default: all)')
+  parser.add_argument('--views', type=at_least(1), default=1)
+  parser.add_argument('--batch-size', type=at_least(1), default=8)
+  parser.add_argument('--threads', type=at_least(1), default=16)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Writes the file, and says what is in it."""
+  out = pathlib.Path(args.out)
+  if out.suffix != '.npz':
+    raise MiraInputError('bad_name', out, 'end the name in .npz')
+  engine.use_compile_cache()
+  dataset = prepared.open(args.dataset)
+  splits = args.splits.split(',') if args.splits else list(dataset.splits)
+  fields, rules = _model_of_config(args.config)
+  scorer, card = engine.load_backbone(
+    args.workdir or args.weights, args.batch_size, fields
+  )
+  rules = card.get('preprocessing') or rules
+  parts = [_split(scorer, dataset, split, rules, args) for split in splits]
+  arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
+  about = {
+    'dataset': dataset.name,
+    'views': args.views,
+    'weights': str(transfer.weights_path(args.workdir or args.weights)),
+    'card': card,
+  }
+  _write(out, arrays, dataset.class_names, about)
+  count, dim = arrays['features'].shape
+  print(
+    f'features: {out} ({count} clips of {", ".join(splits)}, {dim} numbers)'
+  )
+  return ExitCode.OK
+
+
+def _model_of_config(
+  text: str | None,
+) -> tuple[dict[str, Any] | None, dict[str, Any]]:
+  """Fields of the model, and how clips are read, of --config FILE:ARGUMENT."""
+  if text is None:
+    return None, {}
+  path, _, argument = text.partition(':')
+  if not os.path.isfile(path):
+    raise MiraInputError(
+      'not_found', path, 'name a file such as configs/dfew.py'
+    )
+  try:
+    cfg = runpy.run_path(path)['get_config'](*([argument] if argument else []))
+  except (KeyError, TypeError, ValueError) as error:
+    raise MiraInputError('bad_config', text, str(error)) from error
+  rules = {'rate': cfg.data.rate, 'fit': cfg.data.fit}
+  return dataclasses.asdict(cfg.model), rules
+
+
+def _split(
+  scorer: engine.Engine,
+  dataset: prepared.PreparedDataset,
+  split: str,
+  rules: dict[str, Any],
+  args: argparse.Namespace,
+) -> dict[str, np.ndarray]:
+  """The arrays of a split, without its damaged clips."""
+  source, index = dataset.source(split), dataset.index(split)
+  batches = pipeline.eval_batches(
+    source,
+    frames=scorer.model.frames,
+    size=scorer.model.image_size,
+    batch_size=scorer.batch_size,
+    views=args.views,
+    threads=args.threads,
+    rate=rules['rate'],
+    fit=rules['fit'],
+  )
+  features, kept = scorer.features(batches, len(source), args.views)
+  if len(kept) < len(source):
+    print(f'{len(source) - len(kept)} damaged clips of {split} are left out')
+  return {
+    'features': features,
+    'split': np.full(len(kept), split),
+    **{
+      field.name: getattr(index, field.name)[kept]
+      for field in dataclasses.fields(index)
+    },
+  }
+
+
+def _write(
+  out: pathlib.Path,
+  arrays: dict[str, np.ndarray],
+  class_names: tuple[str, ...],
+  about: dict[str, Any],
+) -> None:
+  """Writes the file; whatever was there stays until it is complete."""
+  part = out.with_name(out.name + '.part')
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with part.open('wb') as file:
+    np.savez(
+      file,
+      class_names=np.array(class_names),
+      about=np.array(json.dumps(about)),
+      **arrays,
+    )
+  os.replace(part, out)
