@@ -233,10 +233,8 @@ def attention_choice(model: ViViT, batch_size: int, mesh: Mesh) -> str:
   Raises:
     MiraInputError: the one that is named cannot serve here.
   """
-  length = math.prod(model.grid) + (model.pool == 'cls')
-  shape = (batch_size, length, model.heads, model.dim // model.heads)
+  shape, mode = _largest_attention(model, batch_size)
   q = jax.ShapeDtypeStruct(shape, model.dtype)
-  mode = 'plain' if model.mira is None else model.mira.mode
   with sharding.ambient(mesh):
     asked = dispatch.request(q, q, q, mode)
     if model.attention is None:
@@ -246,6 +244,20 @@ def attention_choice(model: ViViT, batch_size: int, mesh: Mesh) -> str:
     except dispatch.RefusalError as error:
       raise config.bad_config('model.attention', str(error)) from error
   return f'attention: {name} (as configured)'
+
+
+def _largest_attention(
+  model: ViViT, batch_size: int
+) -> tuple[tuple[int, ...], dispatch.Mode]:
+  """Shape [B, L, H, D] and mode of what `model.attention` is the name for."""
+  mode = 'plain' if model.mira is None else model.mira.mode
+  slots, heads, width = model.grid[0], model.heads, model.dim // model.heads
+  length = math.prod(model.grid)
+  if model.variant.startswith('factorised'):  # within frames, without MiRA
+    batch_size, length, mode = batch_size * slots, length // slots, 'plain'
+  if model.variant == 'factorised_dot_product':
+    heads //= 2
+  return (batch_size, length + (model.pool == 'cls'), heads, width), mode
 
 
 def make_optimizer(
