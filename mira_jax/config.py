@@ -33,6 +33,7 @@ class ModelConfig:
   patch: int = 8
   tubelet: int = 2
   mlp_ratio: float = 4.0
+  variant: str = 'joint'  # or a baseline of mira_jax.models.variants
   mira: MiraConfig | None = dataclasses.field(default_factory=MiraConfig)
   mira_last_blocks: int | None = None  # None: MiRA in all blocks
   pool: str = 'mean'
@@ -358,6 +359,15 @@ _CHOICES = {
   'eval.select_by': ('war', 'uar'),
   'optim.class_weights': ('none', 'inverse_sqrt'),
   'optim.name': ('adamw', 'muon'),
+  'model.variant': (
+    'joint',
+    'intra',
+    'intra_as_shipped',
+    'st_block',
+    'factorised_encoder',
+    'factorised_self_attention',
+    'factorised_dot_product',
+  ),
   'model.attention': (None, *IMPLEMENTATIONS),
   'model.pool': ('mean', 'cls'),
   'model.positions': ('sinusoidal', 'learned'),
@@ -398,6 +408,14 @@ def _check_pretrain(cfg: Config) -> None:
       f'{cfg.pretrain.mask_ratio} of the places of a slot are less than one'
     )
     raise bad_config('config.pretrain.mask_ratio', hint)
+  if cfg.model.variant == 'factorised_encoder':
+    hint = 'it has no pre-training; use another variant'
+    raise bad_config(f'config.model.variant={cfg.model.variant}', hint)
+  if cfg.model.variant.startswith('factorised') and cfg.pretrain.mask != 'tube':
+    hint = (
+      f'{cfg.model.variant!r} attends over time at places that stay: use tube'
+    )
+    raise bad_config(f'config.pretrain.mask={cfg.pretrain.mask}', hint)
   for name, allowed in (
     ('model.pool', 'mean'),
     ('model.positions', 'sinusoidal'),
@@ -424,6 +442,15 @@ def _check_model(model: ModelConfig) -> None:
     if a % b:
       hint = f'{a} must be a multiple of {part} {b}, such as {a - a % b or b}'
       raise bad_config(f'config.model.{whole}', hint)
+  if model.pool == 'cls' and model.variant not in (
+    'joint',
+    'factorised_encoder',
+  ):
+    hint = f"'cls' has no place in variant {model.variant!r}; use 'mean'"
+    raise bad_config('config.model.pool', hint)
+  if model.variant == 'factorised_dot_product' and model.heads % 2:
+    hint = f'{model.heads} must be even: variant {model.variant!r} halves them'
+    raise bad_config('config.model.heads', hint)
   if model.mira is not None:
     try:  # flags set fields past the checks of the constructor
       dataclasses.replace(model.mira)

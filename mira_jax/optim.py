@@ -15,10 +15,12 @@ PyTree = Any
 
 # What is added to tokens, or scales them, is not decayed, of whatever rank:
 # biases per head have two axes, and stacked blocks add one to everything.
-UNDECAYED = re.compile(r'\w*bias|\w*scale\d?|pos\w*|cls|\w*token')
+UNDECAYED = re.compile(r'\w*bias|\w*scale\d?|pos\w*|cls\w*|\w*token')
 
 # What comes before the blocks: layer 0 of layer-wise decay.
 INPUTS = ('embed', 'positions', 'cls')
+# Of variant 'factorised_encoder': what comes before its temporal blocks.
+TIME_INPUTS = ('positions_time', 'cls_time')
 
 
 def warmup_cosine(
@@ -64,7 +66,9 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
 
   Layer 0 is the embedding with positions and class token, layer i + 1 is
   block i, and layer depth + 1 what follows the blocks. Layer n has the factor
-  `decay ** (depth + 1 - n)`: what is near the input changes least.
+  `decay ** (depth + 1 - n)`: what is near the input changes least. The blocks
+  of a temporal encoder are counted on from the spatial ones, and what is added
+  to its input belongs to the layer before it.
 
   Args:
     params: of a `models.vivit.ViViT`; only names and shapes are read.
@@ -77,23 +81,32 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
   Raises:
     KeyError: the parameters have no 'encoder'.
   """
-  encoder = params['encoder']
-  stacked = jax.tree.leaves(encoder.get('blocks'))
-  depth = stacked[0].shape[0] if stacked else len(encoder)
+  spatial = _depth(params['encoder'])
+  depth = spatial + _depth(params.get('temporal', {}))
+  before = {'encoder': 0, 'temporal': spatial}  # layers, without layer 0
 
   def one(path: tuple[Any, ...], leaf: jax.Array) -> np.ndarray | np.float64:
     names = [entry.key for entry in path]
     if names[0] in INPUTS:
       layer = 0
-    elif names[0] != 'encoder':
+    elif names[0] in TIME_INPUTS:
+      layer = spatial
+    elif names[0] not in before:
       layer = depth + 1
-    elif stacked:
-      layer = np.arange(1, depth + 1).reshape(-1, *[1] * (leaf.ndim - 1))
+    elif names[1] == 'blocks':
+      blocks = np.arange(leaf.shape[0]).reshape(-1, *[1] * (leaf.ndim - 1))
+      layer = before[names[0]] + blocks + 1
     else:
-      layer = int(names[1].removeprefix('block_')) + 1
+      layer = before[names[0]] + int(names[1].removeprefix('block_')) + 1
     return np.float64(decay) ** (depth + 1 - layer)
 
   return jax.tree_util.tree_map_with_path(one, params)
+
+
+def _depth(encoder: PyTree) -> int:
+  """How many blocks an encoder has, stacked or not."""
+  stacked = jax.tree.leaves(encoder.get('blocks'))
+  return stacked[0].shape[0] if stacked else len(encoder)
 
 
 def adamw(

@@ -7,7 +7,6 @@ what to look at now and then, and what to leave behind.
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -94,8 +93,14 @@ class Classification:
     training.fit_classes(cfg, self.source.class_names)
     self._model = engine.build_model(dataclasses.asdict(cfg.model))
     rows = cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
-    tokens = math.prod(self._model.grid) + (self._model.pool == 'cls')
-    self.attention = training.attention_choice(self._model, tokens, rows, mesh)
+    slots, height, width = self._model.grid
+    self.attention = training.attention_choice(
+      self._model,
+      (slots, height * width),
+      rows,
+      mesh,
+      num_prefix=int(self._model.pool == 'cls'),
+    )
     self.objective = self._objective()
     self._looks = runlog.Looks(workdir)
     self._scorer: engine.Engine | None = None
@@ -203,9 +208,11 @@ class Pretraining:
     side = cfg.model.image_size
     self._video_shape = (1, cfg.model.frames, side, side, 3)
     mask, hidden = self._mask(jax.random.key(0), self._video_shape)
+    slots = cfg.model.frames // cfg.model.tubelet
+    visible = (mask.shape[1] - hidden) // slots
     rows = cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
     self.attention = training.attention_choice(
-      self._model, mask.shape[1] - hidden, rows, mesh
+      self._model, (slots, visible), rows, mesh
     )
     self.objective = objectives.reconstruction(
       self._model,

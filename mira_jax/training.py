@@ -180,22 +180,33 @@ def identity(cfg: config.Config, fingerprints: Sequence[str]) -> dict[str, Any]:
 
 
 def attention_choice(
-  model: ViViT | MaskedAutoencoder, tokens: int, batch_size: int, mesh: Mesh
+  model: ViViT | MaskedAutoencoder,
+  tokens: tuple[int, int],
+  batch_size: int,
+  mesh: Mesh,
+  num_prefix: int = 0,
 ) -> str:
   """Which implementation of attention will run, and why, in one line.
 
   Args:
     model: of the encoder's fields.
-    tokens: L that its encoder sees.
+    tokens: T slots, and how many tokens of each the encoder sees.
     batch_size: B.
     mesh: the devices.
+    num_prefix: class tokens in front of them.
 
   Raises:
     MiraInputError: the one that is named cannot serve here.
   """
-  shape = (batch_size, tokens, model.heads, model.dim // model.heads)
-  q = jax.ShapeDtypeStruct(shape, model.dtype)
+  (slots, places), heads = tokens, model.heads
   mode = 'plain' if model.mira is None else model.mira.mode
+  length = slots * places
+  if model.variant.startswith('factorised'):  # within frames, without MiRA
+    batch_size, length, mode = batch_size * slots, places, 'plain'
+  if model.variant == 'factorised_dot_product':
+    heads //= 2
+  shape = (batch_size, length + num_prefix, heads, model.dim // model.heads)
+  q = jax.ShapeDtypeStruct(shape, model.dtype)
   with sharding.ambient(mesh):
     asked = dispatch.request(q, q, q, mode)
     if model.attention is None:

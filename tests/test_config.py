@@ -156,7 +156,7 @@ def test_the_attention_that_will_run_is_named_with_its_reason():
 
   def choice():
     model = engine.build_model(dataclasses.asdict(cfg.model))
-    return training.attention_choice(model, 128, 8, sharding.make_mesh())
+    return training.attention_choice(model, (8, 16), 8, sharding.make_mesh())
 
   line = choice()
   assert line == 'attention: meaning (maps of 128 tokens are small)'

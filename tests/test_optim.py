@@ -167,10 +167,8 @@ def test_every_leaf_has_its_share_of_the_learning_rate(name, scan):
     flat(
       first_update(
         training.make_optimizer(
-          config.OptimConfig(name=name, warmup_epochs=0, layer_decay=decay),
-          steps_per_epoch=1,
-          total_steps=10,
-        )[0],
+          config.OptimConfig(name=name, layer_decay=decay), lambda step: 1e-3
+        ),
         params,
         grads,
       )

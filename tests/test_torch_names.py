@@ -89,6 +89,10 @@ MODELS = {
     classifier(mira=MiraConfig(), mira_last_blocks=1),
     torch_names.CLASSIFIER,
   ),
+  'st block': (
+    classifier(variant='st_block', mira=MiraConfig()),
+    torch_names.CLASSIFIER,
+  ),
   'autoencoder': (autoencoder(mira=MiraConfig()), torch_names.AUTOENCODER),
 }
 
@@ -180,6 +184,30 @@ def test_names_of_the_base_classifier():
   got = shapes(mira, torch_names.CLASSIFIER)
   assert got == base_classifier() | BUFFERS
   assert len(got) == 174
+
+
+def test_names_of_the_base_st_block():
+  model = ViViT(**SIZES['B'], num_classes=7, variant='st_block')
+  variables = template(model, (1, 16, 224, 224, 3))
+  expected = base_classifier()
+  for i in range(12):
+    for name, shape in (
+      ('norm1.weight', (768,)),
+      ('norm1.bias', (768,)),
+      ('attn.q_bias', (288,)),
+      ('attn.v_bias', (288,)),
+      ('attn.qkv.weight', (864, 768)),
+      ('attn.proj.weight', (768, 288)),
+      ('attn.proj.bias', (768,)),
+      ('norm2.weight', (768,)),
+      ('norm2.bias', (768,)),
+      ('mlp.fc1.weight', (192, 768)),
+      ('mlp.fc1.bias', (192,)),
+      ('mlp.fc2.weight', (768, 192)),
+      ('mlp.fc2.bias', (768,)),
+    ):
+      expected[f'blocks.{i}.framewise_{name}'] = shape
+  assert shapes(variables, torch_names.CLASSIFIER) == expected
 
 
 def test_names_of_the_base_autoencoder():

@@ -138,8 +138,10 @@ def _draw(
     return array[min(middle, len(array) - 1)]
 
   def attention(name: str) -> np.ndarray:
-    maps = np.mean([of_view(name, record) for record in shown], axis=0)
-    return maps[-np.prod(model.model.grid) :].reshape(model.model.grid)
+    return np.mean(
+      [_on_grid(of_view(name, record), model.model.grid) for record in shown],
+      axis=0,
+    )
 
   figures.clip_figure(
     path,
@@ -152,6 +154,18 @@ def _draw(
     title,
     indices[middle],
   )
+
+
+def _on_grid(marginal: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+  """Attention that tokens receive, [L] after any class token, as [T, h, w].
+
+  Where a whole frame is one token (a temporal encoder), its places share.
+  """
+  frames, height, width = grid
+  places = height * width
+  if len(marginal) < frames * places:
+    marginal = np.repeat(marginal[-frames:] / places, places)
+  return marginal[-frames * places :].reshape(grid)
 
 
 def _free_name(

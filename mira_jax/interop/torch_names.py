@@ -74,20 +74,20 @@ def _embed(name: str) -> tuple:
 def _blocks(path: str, name: str) -> tuple:
   path, name = rf'{path}/block_(\d+)', rf'{name}.\1'
   attention = tuple(
-    (flax.replace('/', f'/{path}/attn/', 1), f'{name}.attn.{torch}', layout)
+    (flax.replace('/', f'/{path}/{kind}/', 1), f'{name}.{kind}.{torch}', layout)
+    for kind in ('attn', 'framewise_attn')
     for flax, torch, layout in ATTENTION
   )
   scales = tuple(
     (f'params/{path}/scale{i}', f'{name}.gamma_{i}', SAME) for i in (1, 2)
   )
-  return (
-    *attention,
-    *scales,
-    *_norm(f'{path}/norm1', f'{name}.norm1'),
-    *_norm(f'{path}/norm2', f'{name}.norm2'),
-    *_dense(f'{path}/mlp/fc1', f'{name}.mlp.fc1'),
-    *_dense(f'{path}/mlp/fc2', f'{name}.mlp.fc2'),
-  )
+  halves = []
+  for prefix in ('', 'framewise_'):  # the second is the ST block's
+    for i in (1, 2):
+      norm, dense = f'{prefix}norm{i}', (f'{prefix}mlp', f'fc{i}')
+      halves += _norm(f'{path}/{norm}', f'{name}.{norm}')
+      halves += _dense('/'.join((path, *dense)), '.'.join((name, *dense)))
+  return (*attention, *scales, *halves)
 
 
 CLASSIFIER = (

@@ -9,6 +9,7 @@ in at least float32 everywhere.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -155,9 +156,6 @@ def mira_attention(
   """
   mode = 'plain' if config is None else config.mode
   name = dispatch.resolve(implementation, dispatch.request(q, k, v, mode))
-  attend = _with_maps if name == 'meaning' else _fused
-  if config is None:
-    return attend(q, k, v, None, None, name)
 
   def estimate(marginal: Array) -> tuple[FrameGain, Array]:
     frames = frame_gain(
@@ -169,10 +167,28 @@ def mira_attention(
     )
     return frames, key_gain(frames.gain, k.shape[1], num_prefix=num_prefix)
 
-  return attend(q, k, v, config, estimate, name)
+  if name == 'meaning':
+    return attend_with_maps(q, k, v, config, estimate)
+  return _fused(q, k, v, config, estimate, name)
 
 
-def _with_maps(q, k, v, config: MiraConfig | None, estimate, _) -> Attended:
+def attend_with_maps(
+  q: Array,
+  k: Array,
+  v: Array,
+  config: MiraConfig | None,
+  estimate: Callable[[Array], tuple[FrameGain, Array]],
+) -> Attended:
+  """Attention by its meaning, which keeps the maps.
+
+  Args:
+    q: queries [B, L, H, D].
+    k: keys [B, L, H, D].
+    v: values [B, L, H, D].
+    config: MiRA's hyper-parameters; None is plain attention.
+    estimate: from the key marginal or the key energy [B, L] to what MiRA thinks
+      of each frame and to the gain of every key, [B or 1, L].
+  """
   before = after = meaning.attention_map(q, k)
   frames = None
   if config is not None and config.mode == 'exact':

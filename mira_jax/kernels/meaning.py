@@ -15,6 +15,13 @@ from mira_jax.mira import key_marginal, redistribute
 Array = jax.Array
 
 
+def scores(q: Array, k: Array) -> Array:
+  """q k^T / sqrt(D), at least float32: [B, L, H, D] twice -> [B, H, L, L]."""
+  dtype = jnp.promote_types(q.dtype, jnp.float32)
+  q = q * q.shape[-1] ** -0.5
+  return jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=dtype)
+
+
 def attention_map(q: Array, k: Array, bias: Array | None = None) -> Array:
   """softmax(q k^T / sqrt(D) + bias): [B, L, H, D] twice -> [B, H, L, L].
 
@@ -23,11 +30,9 @@ def attention_map(q: Array, k: Array, bias: Array | None = None) -> Array:
     k: keys [B, L, H, D].
     bias: [B or 1, L], added to the logits of each key.
   """
-  dtype = jnp.promote_types(q.dtype, jnp.float32)
-  q = q * q.shape[-1] ** -0.5
-  logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=dtype)
+  logits = scores(q, k)
   if bias is not None:
-    logits = logits + bias[:, None, None, :].astype(dtype)
+    logits = logits + bias[:, None, None, :].astype(logits.dtype)
   return jax.nn.softmax(logits)
 
 

@@ -49,12 +49,22 @@ class Block(nn.Module):
   kernel_init: Callable[..., Array] = default_init
   dtype: Dtype = jnp.float32
 
+  attention_type = Attention  # what a variant may replace; no field
+
   @nn.compact
   def __call__(
     self, x: Array, drop_rate: Array | float
   ) -> tuple[Array, Record | None]:
     """[B, L, C] -> [B, L, C] and the record of `block_record`, if asked."""
-    y, attended = Attention(
+    y, attended = self._attention(self.attention_type, 'attn')(
+      layer_norm(self.dtype, 'norm1')(x)
+    )
+    x = x + self._branch(y, drop_rate, 'scale1')
+    x = self._mlp(x, drop_rate)
+    return x, block_record(attended, x) if self.record else None
+
+  def _attention(self, kind: type[Attention], name: str) -> Attention:
+    return kind(
       heads=self.heads,
       num_frames=self.num_frames,
       mira=self.mira,
@@ -64,23 +74,28 @@ class Block(nn.Module):
       keep_maps=self.record,
       kernel_init=self.kernel_init,
       dtype=self.dtype,
-      name='attn',
-    )(layer_norm(self.dtype, 'norm1')(x))
-    x = x + self._branch(y, drop_rate, 'scale1')
+      name=name,
+    )
+
+  def _mlp(self, x: Array, drop_rate: Array | float) -> Array:
+    """The second half of a block."""
     y = Mlp(
       int(x.shape[-1] * self.mlp_ratio),
       self.kernel_init,
       self.dtype,
       name='mlp',
     )(layer_norm(self.dtype, 'norm2')(x))
-    x = x + self._branch(y, drop_rate, 'scale2')
-    return x, block_record(attended, x) if self.record else None
+    return x + self._branch(y, drop_rate, 'scale2')
 
   def _branch(self, y: Array, drop_rate: Array | float, name: str) -> Array:
     """Layer scale and drop path (each clip loses the branch with drop_rate)."""
     if self.layer_scale is not None:
       init = nn.initializers.constant(self.layer_scale)
       y = y * self.param(name, init, (y.shape[-1],)).astype(y.dtype)
+    return self._drop(y, drop_rate)
+
+  def _drop(self, y: Array, drop_rate: Array | float) -> Array:
+    """Drop path over the leading axis."""
     if self.drop_path:
       keep = 1 - jnp.asarray(drop_rate, jnp.float32)
       kept = jax.random.bernoulli(
@@ -119,7 +134,9 @@ class Encoder(nn.Module):
   Attributes:
     mira_last_blocks: how many blocks have MiRA, counted from the end; None is
       all of them.
-    drop_path: rate of the last block; rates rise linearly from 0.
+    block: the kind of block, see `variants.BLOCKS`.
+    drop_path: rate of the last block; rates rise linearly.
+    first_drop_path: rate of the first block.
     remat: recompute each block in the backward pass instead of storing it; not
       its attention, if that is streamed or a kernel of ours.
     scan: compile one block and loop over stacked parameters (`blocks`, with a
@@ -135,7 +152,9 @@ class Encoder(nn.Module):
   mlp_ratio: float = 4.0
   layer_scale: float | None = None
   attention: str | None = None
+  block: type[Block] = Block
   drop_path: float = 0.0
+  first_drop_path: float = 0.0
   remat: bool = False
   scan: bool = False
   train: bool = False
@@ -148,8 +167,10 @@ class Encoder(nn.Module):
     """[B, L, C] -> [B, L, C] and, if asked, one record per block."""
     if not 0 <= self.drop_path < 1:
       raise ValueError(f'drop_path is {self.drop_path}; use 0 to below 1')
-    rates = np.linspace(0, self.drop_path, self.depth, dtype=np.float32)
-    block = self._rematerialised() if self.remat else Block
+    rates = np.linspace(
+      self.first_drop_path, self.drop_path, self.depth, dtype=np.float32
+    )
+    block = self._rematerialised() if self.remat else self.block
     if self.scan:
       return self._scan(block, x, rates)
     records = []
@@ -161,7 +182,7 @@ class Encoder(nn.Module):
 
   def _rematerialised(self):
     keep = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
-    return nn.remat(Block, prevent_cse=not self.scan, policy=keep)
+    return nn.remat(self.block, prevent_cse=not self.scan, policy=keep)
 
   def _first_mira(self) -> int:
     last = self.mira_last_blocks

@@ -6,6 +6,7 @@ C model width, H heads, D = C / H.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -134,6 +135,7 @@ class Attention(nn.Module):
   Attributes:
     heads: H.
     num_frames: T.
+    head_dim: D; None is C / H.
     mira: None is plain attention, with the same parameters.
     num_prefix: leading tokens of no frame.
     train: whether a training step is running.
@@ -143,6 +145,7 @@ class Attention(nn.Module):
 
   heads: int
   num_frames: int
+  head_dim: int | None = None
   mira: MiraConfig | None = None
   num_prefix: int = 0
   train: bool = False
@@ -155,9 +158,9 @@ class Attention(nn.Module):
   def __call__(self, x: Array) -> tuple[Array, Attended]:
     """[B, L, C] -> the output [B, L, C] and what led to it."""
     dim = x.shape[-1]
-    if dim % self.heads:
+    if self.head_dim is None and dim % self.heads:
       raise ValueError(f'{self.heads} heads do not divide dim {dim}')
-    head_shape = (self.heads, dim // self.heads)
+    head_shape = (self.heads, self.head_dim or dim // self.heads)
     qkv = nn.DenseGeneral(
       (3, *head_shape),
       use_bias=False,
@@ -181,6 +184,25 @@ class Attention(nn.Module):
     return y, attended
 
   def _attend(self, q: Array, k: Array, v: Array) -> Attended:
+    """What a variant changes: [B, L, H, D] three times -> the attention."""
+    attend = functools.partial(
+      mira_attention,
+      q,
+      k,
+      v,
+      num_frames=self.num_frames,
+      config=self.mira,
+      num_prefix=self.num_prefix,
+      training=self.train,
+      implementation=self._implementation(),
+    )
+    return self._with_average(attend)
+
+  def _implementation(self) -> str | None:
+    return self.implementation or ('meaning' if self.keep_maps else None)
+
+  def _with_average(self, attend: Callable[..., Attended]) -> Attended:
+    """Runs `attend(past=...)` with MiRA's EMA so far, and moves it on."""
     learning = self.is_mutable_collection('mira')
     if self.train and self._has_ema() and not learning:
       raise ValueError("statistics='batch_ema' trains with mutable=['mira']")
@@ -192,18 +214,7 @@ class Attention(nn.Module):
       learning or self.has_variable('mira', 'confidence')
     ):
       past = self.variable('mira', 'confidence', self._uniform)
-    attended = mira_attention(
-      q,
-      k,
-      v,
-      num_frames=self.num_frames,
-      config=self.mira,
-      num_prefix=self.num_prefix,
-      past=None if past is None else past.value,
-      training=self.train,
-      implementation=self.implementation
-      or ('meaning' if self.keep_maps else None),
-    )
+    attended = attend(past=None if past is None else past.value)
     if past is not None and learning and not self.is_initializing():
       past.value = attended.frames.ema.astype(past.value.dtype)
     return attended

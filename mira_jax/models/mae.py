@@ -25,6 +25,7 @@ from mira_jax.models.layers import (
   torch_uniform,
   tubelets,
 )
+from mira_jax.models.variants import BLOCKS
 
 Array = jax.Array
 
@@ -200,7 +201,9 @@ def reconstruction_loss(
 class MaskedAutoencoder(nn.Module):
   """Predicts the masked tubelets of a clip.
 
-  Attributes are those of `vivit.ViViT`; the decoder's start with `decoder_`.
+  Attributes are those of `vivit.ViViT`; the decoder's start with `decoder_`. A
+  `variant` is the encoder's. Variants with attention over time need tube masks:
+  the n-th visible token of every slot must be at the same place.
   """
 
   dim: int
@@ -212,6 +215,7 @@ class MaskedAutoencoder(nn.Module):
   tubelet: int = 2
   patch: int = 16
   mlp_ratio: float = 4.0
+  variant: str = 'joint'
   mira: MiraConfig | None = None
   mira_last_blocks: int | None = None
   attention: str | None = None
@@ -246,6 +250,10 @@ class MaskedAutoencoder(nn.Module):
       self.dim, self.tubelet, self.patch, self.dtype, name='embed'
     )(video)
     x = x + jnp.asarray(sinusoid(x.shape[1], self.dim), x.dtype)
+    if self.variant not in BLOCKS:
+      raise ValueError(
+        f'variant is {self.variant!r}; pre-training knows {tuple(BLOCKS)}'
+      )
     x, records = self._stack(
       'encoder', self.depth, self.heads, self.mira, slots, train, record
     )(take_tokens(x, visible))
@@ -290,6 +298,7 @@ class MaskedAutoencoder(nn.Module):
       mira=mira,
       mira_last_blocks=self.mira_last_blocks,
       mlp_ratio=self.mlp_ratio,
+      block=BLOCKS[self.variant if name == 'encoder' else 'joint'],
       attention=self.attention,
       drop_path=self.drop_path,
       remat=self.remat,
