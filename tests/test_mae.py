@@ -21,6 +21,7 @@ from mira_jax.models.mae import (
   tube_mask,
   tubelet_targets,
 )
+from mira_jax.models.variants import BLOCKS
 from mira_jax.models.vivit import SIZES
 
 TINY = {
@@ -296,3 +297,40 @@ def test_a_video_of_another_size_is_named():
     tubelet_targets(jnp.zeros((1, 16, 30, 32, 3)), tubelet=2, patch=16)
   with pytest.raises(ValueError, match=r'\(16, 30, 30\).*multiple of'):
     shapes_of(MaskedAutoencoder(**TINY), size=30)
+
+
+@pytest.mark.parametrize('mode', [None, 'exact'])
+@pytest.mark.parametrize('variant', [n for n in BLOCKS if n != 'joint'])
+def test_variants_are_pretrained_too(variant, mode):
+  model = MaskedAutoencoder(
+    **TINY,
+    variant=variant,
+    mira=mode and MiraConfig(mode=mode, statistics='batch_ema'),
+  )
+  video = formula_video(2, 16, 32).astype(np.float32)
+  init = jax.jit(functools.partial(model.init, num_masked=HIDDEN))
+  variables = init(jax.random.key(0), video, MASK)
+
+  def loss(params):
+    prediction, updates = model.apply(
+      variables | {'params': params},
+      video,
+      MASK,
+      num_masked=HIDDEN,
+      train=True,
+      mutable=['mira'],
+    )
+    return reconstruction_loss(prediction, targets_of(video), MASK), updates
+
+  step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (_, updates), grads = step(variables['params'])
+  assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads['encoder']))
+  moved = jax.tree.leaves(updates)
+  assert len(moved) == (2 if mode else 0)
+  assert all((x != 1 / 8).any() for x in moved)
+
+
+def test_two_encoders_are_not_pretrained():
+  model = MaskedAutoencoder(**TINY, variant='factorised_encoder')
+  with pytest.raises(ValueError, match='factorised_encoder'):
+    shapes_of(model)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from oracle import formula_state, formula_video
 
 from mira_jax.interop import torch_names
@@ -440,6 +441,21 @@ def test_drop_path_loses_whole_branches_and_keeps_the_mean():
   np.testing.assert_allclose(
     dropped[~lost], whole[~lost] / 0.75, rtol=1e-3, atol=1e-5
   )
+
+
+def test_drop_path_rises_linearly_to_the_last_block():
+  rates = []
+
+  def spy(call, args, options, context):
+    if isinstance(context.module, Block) and context.method_name == '__call__':
+      rates.append(float(args[1]))
+    return call(*args, **options)
+
+  model = ViViT(**TINY | {'depth': 5}, drop_path=0.1)
+  video = jnp.zeros((1, 8, 32, 32, 3))
+  with nn.intercept_methods(spy):
+    model.init(jax.random.key(0), video)
+  np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0.075, 0.1], rtol=1e-6)
 
 
 def test_drop_path_follows_the_key_and_is_off_in_evaluation():
