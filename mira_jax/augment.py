@@ -15,12 +15,20 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mira_jax.randaugment import rand_augment_clips
+
 Array = jax.Array
 
 # ImageNet statistics of red, green and blue, as in the reference.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TRIES = 10  # how often a box is drawn until one fits
+
+# Sides of crops for pre-training, of the whole frame; what comes twice is drawn
+# twice as often.
+CROP_SCALES_BASE = (1, 0.875, 0.75, 0.66)
+CROP_SCALES_LARGE = (1, 0.875, 0.75, 0.66, 0.60, 0.60, 0.55, 0.55)
+CROP_SCALES = {'base': CROP_SCALES_BASE, 'large': CROP_SCALES_LARGE}
 
 
 def to_unit(video: Array) -> Array:
@@ -174,6 +182,50 @@ def random_resized_crop(
   return stretch(clip, draw_box(key, (height, width), area, ratio, largest))
 
 
+def crop_sizes(side: int, scales: tuple[float, ...]) -> list[tuple[int, int]]:
+  """Every height and width that `multi_scale_crop` draws from.
+
+  All pairs of sides whose places in `scales` differ by one at most. A side
+  that lacks less than 3 pixels is whole.
+  """
+  sides = [int(side * scale) for scale in scales]
+  sides = [side if abs(x - side) < 3 else x for x in sides]
+  return [
+    (height, width)
+    for i, height in enumerate(sides)
+    for j, width in enumerate(sides)
+    if abs(i - j) <= 1
+  ]
+
+
+# Where `multi_scale_crop` puts a box: rows and columns in quarters of the room.
+CORNERS = (
+  *((0, 0), (0, 4), (4, 0), (4, 4)),  # corners
+  *((2, 2), (0, 2), (4, 2), (2, 0), (2, 4)),  # middle, and middles of edges
+  *((1, 1), (1, 3), (3, 1), (3, 3)),  # middles of quarters
+)
+
+
+def multi_scale_crop(
+  key: Array, clip: Array, *, scales: tuple[float, ...]
+) -> Array:
+  """Cuts out one of few boxes and stretches it to the clip's own size.
+
+  The augmentation of pre-training: GroupMultiScaleCrop of temporal segment
+  networks, https://arxiv.org/abs/1608.00859, with 13 places for a box.
+
+  Args:
+    key: of the draw.
+    clip: [T, S, S, 3].
+    scales: of the box, see `crop_sizes`; such as CROP_SCALES_BASE.
+  """
+  side = clip.shape[1]
+  size_key, corner_key = jax.random.split(key)
+  size = jax.random.choice(size_key, jnp.array(crop_sizes(side, scales)))
+  corner = jax.random.choice(corner_key, jnp.array(CORNERS))
+  return stretch(clip, Box(*(corner * ((side - size) // 4)), *size))
+
+
 def random_erase(
   key: Array,
   clip: Array,
@@ -203,6 +255,8 @@ def random_erase(
 class Augment:
   """Changes and normalises a training batch; zeros only normalise."""
 
+  rand_augment: bool = False  # see mira_jax.randaugment
+  multi_scale: str = ''  # a key of CROP_SCALES, or '': no such crop
   resized_crop: bool = False
   flip: bool = True
   shift: int = 0  # pixels
@@ -213,12 +267,18 @@ class Augment:
   def __call__(self, key: Array, video: Array) -> Array:
     """uint8 [B, T, H, W, 3] -> float32 [B, T, H, W, 3], each clip its own."""
     keys = jax.random.split(key, len(video))
-    return jax.vmap(self._clip)(keys, to_unit(video))
+    # Seven keys for each clip; the last one of those for RandAugment, which
+    # maps over clips, whereas everything else takes them at once.
+    keys = jax.vmap(lambda key: jax.random.split(key, 7))(keys)
+    if self.rand_augment:
+      video = rand_augment_clips(keys[:, 6], video)
+    return jax.vmap(self._clip)(keys[:, :6], to_unit(video))
 
-  def _clip(self, key: Array, clip: Array) -> Array:
-    flip_key, shift_key, jitter_key, crop_key, erase_key = jax.random.split(
-      key, 5
-    )
+  def _clip(self, keys: Array, clip: Array) -> Array:
+    flip_key, shift_key, jitter_key, crop_key, erase_key, scale_key = keys
+    if self.multi_scale:
+      scales = CROP_SCALES[self.multi_scale]
+      clip = multi_scale_crop(scale_key, clip, scales=scales)
     if self.resized_crop:
       clip = random_resized_crop(crop_key, clip)
     if self.flip:

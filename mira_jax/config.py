@@ -14,7 +14,7 @@ import types
 import typing
 from typing import Any
 
-from mira_jax.augment import Augment
+from mira_jax.augment import CROP_SCALES, Augment
 from mira_jax.errors import MiraInputError
 from mira_jax.kernels.dispatch import IMPLEMENTATIONS
 from mira_jax.mira import MiraConfig
@@ -83,6 +83,8 @@ class DataConfig:
   test_clips: int = 420
   synthetic_seed: int = 0  # not the run's: runs with other seeds share the data
   # Augmentation, alike for all frames of a clip; 0 leaves a change out.
+  rand_augment: bool = False
+  multi_scale: str = ''  # crops for pre-training: 'base' or 'large' models
   resized_crop: bool = False
   flip: bool = True
   shift: int = 4  # pixels
@@ -358,6 +360,7 @@ _CHOICES = {
   'pretrain.mask': (None, 'tube', 'random'),
   'eval.select_by': ('war', 'uar'),
   'optim.class_weights': ('none', 'inverse_sqrt'),
+  'data.multi_scale': ('', *CROP_SCALES),
   'optim.name': ('adamw', 'muon'),
   'model.variant': (
     'joint',

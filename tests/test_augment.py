@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from PIL import Image
 
 from mira_jax import augment, config, mixing, objectives, sharding, steps
 from mira_jax.errors import MiraInputError
@@ -262,6 +263,77 @@ def test_when_no_box_fits_the_middle_is_taken(whole, ratio, box):
   assert box_of(np.asarray(out)) == box
 
 
+SIDES_224 = [
+  *((224, 224), (224, 196), (196, 224), (196, 196), (196, 168), (168, 196)),
+  *((168, 168), (168, 147), (147, 168), (147, 147)),
+]
+SMALL_SIDES_224 = [
+  *((147, 134), (134, 147), (134, 134), (134, 134), (134, 134), (134, 134)),
+  *((134, 123), (123, 134), (123, 123), (123, 123), (123, 123), (123, 123)),
+]
+
+
+def test_the_sizes_of_crops_for_pre_training():
+  sizes = augment.crop_sizes(224, augment.CROP_SCALES_BASE)
+  assert sorted(sizes) == sorted(SIDES_224)
+  sizes = augment.crop_sizes(224, augment.CROP_SCALES_LARGE)
+  assert sorted(sizes) == sorted(SIDES_224 + SMALL_SIDES_224)
+  assert len(sizes) == 22
+
+
+@pytest.mark.parametrize(
+  ('side', 'scale', 'cropped'),
+  [(16, 0.875, 16), (24, 0.875, 21), (224, 0.992, 224), (224, 0.99, 221)],
+)
+def test_a_crop_that_is_almost_whole_is_whole(side, scale, cropped):
+  assert augment.crop_sizes(side, (scale,)) == [(cropped, cropped)]
+
+
+def scaled_boxes(side, scales, count):
+  crop = functools.partial(
+    augment.multi_scale_crop, clip=ramp(1, side, side), scales=scales
+  )
+  out = jax.jit(jax.vmap(crop))(jax.random.split(KEY, count))
+  return {tuple(map(int, box_of(each))) for each in np.asarray(out)}
+
+
+def test_a_crop_for_pre_training_lies_in_one_of_13_places():
+  # 24 of 32 pixels: quarters of the room are 2 pixels.
+  corners = {(0, 0), (0, 8), (8, 0), (8, 8), (4, 4), (0, 4), (8, 4), (4, 0)}
+  corners |= {(4, 8), (2, 2), (2, 6), (6, 2), (6, 6)}
+  boxes = scaled_boxes(32, (0.75,), 300)
+  assert boxes == {(*corner, 24, 24) for corner in corners}
+
+
+def test_crops_for_pre_training_are_always_enumerated_ones():
+  sides, quarters = (40, 35, 30, 26), {40: 0, 35: 1, 30: 2, 26: 3}
+  expected = {
+    (row * quarters[sides[i]], column * quarters[sides[j]], sides[i], sides[j])
+    for i in range(4)
+    for j in range(4)
+    if abs(i - j) <= 1
+    for row, column in np.ndindex(5, 5)
+    if (row + column) % 2 == 0
+  }
+  boxes = scaled_boxes(40, augment.CROP_SCALES_BASE, 1500)
+  assert boxes <= expected
+  assert {box[2:] for box in boxes} == {box[2:] for box in expected}
+  assert len(boxes) > 0.9 * len(expected)
+
+
+def test_a_crop_for_pre_training_is_pils():
+  video = jax.random.randint(KEY, (2, 48, 48, 3), 0, 256).astype(jnp.uint8)
+  places = augment.multi_scale_crop(KEY, ramp(1, 48, 48), scales=(0.6,))
+  top, left, height, width = map(int, box_of(np.asarray(places)))
+  out = augment.multi_scale_crop(KEY, video.astype(float), scales=(0.6,))
+  for frame, ours in zip(np.asarray(video), out, strict=True):
+    image = Image.fromarray(frame)
+    image = image.crop((left, top, left + width, top + height))
+    image = image.resize((48, 48), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(ours, np.asarray(image, float), atol=1)
+  assert (height, width) == (28, 28)
+
+
 # ----- erasing --------------------------------------------------------------
 
 
@@ -321,6 +393,19 @@ def test_augment_crops_the_clip():
   np.testing.assert_allclose(cropped[..., :2], expected[..., :2], atol=1e-3)
 
 
+def test_augment_crops_for_pre_training():
+  video = np.asarray(ramp(2, 40, 40)[None] * 6, np.uint8)
+  video = np.repeat(video, 16, axis=0)
+  for name, smallest in (('base', 26), ('large', 22)):
+    change = augment.Augment(flip=False, multi_scale=name)
+    out = np.asarray(jax.jit(change)(KEY, video))
+    pixels = out * np.array(augment.STD) + np.array(augment.MEAN)
+    boxes = np.array([box_of(each) for each in pixels * 42.5])
+    assert boxes[:, 2:].max() == 40
+    assert boxes[:, 2:].min() == smallest
+    assert len({tuple(box) for box in boxes}) > 8
+
+
 def test_augment_erases_after_it_normalised():
   video = np.zeros((8, 16, 16, 16, 3), np.uint8)
   change = jax.jit(augment.Augment(flip=False, erase=1.0))
@@ -340,7 +425,16 @@ def test_a_configuration_asks_for_augmentation():
   data = config.DataConfig(resized_crop=True, erase=0.25)
   assert config.augment(data).resized_crop
   assert config.augment(data).erase == 0.25
-  for wrong in ({'erase': 1.5}, {'mixup_alpha': -1.0}, {'cutmix_alpha': -1.0}):
+  data = config.DataConfig(rand_augment=True, multi_scale='large')
+  assert config.augment(data).rand_augment
+  assert config.augment(data).multi_scale == 'large'
+  config.validate(config.Config(data=data))
+  for wrong in (
+    {'erase': 1.5},
+    {'multi_scale': 'small'},
+    {'mixup_alpha': -1.0},
+    {'cutmix_alpha': -1.0},
+  ):
     cfg = config.Config(data=config.DataConfig(**wrong))
     with pytest.raises(MiraInputError, match=f'data.{next(iter(wrong))}'):
       config.validate(cfg)

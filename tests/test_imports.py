@@ -19,6 +19,7 @@ FLOORS = {
   'mira_jax.kernels': 0,
   'mira_jax.plugins': 0,
   'mira_jax.augment': 0,
+  'mira_jax.randaugment': 0,
   'mira_jax.mixing': 0,
   'mira_jax.metrics': 0,
   'mira_jax.errors': 0,
