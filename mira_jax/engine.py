@@ -309,7 +309,8 @@ def load_backbone(
     The engine and the card, {} of a file that has none.
 
   Raises:
-    MiraInputError: see `weights.load_weights`, `build_model`, `transfer`.
+    MiraInputError: see `weights.load_weights`, `build_model`, `transfer`; or
+      the backbone is not whole.
   """
   card: dict[str, Any] = {}
   if fields is None:
@@ -319,7 +320,12 @@ def load_backbone(
   model = build_model({**fields, 'num_classes': 0})
   size = (1, model.frames, model.image_size, model.image_size, 3)
   fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(size))
-  variables, _ = transfer(jax.device_get(fresh), path)
+  variables, told = transfer(jax.device_get(fresh), path)
+  # What a source lacks stays random: no features to compare anything by.
+  if missing := [n for n in told.missing if n.startswith('params/')]:
+    hint = f'it lacks {len(missing)} tensors of the model, first {missing[0]}'
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('bad_weights', path, hint, exit_code=code)
   return Engine(model, variables, batch_size), card
 
 

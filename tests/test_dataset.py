@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import pathlib
@@ -14,7 +15,7 @@ import textwrap
 import numpy as np
 import pytest
 
-from mira_jax.data import dataset, decode
+from mira_jax.data import dataset, decode, pool
 from mira_jax.data.dataset import Clip
 from mira_jax.errors import ExitCode, MiraInputError
 
@@ -232,3 +233,65 @@ def test_a_newer_version_is_refused(tmp_path, monkeypatch):
   _write(tmp_path, train=_clips(1))
   monkeypatch.setattr(dataset, 'VERSION', '1.0.0')
   assert _code(dataset.open, tmp_path)[0] == 'too_new'
+
+
+# ----- the index ------------------------------------------------------------
+
+
+def _rows(index: dataset.ClipIndex) -> list[tuple]:
+  columns = (index.clip_id, index.label, index.subject, index.fold)
+  return list(zip(*(x.tolist() for x in columns), strict=True))
+
+
+def _facts(clips: list[Clip]) -> list[tuple]:
+  return [(c.clip_id, c.label, c.subject, c.fold) for c in clips]
+
+
+def test_the_index_says_what_the_records_say(tmp_path):
+  folder = _write(tmp_path, train=_clips(70), test=_clips(3))
+  written = (folder / dataset.INDEX).read_text()
+  made = dataset.open(tmp_path)
+  for split, count in (('train', 70), ('test', 3)):
+    index = made.index(split)
+    assert _rows(index) == _facts(_clips(count))
+    assert index.label.dtype == index.fold.dtype == np.int64
+  assert _code(made.index, 'val')[0] == 'no_split'
+  # A dataset that has none gets the same one, which then stays.
+  (folder / dataset.INDEX).unlink()
+  assert _rows(made.index('test')) == _facts(_clips(3))
+  assert (folder / dataset.INDEX).read_text() == written
+  assert not list(folder.glob('*.part'))
+
+
+def test_labels_may_be_numpy_integers(tmp_path):
+  clip = dataclasses.replace(_clips(1)[0], label=np.int32(1), fold=np.int64(2))
+  _write(tmp_path, train=[clip])
+  index = dataset.open(tmp_path).index('train')
+  assert (index.label.tolist(), index.fold.tolist()) == ([1], [2])
+
+
+def test_a_damaged_record_has_a_row_of_its_own(tmp_path):
+  folder = _write(tmp_path, train=_clips(40))
+  records = next(folder.glob('*.array_record*'))
+  data = bytearray(records.read_bytes())
+  data[5000] ^= 0xFF
+  records.write_bytes(data)
+  (folder / dataset.INDEX).unlink()
+  made = dataset.open(tmp_path)
+  index, whole = made.index('train'), _facts(_clips(40))
+  (bad,) = np.flatnonzero(index.label < 0)
+  assert _code(made.source('train').__getitem__, int(bad))[0] == 'damaged'
+  whole[bad] = ('', -1, '', -1)
+  assert _rows(index) == whole
+  # Nobody takes label -1 for the last class.
+  kept = pool.of_dataset(made, ['train'])
+  assert bad not in kept.where[:, 1]
+  assert kept.counts == np.bincount(np.delete(index.label, bad)).tolist()
+
+
+def test_an_index_needs_no_place_to_be_kept(tmp_path):
+  folder = _write(tmp_path, train=_clips(4))
+  (folder / dataset.INDEX).unlink()
+  (folder / f'{dataset.INDEX}.{os.getpid()}.part').mkdir()  # in the way
+  assert _rows(dataset.open(tmp_path).index('train')) == _facts(_clips(4))
+  assert not (folder / dataset.INDEX).exists()

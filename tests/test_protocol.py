@@ -250,6 +250,6 @@ def test_an_index_that_does_not_fit_is_damaged(tmp_path):
   path.write_text(path.read_text().replace('[0, 0, 0]', '[0, 0]'))
   with pytest.raises(MiraInputError, match='2 of 3'):
     made.index('train')
-  path.unlink()
+  path.write_text('{')
   with pytest.raises(MiraInputError, match='damaged'):
     made.index('train')

@@ -3,9 +3,10 @@
   mira features DATASET --out FILE.npz (--workdir RUN | --weights FILE)
 
 The model is a finished run, a pre-training as well as a classifier, or a
-weights file; its head is not used. The file holds the arrays features [C, D],
-label, clip_id, subject, fold, split [C] and class_names [K], and `about`, JSON
-that says where they are from. `mira probe` reads it, and so does numpy.load.
+weights file; its head is not used: features are what is pooled after the last
+norm, averaged over views. The file holds the arrays features [C, D], label,
+clip_id, subject, fold, split [C] and class_names [K], and `about`, JSON that
+says where they are from. `mira probe` reads it, and so does numpy.load.
 
 A safetensors file with the names of the authors' PyTorch code needs
 --config FILE:ARGUMENT beside --weights, such as configs/dfew.py:B,exact, which
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import hashlib
 import os
 import pathlib
 import runpy
@@ -24,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax import engine, transfer
+from mira_jax import engine, feature_file, training, transfer
 from mira_jax.cli import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline
@@ -58,20 +59,28 @@ def run(args: argparse.Namespace) -> int:
     args.workdir or args.weights, args.batch_size, fields
   )
   rules = card.get('preprocessing') or rules
+  source = transfer.weights_path(args.workdir or args.weights)
   parts = [_split(scorer, dataset, split, rules, args) for split in splits]
   arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
   about = {
     'dataset': dataset.name,
+    'fingerprint': training.fingerprint(dataset),
     'views': args.views,
-    'weights': str(transfer.weights_path(args.workdir or args.weights)),
+    'weights': str(source),
+    'weights_sha256': _sha256(source),
     'card': card,
   }
-  _write(out, arrays, dataset.class_names, about)
+  feature_file.write(out, arrays, dataset.class_names, about)
   count, dim = arrays['features'].shape
   print(
     f'features: {out} ({count} clips of {", ".join(splits)}, {dim} numbers)'
   )
   return ExitCode.OK
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _model_of_config(
@@ -123,22 +132,3 @@ def _split(
       for field in dataclasses.fields(index)
     },
   }
-
-
-def _write(
-  out: pathlib.Path,
-  arrays: dict[str, np.ndarray],
-  class_names: tuple[str, ...],
-  about: dict[str, Any],
-) -> None:
-  """Writes the file; whatever was there stays until it is complete."""
-  part = out.with_name(out.name + '.part')
-  out.parent.mkdir(parents=True, exist_ok=True)
-  with part.open('wb') as file:
-    np.savez(
-      file,
-      class_names=np.array(class_names),
-      about=np.array(json.dumps(about)),
-      **arrays,
-    )
-  os.replace(part, out)

@@ -15,6 +15,7 @@ import dataclasses
 import fcntl
 import itertools
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -61,16 +62,22 @@ class PreparedDataset:
     return ClipSource(self.directory, split)
 
   def index(self, split: str) -> ClipIndex:
-    """What is known of every clip of a split.
+    """What is known of every clip of a split, one row per clip.
+
+    A dataset without an index gets one by a pass over its records. There a
+    clip that cannot be read has label -1.
 
     Raises:
       MiraInputError: there is no such split, or its index is damaged.
     """
     count = len(self.source(split))
     path = self.directory / INDEX
+    if not path.exists():
+      columns = {name: _columns(self.source(name)) for name in self.splits}
+      _cache(path, columns)
+      return _clip_index(columns[split])
     try:
-      columns = json.loads(path.read_text())[split]
-      index = ClipIndex(**{n: np.array(x) for n, x in columns.items()})
+      index = _clip_index(json.loads(path.read_text())[split])
     except (OSError, ValueError, KeyError, TypeError) as error:
       hint = f'it cannot be read, prepare the dataset again ({error})'
       raise _data_error('damaged', path, hint) from error
@@ -86,7 +93,7 @@ class ClipIndex:
 
   Attributes:
     clip_id: str [C].
-    label: int [C].
+    label: int [C]; -1 where the clip cannot be read, and all else is unknown.
     subject: str [C]; '' where unknown.
     fold: int [C]; -1 where there are none.
   """
@@ -95,6 +102,43 @@ class ClipIndex:
   label: np.ndarray
   subject: np.ndarray
   fold: np.ndarray
+
+
+_COLUMNS = tuple(field.name for field in dataclasses.fields(ClipIndex))
+
+
+def _clip_index(columns: Mapping[str, list]) -> ClipIndex:
+  return ClipIndex(**{name: np.array(x) for name, x in columns.items()})
+
+
+def _columns(source: ClipSource) -> dict[str, list]:
+  """The columns of an index, from the records themselves."""
+  rows = []
+  for i in range(len(source)):
+    try:
+      rows.append(_row(source[i]))
+    except MiraInputError:
+      rows.append(('', -1, '', -1))  # keeps the others in their places
+  return _transposed(rows)
+
+
+def _row(clip: Clip) -> tuple[str, int, str, int]:
+  return clip.clip_id, int(clip.label), clip.subject, int(clip.fold)
+
+
+def _transposed(rows: Sequence[tuple]) -> dict[str, list]:
+  return dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
+
+
+def _cache(path: pathlib.Path, columns: Mapping[str, dict[str, list]]) -> None:
+  """Writes an index whole or, where nothing can be written, not at all."""
+  part = path.with_name(f'{path.name}.{os.getpid()}.part')
+  try:
+    part.write_text(json.dumps(columns))
+    os.replace(part, path)
+  except OSError:
+    with contextlib.suppress(OSError):
+      part.unlink()
 
 
 class ClipSource:
@@ -174,7 +218,8 @@ def write(
       index = _write_splits(info, splits)
       if not info.splits:
         raise _data_error('no_clips', out, 'no split has a clip')
-      (partial / INDEX).write_text(json.dumps(index))
+      with _disk_errors(str(partial)):
+        (partial / INDEX).write_text(json.dumps(index))
       partial.rename(final)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
@@ -258,23 +303,20 @@ def _write_splits(
   splits: Mapping[str, Callable[[], Iterable[Clip]]],
 ) -> dict[str, dict[str, list]]:
   """Streams clips to disk; returns what INDEX holds."""
-  columns = [field.name for field in dataclasses.fields(ClipIndex)]
-  index = {}
+  rows = {}
   writer = tfds.core.SequentialWriter(
     info, _CLIPS_PER_SHARD, file_format='array_record'
   )
   for split, clips in splits.items():
     stream = iter(clips())
     while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
-      rows = index.setdefault(split, {name: [] for name in columns})
-      for name in columns:
-        rows[name] += [getattr(clip, name) for clip in batch]
+      rows.setdefault(split, []).extend(map(_row, batch))
       with _disk_errors(info.data_dir):
         writer.initialize_splits([split], fail_if_exists=False)
         writer.add_examples({split: [records.example(c) for c in batch]})
   with _disk_errors(info.data_dir):
     writer.close_all()
-  return index
+  return {split: _transposed(found) for split, found in rows.items()}
 
 
 @contextlib.contextmanager

@@ -72,12 +72,13 @@ def of_dataset(
     splits: of it, in this order.
     class_names: of the pool; by default the dataset's own.
     rename: the pool's name of each class of the dataset; clips of a class that
-      has none in `class_names` are left out.
+      has none in `class_names` are left out, as are those of label -1.
   """
   names = tuple(class_names or dataset.class_names)
   rename = rename or {name: name for name in dataset.class_names}
   place = {name: i for i, name in enumerate(names)}
-  new = np.array([place.get(rename.get(n), -1) for n in dataset.class_names])
+  new = [place.get(rename.get(name), -1) for name in dataset.class_names]
+  new = np.array([*new, -1])  # the last is of label -1, a damaged clip
   parts = [dataset.index(split) for split in splits]
   label = new[np.concatenate([part.label for part in parts])]
   pool = Pool(

@@ -1,0 +1,182 @@
+"""Files of features: arrays of the clips of a dataset, one row per clip.
+
+A file holds features [C, D], label, clip_id, subject, fold, split [C],
+class_names [K] and `about`, JSON that says where they are from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mira_jax.errors import ExitCode, MiraInputError
+
+Features = dict[str, np.ndarray]  # by the names above
+ROWS = ('features', 'label', 'clip_id', 'subject', 'fold', 'split')
+
+
+def write(
+  out: str | os.PathLike[str],
+  rows: Features,
+  class_names: tuple[str, ...],
+  about: Mapping[str, Any],
+) -> None:
+  """Writes a file; whatever was there stays until it is complete.
+
+  Args:
+    out: its name.
+    rows: the arrays of ROWS.
+    class_names: K names.
+    about: JSON values: dataset (its name), weights_sha256, and what else helps.
+  """
+  out = pathlib.Path(out)
+  part = out.with_name(out.name + '.part')
+  out.parent.mkdir(parents=True, exist_ok=True)
+  with part.open('wb') as file:
+    np.savez(
+      file,
+      class_names=np.array(class_names),
+      about=np.array(json.dumps(dict(about))),
+      **{name: rows[name] for name in ROWS},
+    )
+  os.replace(part, out)
+
+
+def read(path: str | os.PathLike[str]) -> Features:
+  """The arrays of a file.
+
+  Raises:
+    MiraInputError: it is not one, or what it holds does not fit together.
+  """
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      data = dict(file)
+  except (
+    OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError,
+  ) as error:  # fmt: skip
+    hint = f'write one with `mira features` ({error})'
+    raise MiraInputError('not_features', path, hint) from error
+  if wrong := _wrong(data):
+    hint = f'{wrong}; write it with `mira features`'
+    raise MiraInputError('not_features', path, hint)
+  if not np.isfinite(data['features']).all():
+    hint = 'a feature is NaN or infinite: check the weights'
+    raise MiraInputError('not_finite', path, hint, exit_code=ExitCode.NUMERIC)
+  return data
+
+
+def _wrong(data: Features) -> str:
+  """What keeps arrays from being features; '' when nothing does."""
+  missing = [n for n in (*ROWS, 'class_names', 'about') if n not in data]
+  if missing:
+    return f'it has no {missing[0]}'
+  if data['features'].ndim != 2 or not len(data['features']):
+    return f'features are {list(data["features"].shape)}, not clips by numbers'
+  clips = len(data['features'])
+  uneven = [name for name in ROWS if data[name].shape[:1] != (clips,)]
+  if uneven:
+    return f'{uneven[0]} is not of {clips} clips'
+  label, classes = data['label'], len(data['class_names'])
+  if label.dtype.kind not in 'iu' or not 0 <= label.min() <= label.max() < (
+    classes
+  ):
+    return f'labels must be whole numbers from 0 to {classes - 1}'
+  try:
+    about(data)
+  except (TypeError, ValueError):
+    return 'about is not JSON'
+  return ''
+
+
+def about(data: Features) -> dict[str, Any]:
+  """Where features are from."""
+  return dict(json.loads(str(data['about'])))
+
+
+def train_and_test(train: Features, test: Features) -> Features:
+  """One file's clips as the split 'train', another's as the split 'test'.
+
+  Subjects get the name of their dataset in front, as number 3 of one is not
+  number 3 of another.
+
+  Raises:
+    MiraInputError: their classes or the weights that made them differ, or a
+      clip is in both.
+  """
+  ours, theirs = about(train), about(test)
+  named = [x['class_names'].tolist() for x in (train, test)]
+  if named[0] != named[1]:
+    hint = f'the training clips have {named[0]}, in this order'
+    raise _data_error('other_classes', f'classes {named[1]}', hint)
+  same = ours.get('weights_sha256') == theirs.get('weights_sha256')
+  if not same or train['features'].shape[1:] != test['features'].shape[1:]:
+    hint = 'other weights made the training features; use the same for both'
+    raise _data_error('other_weights', str(theirs.get('weights')), hint)
+  if ours.get('dataset') == theirs.get('dataset'):
+    both = np.intersect1d(train['clip_id'], test['clip_id'])
+    if len(both):
+      hint = f'{len(both)} clips are in both files; write one with --splits'
+      raise _data_error('clip_in_both', str(both[0]), hint)
+  joined = {n: np.concatenate([train[n], test[n]]) for n in ROWS}
+  joined['split'] = np.repeat(
+    ['train', 'test'], [len(train['label']), len(test['label'])]
+  )
+  joined['subject'] = np.concatenate(
+    [_named(x['subject'], y) for x, y in ((train, ours), (test, theirs))]
+  )
+  return joined | {
+    'class_names': train['class_names'],
+    'about': np.array(json.dumps({'train': ours, 'test': theirs})),
+  }
+
+
+def _named(subjects: np.ndarray, origin: Mapping[str, Any]) -> np.ndarray:
+  return np.array([s and f'{origin.get("dataset")}/{s}' for s in subjects])
+
+
+def partition(
+  data: Features, protocol: str
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Fold -> masks [C] of its training and of its tested clips.
+
+  Args:
+    data: of `read`.
+    protocol: 'split' trains on the split train and tests the split test,
+      'folds' are the stored ones, 'loso' leaves one subject out.
+
+  Raises:
+    MiraInputError: the clips lack what the protocol needs.
+  """
+  if protocol == 'split':
+    train, test = (data['split'] == name for name in ('train', 'test'))
+    if not (train.any() and test.any()):
+      found = ', '.join(np.unique(data['split']))
+      hint = 'it needs the splits train and test; use --protocol=loso or '
+      hint += 'folds, or --test=OTHER.npz'
+      raise _data_error('no_split', f'splits {found}', hint)
+    return {'test': (train, test)}
+  if protocol == 'loso':
+    keys, shown = data['subject'], '{}'
+    unknown, need = keys == '', 'subject'
+  else:
+    keys, shown = data['fold'], 'fold {}'
+    unknown, need = keys < 0, 'fold'
+  if unknown.any():
+    hint = f'{unknown.sum()} clips have no {need}; prepare them with a table '
+    hint += f'that has a column {need}'
+    raise _data_error(f'no_{need}s', protocol, hint)
+  groups = np.unique(keys)
+  if len(groups) < 2:
+    hint = f'all clips are of {need} {groups[0]}'
+    raise _data_error('one_fold', protocol, hint)
+  return {shown.format(g): (keys != g, keys == g) for g in groups}
+
+
+def _data_error(code: str, path: str, hint: str) -> MiraInputError:
+  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)
