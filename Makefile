@@ -21,7 +21,7 @@ demo: $(STAMP)
 	@echo "your own clip:      $(BIN)/mira predict CLIP --workdir=$(RUN)"
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 test-aot: $(STAMP)
 	$(BIN)/python tests/aot/install.py tpu $(VENV)/aot-tpu

@@ -19,7 +19,7 @@ from mira_jax.metrics import average_views
 from mira_jax.mira import MiraConfig
 from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
-from mira_jax.transfer import transfer, weights_path
+from mira_jax.transfer import Transfer, transfer, weights_path
 from mira_jax.weights import WEIGHTS, flatten, load_weights
 
 PyTree = Any
@@ -296,7 +296,7 @@ def load_backbone(
   path: str | os.PathLike[str],
   batch_size: int = 8,
   fields: Mapping[str, Any] | None = None,
-) -> tuple[Engine, dict[str, Any]]:
+) -> tuple[Engine, dict[str, Any], Transfer]:
   """An engine that gives features, from a classifier or a pre-training.
 
   Args:
@@ -306,7 +306,8 @@ def load_backbone(
     fields: of ViViT as JSON; by default those of the card.
 
   Returns:
-    The engine and the card, {} of a file that has none.
+    The engine, the card ({} of a file that has none), and what became of the
+    tensors.
 
   Raises:
     MiraInputError: see `weights.load_weights`, `build_model`, `transfer`; or
@@ -326,7 +327,7 @@ def load_backbone(
     hint = f'it lacks {len(missing)} tensors of the model, first {missing[0]}'
     code = ExitCode.CHECKPOINT
     raise MiraInputError('bad_weights', path, hint, exit_code=code)
-  return Engine(model, variables, batch_size), card
+  return Engine(model, variables, batch_size), card, told
 
 
 def _check_card(card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:

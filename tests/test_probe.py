@@ -427,7 +427,7 @@ def test_features_are_the_models_for_every_clip(place):
   # Of one clip, as the model computes them: two windows, averaged.
   made = dataset.open(place / 'data')
   clip = made.source('test')[4]
-  scorer, _ = engine.load_backbone(place / 'run')
+  scorer, _, _ = engine.load_backbone(place / 'run')
   frames = np.stack([decode.decode_jpeg(f) for f in clip.frames])
   views, _ = scorer.cut_views(frames, rate=1, views=2, fit='crop')
   expected = scorer.model.apply(

@@ -176,7 +176,7 @@ def test_another_size_or_model_is_refused_in_one_line(tmp_path):
 def test_the_backbone_of_a_pretraining_gives_features(tmp_path):
   _, source = autoencoder()
   save(tmp_path, source, card(pretrain=True))
-  scorer, about = engine.load_backbone(tmp_path, batch_size=2)
+  scorer, about, _ = engine.load_backbone(tmp_path, batch_size=2)
   assert scorer.model.num_classes == 0
   assert about['pretrain']['mask'] == 'tube'
   video = jax.random.normal(jax.random.key(3), (2, *SIZE[1:]))
@@ -202,7 +202,7 @@ def test_a_pytorch_file_has_features_when_it_is_told_its_size(tmp_path):
   path = tmp_path / 'torch.safetensors'
   safetensors.numpy.save_file(state, path)
   fields = dataclasses.asdict(CONFIG)
-  scorer, about = engine.load_backbone(path, fields=fields)
+  scorer, about, _ = engine.load_backbone(path, fields=fields)
   assert about == {}
   same(scorer._variables['params']['norm'], source['params']['norm'])
   with pytest.raises(MiraInputError, match='no card'):

@@ -55,9 +55,10 @@ def run(args: argparse.Namespace) -> int:
   dataset = prepared.open(args.dataset)
   splits = args.splits.split(',') if args.splits else list(dataset.splits)
   fields, rules = _model_of_config(args.config)
-  scorer, card = engine.load_backbone(
+  scorer, card, told = engine.load_backbone(
     args.workdir or args.weights, args.batch_size, fields
   )
+  print(told)
   rules = card.get('preprocessing') or rules
   source = transfer.weights_path(args.workdir or args.weights)
   parts = [_split(scorer, dataset, split, rules, args) for split in splits]
