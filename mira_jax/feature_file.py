@@ -57,10 +57,12 @@ def read(path: str | os.PathLike[str]) -> Features:
   try:
     with np.load(path, allow_pickle=False) as file:
       data = dict(file)
-  except (
-    OSError, ValueError, TypeError, zipfile.BadZipFile, EOFError,
-  ) as error:  # fmt: skip
-    hint = f'write one with `mira features` ({error})'
+  except OSError as error:
+    hint = f'write one with `mira features` ({error.strerror or error})'
+    raise MiraInputError('not_features', path, hint) from error
+  except (ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
+    # numpy's own words offer to unpickle the file, which could run code.
+    hint = 'it is no .npz of arrays; write one with `mira features`'
     raise MiraInputError('not_features', path, hint) from error
   if wrong := _wrong(data):
     hint = f'{wrong}; write it with `mira features`'

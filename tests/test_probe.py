@@ -524,7 +524,11 @@ def test_other_files_are_no_features(place, tmp_path, capsys):
   assert 'it has no label' in capsys.readouterr().err
   path.write_bytes(b'nothing')
   assert cli.main(['probe', str(path)]) == ExitCode.USAGE
-  assert 'mira features' in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert 'mira features' in error
+  assert 'pickle' not in error
+  assert cli.main(['probe', str(tmp_path / 'absent.npz')]) == ExitCode.USAGE
+  assert 'No such file' in capsys.readouterr().err
   code = cli.main(
     ['features', str(place / 'data'), '--workdir', str(place / 'run'), '--out',
      str(tmp_path / 'x.npy')]
