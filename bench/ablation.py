@@ -1,13 +1,14 @@
 """Does MiRA help? The same training without it, and in both modes.
 
-  python bench/ablation.py [--seeds 5] [--epochs 12] [--difficulty micro]
+  python bench/ablation.py [--seeds 5] [--epochs 12] [--init-from RUN]
 
-Trains a small transformer on drawn faces with weak and brief expressions, from
-random weights, once per mode and seed. A seed fixes the initial weights, the
-order of the clips, their augmentation and the validation clips, so runs of the
-same seed are pairs: the table has the mean and the standard deviation of each
-mode, and the mean difference to plain with a two-sided paired t-test. The
-tested weights are those that the validation clips choose.
+Trains a small transformer on drawn faces with weak and brief expressions, once
+per mode and seed, from random weights or from those of --init-from. A seed
+fixes the initial weights (of the head, if the others are given), the order of
+the clips, their augmentation and the validation clips, so runs of the same seed
+are pairs: the table has the mean and the standard deviation of each mode, and
+the mean difference to plain with a two-sided paired t-test. The tested weights
+are those that the validation clips choose.
 
 Runs are kept below --workdir; a second start goes on where the first stopped.
 The JSON goes to --out with the command, the versions and the date.
@@ -46,6 +47,8 @@ def configuration(args: argparse.Namespace, mode: str, seed: int):
   cfg.seed = seed
   cfg.data.dataset = f'data/synthetic_faces/{args.difficulty}'
   cfg.train.epochs = args.epochs
+  cfg.train.init_from = args.init_from
+  cfg.eval.watch_test = False
   cfg.train.log_every = 50
   return cfg
 
@@ -119,6 +122,9 @@ def main() -> None:
   parser.add_argument('--epochs', type=int, default=12)
   parser.add_argument(
     '--difficulty', choices=('macro', 'micro'), default='micro'
+  )
+  parser.add_argument(
+    '--init-from', default='', help='a run that all of them start from'
   )
   parser.add_argument('--workdir', default='runs/ablation')
   parser.add_argument('--out', default='bench/results/ablation.json')
