@@ -206,7 +206,7 @@ def _report_folds(
   protocol: str,
 ) -> None:
   folds, class_names = [fold for fold, _ in scored], scored[0][1]
-  title = f'{workdir.resolve().name}: {len(folds)} folds, {protocol}'
+  title = f'{workdir.resolve().name}: protocol {protocol}, {len(folds)} folds'
   rich.print(outcome.folds_table(folds, class_names, title))
   folder = workdir / 'eval' / 'folds'
   folder.mkdir(parents=True, exist_ok=True)

@@ -186,24 +186,24 @@ def folds_table(
     for name in (LAST, BEST_ON_TEST)
     if all(fold.result(name) for fold in folds)
   ]
-  lines = _table('fold', 'clips', 'WAR', 'UAR', 'macro F1', *also)
+  lines = _table('fold, %', 'clips', 'WAR', 'UAR', 'macro F1', *also)
   for fold in folds:
     s = score(fold.matrix)
-    cells = [fold.name, f'{s.clips}', *_percents(s.war, s.uar, s.macro_f1)]
-    cells += _percents(*(fold.result(name).scores.war for name in also))
+    cells = [fold.name, f'{s.clips}', *_numbers(s.war, s.uar, s.macro_f1)]
+    cells += _numbers(*(fold.result(name).scores.war for name in also))
     lines.add_row(*map(Text, cells))
   told = folds_dict(folds, class_names)
   means, whole = told['mean_of_folds'], score(pooled(folds))
   lines.add_section()
   spreads = [
-    f'{100 * means[n]["mean"]:.1f} ± {100 * means[n]["sd"]:.1f} %'
+    f'{100 * means[n]["mean"]:.1f} ± {100 * means[n]["sd"]:.1f}'
     for n in ('war', 'uar', 'macro_f1')
   ]
-  others = _percents(
+  others = _numbers(
     *(np.mean([f.result(n).scores.war for f in folds]) for n in also)
   )
   lines.add_row('mean of folds', '', *spreads, *others, style='bold')
-  totals = _percents(whole.war, whole.uar, whole.macro_f1)
+  totals = _numbers(whole.war, whole.uar, whole.macro_f1)
   lines.add_row('pooled', f'{whole.clips}', *totals, style='bold')
   notes = f'{" and ".join(also)}: WAR. {_WARNED}' if also else ''
   return Group(
@@ -236,5 +236,9 @@ def _table(first: str, *others: str) -> Table:
   return lines
 
 
+def _numbers(*values: float) -> list[str]:
+  return [f'{100 * value:.1f}' for value in values]
+
+
 def _percents(*values: float) -> list[str]:
-  return [f'{100 * value:.1f} %' for value in values]
+  return [f'{number} %' for number in _numbers(*values)]

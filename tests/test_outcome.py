@@ -85,6 +85,25 @@ def test_folds_are_averaged_and_pooled_apart():
   json.dumps(told, allow_nan=False)
 
 
+def test_the_fold_table_fits_eighty_columns():
+  rows = outcome.rows(
+    {100000: FOLDS[0].matrix},
+    {100000: FOLDS[0].matrix},
+    chosen=100000,
+    last=100000,
+    by_val=True,
+  )
+  folds = [
+    outcome.Fold(name=f'fold {i}', matrix=FOLDS[0].matrix * 999, results=rows)
+    for i in range(5)
+  ]
+  console = rich.console.Console(file=io.StringIO(), width=80)
+  console.print(outcome.folds_table(folds, ('a', 'b'), 'five folds'))
+  shown = console.file.getvalue()
+  assert '…' not in shown
+  assert 'best on test' in shown
+
+
 def test_the_fold_table_shows_mean_and_pool_together():
   shown = text(outcome.folds_table(FOLDS, ('a', 'b'), 'three folds'))
   lines = [line.split() for line in shown.splitlines()]
