@@ -186,7 +186,7 @@ def folds_table(
     for name in (LAST, BEST_ON_TEST)
     if all(fold.result(name) for fold in folds)
   ]
-  lines = _table('fold, %', 'clips', 'WAR', 'UAR', 'macro F1', *also)
+  lines = _table('fold, %', 'clips', 'WAR', 'UAR', 'F1', *also)
   for fold in folds:
     s = score(fold.matrix)
     cells = [fold.name, f'{s.clips}', *_numbers(s.war, s.uar, s.macro_f1)]
@@ -202,10 +202,12 @@ def folds_table(
   others = _numbers(
     *(np.mean([f.result(n).scores.war for f in folds]) for n in also)
   )
-  lines.add_row('mean of folds', '', *spreads, *others, style='bold')
+  lines.add_row('mean', '', *spreads, *others, style='bold')
   totals = _numbers(whole.war, whole.uar, whole.macro_f1)
   lines.add_row('pooled', f'{whole.clips}', *totals, style='bold')
-  notes = f'{" and ".join(also)}: WAR. {_WARNED}' if also else ''
+  notes = 'mean ± standard deviation of folds; pooled: all clips; F1: macro'
+  if also:
+    notes += f'\n{" and ".join(also)}: WAR; {_WARNED}'
   return Group(
     Text(title, 'bold'),
     lines,

@@ -229,7 +229,7 @@ def test_folds_are_trained_and_then_only_scored(levels, tmp_path):
   again = command('eval.py', place, '--folds=all')
   assert again.returncode == 0, again.stderr
   assert 'training' not in again.stdout
-  assert 'mean of folds' in again.stdout
+  assert 'mean ± standard deviation' in again.stdout
   assert 'pooled' in again.stdout
   wrong = command('eval.py', place, '--folds=0,3')
   assert wrong.returncode == 2
