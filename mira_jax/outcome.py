@@ -23,6 +23,7 @@ from rich.text import Text
 from mira_jax.metrics import Scores, score
 
 NAME = 'outcome.json'
+_COLUMNS = 64  # of a terminal, for all predicted classes
 CHOSEN, LAST, BEST_ON_TEST = 'chosen by validation', 'last', 'best on test'
 _WARNED = f'{BEST_ON_TEST}: chosen by the clips it is tested on'
 
@@ -220,7 +221,8 @@ def matrix_table(
   matrix: np.ndarray, class_names: Sequence[str]
 ) -> RenderableType:
   """Clips by true class (row) and predicted class (column)."""
-  lines = _table('true \\ predicted', *(name[:9] for name in class_names))
+  width = max(3, min(9, _COLUMNS // len(class_names) - 2))
+  lines = _table('true \\ predicted', *(name[:width] for name in class_names))
   for i, name in enumerate(class_names):
     cells = [
       Text(f'{count}', 'bold' if i == j else 'dim' if not count else '')
@@ -232,7 +234,7 @@ def matrix_table(
 
 def _table(first: str, *others: str) -> Table:
   lines = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
-  lines.add_column(first, no_wrap=True)
+  lines.add_column(first, overflow='fold')
   for name in others:
     lines.add_column(name, justify='right', no_wrap=True)
   return lines

@@ -94,11 +94,14 @@ def test_the_fold_table_fits_eighty_columns():
     by_val=True,
   )
   folds = [
-    outcome.Fold(name=f'fold {i}', matrix=FOLDS[0].matrix * 999, results=rows)
+    outcome.Fold(
+      name=f'a_dataset_of_faces_{i}', matrix=np.diag([999] * 7), results=rows
+    )
     for i in range(5)
   ]
   console = rich.console.Console(file=io.StringIO(), width=80)
-  console.print(outcome.folds_table(folds, ('a', 'b'), 'five folds'))
+  names = [f'happiness {i}' for i in range(7)]
+  console.print(outcome.folds_table(folds, names, 'five folds'))
   shown = console.file.getvalue()
   assert '…' not in shown
   assert 'best on test' in shown
