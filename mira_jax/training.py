@@ -250,7 +250,16 @@ def make_optimizer(
 def start_from(
   path: str, state: steps.TrainState, mesh: Mesh
 ) -> tuple[steps.TrainState, transfer.Transfer]:
-  """A fresh state with weights of another run; see `transfer.transfer`."""
+  """A fresh state with weights of another run; see `transfer.transfer`.
+
+  Raises:
+    MiraInputError: there is no such run or file, or see there.
+  """
+  if not transfer.weights_path(path).is_file():
+    hint = 'there are no weights; finish that run, name another one, or start '
+    hint += 'from random weights with an empty --config.train.init_from='
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('not_found', path, hint, exit_code=code)
   where = sharding.replicated(mesh)
   own = jax.device_get({'params': state.params, 'mira': state.mira})
   variables, told = transfer.transfer(own, path)

@@ -150,6 +150,14 @@ def test_a_pretraining_is_no_classifier(pretrained):
     engine.load_run(pretrained)
 
 
+def test_weights_to_start_from_must_be_there(levels, tmp_path):
+  cfg = tiny(levels, train={'init_from': str(tmp_path / 'absent')})
+  with pytest.raises(MiraInputError, match='random weights') as caught:
+    loop.train(cfg, training.open_workdir(str(tmp_path / 'run')))
+  assert caught.value.exit_code == 4
+  assert not (tmp_path / 'run' / 'weights.safetensors').exists()
+
+
 def test_a_linear_probe_trains_the_head_alone(levels, pretrained, tmp_path):
   cfg = tiny(levels)
   cfg.train.init_from = str(pretrained)
