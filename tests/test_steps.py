@@ -90,13 +90,8 @@ def test_parts_are_made_of_rows_that_lie_together():
   np.testing.assert_array_equal(parts, [[0, 2, 4, 6], [1, 3, 5, 7]])
 
 
-def test_every_part_draws_for_itself():
-  def noisy(params, mira, batch, key):
-    del batch
-    draw = jax.random.uniform(key)
-    loss = params['bias'].sum() * 0 + draw
-    return loss, ({'square': jnp.square(draw)}, mira)
-
+def one_step(objective, batch, **options):
+  """Metrics of a step of an objective that has one parameter."""
   mesh = sharding.make_mesh()
   optimizer = optax.sgd(0.0)
   state = steps.init_state(
@@ -104,10 +99,20 @@ def test_every_part_draws_for_itself():
   )
   state = jax.device_put(state, sharding.replicated(mesh))
   step = steps.make_train_step(
-    noisy, optimizer, lambda step: 0.0, mesh, accumulate=4
+    objective, optimizer, lambda step: 0.0, mesh, **options
   )
   with jax.set_mesh(mesh):
-    _, row = step(state, sharding.put_batch(clips(16), mesh), KEY)
+    return step(state, sharding.put_batch(batch, mesh), KEY)[1]
+
+
+def test_every_part_draws_for_itself():
+  def noisy(params, mira, batch, key):
+    del batch
+    draw = jax.random.uniform(key)
+    loss = params['bias'].sum() * 0 + draw
+    return loss, ({'square': jnp.square(draw)}, mira)
+
+  row = one_step(noisy, clips(16), accumulate=4)
   keys = jax.random.split(jax.random.fold_in(KEY, 0), 4)
   draws = np.array([jax.random.uniform(key) for key in keys])
   assert len(set(draws.tolist())) == 4
@@ -142,18 +147,8 @@ def test_repeated_clips_are_augmented_anew_each_time():
       mira,
     )  # fmt: skip
 
-  mesh = sharding.make_mesh()
-  optimizer = optax.sgd(0.0)
-  state = steps.init_state(
-    lambda key: {'params': {'bias': jnp.zeros(2)}}, optimizer, KEY
-  )
-  state = jax.device_put(state, sharding.replicated(mesh))
-  step = steps.make_train_step(
-    spy, optimizer, lambda step: 0.0, mesh, repeats=3
-  )
   batch = clips(4)
-  with jax.set_mesh(mesh):
-    _, row = step(state, sharding.put_batch(batch, mesh), KEY)
+  row = one_step(spy, batch, repeats=3)
   assert row['rows'] == row['distinct'] == 12
   assert row['labels'] == 3 * batch['label'].sum()
   draws = jax.vmap(jax.random.uniform)(
