@@ -16,6 +16,7 @@ from __future__ import annotations
 import copy
 import json
 import pathlib
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,29 +74,34 @@ def main(_):
 
 def evaluate_run(workdir: pathlib.Path) -> None:
   """Scores a run on its own test clips, or on another dataset."""
-  cfg = training.read_config(workdir)
-  scorer, card = engine.load_run(workdir, cfg.data.batch_size)
+  matrix, class_names, facts = _scored(workdir)
+  name = facts['tested']
+  if jax.process_index() > 0:
+    return
+  title = f'{name}: {workdir.resolve().name}'
+  rich.print(report.evaluation_table(matrix, class_names, title))
+  path = report.write_evaluation(
+    workdir / 'eval' / name.replace(', ', '-').replace(' ', '_'),
+    matrix=matrix,
+    class_names=class_names,
+    metadata=facts,
+    title=title,
+  )
+  print(f'scores: {path}')
+
+
+def _scored(
+  run: pathlib.Path,
+) -> tuple[np.ndarray, tuple[str, ...], dict[str, Any]]:
+  """Confusion matrix and class names of a run's test, and what was tested."""
+  cfg = training.read_config(run)
+  scorer, card = engine.load_run(run, cfg.data.batch_size)
   source, name = _test_clips(cfg, card)
   views = _VIEWS.value or cfg.eval.views
   rules = inputs.reading(cfg)
   matrix = inputs.score_source(scorer, source, views=views, **rules)
-  if jax.process_index() > 0:
-    return
-  title = f'{name}: {workdir.resolve().name}'
-  rich.print(report.evaluation_table(matrix, source.class_names, title))
-  path = report.write_evaluation(
-    workdir / 'eval' / name.replace(', ', '-').replace(' ', '_'),
-    matrix=matrix,
-    class_names=source.class_names,
-    metadata={
-      'workdir': str(workdir),
-      'tested': name,
-      'views': views,
-      'card': card,
-    },
-    title=title,
-  )
-  print(f'scores: {path}')
+  facts = {'workdir': str(run), 'tested': name, 'views': views, 'card': card}
+  return matrix, source.class_names, facts
 
 
 def _test_clips(cfg: config.Config, card: dict) -> tuple[pool.Pool, str]:
@@ -187,17 +193,9 @@ def _fold(
     mine = copy.deepcopy(cfg)
     mine.data.fold = number
     loop.train(mine, training.open_workdir(str(run)))
-  kept = training.read_config(run)
-  scorer, card = engine.load_run(run, kept.data.batch_size)
-  source, _ = _test_clips(kept, card)
-  matrix = inputs.score_source(
-    scorer,
-    source,
-    views=_VIEWS.value or kept.eval.views,
-    **inputs.reading(kept),
-  )
+  matrix, class_names, _ = _scored(run)
   fold = outcome.Fold(name=name, matrix=matrix, results=outcome.read(run))
-  return fold, source.class_names
+  return fold, class_names
 
 
 def _report_folds(

@@ -46,7 +46,7 @@ class Parts:
 
 def pooled(
   datasets: Sequence[PreparedDataset], classes: str = ''
-) -> tuple[list[Pool], tuple[str, ...]]:
+) -> list[Pool]:
   """All clips of each dataset under common class names.
 
   Args:
@@ -57,9 +57,7 @@ def pooled(
     MiraInputError: see `harmonise`; or two datasets of the same name.
   """
   if len(datasets) == 1 and not classes:
-    return [of_dataset(datasets[0], list(datasets[0].splits))], (
-      datasets[0].class_names
-    )
+    return [of_dataset(datasets[0], list(datasets[0].splits))]
   own = {dataset.name: dataset.class_names for dataset in datasets}
   if len(own) < len(datasets):
     names = ', '.join(dataset.name for dataset in datasets)
@@ -70,7 +68,7 @@ def pooled(
   common, rename = harmonise.harmonise(own, table)
   return [
     of_dataset(d, list(d.splits), common, rename[d.name]) for d in datasets
-  ], tuple(common)
+  ]
 
 
 def fold_names(
@@ -85,7 +83,7 @@ def fold_names(
   Raises:
     MiraInputError: the clips lack what the protocol needs.
   """
-  return _folds(pooled(datasets, classes)[0], protocol, num_folds, 0)[0]
+  return _folds(pooled(datasets, classes), protocol, num_folds, 0)[0]
 
 
 def parts(
@@ -117,7 +115,7 @@ def parts(
     MiraInputError: the clips lack what the protocol needs, there is no such
       fold or split, or a part would be empty.
   """
-  pools, _ = pooled(datasets, classes)
+  pools = pooled(datasets, classes)
   names, tests = _folds(pools, protocol, num_folds, seed)
   if not 0 <= fold < len(names):
     hint = f'the folds of {protocol!r} are 0 to {len(names) - 1}'
