@@ -108,16 +108,22 @@ def _test_clips(cfg: config.Config, card: dict) -> tuple[pool.Pool, str]:
   """The clips to test, with the classes of the model, and what they are."""
   if not (_DATASET.value or _SPLIT.value):
     datasets = inputs.open_datasets(cfg.data)
+    _tell(datasets)
     parts = inputs.open_parts(cfg, datasets)
     name = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
     return parts.test, f'{name}, {parts.fold_name or cfg.eval.split}'
   paths = [_DATASET.value] if _DATASET.value else config.datasets(cfg.data)
   split = _SPLIT.value or cfg.eval.split
-  pools = [
-    _as_the_model_names_them(prepared.open(path), split, card) for path in paths
-  ]
+  datasets = [prepared.open(path) for path in paths]
+  _tell(datasets)
+  pools = [_as_the_model_names_them(d, split, card) for d in datasets]
   name = '+'.join(p.dataset[0] for p in pools)
   return pool.join(pools), f'{name}, {split}'
+
+
+def _tell(datasets: list[prepared.PreparedDataset]) -> None:
+  if jax.process_index() == 0:
+    inputs.tell(datasets)
 
 
 def _as_the_model_names_them(

@@ -14,6 +14,8 @@ from mira_jax.errors import ExitCode, MiraInputError
 COMMANDS = {
   'predict': 'mira_jax.commands.predict',
   'prepare': 'mira_jax.commands.prepare',
+  'datasets': 'mira_jax.commands.datasets',
+  'verify': 'mira_jax.commands.verify',
   'show': 'mira_jax.commands.show',
   'features': 'mira_jax.commands.features',
   'probe': 'mira_jax.commands.probe',
@@ -22,7 +24,9 @@ COMMANDS = {
 }
 SUMMARIES = {
   'predict': 'classify clips and picture what MiRA did with their frames',
-  'prepare': 'turn clips or a built-in generator into a dataset',
+  'prepare': "turn clips, or an owner's download, into a dataset",
+  'datasets': 'list the datasets of the field, and which are prepared here',
+  'verify': 'read every frame of a dataset',
   'show': 'picture the clips of a dataset',
   'features': 'write what a model makes of the clips of a dataset',
   'probe': 'classify such features by neighbours or a linear map',

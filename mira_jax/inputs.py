@@ -45,6 +45,13 @@ def open_datasets(data: config.DataConfig) -> list[PreparedDataset]:
   return datasets
 
 
+def tell(datasets: Sequence[PreparedDataset]) -> None:
+  """Prints what is read: name, fingerprint and place of each dataset."""
+  for dataset in datasets:
+    mark = prepared.fingerprint(dataset)
+    print(f'dataset {dataset.name} {mark}: {dataset.directory}')
+
+
 def _make_missing(path: pathlib.Path, data: config.DataConfig) -> None:
   try:
     prepared.open(path)

@@ -10,6 +10,7 @@ import jax
 from mira_jax import (
   checkpoint,
   config,
+  inputs,
   optim,
   runlog,
   sharding,
@@ -17,6 +18,7 @@ from mira_jax import (
   tasks,
   training,
 )
+from mira_jax.data.dataset import fingerprint
 from mira_jax.errors import ExitCode
 
 
@@ -39,6 +41,7 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
   total = cfg.train.epochs * steps_per_epoch
   first_host = jax.process_index() == 0
   if first_host:
+    inputs.tell(task.datasets)
     print(f'{task.summary}\n{task.attention}')
 
   # ----- optimiser, step -----
@@ -69,7 +72,7 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
     steps.init_state, task.init, optimizer, averaged=cfg.optim.ema_decay > 0
   )
   target = steps.abstract(init, init_key, mesh)
-  fingerprints = [training.fingerprint(dataset) for dataset in task.datasets]
+  fingerprints = [fingerprint(dataset) for dataset in task.datasets]
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', training.identity(cfg, fingerprints)
   )

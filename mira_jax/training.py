@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
-import json
 import os
 import pathlib
 import re
@@ -22,7 +20,7 @@ from absl import app, flags, logging
 from jax.sharding import Mesh
 
 from mira_jax import config, optim, sharding, steps, transfer
-from mira_jax.data.dataset import PreparedDataset
+from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.kernels import dispatch
 from mira_jax.models.mae import MaskedAutoencoder
@@ -120,18 +118,6 @@ class StopSignal:
 
 
 # ----- what a run keeps ------------------------------------------------------
-
-
-def fingerprint(dataset: PreparedDataset) -> str:
-  """Tells datasets apart without reading them: names, counts, file sizes."""
-  files = sorted(dataset.directory.glob('*.array_record*'))
-  facts = (
-    dataset.name,
-    dataset.class_names,
-    sorted(dataset.splits.items()),
-    [(file.name, file.stat().st_size) for file in files],
-  )
-  return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def open_workdir(path: str) -> pathlib.Path:

@@ -132,7 +132,7 @@ def test_a_failed_or_killed_run_leaves_nothing_that_opens(tmp_path):
       splits={'train': broken},
       description='',
     )
-  stale = tmp_path / 'toy' / 'incomplete.1.0.0'
+  stale = tmp_path / 'toy' / f'incomplete.{dataset.VERSION}'
   assert not stale.exists()
   _write(tmp_path / 'other', train=_clips(2))
   (tmp_path / 'other' / 'toy' / dataset.VERSION).rename(stale)

@@ -94,18 +94,29 @@ def test_odd_sizes_are_kept(tmp_path):
   assert decode.read_video(path).frames.shape[1:3] == (33, 97)
 
 
-def test_a_rotated_clip_is_upright(tmp_path):
-  data = bytearray(make_video(tmp_path / 'a.mp4').read_bytes())
-  # The matrix of a quarter turn clockwise, 40 bytes into the track header:
-  # x' = 64 - y, y' = x, in fixed point with 16 (the last one: 30) bits.
+def turn(path: pathlib.Path, height: int) -> pathlib.Path:
+  """Marks an mp4 as one to show a quarter turn clockwise."""
+  data = bytearray(path.read_bytes())
+  # The matrix of the turn, 40 bytes into the track header:
+  # x' = height - y, y' = x, in fixed point with 16 (the last one: 30) bits.
   one = 1 << 16
-  matrix = (0, one, 0, -one, 0, 0, 64 * one, 0, 1 << 30)
+  matrix = (0, one, 0, -one, 0, 0, height * one, 0, 1 << 30)
   struct.pack_into('>9i', data, data.index(b'tkhd') + 44, *matrix)
-  (tmp_path / 'turned.mp4').write_bytes(data)
-  frames = decode.read_video(tmp_path / 'turned.mp4').frames
+  path.write_bytes(data)
+  return path
+
+
+def test_a_rotated_clip_is_upright(tmp_path):
+  path = turn(make_video(tmp_path / 'a.mp4'), 64)
+  frames = decode.read_video(path).frames
   assert frames.shape == (24, 96, 64, 3)
   np.testing.assert_allclose(frames[0, 8, -8], (255, 0, 0), atol=6)
   assert frames[0, 8, 8].max() < 10
+  kept, width, height = decode.glance(path, 3, 32)
+  assert (kept.shape, width, height) == ((3, 48, 32, 3), 64, 96)
+  corner = decode.Square(left=0.5, top=0, width=0.5, height=1 / 3)
+  cut = decode.read_video(path, square=corner).frames
+  np.testing.assert_array_equal(cut, frames[:, :32, 32:])
 
 
 def test_a_frame_rate_that_cannot_be_is_unknown(tmp_path):
@@ -268,6 +279,123 @@ def test_odd_folders(tmp_path):
   assert _code(tmp_path / 'bad') == 'damaged'
   with pytest.raises(MiraInputError, match='not_found'):
     decode.read_frames_folder(tmp_path / 'absent')
+
+
+def _numbered_frames(folder: pathlib.Path, count: int) -> pathlib.Path:
+  """Noise that differs from frame to frame, 48 x 36 pixels."""
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for i in range(count):
+    image = rng.integers(0, 256, (36, 48, 3), np.uint8)
+    cv2.imwrite(str(folder / f'{i}.png'), image)
+  return folder
+
+
+@pytest.mark.parametrize('kind', ['video', 'folder'])
+def test_a_square_is_cut_before_frames_shrink(tmp_path, kind):
+  if kind == 'video':
+    path = make_video(tmp_path / 'a.mp4')
+  else:
+    path = _numbered_frames(tmp_path / 'clip', 3)
+  whole = decode.read_clip(path).frames
+  square = decode.Square(left=0.25, top=0.1, width=0.5 * 3 / 4, height=0.5)
+  cut = [decode.apply(frame, square) for frame in whole]
+  side = cut[0].shape[0]
+  frames = decode.read_clip(path, square=square).frames
+  np.testing.assert_array_equal(frames, cut)
+  frames = decode.read_clip(path, square=square, short_side=12).frames
+  np.testing.assert_array_equal(frames, [decode.shrink(f, 12) for f in cut])
+  frames = decode.read_clip(path, square=square, short_side=500).frames
+  assert frames.shape[1:3] == (side, side)
+
+
+def test_memory_is_limited_after_the_cut(tmp_path, monkeypatch):
+  path = make_video(tmp_path / 'a.mp4')
+  monkeypatch.setattr(decode, 'MAX_DECODED_BYTES', 24 * 32 * 32 * 3)
+  square = decode.Square(left=0, top=0, width=1 / 3, height=1 / 2)
+  video = decode.read_video(path, square=square)
+  assert video.frames.shape == (24, 32, 32, 3)
+  # A view would keep the whole frame.
+  assert decode.apply(np.zeros((64, 96, 3), np.uint8), square).base is None
+
+
+def test_a_square_of_too_few_pixels(tmp_path):
+  square = decode.Square(left=0, top=0, width=1 / 24, height=1 / 16)
+  for path in (
+    make_video(tmp_path / 'a.mp4'),
+    _numbered_frames(tmp_path / 'clip', 2),
+  ):
+    with pytest.raises(MiraInputError, match='too_small'):
+      decode.read_clip(path, square=square)
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 8, 24, 100])
+@pytest.mark.parametrize('short_side', [None, 20])
+def test_a_glance_at_a_folder(tmp_path, monkeypatch, count, short_side):
+  path = _numbered_frames(tmp_path / 'clip', 24)
+  whole = decode.read_clip(path, short_side=short_side).frames
+  read = []
+  imdecode = cv2.imdecode
+  monkeypatch.setattr(
+    cv2, 'imdecode', lambda *args: read.append(args) or imdecode(*args)
+  )
+  frames, width, height = decode.glance(path, count, short_side)
+  expected = whole[decode.spaced(24, count)]
+  np.testing.assert_array_equal(frames, expected)
+  assert (width, height) == (48, 36)
+  assert len(read) == min(count, 24)
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 8, 12, 24, 100])
+def test_a_glance_at_a_video(tmp_path, count):
+  path = make_video(tmp_path / 'a.mkv', codec='ffv1', pixels='bgra')
+  whole = decode.read_clip(path, short_side=32).frames
+  frames, width, height = decode.glance(path, count, 32)
+  assert (width, height) == (96, 64)
+  # Every frame has a gray value of its own, so it says which one it is.
+  found = [int(np.flatnonzero((whole == f).all((1, 2, 3)))[0]) for f in frames]
+  assert len(found) == min(count, 24)
+  assert found == sorted(set(found))
+  if 2 * count >= 24:
+    assert found == decode.spaced(24, count).tolist()
+  elif count > 1:
+    steps = np.diff([*found, 24])
+    assert steps.max() <= 2 * 24 / count
+
+
+def test_a_glance_holds_few_frames(tmp_path, monkeypatch):
+  path = make_video(tmp_path / 'a.mp4', count=200)
+  converted = []
+  to_rgb = decode._to_rgb
+  monkeypatch.setattr(
+    decode, '_to_rgb', lambda *args: converted.append(1) or to_rgb(*args)
+  )
+  assert len(decode.glance(path, 4, None)[0]) == 4
+  assert len(converted) < 40
+
+
+def test_a_glance_at_odd_clips(tmp_path, monkeypatch):
+  folder = _numbered_frames(tmp_path / 'clip', 6)
+  (folder / '0.png').write_bytes(b'no image')
+  cv2.imwrite(str(folder / '5.png'), np.zeros((18, 24, 3), np.uint8))
+  frames, width, height = decode.glance(folder, 3, None)
+  assert (frames.shape, width, height) == ((2, 36, 48, 3), 48, 36)
+
+  def code(path) -> str:
+    with pytest.raises(MiraInputError) as caught:
+      decode.glance(path, 4, None)
+    return caught.value.code
+
+  for i in range(6):
+    (folder / f'{i}.png').write_bytes(b'no image')
+  assert code(folder) == 'damaged'
+  (tmp_path / 'none').mkdir()
+  assert code(tmp_path / 'none') == 'empty'
+  assert code(tmp_path / 'absent.mp4') == 'not_found'
+  video = make_video(tmp_path / 'a.mp4')
+  monkeypatch.setattr(decode, 'MAX_FRAMES', 5)
+  assert code(video) == 'too_long'
+  assert code(folder) == 'too_long'
 
 
 def test_jpeg_keeps_the_colours():

@@ -48,5 +48,6 @@ def run(args: argparse.Namespace) -> int:
 
 def _frames(clip: dataset.Clip) -> np.ndarray:
   """Frames spread over the clip, uint8 [8, H, W, 3]."""
-  chosen = np.linspace(0, len(clip.frames) - 1, FRAMES).round().astype(int)
-  return np.stack([decode.decode_jpeg(clip.frames[i]) for i in chosen])
+  chosen = np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)
+  frames = decode.read_frames(clip, chosen.tolist())
+  return np.stack([frames[i] for i in chosen.tolist()])

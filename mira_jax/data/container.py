@@ -30,9 +30,11 @@ _PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'<?xml', b'GIF8')
 
 @contextlib.contextmanager
 def open_video(
-  path: str | os.PathLike[str],
+  path: str | os.PathLike[str] | BinaryIO,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
   """Gives a file's container and its first video stream.
+
+  A file that is open already is not closed.
 
   Codecs run on one thread: clips are read in parallel, and FFmpeg's own
   threads have deadlocked next to those of a loader (PyAV#1962).
@@ -42,6 +44,10 @@ def open_video(
       too_large, git_lfs_pointer, format_not_allowed, not_video or
       no_video_stream.
   """
+  if not isinstance(path, str | os.PathLike):
+    with _open(path, '<video>') as container:
+      yield container, _video_stream(container, '<video>')
+    return
   _check_file(path)
   with open(path, 'rb') as file, _open(file, path) as container:
     yield container, _video_stream(container, path)

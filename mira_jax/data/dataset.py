@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import itertools
 import json
 import os
@@ -30,7 +31,7 @@ from mira_jax.data import records
 from mira_jax.data.records import Clip
 from mira_jax.errors import ExitCode, MiraInputError
 
-VERSION = '1.0.0'  # of the features below; `open` refuses a newer major
+VERSION = '1.1.0'  # of the features of a record; a newer major is refused
 INDEX = 'index.json'  # split -> fields of ClipIndex, each a list
 _CLIPS_PER_SHARD = 1024
 _CLIPS_PER_WRITE = 64  # TFDS rewrites its metadata at every call
@@ -160,7 +161,13 @@ class ClipSource:
       raise IndexError(f'clip {index} of {len(self)} in split {self.split}')
     try:
       return records.parse(self._records[index])
-    except (RuntimeError, OSError, IndexError, KeyError, DecodeError) as error:
+    except (
+      RuntimeError,
+      OSError,
+      LookupError,
+      TypeError,
+      DecodeError,
+    ) as error:
       path = f'{self.directory}: {self.split}[{index}]'
       raise _data_error(
         'damaged', path, f'prepare it again ({error})'
@@ -201,29 +208,44 @@ def write(
     MiraInputError: the folder holds a dataset already, another process writes
       there, the name is bad, the disk is full, or no split has a clip.
   """
+  with new_dataset(out, name) as partial:
+    info = _info(partial, name, class_names, description, metadata)
+    index = _write_splits(info, splits)
+    if not info.splits:
+      raise _data_error('no_clips', out, 'no split has a clip')
+    with disk_errors(partial):
+      (partial / INDEX).write_text(json.dumps(index))
+  return pathlib.Path(out) / name / VERSION
+
+
+@contextlib.contextmanager
+def new_dataset(out: str | pathlib.Path, name: str) -> Iterator[pathlib.Path]:
+  """Gives an empty folder that becomes `out/name/VERSION` if all goes well.
+
+  Raises:
+    MiraInputError: see `write`.
+  """
   out = pathlib.Path(out)
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise MiraInputError('bad_name', name, 'use a-z, 0-9 and _ only')
-  with _sole_writer(out):
+  with sole_writer(out):
     for stale in out.glob('*/incomplete.*'):
       shutil.rmtree(stale)
-    if found := _find(out):
-      hint = 'name another folder, or remove this one first'
-      raise _data_error('exists', found[0], hint)
-    final = out / name / VERSION
+    refuse_existing(out)
     partial = out / name / f'incomplete.{VERSION}'
     partial.mkdir(parents=True)
     try:
-      info = _info(partial, name, class_names, description, metadata)
-      index = _write_splits(info, splits)
-      if not info.splits:
-        raise _data_error('no_clips', out, 'no split has a clip')
-      with _disk_errors(str(partial)):
-        (partial / INDEX).write_text(json.dumps(index))
-      partial.rename(final)
+      yield partial
+      partial.rename(out / name / VERSION)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
-  return final
+
+
+def refuse_existing(out: str | pathlib.Path) -> None:
+  """Raises MiraInputError('exists') where there is a dataset already."""
+  if found := _find(pathlib.Path(out)):
+    hint = 'name another folder, or remove this one first'
+    raise _data_error('exists', found[0], hint)
 
 
 def open(directory: str | pathlib.Path) -> PreparedDataset:
@@ -242,6 +264,23 @@ def open(directory: str | pathlib.Path) -> PreparedDataset:
     hint = f'name one of {", ".join(map(str, found))}'
     raise _data_error('several_datasets', root, hint)
   return _load(found[0])
+
+
+def fingerprint(dataset: PreparedDataset) -> str:
+  """Tells datasets apart without reading frames.
+
+  By names, counts, the sizes of their files and what is known of each clip.
+  """
+  files = sorted(dataset.directory.glob('*.array_record*'))
+  index = dataset.directory / INDEX
+  facts = (
+    dataset.name,
+    dataset.class_names,
+    sorted(dataset.splits.items()),
+    [(file.name, file.stat().st_size) for file in files],
+    hashlib.sha256(index.read_bytes()).hexdigest() if index.exists() else '',
+  )
+  return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _load(folder: pathlib.Path) -> PreparedDataset:
@@ -311,16 +350,17 @@ def _write_splits(
     stream = iter(clips())
     while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
       rows.setdefault(split, []).extend(map(_row, batch))
-      with _disk_errors(info.data_dir):
+      with disk_errors(info.data_dir):
         writer.initialize_splits([split], fail_if_exists=False)
         writer.add_examples({split: [records.example(c) for c in batch]})
-  with _disk_errors(info.data_dir):
+  with disk_errors(info.data_dir):
     writer.close_all()
   return {split: _transposed(found) for split, found in rows.items()}
 
 
 @contextlib.contextmanager
-def _disk_errors(path: str) -> Iterator[None]:
+def disk_errors(path: str | pathlib.Path) -> Iterator[None]:
+  """Turns what a full disk raises into MiraInputError('not_written')."""
   try:
     yield
   except (OSError, RuntimeError) as error:  # the latter from array_record
@@ -328,11 +368,16 @@ def _disk_errors(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _sole_writer(out: pathlib.Path) -> Iterator[None]:
-  """Holds a lock that the system drops when the process ends in any way."""
+def sole_writer(out: pathlib.Path, lock_name: str = '.lock') -> Iterator[None]:
+  """Holds a lock that the system drops when the process ends in any way.
+
+  Raises:
+    MiraInputError: another process holds it ('locked'), or the folder cannot
+      be made or written to ('not_written').
+  """
   try:
     out.mkdir(parents=True, exist_ok=True)
-    lock = (out / '.lock').open('w')
+    lock = (out / lock_name).open('w')
   except OSError as error:
     raise _data_error('not_written', out, str(error)) from error
   with lock:

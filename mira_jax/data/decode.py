@@ -6,16 +6,20 @@ their number, length and memory have limits.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import re
+from collections.abc import Callable, Iterable
 
 import av
 import cv2
 import numpy as np
 
 from mira_jax.data import container
+from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError
 
 MAX_SECONDS = 600
@@ -24,6 +28,7 @@ MAX_DECODED_BYTES = 2 << 30
 MIN_FRAMES = 4  # that a file broken in the middle must still give
 MIN_SIDE = 8
 
+_JPEG_TAIL = 4096  # bytes, behind which cameras put nothing but notes
 FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp')
 
 
@@ -44,17 +49,54 @@ class Video:
   flags: tuple[str, ...] = ()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Square:
+  """A part of a frame that is square in pixels.
+
+  All four are shares, in 0..1, of the frame's width (`left`, `width`) or of
+  its height (`top`, `height`), so that it holds at every resolution.
+  """
+
+  left: float
+  top: float
+  width: float
+  height: float
+
+
+def apply(frame: np.ndarray, square: Square) -> np.ndarray:
+  """Cuts a square out of a frame.
+
+  Args:
+    frame: [H, W, 3].
+    square: rounded to whole pixels and kept inside the frame.
+
+  Returns:
+    [S, S, 3] with S >= 1; a copy, so that the frame itself can be freed.
+  """
+  height, width = frame.shape[:2]
+  side = round(min(square.width * width, square.height * height))
+  side = min(max(1, side), width, height)
+  left = min(max(0, round(square.left * width)), width - side)
+  top = min(max(0, round(square.top * height)), height - side)
+  return frame[top : top + side, left : left + side].copy()
+
+
 def read_clip(
-  path: str | os.PathLike[str], *, short_side: int | None = None
+  path: str | os.PathLike[str],
+  *,
+  short_side: int | None = None,
+  square: Square | None = None,
 ) -> Video:
   """Reads a video file or a folder of frames, whichever `path` is."""
-  if os.path.isdir(path):
-    return read_frames_folder(path, short_side=short_side)
-  return read_video(path, short_side=short_side)
+  read = read_frames_folder if os.path.isdir(path) else read_video
+  return read(path, short_side=short_side, square=square)
 
 
 def read_video(
-  path: str | os.PathLike[str], *, short_side: int | None = None
+  path: str | os.PathLike[str],
+  *,
+  short_side: int | None = None,
+  square: Square | None = None,
 ) -> Video:
   """Decodes every frame of a file's first video stream.
 
@@ -62,67 +104,219 @@ def read_video(
     path: a mp4, mov, mkv, webm, avi, flv or mpegts file.
     short_side: shrink frames while decoding until the shorter side has this
       many pixels; frames are never enlarged.
+    square: the part of every upright frame to keep, cut before it is shrunk.
 
   Returns:
     Its frames in order. A file that breaks in the middle gives those before.
 
   Raises:
     MiraInputError: as `container.open_video`, and with code too_long,
-      too_large, too_small or damaged.
+      too_large, too_small (also for what `square` leaves) or damaged.
   """
-  with container.open_video(path) as (video, stream):
-    seconds = (video.duration or 0) / av.time_base
-    if seconds > MAX_SECONDS:
-      raise MiraInputError('too_long', path, f'cut it: {seconds:.0f} s')
-    fps, width, height = _fps(stream), stream.width, stream.height
-    frames, broken = _decode(video, stream, path, short_side)
-  if not frames and width * height > container.MAX_PIXELS:
-    hint = f'scale it down, it has {width}x{height} pixels'
-    raise MiraInputError('too_large', path, hint)
-  if len(frames) < (MIN_FRAMES if broken else 1):
-    hint = f'only {len(frames)} frames can be decoded'
-    raise MiraInputError('damaged', path, hint)
-  flags = _flags(len(frames), broken, seconds * fps)
-  return Video(frames=_stack(frames), fps=fps, flags=flags)
+  frames = _Frames(path)
+
+  def visit(frame: av.VideoFrame, _: int) -> None:
+    frames.add(_to_rgb(frame, path, short_side, square))
+
+  fps, flags = _walk(path, visit)
+  return Video(frames=_stack(frames.kept), fps=fps, flags=flags)
+
+
+def read_frames(clip: Clip, indices: Iterable[int]) -> dict[int, np.ndarray]:
+  """Some frames of a prepared clip, by their indices: uint8 [H, W, 3], RGB.
+
+  Raises:
+    MiraInputError: a frame cannot be decoded ('damaged').
+  """
+  wanted = set(indices)
+  if clip.frames:
+    return {i: decode_jpeg(clip.frames[i]) for i in wanted}
+  # From the first frame on: encoders put key frames seconds apart, so that a
+  # seek saves little of a clip that is a few seconds long.
+  found, last = {}, max(wanted)
+  with (
+    container.open_video(io.BytesIO(clip.video)) as (video, stream),
+    contextlib.suppress(av.error.FFmpegError),
+  ):
+    for i, frame in enumerate(video.decode(stream)):
+      if i in wanted:
+        found[i] = _to_rgb(frame, clip.clip_id, None, None)
+      if i == last:
+        return found
+  raise MiraInputError(
+    'damaged', clip.clip_id, f'its video has fewer than {last + 1} frames'
+  )
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Count:
+  """What decoding a video file to its end shows; see `Video`."""
+
+  count: int
+  fps: float
+  flags: tuple[str, ...] = ()
+
+
+def count_frames(path: str | os.PathLike[str]) -> Count:
+  """Decodes a video file and keeps nothing. Raises as `read_video`."""
+  count = 0
+
+  def visit(frame: av.VideoFrame, index: int) -> None:
+    nonlocal count
+    del frame
+    count = index + 1
+
+  fps, flags = _walk(path, visit)
+  return Count(count=count, fps=fps, flags=flags)
 
 
 def read_frames_folder(
-  path: str | os.PathLike[str], *, short_side: int | None = None
+  path: str | os.PathLike[str],
+  *,
+  short_side: int | None = None,
+  square: Square | None = None,
 ) -> Video:
   """Reads the images of a folder in the order of their last number.
 
   Empty files are passed over; unreadable ones too, with the flag 'partial'.
+  `short_side` and `square` are those of `read_video`.
 
   Raises:
     MiraInputError: with code not_found, empty, too_long, too_small or damaged.
   """
+  files = _some_frame_files(path)
+  frames = _Frames(path)
+  for file in files:
+    image = _read_image(file)
+    if image is not None:
+      frames.add(_cut(image, path, short_side, square))
+  if not frames.kept:
+    raise _unreadable(path, len(files))
+  flags = _flags(len(frames.kept), len(frames.kept) < len(files), 0.0)
+  return Video(frames=_stack(frames.kept), fps=0.0, flags=flags)
+
+
+def glance(
+  path: str | os.PathLike[str], count: int, short_side: int | None
+) -> tuple[np.ndarray, int, int]:
+  """A few evenly spaced frames of a video file or a folder of frames.
+
+  A video is decoded to its end, since its header may promise any number of
+  frames, but at most `2 * count` frames are held. Of a folder, no other images
+  than these are read.
+
+  Args:
+    path: as of `read_clip`.
+    count: of frames to give at most.
+    short_side: as of `read_clip`.
+
+  Returns:
+    uint8 [n, H, W, 3] in order, 1 <= n <= count, and the width and height in
+    pixels of the clip's upright frames before they are shrunk.
+
+  Raises:
+    MiraInputError: as `read_clip`.
+  """
+  look = _glance_folder if os.path.isdir(path) else _glance_video
+  frames, width, height = look(path, count, short_side)
+  return _stack(frames), width, height
+
+
+def _glance_video(
+  path: str | os.PathLike[str], count: int, short_side: int | None
+) -> tuple[list[np.ndarray], int, int]:
+  kept, size, stride = [], (0, 0), 1
+
+  def visit(frame: av.VideoFrame, index: int) -> None:
+    nonlocal kept, size, stride
+    if index == 0:
+      size = frame.width, frame.height
+      size = size[::-1] if _turns(frame) % 2 else size
+    if index % stride == 0 and len(kept) == 2 * count:
+      kept, stride = kept[::2], 2 * stride
+    if index % stride == 0:
+      kept.append(_to_rgb(frame, path, short_side, None))
+
+  _walk(path, visit)
+  return [kept[i] for i in spaced(len(kept), count)], *size
+
+
+def _glance_folder(
+  path: str | os.PathLike[str], count: int, short_side: int | None
+) -> tuple[list[np.ndarray], int, int]:
+  files = _some_frame_files(path)
+  _check_length(len(files), 0, path)
+  picked = [files[i] for i in spaced(len(files), count)]
+  frames, size = [], (0, 0)
+  for image in map(_read_image, picked):
+    if image is not None:
+      size = size if frames else (image.shape[1], image.shape[0])
+      frames.append(_cut(image, path, short_side, None))
+  if not frames:
+    raise _unreadable(path, len(picked))
+  return frames, *size
+
+
+class _Frames:
+  """The frames of a clip while it is read, within the limits of length."""
+
+  def __init__(self, path: str | os.PathLike[str]):
+    self.kept: list[np.ndarray] = []
+    self._path = path
+    self._bytes = 0
+
+  def add(self, frame: np.ndarray) -> None:
+    self.kept.append(frame)
+    self._bytes += frame.nbytes
+    _check_length(len(self.kept), self._bytes, self._path)
+
+
+def _read_image(file: pathlib.Path) -> np.ndarray | None:
+  return read_image_file(file)[1]
+
+
+def read_image_file(file: pathlib.Path) -> tuple[bytes, np.ndarray | None]:
+  """The bytes of an image file, and what `whole_image` makes of them."""
+  try:
+    data = file.read_bytes()
+  except OSError:
+    return b'', None
+  return data, whole_image(data)
+
+
+def whole_image(data: bytes) -> np.ndarray | None:
+  """RGB pixels of an image; None for what is none, is cut off or too large.
+
+  OpenCV fills a JPEG that is cut off with gray and says nothing.
+  """
+  is_jpeg = data.startswith(b'\xff\xd8')
+  if not data or (is_jpeg and b'\xff\xd9' not in data[-_JPEG_TAIL:]):
+    return None
+  try:
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+  except cv2.error:
+    return None
+  return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _some_frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
   files = frame_files(path)
   if not files:
     raise MiraInputError(
       'empty', path, 'the folder has no jpg, png or bmp file'
     )
-  frames, total = [], 0
-  for file in files:
-    image = _read_image(file)
-    if image is not None:
-      _check_side(image.shape[1], image.shape[0], path)
-      frames.append(shrink(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), short_side))
-      total += frames[-1].nbytes
-      _check_length(len(frames), total, path)
-  if not frames:
-    raise MiraInputError(
-      'damaged', path, f'none of its {len(files)} images is readable'
-    )
-  flags = _flags(len(frames), len(frames) < len(files), 0.0)
-  return Video(frames=_stack(frames), fps=0.0, flags=flags)
+  return files
 
 
-def _read_image(file: pathlib.Path) -> np.ndarray | None:
-  """BGR pixels; None for what is no image, or too large for OpenCV."""
-  try:
-    return cv2.imread(os.fspath(file), cv2.IMREAD_COLOR)
-  except cv2.error:
-    return None
+def _unreadable(path: str | os.PathLike[str], tried: int) -> MiraInputError:
+  hint = f'none of {tried} images is readable'
+  return MiraInputError('damaged', path, hint)
+
+
+def spaced(count: int, cap: int) -> np.ndarray:
+  """Indices of at most `cap` of `count` frames, evenly spaced, ends kept."""
+  kept = min(count, cap)
+  return np.round(np.linspace(0, count - 1, kept)).astype(np.int64)
 
 
 def frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
@@ -187,6 +381,11 @@ def shrink(frame: np.ndarray, short_side: int | None) -> np.ndarray:
   return _scale(frame, *_shrunk(width, height, short_side))
 
 
+def fit_to(frame: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """A frame [H, W, 3] brought to a shape."""
+  return _scale(frame, shape[1], shape[0])
+
+
 def _scale(frame: np.ndarray, width: int, height: int) -> np.ndarray:
   if frame.shape[:2] == (height, width):
     return frame
@@ -201,32 +400,73 @@ def _shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
   return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _decode(
+def _walk(
+  path: str | os.PathLike[str], visit: Callable[[av.VideoFrame, int], None]
+) -> tuple[float, tuple[str, ...]]:
+  """Gives `visit` every frame and its index; the clip's fps and flags."""
+  with container.open_video(path) as (video, stream):
+    seconds = (video.duration or 0) / av.time_base
+    if seconds > MAX_SECONDS:
+      raise MiraInputError('too_long', path, f'cut it: {seconds:.0f} s')
+    fps, width, height = _fps(stream), stream.width, stream.height
+    count, broken = _visit_all(video, stream, path, visit)
+  if not count and width * height > container.MAX_PIXELS:
+    hint = f'scale it down, it has {width}x{height} pixels'
+    raise MiraInputError('too_large', path, hint)
+  if count < (MIN_FRAMES if broken else 1):
+    hint = f'only {count} frames can be decoded'
+    raise MiraInputError('damaged', path, hint)
+  return fps, _flags(count, broken, seconds * fps)
+
+
+def _visit_all(
   video: av.container.InputContainer,
   stream: av.VideoStream,
   path: str | os.PathLike[str],
-  short_side: int | None,
-) -> tuple[list[np.ndarray], bool]:
-  """Frames up to the end or the first error, and whether there was one."""
-  frames, total = [], 0
+  visit: Callable[[av.VideoFrame, int], None],
+) -> tuple[int, bool]:
+  """How many frames came, and whether an error ended them."""
+  count = 0
   try:
     for frame in video.decode(stream):
-      frames.append(_to_rgb(frame, path, short_side))
-      total += frames[-1].nbytes
-      _check_length(len(frames), total, path)
+      check_side(frame.width, frame.height, path)
+      visit(frame, count)
+      count += 1
+      _check_length(count, 0, path)
   except av.error.FFmpegError:
-    return frames, True
-  return frames, False
+    return count, True
+  return count, False
 
 
 def _to_rgb(
-  frame: av.VideoFrame, path: str | os.PathLike[str], short_side: int | None
+  frame: av.VideoFrame,
+  path: str | os.PathLike[str],
+  short_side: int | None,
+  square: Square | None,
 ) -> np.ndarray:
-  _check_side(frame.width, frame.height, path)
-  width, height = _shrunk(frame.width, frame.height, short_side)
+  width, height = frame.width, frame.height
+  if square is None:  # shrunk while it is converted, which is less work
+    width, height = _shrunk(width, height, short_side)
   rgb = frame.reformat(width, height, 'rgb24', interpolation='AREA')
-  # `rotation` is counter-clockwise degrees; so is np.rot90.
-  return np.rot90(rgb.to_ndarray(), round(frame.rotation / 90) % 4)
+  upright = np.rot90(rgb.to_ndarray(), _turns(frame))
+  return _cut(upright, path, short_side, square) if square else upright
+
+
+def _turns(frame: av.VideoFrame) -> int:
+  """Quarter turns that make a frame upright, counter-clockwise."""
+  return round(frame.rotation / 90) % 4
+
+
+def _cut(
+  frame: np.ndarray,
+  path: str | os.PathLike[str],
+  short_side: int | None,
+  square: Square | None,
+) -> np.ndarray:
+  if square is not None:
+    frame = apply(frame, square)
+  check_side(frame.shape[1], frame.shape[0], path)
+  return shrink(frame, short_side)
 
 
 def _fps(stream: av.VideoStream) -> float:
@@ -250,7 +490,8 @@ def _stack(frames: list[np.ndarray]) -> np.ndarray:
   return np.stack([_scale(frame, width, height) for frame in frames])
 
 
-def _check_side(width: int, height: int, path: str | os.PathLike[str]) -> None:
+def check_side(width: int, height: int, path: str | os.PathLike[str]) -> None:
+  """Raises MiraInputError('too_small') for frames that show nothing."""
   if min(width, height) < MIN_SIDE:
     raise MiraInputError(
       'too_small', path, f'frames have {width}x{height} pixels'

@@ -63,8 +63,8 @@ DIFFICULTIES = {
     shift=0.02, turn=0.035, light=0.06, noise=2.0,
   ),
   'micro': Difficulty(
-    intensity=(0.2, 0.4), duration=(0.15, 0.3),
-    shift=0.07, turn=0.11, light=0.2, noise=3.0,
+    intensity=(0.45, 0.65), duration=(0.2, 0.35),
+    shift=0.045, turn=0.07, light=0.13, noise=2.5,
   ),
 }  # fmt: skip
 

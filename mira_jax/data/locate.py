@@ -59,6 +59,38 @@ def locate(
   return found, failures
 
 
+def given(
+  rows: Iterable[Row], root: str | os.PathLike[str]
+) -> tuple[list[Found], list[Failure]]:
+  """Looks for rows that name their place and their clip_id themselves.
+
+  A link that leaves the download is refused, as in `locate`. A download may be
+  named by a folder in it, so its own folder is that of all rows in common.
+  """
+  rows = list(rows)
+  folders = [os.path.dirname(row.path) for row in rows]
+  base = os.path.realpath(os.path.commonpath([os.fspath(root), *folders]))
+  inside: dict[str, set[str]] = {}
+  found, failures = [], []
+  for row, folder in zip(rows, folders, strict=True):
+    if folder not in inside:  # one listing is cheaper than a call per clip
+      inside[folder] = (
+        set(os.listdir(folder)) if os.path.isdir(folder) else set()
+      )
+    path = os.path.realpath(row.path)
+    if os.path.basename(row.path) not in inside[folder]:
+      failure = Failure(path=row.clip_id, code='not_found', hint=row.path)
+      failures.append(failure)
+    elif os.path.commonpath([path, base]) != base:
+      hint = 'a link leads out of the download; copy the files instead'
+      failure = Failure(path=row.clip_id, code='outside_root', hint=hint)
+      failures.append(failure)
+    else:
+      place = pathlib.Path(path)
+      found.append(Found(row=row, path=place, clip_id=row.clip_id))
+  return found, failures
+
+
 def unique(clips: Iterable[Found]) -> list[Found]:
   """Every clip once, as it is listed first.
 

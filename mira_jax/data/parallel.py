@@ -30,6 +30,7 @@ def runner(
   total: int,
   workers: int | None = None,
   title: str = 'preparing clips',
+  on_done: Callable[..., None] | None = None,
 ) -> Iterator[Callable[[Iterable[Job]], Iterator[Result]]]:
   """Gives `run(jobs)`, which yields `work(job)` for each job, in order.
 
@@ -39,15 +40,17 @@ def runner(
     workers: processes; by default one per core, fewer for little work; 0 for
       this process alone.
     title: of the bar, which is shown on a terminal only.
+    on_done: is given the parts of a result, which is a tuple then, as soon as
+      it is there, in any order and from any thread.
   """
   if workers is None:
     workers = min(os.cpu_count() or 1, total // _JOBS_PER_WORKER)
   with _bar(title, total) as advance, _pool(workers) as pool:
 
     def run(jobs: Iterable[Job]) -> Iterator[Result]:
-      results = map(work, jobs)
+      results = _one_by_one(work, jobs, on_done)
       if pool:
-        results = _ordered(pool, work, jobs, window=4 * workers)
+        results = _ordered(pool, work, jobs, 4 * workers, on_done)
       for result in results:
         advance()
         yield result
@@ -90,21 +93,52 @@ def _start() -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
+def _one_by_one(
+  work: Callable[[Job], Result],
+  jobs: Iterable[Job],
+  on_done: Callable[..., None] | None,
+) -> Iterator[Result]:
+  for job in jobs:
+    result = work(job)
+    if on_done:
+      on_done(*result)
+    yield result
+
+
 def _ordered(
   pool: futures.ProcessPoolExecutor,
   work: Callable[[Job], Result],
   jobs: Iterable[Job],
   window: int,
+  on_done: Callable[..., None] | None,
 ) -> Iterator[Result]:
   """Results in order; `Executor.map` would hold all of them in memory."""
   pending: collections.deque[futures.Future] = collections.deque()
+  failed: list[Exception] = []
+
+  def note(future: futures.Future) -> None:
+    if future.cancelled() or future.exception():
+      return
+    try:
+      on_done(*future.result())
+    except Exception as error:  # an executor would only log it
+      failed.append(error)
+
+  def first() -> Result:
+    result = pending.popleft().result()
+    if failed:
+      raise failed[0]
+    return result
+
   try:
     for job in jobs:
       pending.append(pool.submit(work, job))
+      if on_done:
+        pending[-1].add_done_callback(note)
       if len(pending) >= window:
-        yield pending.popleft().result()
+        yield first()
     while pending:
-      yield pending.popleft().result()
+      yield first()
   except BrokenProcessPool as error:
     hint = 'a process was killed, often for memory: use fewer workers'
     raise MiraInputError(

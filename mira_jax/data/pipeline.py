@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import grain
@@ -166,7 +166,7 @@ class _Reader:
     """One row, or None when it is damaged."""
     try:
       clip = self._source[index]
-      video = self._video(clip.frames, choose(len(clip.frames)))
+      video = self._video(clip, choose(len(clip)))
     except MiraInputError as error:
       self._report(index, error)
       return None
@@ -186,11 +186,11 @@ class _Reader:
     hint = 'not one clip can be read; prepare the dataset again'
     raise MiraInputError('damaged', 'dataset', hint, exit_code=ExitCode.DATA)
 
-  def _video(self, jpegs: Sequence[bytes], indices: np.ndarray) -> np.ndarray:
-    # A short clip names a frame more than once: decode it once.
+  def _video(self, clip: Clip, indices: np.ndarray) -> np.ndarray:
+    # A short clip names a frame more than once: it is decoded once.
     decoded = {
-      i: decode.resize(decode.decode_jpeg(jpegs[i]), self._size, self._fit)
-      for i in set(indices.tolist())
+      i: decode.resize(frame, self._size, self._fit)
+      for i, frame in decode.read_frames(clip, indices.tolist()).items()
     }
     return np.stack([decoded[i] for i in indices.tolist()])
 

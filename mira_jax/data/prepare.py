@@ -1,14 +1,15 @@
-"""From a user's clips to a prepared dataset.
+"""From clips on disk to a prepared dataset.
 
-`prepare_folder` lists the clips (`tables`), finds them on disk (`locate`),
-splits them (`splits`), decodes them in a pool of processes (`parallel`) and
-streams them to `dataset.write`. A clip that cannot be used is reported and
-left out; it never stops the others.
+Clips are listed (`tables`, `builders`), found on disk (`locate`), put into
+splits (`splits`), decoded in a pool of processes (`storage`, `parallel`) and
+streamed to `dataset.write`. A clip that cannot be used is reported and left
+out; it never stops the others. What is done is kept in a `journal`, so that a
+second start goes on where the first one was stopped.
 """
 
 from __future__ import annotations
 
-import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -16,53 +17,19 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
-
-from mira_jax.data import dataset, decode, locate, parallel, splits, tables
+from mira_jax.data import crop, dataset, locate, parallel, splits, tables
+from mira_jax.data.builders import BUILDERS, Builder, Clips, Tree, tally
+from mira_jax.data.journal import Journal
 from mira_jax.data.locate import Failure, Found
+from mira_jax.data.prepare_report import REPORT_NAME, Report
+from mira_jax.data.storage import Storage, Stored, store
 from mira_jax.errors import ExitCode, MiraInputError
 
-REPORT_NAME = 'PREPARE_REPORT.json'
+_JOURNAL = '.journal'
 
-
-@dataclasses.dataclass(kw_only=True)
-class Report:
-  """What was prepared; also written beside the dataset as JSON.
-
-  Attributes:
-    dataset: the prepared version folder.
-    class_names: in label order.
-    counts: clips of each class in each split.
-    split_rule: who decided which clip is in which split.
-    dropped: listed clips that were not wanted, by reason.
-    failures: wanted clips that could not be used.
-    flags: usable clips with an oddity, by kind, see `decode.Video`.
-    warnings: what may be a mistake.
-    table_sha256: of the annotation table; '' without one.
-  """
-
-  dataset: str = ''
-  class_names: list[str] = dataclasses.field(default_factory=list)
-  counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-  split_rule: str = ''
-  dropped: dict[str, int] = dataclasses.field(default_factory=dict)
-  failures: list[Failure] = dataclasses.field(default_factory=list)
-  flags: dict[str, int] = dataclasses.field(default_factory=dict)
-  warnings: list[str] = dataclasses.field(default_factory=list)
-  table_sha256: str = ''
-
-  def __str__(self) -> str:
-    lines = [f'prepared {self.dataset}', f'split: {self.split_rule}']
-    for split, counts in self.counts.items():
-      classes = ', '.join(f'{name} {n}' for name, n in counts.items())
-      lines.append(f'{split}: {sum(counts.values())} clips ({classes})')
-    lines += [f'passed over: {n} {why}' for why, n in self.dropped.items()]
-    codes = collections.Counter(failure.code for failure in self.failures)
-    lines += [f'left out: {n} {code}' for code, n in codes.items()]
-    lines += [f'odd: {n} {flag}' for flag, n in self.flags.items()]
-    return '\n'.join(lines + [f'warning: {text}' for text in self.warnings])
+__all__ = ['REPORT_NAME', 'Report', 'prepare_dataset', 'prepare_folder']
 
 
 def prepare_folder(
@@ -73,6 +40,8 @@ def prepare_folder(
   size: int = 224,
   cap: int = 96,
   quality: int = 95,
+  crop_rule: str = 'none',
+  boxes: str | os.PathLike[str] | None = None,
   workers: int | None = None,
   test_fraction: float = 0.2,
   seed: int = 0,
@@ -80,9 +49,9 @@ def prepare_folder(
 ) -> Report:
   """Prepares the labelled clips below `root`.
 
-  Whole frames are kept, shrunk to a shorter side of `size` pixels. A clip of
-  more than `cap` frames keeps `cap` of them, evenly spaced from its first to
-  its last, and its frame rate is lowered to match.
+  Frames are shrunk to a shorter side of `size` pixels. A clip of more than
+  `cap` frames keeps `cap` of them, evenly spaced from its first to its last,
+  and its frame rate is lowered to match.
 
   Args:
     root: folder of the clips.
@@ -91,6 +60,8 @@ def prepare_folder(
     size: pixels.
     cap: most frames of a clip.
     quality: of the JPEG frames, 1 to 100.
+    crop_rule: what is cut out of the frames, one of `crop.RULES`.
+    boxes: table of boxes for the rule 'boxes', see `crop.read_boxes`.
     workers: processes; by default one per core, 0 for this process alone.
     test_fraction: share of the clips that become the test split where
       neither table nor folders name one.
@@ -106,40 +77,129 @@ def prepare_folder(
   """
   root = pathlib.Path(root)
   clips, report = _wanted_clips(root, table)
+  storage = _storage(size, cap, quality, crop_rule, boxes)
   groups = _split(clips, test_fraction, seed, report)
-  work = functools.partial(
-    _prepare_clip,
-    labels={label: i for i, label in enumerate(report.class_names)},
-    size=size,
-    cap=cap,
-    quality=quality,
-  )
-  with parallel.runner(work, len(clips), workers) as run:
-    streams = {
-      split: functools.partial(_usable, run, group, split, report)
-      for split, group in groups.items()
-    }
-    report.dataset = _write(out, root, name, streams, report, size, cap)
-  report.warnings = _warnings(report)
-  text = json.dumps(dataclasses.asdict(report), indent=2, ensure_ascii=False)
-  pathlib.Path(out, REPORT_NAME).write_text(text + '\n', encoding='utf-8')
+  name = name or _slug(root.resolve().name)
+  _prepare(root, out, name, groups, report, storage, workers)
   return report
 
 
-def spaced(count: int, cap: int) -> np.ndarray:
-  """Indices of at most `cap` of `count` frames, evenly spaced, ends kept."""
-  kept = min(count, cap)
-  return np.round(np.linspace(0, count - 1, kept)).astype(np.int64)
+def prepare_dataset(
+  builder: str,
+  root: str | os.PathLike[str],
+  out: str | os.PathLike[str],
+  *,
+  options: Mapping[str, str] | None = None,
+  size: int = 224,
+  cap: int = 96,
+  quality: int = 95,
+  crop_rule: str | None = None,
+  boxes: str | os.PathLike[str] | None = None,
+  max_missing: float = 0.1,
+  workers: int | None = None,
+  test_fraction: float = 0.2,
+  seed: int = 0,
+) -> Report:
+  """Prepares a dataset of `builders.BUILDERS` from its owner's download.
+
+  Arguments as of `prepare_folder`, and:
+
+  Args:
+    builder: name of the dataset.
+    root: folder of the download.
+    out: folder of the prepared dataset.
+    options: of the dataset, see `Builder.options`; the first value by default.
+    size: pixels.
+    cap: most frames of a clip.
+    quality: of the JPEG frames.
+    crop_rule: by default what the chosen frames call for.
+    boxes: table of boxes.
+    max_missing: share of the listed clips that may be absent.
+    workers: processes.
+    test_fraction: held out, by subject, where the owner has no test split.
+    seed: of that choice.
+
+  Returns:
+    The report, with the owner's counts beside.
+
+  Raises:
+    MiraInputError: as `prepare_folder`; a part of the download is not there
+      ('wrong_root'), its lists contradict each other ('leak'), name a class
+      that there is not ('bad_label'), or too many clips are absent
+      ('too_many_missing').
+  """
+  spec = BUILDERS[builder]
+  chosen = {key: values[0] for key, values in spec.options.items()}
+  chosen |= options or {}
+  listing = spec.list_clips(Tree(root, spec.layout), chosen)
+  found, failures = locate.given(listing.rows, root)
+  _check_missing(root, listing, failures, max_missing)
+  storage = _storage(size, cap, quality, crop_rule or listing.crop, boxes)
+  storage = dataclasses.replace(storage, as_video=spec.stores_video)
+  report = _report(spec, chosen, listing, found, failures)
+  groups = _split(found, test_fraction, seed, report)
+  name = spec.dataset_name(chosen)
+  _prepare(pathlib.Path(root), out, name, groups, report, storage, workers)
+  return report
+
+
+def _report(
+  spec: Builder,
+  options: Mapping[str, str],
+  listing: Clips,
+  found: Sequence[Found],
+  failures: list[Failure],
+) -> Report:
+  report = Report(
+    class_names=list(listing.class_names or spec.class_names),
+    dropped=dict(listing.dropped),
+    failures=failures,
+    warnings=list(listing.warnings),
+  )
+  report.add_tables(listing.tables)
+  if spec.is_default(options):
+    report.compare(tally(clip.row for clip in found), spec.counts)
+  return report
+
+
+def _check_missing(
+  root: str | os.PathLike[str],
+  listing: Clips,
+  failures: Sequence[Failure],
+  max_missing: float,
+) -> None:
+  listed, missing = len(listing.rows), len(failures)
+  if listed and missing <= max_missing * listed:
+    return
+  first = ', '.join(f.path for f in failures[:3])
+  hint = f'{missing} of {listed} listed clips are not there, first {first}'
+  hint += '; complete the download, or raise --max-missing'
+  raise _error('too_many_missing', root, hint)
+
+
+def _storage(
+  size: int,
+  cap: int,
+  quality: int,
+  rule: str,
+  boxes: str | os.PathLike[str] | None,
+) -> Storage:
+  if boxes and rule != 'boxes':
+    rule = 'boxes'
+  if rule not in crop.RULES or (rule == 'boxes') != bool(boxes):
+    hint = f'use one of {", ".join(crop.RULES)}; `boxes` needs a table'
+    raise MiraInputError('bad_crop', rule, hint)
+  table = crop.read_boxes(boxes) if boxes else {}
+  return Storage(size=size, cap=cap, quality=quality, crop=rule, boxes=table)
 
 
 def _wanted_clips(
   root: pathlib.Path, table: str | os.PathLike[str] | None
 ) -> tuple[list[Found], Report]:
-  bases, digest = [root], ''
+  bases = [root]
   if table:
     listing = tables.read_table(table)
     bases.append(pathlib.Path(table).parent)
-    digest = hashlib.sha256(pathlib.Path(table).read_bytes()).hexdigest()
   else:
     listing = tables.scan_folder(root)
   found, failures = locate.locate(listing.rows, bases)
@@ -152,12 +212,11 @@ def _wanted_clips(
   dropped = dict(listing.dropped)
   if repeats := len(found) - len(clips):
     dropped['listed twice'] = repeats
-  return clips, Report(
-    class_names=listing.class_names,
-    dropped=dropped,
-    failures=failures,
-    table_sha256=digest,
+  report = Report(
+    class_names=listing.class_names, dropped=dropped, failures=failures
   )
+  report.add_tables([pathlib.Path(table).absolute()] if table else [])
+  return clips, report
 
 
 def _split(
@@ -171,106 +230,141 @@ def _split(
   return {split: group for split, group in groups.items() if group}
 
 
-def _write(
-  out: str | os.PathLike[str],
+def _prepare(
   root: pathlib.Path,
-  name: str | None,
-  streams: dict[str, Callable[[], Iterator[dataset.Clip]]],
+  out: str | os.PathLike[str],
+  name: str,
+  groups: Mapping[str, Sequence[Found]],
   report: Report,
-  size: int,
-  cap: int,
+  storage: Storage,
+  workers: int | None,
+) -> None:
+  """Writes the dataset and completes its report."""
+  out = pathlib.Path(out)
+  labels = {label: i for i, label in enumerate(report.class_names)}
+  work = functools.partial(store, labels=labels, storage=storage)
+  clips = [clip for group in groups.values() for clip in group]
+  report.crop = storage.crop
+  with dataset.sole_writer(out, '.prepare.lock'):
+    dataset.refuse_existing(out)
+    with Journal(out / _JOURNAL, _key(clips, labels, storage)) as journal:
+      report.resumed = len(journal)
+      with _stored(work, clips, journal, workers) as stored:
+        streams = _streams(groups, stored, report)
+        report.dataset = _write(out, root, name, streams, report, storage)
+      journal.remove()
+    report.finish()
+    report.write(out)
+
+
+def _key(
+  clips: Sequence[Found], labels: Mapping[str, int], storage: Storage
+) -> str:
+  """What a clip that is done depends on."""
+  facts = (
+    [(c.clip_id, str(c.path), dataclasses.astuple(c.row)) for c in clips],
+    dict(labels),
+    dataclasses.asdict(storage)
+    | {'boxes': {k: v.tolist() for k, v in storage.boxes.items()}},
+  )
+  return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def _stored(
+  work: Callable[[Found], Stored | Failure],
+  clips: Sequence[Found],
+  journal: Journal,
+  workers: int | None,
+) -> Iterator[Iterator[Stored | Failure]]:
+  """Gives what became of each clip, in order; what is new enters the journal.
+
+  Failures are not kept: a second start tries them again.
+  """
+
+  def note(number: int, result: Stored | Failure) -> None:
+    if isinstance(result, Stored):
+      journal.put(number, result.to_bytes())
+
+  done = set(range(len(clips))) - {
+    i for i in range(len(clips)) if i not in journal
+  }
+  todo = [(i, clip) for i, clip in enumerate(clips) if i not in done]
+  job = functools.partial(_numbered, work)
+  with parallel.runner(job, len(todo), workers, on_done=note) as run:
+    new = run(todo)
+
+    def results() -> Iterator[Stored | Failure]:
+      for i in range(len(clips)):
+        if i in done:
+          yield Stored.from_bytes(journal[i])
+        else:
+          yield next(new)[1]
+
+    yield results()
+
+
+def _numbered(
+  work: Callable[[Found], Stored | Failure], job: tuple[int, Found]
+) -> tuple[int, Stored | Failure]:
+  return job[0], work(job[1])
+
+
+def _streams(
+  groups: Mapping[str, Sequence[Found]],
+  stored: Iterator[Stored | Failure],
+  report: Report,
+) -> dict[str, Callable[[], Iterator[dataset.Clip]]]:
+  """For each split a function that yields its usable clips, and counts."""
+
+  def clips(split: str, group: Iterable[Found]) -> Iterator[dataset.Clip]:
+    counts = report.counts[split] = dict.fromkeys(report.class_names, 0)
+    for found in group:
+      result = next(stored)
+      if isinstance(result, Failure):
+        report.failures.append(result)
+        continue
+      clip = result.clip
+      if clip.video_frames:
+        clip = dataclasses.replace(clip, video=found.path.read_bytes())
+      counts[report.class_names[clip.label]] += 1
+      for kind in (flag.partition(':')[0] for flag in result.flags):
+        report.flags[kind] = report.flags.get(kind, 0) + 1
+      yield clip
+
+  return {
+    split: functools.partial(clips, split, group)
+    for split, group in groups.items()
+  }
+
+
+def _write(
+  out: pathlib.Path,
+  root: pathlib.Path,
+  name: str,
+  streams: Mapping[str, Callable[[], Iterator[dataset.Clip]]],
+  report: Report,
+  storage: Storage,
 ) -> str:
   try:
     folder = dataset.write(
       out,
-      name=name or _slug(root.resolve().name),
+      name=name,
       class_names=report.class_names,
       splits=streams,
       description=f'Prepared from {root.name}.',
-      metadata={'size': size, 'cap': cap, 'split_rule': report.split_rule},
+      metadata={
+        'size': storage.size,
+        'cap': storage.cap,
+        'crop': storage.crop,
+        'split_rule': report.split_rule,
+      },
     )
   except MiraInputError as error:
     if error.code == 'no_clips':  # say which clips, and why
       raise _no_clips(root, report.failures) from error
     raise
   return str(folder)
-
-
-def _usable(
-  run: Callable, clips: Iterable[Found], split: str, report: Report
-) -> Iterator[dataset.Clip]:
-  """The clips of a split, counted; failures go to the report."""
-  counts = report.counts[split] = dict.fromkeys(report.class_names, 0)
-  for result in run(clips):
-    if isinstance(result, Failure):
-      report.failures.append(result)
-      continue
-    clip, flags = result
-    counts[report.class_names[clip.label]] += 1
-    for kind in (flag.partition(':')[0] for flag in flags):
-      report.flags[kind] = report.flags.get(kind, 0) + 1
-    yield clip
-
-
-def _prepare_clip(
-  clip: Found, *, labels: dict[str, int], size: int, cap: int, quality: int
-) -> tuple[dataset.Clip, tuple[str, ...]] | Failure:
-  """Runs in a worker: the clip and its flags, or why it cannot be used."""
-  try:
-    video = decode.read_clip(clip.path, short_side=size)
-  except MiraInputError as error:
-    return Failure(path=clip.clip_id, code=error.code, hint=error.hint)
-  except Exception as error:  # a decoder's own, on bytes nobody thought of
-    hint = f'{type(error).__name__}: {error}'[:200]
-    return Failure(path=clip.clip_id, code='unreadable', hint=hint)
-  count, row = len(video.frames), clip.row
-  kept = spaced(count, cap)
-  numbers = _frame_numbers(clip.path, count)[kept]
-  prepared = dataset.Clip(
-    clip_id=clip.clip_id,
-    frames=[decode.encode_jpeg(video.frames[i], quality) for i in kept],
-    label=labels[row.label],
-    subject=row.subject,
-    fps=(video.fps or row.fps) * max(len(kept) - 1, 1) / max(count - 1, 1),
-    onset=_nearest(numbers, row.onset),
-    apex=_nearest(numbers, row.apex),
-    offset=_nearest(numbers, row.offset),
-    action_units=row.action_units,
-    fold=row.fold,
-  )
-  return prepared, video.flags
-
-
-def _frame_numbers(path: pathlib.Path, count: int) -> np.ndarray:
-  """How a table would number the frames: by file name, else from 0."""
-  if path.is_dir():
-    numbers = [decode.last_number(f.name) for f in decode.frame_files(path)]
-    if len(numbers) == count and min(numbers) >= 0:
-      return np.array(numbers)
-  return np.arange(count)
-
-
-def _nearest(numbers: np.ndarray, wanted: int) -> int:
-  """Index of the frame closest to a number; -1 when it is not in the clip."""
-  if not numbers[0] <= wanted <= numbers[-1]:
-    return -1
-  return int(np.abs(numbers - wanted).argmin())
-
-
-def _warnings(report: Report) -> list[str]:
-  texts = []
-  if len(report.class_names) == 1:
-    texts.append(f'{report.class_names[0]} is the only class: is ROOT right?')
-  for split, counts in report.counts.items():
-    if empty := [name for name, n in counts.items() if n == 0]:
-      texts.append(f'{split} has no clip of {", ".join(empty)}')
-  if 'test' not in report.counts:
-    texts.append('there is no test split')
-  left_out = len(report.failures)
-  listed = left_out + sum(sum(c.values()) for c in report.counts.values())
-  if left_out > listed / 10:
-    texts.append(f'{left_out} of {listed} clips were left out')
-  return texts
 
 
 def _no_clips(root: pathlib.Path, failures: list[Failure]) -> MiraInputError:

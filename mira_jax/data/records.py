@@ -22,27 +22,38 @@ class Clip:
 
   Attributes:
     clip_id: unique within the dataset.
-    frames: JPEG bytes, one entry per frame, in time order.
+    frames: JPEG bytes, one entry per frame, in time order; none where `video`
+      holds the clip.
     label: index into the dataset's class names.
     subject: who is seen; '' when unknown.
-    fps: frames per second of `frames`; 0 when unknown.
-    onset: index into `frames` where the expression starts; -1 when unknown.
+    source_id: the recording or scene it was cut from; '' when unknown.
+    fps: frames per second; 0 when unknown.
+    onset: index of the frame where the expression starts; -1 when unknown.
     apex: index of its strongest frame; -1 when unknown.
     offset: index of its last frame; -1 when unknown.
     action_units: FACS units as the table wrote them, such as '6+12'.
     fold: the fold that tests this clip; -1 when there are no folds.
+    video: bytes of a video file, in place of `frames`.
+    video_frames: how many frames can be decoded from it.
   """
 
   clip_id: str
-  frames: Sequence[bytes]
+  frames: Sequence[bytes] = ()
   label: int
   subject: str = ''
+  source_id: str = ''
   fps: float = 0.0
   onset: int = -1
   apex: int = -1
   offset: int = -1
   action_units: str = ''
   fold: int = -1
+  video: bytes = b''
+  video_frames: int = 0
+
+  def __len__(self) -> int:
+    """Number of frames."""
+    return len(self.frames) or self.video_frames
 
 
 def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
@@ -56,12 +67,15 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
       'frames': tfds.features.Sequence(image),
       'label': tfds.features.ClassLabel(names=list(class_names)),
       'subject': text,
+      'source_id': text,
       'fps': tfds.features.Scalar(np.float32),
       'onset': integer,
       'apex': integer,
       'offset': integer,
       'action_units': text,
       'fold': integer,
+      'video': text,  # features.Video would import TensorFlow
+      'video_frames': integer,
     }
   )
 
@@ -72,16 +86,35 @@ def example(clip: Clip) -> dict[str, Any]:
   return {field.name: getattr(clip, field.name) for field in fields}
 
 
+def dump(clip: Clip) -> bytes:
+  """A Clip as one record."""
+  record = tf_example_pb2.Example()
+  for key, value in example(clip).items():
+    feature = record.features.feature[key]
+    if key == 'frames':
+      feature.bytes_list.value.extend(value)
+    elif isinstance(value, bytes | str):
+      data = value.encode() if isinstance(value, str) else value
+      feature.bytes_list.value.append(data)
+    elif isinstance(value, float):
+      feature.float_list.value.append(value)
+    else:
+      feature.int64_list.value.append(value)
+  return record.SerializeToString()
+
+
 def parse(record: bytes) -> Clip:
   """The Clip of a record."""
   parsed = tf_example_pb2.Example.FromString(record).features.feature
-  values = {
-    key: getattr(feature, feature.WhichOneof('kind')).value
-    for key, feature in parsed.items()
-  }
-  frames = list(values.pop('frames'))
+  frames = list(parsed['frames'].bytes_list.value)
   scalars = {
-    key: value[0].decode() if isinstance(value[0], bytes) else value[0]
-    for key, value in values.items()
+    key: _scalar(key, getattr(feature, feature.WhichOneof('kind')).value[0])
+    for key, feature in parsed.items()
+    if key != 'frames'
   }
   return Clip(frames=frames, **scalars)
+
+
+def _scalar(key: str, value: bytes | float) -> bytes | str | float:
+  is_text = isinstance(value, bytes) and key != 'video'
+  return value.decode() if is_text else value

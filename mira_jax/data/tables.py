@@ -1,7 +1,8 @@
 """Lists of labelled clips: annotation tables and folders of classes.
 
-A table is a CSV file, also gzipped, with a header. Columns are found by name
-without regard to case, spaces and underscores; `COLUMNS` has the names.
+A table is a CSV file, also gzipped, or the first sheet of an Excel file. Rows
+above its header are passed over. Columns are found by name without regard to
+case, spaces and underscores; `COLUMNS` has the names.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ import csv
 import dataclasses
 import gzip
 import io
+import itertools
 import os
 import pathlib
 import re
+import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
+
+import openpyxl
+import xlrd
 
 from mira_jax.data import container, decode
 from mira_jax.errors import MiraInputError
@@ -36,6 +42,9 @@ COLUMNS = {
   'valid': ('boolfile', 'isvalid', 'valid'),
 }
 _NO_LABEL = {'', '-1', 'false', 'none', 'nan'}
+MAX_ROWS = 2_000_000
+MAX_TABLE_BYTES = 1 << 30
+_HEADER_ROWS = 40  # SAMM has a dozen rows of text above its header
 _SPLITS = {'train': 'train', 'test': 'test', 'val': 'val', 'dev': 'val'}
 _SPLIT_FOLDERS = (*_SPLITS, 'training', 'testing', 'validation')
 _SUBJECT = re.compile(r'(?:s|sub|subject|actor|id)[-_]?\d+(?=$|[-_.])', re.I)
@@ -48,8 +57,10 @@ class Row:
   Attributes:
     path: as written in the table, or relative to the folder.
     label: class name.
+    clip_id: what the clip is called in the dataset; '' for its path.
     split: 'train', 'test', 'val' or '' when nothing is said.
     subject: '' when unknown.
+    source_id: the recording or scene it was cut from; '' when unknown.
     fold: the fold that tests it; -1 when unknown.
     fps: 0 when unknown.
     onset: frame number in the source, with `apex` and `offset`; -1 unknown.
@@ -59,8 +70,10 @@ class Row:
 
   path: str
   label: str
+  clip_id: str = ''
   split: str = ''
   subject: str = ''
+  source_id: str = ''
   fold: int = -1
   fps: float = 0.0
   onset: int = -1
@@ -83,33 +96,29 @@ class Listing:
     return sorted({row.label for row in self.rows}, key=_natural)
 
 
-def read_table(path: str | os.PathLike[str]) -> Listing:
+def read_table(
+  path: str | os.PathLike[str], *, label: Sequence[str] = COLUMNS['label']
+) -> Listing:
   """Reads an annotation table.
 
   A row is dropped when its file is marked as not valid, its label is no class
   name, or its split starts with another word than train, test, val or dev.
 
+  Args:
+    path: CSV, CSV.GZ, XLSX or XLS.
+    label: names of the column of classes, the preferred one first.
+
   Raises:
     MiraInputError: the file is no such table ('bad_table'), or a class is
       spelt in two ways ('bad_label').
   """
-  text = _text(path)
-  records = csv.DictReader(
-    io.StringIO(text, newline=''), delimiter=_delimiter(text)
-  )
-  columns = _columns(records.fieldnames or (), path)
   rows, dropped = [], collections.Counter()
-  try:
-    for record in records:
-      cells = {key: (record[name] or '').strip() for key, name in columns}
-      if reason := _why_dropped(cells):
-        dropped[reason] += 1
-      else:
-        rows.append(_row(cells, records.line_num))
-  except csv.Error as error:
-    raise MiraInputError(
-      'bad_table', path, f'not a CSV file: {error}'
-    ) from error
+  names = COLUMNS | {'label': tuple(label)}
+  for line, cells in records(path, names, ('path', 'label')):
+    if reason := _why_dropped(cells):
+      dropped[reason] += 1
+    else:
+      rows.append(_row(cells, line))
   _check_spelling(rows, path)
   return Listing(rows=_with_subjects(rows), dropped=dict(dropped))
 
@@ -137,45 +146,168 @@ def scan_folder(root: str | os.PathLike[str]) -> Listing:
   return Listing(rows=_with_subjects(rows), dropped=dict(dropped))
 
 
-def _text(path: str | os.PathLike[str]) -> str:
-  try:
-    data = pathlib.Path(path).read_bytes()
-    if data.startswith(b'\x1f\x8b'):
-      data = gzip.decompress(data)
-  except FileNotFoundError as error:
-    raise MiraInputError('not_found', path, 'there is no such table') from error
-  except (OSError, EOFError, zlib.error) as error:
-    raise MiraInputError('bad_table', path, str(error)) from error
-  if data.startswith((b'PK', b'\xd0\xcf\x11\xe0')):
-    raise MiraInputError('bad_table', path, 'save the sheet as CSV first')
+def records(
+  path: str | os.PathLike[str],
+  names: Mapping[str, Sequence[str]],
+  required: Collection[str],
+) -> Iterator[tuple[int, dict[str, str]]]:
+  """Line numbers, from 1, and cells of a table by field.
+
+  The header is the first of the upper rows that has the required columns.
+
+  Args:
+    path: CSV, CSV.GZ, XLSX or XLS.
+    names: that the column of a field may have, in lower case and without
+      other characters than letters and digits, the preferred one first.
+    required: fields that the table must have.
+
+  Raises:
+    MiraInputError: the file is no such table ('bad_table').
+  """
+  rows = cells(path)
+  header = list(itertools.islice(rows, _HEADER_ROWS))
+  found = [_columns(row, names) for _, row in header]
+  start = next(
+    (i for i, have in enumerate(found) if set(required) <= have.keys()), None
+  )
+  if start is None:
+    best = max(found, key=len, default={})
+    missing = next(field for field in required if field not in best)
+    hint = f'no column for the {missing}: call it one of '
+    raise _bad_table(path, hint + ', '.join(names[missing]))
+  columns = found[start]
+  for line, row in itertools.chain(header[start + 1 :], rows):
+    if any(row):
+      yield (
+        line,
+        {key: row[at] if at < len(row) else '' for key, at in columns.items()},
+      )
+
+
+def cells(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
+  """Line numbers, from 1, and stripped cells of a CSV or Excel file.
+
+  Raises:
+    MiraInputError: there is no such file ('not_found'), or it is damaged,
+      protected by a password or too large ('bad_table').
+  """
+  data = read_bytes(path)
+  if data.startswith(b'PK'):
+    rows = _xlsx(data, path)
+  elif data.startswith(b'\xd0\xcf\x11\xe0'):
+    rows = _xls(data, path)
+  else:
+    rows = _csv(text(data), path)
+  for count, (line, row) in enumerate(rows):
+    if count >= MAX_ROWS:
+      raise _bad_table(path, f'it has more than {MAX_ROWS} rows')
+    yield line, [cell.strip() for cell in row]
+
+
+def text(data: bytes) -> str:
+  """Text of bytes in UTF-8, or else in GB18030 as the captions of MAFW."""
   try:
     return data.decode('utf-8-sig')
-  except UnicodeDecodeError:  # captions of MAFW
+  except UnicodeDecodeError:
     return data.decode('gb18030', errors='replace')
 
 
-def _delimiter(text: str) -> str:
-  header = text.partition('\n')[0]
-  return max(',;\t', key=header.count)
+def plain(name: str) -> str:
+  """A column's name without case, spaces and punctuation."""
+  return re.sub('[^a-z0-9]', '', name.lower())
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+  """The bytes of a table, unpacked if gzipped.
+
+  Raises:
+    MiraInputError: with code not_found or bad_table.
+  """
+  try:
+    if os.path.getsize(path) > MAX_TABLE_BYTES:
+      raise _bad_table(path, f'it has more than {MAX_TABLE_BYTES >> 20} MiB')
+    data = pathlib.Path(path).read_bytes()
+    if data.startswith(b'\x1f\x8b'):
+      with gzip.open(io.BytesIO(data)) as file:
+        data = file.read(MAX_TABLE_BYTES + 1)
+  except FileNotFoundError as error:
+    raise MiraInputError('not_found', path, 'there is no such table') from error
+  except (OSError, EOFError, zlib.error) as error:
+    raise _bad_table(path, str(error)) from error
+  if len(data) > MAX_TABLE_BYTES:
+    raise _bad_table(path, f'it unpacks to over {MAX_TABLE_BYTES >> 20} MiB')
+  return data
+
+
+def _csv(
+  content: str, path: str | os.PathLike[str]
+) -> Iterator[tuple[int, list[str]]]:
+  header = content.partition('\n')[0]
+  delimiter = max(',;\t', key=header.count)
+  reader = csv.reader(io.StringIO(content, newline=''), delimiter=delimiter)
+  try:
+    for row in reader:
+      yield reader.line_num, row
+  except csv.Error as error:
+    raise _bad_table(path, f'not a CSV file: {error}') from error
+
+
+def _xlsx(
+  data: bytes, path: str | os.PathLike[str]
+) -> Iterator[tuple[int, list[str]]]:
+  try:
+    with zipfile.ZipFile(io.BytesIO(data)) as parts:
+      size = sum(part.file_size for part in parts.infolist())
+    if size > MAX_TABLE_BYTES:
+      raise _bad_table(path, f'it unpacks to {size >> 20} MiB')
+    book = openpyxl.load_workbook(
+      io.BytesIO(data), read_only=True, data_only=True
+    )
+    rows = book.worksheets[0].iter_rows(values_only=True)
+    for line, row in enumerate(rows, start=1):
+      yield line, [_cell(value) for value in row]
+  except MiraInputError:
+    raise
+  except Exception as error:  # openpyxl lets errors of XML and zip through
+    raise _bad_table(path, f'no readable Excel file: {error}') from error
+
+
+def _xls(
+  data: bytes, path: str | os.PathLike[str]
+) -> Iterator[tuple[int, list[str]]]:
+  if 'EncryptedPackage'.encode('utf-16-le') in data:
+    raise _bad_table(path, 'it has a password: save it without one')
+  try:
+    sheet = xlrd.open_workbook(file_contents=data).sheet_by_index(0)
+  except Exception as error:  # xlrd raises bare errors on damaged files
+    raise _bad_table(path, f'no readable Excel file: {error}') from error
+  for i in range(sheet.nrows):
+    yield i + 1, [_cell(value) for value in sheet.row_values(i)]
+
+
+def _cell(value: object) -> str:
+  """Text of a cell of a sheet, where all numbers are floats."""
+  if value is None:
+    return ''
+  if isinstance(value, float) and value.is_integer():
+    return str(int(value))
+  return str(value)
 
 
 def _columns(
-  header: Iterable[str], path: str | os.PathLike[str]
-) -> list[tuple[str, str]]:
-  """Pairs of a field of `COLUMNS` and the name that the table gives it."""
-  plain = {
-    re.sub('[^a-z0-9]', '', (name or '').lower()): name for name in header
+  header: Sequence[str], names: Mapping[str, Sequence[str]]
+) -> dict[str, int]:
+  """Where a header has the fields of `names`."""
+  places = {plain(name): i for i, name in enumerate(header)}
+  found = {
+    key: next((places[a] for a in aliases if a in places), None)
+    for key, aliases in names.items()
   }
-  found = {}
-  for key, aliases in COLUMNS.items():
-    if alias := next((a for a in aliases if a in plain), None):
-      found[key] = plain[alias]
-  for key in ('path', 'label'):
-    if key not in found:
-      names = ', '.join(COLUMNS[key])
-      hint = f'no column for the {key}: call it one of {names}'
-      raise MiraInputError('bad_table', path, hint)
-  return list(found.items())
+  return {key: at for key, at in found.items() if at is not None}
+
+
+def _bad_table(path: str | os.PathLike[str], hint: str) -> MiraInputError:
+  return MiraInputError('bad_table', path, hint)
 
 
 def _why_dropped(cells: dict[str, str]) -> str:

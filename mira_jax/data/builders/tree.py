@@ -1,0 +1,154 @@
+"""Finds the parts of a download, wherever its owner or its user put them.
+
+Archives unpack to a folder of their own name, cloud drives add '-002' to it,
+and people name the folder above or below the one that is meant. So a part is
+looked for by its name below the given folder and, where nothing is found, just
+above it.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+
+from mira_jax.errors import MiraInputError
+
+_DEPTH = 4  # levels that are searched below the given folder
+_LEVELS_UP = 2
+# A folder with more folders in it holds clips or people, not parts.
+_MOST_PARTS = 300
+_COPY = re.compile(r'(-\d{3}|\s*\(\d+\)|-\d{8}t\d{6}z(-\d+)*)$')
+
+
+class Tree:
+  """A download below `root`.
+
+  Attributes:
+    root: what the user named.
+    layout: what is expected, for people.
+    missing: names of the parts that were needed and not found.
+  """
+
+  def __init__(self, root: str | os.PathLike[str], layout: str):
+    self.root = pathlib.Path(root).absolute()
+    self.layout = layout
+    self.missing: list[str] = []
+    if not self.root.is_dir():
+      raise MiraInputError('not_found', root, 'there is no such folder')
+    self._folders = list(_folders(self.root, _DEPTH))
+
+  def find(self, *names: str) -> pathlib.Path | None:
+    """The folder of one of the names, such as 'Clip/original', or None."""
+    wanted = [[plain(part) for part in name.split('/')] for name in names]
+    if found := _first(self._folders, wanted):
+      return found
+    for up in list(self.root.parents)[:_LEVELS_UP]:
+      # Only if the given folder is a part itself: others have no business in
+      # the folders beside it.
+      parts = {part for name in wanted for part in name}
+      if not {plain(up.name), plain(self.root.name)} & parts:
+        continue
+      if found := _first(list(_folders(up, _DEPTH)), wanted):
+        return found
+    return None
+
+  def need(self, *names: str) -> pathlib.Path:
+    """As `find`; what is not found is reported by `check`."""
+    found = self.find(*names)
+    if found is None:
+      self.missing.append(names[0])
+      return self.root / names[0]
+    return found
+
+  def files(self, pattern: str) -> list[pathlib.Path]:
+    """Files anywhere below the root whose name fits a regular expression."""
+    fits = re.compile(pattern, re.IGNORECASE).fullmatch
+    found = []
+    for where, folders, names in os.walk(self.root):
+      folders.sort(key=natural)
+      found += [
+        pathlib.Path(where, name)
+        for name in sorted(names, key=natural)
+        if fits(name)
+      ]
+    return found
+
+  def need_file(self, pattern: str, name: str) -> pathlib.Path:
+    """The first such file; what is not found is reported by `check`."""
+    for folder in self._folders:
+      fits = re.compile(pattern, re.IGNORECASE).fullmatch
+      if files := [f for f in _files(folder) if fits(f.name)]:
+        return files[0]
+    self.missing.append(name)
+    return self.root / name
+
+  def check(self) -> None:
+    """Raises MiraInputError('wrong_root') if a needed part was not found."""
+    if not self.missing:
+      return
+    inside = sorted(p.name + '/' * p.is_dir() for p in self.root.iterdir())
+    hint = (
+      f'not found: {", ".join(self.missing[:3])}. Here are '
+      f'{", ".join(inside[:5]) or "no files"}. Expected:\n{self.layout}'
+    )
+    raise MiraInputError('wrong_root', self.root, hint)
+
+
+def plain(name: str) -> str:
+  """A folder's name without case, punctuation and the marks of copies."""
+  name = name.lower()
+  while (shorter := _COPY.sub('', name)) != name:
+    name = shorter
+  return re.sub(r'[^a-z0-9]+', '', name)
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+  """A sort key that puts clip2 before clip10."""
+  parts = re.split(r'(\d+)', name)
+  return [(int(p), '') if p.isdecimal() else (-1, p) for p in parts]
+
+
+def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Folders right below one, in natural order; none if it is not there."""
+  try:
+    with os.scandir(folder) as entries:
+      names = [e.name for e in entries if e.is_dir() and e.name[0] != '.']
+  except OSError:
+    return []
+  return [folder / name for name in sorted(names, key=natural)]
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  with os.scandir(folder) as entries:
+    names = [e.name for e in entries if e.is_file()]
+  return [folder / name for name in sorted(names, key=natural)]
+
+
+def _folders(root: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
+  """A folder and those below it, the upper ones first."""
+  level = [root]
+  for _ in range(depth + 1):
+    yield from level
+    below = [subfolders(folder) for folder in level]
+    level = [f for folders in below if len(folders) <= _MOST_PARTS
+             for f in folders]  # fmt: skip
+
+
+def _first(
+  folders: Sequence[pathlib.Path], wanted: Sequence[Sequence[str]]
+) -> pathlib.Path | None:
+  """The first folder whose last names are wanted, at its innermost."""
+  for name in wanted:
+    for folder in folders:
+      parts = [plain(part) for part in folder.parts[-len(name) :]]
+      if parts == list(name):
+        return _innermost(folder)
+  return None
+
+
+def _innermost(folder: pathlib.Path) -> pathlib.Path:
+  """Archives often hold a folder of the name that they are unpacked to."""
+  same = [f for f in subfolders(folder) if plain(f.name) == plain(folder.name)]
+  return _innermost(same[0]) if len(same) == 1 else folder

@@ -1,0 +1,320 @@
+"""Where a clip's face is: one square per clip, cut out of all its frames.
+
+A square per frame would follow the face, and so take out the head's motion
+and put in the detector's jitter; one per clip leaves motion as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import cv2
+import numpy as np
+
+from mira_jax.data import container, tables
+from mira_jax.data.decode import Square
+from mira_jax.data.decode import apply as apply  # beside what makes squares
+from mira_jax.errors import MiraInputError
+
+RULES = ('none', 'center', 'haar', 'boxes')
+# OpenCV's boxes cut into the forehead, and into the chin of a head that moves.
+MARGIN = 1.3
+# The share of the frames a face must be found in. A false alarm rarely comes
+# back at the same place, and a face that turns away often is still seen in
+# some frames.
+MIN_FOUND = 0.25
+
+# Of the frontal cascades, this one had the fewest false alarms.
+_CASCADE = 'haarcascade_frontalface_alt2.xml'
+_WORKING_SIDE = 320  # pixels of the shorter side that faces are looked for in
+_SMALLEST_FACE = 0.1  # of the shorter side
+_FIELDS = {
+  'clip': (*tables.COLUMNS['path'], 'clipid', 'clipname', 'video'),
+  'x': ('x', 'left'),
+  'y': ('y', 'top'),
+  'width': ('width', 'w'),
+  'height': ('height', 'h'),
+}
+
+
+def center(width: int, height: int) -> Square:
+  """The largest centred square of a frame of so many pixels."""
+  side = min(width, height)
+  left, top = (width - side) // 2, (height - side) // 2
+  return _shares(left, top, side, width, height)
+
+
+def haar(frames: np.ndarray) -> Square | None:
+  """Finds the face of a clip with OpenCV's Haar cascade.
+
+  Faces at nearly the same place in several frames are one person's. The person
+  with the largest area over all frames wins.
+
+  Args:
+    frames: uint8 [F, H, W, 3], RGB; some eight, spread over the clip.
+
+  Returns:
+    The median of that person's boxes, with a margin of `MARGIN`, moved into
+    the frame. None when nobody is found in `MIN_FOUND` of the frames.
+
+  Raises:
+    MiraInputError: this OpenCV has no cascades ('no_cascade').
+  """
+  needed = max(1, math.ceil(MIN_FOUND * len(frames)))
+  tracks = [t for t in _tracks(map(_faces, frames)) if len(t) >= needed]
+  if not tracks:
+    return None
+  boxes = max(tracks, key=lambda t: sum(box[2] * box[3] for box in t))
+  height, width = frames.shape[1:3]
+  return _around(np.array(boxes), MARGIN, width, height)
+
+
+def from_boxes(boxes: np.ndarray, width: int, height: int) -> Square | None:
+  """A square around the median of boxes, without a margin.
+
+  Args:
+    boxes: float [n, 4], n >= 1; left, top, width and height in pixels.
+    width: of the frame, in pixels.
+    height: of the frame, in pixels.
+
+  Returns:
+    A square as large as the longer side, moved into the frame and shrunk to
+    it; None when the median box lies outside the frame.
+  """
+  x, y, w, h = _median(boxes)
+  if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+    return None
+  return _around(boxes, 1.0, width, height)
+
+
+def read_boxes(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+  """Reads a table of face boxes, in pixels of the source frame.
+
+  Args:
+    path: CSV with a column for the clip, x (or left), y (top), width (w) and
+      height (h), and a row for each clip or each of its frames; or JSON, a
+      list of objects with these fields, or an object from clip to
+      [x, y, width, height] or to a list of these. Also gzipped.
+
+  Returns:
+    float [n, 4] by clip, which is named as written, but always with slashes.
+
+  Raises:
+    MiraInputError: not_found; the file is no such table ('bad_table'); a box
+      is not four numbers with a positive size ('bad_box').
+  """
+  data = tables.read_bytes(path)
+  is_json = data.lstrip(b'\xef\xbb\xbf \r\n\t').startswith((b'{', b'['))
+  rows = _json_rows(tables.text(data), path) if is_json else _csv_rows(path)
+  boxes: dict[str, list[np.ndarray]] = {}
+  for where, clip, values in rows:
+    if not isinstance(clip, str) or not clip:
+      raise MiraInputError('bad_table', path, f'{where}: it names no clip')
+    boxes.setdefault(_posix(clip), []).append(_box(values, where, path))
+  if not boxes:
+    raise MiraInputError('bad_table', path, 'it has no box')
+  return {clip: np.array(found) for clip, found in boxes.items()}
+
+
+def look_up(boxes: dict[str, np.ndarray], clip_id: str) -> np.ndarray | None:
+  """The boxes of a clip.
+
+  Args:
+    boxes: as of `read_boxes`.
+    clip_id: path of the clip relative to its dataset.
+
+  Returns:
+    Those under this very name. Else those under a name that is this one's end,
+    or that this one is the end of, in whole folders and apart from the suffix
+    of a video. None when there are none.
+
+  Raises:
+    MiraInputError: several names fit ('ambiguous').
+  """
+  if clip_id in boxes:
+    return boxes[clip_id]
+  parts = _parts(clip_id)
+  # Most names are passed over by this cheap test: tables can be long.
+  similar = [name for name in boxes if parts[-1] in name]
+  names = [name for name in similar if _same_end(_parts(name), parts)]
+  if len(names) > 1:
+    hint = f'the table has boxes for {names[0]} and {names[1]}: name the clip'
+    raise MiraInputError('ambiguous', clip_id, hint)
+  return boxes[names[0]] if names else None
+
+
+def _shares(
+  left: float, top: float, side: float, width: int, height: int
+) -> Square:
+  return Square(
+    left=left / width,
+    top=top / height,
+    width=side / width,
+    height=side / height,
+  )
+
+
+def _median(boxes: np.ndarray) -> tuple[float, float, float, float]:
+  """The box of median centre and median size; left, top, width, height."""
+  x, y = np.median(boxes[:, :2] + boxes[:, 2:] / 2, axis=0)
+  w, h = np.median(boxes[:, 2:], axis=0)
+  return float(x - w / 2), float(y - h / 2), float(w), float(h)
+
+
+def _around(
+  boxes: np.ndarray, margin: float, width: int, height: int
+) -> Square:
+  x, y, w, h = _median(boxes)
+  side = min(margin * max(w, h), width, height)
+  left = min(max(0.0, x + (w - side) / 2), width - side)
+  top = min(max(0.0, y + (h - side) / 2), height - side)
+  return _shares(left, top, side, width, height)
+
+
+# Faces.
+
+
+@functools.cache
+def _cascade() -> cv2.CascadeClassifier:
+  """One for each process: it takes long to load, and cannot be pickled."""
+  try:
+    path = pathlib.Path(cv2.data.haarcascades, _CASCADE)
+    cascade = cv2.CascadeClassifier(os.fspath(path))
+    broken = cascade.empty()
+  except (AttributeError, cv2.error):
+    broken = True
+  if broken:
+    hint = (
+      'it has no Haar cascades: uninstall every opencv package, then '
+      "pip install 'opencv-python-headless>=4.10,<5'"
+    )
+    version = getattr(cv2, '__version__', 'unknown')
+    raise MiraInputError('no_cascade', f'cv2 {version}', hint)
+  return cascade
+
+
+def _faces(frame: np.ndarray) -> list[np.ndarray]:
+  """Boxes of a frame in its own pixels, the largest first."""
+  height, width = frame.shape[:2]
+  # The second bound is for strips, which would become huge.
+  scale = _WORKING_SIDE / min(width, height)
+  scale = min(scale, 4 * _WORKING_SIDE / max(width, height))
+  size = max(1, round(scale * width)), max(1, round(scale * height))
+  method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+  gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+  gray = cv2.resize(gray, size, interpolation=method)
+  smallest = (round(_SMALLEST_FACE * _WORKING_SIDE),) * 2
+  found = _cascade().detectMultiScale(
+    gray, scaleFactor=1.1, minNeighbors=3, minSize=smallest
+  )
+  # OpenCV's threads report in any order.
+  found = sorted((-w, x, y, h) for x, y, w, h in np.array(found).tolist())
+  return [np.array((x, y, -w, h)) / scale for w, x, y, h in found]
+
+
+def _tracks(frames: Iterable[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+  """Sorts the boxes of consecutive frames by whose face they are."""
+  tracks: list[list[np.ndarray]] = []
+  for boxes in frames:
+    free = list(tracks)  # a face is in a frame only once
+    for box in boxes:
+      near = [_distance(track[-1], box) for track in free]
+      if near and min(near) < 1:
+        free.pop(int(np.argmin(near))).append(box)
+      else:
+        tracks.append([box])
+  return tracks
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+  """Between two centres, in sides; infinite for faces of unlike size."""
+  small, large = sorted((a[2], b[2]))
+  if large > 2 * small:
+    return math.inf
+  gap = a[:2] + a[2:] / 2 - b[:2] - b[2:] / 2
+  return float(np.hypot(*gap)) / large
+
+
+# Tables of boxes.
+
+
+def _csv_rows(
+  path: str | os.PathLike[str],
+) -> Iterator[tuple[str, str, list[str]]]:
+  """Where it is written, the clip and the cells of every box."""
+  for line, cells in tables.records(path, _FIELDS, _FIELDS):
+    clip, *values = (cells[field] for field in _FIELDS)
+    yield f'line {line}', clip, values
+
+
+def _json_rows(
+  text: str, path: str | os.PathLike[str]
+) -> Iterator[tuple[str, object, object]]:
+  """As `_csv_rows`; what a clip and its box are is still to be checked."""
+  try:
+    content = json.loads(text)
+  except (ValueError, RecursionError) as error:
+    hint = f'not a JSON file: {error}'
+    raise MiraInputError('bad_table', path, hint) from error
+  if isinstance(content, list):
+    for number, entry in enumerate(content, 1):
+      yield f'entry {number}', *_fields(entry, number, path)
+    return
+  for clip, value in content.items():
+    many = isinstance(value, list) and all(isinstance(v, list) for v in value)
+    for box in value if many else [value]:
+      yield f'clip {clip}', clip, box
+
+
+def _fields(
+  entry: object, number: int, path: str | os.PathLike[str]
+) -> tuple[object, list[object]]:
+  """The clip and the box of an object."""
+  items = entry.items() if isinstance(entry, dict) else ()
+  plain = {tables.plain(key): value for key, value in items}
+  found = []
+  for field, aliases in _FIELDS.items():
+    alias = next((a for a in aliases if a in plain), None)
+    if alias is None:
+      hint = f'entry {number}: no {field}: call it one of {", ".join(aliases)}'
+      raise MiraInputError('bad_table', path, hint)
+    found.append(plain[alias])
+  return found[0], found[1:]
+
+
+def _box(
+  values: object, where: str, path: str | os.PathLike[str]
+) -> np.ndarray:
+  try:
+    box = np.array(list(map(float, values if isinstance(values, list) else ())))
+  except (TypeError, ValueError, OverflowError):
+    box = np.zeros(0)
+  if len(box) != 4 or not np.isfinite(box).all() or box[2:].min() <= 0:
+    hint = (
+      f'{where}: x, y, width and height are {str(values)[:80]}, and not four '
+      'numbers with a positive size'
+    )
+    raise MiraInputError('bad_box', path, hint)
+  return box
+
+
+def _posix(name: str) -> str:
+  return pathlib.PurePosixPath(name.replace('\\', '/')).as_posix()
+
+
+def _parts(name: str) -> tuple[str, ...]:
+  """Folders and stem, as ('happy', 'clip1') of 'happy/clip1.mp4'."""
+  path = pathlib.PurePosixPath(_posix(name))
+  if path.suffix.lower() in container.SUFFIXES:
+    path = path.with_suffix('')
+  return path.parts
+
+
+def _same_end(a: Sequence[str], b: Sequence[str]) -> bool:
+  pairs = zip(reversed(a), reversed(b), strict=False)
+  return all(x == y for x, y in pairs)

@@ -1,0 +1,109 @@
+"""What was prepared: for people in a few lines, for programs as JSON."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+
+from mira_jax.data.locate import Failure
+
+REPORT_NAME = 'PREPARE_REPORT.json'
+_MANY = 0.1  # share of clips left out that is worth a warning
+
+
+@dataclasses.dataclass(kw_only=True)
+class Report:
+  """What was prepared; also written beside the dataset as JSON.
+
+  Attributes:
+    dataset: the prepared version folder.
+    class_names: in label order.
+    counts: clips of each class in each split.
+    split_rule: who decided which clip is in which split.
+    dropped: listed clips that were not wanted, by reason.
+    failures: wanted clips that could not be used.
+    flags: usable clips with an oddity, by kind, see `decode.Video`.
+    warnings: what may be a mistake.
+    owner: what the owner counts, by the keys of `builders.tally`: [found on
+      disk, the owner's].
+    tables: SHA-256 of the files that say which clip is what.
+    crop: how faces were cut out, see `crop.RULES`.
+    resumed: clips that an interrupted run had done.
+  """
+
+  dataset: str = ''
+  class_names: list[str] = dataclasses.field(default_factory=list)
+  counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
+  split_rule: str = ''
+  dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+  failures: list[Failure] = dataclasses.field(default_factory=list)
+  flags: dict[str, int] = dataclasses.field(default_factory=dict)
+  warnings: list[str] = dataclasses.field(default_factory=list)
+  owner: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  tables: dict[str, str] = dataclasses.field(default_factory=dict)
+  crop: str = 'none'
+  resumed: int = 0
+
+  def __str__(self) -> str:
+    lines = [f'prepared {self.dataset}', f'split: {self.split_rule}']
+    for split, counts in self.counts.items():
+      classes = ', '.join(f'{name} {n}' for name, n in counts.items())
+      lines.append(f'{split}: {sum(counts.values())} clips ({classes})')
+    if self.owner:
+      same = sum(found == wanted for found, wanted in self.owner.values())
+      lines.append(f"owner's counts: {same} of {len(self.owner)} agree")
+    if self.resumed:
+      lines.append(f'{self.resumed} clips were done before')
+    lines += [f'passed over: {n} {why}' for why, n in self.dropped.items()]
+    codes = collections.Counter(failure.code for failure in self.failures)
+    lines += [f'left out: {n} {code}' for code, n in codes.items()]
+    lines += [f'odd: {n} {flag}' for flag, n in self.flags.items()]
+    return '\n'.join(lines + [f'warning: {text}' for text in self.warnings])
+
+  def compare(self, found: Mapping[str, int], owner: Mapping[str, int]) -> None:
+    """Holds what is on disk against the owner's counts."""
+    self.owner = {key: (found.get(key, 0), n) for key, n in owner.items()}
+    wrong = [
+      f'{key} {have} of {want}'
+      for key, (have, want) in self.owner.items()
+      if have != want
+    ]
+    if wrong:
+      more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
+      self.warnings.append(
+        f"not the owner's counts: {', '.join(wrong[:3])}{more}"
+      )
+
+  def add_tables(self, paths: Iterable[pathlib.Path]) -> None:
+    """Notes the SHA-256 of files."""
+    for path in paths:
+      with open(path, 'rb') as file:
+        digest = hashlib.file_digest(file, 'sha256').hexdigest()
+      name = '/'.join(path.parts[-3:])
+      self.tables[name] = digest
+
+  def finish(self) -> None:
+    """Adds the warnings that only the result shows."""
+    if len(self.class_names) == 1:
+      name = self.class_names[0]
+      self.warnings.append(f'{name} is the only class')
+    for split, counts in self.counts.items():
+      if empty := [name for name, n in counts.items() if n == 0]:
+        self.warnings.append(f'{split} has no clip of {", ".join(empty)}')
+    if 'test' not in self.counts:
+      self.warnings.append('there is no test split')
+    left_out = len(self.failures)
+    listed = left_out + sum(sum(c.values()) for c in self.counts.values())
+    if left_out > _MANY * listed:
+      self.warnings.append(f'{left_out} of {listed} clips were left out')
+
+  def write(self, folder: str | os.PathLike[str]) -> None:
+    """Writes `REPORT_NAME` into a folder."""
+    text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+    path = pathlib.Path(folder, REPORT_NAME)
+    path.write_text(text + '\n', encoding='utf-8')
