@@ -79,6 +79,10 @@ def _check_drawn(
       f'{data.synthetic_seed}; remove it, or name another folder'
     )
     raise config.bad_config(f'config.data.dataset={path}', hint)
+  level = synthetic.level(dataset.metadata['difficulty'])
+  if dataset.metadata.get('level') != level:
+    hint = 'another version of mira_jax drew it; remove it to draw it again'
+    raise config.bad_config(f'config.data.dataset={path}', hint)
 
 
 def open_parts(

@@ -44,6 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser):
       default=0.1,
       help='share of the listed clips that may be absent',
     )
+    source.add_argument(
+      '--beam-runner',
+      default='',
+      help='an Apache Beam runner, for what one machine cannot do',
+    )
+    source.add_argument(
+      '--beam-option', action='append', default=[], help='of that runner'
+    )
   folder = sources.add_parser('folder', help='clips on this disk')
   _add_clip_arguments(folder)
   folder.add_argument('--table', help='CSV or Excel file that lists them')
@@ -120,6 +128,8 @@ def run(args: argparse.Namespace) -> int:
       options={key: getattr(args, key) for key in options},
       crop_rule=args.crop,
       max_missing=args.max_missing,
+      beam_runner=args.beam_runner,
+      beam_options=args.beam_option,
       **common,
     )
   print(report)

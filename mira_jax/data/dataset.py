@@ -117,17 +117,19 @@ def _columns(source: ClipSource) -> dict[str, list]:
   rows = []
   for i in range(len(source)):
     try:
-      rows.append(_row(source[i]))
+      rows.append(index_row(source[i]))
     except MiraInputError:
       rows.append(('', -1, '', -1))  # keeps the others in their places
-  return _transposed(rows)
+  return index_columns(rows)
 
 
-def _row(clip: Clip) -> tuple[str, int, str, int]:
+def index_row(clip: Clip) -> tuple[str, int, str, int]:
+  """What an index keeps of a clip."""
   return clip.clip_id, int(clip.label), clip.subject, int(clip.fold)
 
 
-def _transposed(rows: Sequence[tuple]) -> dict[str, list]:
+def index_columns(rows: Sequence[Sequence]) -> dict[str, list]:
+  """The rows of a split as INDEX holds them."""
   return dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
 
 
@@ -208,37 +210,24 @@ def write(
     MiraInputError: the folder holds a dataset already, another process writes
       there, the name is bad, the disk is full, or no split has a clip.
   """
-  with new_dataset(out, name) as partial:
-    info = _info(partial, name, class_names, description, metadata)
-    index = _write_splits(info, splits)
-    if not info.splits:
-      raise _data_error('no_clips', out, 'no split has a clip')
-    with disk_errors(partial):
-      (partial / INDEX).write_text(json.dumps(index))
-  return pathlib.Path(out) / name / VERSION
-
-
-@contextlib.contextmanager
-def new_dataset(out: str | pathlib.Path, name: str) -> Iterator[pathlib.Path]:
-  """Gives an empty folder that becomes `out/name/VERSION` if all goes well.
-
-  Raises:
-    MiraInputError: see `write`.
-  """
   out = pathlib.Path(out)
-  if not re.fullmatch('[a-z][a-z0-9_]*', name):
-    raise MiraInputError('bad_name', name, 'use a-z, 0-9 and _ only')
-  with sole_writer(out):
+  with claimed(out, name):
     for stale in out.glob('*/incomplete.*'):
       shutil.rmtree(stale)
-    refuse_existing(out)
+    final = out / name / VERSION
     partial = out / name / f'incomplete.{VERSION}'
     partial.mkdir(parents=True)
     try:
-      yield partial
-      partial.rename(out / name / VERSION)
+      info = new_info(partial, name, class_names, description, metadata)
+      index = _write_splits(info, splits)
+      if not info.splits:
+        raise _data_error('no_clips', out, 'no split has a clip')
+      with disk_errors(partial):
+        (partial / INDEX).write_text(json.dumps(index))
+      partial.rename(final)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
+  return final
 
 
 def refuse_existing(out: str | pathlib.Path) -> None:
@@ -246,6 +235,21 @@ def refuse_existing(out: str | pathlib.Path) -> None:
   if found := _find(pathlib.Path(out)):
     hint = 'name another folder, or remove this one first'
     raise _data_error('exists', found[0], hint)
+
+
+@contextlib.contextmanager
+def claimed(out: pathlib.Path, name: str) -> Iterator[None]:
+  """Holds a folder for one writer of a new dataset.
+
+  Raises:
+    MiraInputError: it holds a dataset already, another process writes there,
+      or the name is bad.
+  """
+  if not re.fullmatch('[a-z][a-z0-9_]*', name):
+    raise MiraInputError('bad_name', name, 'use a-z, 0-9 and _ only')
+  with sole_writer(out):
+    refuse_existing(out)
+    yield
 
 
 def open(directory: str | pathlib.Path) -> PreparedDataset:
@@ -315,13 +319,14 @@ def _find(root: pathlib.Path) -> list[pathlib.Path]:
   return sorted(f for f in folders if not f.name.startswith('incomplete.'))
 
 
-def _info(
+def new_info(
   folder: pathlib.Path,
   name: str,
   class_names: Sequence[str],
   description: str,
   metadata: dict[str, Any] | None,
 ) -> tfds.core.DatasetInfo:
+  """The metadata of a dataset that is to be written to `folder`."""
   identity = tfds.core.dataset_info.DatasetIdentity(
     name=name,
     version=tfds.core.Version(VERSION),
@@ -349,13 +354,13 @@ def _write_splits(
   for split, clips in splits.items():
     stream = iter(clips())
     while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
-      rows.setdefault(split, []).extend(map(_row, batch))
+      rows.setdefault(split, []).extend(map(index_row, batch))
       with disk_errors(info.data_dir):
         writer.initialize_splits([split], fail_if_exists=False)
         writer.add_examples({split: [records.example(c) for c in batch]})
   with disk_errors(info.data_dir):
     writer.close_all()
-  return {split: _transposed(found) for split, found in rows.items()}
+  return {split: index_columns(found) for split, found in rows.items()}
 
 
 @contextlib.contextmanager

@@ -18,8 +18,18 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from mira_jax.data import crop, dataset, locate, parallel, splits, tables
+from mira_jax.data import (
+  beam,
+  crop,
+  dataset,
+  locate,
+  parallel,
+  records,
+  splits,
+  tables,
+)
 from mira_jax.data.builders import BUILDERS, Builder, Clips, Tree, tally
 from mira_jax.data.journal import Journal
 from mira_jax.data.locate import Failure, Found
@@ -96,6 +106,8 @@ def prepare_dataset(
   crop_rule: str | None = None,
   boxes: str | os.PathLike[str] | None = None,
   max_missing: float = 0.1,
+  beam_runner: str = '',
+  beam_options: Sequence[str] = (),
   workers: int | None = None,
   test_fraction: float = 0.2,
   seed: int = 0,
@@ -115,6 +127,8 @@ def prepare_dataset(
     crop_rule: by default what the chosen frames call for.
     boxes: table of boxes.
     max_missing: share of the listed clips that may be absent.
+    beam_runner: an Apache Beam runner, see `data.beam`; '' for this machine.
+    beam_options: of that runner.
     workers: processes.
     test_fraction: held out, by subject, where the owner has no test split.
     seed: of that choice.
@@ -139,7 +153,12 @@ def prepare_dataset(
   report = _report(spec, chosen, listing, found, failures)
   groups = _split(found, test_fraction, seed, report)
   name = spec.dataset_name(chosen)
-  _prepare(pathlib.Path(root), out, name, groups, report, storage, workers)
+  root = pathlib.Path(root)
+  if beam_runner:
+    on = (beam_runner, beam_options)
+    _prepare_on_beam(root, out, name, groups, report, storage, *on)
+  else:
+    _prepare(root, out, name, groups, report, storage, workers)
   return report
 
 
@@ -249,12 +268,70 @@ def _prepare(
     dataset.refuse_existing(out)
     with Journal(out / _JOURNAL, _key(clips, labels, storage)) as journal:
       report.resumed = len(journal)
-      with _stored(work, clips, journal, workers) as stored:
+      with _stored(work, clips, journal, report.class_names, workers) as stored:
         streams = _streams(groups, stored, report)
         report.dataset = _write(out, root, name, streams, report, storage)
       journal.remove()
     report.finish()
     report.write(out)
+
+
+def _prepare_on_beam(
+  root: pathlib.Path,
+  out: str | os.PathLike[str],
+  name: str,
+  groups: Mapping[str, Sequence[Found]],
+  report: Report,
+  storage: Storage,
+  runner: str,
+  options: Sequence[str],
+) -> None:
+  """As `_prepare`, by workers that see the clips and `out` at their places."""
+  labels = {label: i for i, label in enumerate(report.class_names)}
+  clips = [clip for group in groups.values() for clip in group]
+  report.crop = storage.crop
+  written = beam.write(
+    out,
+    name=name,
+    class_names=report.class_names,
+    splits=groups,
+    work=functools.partial(_whole, labels=labels, storage=storage),
+    description=f'Prepared from {root.name}.',
+    metadata=_metadata(report, storage)
+    | {'source': _key(clips, labels, storage)},
+    runner=runner,
+    options=options,
+  )
+  report.dataset = str(written.folder)
+  report.failures += written.failures
+  report.counts, report.flags = written.counts, written.flags
+  report.finish()
+  report.write(out)
+
+
+def _whole(
+  found: Found, *, labels: Mapping[str, int], storage: Storage
+) -> tuple[dataset.Clip, tuple[str, ...]] | Failure:
+  """As `storage.store`, with the bytes of a video file."""
+  result = store(found, labels=labels, storage=storage)
+  if isinstance(result, Failure):
+    return result
+  return _with_video(result.clip, found), result.flags
+
+
+def _with_video(clip: dataset.Clip, found: Found) -> dataset.Clip:
+  if not clip.video_frames:
+    return clip
+  return dataclasses.replace(clip, video=found.path.read_bytes())
+
+
+def _metadata(report: Report, storage: Storage) -> dict[str, Any]:
+  return {
+    'size': storage.size,
+    'cap': storage.cap,
+    'crop': storage.crop,
+    'split_rule': report.split_rule,
+  }
 
 
 def _key(
@@ -275,20 +352,20 @@ def _stored(
   work: Callable[[Found], Stored | Failure],
   clips: Sequence[Found],
   journal: Journal,
+  class_names: Sequence[str],
   workers: int | None,
 ) -> Iterator[Iterator[Stored | Failure]]:
   """Gives what became of each clip, in order; what is new enters the journal.
 
   Failures are not kept: a second start tries them again.
   """
+  serialize = records.serializer(class_names)
 
   def note(number: int, result: Stored | Failure) -> None:
     if isinstance(result, Stored):
-      journal.put(number, result.to_bytes())
+      journal.put(number, result.to_bytes(serialize))
 
-  done = set(range(len(clips))) - {
-    i for i in range(len(clips)) if i not in journal
-  }
+  done = {i for i in range(len(clips)) if i in journal}
   todo = [(i, clip) for i, clip in enumerate(clips) if i not in done]
   job = functools.partial(_numbered, work)
   with parallel.runner(job, len(todo), workers, on_done=note) as run:
@@ -324,9 +401,7 @@ def _streams(
       if isinstance(result, Failure):
         report.failures.append(result)
         continue
-      clip = result.clip
-      if clip.video_frames:
-        clip = dataclasses.replace(clip, video=found.path.read_bytes())
+      clip = _with_video(result.clip, found)
       counts[report.class_names[clip.label]] += 1
       for kind in (flag.partition(':')[0] for flag in result.flags):
         report.flags[kind] = report.flags.get(kind, 0) + 1
@@ -353,12 +428,7 @@ def _write(
       class_names=report.class_names,
       splits=streams,
       description=f'Prepared from {root.name}.',
-      metadata={
-        'size': storage.size,
-        'cap': storage.cap,
-        'crop': storage.crop,
-        'split_rule': report.split_rule,
-      },
+      metadata=_metadata(report, storage),
     )
   except MiraInputError as error:
     if error.code == 'no_clips':  # say which clips, and why

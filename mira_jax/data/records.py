@@ -8,11 +8,12 @@ few.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 
@@ -86,21 +87,13 @@ def example(clip: Clip) -> dict[str, Any]:
   return {field.name: getattr(clip, field.name) for field in fields}
 
 
-def dump(clip: Clip) -> bytes:
-  """A Clip as one record."""
-  record = tf_example_pb2.Example()
-  for key, value in example(clip).items():
-    feature = record.features.feature[key]
-    if key == 'frames':
-      feature.bytes_list.value.extend(value)
-    elif isinstance(value, bytes | str):
-      data = value.encode() if isinstance(value, str) else value
-      feature.bytes_list.value.append(data)
-    elif isinstance(value, float):
-      feature.float_list.value.append(value)
-    else:
-      feature.int64_list.value.append(value)
-  return record.SerializeToString()
+def serializer(class_names: Sequence[str]) -> Callable[[Clip], bytes]:
+  """Gives `serialize(clip)`: the record that `parse` reads."""
+  fields = features(class_names)
+  writer = example_serializer.ExampleSerializer(fields.get_serialized_info())
+  return lambda clip: writer.serialize_example(
+    fields.encode_example(example(clip))
+  )
 
 
 def parse(record: bytes) -> Clip:

@@ -8,7 +8,7 @@ import json
 import pathlib
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -50,10 +50,9 @@ class Stored:
   clip: Clip
   flags: tuple[str, ...] = ()
 
-  def to_bytes(self) -> bytes:
-    """For `from_bytes`; without the bytes of a video file."""
-    clip = dataclasses.replace(self.clip, video=b'')
-    return json.dumps(self.flags).encode() + b'\n' + records.dump(clip)
+  def to_bytes(self, serialize: Callable[[Clip], bytes]) -> bytes:
+    """For `from_bytes`, with `records.serializer`'s function."""
+    return json.dumps(self.flags).encode() + b'\n' + serialize(self.clip)
 
   @classmethod
   def from_bytes(cls, data: bytes) -> Stored:

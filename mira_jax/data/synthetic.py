@@ -6,6 +6,8 @@ dataset is a function of the arguments of `build` and nothing else.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -75,8 +77,14 @@ def build(
       class_names=faces.CLASS_NAMES,
       splits={split: lambda split=split: clips(split) for split in counts},
       description='Procedurally drawn faces that show seven expressions.',
-      metadata=drawing,
+      metadata=drawing | {'level': level(difficulty)},
     )
+
+
+def level(difficulty: str) -> dict[str, Any]:
+  """How strong a difficulty is, as the metadata of a dataset keeps it."""
+  fields = dataclasses.asdict(faces.DIFFICULTIES[difficulty])
+  return json.loads(json.dumps(fields))
 
 
 def _check(**values: int) -> None:
