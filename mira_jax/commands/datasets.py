@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+import rich
 import rich.box
-import rich.console
 import rich.table
 
 from mira_jax.data import dataset
@@ -27,54 +27,40 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-  """Prints one row per dataset, and where to ask for each."""
+  """Prints a table of what is known, and what of it is here."""
   here = _prepared(pathlib.Path(args.data_dir))
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1))
-  columns = ('name', 'clips', 'classes', 'protocol', 'licence', 'prepared here')
-  for column in columns:
-    table.add_column(
-      column, justify='right' if column in ('clips', 'classes') else 'left'
-    )
+  for column in ('name', 'clips', 'classes', 'protocol', 'licence', 'here'):
+    right = column in ('clips', 'classes')
+    table.add_column(column, justify='right' if right else 'left')
   for builder in BUILDERS.values():
-    table.add_row(*_row(builder, here))
-  for name in here.keys() - {n for b in BUILDERS for n in _names(b, here)}:
-    prepared = here[name]
-    clips, classes = sum(prepared.splits.values()), len(prepared.class_names)
-    where = f'{_splits(prepared)} ({prepared.directory.parents[1]})'
-    table.add_row(name, str(clips), str(classes), '', '', where)
-  console = rich.console.Console(soft_wrap=False)
-  console.print(table)
+    table.add_row(*_row(builder), 'yes' if _names(builder.name, here) else '')
+  rich.print(table)
   for builder in BUILDERS.values():
-    print(f'{builder.name:10} {builder.title:18} {builder.ask}')
-    print(f'{"":10} {", ".join(builder.class_names)}')
+    print(f'{builder.name}: {builder.title}, ask at {builder.ask}')
+    print(f'  {", ".join(builder.class_names)}')
+  for prepared in here.values():
+    splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
+    print(f'here: {prepared.name}, {splits}: {prepared.directory}')
   return ExitCode.OK
 
 
-def _row(builder: Builder, here: dict[str, dataset.PreparedDataset]):
+def _row(builder: Builder) -> tuple[str, ...]:
   clips = builder.counts.get('all') or sum(
     builder.counts.get(split, 0) for split in ('train', 'val', 'test')
   )
-  found = [
-    f'{_splits(here[name])} ({here[name].directory.parents[1]})'
-    for name in _names(builder.name, here)
-  ]
   return (
     builder.name,
     f'{clips:,}'.replace(',', ' '),
     str(len(builder.class_names)),
     builder.protocol,
     builder.licence,
-    '\n'.join(found),
   )
 
 
 def _names(builder: str, here: dict[str, dataset.PreparedDataset]) -> list[str]:
   """Prepared datasets of a builder, such as dfew and dfew_16f."""
   return [n for n in here if n == builder or n.startswith(f'{builder}_')]
-
-
-def _splits(prepared: dataset.PreparedDataset) -> str:
-  return ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
 
 
 def _prepared(folder: pathlib.Path) -> dict[str, dataset.PreparedDataset]:

@@ -47,7 +47,8 @@ def read(
   tested: dict[str, int] = {}
   for fold, pair in lists.items():
     members: dict[str, str] = {}
-    for part, file in pair.items():
+    for part in ('train', 'test'):
+      file = pair[part]
       for clip, label in entries(file):
         if clip in members:
           raise leak(file, clip, _twice(members[clip], part, fold))

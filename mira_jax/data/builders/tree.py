@@ -1,9 +1,8 @@
 """Finds the parts of a download, wherever its owner or its user put them.
 
 Archives unpack to a folder of their own name, cloud drives add '-002' to it,
-and people name the folder above or below the one that is meant. So a part is
-looked for by its name below the given folder and, where nothing is found, just
-above it.
+and people name the folder above or below the one that is meant. So the search
+starts above a folder that is a part itself, and finds parts by their names.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from mira_jax.errors import MiraInputError
 
 _DEPTH = 4  # levels that are searched below the given folder
-_LEVELS_UP = 2
+_LEVELS_UP = 3
 # A folder with more folders in it holds clips or people, not parts.
 _MOST_PARTS = 300
 _COPY = re.compile(r'(-\d{3}|\s*\(\d+\)|-\d{8}t\d{6}z(-\d+)*)$')
@@ -26,7 +25,7 @@ class Tree:
   """A download below `root`.
 
   Attributes:
-    root: what the user named.
+    root: what the user named, or a folder above it if that is a part.
     layout: what is expected, for people.
     missing: names of the parts that were needed and not found.
   """
@@ -37,22 +36,13 @@ class Tree:
     self.missing: list[str] = []
     if not self.root.is_dir():
       raise MiraInputError('not_found', root, 'there is no such folder')
+    self.root = _top(self.root, layout)
     self._folders = list(_folders(self.root, _DEPTH))
 
   def find(self, *names: str) -> pathlib.Path | None:
     """The folder of one of the names, such as 'Clip/original', or None."""
     wanted = [[plain(part) for part in name.split('/')] for name in names]
-    if found := _first(self._folders, wanted):
-      return found
-    for up in list(self.root.parents)[:_LEVELS_UP]:
-      # Only if the given folder is a part itself: others have no business in
-      # the folders beside it.
-      parts = {part for name in wanted for part in name}
-      if not {plain(up.name), plain(self.root.name)} & parts:
-        continue
-      if found := _first(list(_folders(up, _DEPTH)), wanted):
-        return found
-    return None
+    return _first(self._folders, wanted)
 
   def need(self, *names: str) -> pathlib.Path:
     """As `find`; what is not found is reported by `check`."""
@@ -118,6 +108,16 @@ def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
   except OSError:
     return []
   return [folder / name for name in sorted(names, key=natural)]
+
+
+def _top(root: pathlib.Path, layout: str) -> pathlib.Path:
+  """The folder above one that is called like a part of the layout."""
+  whole, *parts = re.split(r'[/\s]+', layout)
+  known = {plain(part) for part in parts} - {plain(whole), ''}
+  for _ in range(_LEVELS_UP):
+    if plain(root.name) in known:
+      root = root.parent
+  return root
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
