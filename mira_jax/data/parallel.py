@@ -8,8 +8,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
 from typing import TypeVar
 
 import cv2
@@ -91,6 +93,13 @@ def _start() -> None:
   """In a new process: one thread, and Ctrl-C is the parent's business."""
   cv2.setNumThreads(1)
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  """A parent that is killed cannot tell its workers, which would wait on."""
+  connection.wait([multiprocessing.parent_process().sentinel])
+  os._exit(1)
 
 
 def _one_by_one(
