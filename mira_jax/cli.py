@@ -13,6 +13,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 # is imported only when its command runs, so that `mira --help` is immediate.
 COMMANDS = {
   'predict': 'mira_jax.commands.predict',
+  'unpack': 'mira_jax.commands.unpack',
   'prepare': 'mira_jax.commands.prepare',
   'datasets': 'mira_jax.commands.datasets',
   'verify': 'mira_jax.commands.verify',
@@ -24,6 +25,7 @@ COMMANDS = {
 }
 SUMMARIES = {
   'predict': 'classify clips and picture what MiRA did with their frames',
+  'unpack': 'unpack archives of clips, whole or in pieces',
   'prepare': "turn clips, or an owner's download, into a dataset",
   'datasets': 'list the datasets of the field, and which are prepared here',
   'verify': 'read every frame of a dataset',

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import getpass
 import io
 import os
 import pathlib
@@ -10,11 +11,13 @@ import shutil
 import stat
 import struct
 import tarfile
+import warnings
 import zipfile
 import zlib
 
 import pytest
 
+from mira_jax import cli
 from mira_jax.data import archives
 from mira_jax.errors import ExitCode, MiraInputError
 
@@ -543,3 +546,58 @@ def test_aes_is_left_to_others(tmp_path, out):
   path = _encrypted(tmp_path / 'a.zip', b'right', method=99)
   error = _refused(path, out, 'bad_archive', ask=lambda name: 'right')
   assert '7-Zip' in error.hint
+
+
+# The command.
+
+
+def _unpack(capsys, *args) -> tuple[int, str, str]:
+  code = cli.main(['unpack', *map(str, args)])
+  return code, *capsys.readouterr()
+
+
+def test_command(capsys, tmp_path, out):
+  paths = [_zip(tmp_path / 'a.zip'), _tar(tmp_path / 'b.tar', {'b': b'b'})]
+  code, text, err = _unpack(capsys, *paths, '--out', out)
+  assert code == ExitCode.OK
+  assert err == ''  # the bar is for terminals
+  assert text.count('\n') == 1
+  assert '4 files unpacked (3.0 kB), 0 skipped' in text
+  assert _tree(out) == {**FILES, 'b': b'b'}
+
+
+def test_command_asks_on_the_terminal(capsys, tmp_path, out, monkeypatch):
+  path = _encrypted(tmp_path / 'a.zip', b'right')
+  code, _, err = _unpack(capsys, path, '--out', out)
+  assert (code, err.count('\n')) == (ExitCode.DATA, 1)
+  monkeypatch.setattr(getpass, 'getpass', lambda prompt: 'right')
+  code, text, err = _unpack(capsys, path, '--out', out, '--ask-password')
+  assert code == ExitCode.OK
+  assert 'right' not in text + err
+
+
+def test_command_without_a_terminal(capsys, tmp_path, out, monkeypatch):
+  def warn(prompt):
+    warnings.warn('seen by all', getpass.GetPassWarning, stacklevel=1)
+
+  monkeypatch.setattr(getpass, 'getpass', warn)
+  path = _encrypted(tmp_path / 'a.zip', b'right')
+  code, _, err = _unpack(capsys, path, '--out', out, '--ask-password')
+  assert code == ExitCode.DATA
+  assert 'no_password' in err
+
+
+def test_command_refuses_in_one_line(capsys, tmp_path, out):
+  path = _zip(tmp_path / 'a.zip', {'../\x1b[2Jevil': b''})
+  code, text, err = _unpack(capsys, path, '--out', out)
+  assert (code, text, err.count('\n')) == (ExitCode.DATA, '', 1)
+  assert 'unsafe_archive' in err
+  assert '\x1b' not in err
+  code, _, err = _unpack(capsys, tmp_path / 'none.zip', '--out', out)
+  assert code == ExitCode.USAGE
+  assert 'not_found' in err
+
+
+def test_the_password_is_no_argument(tmp_path, out):
+  with pytest.raises(SystemExit):
+    cli.main(['unpack', 'a.zip', f'--out={out}', '--ask-password=right'])

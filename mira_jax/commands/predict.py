@@ -51,6 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     help='where the pictures go (default: predictions)',
   )
   parser.add_argument(
+    '--allow-gif', action='store_true', help='read animated GIFs, too'
+  )
+  parser.add_argument(
     '--no-picture', action='store_true', help='write no pictures'
   )
   parser.add_argument(
@@ -73,7 +76,9 @@ def run(args: argparse.Namespace) -> int:
     try:
       taken = {result.get('picture') for result in results}
       picture = out and _free_name(out, clip, taken)
-      results.append(_predict(model, card, clip, args.views, picture))
+      results.append(
+        _predict(model, card, clip, args.views, picture, args.allow_gif)
+      )
     except MiraInputError as error:
       failures.append((clip, error))
   _print(results, failures, card['class_names'], as_json=args.json)
@@ -86,8 +91,11 @@ def _predict(
   clip: str,
   count: int,
   picture: str | None,
+  allow_gif: bool,
 ) -> dict[str, Any]:
-  video = decode.read_clip(clip, short_side=model.model.image_size)
+  video = decode.read_clip(
+    clip, short_side=model.model.image_size, allow_gif=allow_gif
+  )
   rules = card['preprocessing']
   views, indices = model.cut_views(
     video.frames, rate=rules['rate'], views=count, fit=rules['fit']

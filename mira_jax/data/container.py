@@ -25,16 +25,18 @@ SUFFIXES = (
 )
 _FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts'
 _TRUNCATED = 'the file looks truncated'
-_PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'<?xml', b'GIF8')
+_PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'<?xml')
 
 
 @contextlib.contextmanager
 def open_video(
   path: str | os.PathLike[str] | BinaryIO,
+  allow_gif: bool = False,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
   """Gives a file's container and its first video stream.
 
-  A file that is open already is not closed.
+  A file that is open already is not closed. GIFs are pictures more often than
+  clips, so that they are read only when it is said.
 
   Codecs run on one thread: clips are read in parallel, and FFmpeg's own
   threads have deadlocked next to those of a loader (PyAV#1962).
@@ -45,11 +47,14 @@ def open_video(
       no_video_stream.
   """
   if not isinstance(path, str | os.PathLike):
-    with _open(path, '<video>') as container:
+    with _open(path, '<video>', allow_gif) as container:
       yield container, _video_stream(container, '<video>')
     return
   _check_file(path)
-  with open(path, 'rb') as file, _open(file, path) as container:
+  with (
+    open(path, 'rb') as file,
+    _open(file, path, allow_gif) as container,
+  ):
     yield container, _video_stream(container, path)
 
 
@@ -70,18 +75,22 @@ def _check_file(path: str | os.PathLike[str]) -> None:
 
 
 def _open(
-  file: BinaryIO, path: str | os.PathLike[str]
+  file: BinaryIO, path: str | os.PathLike[str], allow_gif: bool
 ) -> av.container.InputContainer:
   head = file.read(64)
   file.seek(0)
   if head.startswith(b'version https://git-lfs'):
     hint = 'fetch the file with `git lfs pull`'
     raise MiraInputError('git_lfs_pointer', path, hint)
+  is_gif = head.startswith(b'GIF8')
+  if is_gif and not allow_gif:
+    hint = 'GIFs are not read, unless with --allow-gif'
+    raise MiraInputError('format_not_allowed', path, hint)
   if head.lstrip(b'\xef\xbb\xbf \r\n').startswith(_PLAYLISTS):
-    hint = 'playlists and GIFs are not read'
+    hint = 'playlists are not read'
     raise MiraInputError('format_not_allowed', path, hint)
   options = {
-    'format_whitelist': _FORMATS,
+    'format_whitelist': 'gif' if is_gif else _FORMATS,
     'protocol_whitelist': 'file',
     'max_pixels': str(MAX_PIXELS),
   }

@@ -12,7 +12,7 @@ import io
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import av
 import cv2
@@ -27,6 +27,7 @@ MAX_FRAMES = 20_000
 MAX_DECODED_BYTES = 2 << 30
 MIN_FRAMES = 4  # that a file broken in the middle must still give
 MIN_SIDE = 8
+FLAT = 2.0  # grey levels; the noise of a sensor in the dark
 
 _JPEG_TAIL = 4096  # bytes, behind which cameras put nothing but notes
 FRAME_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp')
@@ -41,7 +42,7 @@ class Video:
     fps: frames per second; 0 when unknown.
     flags: what was odd: 'partial' (broken in the middle, or frames that cannot
       be read), 'short:P%' (P per cent of what the header promises), 'static'
-      (one frame).
+      (one frame), 'low_signal' (frames of one colour, such as black).
   """
 
   frames: np.ndarray
@@ -86,10 +87,13 @@ def read_clip(
   *,
   short_side: int | None = None,
   square: Square | None = None,
+  allow_gif: bool = False,
 ) -> Video:
   """Reads a video file or a folder of frames, whichever `path` is."""
-  read = read_frames_folder if os.path.isdir(path) else read_video
-  return read(path, short_side=short_side, square=square)
+  cut = {'short_side': short_side, 'square': square}
+  if os.path.isdir(path):
+    return read_frames_folder(path, **cut)
+  return read_video(path, **cut, allow_gif=allow_gif)
 
 
 def read_video(
@@ -97,6 +101,7 @@ def read_video(
   *,
   short_side: int | None = None,
   square: Square | None = None,
+  allow_gif: bool = False,
 ) -> Video:
   """Decodes every frame of a file's first video stream.
 
@@ -105,6 +110,7 @@ def read_video(
     short_side: shrink frames while decoding until the shorter side has this
       many pixels; frames are never enlarged.
     square: the part of every upright frame to keep, cut before it is shrunk.
+    allow_gif: read an animated GIF, too.
 
   Returns:
     Its frames in order. A file that breaks in the middle gives those before.
@@ -193,7 +199,7 @@ def read_frames_folder(
   if not frames.kept:
     raise _unreadable(path, len(files))
   flags = _flags(len(frames.kept), len(frames.kept) < len(files), 0.0)
-  return Video(frames=_stack(frames.kept), fps=0.0, flags=flags)
+  return _video(_stack(frames.kept), 0.0, flags)
 
 
 def glance(
@@ -401,10 +407,12 @@ def _shrunk(width: int, height: int, short_side: int | None) -> tuple[int, int]:
 
 
 def _walk(
-  path: str | os.PathLike[str], visit: Callable[[av.VideoFrame, int], None]
+  path: str | os.PathLike[str],
+  visit: Callable[[av.VideoFrame, int], None],
+  allow_gif: bool = False,
 ) -> tuple[float, tuple[str, ...]]:
   """Gives `visit` every frame and its index; the clip's fps and flags."""
-  with container.open_video(path) as (video, stream):
+  with container.open_video(path, allow_gif) as (video, stream):
     seconds = (video.duration or 0) / av.time_base
     if seconds > MAX_SECONDS:
       raise MiraInputError('too_long', path, f'cut it: {seconds:.0f} s')
@@ -482,6 +490,18 @@ def _flags(count: int, broken: bool, promised: float) -> tuple[str, ...]:
   if count == 1:
     flags.append('static')
   return tuple(flags)
+
+
+def _video(frames: np.ndarray, fps: float, flags: tuple[str, ...]) -> Video:
+  if is_flat(frames):
+    flags = (*flags, 'low_signal')
+  return Video(frames=frames, fps=fps, flags=flags)
+
+
+def is_flat(frames: Sequence[np.ndarray]) -> bool:
+  """Whether frames show nothing: one colour each, but for noise."""
+  some = [frames[i] for i in spaced(len(frames), 8)]
+  return all(frame.std(axis=(0, 1)).max() < FLAT for frame in some)
 
 
 def _stack(frames: list[np.ndarray]) -> np.ndarray:

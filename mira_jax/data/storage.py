@@ -161,6 +161,7 @@ def _of_folder(
   frames = [_jpeg(data, image, shape, storage) for _, data, image in images]
   flags = ('partial',) * (len(images) < len(wanted))
   flags += ('static',) * (len(images) == 1)
+  flags += ('low_signal',) * decode.is_flat([x for _, _, x in images])
   numbers = [decode.last_number(file.name) for file, _, _ in images]
   if min(numbers) < 0:
     numbers = [files.index(file) for file, _, _ in images]

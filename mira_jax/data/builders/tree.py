@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 
+from mira_jax.data import archives
 from mira_jax.errors import MiraInputError
 
 _DEPTH = 4  # levels that are searched below the given folder
@@ -81,8 +83,12 @@ class Tree:
     inside = sorted(p.name + '/' * p.is_dir() for p in self.root.iterdir())
     hint = (
       f'not found: {", ".join(self.missing[:3])}. Here are '
-      f'{", ".join(inside[:5]) or "no files"}. Expected:\n{self.layout}'
+      f'{", ".join(inside[:5]) or "no files"}.'
     )
+    if packed := archives.find_archives(self.root):
+      names = ' '.join(shlex.quote(str(group[0])) for group in packed[:3])
+      hint += f' Unpack first: mira unpack {names} --out {self.root}.'
+    hint += f' Expected:\n{self.layout}'
     raise MiraInputError('wrong_root', self.root, hint)
 
 
