@@ -124,8 +124,8 @@ def read_video(
   def visit(frame: av.VideoFrame, _: int) -> None:
     frames.add(_to_rgb(frame, path, short_side, square))
 
-  fps, flags = _walk(path, visit)
-  return Video(frames=_stack(frames.kept), fps=fps, flags=flags)
+  fps, flags = _walk(path, visit, allow_gif)
+  return _video(_stack(frames.kept), fps, flags)
 
 
 def read_frames(clip: Clip, indices: Iterable[int]) -> dict[int, np.ndarray]:
