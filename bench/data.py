@@ -1,11 +1,13 @@
-"""How many clips a second the input pipeline reads, per core.
+"""How many clips a second are prepared, and read by the input pipeline.
 
   python bench/data.py [--clips 200] [--dataset FOLDER]
 
 Draws a dataset of synthetic faces at the size of the model, unless a prepared
-one is named, and reads shuffled training batches from it. The files stay in the
-page cache: decoding is measured, not a disk. The target is 150 clips of 16
-frames of 224 x 224 pixels a second on one core.
+one is named, and reads shuffled training batches from it. Then writes 16 frames
+of each clip as a folder of JPEG files, as owners deliver them, and prepares
+these. The files stay in the page cache: decoding is measured, not a disk. The
+targets, for clips of 16 frames of 224 x 224 pixels: 300 prepared and 300 read a
+second on two cores, and 150 read on one.
 
 Other work on the machine only slows a pass, so the best one counts. Time of the
 CPU is that of all threads of this process, and hardly depends on other work:
@@ -21,6 +23,7 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -32,10 +35,12 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from mira_jax.data import dataset, decode, pipeline, synthetic
+from mira_jax.data import dataset, decode, pipeline, prepare, synthetic
 
 TARGET = 150  # clips per second of a core
+TARGET_TWO_CORES = 300  # read, and prepared
 BATCH = 8
+QUALITY = 90  # of the JPEG files that are prepared
 PASSES = 5
 
 
@@ -82,6 +87,56 @@ def decode_only(source: dataset.ClipSource, args) -> Callable[[], int]:
   return run
 
 
+def write_folders(
+  source: dataset.ClipSource, root: pathlib.Path, frames: int
+) -> int:
+  """Folders of JPEG files CLASS/CLIP/0001.jpg; returns how many clips.
+
+  At quality 90, as faces are delivered: the drawn noise takes many bytes.
+  """
+  for i in range(len(source)):
+    clip = source[i]
+    folder = root / f'class{clip.label}' / f'{i:05d}'
+    folder.mkdir(parents=True)
+    for k, data in enumerate(clip.frames[:frames], start=1):
+      frame = decode.decode_jpeg(data)
+      path = folder / f'{k:04d}.jpg'
+      path.write_bytes(decode.encode_jpeg(frame, QUALITY))
+  return len(source)
+
+
+def prepare_rate(
+  root: pathlib.Path, clips: int, workers: int, size: int
+) -> dict[str, float]:
+  """Clips per second of the best of three runs.
+
+  Of whole runs, and without what a run takes to start and to end: how many
+  clips the longer run did more in how much more time than one of a quarter.
+  """
+  with tempfile.TemporaryDirectory() as quarter:
+    folders = sorted(root.glob('*/*'))[::4]
+    for folder in folders:
+      link = pathlib.Path(quarter) / folder.relative_to(root)
+      shutil.copytree(folder, link)
+    whole = _seconds(root, workers, size)
+    part = _seconds(quarter, workers, size)
+  more = clips - len(folders)
+  return {
+    'clips_per_s': round(clips / whole, 1),
+    'clips_per_s_running': round(more / (whole - part), 1),
+  }
+
+
+def _seconds(root: str | pathlib.Path, workers: int, size: int) -> float:
+  seconds = []
+  for _ in range(3):
+    with tempfile.TemporaryDirectory() as out:
+      start = time.perf_counter()
+      prepare.prepare_folder(root, out, workers=workers, size=size)
+      seconds.append(time.perf_counter() - start)
+  return min(seconds)
+
+
 def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -101,12 +156,23 @@ def measure(source: dataset.ClipSource, args) -> dict:
   for threads in (1, 2):
     name = f'pipeline, {threads} thread{"s"[: threads - 1]}'
     rows[name] = rates(read(source, threads, args))
+  prepared = {}
+  with tempfile.TemporaryDirectory() as root:
+    clips = write_folders(source, pathlib.Path(root), args.frames)
+    for workers in (0, 1, 2):
+      name = f'prepare, {workers} worker{"s"[: abs(workers - 1)]}'
+      rate = prepare_rate(pathlib.Path(root), clips, workers, args.size)
+      prepared[name] = rate
+    files = list(pathlib.Path(root).glob('*/*/*'))[:1000]
+    size = round(float(np.mean([file.stat().st_size for file in files])))
   frames = source[0].frames
   return {
     'clips': len(source),
     'stored': decode.decode_jpeg(frames[0]).shape,
     'bytes_per_frame': round(float(np.mean([len(x) for x in frames]))),
     'rows': rows,
+    'prepared_bytes_per_frame': size,
+    'prepared': prepared,
   }
 
 
@@ -121,6 +187,9 @@ def main():
   for name, row in measured['rows'].items():
     print('{:24}{clips_per_s:8.1f} clips/s{clips_per_cpu_s:8.1f} clips per '
           'second of a core'.format(name, **row))  # fmt: skip
+  for name, row in measured['prepared'].items():
+    print('{:24}{clips_per_s:8.1f} clips/s{clips_per_s_running:8.1f} once '
+          'it runs'.format(name, **row))  # fmt: skip
   result = {
     'command': ' '.join(sys.argv),
     'date': datetime.date.today().isoformat(),
@@ -131,6 +200,7 @@ def main():
     'cores': os.cpu_count(),
     'versions': {m.__name__: m.__version__ for m in (cv2, grain, np)},
     'target_clips_per_s_per_core': TARGET,
+    'target_clips_per_s_on_two_cores': TARGET_TWO_CORES,
     **measured,
   }
   args.out.mkdir(parents=True, exist_ok=True)

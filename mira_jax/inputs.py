@@ -131,7 +131,8 @@ def open_unlabelled(
 ) -> tuple[pool.Pool, pool.Pool]:
   """Clips to pre-train on, and others to look at; labels mean nothing.
 
-  All are of the splits 'train'. A `val_fraction` of 0 gives the same twice.
+  All are of the splits 'train'. A `val_fraction` of 0 gives the same twice, as
+  does one that would hold out nobody.
   """
   names = datasets[0].class_names
   whole = pool.join(
@@ -145,6 +146,8 @@ def open_unlabelled(
   if not cfg.data.val_fraction:
     return whole, whole
   held, _ = protocol.carve(whole, cfg.data.val_fraction, cfg.seed)
+  if not held.any():
+    return whole, whole
   return whole.take(~held), whole.take(held)
 
 

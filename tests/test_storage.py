@@ -283,7 +283,7 @@ def test_two_at_once_are_refused(tmp_path):
 
 
 def test_a_full_disk_is_an_error_and_nothing_looks_complete(tmp_path):
-  root = _tree(tmp_path / 'root', 40)
+  root = _tree(tmp_path / 'root', 40, '.png')
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
   resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))

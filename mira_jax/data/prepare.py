@@ -312,17 +312,11 @@ def _prepare_on_beam(
 def _whole(
   found: Found, *, labels: Mapping[str, int], storage: Storage
 ) -> tuple[dataset.Clip, tuple[str, ...]] | Failure:
-  """As `storage.store`, with the bytes of a video file."""
+  """As `storage.store`, with all bytes of the clip."""
   result = store(found, labels=labels, storage=storage)
   if isinstance(result, Failure):
     return result
-  return _with_video(result.clip, found), result.flags
-
-
-def _with_video(clip: dataset.Clip, found: Found) -> dataset.Clip:
-  if not clip.video_frames:
-    return clip
-  return dataclasses.replace(clip, video=found.path.read_bytes())
+  return result.complete(found.path), result.flags
 
 
 def _metadata(report: Report, storage: Storage) -> dict[str, Any]:
@@ -401,7 +395,7 @@ def _streams(
       if isinstance(result, Failure):
         report.failures.append(result)
         continue
-      clip = _with_video(result.clip, found)
+      clip = result.complete(found.path)
       counts[report.class_names[clip.label]] += 1
       for kind in (flag.partition(':')[0] for flag in result.flags):
         report.flags[kind] = report.flags.get(kind, 0) + 1

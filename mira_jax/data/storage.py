@@ -45,20 +45,42 @@ class Storage:
 
 @dataclasses.dataclass(kw_only=True)
 class Stored:
-  """A clip that can be used, and what was odd, see `decode.Video`."""
+  """A clip that can be used.
+
+  Attributes:
+    clip: without its frames where these are files as they are; see `complete`.
+    flags: what was odd, see `decode.Video`.
+    files: names of such files in the folder of the clip, in order.
+  """
 
   clip: Clip
   flags: tuple[str, ...] = ()
+  files: tuple[str, ...] = ()
+
+  def complete(self, path: pathlib.Path) -> Clip:
+    """The clip with all its bytes; `path` is where it lies on disk.
+
+    Files that need no change are read here again: that is less work than to
+    send them from process to process, and to write them twice.
+    """
+    if self.files:
+      frames = [(path / name).read_bytes() for name in self.files]
+      return dataclasses.replace(self.clip, frames=frames)
+    if self.clip.video_frames:
+      return dataclasses.replace(self.clip, video=path.read_bytes())
+    return self.clip
 
   def to_bytes(self, serialize: Callable[[Clip], bytes]) -> bytes:
     """For `from_bytes`, with `records.serializer`'s function."""
-    return json.dumps(self.flags).encode() + b'\n' + serialize(self.clip)
+    head = json.dumps([self.flags, self.files]).encode()
+    return head + b'\n' + serialize(self.clip)
 
   @classmethod
   def from_bytes(cls, data: bytes) -> Stored:
     """The inverse of `to_bytes`."""
-    flags, _, record = data.partition(b'\n')
-    return cls(clip=records.parse(record), flags=tuple(json.loads(flags)))
+    head, _, record = data.partition(b'\n')
+    flags, files = map(tuple, json.loads(head))
+    return cls(clip=records.parse(record), flags=flags, files=files)
 
 
 def store(
@@ -113,9 +135,9 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
     found = decode.count_frames(clip.path)
     video = Clip(**fields, fps=found.fps, video_frames=found.count)
     return Stored(clip=video, flags=found.flags)
-  square = _square(clip, storage)
+  square, files = _square(clip, storage), ()
   if square is None and clip.path.is_dir():
-    frames, numbers, total, flags = _of_folder(clip.path, storage)
+    frames, files, numbers, total, flags = _of_folder(clip.path, storage)
     fps = clip.row.fps
   else:
     video = decode.read_clip(clip.path, short_side=storage.size, square=square)
@@ -129,19 +151,47 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
     clip=Clip(
       **fields,
       frames=frames,
-      fps=fps * max(len(frames) - 1, 1) / max(total - 1, 1),
+      fps=fps * max(len(numbers) - 1, 1) / max(total - 1, 1),
       onset=_nearest(numbers, clip.row.onset),
       apex=_nearest(numbers, clip.row.apex),
       offset=_nearest(numbers, clip.row.offset),
     ),
     flags=flags,
+    files=files,
   )
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class _Image:
+  """An image of a folder: its bytes, pixels (perhaps fewer), and size."""
+
+  path: pathlib.Path
+  data: bytes
+  pixels: np.ndarray
+  size: tuple[int, int]  # height and width
+
+
+def _read(path: pathlib.Path) -> _Image | None:
+  """None for what cannot be read or is cut off."""
+  try:
+    data = path.read_bytes()
+  except OSError:
+    return None
+  size = decode.jpeg_size(data)
+  if size:  # an eighth of the pixels shows damage, at half the time
+    pixels = decode.whole_image(data, reduced=True)
+  else:
+    pixels = decode.whole_image(data)
+    size = None if pixels is None else pixels.shape[:2]
+  if pixels is None:
+    return None
+  return _Image(path=path, data=data, pixels=pixels, size=size)
 
 
 def _of_folder(
   path: pathlib.Path, storage: Storage
-) -> tuple[list[bytes], np.ndarray, int, tuple[str, ...]]:
-  """Frames, their numbers, how many there are, and flags, of a folder.
+) -> tuple[list[bytes], tuple[str, ...], np.ndarray, int, tuple[str, ...]]:
+  """Frames or their files, their numbers, how many there are, and flags.
 
   A JPEG file that needs no change is kept as it is: coding it again would lose
   quality and three quarters of the speed.
@@ -151,29 +201,32 @@ def _of_folder(
     hint = 'the folder has no jpg, png or bmp file'
     raise MiraInputError('empty', path, hint)
   wanted = [files[i] for i in decode.spaced(len(files), storage.cap)]
-  images = [(f, *decode.read_image_file(f)) for f in wanted]
-  images = [(f, data, image) for f, data, image in images if image is not None]
+  images = [image for image in map(_read, wanted) if image]
   if not images:
     hint = f'none of its {len(files)} images is readable'
     raise MiraInputError('damaged', path, hint)
-  shape = decode.shrink(images[0][2], storage.size).shape
-  decode.check_side(shape[1], shape[0], path)
-  frames = [_jpeg(data, image, shape, storage) for _, data, image in images]
+  size = decode.shrunk(images[0].size, storage.size)
+  decode.check_side(*size, path)
+  frames = [_jpeg(image, size, storage) for image in images]
+  files_kept = ()
+  if all(frame is x.data for frame, x in zip(frames, images, strict=True)):
+    frames, files_kept = [], tuple(image.path.name for image in images)
   flags = ('partial',) * (len(images) < len(wanted))
   flags += ('static',) * (len(images) == 1)
-  flags += ('low_signal',) * decode.is_flat([x for _, _, x in images])
-  numbers = [decode.last_number(file.name) for file, _, _ in images]
+  flags += ('low_signal',) * decode.is_flat([x.pixels for x in images])
+  numbers = [decode.last_number(image.path.name) for image in images]
   if min(numbers) < 0:
-    numbers = [files.index(file) for file, _, _ in images]
-  return frames, np.array(numbers), len(files), flags
+    numbers = [files.index(image.path) for image in images]
+  return frames, files_kept, np.array(numbers), len(files), flags
 
 
-def _jpeg(
-  data: bytes, image: np.ndarray, shape: tuple[int, ...], storage: Storage
-) -> bytes:
-  if image.shape == shape and data.startswith(b'\xff\xd8'):
-    return data
-  return decode.encode_jpeg(decode.fit_to(image, shape), storage.quality)
+def _jpeg(image: _Image, size: tuple[int, int], storage: Storage) -> bytes:
+  if image.size == size and image.data.startswith(b'\xff\xd8'):
+    return image.data
+  pixels = image.pixels
+  if pixels.shape[:2] != image.size:
+    pixels = decode.decode_jpeg(image.data)
+  return decode.encode_jpeg(decode.fit_to(pixels, size), storage.quality)
 
 
 def _square(clip: Found, storage: Storage) -> crop.Square | None:
