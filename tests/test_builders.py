@@ -241,6 +241,7 @@ def test_dfew_folds_classes_and_sources(downloads, tmp_path):
     'dfew', downloads / 'dfew', tmp_path, options={'frames': '16f'}
   )
   assert prepared.name == 'dfew_16f'
+  assert 'fold 1 is the test split' in str(report)
   assert report.owner == {}  # the owner's counts are of another choice
 
 
@@ -399,6 +400,13 @@ def test_ravdess_keeps_each_performance_once(downloads):
 
 
 # AFEW and CAER.
+
+
+def test_folders_without_clips(copy, tmp_path):
+  root = copy('crema_d')
+  shutil.rmtree(root / 'VideoFlash')
+  (root / 'VideoFlash').mkdir()
+  assert _error(_prepare, 'crema_d', root, tmp_path / 'out').code == 'no_clips'
 
 
 def test_names_that_come_again_in_another_split(downloads):

@@ -9,6 +9,7 @@ import os
 import pathlib
 
 import cv2
+import miniatures
 import numpy as np
 import pytest
 
@@ -247,6 +248,27 @@ def test_a_table_finds_its_clips_wherever_they_are_now(tmp_path):
   ]
   assert [len(x) for x in report.tables.values()] == [64]
   assert 'there is no test split' in report.warnings
+
+
+def test_an_excel_table_with_text_above_its_header(tmp_path):
+  _tree(tmp_path / 'root', 'clips/7', 'clips/8')
+  rows = [['Notes'], [], ['Filename', 'Emotion', 'Apex Frame'],
+          ['clips/7', 'a', 2.0], ['clips/8', 'b', None]]  # fmt: skip
+  miniatures.sheet(tmp_path / 't.xlsx', rows)
+  _prepare(
+    tmp_path / 'root',
+    tmp_path / 'out',
+    table=tmp_path / 't.xlsx',
+    test_fraction=0,
+  )
+  clips = list(dataset.open(tmp_path / 'out').source('train'))
+  assert [clip.apex for clip in clips] == [1, -1]
+
+
+def test_quality_is_a_percentage(tmp_path):
+  root = _tree(tmp_path / 'root', 'a/1')
+  error = _error(_prepare, root, tmp_path / 'out', quality=101)
+  assert (error.code, error.path) == ('bad_value', 'quality=101')
 
 
 def test_a_table_without_a_wanted_row(tmp_path):

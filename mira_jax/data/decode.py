@@ -345,7 +345,7 @@ def frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
 
 def last_number(name: str) -> int:
   """The last number of a file's name, as 144 of '00001_00144.jpg'; or -1."""
-  numbers = re.findall(r'\d+', pathlib.PurePath(name).stem)
+  numbers = re.findall(r'\d+', os.path.splitext(os.path.basename(name))[0])
   return int(numbers[-1]) if numbers else -1
 
 

@@ -152,6 +152,8 @@ def prepare_dataset(
   storage = dataclasses.replace(storage, as_video=spec.stores_video)
   report = _report(spec, chosen, listing, found, failures)
   groups = _split(found, test_fraction, seed, report)
+  if any(clip.row.fold >= 0 for clip in found):
+    report.split_rule = 'fold 1 is the test split; every fold is stored'
   name = spec.dataset_name(chosen)
   root = pathlib.Path(root)
   if beam_runner:
@@ -188,7 +190,9 @@ def _check_missing(
   max_missing: float,
 ) -> None:
   listed, missing = len(listing.rows), len(failures)
-  if listed and missing <= max_missing * listed:
+  if not listed:
+    raise _error('no_clips', root, 'the folders are there, but empty')
+  if missing <= max_missing * listed:
     return
   first = ', '.join(f.path for f in failures[:3])
   hint = f'{missing} of {listed} listed clips are not there, first {first}'
@@ -203,7 +207,9 @@ def _storage(
   rule: str,
   boxes: str | os.PathLike[str] | None,
 ) -> Storage:
-  if boxes and rule != 'boxes':
+  if not 1 <= quality <= 100:
+    raise MiraInputError('bad_value', f'quality={quality}', 'use 1 to 100')
+  if boxes:
     rule = 'boxes'
   if rule not in crop.RULES or (rule == 'boxes') != bool(boxes):
     hint = f'use one of {", ".join(crop.RULES)}; `boxes` needs a table'
