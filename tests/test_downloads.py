@@ -87,4 +87,4 @@ def test_the_commands_do_it_too(tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'dataset dfew ' in done.stdout
   scores = json.loads(next((tmp_path / 'run').rglob('scores.json')).read_text())
-  assert scores['clips'] == 3
+  assert scores['scores']['clips'] == 3
