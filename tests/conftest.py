@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # Before any array is made: sharding is tested on four devices of the CPU.
 jax.config.update('jax_num_cpu_devices', 4)
@@ -14,3 +15,20 @@ def x64():
   """Double precision for the length of one test."""
   with jax.enable_x64(True):
     yield
+
+
+@pytest.fixture(scope='module')
+def compile_cache(tmp_path_factory):
+  """What many tests of a module run is compiled once."""
+  names = {
+    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
+    'jax_persistent_cache_min_compile_time_secs': 0,
+  }
+  before = {name: getattr(jax.config, name) for name in names}
+  for name, value in names.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()

@@ -15,13 +15,12 @@ import struct
 import time
 import zipfile
 
-import av
 import cv2
 import miniatures
 import numpy as np
 import pytest
 from test_cli import save_model
-from test_decode import make_video
+from test_decode import make_sound, make_video
 
 from mira_jax import cli
 from mira_jax.data import container, dataset, decode, prepare, tables
@@ -55,17 +54,6 @@ def predict(weights, capsys):
   return predict
 
 
-def _sound(path: pathlib.Path) -> None:
-  with av.open(str(path), 'w') as file:
-    stream = file.add_stream('aac', rate=44100)
-    frame = av.AudioFrame.from_ndarray(
-      np.zeros((1, 44100), np.float32), 'fltp', 'mono'
-    )
-    frame.sample_rate = 44100
-    file.mux(stream.encode(frame))
-    file.mux(stream.encode())
-
-
 def test_1_to_17_files_that_are_no_clip(tmp_path, predict, monkeypatch):
   """All in one command, with a good clip last."""
 
@@ -96,7 +84,7 @@ def test_1_to_17_files_that_are_no_clip(tmp_path, predict, monkeypatch):
   for name, (content, _) in contents.items():
     (tmp_path / name).write_bytes(content)
   os.mkfifo(tmp_path / 'fifo.mp4')
-  _sound(tmp_path / 'sound.mp4')
+  make_sound(tmp_path / 'sound.mp4')
   make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
   make_video(tmp_path / 'large.mp4', count=1, width=4608, height=4608)
   make_video(tmp_path / 'dot.mkv', count=2, codec='ffv1', width=2, height=2)

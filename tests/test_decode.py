@@ -44,6 +44,18 @@ def make_video(
   return path
 
 
+def make_sound(path: pathlib.Path) -> None:
+  """A second of silence, and no pictures."""
+  with av.open(str(path), 'w') as file:
+    stream = file.add_stream('aac', rate=44100)
+    frame = av.AudioFrame.from_ndarray(
+      np.zeros((1, 44100), np.float32), 'fltp', 'mono'
+    )
+    frame.sample_rate = 44100
+    file.mux(stream.encode(frame))
+    file.mux(stream.encode())
+
+
 def _code(path) -> str:
   with pytest.raises(MiraInputError) as caught:
     decode.read_clip(path)
@@ -207,14 +219,7 @@ def test_a_playlist_reads_no_other_file(tmp_path, text, codes):
 def test_animated_gif_and_sound_are_refused(tmp_path):
   gif = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
   assert _code(gif) == 'format_not_allowed'
-  with av.open(str(tmp_path / 'sound.mp4'), 'w') as file:
-    stream = file.add_stream('aac', rate=44100)
-    frame = av.AudioFrame.from_ndarray(
-      np.zeros((1, 44100), np.float32), 'fltp', 'mono'
-    )
-    frame.sample_rate = 44100
-    file.mux(stream.encode(frame))
-    file.mux(stream.encode())
+  make_sound(tmp_path / 'sound.mp4')
   assert _code(tmp_path / 'sound.mp4') == 'no_video_stream'
 
 

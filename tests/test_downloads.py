@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 
-import jax
 import miniatures
 import pytest
 from test_runs import command, pretraining, tiny
@@ -27,19 +26,8 @@ PROTOCOLS = {
 }
 
 
-@pytest.fixture(autouse=True, scope='module')
-def compiled_once(tmp_path_factory):
-  """Most datasets have seven classes: their steps are the same program."""
-  names = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('programs')),
-    'jax_persistent_cache_min_compile_time_secs': 0.0,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
+# Most datasets have seven classes: their steps are the same program.
+pytestmark = pytest.mark.usefixtures('compile_cache')
 
 
 def _prepared(name, folder):

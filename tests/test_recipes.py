@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import quickstart, quickstart_pretrain, recipes
 from mira_jax import config, engine, optim, sharding, steps, tasks, training
@@ -213,23 +212,6 @@ def test_every_config_builds_model_and_optimiser(
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
   assert moments > 2 * count - 10
   assert bool(jax.tree.leaves(state.mira)) == (cfg.model.mira is not None)
-
-
-@pytest.fixture(scope='module')
-def compile_cache(tmp_path_factory):
-  """Most configs are the same program: it is compiled once."""
-  names = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-    'jax_persistent_cache_min_compile_time_secs': 0,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
 
 
 @pytest.mark.slow

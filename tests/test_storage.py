@@ -212,16 +212,23 @@ def test_a_damaged_entry_is_done_again(tmp_path):
 # Runs that are stopped.
 
 
+# A shell that runs this in the background ignores it, as its children then do.
+_COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mira_jax import cli
+sys.exit(cli.main())
+"""
+
+
 def _start(root, out, workers) -> subprocess.Popen:
-  command = [sys.executable, '-m', 'mira_jax.cli', 'prepare', 'folder']
   arguments = [f'--root={root}', f'--out={out}', f'--workers={workers}']
+  command = ['prepare', 'folder', *arguments, '--test-fraction=0']
   return subprocess.Popen(
-    [*command, *arguments, '--test-fraction=0'],
+    [sys.executable, '-c', _COMMAND, *command],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
-    # A shell that runs this in the background ignores it, as children then do.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
   )
 
 

@@ -39,6 +39,7 @@ import rich.console
 import rich.markup
 import rich.progress
 
+from mira_jax.data import parallel
 from mira_jax.errors import ExitCode, MiraInputError
 
 MAX_MEMBERS = 3_000_000
@@ -159,7 +160,9 @@ def _unpack(
         _check_room(archive, sum(missing), out)
     else:
       members = _tar_members(archive, _decompressed(file, kind))
-    with _bar(archive.path.name, total) as advance:
+    column = rich.progress.DownloadColumn()
+    title = archive.path.name
+    with parallel.progress_bar(title, total, column) as advance:
       writer = _Writer(archive, out, summary, advance)
       for member in members:
         writer.write(member)
@@ -635,20 +638,6 @@ def _check_room(archive: Archive, needed: int, out: pathlib.Path) -> None:
   if needed > free:
     hint = f'{needed:,} bytes are to be written to {out}, {free:,} are free'
     raise _error('disk_full', archive.path, hint)
-
-
-@contextlib.contextmanager
-def _bar(title: str, total: int | None) -> Iterator[Callable[[int], None]]:
-  """Gives `advance(bytes)`; shown on a terminal only."""
-  console = rich.console.Console(stderr=True)
-  with rich.progress.Progress(
-    *rich.progress.Progress.get_default_columns(),
-    rich.progress.DownloadColumn(),
-    console=console,
-    disable=not console.is_terminal,
-  ) as progress:
-    task = progress.add_task(rich.markup.escape(title), total=total)
-    yield functools.partial(progress.advance, task)
 
 
 # Errors.

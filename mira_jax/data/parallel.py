@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures as futures
 import contextlib
+import functools
 import multiprocessing
 import os
 import signal
@@ -16,6 +17,7 @@ from typing import TypeVar
 
 import cv2
 import rich.console
+import rich.markup
 import rich.progress
 
 from mira_jax.errors import ExitCode, MiraInputError
@@ -47,30 +49,35 @@ def runner(
   """
   if workers is None:
     workers = min(os.cpu_count() or 1, total // _JOBS_PER_WORKER)
-  with _bar(title, total) as advance, _pool(workers) as pool:
+  with progress_bar(title, total) as advance, _pool(workers) as pool:
 
     def run(jobs: Iterable[Job]) -> Iterator[Result]:
       results = _one_by_one(work, jobs, on_done)
       if pool:
         results = _ordered(pool, work, jobs, 4 * workers, on_done)
       for result in results:
-        advance()
+        advance(1)
         yield result
 
     yield run
 
 
 @contextlib.contextmanager
-def _bar(title: str, total: int) -> Iterator[Callable[[], None]]:
+def progress_bar(
+  title: str,
+  total: int | None,
+  column: rich.progress.ProgressColumn | None = None,
+) -> Iterator[Callable[[int], None]]:
+  """Gives `advance(amount)`; shown on a terminal only."""
   console = rich.console.Console(stderr=True)
   with rich.progress.Progress(
     *rich.progress.Progress.get_default_columns(),
-    rich.progress.MofNCompleteColumn(),
+    column or rich.progress.MofNCompleteColumn(),
     console=console,
     disable=not console.is_terminal,
   ) as progress:
-    task = progress.add_task(title, total=total)
-    yield lambda: progress.advance(task)
+    task = progress.add_task(rich.markup.escape(title), total=total)
+    yield functools.partial(progress.advance, task)
 
 
 @contextlib.contextmanager

@@ -93,7 +93,7 @@ class Listing:
   @property
   def class_names(self) -> list[str]:
     """In natural order, so that every fold of a dataset has the same labels."""
-    return sorted({row.label for row in self.rows}, key=_natural)
+    return sorted({row.label for row in self.rows}, key=natural)
 
 
 def read_table(
@@ -382,21 +382,21 @@ def _subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
     inside = [p for p in folder.iterdir() if p.is_dir() and p.name[0] != '.']
   except OSError as error:
     raise MiraInputError('not_found', folder, 'no such folder') from error
-  return sorted(inside, key=lambda p: _natural(p.name))
+  return sorted(inside, key=lambda p: natural(p.name))
 
 
 def _clips(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   """Video files and folders of images below a folder, itself included."""
   for where, folders, files in os.walk(folder):
-    folders.sort(key=_natural)
+    folders.sort(key=natural)
     if any(name.lower().endswith(decode.FRAME_SUFFIXES) for name in files):
       yield pathlib.Path(where)
-    for name in sorted(files, key=_natural):
+    for name in sorted(files, key=natural):
       if name.lower().endswith(container.SUFFIXES) and name[0] != '.':
         yield pathlib.Path(where, name)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def natural(name: str) -> list[tuple[int, str]]:
   """A sort key that puts clip2 before clip10."""
   parts = re.split(r'(\d+)', name)
   return [(int(p), '') if p.isdecimal() else (-1, p) for p in parts]

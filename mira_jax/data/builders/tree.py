@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from mira_jax.data import archives
+from mira_jax.data.tables import natural
 from mira_jax.errors import MiraInputError
 
 _DEPTH = 4  # levels that are searched below the given folder
@@ -98,12 +99,6 @@ def plain(name: str) -> str:
   while (shorter := _COPY.sub('', name)) != name:
     name = shorter
   return re.sub(r'[^a-z0-9]+', '', name)
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-  """A sort key that puts clip2 before clip10."""
-  parts = re.split(r'(\d+)', name)
-  return [(int(p), '') if p.isdecimal() else (-1, p) for p in parts]
 
 
 def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
