@@ -278,16 +278,10 @@ class _Frames:
 
 
 def _read_image(file: pathlib.Path) -> np.ndarray | None:
-  return read_image_file(file)[1]
-
-
-def read_image_file(file: pathlib.Path) -> tuple[bytes, np.ndarray | None]:
-  """The bytes of an image file, and what `whole_image` makes of them."""
   try:
-    data = file.read_bytes()
+    return whole_image(file.read_bytes())
   except OSError:
-    return b'', None
-  return data, whole_image(data)
+    return None
 
 
 def whole_image(data: bytes, *, reduced: bool = False) -> np.ndarray | None:

@@ -42,9 +42,6 @@ def verify(dataset: PreparedDataset, workers: int | None = None) -> Verdict:
     for split, count in dataset.splits.items()
     for start in range(0, count, _BLOCK)
   ]
-  total = sum(dataset.splits.values())
-  if workers is None:
-    workers = 0 if total < 4 * _BLOCK else None
   clips = dict.fromkeys(dataset.splits, 0)
   verdict = Verdict(clips=clips, frames=0, problems=[])
   places: dict[str, list[str]] = collections.defaultdict(list)

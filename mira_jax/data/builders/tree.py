@@ -70,8 +70,8 @@ class Tree:
 
   def need_file(self, pattern: str, name: str) -> pathlib.Path:
     """The first such file; what is not found is reported by `check`."""
+    fits = re.compile(pattern, re.IGNORECASE).fullmatch
     for folder in self._folders:
-      fits = re.compile(pattern, re.IGNORECASE).fullmatch
       if files := [f for f in _files(folder) if fits(f.name)]:
         return files[0]
     self.missing.append(name)
