@@ -17,6 +17,7 @@ from typing import Any
 from mira_jax.augment import CROP_SCALES, Augment
 from mira_jax.errors import MiraInputError
 from mira_jax.kernels.dispatch import IMPLEMENTATIONS
+from mira_jax.kernels.operations import REMAT
 from mira_jax.mira import MiraConfig
 
 
@@ -42,7 +43,7 @@ class ModelConfig:
   attention: str | None = None  # an implementation, or None: chosen
   drop_path: float = 0.0
   head_scale: float = 0.001
-  remat: bool = False  # less memory, more time
+  remat: str | None = None  # what is kept, see mira_jax.kernels.operations
   scan: bool = False  # faster compilation of deep models
   dtype: str = 'float32'
 
@@ -142,6 +143,15 @@ class EvalConfig:
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+class MeshConfig:
+  """How devices share the work, see `mira_jax.sharding`."""
+
+  data: int = 0  # parts of a batch; 0: the devices that are left
+  fsdp: int = 1  # parts of a batch and of the parameters
+  model: int = 1  # parts of attention's heads and the MLPs' hidden width
+
+
+@dataclasses.dataclass(kw_only=True, unsafe_hash=True)
 class Config:
   """Everything about a run but where it is stored."""
 
@@ -151,6 +161,7 @@ class Config:
   optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
   train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
   eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+  mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   seed: int = 0
 
 
@@ -268,20 +279,21 @@ def validate(cfg: Config, devices: int = 1) -> None:
 
   Args:
     cfg: a whole configuration.
-    devices: that share a batch.
+    devices: of all hosts.
 
   Raises:
     MiraInputError: names the first field that is wrong, its value and a fix.
   """
   _check_ranges(cfg)
   _check_model(cfg.model)
-  if cfg.data.batch_size % devices:
-    hint = f'{cfg.data.batch_size} must be a multiple of {devices} devices'
+  parts = _check_mesh(cfg, devices)
+  if cfg.data.batch_size % parts:
+    hint = f'{cfg.data.batch_size} must be a multiple of {parts} devices'
     raise bad_config('config.data.batch_size', hint)
-  if cfg.data.batch_size * cfg.data.repeats % (cfg.optim.accumulate * devices):
+  if cfg.data.batch_size * cfg.data.repeats % (cfg.optim.accumulate * parts):
     hint = (
       f'{cfg.optim.accumulate} parts of {cfg.data.batch_size} clips, '
-      f'{cfg.data.repeats} times each, do not divide over {devices} devices'
+      f'{cfg.data.repeats} times each, do not divide over {parts} devices'
     )
     raise bad_config('config.optim.accumulate', hint)
   if not datasets(cfg.data):
@@ -352,6 +364,9 @@ _RANGES = {
   'train.eval_every': (0, None),
   'eval.views': (1, None),
   'eval.look_views': (1, None),
+  'mesh.data': (0, None),
+  'mesh.fsdp': (1, None),
+  'mesh.model': (1, None),
   'seed': (0, 2**31 - 1),
 }
 _CHOICES = {
@@ -372,10 +387,27 @@ _CHOICES = {
     'factorised_dot_product',
   ),
   'model.attention': (None, *IMPLEMENTATIONS),
+  'model.remat': (None, *REMAT),
   'model.pool': ('mean', 'cls'),
   'model.positions': ('sinusoidal', 'learned'),
   'model.dtype': ('float32', 'bfloat16'),
 }
+
+
+def _check_mesh(cfg: Config, devices: int) -> int:
+  """Checks the mesh; returns the parts of a batch."""
+  data, fsdp, model = cfg.mesh.data, cfg.mesh.fsdp, cfg.mesh.model
+  whole = (data or 1) * fsdp * model
+  if devices % whole or (data and devices != whole):
+    hint = f'{data} x {fsdp} x {model} must be the {devices} devices; '
+    hint += '0 for data takes those that are left'
+    raise bad_config('config.mesh: data x fsdp x model', hint)
+  hidden = int(cfg.model.dim * cfg.model.mlp_ratio)
+  for name, size in (('heads', cfg.model.heads), ('dim * mlp_ratio', hidden)):
+    if size % model:
+      hint = f'{model} must divide model.{name} {size}'
+      raise bad_config('config.mesh.model', hint)
+  return devices // model
 
 
 def _check_ranges(cfg: Config) -> None:

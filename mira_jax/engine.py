@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from mira_jax import augment, sharding, steps
 from mira_jax.data import decode, sampling
@@ -83,13 +84,24 @@ class Engine:
     variables: {'params': ..., 'mira': ...}, arrays of any kind.
     batch_size: clips per call, rounded up to a multiple of the devices; fewer
       are padded.
+    mesh: the devices; all of them, each with whole parameters, by default.
+
+  Attributes:
+    rows: of every batch, those that this host reads.
   """
 
-  def __init__(self, model: ViViT, variables: PyTree, batch_size: int = 8):
+  def __init__(
+    self,
+    model: ViViT,
+    variables: PyTree,
+    batch_size: int = 8,
+    mesh: Mesh | None = None,
+  ):
     self.model = model
-    self._mesh = sharding.make_mesh()
-    devices = self._mesh.size
-    self.batch_size = -(-batch_size // devices) * devices
+    self._mesh = mesh or sharding.make_mesh()
+    parts = sharding.clip_parts(self._mesh)
+    self.batch_size = -(-batch_size // parts) * parts
+    self.rows = sharding.own_rows(self._mesh, self.batch_size)
     self._score = steps.make_eval_step(model, self._mesh)
     self._record = jax.jit(self._apply_record)
     self.update(variables)

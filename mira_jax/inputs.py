@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 
-from mira_jax import config
+from mira_jax import config, sharding
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline, pool, protocol, sampling, synthetic
 from mira_jax.data.dataset import PreparedDataset
@@ -176,6 +177,7 @@ def train_batches(
   cfg: config.Config,
   source: pipeline.Source,
   start_step: int,
+  mesh: Mesh,
   window: pipeline.Window = sampling.train_indices,
 ) -> Iterator[pipeline.Batch]:
   """Batches of this host from a step on, see `pipeline.train_batches`."""
@@ -186,8 +188,7 @@ def train_batches(
     batch_size=cfg.data.batch_size,
     seed=cfg.seed,
     start_step=start_step,
-    host=jax.process_index(),
-    hosts=jax.process_count(),
+    rows=sharding.own_rows(mesh, cfg.data.batch_size),
     window=window,
     **reading(cfg),
   )
@@ -214,8 +215,7 @@ def score_source(
     size=engine.model.image_size,
     batch_size=engine.batch_size,
     views=views,
-    host=jax.process_index(),
-    hosts=jax.process_count(),
+    rows=engine.rows,
     threads=threads,
   )
   mean, labels, damaged = engine.score_split(batches, len(source), views)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pathlib
 
@@ -11,10 +12,9 @@ from mira_jax import (
   checkpoint,
   config,
   inputs,
-  optim,
+  program,
   runlog,
   sharding,
-  steps,
   tasks,
   training,
 )
@@ -35,32 +35,15 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
   """
   # ----- data, model, what is minimised -----
   config.validate(cfg, jax.device_count())
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(**dataclasses.asdict(cfg.mesh))
   task = tasks.make(cfg, workdir, mesh)
   steps_per_epoch = max(1, len(task.source) // cfg.data.batch_size)
   total = cfg.train.epochs * steps_per_epoch
   first_host = jax.process_index() == 0
   if first_host:
     inputs.tell(task.datasets)
-    print(f'{task.summary}\n{task.attention}')
-
-  # ----- optimiser, step -----
-  schedule = optim.warmup_cosine(
-    peak=config.peak_lr(cfg),
-    final=config.final_lr(cfg),
-    warmup_steps=round(cfg.optim.warmup_epochs * steps_per_epoch),
-    total_steps=total,
-  )
-  optimizer = training.make_optimizer(cfg.optim, schedule)
-  train_step = steps.make_train_step(
-    task.objective,
-    optimizer,
-    schedule,
-    mesh,
-    repeats=cfg.data.repeats,
-    accumulate=cfg.optim.accumulate,
-    ema_decay=cfg.optim.ema_decay,
-  )
+    print(f'{task.summary}\n{task.program.attention}')
+    print(sharding.describe(mesh))
 
   # ----- state: the newest checkpoint, or a fresh one -----
   # Made under jit, so that every device of every host has it.
@@ -68,10 +51,9 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
     lambda: tuple(jax.random.split(jax.random.key(cfg.seed))),
     out_shardings=sharding.replicated(mesh),
   )()
-  init = functools.partial(
-    steps.init_state, task.init, optimizer, averaged=cfg.optim.ema_decay > 0
+  init, train_step, target = program.training(
+    cfg, task.program, mesh, steps_per_epoch
   )
-  target = steps.abstract(init, init_key, mesh)
   fingerprints = [fingerprint(dataset) for dataset in task.datasets]
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', training.identity(cfg, fingerprints)

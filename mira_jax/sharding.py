@@ -1,37 +1,85 @@
 """Where arrays live: one mesh, one table of rules.
 
-Data-parallel training is `jax.jit` over sharded arrays: the batch is split over
-the mesh axis `data`, parameters are copied to every device, and the compiler
-adds the sums over devices. To split parameters, change the table.
+A mesh has three axes. Clips are split over 'data' and 'fsdp'; 'fsdp' splits
+parameters, too (fully sharded data parallelism; Rajbhandari et al., ZeRO, SC
+2020), and 'model' the heads of attention and the hidden width of MLPs (tensor
+parallelism; Shoeybi et al., Megatron-LM, arXiv 1909.08053). Training is
+`jax.jit` over arrays that lie so, and the compiler adds the communication.
 """
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mira_jax.kernels.dispatch import CLIP_AXES, HEAD_AXIS
+
 PyTree = Any
 
 # First match wins. Left: where in the train state or the variables, such as
-# 'params/encoder/block_0/attn/qkv/kernel'. Right: mesh axis of each array axis.
+# 'params/encoder/block_0/attn/qkv/kernel'; averages and the moments of an
+# optimiser end alike. Right: mesh axis of the last array axes.
 RULES = (
-  (r'.*', PartitionSpec()),  # everything is copied to every device
+  (r'attn/qkv/kernel$', (None, None, HEAD_AXIS, None)),  # [C, 3, H, D]
+  (r'attn/[qv]_bias$', (HEAD_AXIS, None)),  # [H, D]
+  (r'attn/proj/kernel$', (HEAD_AXIS, None, None)),  # [H, D, C]
+  (r'mlp/fc1/kernel$', (None, HEAD_AXIS)),  # [C, F]
+  (r'mlp/fc1/bias$', (HEAD_AXIS,)),  # [F]
+  (r'mlp/fc2/kernel$', (HEAD_AXIS, None)),  # [F, C]
+  (r'', ()),
 )
-BATCH = PartitionSpec('data')  # clips are split over devices
+# Arrays of fewer numbers are not split over 'fsdp': fetching them costs more
+# time than they cost memory.
+FSDP_LEAST = 2**14
+BATCH = PartitionSpec(CLIP_AXES)
 
 
-def make_mesh() -> Mesh:
-  """All devices of all hosts in one row; use it in `jax.set_mesh`."""
+def make_mesh(
+  *,
+  data: int = 0,
+  fsdp: int = 1,
+  model: int = 1,
+  devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+  """A mesh of devices; use it in `jax.set_mesh`.
+
+  Args:
+    data: parts of the batch whose parameters are copies; 0 takes the devices
+      that are left.
+    fsdp: parts of the batch and of the parameters.
+    model: parts of heads and hidden widths.
+    devices: all of all hosts by default.
+
+  Raises:
+    ValueError: the three do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  data = data or max(1, len(devices) // (fsdp * model))
+  if data * fsdp * model != len(devices):
+    raise ValueError(
+      f'data {data} x fsdp {fsdp} x model {model} are not {len(devices)} '
+      'devices; 0 for data takes those that are left'
+    )
   # Auto lets the compiler place what lies between; the default of
   # jax.make_mesh is Explicit, under which flax's Dropout fails.
-  return jax.make_mesh(
-    (jax.device_count(),), ('data',), axis_types=(AxisType.Auto,)
-  )
+  axes = (*CLIP_AXES, HEAD_AXIS)
+  kinds = (AxisType.Auto,) * len(axes)
+  return jax.make_mesh((data, fsdp, model), axes, kinds, devices=devices)
+
+
+def describe(mesh: Mesh) -> str:
+  """One line: which devices, and how they share the work."""
+  kind = mesh.devices.flat[0].device_kind
+  axes = ' x '.join(f'{name} {size}' for name, size in mesh.shape.items())
+  hosts = len({device.process_index for device in mesh.devices.flat})
+  of_hosts = f' of {hosts} hosts' if hosts > 1 else ''
+  return f'devices: {mesh.size} {kind}{of_hosts}, {axes}'
 
 
 def ambient(mesh: Mesh):
@@ -42,15 +90,46 @@ def ambient(mesh: Mesh):
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
-def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Sharding of every leaf of `tree` (arrays or shapes), by RULES."""
+# ----- parameters -------------------------------------------------------------
 
-  def one(path: tuple[Any, ...], _: Any) -> NamedSharding:
+
+def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Sharding of every leaf of `tree` (arrays or shapes), by RULES and size."""
+
+  def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
     name = jax.tree_util.keystr(path, simple=True, separator='/')
-    spec = next(spec for rule, spec in RULES if re.search(rule, name))
-    return NamedSharding(mesh, spec)
+    return NamedSharding(mesh, partition(name, leaf.shape, mesh.shape))
 
   return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def partition(
+  name: str, shape: tuple[int, ...], axes: Mapping[str, int]
+) -> PartitionSpec:
+  """The mesh axis of every axis of an array.
+
+  An axis that does not divide stays whole. 'fsdp' splits the longest axis that
+  is still whole, but not that of stacked blocks.
+
+  Args:
+    name: '/'-joined path, see RULES.
+    shape: of the array.
+    axes: mesh axis -> size.
+  """
+  rule = next(spec for pattern, spec in RULES if re.search(pattern, name))
+  spec: list[str | None] = [None] * len(shape)
+  for i, axis in enumerate(rule, len(shape) - len(rule)):
+    if axis and shape[i] % axes[axis] == 0:
+      spec[i] = axis
+  first = int('/blocks/' in name)
+  free = [
+    i
+    for i in range(first, len(shape))
+    if spec[i] is None and shape[i] % axes['fsdp'] == 0
+  ]
+  if free and axes['fsdp'] > 1 and math.prod(shape) >= FSDP_LEAST:
+    spec[max(free, key=lambda i: shape[i])] = 'fsdp'
+  return PartitionSpec(*spec)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -58,15 +137,48 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict:
-  """Rows of a batch on this host -> the global batch, split over `data`.
+def gather(tree: PyTree, mesh: Mesh) -> PyTree:
+  """Whole arrays on every host, as numpy; every host must call it."""
+  whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
+  return jax.device_get(whole)
+
+
+# ----- batches ----------------------------------------------------------------
+
+
+def clip_parts(mesh: Mesh) -> int:
+  """In how many parts a batch is split; its size must be a multiple."""
+  return math.prod(mesh.shape[axis] for axis in CLIP_AXES)
+
+
+def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """The rows of every batch that this host's devices hold, in order.
+
+  Hosts that share rows, because 'model' reaches over both, read the same ones.
 
   Args:
-    batch: arrays [B_local, ...]; B_local divides by this host's devices.
+    mesh: from `make_mesh`.
+    batch_size: rows over all hosts, a multiple of `clip_parts`.
+  """
+  split = NamedSharding(mesh, BATCH)
+  places = split.addressable_devices_indices_map((batch_size,))
+  held = {row for (part,) in places.values() for row in _rows(part, batch_size)}
+  return np.array(sorted(held))
+
+
+def _rows(part: slice, batch_size: int) -> range:
+  return range(*part.indices(batch_size))
+
+
+def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict:
+  """Rows of a batch on this host -> the global batch, split over devices.
+
+  Args:
+    batch: arrays [B_local, ...] of `own_rows`.
     mesh: from `make_mesh`.
 
   Returns:
-    The same keys, arrays [B_local * hosts, ...].
+    The same keys, arrays [B, ...].
   """
   split = NamedSharding(mesh, BATCH)
   return {

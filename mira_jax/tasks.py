@@ -6,7 +6,6 @@ what to look at now and then, and what to leave behind.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -22,8 +21,8 @@ from mira_jax import (
   engine,
   figures,
   inputs,
-  objectives,
   outcome,
+  program,
   runlog,
   sharding,
   steps,
@@ -47,19 +46,14 @@ class Task(Protocol):
   Attributes:
     datasets: that it reads.
     source: the clips to learn from.
-    objective: see `objectives`.
-    attention: which attention will run, and why, in one line.
+    program: what is computed.
     summary: what is learnt from which data, in one line.
   """
 
   datasets: Sequence[PreparedDataset]
   source: pipeline.Source
-  objective: objectives.Objective
-  attention: str
+  program: program.Program
   summary: str
-
-  def init(self, key: jax.Array) -> PyTree:
-    """Fresh variables of the model; it is traced."""
 
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
     """Endless batches from a step on."""
@@ -85,49 +79,18 @@ class Classification:
   """Learns classes; chooses by validation clips, reports on test clips."""
 
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
-    self._cfg, self._workdir = cfg, workdir
+    self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
     self.datasets = inputs.open_datasets(cfg.data)
     self._parts = inputs.open_parts(cfg, self.datasets)
     self.source = self._parts.train
     self.summary = inputs.describe(self._parts)
     training.fit_classes(cfg, self.source.class_names)
-    self._model = engine.build_model(dataclasses.asdict(cfg.model))
-    rows = cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
-    slots, height, width = self._model.grid
-    self.attention = training.attention_choice(
-      self._model,
-      (slots, height * width),
-      rows,
-      mesh,
-      num_prefix=int(self._model.pool == 'cls'),
-    )
-    self.objective = self._objective()
+    self.program = program.classifier(cfg, mesh, self.source.counts)
     self._looks = runlog.Looks(workdir)
     self._scorer: engine.Engine | None = None
 
-  def _objective(self) -> objectives.Objective:
-    cfg = self._cfg
-    weights_of = {'none': None, 'inverse_sqrt': objectives.inverse_sqrt_weights}
-    weigh = weights_of[cfg.optim.class_weights]
-    objective = objectives.classification(
-      self._model,
-      config.augment(cfg.data),
-      smoothing=cfg.optim.label_smoothing,
-      mixup_alpha=cfg.data.mixup_alpha,
-      cutmix_alpha=cfg.data.cutmix_alpha,
-      class_weights=weigh and weigh(self.source.counts),
-    )
-    if cfg.optim.freeze_backbone:
-      return objectives.freeze_backbone(objective)
-    return objective
-
-  def init(self, key: jax.Array) -> PyTree:
-    model = self._model
-    size = (1, model.frames, model.image_size, model.image_size, 3)
-    return model.init(key, jnp.zeros(size, jnp.float32))
-
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
-    return inputs.train_batches(self._cfg, self.source, start)
+    return inputs.train_batches(self._cfg, self.source, start, self._mesh)
 
   def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
     cfg, parts, matrices = self._cfg, self._parts, {}
@@ -148,8 +111,12 @@ class Classification:
     self, state: steps.TrainState, source: pool.Pool, views: int
   ) -> np.ndarray:
     if self._scorer is None:
-      size = self._cfg.data.batch_size
-      self._scorer = engine.Engine(self._model, state.variables, size)
+      self._scorer = engine.Engine(
+        self.program.model,
+        state.variables,
+        self._cfg.data.batch_size,
+        self._mesh,
+      )
     self._scorer.update(state.variables)
     rules = inputs.reading(self._cfg)
     return inputs.score_source(self._scorer, source, views=views, **rules)
@@ -161,10 +128,10 @@ class Classification:
       at: self._score(kept, parts.test, views)
       for at, kept in {step: state, chosen: chosen_state}.items()
     }
-    if jax.process_index() > 0:
-      return
     self._save(workdir / weights.LAST, step, state)
     self._save(workdir / weights.WEIGHTS, chosen, chosen_state)
+    if jax.process_index() > 0:
+      return
     figures.curves_figure(workdir / 'curves.png', runlog.read(workdir))
     watched = {
       n: x['test'] for n, x in self._looks.read().items() if 'test' in x
@@ -181,8 +148,7 @@ class Classification:
   def _save(self, path: pathlib.Path, step: int, state: steps.TrainState):
     names = self.source.class_names
     card = training.card(self._cfg, self.datasets, names, step)
-    params, mira = state.variables['params'], state.variables['mira']
-    weights.save_weights(path, params, mira, card)
+    _save_weights(path, state, card, self._mesh)
 
 
 class Pretraining:
@@ -200,62 +166,31 @@ class Pretraining:
     self.summary = (
       f'{names}: pre-train {len(self.source)}, look at {len(self._shown)}'
     )
-    decoder = dataclasses.asdict(cfg.pretrain)
-    fields = {n: x for n, x in decoder.items() if n.startswith('decoder_')}
-    self._model = engine.build_autoencoder(
-      dataclasses.asdict(cfg.model), fields
-    )
-    side = cfg.model.image_size
-    self._video_shape = (1, cfg.model.frames, side, side, 3)
-    mask, hidden = self._mask(jax.random.key(0), self._video_shape)
-    slots = cfg.model.frames // cfg.model.tubelet
-    visible = (mask.shape[1] - hidden) // slots
-    rows = cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
-    self.attention = training.attention_choice(
-      self._model, (slots, visible), rows, mesh
-    )
-    self.objective = objectives.reconstruction(
-      self._model,
-      config.augment(cfg.data),
-      kind=cfg.pretrain.mask,
-      ratio=cfg.pretrain.mask_ratio,
-      normalise=cfg.pretrain.normalise_targets,
-    )
+    self.program = program.autoencoder(cfg, mesh)
     self._fill = jax.jit(self._filled, out_shardings=sharding.replicated(mesh))
-
-  def _mask(self, key: jax.Array, shape: tuple[int, ...]):
-    cfg = self._cfg
-    return mae.draw_mask(
-      key,
-      shape,
-      cfg.model.tubelet,
-      cfg.model.patch,
-      kind=cfg.pretrain.mask,
-      ratio=cfg.pretrain.mask_ratio,
-    )
-
-  def init(self, key: jax.Array) -> PyTree:
-    mask, hidden = self._mask(key, self._video_shape)
-    video = jnp.zeros(self._video_shape, jnp.float32)
-    return self._model.init(key, video, mask, num_masked=hidden)
 
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
     return inputs.train_batches(
-      self._cfg, self.source, start, window=sampling.pretrain_indices
+      self._cfg,
+      self.source,
+      start,
+      self._mesh,
+      window=sampling.pretrain_indices,
     )
 
   def _filled(self, variables: PyTree, video: jax.Array):
     """The loss, and videos in [0, 1]: masked and filled in."""
-    cfg, size = self._cfg.pretrain, {'tubelet': self._model.tubelet}
-    size['patch'] = self._model.patch
+    model, normalise = self.program.model, self._cfg.pretrain.normalise_targets
+    size = {'tubelet': model.tubelet, 'patch': model.patch}
     with sharding.ambient(self._mesh):
-      mask, hidden = self._mask(jax.random.key(0), video.shape)
+      mask, hidden = program.draw_mask(
+        self._cfg, jax.random.key(0), video.shape
+      )
       normalised = prepare(video)
-      prediction = self._model.apply(
+      prediction = model.apply(
         variables, normalised, mask, num_masked=hidden
       ).astype(jnp.float32)
     whole = denormalise(normalised)
-    normalise = cfg.normalise_targets
     targets = mae.tubelet_targets(whole, **size, normalise=normalise)
     loss = mae.reconstruction_loss(prediction, targets, mask)
     shown, filled = mae.reconstruct(
@@ -271,8 +206,7 @@ class Pretraining:
         frames=cfg.model.frames,
         size=cfg.model.image_size,
         batch_size=cfg.data.batch_size,
-        host=jax.process_index(),
-        hosts=jax.process_count(),
+        rows=sharding.own_rows(self._mesh, cfg.data.batch_size),
         **inputs.reading(cfg),
       )
     )
@@ -292,13 +226,21 @@ class Pretraining:
     return -1.0
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
+    workdir = self._workdir
+    path = workdir / weights.WEIGHTS
+    card = training.card(self._cfg, self.datasets, (), step)
+    _save_weights(path, state, card, self._mesh)
     if jax.process_index() > 0:
       return
-    cfg, workdir = self._cfg, self._workdir
-    path = workdir / weights.WEIGHTS
-    card = training.card(cfg, self.datasets, (), step)
-    variables = state.variables
-    weights.save_weights(path, variables['params'], variables['mira'], card)
     figures.curves_figure(workdir / 'curves.png', runlog.read(workdir))
     print(f'weights:   {path}')
     print(f'fine-tune: python train.py --config.train.init_from={workdir} ...')
+
+
+def _save_weights(
+  path: pathlib.Path, state: steps.TrainState, card: dict[str, Any], mesh: Mesh
+) -> None:
+  """Writes what a state scores with; every host must call it."""
+  variables = sharding.gather(state.variables, mesh)
+  if jax.process_index() == 0:
+    weights.save_weights(path, variables['params'], variables['mira'], card)

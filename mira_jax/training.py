@@ -15,16 +15,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from mira_jax import config, optim, sharding, steps, transfer
+from mira_jax import config, sharding, steps, transfer
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.kernels import dispatch
-from mira_jax.models.mae import MaskedAutoencoder
-from mira_jax.models.vivit import ViViT
 
 # ----- the command line -----------------------------------------------------
 
@@ -145,8 +141,11 @@ def read_config(workdir: pathlib.Path) -> config.Config:
   return config.from_json(path.read_text())
 
 
-# Where data lies and how fast it is read may change within a run.
+# Where data lies, how fast it is read, and how devices share the work may
+# change within a run.
 _MAY_CHANGE = {
+  'mesh': ('data', 'fsdp', 'model'),
+  'model': ('attention', 'remat'),
   'data': ('dataset', 'threads', 'classes'),
   'train': ('log_every', 'save_every', 'eval_every'),
   'eval': ('views', 'look_views', 'select_by', 'watch_test'),
@@ -165,45 +164,6 @@ def identity(cfg: config.Config, fingerprints: Sequence[str]) -> dict[str, Any]:
   return facts
 
 
-def attention_choice(
-  model: ViViT | MaskedAutoencoder,
-  tokens: tuple[int, int],
-  batch_size: int,
-  mesh: Mesh,
-  num_prefix: int = 0,
-) -> str:
-  """Which implementation of attention will run, and why, in one line.
-
-  Args:
-    model: of the encoder's fields.
-    tokens: T slots, and how many tokens of each the encoder sees.
-    batch_size: B.
-    mesh: the devices.
-    num_prefix: class tokens in front of them.
-
-  Raises:
-    MiraInputError: the one that is named cannot serve here.
-  """
-  (slots, places), heads = tokens, model.heads
-  mode = 'plain' if model.mira is None else model.mira.mode
-  length = slots * places
-  if model.variant.startswith('factorised'):  # within frames, without MiRA
-    batch_size, length, mode = batch_size * slots, places, 'plain'
-  if model.variant == 'factorised_dot_product':
-    heads //= 2
-  shape = (batch_size, length + num_prefix, heads, model.dim // model.heads)
-  q = jax.ShapeDtypeStruct(shape, model.dtype)
-  with sharding.ambient(mesh):
-    asked = dispatch.request(q, q, q, mode)
-    if model.attention is None:
-      return 'attention: {} ({})'.format(*dispatch.choose(asked))
-    try:
-      name = dispatch.resolve(model.attention, asked)
-    except dispatch.RefusalError as error:
-      raise config.bad_config('model.attention', str(error)) from error
-  return f'attention: {name} (as configured)'
-
-
 def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
   """Fills in the number of classes, or checks it.
 
@@ -216,21 +176,6 @@ def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
     hint = f'the data has {found} classes; use that, or 0'
     name = f'config.model.num_classes={cfg.model.num_classes}'
     raise config.bad_config(name, hint)
-
-
-def make_optimizer(
-  cfg: config.OptimConfig, schedule: optax.Schedule
-) -> optax.GradientTransformation:
-  """The optimiser that a configuration asks for."""
-  optimizer = optim.OPTIMIZERS[cfg.name](
-    schedule,
-    weight_decay=cfg.weight_decay,
-    b1=cfg.b1,
-    b2=cfg.b2,
-    clip_norm=cfg.clip_norm,
-    layer_decay=1.0 if cfg.freeze_backbone else cfg.layer_decay,
-  )
-  return optim.head_only(optimizer) if cfg.freeze_backbone else optimizer
 
 
 def start_from(
@@ -246,14 +191,16 @@ def start_from(
     hint += 'from random weights with an empty --config.train.init_from='
     code = ExitCode.CHECKPOINT
     raise MiraInputError('not_found', path, hint, exit_code=code)
-  where = sharding.replicated(mesh)
-  own = jax.device_get({'params': state.params, 'mira': state.mira})
-  variables, told = transfer.transfer(own, path)
-  params = jax.device_put(variables['params'], where)
+  own = {'params': state.params, 'mira': state.mira}
+  variables, told = transfer.transfer(sharding.gather(own, mesh), path)
+  variables = {'params': variables['params'], 'mira': variables.get('mira', {})}
+  where = sharding.shardings(variables, mesh)
+  variables = jax.device_put(variables, where)
+  params = variables['params']
   state = dataclasses.replace(
     state,
     params=params,
-    mira=jax.device_put(variables.get('mira', {}), where),
+    mira=variables['mira'],
     average=jax.tree.map(jnp.copy, params) if state.average else {},
   )
   return state, told
@@ -267,8 +214,8 @@ def card(
 ) -> dict[str, Any]:
   """What a weights file says about itself."""
   return {
-    # Which kernels ran says nothing about the weights, nor about this machine.
-    'model': dataclasses.asdict(cfg.model) | {'attention': None},
+    # How it was computed says nothing about the weights.
+    'model': dataclasses.asdict(cfg.model) | {'attention': None, 'remat': None},
     'pretrain': cfg.pretrain and dataclasses.asdict(cfg.pretrain),
     'class_names': list(class_names),
     'preprocessing': {

@@ -6,8 +6,8 @@ import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-# Before any array is made: sharding is tested on four devices of the CPU.
-jax.config.update('jax_num_cpu_devices', 4)
+# Before any array is made: sharding is tested on eight devices of the CPU.
+jax.config.update('jax_num_cpu_devices', 8)
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from mira_jax import config, engine, sharding, training
+from mira_jax import config, engine, program, sharding, training
 from mira_jax.errors import MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import ViViT
@@ -156,7 +156,7 @@ def test_the_attention_that_will_run_is_named_with_its_reason():
 
   def choice():
     model = engine.build_model(dataclasses.asdict(cfg.model))
-    return training.attention_choice(model, (8, 16), 8, sharding.make_mesh())
+    return program.attention_choice(model, (8, 16), 8, sharding.make_mesh())
 
   line = choice()
   assert line == 'attention: meaning (maps of 128 tokens are small)'

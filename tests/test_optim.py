@@ -11,7 +11,7 @@ import optax
 import optax.contrib
 import pytest
 
-from mira_jax import config, optim, training
+from mira_jax import config, optim, program
 from mira_jax.errors import MiraInputError
 from mira_jax.models.vivit import ViViT
 
@@ -166,7 +166,7 @@ def test_every_leaf_has_its_share_of_the_learning_rate(name, scan):
   plain, decayed = (
     flat(
       first_update(
-        training.make_optimizer(
+        program.make_optimizer(
           config.OptimConfig(name=name, layer_decay=decay), lambda step: 1e-3
         ),
         params,

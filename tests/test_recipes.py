@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import importlib
 import pathlib
 
@@ -14,7 +13,7 @@ import numpy as np
 import pytest
 
 from configs import quickstart, quickstart_pretrain, recipes
-from mira_jax import config, engine, optim, sharding, steps, tasks, training
+from mira_jax import config, engine, program, sharding, tasks
 from mira_jax.models.vivit import SIZES
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -150,14 +149,11 @@ def test_other_words_are_refused(text):
 def task_of(cfg, workdir, monkeypatch):
   """The task of a configuration on drawn clips that are already there."""
   monkeypatch.chdir(ROOT)
-  return tasks.make(cfg, workdir, sharding.make_mesh())
+  return tasks.make(cfg, workdir, mesh())
 
 
-def abstract_state(cfg, task):
-  """Shapes of model and optimiser; nothing is computed."""
-  optimizer = training.make_optimizer(cfg.optim, lambda step: 0.0)
-  init = functools.partial(steps.init_state, task.init, optimizer)
-  return optimizer, init, jax.eval_shape(init, jax.random.key(0))
+def mesh():
+  return sharding.make_mesh(devices=jax.devices()[:4])
 
 
 @pytest.fixture(scope='module')
@@ -204,7 +200,7 @@ def test_every_config_builds_model_and_optimiser(
 ):
   cfg = swapped(get(name, text), drawn)
   task = task_of(cfg, tmp_path, monkeypatch)
-  _, _, state = abstract_state(cfg, task)
+  state = program.training(cfg, task.program, mesh(), 1).target
   count = sum(x.size for x in jax.tree.leaves(state.params))
   # Of ViT-B, L and H; a decoder comes on top.
   least = {'B': 86e6, 'L': 303e6, 'H': 631e6}[text[0]]
@@ -224,23 +220,16 @@ def test_every_config_trains_two_steps(name, drawn, tmp_path, monkeypatch):
   cfg.model.image_size = 112
   cfg.optim.warmup_epochs = 0
   task = task_of(cfg, tmp_path, monkeypatch)
-  schedule = optim.warmup_cosine(
-    peak=config.peak_lr(cfg), final=config.final_lr(cfg), warmup_steps=0,
-    total_steps=2,
-  )  # fmt: skip
-  optimizer = training.make_optimizer(cfg.optim, schedule)
-  init = functools.partial(steps.init_state, task.init, optimizer)
-  mesh = sharding.make_mesh()
-  state = jax.device_put(
-    jax.jit(init)(jax.random.key(0)), sharding.replicated(mesh)
-  )
+  cfg.train.epochs = 2
+  init, step, target = program.training(cfg, task.program, mesh(), 1)
+  where = jax.tree.map(lambda x: x.sharding, target)
+  state = jax.jit(init, out_shardings=where)(jax.random.key(0))
   before = jax.tree.map(np.asarray, state.params)
-  step = steps.make_train_step(task.objective, optimizer, schedule, mesh)
   batches = task.batches(0)
-  key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
+  key = jax.device_put(jax.random.key(1), sharding.replicated(mesh()))
   for _ in range(2):
-    with jax.set_mesh(mesh):
-      state, row = step(state, sharding.put_batch(next(batches), mesh), key)
+    with jax.set_mesh(mesh()):
+      state, row = step(state, sharding.put_batch(next(batches), mesh()), key)
     assert np.isfinite(row['loss'])
     assert row['grad_norm'] > 0
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)

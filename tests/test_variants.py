@@ -21,7 +21,7 @@ from oracle import (
 )
 from test_vivit import by_formula, count, shapes_of, stack_blocks
 
-from mira_jax import config, engine, optim, sharding, training
+from mira_jax import config, engine, optim, program, sharding
 from mira_jax.commands import predict
 from mira_jax.errors import MiraInputError
 from mira_jax.mira import MiraConfig
@@ -485,7 +485,7 @@ def test_scan_and_remat_train_as_the_plain_loop_does(x64, variant):
   mira = MiraConfig(statistics='batch_ema')
   model, variables, video = model_and_variables(variant, mira=mira, depth=1)
   (value, updates), gradients = step(model, variables, video)
-  scanned = model.clone(scan=True, remat=True)
+  scanned = model.clone(scan=True, remat='attention')
   stacked = {name: stack_all(tree) for name, tree in variables.items()}
   assert jax.tree.map(np.shape, stacked) == jax.tree.map(
     lambda x: x.shape, shapes_of(scanned)
@@ -772,7 +772,7 @@ def test_the_configuration_knows_the_variants():
 )
 def test_the_attention_that_is_announced_is_the_largest(variant, tokens):
   model = ViViT(**SIZES['B'], num_classes=2, variant=variant, mira=MiraConfig())
-  line = training.attention_choice(model, (8, 196), 4, sharding.make_mesh())
+  line = program.attention_choice(model, (8, 196), 4, sharding.make_mesh())
   name = 'streaming' if tokens == 1568 else 'meaning'
   assert line.startswith(f'attention: {name}')
 

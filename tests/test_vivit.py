@@ -301,10 +301,13 @@ def test_scan_is_the_unrolled_loop(x64):
   assert largest_difference(scanned_updates['mira'], moved) < 1e-14
 
 
-@pytest.mark.parametrize('scan', [False, True])
-def test_remat_changes_no_number_and_moves_the_average_once(x64, scan):
+@pytest.mark.parametrize(
+  ('scan', 'policy'),
+  [(False, 'attention'), (True, 'attention'), (True, 'full'), (True, 'linear')],
+)
+def test_remat_changes_no_number_and_moves_the_average_once(x64, scan, policy):
   plain = ViViT(**TRAINED, scan=scan, drop_path=0.5, dtype=jnp.float64)
-  remat = plain.clone(remat=True)
+  remat = plain.clone(remat=policy)
   variables = by_formula(ViViT(**TRAINED))  # in float64, by its default
   if scan:
     variables = {name: stack_blocks(x) for name, x in variables.items()}
@@ -322,7 +325,7 @@ def test_remat_changes_no_number_and_moves_the_average_once(x64, scan):
 def test_remat_computes_no_attention_twice(scan, mira):
   tokens = jnp.ones((1, 16, 8))
 
-  def exponentials(remat: bool) -> int:
+  def exponentials(remat: str | None) -> int:
     model = Encoder(
       depth=2,
       heads=2,
@@ -341,7 +344,9 @@ def test_remat_computes_no_attention_twice(scan, mira):
     jaxpr = jax.make_jaxpr(jax.grad(loss))(variables['params'])
     return str(jaxpr).count('= exp ')
 
-  assert exponentials(True) == exponentials(False) > 0
+  assert exponentials('attention') == exponentials(None) > 0
+  assert exponentials('linear') == exponentials(None)
+  assert exponentials('full') > exponentials(None)
 
 
 def test_average_moves_one_step_towards_the_batch(x64):

@@ -3,7 +3,7 @@
 The stream of rows is a pure function of (seed, row number): row k of the run
 is clip `order[k]`, cut with a generator seeded by (seed, k). So nothing has
 to be saved to resume, and any number of hosts and threads sees the same rows:
-host h of H takes the h-th of the H equal parts of every batch.
+a host reads those rows of every batch that its devices hold.
 
 A batch is a dict of arrays, B rows on this host:
   video  uint8 [B, T, size, size, 3]
@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import grain
@@ -49,8 +49,7 @@ def train_batches(
   batch_size: int,
   seed: int,
   start_step: int = 0,
-  host: int = 0,
-  hosts: int = 1,
+  rows: Sequence[int] | None = None,
   threads: int = 16,
   fit: str = 'squash',
   window: Window = sampling.train_indices,
@@ -69,31 +68,27 @@ def train_batches(
     batch_size: rows of a batch over all hosts.
     seed: of the order and of the cuts.
     start_step: the first batch to give; the same batch as without a restart.
-    host: index of this host.
-    hosts: number of hosts.
+    rows: those of every batch that this host reads; None is all of them.
     threads: clips decoded at the same time.
     fit: how frames become square, see `decode.resize`.
     window: which frames of a clip; `sampling.train_indices` or a like.
 
   Returns:
-    Batches of `batch_size / hosts` rows.
-
-  Raises:
-    MiraInputError: the batch does not divide over the hosts.
+    Batches of as many rows.
   """
-  rows = _Rows(batch_size, host, hosts)
+  own = _Rows(batch_size, rows)
   shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
   order = shuffled.repeat()
   reader = _Reader(source, size, fit)
 
   def load(i: int) -> Batch:
-    row = rows.global_row(i)
+    row = own.global_row(i)
     rng = np.random.default_rng((seed, row))
     choose = functools.partial(window, T=frames, rate=rate, rng=rng)
     return reader.first_readable(order[row], choose)
 
-  local = grain.MapDataset.range(start_step * rows.local, sys.maxsize)
-  return _batches(local.map(load), rows.local, threads)
+  local = grain.MapDataset.range(start_step * own.count, sys.maxsize)
+  return _batches(local.map(load), own.count, threads)
 
 
 def eval_batches(
@@ -104,8 +99,7 @@ def eval_batches(
   size: int,
   batch_size: int,
   views: int = 1,
-  host: int = 0,
-  hosts: int = 1,
+  rows: Sequence[int] | None = None,
   threads: int = 16,
   fit: str = 'squash',
 ) -> Iterator[Batch]:
@@ -119,12 +113,12 @@ def eval_batches(
   Args:
     views: windows per clip, see `sampling.test_indices`.
   """
-  rows = _Rows(batch_size, host, hosts)
+  own = _Rows(batch_size, rows)
   reader = _Reader(source, size, fit)
   total = len(source) * views
 
   def load(i: int) -> Batch:
-    row = rows.global_row(i)
+    row = own.global_row(i)
     clip, view = divmod(row % total, views)
     choose = functools.partial(
       sampling.test_indices, T=frames, rate=rate, view=view, views=views
@@ -134,23 +128,21 @@ def eval_batches(
     return item | {'mask': np.bool_(counts), 'view': np.int32(view)}
 
   steps = -(-total // batch_size)
-  local = grain.MapDataset.range(steps * rows.local)
-  return _batches(local.map(load), rows.local, threads)
+  local = grain.MapDataset.range(steps * own.count)
+  return _batches(local.map(load), own.count, threads)
 
 
 class _Rows:
-  """Which rows of the global batches belong to this host."""
+  """Which rows of all batches, end to end, this host reads."""
 
-  def __init__(self, batch_size: int, host: int, hosts: int):
-    if batch_size < 1 or batch_size % hosts:
-      hint = f'use a multiple of the number of hosts, {hosts}'
-      raise MiraInputError('bad_batch', str(batch_size), hint)
-    self._batch, self._host = batch_size, host
-    self.local = batch_size // hosts
+  def __init__(self, batch_size: int, rows: Sequence[int] | None):
+    self._batch = batch_size
+    self._rows = range(batch_size) if rows is None else [int(r) for r in rows]
+    self.count = len(self._rows)
 
   def global_row(self, i: int) -> int:
-    step, row = divmod(i, self.local)
-    return step * self._batch + self._host * self.local + row
+    step, row = divmod(i, self.count)
+    return step * self._batch + self._rows[row]
 
 
 class _Reader:

@@ -85,19 +85,19 @@ def redistributed_attention(
   operations = dispatch.IMPLEMENTATIONS[name].operations()
   if gain is None:
     run = functools.partial(operations.biased, bias=None, bias_gradient=False)
-    return dispatch.over_clips(run, q, k, v)
+    return dispatch.over_heads(run, q, k, v)
   gain = gain.astype(jnp.promote_types(q.dtype, jnp.float32))
   gain = jnp.broadcast_to(gain, q.shape[:2])
   if biased:
     run = functools.partial(operations.biased, bias_gradient=gain_gradient)
-    return dispatch.over_clips(run, q, k, v, log_bias(gain))
+    return dispatch.over_heads(run, q, k, v, log_bias(gain))
   run = functools.partial(
     operations.redistributed,
     residual_mix=residual_mix,
     floor=floor,
     gain_gradient=gain_gradient,
   )
-  return dispatch.over_clips(run, q, k, v, gain)
+  return dispatch.over_heads(run, q, k, v, gain)
 
 
 def attention_marginal(
@@ -119,7 +119,7 @@ def attention_marginal(
   """
   name = dispatch.resolve(implementation, dispatch.request(q, k, k, 'exact'))
   operations = dispatch.IMPLEMENTATIONS[name].operations()
-  return dispatch.over_clips(operations.marginal, q, k)
+  return dispatch.over_heads(operations.marginal, q, k, mean=True)
 
 
 def mira_attention(

@@ -7,6 +7,7 @@ imported when they are first needed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -20,6 +21,10 @@ from mira_jax.kernels.operations import Operations
 
 Array = jax.Array
 Mode = Literal['plain', 'flashlite', 'exact']
+
+# Axes of a mesh that split clips, and the one that splits heads.
+CLIP_AXES = ('data', 'fsdp')
+HEAD_AXIS = 'model'
 
 # Names of devices, such as 'NVIDIA H200' and 'TPU v5 lite'.
 HOPPER = re.compile(r'NVIDIA G?H\d{2,3}\b')
@@ -80,8 +85,10 @@ def request(q: Array, k: Array, v: Array, mode: Mode) -> Request:
     raise ValueError(
       f'q, k, v are {found}; they must be [B, L, H, D] of one shape and dtype'
     )
-  batch, *rest = q.shape
-  return Request((batch // _shards(batch), *rest), q.dtype, mode, target())
+  batch, length, heads, dim = q.shape
+  batch //= _count(_clip_axes(batch))
+  heads //= _count(_head_axes(heads))
+  return Request((batch, length, heads, dim), q.dtype, mode, target())
 
 
 def choose(asked: Request) -> tuple[str, str]:
@@ -147,24 +154,70 @@ def over_clips(operation: Callable, *arrays: Array) -> Array:
 
   A compiler that splits programs over devices cannot look into a kernel, nor
   split a loop over clips. Arguments and results have clips first, [B, ...].
-  They are split over the axis 'data' of the ambient mesh; where it has none, or
-  B does not divide by it, every device computes all clips.
+  They are split over CLIP_AXES of the ambient mesh; where it has none, or B
+  does not divide by them, every device computes all clips.
   """
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size <= 1 or mesh.manual_axes:
+  if not _splits():
     return operation(*arrays)
-  split = _shards(arrays[0].shape[0]) > 1
-  clips = PartitionSpec('data') if split else PartitionSpec()
+  clips = PartitionSpec(_clip_axes(arrays[0].shape[0]))
   return jax.shard_map(
     operation, in_specs=clips, out_specs=clips, check_vma=False
   )(*arrays)
 
 
-def _shards(batch: int) -> int:
-  """Over how many devices a batch is split."""
+def over_heads(
+  operation: Callable, *arrays: Array, mean: bool = False
+) -> Array:
+  """`operation(*arrays)`, each device on its own clips and heads.
+
+  Args:
+    operation: of arrays [B, L, H, D] first, which HEAD_AXIS splits as
+      CLIP_AXES do in `over_clips`, and of arrays [B, L] that belong to keys.
+    *arrays: its arguments.
+    mean: whether the result is [B, L], a mean over heads, not [B, L, H, D].
+  """
+  if not _splits():
+    return operation(*arrays)
+  clips = _clip_axes(arrays[0].shape[0])
+  heads = _head_axes(arrays[0].shape[2])
+  tokens, keys = PartitionSpec(clips, None, heads), PartitionSpec(clips)
+
+  def local(*arrays: Array) -> Array:
+    result = operation(*arrays)
+    return jax.lax.pmean(result, heads) if mean and heads else result
+
+  return jax.shard_map(
+    local,
+    in_specs=tuple(tokens if x.ndim == 4 else keys for x in arrays),
+    out_specs=keys if mean else tokens,
+    check_vma=False,
+  )(*arrays)
+
+
+def _splits() -> bool:
+  """Whether there are devices to share work that no `shard_map` shared yet."""
   mesh = jax.sharding.get_abstract_mesh()
-  count = 1 if mesh.manual_axes else mesh.shape.get('data', 1)
-  return 1 if batch % count else count
+  return mesh.size > 1 and not mesh.manual_axes
+
+
+def _clip_axes(batch: int) -> tuple[str, ...]:
+  return _dividing(CLIP_AXES, batch)
+
+
+def _head_axes(heads: int) -> tuple[str, ...]:
+  return _dividing((HEAD_AXIS,), heads)
+
+
+def _dividing(axes: tuple[str, ...], size: int) -> tuple[str, ...]:
+  """Those of the axes that the ambient mesh has, if they divide a size."""
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(x for x in axes if x in mesh.shape and not mesh.manual_axes)
+  return () if size % _count(axes) else axes
+
+
+def _count(axes: tuple[str, ...]) -> int:
+  mesh = jax.sharding.get_abstract_mesh()
+  return math.prod(mesh.shape[axis] for axis in axes)
 
 
 # ----- the implementations ----------------------------------------------------

@@ -20,6 +20,20 @@ Array = jax.Array
 # rematerialisation that keeps these never computes their attention twice.
 RESIDUALS = ('attention_output', 'attention_rows')
 
+_attention = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
+# What is kept of a block for its backward pass, if not all: less memory, more
+# time.
+REMAT = {
+  # Its input.
+  'full': jax.checkpoint_policies.nothing_saveable,
+  # And what attention needs not to run again, if it is streamed or a kernel.
+  'attention': _attention,
+  # And the results of its linear layers.
+  'linear': jax.checkpoint_policies.save_from_both_policies(
+    _attention, jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  ),
+}
+
 
 class Operations(NamedTuple):
   """One implementation of attention."""

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from mira_jax.kernels.attention import Attended
-from mira_jax.kernels.operations import RESIDUALS
+from mira_jax.kernels.operations import REMAT
 from mira_jax.mira import MiraConfig, key_marginal
 from mira_jax.models.layers import (
   Attention,
@@ -137,8 +137,8 @@ class Encoder(nn.Module):
     block: the kind of block, see `variants.BLOCKS`.
     drop_path: rate of the last block; rates rise linearly.
     first_drop_path: rate of the first block.
-    remat: recompute each block in the backward pass instead of storing it; not
-      its attention, if that is streamed or a kernel of ours.
+    remat: what the backward pass keeps, a key of `kernels.operations.REMAT`;
+      None keeps all.
     scan: compile one block and loop over stacked parameters (`blocks`, with a
       leading depth axis, instead of `block_0`, `block_1`, ...).
   """
@@ -155,7 +155,7 @@ class Encoder(nn.Module):
   block: type[Block] = Block
   drop_path: float = 0.0
   first_drop_path: float = 0.0
-  remat: bool = False
+  remat: str | None = None
   scan: bool = False
   train: bool = False
   record: bool = False
@@ -181,8 +181,9 @@ class Encoder(nn.Module):
     return x, records if self.record else None
 
   def _rematerialised(self):
-    keep = jax.checkpoint_policies.save_only_these_names(*RESIDUALS)
-    return nn.remat(self.block, prevent_cse=not self.scan, policy=keep)
+    return nn.remat(
+      self.block, prevent_cse=not self.scan, policy=REMAT[self.remat]
+    )
 
   def _first_mira(self) -> int:
     last = self.mira_last_blocks

@@ -220,7 +220,7 @@ class MaskedAutoencoder(nn.Module):
   mira_last_blocks: int | None = None
   attention: str | None = None
   drop_path: float = 0.0
-  remat: bool = False
+  remat: str | None = None
   scan: bool = False
   dtype: Any = jnp.float32
 

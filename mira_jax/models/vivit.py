@@ -73,7 +73,7 @@ class ViViT(nn.Module):
       one (over time, and of a light second block) are not its subject.
     drop_path: drop-path rate of the last block.
     head_scale: factor on the initial head weights.
-    remat: recompute blocks in the backward pass.
+    remat: what the backward pass keeps, see `kernels.operations.REMAT`.
     scan: loop over stacked blocks instead of unrolling them.
     dtype: of the computation; parameters, softmax and statistics are float32.
   """
@@ -96,7 +96,7 @@ class ViViT(nn.Module):
   attention: str | None = None
   drop_path: float = 0.0
   head_scale: float = 0.001
-  remat: bool = False
+  remat: str | None = None
   scan: bool = False
   dtype: Any = jnp.float32
 
