@@ -119,7 +119,7 @@ def partition(
   rule = next(spec for pattern, spec in RULES if re.search(pattern, name))
   spec: list[str | None] = [None] * len(shape)
   for i, axis in enumerate(rule, len(shape) - len(rule)):
-    if axis and shape[i] % axes[axis] == 0:
+    if axis and axes[axis] > 1 and shape[i] % axes[axis] == 0:
       spec[i] = axis
   first = int('/blocks/' in name)
   free = [
@@ -129,6 +129,8 @@ def partition(
   ]
   if free and axes['fsdp'] > 1 and math.prod(shape) >= FSDP_LEAST:
     spec[max(free, key=lambda i: shape[i])] = 'fsdp'
+  while spec and spec[-1] is None:  # as the compiler writes it: a step's state
+    spec.pop()  # must not look different from the one it came from
   return PartitionSpec(*spec)
 
 
