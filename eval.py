@@ -28,6 +28,7 @@ from mira_jax import (
   config,
   engine,
   figures,
+  hosts,
   inputs,
   loop,
   outcome,
@@ -49,15 +50,11 @@ _FOLDS = flags.DEFINE_string('folds', None, "'all', or numbers such as 0,2.")
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='a file, to train the folds that are not trained yet.'
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'one of several hosts that all run this command.'
-)
 flags.mark_flag_as_required('workdir')
 
 
 def main(_):
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+  hosts.join()
   engine.use_compile_cache()
   workdir = pathlib.Path(_WORKDIR.value)
   if _FOLDS.value is None:

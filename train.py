@@ -10,23 +10,18 @@ curves.png and, of a classifier, outcome.json.
 
 from __future__ import annotations
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from mira_jax import engine, loop, training
+from mira_jax import engine, hosts, loop, training
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='a file.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run.')
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'one of several hosts that all run this command.'
-)
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def main(_):
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+  hosts.join()
   engine.use_compile_cache()
   loop.train(_CONFIG.value, training.open_workdir(_WORKDIR.value))
 

@@ -26,6 +26,7 @@ FLOORS = {
   'mira_jax.models': 1,
   'mira_jax.cli': 3,
   'mira_jax.training': 3,
+  'mira_jax.hosts': 3,
   'mira_jax.program': 3,
   'mira_jax.inputs': 3,
   'mira_jax.tasks': 3,
