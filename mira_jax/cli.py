@@ -20,6 +20,7 @@ COMMANDS = {
   'show': 'mira_jax.commands.show',
   'features': 'mira_jax.commands.features',
   'probe': 'mira_jax.commands.probe',
+  'convert': 'mira_jax.commands.convert',
   'draw': 'mira_jax.commands.draw',
   'compare': 'mira_jax.commands.compare',
 }
@@ -32,6 +33,7 @@ SUMMARIES = {
   'show': 'picture the clips of a dataset',
   'features': 'write what a model makes of the clips of a dataset',
   'probe': 'classify such features by neighbours or a linear map',
+  'convert': 'turn weights of PyTorch into ours, or back',
   'draw': 'draw a synthetic face as a video',
   'compare': "compare numbers with the reference's",
 }

@@ -34,6 +34,7 @@ class ModelConfig:
   patch: int = 8
   tubelet: int = 2
   mlp_ratio: float = 4.0
+  gelu: str = 'exact'  # or 'tanh', its approximation
   variant: str = 'joint'  # or a baseline of mira_jax.models.variants
   mira: MiraConfig | None = dataclasses.field(default_factory=MiraConfig)
   mira_last_blocks: int | None = None  # None: MiRA in all blocks
@@ -123,6 +124,9 @@ class TrainConfig:
   """How long to train, from what, and how often to look up."""
 
   init_from: str = ''  # weights of a run or a file; '' starts from random ones
+  # Parts of the model, with commas, that may start anew if those lack them.
+  allow_missing: str = ''
+  interpolate_positions: bool = False  # learned ones of another size
   epochs: int = 10
   log_every: int = 10  # steps
   save_every: int = 200  # steps
@@ -388,6 +392,7 @@ _CHOICES = {
   ),
   'model.attention': (None, *IMPLEMENTATIONS),
   'model.remat': (None, *REMAT),
+  'model.gelu': ('exact', 'tanh'),
   'model.pool': ('mean', 'cls'),
   'model.positions': ('sinusoidal', 'learned'),
   'model.dtype': ('float32', 'bfloat16'),

@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 from mira_jax import augment, sharding, steps
 from mira_jax.data import decode, sampling
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop.sources import weights_path
 from mira_jax.metrics import average_views
 from mira_jax.mira import MiraConfig
 from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
-from mira_jax.transfer import Transfer, transfer, weights_path
+from mira_jax.transfer import Transfer, transfer
 from mira_jax.weights import WEIGHTS, flatten, load_weights
 
 PyTree = Any
@@ -312,8 +313,8 @@ def load_backbone(
   """An engine that gives features, from a classifier or a pre-training.
 
   Args:
-    path: a weights file or the folder of a finished run; with `fields` also a
-      safetensors file with PyTorch names, see `transfer`.
+    path: a weights file or the folder of a finished run; with `fields` also
+      what other programs left, see `transfer`.
     batch_size: clips per call.
     fields: of ViViT as JSON; by default those of the card.
 
@@ -333,12 +334,7 @@ def load_backbone(
   model = build_model({**fields, 'num_classes': 0})
   size = (1, model.frames, model.image_size, model.image_size, 3)
   fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(size))
-  variables, told = transfer(jax.device_get(fresh), path)
-  # What a source lacks stays random: no features to compare anything by.
-  if missing := [n for n in told.missing if n.startswith('params/')]:
-    hint = f'it lacks {len(missing)} tensors of the model, first {missing[0]}'
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('bad_weights', path, hint, exit_code=code)
+  variables, told = transfer(jax.device_get(fresh), path, grid=model.grid)
   return Engine(model, variables, batch_size), card, told
 
 

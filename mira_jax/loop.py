@@ -63,7 +63,8 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
     where = jax.tree.map(lambda x: x.sharding, target)
     state = jax.jit(init, out_shardings=where)(init_key)
     if cfg.train.init_from:
-      state, told = training.start_from(cfg.train.init_from, state, mesh)
+      names = task.source.class_names
+      state, told = training.start_from(cfg, names, state, mesh)
       if first_host:
         print(f'{cfg.train.init_from}: {told}')
   if first_host:

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from mira_jax import config, sharding, steps, transfer
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop import sources
 
 # ----- the command line -----------------------------------------------------
 
@@ -179,23 +180,35 @@ def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
 
 
 def start_from(
-  path: str, state: steps.TrainState, mesh: Mesh
+  cfg: config.Config,
+  class_names: Sequence[str],
+  state: steps.TrainState,
+  mesh: Mesh,
 ) -> tuple[steps.TrainState, transfer.Transfer]:
-  """A fresh state with weights of another run; see `transfer.transfer`.
+  """A fresh state with the weights of `train.init_from`; see `transfer`.
 
   Raises:
     MiraInputError: there is no such run or file, or see there.
   """
-  if not transfer.weights_path(path).is_file():
+  path = cfg.train.init_from
+  if not sources.weights_path(path).is_file():
     hint = 'there are no weights; finish that run, name another one, or start '
     hint += 'from random weights with an empty --config.train.init_from='
     code = ExitCode.CHECKPOINT
     raise MiraInputError('not_found', path, hint, exit_code=code)
   own = {'params': state.params, 'mira': state.mira}
-  variables, told = transfer.transfer(sharding.gather(own, mesh), path)
+  model = cfg.model
+  side = model.image_size // model.patch
+  variables, told = transfer.transfer(
+    sharding.gather(own, mesh),
+    path,
+    class_names=class_names,
+    grid=(model.frames // model.tubelet, side, side),
+    allow_missing=[x for x in cfg.train.allow_missing.split(',') if x],
+    interpolate=cfg.train.interpolate_positions,
+  )
   variables = {'params': variables['params'], 'mira': variables.get('mira', {})}
-  where = sharding.shardings(variables, mesh)
-  variables = jax.device_put(variables, where)
+  variables = jax.device_put(variables, sharding.shardings(variables, mesh))
   params = variables['params']
   state = dataclasses.replace(
     state,

@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax import engine, feature_file, training, transfer
+from mira_jax import engine, feature_file, training
 from mira_jax.cli import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop import sources
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
   )
   print(told)
   rules = card.get('preprocessing') or rules
-  source = transfer.weights_path(args.workdir or args.weights)
+  source = sources.weights_path(args.workdir or args.weights)
   parts = [_split(scorer, dataset, split, rules, args) for split in splits]
   arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
   about = {
