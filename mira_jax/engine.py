@@ -22,7 +22,7 @@ from mira_jax.mira import MiraConfig
 from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
 from mira_jax.transfer import Transfer, transfer
-from mira_jax.weights import WEIGHTS, flatten, load_weights
+from mira_jax.weights import WEIGHTS, compact, flatten, load_weights
 
 PyTree = Any
 Record = dict[str, np.ndarray]
@@ -356,7 +356,7 @@ def _check_card(card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 def _check_variables(
   model: ViViT, variables: PyTree, path: str | os.PathLike[str]
 ) -> None:
-  """Names the first tensors that are missing, left over or misshapen."""
+  """Names the tensors that are missing, left over or misshapen."""
   size = (1, model.frames, model.image_size, model.image_size, 3)
   expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(size))
   want, have = (
@@ -367,8 +367,8 @@ def _check_variables(
   if wrong:
     name = wrong[0]
     hint = (
-      f'{len(wrong)} tensors do not fit its model, first {name}: '
-      f'{have.get(name)} where {want.get(name)} is needed'
+      f'{len(wrong)} tensors do not fit its model: {compact(wrong)}; '
+      f'the first is {have.get(name)} where {want.get(name)} is needed'
     )
     code = ExitCode.CHECKPOINT
     raise MiraInputError('bad_weights', path, hint, exit_code=code)

@@ -204,7 +204,11 @@ def _from_torch(
       array = state[name]
       expected = layout.to_torch(np.empty(shape, np.bool_)).shape
       fits = array.shape == expected
-      source[path] = layout.to_flax(array).reshape(shape) if fits else array
+      if fits:
+        array = layout.to_flax(array).reshape(shape)
+      elif path in _POSITIONS:  # of another number, which may still be of use
+        array = array.reshape(-1, array.shape[-1])
+      source[path] = array
       used.add(name)
   return source | {name: x for name, x in state.items() if name not in used}
 
