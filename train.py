@@ -13,15 +13,16 @@ from __future__ import annotations
 from absl import flags
 from ml_collections import config_flags
 
-from mira_jax import engine, hosts, loop, training
+from mira_jax import devices, engine, hosts, loop, training
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='a file.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run.')
+_DEVICE = flags.DEFINE_enum('device', None, devices.PLATFORMS, devices.HELP)
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def main(_):
-  hosts.join()
+  devices.start(_DEVICE.value, meet=hosts.join)
   engine.use_compile_cache()
   loop.train(_CONFIG.value, training.open_workdir(_WORKDIR.value))
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mira_jax import augment, sharding, steps
+from mira_jax import augment, memory, sharding, steps
 from mira_jax.data import decode, sampling
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop.sources import weights_path
@@ -133,17 +133,36 @@ class Engine:
     """
     self._check(video)
     rows = [
-      np.asarray(self._score_padded(video[start : start + self.batch_size]))
+      self._score_padded(video[start : start + self.batch_size])
       for start in range(0, len(video), self.batch_size)
     ]
     return np.concatenate(rows)
 
-  def _score_padded(self, video: np.ndarray) -> jax.Array:
+  def _score_padded(self, video: np.ndarray) -> np.ndarray:
     # Whole batches only: every other size would compile anew. Clips come again
     # because zeros would shift MiRA's batch statistics.
     padded = np.resize(video, (self.batch_size, *video.shape[1:]))
     batch = sharding.put_batch({'video': padded}, self._mesh)
-    return self._score(self._variables, batch)['probabilities'][: len(video)]
+    return self._run(self._score, batch)['probabilities'][: len(video)]
+
+  def _run(self, program: Any, batch: Any) -> Any:
+    """What a jitted program makes of a batch, on the host."""
+    with memory.measured(
+      lambda: program.lower(self._variables, batch),
+      f'{self.batch_size} clips at once',
+      self._fitting,
+    ):
+      return jax.device_get(program(self._variables, batch))
+
+  def _fitting(self, share: float) -> str:
+    devices = sharding.clip_parts(self._mesh)
+    count = int(share * self.batch_size) // devices * devices
+    if not count:
+      return f'not even {devices} would fit'
+    return (
+      f'take {count} or fewer: --batch-size of eval.py and of mira features, '
+      '--views of mira predict, --config.data.batch_size of train.py'
+    )
 
   def cut_views(
     self, frames: np.ndarray, *, rate: int, views: int, fit: str
@@ -186,7 +205,7 @@ class Engine:
       tokens, not the maps) of `encoder.block_record`.
     """
     self._check(video)
-    return jax.device_get(self._record(self._variables, video))
+    return self._run(self._record, video)
 
   def score_split(
     self, batches: Iterable[Mapping[str, np.ndarray]], clips: int, views: int
@@ -240,10 +259,7 @@ class Engine:
     """A field of the evaluation step, see `score_split`."""
     pieces = []
     for batch in batches:
-      scored = self._score(
-        self._variables, sharding.put_batch(batch, self._mesh)
-      )
-      keep = jax.device_get(scored)
+      keep = self._run(self._score, sharding.put_batch(batch, self._mesh))
       pieces.append({n: x[keep['mask']] for n, x in keep.items()})
     rows = {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
     seen = np.bincount(rows['clip'], minlength=clips)

@@ -12,6 +12,7 @@ from mira_jax import (
   checkpoint,
   config,
   inputs,
+  memory,
   program,
   runlog,
   sharding,
@@ -78,6 +79,13 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
     checkpoints,
     jax.set_mesh(mesh),
     runlog.Log(workdir, start, total, cfg.data.batch_size) as log,
+    memory.measured(
+      lambda: train_step.lower(target, batch, step_key),
+      f'a step of {cfg.data.batch_size} clips',
+      functools.partial(
+        training.fitting, cfg, sharding.clip_parts(mesh)
+      ),
+    ),
   ):
     for step in range(start + 1, total + 1):
       batch = sharding.put_batch(next(batches), mesh)
