@@ -82,9 +82,7 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
     memory.measured(
       lambda: train_step.lower(target, batch, step_key),
       f'a step of {cfg.data.batch_size} clips',
-      functools.partial(
-        training.fitting, cfg, sharding.clip_parts(mesh)
-      ),
+      functools.partial(training.fitting, cfg, sharding.clip_parts(mesh)),
     ),
   ):
     for step in range(start + 1, total + 1):
