@@ -206,8 +206,8 @@ def _from_torch(
       fits = array.shape == expected
       if fits:
         array = layout.to_flax(array).reshape(shape)
-      elif path in _POSITIONS:  # of another number, which may still be of use
-        array = array.reshape(-1, array.shape[-1])
+      elif path in _POSITIONS and array.ndim == 3:
+        array = array[0]  # of another number, which may still be of use
       source[path] = array
       used.add(name)
   return source | {name: x for name, x in state.items() if name not in used}
@@ -262,7 +262,8 @@ def _fit_averages(found: _Found, have: Mapping[str, np.ndarray]) -> None:
     and found.arrays[name].shape[-1:] != array.shape[-1:]
   ]
   if other:
-    before, now = (x[other[0]].shape[-1] for x in (found.arrays, have))
+    pair = found.arrays[other[0]], have[other[0]]
+    before, now = ((0, *array.shape)[-1] for array in pair)
     found.notes.append(
       f"MiRA's averages start anew: they are of {before} slots, not {now}"
     )

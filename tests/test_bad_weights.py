@@ -184,6 +184,36 @@ def test_46_numbers_that_are_none(tmp_path, kind):
   assert name in str(caught.value)
 
 
+@pytest.mark.parametrize('shape', [(), (0,), (16, 0, 2, 8, 8), (1, 2, 3)])
+def test_45_tensors_of_absurd_shapes(tmp_path, capsys, shape):
+  tensors = state(positions='learned', pool='cls')
+  for name in (
+    'patch_embed.proj.weight', 'blocks.0.mlp.fc1.bias', 'head.weight',
+    'blocks.0.attn.c_buf', 'pos_embed', 'cls_token',
+  ):  # fmt: skip
+    broken = tensors | {name: np.zeros(shape, np.float32)}
+    path = torch_files.save(tmp_path / 'a.pth', broken)
+    code, told = convert(capsys, path)
+    assert code == ExitCode.CHECKPOINT
+    assert name in told or 'trained with' in told, (name, told)
+    own = variables(positions='learned', pool='cls')
+    if name in ('head.weight', 'blocks.0.attn.c_buf'):  # these start anew
+      new, told = transfer.transfer(own, path)
+      assert jax.tree.map(np.shape, new) == jax.tree.map(np.shape, own)
+      assert len(told.fresh + told.missing) == 1
+    else:
+      with pytest.raises(MiraInputError):
+        transfer.transfer(own, path)
+
+
+@pytest.mark.parametrize('card', ['{', '[]', '{"model": {"frames": "x"}}'])
+def test_45_a_card_that_describes_nothing(tmp_path, capsys, card):
+  path = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(state(), path, {'mira_card': card})
+  code, told = convert(capsys, path)
+  assert (code, 'bad_card' in told) == (ExitCode.CHECKPOINT, True)
+
+
 # ----- 47: classes -----
 
 

@@ -115,21 +115,22 @@ class _File:
     if len(roots) != 1 or roots[0].count('/') > 1:
       raise self.error('not_weights', 'a zip, but not one of torch.save')
     self.root = roots[0]
-    infos = self.archive.infolist()
     self._budget = _SHARED * path.stat().st_size
+    self._last = ('', b'')
+    self._check()
+
+  def _check(self) -> None:
+    """That nothing can be larger than the file, and its bytes little-endian."""
+    infos, order = self.archive.infolist(), f'{self.root}byteorder'
     # torch.save stores bytes as they are: nothing can explode on the way out.
     if any(i.compress_type != zipfile.ZIP_STORED for i in infos) or (
-      sum(i.file_size for i in infos) > path.stat().st_size
+      sum(i.file_size for i in infos) > self.path.stat().st_size
     ):
-      hint = (
-        'its members are compressed or overlap, which torch.save never does'
-      )
+      hint = 'members are compressed or overlap, which torch.save never does'
       raise self.error('unsafe_pickle', hint)
-    if f'{self.root}byteorder' in names and (
-      self.member(f'{self.root}byteorder').strip() != b'little'
-    ):
+    known = self.archive.namelist()
+    if order in known and self.member(order).strip() != b'little':
       raise self.error('not_weights', 'it was written on a big-endian machine')
-    self._last = ('', b'')
 
   def error(self, code: str, hint: str) -> MiraInputError:
     return _error(code, self.path, hint)

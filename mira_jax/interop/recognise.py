@@ -82,7 +82,9 @@ def recognise(source: Source, wishes: Wishes) -> Recognised:
     **numbers,
     'depth': depth,
     'heads': _heads('heads', numbers['dim'], _HEADS, source, wishes),
-    'num_classes': len(state['head.weight']) if 'head.weight' in state else 0,
+    'num_classes': (
+      len(_tensor(source, 'head.weight')) if 'head.weight' in state else 0
+    ),
     'mlp_ratio': len(_tensor(source, f'{prefix}blocks.0.mlp.fc1.bias'))
     / numbers['dim'],
     'gelu': source.fields.get('gelu', 'exact'),
@@ -111,7 +113,10 @@ def _tensor(source: Source, name: str) -> Any:
     first = ', '.join(list(source.state)[:3])
     hint = f'it has no {name}, as every model here has; it starts with {first}'
     raise error('other_model', source.path, hint)
-  return source.state[name]
+  tensor = source.state[name]
+  if not tensor.ndim or not tensor.size:
+    raise error('other_model', source.path, f'{name} is {tensor.shape}')
+  return tensor
 
 
 def _sizes(
@@ -123,13 +128,8 @@ def _sizes(
     hint = f'patch_embed.proj.weight is {kernel.shape}, not [C, 3, t, p, p]'
     raise error('other_model', source.path, hint)
   dim, _, tubelet, patch, _ = kernel.shape
-  told = {n: source.fields[n] for n in ('frames', 'image_size')
-          if n in source.fields}  # fmt: skip
-  buffers = [x for n, x in source.state.items() if n.endswith('.c_buf')]
-  if buffers and 'frames' not in told:
-    told['frames'] = buffers[0].size * tubelet
-  _from_positions(source, told, wishes, tubelet, patch)
-  sizes = {}
+  told = _told(source, wishes, tubelet, patch)
+  sizes = {'dim': dim, 'patch': patch, 'tubelet': tubelet}
   for name, usual, unit in (
     ('frames', _FRAMES, tubelet),
     ('image_size', _IMAGE_SIZE, patch),
@@ -141,16 +141,27 @@ def _sizes(
       )
       hint += 'that, and give the other to train.py, which starts from it'
       raise error('other_size', source.path, hint)
-    sizes[name] = told.get(name, wish or usual)
-    if sizes[name] % unit:
-      near = max(unit, sizes[name] - sizes[name] % unit)
-      hint = (
-        f'{flag} {sizes[name]} must be a multiple of {unit}, such as {near}'
-      )
+    size = sizes[name] = told.get(name, wish or usual)
+    if size % unit:
+      near = max(unit, size - size % unit)
+      hint = f'{flag} {size} must be a multiple of {unit}, such as {near}'
       raise error('other_size', source.path, hint)
     if name not in told and not wish:
       remarks.append(f'{name} {usual} is assumed; say otherwise with {flag}')
-  return {'dim': dim, 'patch': patch, 'tubelet': tubelet, **sizes}
+  return sizes
+
+
+def _told(
+  source: Source, wishes: Wishes, tubelet: int, patch: int
+) -> dict[str, int]:
+  """Frames and pixels, as far as the weights tell them."""
+  names = ('frames', 'image_size')
+  told = {n: source.fields[n] for n in names if n in source.fields}
+  buffers = [x for n, x in source.state.items() if n.endswith('.c_buf')]
+  if buffers and buffers[0].size and 'frames' not in told:
+    told['frames'] = buffers[0].size * tubelet
+  _from_positions(source, told, wishes, tubelet, patch)
+  return told
 
 
 def _from_positions(
@@ -162,7 +173,7 @@ def _from_positions(
 ) -> None:
   """Adds what the number of learned positions tells to `told`."""
   positions = source.state.get('pos_embed')
-  if positions is None:
+  if positions is None or positions.ndim != 3 or not positions.size:
     return
   length = positions.size // positions.shape[-1]
   if 'frames' not in told and 'image_size' not in told:

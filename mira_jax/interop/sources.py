@@ -95,7 +95,7 @@ def read(path: str | os.PathLike[str]) -> Source | None:
     source = Source(path=file, kind='safetensors', state=tensors)
     if CARD in metadata:
       source.kind = 'safetensors of this package with PyTorch names'
-      source.card = json.loads(metadata[CARD])
+      source.card = _card(metadata[CARD], file)
   else:
     source = _read_pth(file)
   source.state = _strip(source.state)
@@ -103,6 +103,20 @@ def read(path: str | os.PathLike[str]) -> Source | None:
   if huggingface.is_here(source.state):
     _from_hugging_face(source)
   return source
+
+
+def _card(text: str, file: pathlib.Path) -> dict[str, Any]:
+  """The card in the header of a file that `mira convert` wrote."""
+  needed = ('frames', 'image_size', 'patch', 'tubelet', 'dim', 'depth', 'heads')
+  try:
+    card = json.loads(text)
+    whole = all(type(card['model'][n]) is int for n in needed)
+    whole = whole and isinstance(card['class_names'], list)
+  except (ValueError, KeyError, TypeError) as cause:
+    raise error('bad_card', file, f'its card is damaged ({cause})') from cause
+  if not whole:
+    raise error('bad_card', file, 'its card does not describe a model')
+  return card
 
 
 def _is_safetensors(file: pathlib.Path) -> bool:
@@ -191,7 +205,7 @@ def _from_hugging_face(source: Source) -> None:
     vivit = any(n.endswith('cls_token') for n in source.state)
     source.fields = huggingface.fields(config, vivit)
     source.state, notes = huggingface.rename(source.state, config)
-  except (ValueError, AttributeError) as cause:
+  except (ValueError, AttributeError, TypeError) as cause:
     raise error('unsupported', source.path, str(cause)) from cause
   if 'head.weight' in source.state:
     source.class_names = huggingface.class_names(config)
