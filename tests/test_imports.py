@@ -22,6 +22,7 @@ FLOORS = {
   'mira_jax.randaugment': 0,
   'mira_jax.mixing': 0,
   'mira_jax.metrics': 0,
+  'mira_jax.guard': 0,
   'mira_jax.errors': 0,
   'mira_jax.models': 1,
   'mira_jax.cli': 3,
