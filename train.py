@@ -18,13 +18,24 @@ from mira_jax import devices, engine, hosts, loop, training
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='a file.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run.')
 _DEVICE = flags.DEFINE_enum('device', None, devices.PLATFORMS, devices.HELP)
+_FORCE = flags.DEFINE_bool(
+  'force', False, 'resume although the configuration or the data changed.'
+)
+_DEBUG_NANS = flags.DEFINE_bool(
+  'debug_nans', False, 'stop at the first operation that is not finite.'
+)
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def main(_):
   devices.start(_DEVICE.value, meet=hosts.join)
   engine.use_compile_cache()
-  loop.train(_CONFIG.value, training.open_workdir(_WORKDIR.value))
+  loop.train(
+    _CONFIG.value,
+    training.open_workdir(_WORKDIR.value),
+    force=_FORCE.value,
+    debug_nans=_DEBUG_NANS.value,
+  )
 
 
 if __name__ == '__main__':

@@ -123,15 +123,16 @@ class Checkpoints:
     """Steps on disk, oldest first, sound or not."""
     return sorted(self._manager.all_steps())
 
-  def restore(self, target: PyTree) -> PyTree | None:
+  def restore(self, target: PyTree, *, force: bool = False) -> PyTree | None:
     """The newest sound state, or None in a fresh directory.
 
     Args:
       target: pytree of `jax.ShapeDtypeStruct` with shardings.
+      force: tell what differs of another identity, and restore nevertheless.
 
     Raises:
-      MiraInputError: the run was started with another identity, or there are
-        checkpoints and every one is damaged.
+      MiraInputError: the run was started with another identity, or its state
+        is of other shapes; or there are checkpoints and every one is damaged.
     """
     found, damaged = self.steps(), []
     for step in reversed(found):
@@ -147,13 +148,19 @@ class Checkpoints:
         hint = 'every checkpoint is damaged; start again in a new --workdir'
         raise _unusable('damaged', self._directory, hint)
       return None
-    self._check_identity(step)
+    self._check_identity(step, force)
     self._set_aside(damaged)
     return self._load(step, target)
 
   def _load(self, step: int, target: PyTree) -> PyTree:
     args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
-    return self._manager.restore(step, args=args)['state']
+    try:
+      return self._manager.restore(step, args=args)['state']
+    except ValueError as error:  # orbax goes on about every array
+      hint = 'its arrays are not those of this configuration; give it the '
+      hint += 'model and the optimizer of the run, or choose a new --workdir'
+      path = self._directory / str(step)
+      raise _unusable('run_changed', path, hint) from error
 
   def _agreed(self, step: int) -> str:
     """`verify` on host 0; all hosts must restore the same step."""
@@ -199,16 +206,18 @@ class Checkpoints:
     hint = 'every step is damaged; train again in a new --workdir'
     raise _unusable('corrupt', self._directory, hint)
 
-  def _check_identity(self, step: int) -> None:
+  def _check_identity(self, step: int, force: bool) -> None:
     restore = ocp.args.Composite(meta=ocp.args.JsonRestore())
     saved = self._manager.restore(step, args=restore)['meta']
     for name, value in self._identity.items():
       if saved.get(name) != value:
-        hint = (
-          f'the run was started with {name} {saved.get(name)!r}, not '
-          f'{value!r}; restore that, or choose a new --workdir'
+        told = (
+          f'the run was started with {name} {saved.get(name)!r}, not {value!r}'
         )
-        raise _unusable('run_changed', self._directory, hint)
+        if not force:
+          hint = f'{told}; restore that, choose a new --workdir, or add --force'
+          raise _unusable('run_changed', self._directory, hint)
+        logging.warning('--force: %s', told)
 
   def wait(self) -> None:
     """Returns when the last save is complete; raises what it ran into."""

@@ -80,6 +80,7 @@ class DataConfig:
   batch_size: int = 32  # clips per step, over all devices
   repeats: int = 1  # times that every clip of a batch is augmented
   threads: int = 16  # that decode clips
+  max_damaged: float = 0.01  # share of a split's clips; 1 is always let pass
   # Of a synthetic dataset, when it is made:
   train_clips: int = 2800
   test_clips: int = 420
@@ -117,6 +118,9 @@ class OptimConfig:
   accumulate: int = 1  # parts of a batch that go through the model in turn
   ema_decay: float = 0.0  # of averaged parameters, which are scored; 0: none
   freeze_backbone: bool = False  # only the head learns
+  # Updates that are not made, see mira_jax.guard.
+  max_bad_steps: int = 10  # not finite in a row; more of them end the run
+  spike_sigmas: float = 6.0  # a loss so far above the last ones; 0: any loss
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -363,6 +367,7 @@ _RANGES = {
   'data.rate': (1, None),
   'data.batch_size': (1, None),
   'data.threads': (1, None),
+  'data.max_damaged': (0, 1),
   'data.train_clips': (1, None),
   'data.test_clips': (1, None),
   'data.synthetic_seed': (0, 2**31 - 1),
@@ -384,6 +389,8 @@ _RANGES = {
   'optim.lr_batch': (0, None),
   'optim.accumulate': (1, None),
   'optim.ema_decay': (0, 0.999999),
+  'optim.max_bad_steps': (0, None),
+  'optim.spike_sigmas': (0, None),
   'train.epochs': (1, None),
   'train.log_every': (1, None),
   'train.save_every': (1, None),

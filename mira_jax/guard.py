@@ -25,6 +25,7 @@ WINDOW = 128  # losses that a spike is measured by
 # constant but for rounding would make anything a spike.
 LEAST_SIGMA = 0.01
 KEPT, NOT_FINITE, SPIKE = range(3)  # the verdict on an update
+REPORTED = frozenset({'skipped', 'spikes', 'in_a_row', 'last_good', 'verdict'})
 
 
 @jax.tree_util.register_dataclass
@@ -127,5 +128,10 @@ def missed(guard: Guard) -> Array:
 
 def report(guard: Guard, verdict: Array) -> dict[str, Array]:
   """What a step tells of the guard: its numbers, and the verdict."""
-  names = ('skipped', 'spikes', 'in_a_row', 'last_good')
-  return {name: getattr(guard, name) for name in names} | {'verdict': verdict}
+  return {
+    'skipped': guard.skipped,
+    'spikes': guard.spikes,
+    'in_a_row': guard.in_a_row,
+    'last_good': guard.last_good,
+    'verdict': verdict,
+  }

@@ -9,6 +9,7 @@ import pathlib
 import jax
 
 from mira_jax import (
+  blame,
   checkpoint,
   config,
   inputs,
@@ -20,18 +21,28 @@ from mira_jax import (
   training,
 )
 from mira_jax.data.dataset import fingerprint
-from mira_jax.errors import ExitCode
+from mira_jax.errors import ExitCode, MiraInputError
 
 
-def train(cfg: config.Config, workdir: pathlib.Path) -> None:
+def train(
+  cfg: config.Config,
+  workdir: pathlib.Path,
+  *,
+  force: bool = False,
+  debug_nans: bool = False,
+) -> None:
   """Trains a run to its end, from where it was stopped if it was.
 
   Args:
     cfg: of the run; the number of classes is filled in.
     workdir: folder of the run, see `training.open_workdir`.
+    force: resume although the configuration or a dataset changed.
+    debug_nans: stop at the first update that is not finite, and find the
+      operation that made it so; on one host.
 
   Raises:
-    MiraInputError: the configuration, a dataset or a checkpoint cannot be used.
+    MiraInputError: the configuration, a dataset or a checkpoint cannot be used;
+      too many clips are damaged, or too many updates in a row not finite.
     SystemExit: a signal came, and the state is saved; see `ExitCode`.
   """
   # ----- data, model, what is minimised -----
@@ -53,13 +64,18 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
     out_shardings=sharding.replicated(mesh),
   )()
   init, train_step, target = program.training(
-    cfg, task.program, mesh, steps_per_epoch
+    cfg, task.program, mesh, steps_per_epoch, donate=not debug_nans
   )
+  if debug_nans:
+    if jax.process_count() > 1:  # one host alone could not repeat a step
+      hint = 'it works on one host; leave out --distributed'
+      raise MiraInputError('bad_flag', '--debug_nans', hint)
+    train_step = blame.blaming(train_step)
   fingerprints = [fingerprint(dataset) for dataset in task.datasets]
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', training.identity(cfg, fingerprints)
   )
-  state = checkpoints.restore(target)
+  state = checkpoints.restore(target, force=force)
   if state is None:
     where = jax.tree.map(lambda x: x.sharding, target)
     state = jax.jit(init, out_shardings=where)(init_key)
@@ -78,7 +94,13 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
     training.StopSignal() as stop,
     checkpoints,
     jax.set_mesh(mesh),
-    runlog.Log(workdir, start, total, cfg.data.batch_size) as log,
+    runlog.Log(
+      workdir,
+      start,
+      total,
+      cfg.data.batch_size,
+      max_bad_steps=cfg.optim.max_bad_steps,
+    ) as log,
     memory.measured(
       lambda: train_step.lower(target, batch, step_key),
       f'a step of {cfg.data.batch_size} clips',
@@ -101,11 +123,19 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
         continue
 
       # ----- look, save, stop -----
-      log.flush()  # raises before a broken state is saved
+      log.flush()  # raises when too many updates were not finite
       selects = task.look(step, state, log) if looking else -1.0
-      checkpoints.save(step, state, selects)
+      # The state that is held while losses are NaN may be their cause. It is
+      # not saved, neither here nor when the run ends for that: it would be the
+      # newest checkpoint, from which no other learning rate could go on.
+      if not log.in_a_row or step == total:
+        checkpoints.save(step, state, selects)
+        log.saved = step
       if stopping:
-        log.say(f'stopped after step {step}; the same command resumes')
+        log.say(
+          f'stopped after step {step}; the same command resumes from step '
+          f'{log.saved}'
+        )
         raise SystemExit(int(ExitCode.PREEMPTED))
       log.pause()
 

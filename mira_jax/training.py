@@ -157,7 +157,8 @@ def read_config(workdir: pathlib.Path) -> config.Config:
 _MAY_CHANGE = {
   'mesh': ('data', 'fsdp', 'model'),
   'model': ('attention', 'remat'),
-  'data': ('dataset', 'threads', 'classes'),
+  'data': ('dataset', 'threads', 'max_damaged', 'classes'),
+  'optim': ('max_bad_steps',),
   'train': ('log_every', 'save_every', 'eval_every'),
   'eval': ('views', 'look_views', 'select_by', 'watch_test'),
 }
