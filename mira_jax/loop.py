@@ -124,11 +124,11 @@ def train(
 
       # ----- look, save, stop -----
       log.flush()  # raises when too many updates were not finite
-      selects = task.look(step, state, log) if looking else -1.0
       # The state that is held while losses are NaN may be their cause. It is
       # not saved, neither here nor when the run ends for that: it would be the
       # newest checkpoint, from which no other learning rate could go on.
       if not log.in_a_row or step == total:
+        selects = task.look(step, state, log) if looking else -1.0
         checkpoints.save(step, state, selects)
         log.saved = step
       if stopping:

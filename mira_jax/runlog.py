@@ -53,6 +53,7 @@ class Log:
     max_bad_steps: int = 10,
   ):
     self.saved, self.in_a_row = start, 0
+    self._start = start
     self._max_bad_steps = max_bad_steps
     self._active = jax.process_index() == 0
     self._batch_size = batch_size
@@ -137,6 +138,8 @@ class Log:
     newest = f'the newest checkpoint is of step {self.saved}'
     if not self.saved:
       newest = 'there is no checkpoint yet'
+    elif row['last_good'] <= self._start:
+      newest += '; remove that one, which may be the cause'
     hint = (
       f'the last good step is {row["last_good"]}, and {newest}; lower '
       'config.optim.lr or set config.optim.clip_norm'
