@@ -23,6 +23,7 @@ COMMANDS = {
   'convert': 'mira_jax.commands.convert',
   'draw': 'mira_jax.commands.draw',
   'compare': 'mira_jax.commands.compare',
+  'aot': 'mira_jax.commands.aot',
 }
 SUMMARIES = {
   'predict': 'classify clips and picture what MiRA did with their frames',
@@ -36,6 +37,7 @@ SUMMARIES = {
   'convert': 'turn weights of PyTorch into ours, or back',
   'draw': 'draw a synthetic face as a video',
   'compare': "compare numbers with the reference's",
+  'aot': 'compile a training for a machine that is not there',
 }
 
 
@@ -71,7 +73,13 @@ def main(argv: list[str] | None = None) -> int:
       command.formatter_class = argparse.RawDescriptionHelpFormatter
       module.add_arguments(command)
       command.set_defaults(run=module.run)
-  args = parser.parse_args(argv)
+      command.set_defaults(
+        config_flags=getattr(module, 'TAKES_CONFIG_FLAGS', False)
+      )
+  args, rest = parser.parse_known_args(argv)
+  if rest and not args.config_flags:
+    parser.error(f'unrecognized arguments: {" ".join(rest)}')
+  args.flags = rest  # such as --config.data.batch_size=256
   try:
     return int(args.run(args))
   except MiraInputError as error:
