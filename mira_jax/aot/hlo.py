@@ -168,7 +168,9 @@ def _collectives(module: Module, name: str) -> list[_Seen]:
     if kind in KINDS:
       found += _collective(module, name, instruction, kind)
     elif 'megascale_transfer_type' in instruction.rest and kind == 'send':
-      found.append(_between_slices(instruction))
+      types = {x.name: x.type for x in module[name]}
+      sent = size(types[instruction.operands[0]])
+      found.append(_between_slices(instruction, sent))
     elif kind == 'while':
       times = _loops(module, instruction)
       for body in instruction.attribute('body'):
@@ -224,14 +226,13 @@ def _collective(
   yield _Seen(key, 1, kind, group, total)
 
 
-def _between_slices(instruction: _Instruction) -> _Seen:
+def _between_slices(instruction: _Instruction, sent: int) -> _Seen:
   """What a TPU sends over the network, to the same chip of other slices."""
   slices = re.search(r'megascale_target="\{([\d,]+)\}', instruction.rest)
   group = tuple(int(x) for x in slices[1].split(',')) if slices else (1, 2)
   kind = re.search(r'transfer_type="(\w+)"', instruction.rest)[1]
   kind = SLICES.get(kind, f'{kind.lower()} between slices')
   channel = re.search(r'channel_id=(\d+)', instruction.rest)[1]
-  sent = size(instruction.type)
   return _Seen(f'channel {channel}', 1, kind, group, sent)
 
 
