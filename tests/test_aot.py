@@ -67,12 +67,35 @@ def test_what_is_computed_again_counts_again():
     return (jax.checkpoint(block) if again else block)(x).sum()
 
   kept, again = (
-    flops(functools.partial(jax.grad(loss), again=a), (4, 4)).total()
+    flops(functools.partial(jax.value_and_grad(loss), again=a), (4, 4)).total()
     for a in (False, True)
   )
   # Two products, each with two gradients; and again the two.
   assert kept == 6 * 2 * 4**3
   assert again == 8 * 2 * 4**3
+
+
+def test_what_nothing_needs_does_not_count():
+  def run(x, w):
+    def step(carry, w):
+      kept, idle = carry
+      return (kept @ w, idle @ w @ w), kept @ kept @ w
+
+    (kept, _), _ = jax.lax.scan(jax.jit(step), (x, x), w)
+    return kept
+
+  assert flops(run, (4, 4), (6, 4, 4)).total() == 6 * 2 * 4**3
+
+
+def test_a_carry_counts_if_a_later_step_needs_it():
+  def run(x, w):
+    def step(carry, w):
+      kept, first = carry
+      return (kept @ first, first @ w), None
+
+    return jax.lax.scan(step, (x, x), w)[0][0]
+
+  assert flops(run, (4, 4), (6, 4, 4)).total() == 6 * 2 * 2 * 4**3
 
 
 def test_each_device_counts():

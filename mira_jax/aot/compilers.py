@@ -134,6 +134,7 @@ def environment(platform: str, folder: pathlib.Path | None) -> dict[str, str]:
     # Without it jax would look for the machine, and complain.
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': os.pathsep.join(x for x in paths if x),
+    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # there is no TPU that two could want
     'TPU_SKIP_MDS_QUERY': '1',
     'TPU_ACCELERATOR_TYPE': 'v5litepod-4',  # of no consequence; some is asked
     'TPU_WORKER_HOSTNAMES': 'localhost',
