@@ -1,10 +1,10 @@
 """Mixing the clips of a batch, and their targets with them.
 
 Mixup fades every clip into its partner, cutmix pastes a box of the partner into
-it. The partner of a clip is the one as far from the end of the batch as the
-clip is from its start, so in an odd batch the middle one stays as it is. Of
-several devices each pairs its own clips, as the reference's processes do:
-otherwise every step would send all its videos through the network.
+it. Neighbours are partners, and the last of an odd batch stays as it is. The
+reference pairs the first clip with the last one: of shuffled clips that is the
+same draw, but over many devices every step would send all its videos through
+the network. Neighbours are on one device, and the same ones on any number.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from mira_jax.augment import Box
-from mira_jax.kernels import dispatch
 
 Array = jax.Array
 
@@ -27,6 +26,7 @@ def mix(
   cutmix_alpha: float = 1.0,
   switch: float = 0.5,
   probability: float = 1.0,
+  copies: int = 1,
 ) -> tuple[Array, Array]:
   """Mixes all clips alike: one draw, one share and one box for the batch.
 
@@ -39,6 +39,7 @@ def mix(
     cutmix_alpha: likewise for cutmix; when both are 0, nothing changes.
     switch: with which probability it is cutmix, if it may be either.
     probability: with which anything is mixed.
+    copies: rows of one clip that lie side by side, which are no partners.
 
   Returns:
     The mixed video and targets, of the same shapes.
@@ -58,7 +59,7 @@ def mix(
   # The box has whole pixels and may reach past an edge: targets keep what the
   # video does.
   share = jnp.where(cuts, outside.mean(), share)
-  return _blend(kept, video), _blend(share, targets)
+  return _blend(kept, video, copies), _blend(share, targets, copies)
 
 
 def cutmix_box(key: Array, share: Array, whole: tuple[int, int]) -> Box:
@@ -74,12 +75,12 @@ def cutmix_box(key: Array, share: Array, whole: tuple[int, int]) -> Box:
   return Box(*(centre - half), *(2 * half))
 
 
-def _blend(share: Array, rows: Array) -> Array:
-  return share * rows + (1 - share) * _partners(rows)
+def _blend(share: Array, rows: Array, copies: int) -> Array:
+  return share * rows + (1 - share) * _partners(rows, copies)
 
 
-def _partners(rows: Array) -> Array:
-  # An odd number has a middle, and alone on a device a clip has no partner.
-  if dispatch.clips_of_each(len(rows)) % 2:
-    return rows[::-1]
-  return dispatch.over_clips(lambda x: x[::-1], rows)
+def _partners(rows: Array, copies: int) -> Array:
+  paired = len(rows) - len(rows) % (2 * copies)
+  pairs = rows[:paired].reshape(-1, 2, copies, *rows.shape[1:])
+  swapped = pairs[:, ::-1].reshape(paired, *rows.shape[1:])
+  return jnp.concatenate([swapped, rows[paired:]])

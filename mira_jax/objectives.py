@@ -82,6 +82,7 @@ def classification(
   smoothing: float = 0.0,
   mixup_alpha: float = 0.0,
   cutmix_alpha: float = 0.0,
+  copies: int = 1,
   class_weights: Sequence[float] | None = None,
 ) -> Objective:
   """Cross-entropy against soft targets.
@@ -92,6 +93,7 @@ def classification(
     smoothing: of labels.
     mixup_alpha: see `mixing.mix`; 0 leaves mixup out.
     cutmix_alpha: likewise for cutmix. Either needs batches without masked rows.
+    copies: rows of one clip side by side, see there.
     class_weights: K numbers, of the clips of a class in the mean loss.
 
   Returns:
@@ -106,6 +108,7 @@ def classification(
       soft_targets(batch['label'], model.num_classes, smoothing),
       mixup_alpha=mixup_alpha,
       cutmix_alpha=cutmix_alpha,
+      copies=copies,
     )
     logits, updates = model.apply(
       {'params': params, 'mira': mira},

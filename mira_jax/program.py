@@ -72,6 +72,7 @@ def classifier(
     smoothing=cfg.optim.label_smoothing,
     mixup_alpha=cfg.data.mixup_alpha,
     cutmix_alpha=cfg.data.cutmix_alpha,
+    copies=cfg.data.repeats,
     class_weights=weights,
   )
   if cfg.optim.freeze_backbone:

@@ -474,11 +474,11 @@ def test_mixup_fades_every_clip_into_its_partner_by_one_share():
   video, targets = mixed(5, 4000, side=2, cutmix_alpha=0)
   share = targets[:, 0, 0]
   np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
-  for i in range(5):  # clip 2 is its own partner
-    kept, gained = np.eye(5)[i], np.eye(5)[4 - i]
+  for i, partner in enumerate([1, 0, 3, 2, 4]):
+    kept, gained = np.eye(5)[i], np.eye(5)[partner]
     row = np.outer(share, kept) + np.outer(1 - share, gained)
     np.testing.assert_allclose(targets[:, i], row, atol=1e-6)
-    level = (share * i + (1 - share) * (4 - i))[:, None, None, None, None]
+    level = (share * i + (1 - share) * partner)[:, None, None, None, None]
     np.testing.assert_allclose(
       video[:, i], np.broadcast_to(level, video[:, i].shape), atol=2e-6
     )
@@ -489,22 +489,22 @@ def test_mixup_fades_every_clip_into_its_partner_by_one_share():
 
 def test_cutmix_pastes_one_box_and_counts_its_pixels():
   video, targets = mixed(3, 4000, mixup_alpha=0)
-  pasted = video[:, 0, 0, :, :, 0] == 2
+  pasted = video[:, 0, 0, :, :, 0] == 1
   rows, columns = pasted.any(2), pasted.any(1)
   box = rows[:, :, None] & columns[:, None, :]
   np.testing.assert_array_equal(pasted, box)
   for lines in (rows, columns):  # in one piece
     edges = np.diff(lines, axis=1, prepend=False, append=False)
     assert edges.sum(1).max() == 2
-  for i in range(3):
-    level = np.where(pasted, 2 - i, i)[:, None, :, :, None]
+  for i, partner in enumerate([1, 0, 2]):
+    level = np.where(pasted, partner, i)[:, None, :, :, None]
     np.testing.assert_array_equal(
       video[:, i], np.broadcast_to(level, video[:, i].shape)
     )
   share = 1 - pasted.mean((1, 2))  # exact: 256 pixels
   assert len(set(share)) > 50
   np.testing.assert_array_equal(targets[:, 0, 0], share)
-  np.testing.assert_array_equal(targets[:, 0, 2], 1 - share)
+  np.testing.assert_array_equal(targets[:, 0, 1], 1 - share)
   np.testing.assert_array_equal(targets.sum(-1), 1)
 
 
@@ -608,45 +608,42 @@ def expected(key, video, targets):
   return -(targets * logs).sum(-1).mean(), hits.mean()
 
 
-def test_each_device_mixes_its_own_clips():
-  # One share for all, so that a clip and its partner sum to the pair.
+def pair_up(rows):
+  return rows.reshape(-1, 2)[:, ::-1].reshape(-1)
+
+
+def test_mixing_moves_no_clip_to_another_device():
   mesh = sharding.make_mesh()
-  rows = jnp.arange(4.0 * mesh.size)
+  rows = jnp.arange(2.0 * mesh.size)
   video = jnp.broadcast_to(
     rows[:, None, None, None, None], (len(rows), 1, 2, 2, 3)
   )
   split = NamedSharding(mesh, sharding.BATCH)
   mix = jax.jit(functools.partial(mixing.mix, cutmix_alpha=0))
+  alone, _ = mix(KEY, video, rows[:, None])
   with jax.set_mesh(mesh):
-    arguments = (
-      jax.random.key(0),
-      *jax.device_put((video, video[:, 0, 0, 0]), split),
-    )
+    arguments = KEY, *jax.device_put((video, rows[:, None]), split)
     program = mix.lower(*arguments).compile()
     mixed, targets = program(*arguments)
   assert hlo.collectives(program.as_text()) == []
-  pairs = np.asarray(mixed[:, 0, 0, 0, 0]).reshape(-1, 4)
+  np.testing.assert_allclose(mixed, alone, rtol=1e-6)
+  # One share for all, so that a clip and its partner sum to the pair.
+  mixed, rows = np.asarray(mixed[:, 0, 0, 0, 0]), np.asarray(rows)
   np.testing.assert_allclose(
-    pairs + pairs[:, ::-1],
-    np.asarray(rows).reshape(-1, 4)[:, [0, 0, 0, 0]] * 2 + 3,
-    rtol=1e-6,
+    mixed + pair_up(mixed), rows + pair_up(rows), rtol=1e-6
   )
-  assert (pairs != np.asarray(rows).reshape(-1, 4)).any()
-  np.testing.assert_allclose(targets[:, 0], mixed[:, 0, 0, 0, 0], rtol=1e-6)
+  assert (mixed != rows).any()
+  np.testing.assert_allclose(targets[:, 0], mixed, rtol=1e-6)
 
 
-def test_a_clip_alone_on_its_device_mixes_with_another():
-  mesh = sharding.make_mesh()
-  rows = jnp.arange(float(mesh.size))
-  video = jnp.broadcast_to(
-    rows[:, None, None, None, None], (len(rows), 1, 2, 2, 3)
+def test_copies_of_a_clip_are_no_partners():
+  clip = jnp.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+  video = jnp.zeros((10, 1, 2, 2, 3))
+  _, targets = mixing.mix(
+    KEY, video, jax.nn.one_hot(clip, 5), cutmix_alpha=0, copies=2
   )
-  with jax.set_mesh(mesh):
-    mixed, _ = jax.jit(functools.partial(mixing.mix, cutmix_alpha=0))(
-      jax.random.key(0), video, rows[:, None]
-    )
-  mixed = np.asarray(mixed[:, 0, 0, 0, 0])
-  np.testing.assert_allclose(mixed + mixed[::-1], mesh.size - 1, rtol=1e-6)
+  mixed = [set(np.flatnonzero(row).tolist()) for row in targets]
+  assert mixed == [{0, 1}] * 4 + [{2, 3}] * 4 + [{4}] * 2
 
 
 def test_a_step_without_mixing_draws_what_it_always_drew():
@@ -670,12 +667,11 @@ def test_a_step_mixes_clips_and_targets_and_is_traced_once():
   mix = jax.jit(mixing.mix)  # with the reference's numbers, as above
   for i, row in enumerate(metrics):
     keys = jax.random.split(jax.random.fold_in(KEY, i), 3)
-    with jax.set_mesh(four_devices()):
-      video, targets = mix(
-        keys[2],
-        brighten(keys[0], batch['video']),
-        objectives.soft_targets(batch['label'], 3, 0.1),
-      )
+    video, targets = mix(
+      keys[2],
+      brighten(keys[0], batch['video']),
+      objectives.soft_targets(batch['label'], 3, 0.1),
+    )
     loss, accuracy = expected(keys[1], video, targets)
     np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
     assert row['accuracy'] == accuracy

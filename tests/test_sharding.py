@@ -214,3 +214,12 @@ def test_so_has_pre_training():
   for split in ((2, 2, 2), (1, 1, 4)):  # 4 do not divide the decoder's heads
     found, _ = losses(cfg, split)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_so_has_mixing():
+  cfg = tiny('exact')
+  cfg.data.mixup_alpha, cfg.data.cutmix_alpha = 0.8, 1.0
+  expected, _ = losses(cfg, (1, 1, 1))
+  found, _ = losses(cfg, (2, 2, 2))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
