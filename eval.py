@@ -3,12 +3,14 @@
 python eval.py --workdir=runs/quickstart
 python eval.py --workdir=runs/quickstart --dataset=DIR --split=test --views=5
 python eval.py --workdir=runs/dfew --folds=all --config=configs/dfew.py:B
+python eval.py --workdir=runs/quickstart --step=newest
 
 The second form tests on another dataset, whose classes are matched by name
 (see mira_jax.data.harmonise). The third trains the folds that are not trained
 yet, each in a folder of its own below WORKDIR, and scores them all; without
---config it only scores. Prints tables, and writes scores.json, confusion.csv
-and confusion.png below WORKDIR/eval.
+--config it only scores. The fourth scores a checkpoint, of a run that need not
+be finished. Prints tables, and writes scores.json, confusion.csv and
+confusion.png below WORKDIR/eval.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from mira_jax import (
   loop,
   outcome,
   report,
+  snapshot,
   training,
   weights,
 )
@@ -45,6 +48,9 @@ _SPLIT = flags.DEFINE_string(
   'split', None, "of it, or 'all'; else what the run was tested on."
 )
 _VIEWS = flags.DEFINE_integer('views', None, "else the run's own.", 1)
+_STEP = flags.DEFINE_string(
+  'step', None, "a checkpoint, 'newest' or 'best'; else the run's weights."
+)
 _FOLDS = flags.DEFINE_string('folds', None, "'all', or numbers such as 0,2.")
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='a file, to train the folds that are not trained yet.'
@@ -95,8 +101,13 @@ def _scored(
 ) -> tuple[np.ndarray, tuple[str, ...], dict[str, Any]]:
   """Confusion matrix and class names of a run's test, and what was tested."""
   cfg = training.read_config(run)
-  scorer, card = engine.load_run(run, cfg.data.batch_size)
+  if _STEP.value:
+    scorer, card = snapshot.load(run, _STEP.value, cfg.data.batch_size)
+  else:
+    scorer, card = engine.load_run(run, cfg.data.batch_size)
   source, name = _test_clips(cfg, card)
+  if _STEP.value:
+    name += f', step {card["step"]}'
   views = _VIEWS.value or cfg.eval.views
   rules = inputs.reading(cfg)
   matrix = inputs.score_source(scorer, source, views=views, **rules)
@@ -155,6 +166,9 @@ def evaluate_folds(
   workdir: pathlib.Path, cfg: config.Config | None, which: str
 ) -> None:
   """Trains the folds that are not trained, if it may; scores all of them."""
+  if _STEP.value:
+    hint = 'it names a checkpoint of one run; drop it, or --folds'
+    raise MiraInputError('bad_flag', '--step', hint)
   if _DATASET.value or _SPLIT.value:
     hint = 'a fold is tested on the clips that it left out; drop that flag'
     raise MiraInputError('bad_flag', '--dataset, --split', hint)

@@ -21,6 +21,12 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run.')
 _DISTRIBUTED = flags.DEFINE_bool(
   'distributed', False, 'one of several hosts that all run this command.'
 )
+_RESUME = flags.DEFINE_enum(
+  'resume',
+  'auto',
+  ['auto', 'strict'],
+  "auto goes back over damaged checkpoints; with strict that's an error.",
+)
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
@@ -28,7 +34,8 @@ def main(_):
   if _DISTRIBUTED.value:
     jax.distributed.initialize()
   engine.use_compile_cache()
-  loop.train(_CONFIG.value, training.open_workdir(_WORKDIR.value))
+  workdir = training.open_workdir(_WORKDIR.value)
+  loop.train(_CONFIG.value, workdir, strict=_RESUME.value == 'strict')
 
 
 if __name__ == '__main__':

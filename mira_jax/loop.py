@@ -22,12 +22,15 @@ from mira_jax.data.dataset import fingerprint
 from mira_jax.errors import ExitCode
 
 
-def train(cfg: config.Config, workdir: pathlib.Path) -> None:
+def train(
+  cfg: config.Config, workdir: pathlib.Path, *, strict: bool = False
+) -> None:
   """Trains a run to its end, from where it was stopped if it was.
 
   Args:
     cfg: of the run; the number of classes is filled in.
     workdir: folder of the run, see `training.open_workdir`.
+    strict: whether a damaged newest checkpoint is an error.
 
   Raises:
     MiraInputError: the configuration, a dataset or a checkpoint cannot be used.
@@ -58,7 +61,7 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', training.identity(cfg, fingerprints)
   )
-  state = checkpoints.restore(target)
+  state = checkpoints.restore(target, strict=strict)
   if state is None:
     where = jax.tree.map(lambda x: x.sharding, target)
     state = jax.jit(init, out_shardings=where)(init_key)
@@ -67,8 +70,12 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
       if first_host:
         print(f'{cfg.train.init_from}: {told}')
   if first_host:
-    (workdir / 'config.json').write_text(config.to_json(cfg))
+    runlog.replace(workdir / 'config.json', config.to_json(cfg))
   start = int(state.step)
+  every = cfg.train.eval_every * steps_per_epoch
+
+  def is_look(step: int) -> bool:
+    return step == total or bool(every and step % every == 0)
 
   # ----- loop -----
   batches = task.batches(start)
@@ -78,6 +85,9 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
     jax.set_mesh(mesh),
     runlog.Log(workdir, start, total, cfg.data.batch_size) as log,
   ):
+    if start and is_look(start) and checkpoints.accuracy(start) is None:
+      # A signal came just then, and saving could not wait for a look.
+      checkpoints.rate(start, task.look(start, state, log))
     for step in range(start + 1, total + 1):
       batch = sharding.put_batch(next(batches), mesh)
       with jax.transfer_guard('disallow'):  # nothing moves behind our back
@@ -86,18 +96,18 @@ def train(cfg: config.Config, workdir: pathlib.Path) -> None:
       if step % cfg.train.log_every == 0 or step == start + 1:
         log.flush()
 
+      checkpoints.check()  # raises if the last one could not be written
       stopping = stop.received or checkpoints.stop_requested(step)
-      every = cfg.train.eval_every * steps_per_epoch
-      looking = step == total or (every and step % every == 0)
-      looking = looking and not stopping
+      looking = is_look(step) and not stopping
       if not (stopping or looking or step % cfg.train.save_every == 0):
         continue
 
       # ----- look, save, stop -----
       log.flush()  # raises before a broken state is saved
-      selects = task.look(step, state, log) if looking else -1.0
-      checkpoints.save(step, state, selects)
+      accuracy = task.look(step, state, log) if looking else None
+      checkpoints.save(step, state, accuracy)
       if stopping:
+        checkpoints.wait()
         log.say(f'stopped after step {step}; the same command resumes')
         raise SystemExit(int(ExitCode.PREEMPTED))
       log.pause()
