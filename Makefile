@@ -31,7 +31,8 @@ soak: $(STAMP)
 
 test-aot: $(STAMP)
 	$(BIN)/python tests/aot/install.py tpu $(VENV)/aot-tpu
-	MIRA_AOT_TPU=$(VENV)/aot-tpu $(BIN)/python -m pytest tests/aot/test_tpu.py
+	MIRA_AOT_TPU=$(VENV)/aot-tpu $(BIN)/python -m pytest \
+	  tests/aot/test_tpu.py tests/aot/test_pods.py
 
 test-aot-gpu: $(STAMP)
 	$(BIN)/python tests/aot/install.py cuda $(VENV)/aot-cuda

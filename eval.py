@@ -8,9 +8,10 @@ python eval.py --workdir=runs/quickstart --step=newest
 The second form tests on another dataset, whose classes are matched by name
 (see mira_jax.data.harmonise). The third trains the folds that are not trained
 yet, each in a folder of its own below WORKDIR, and scores them all; without
---config it only scores. The fourth scores a checkpoint, of a run that need not
-be finished. Prints tables, and writes scores.json, confusion.csv and
-confusion.png below WORKDIR/eval.
+--config it only scores, and marks the report as partial when some are not
+finished. The fourth scores a checkpoint, of a run that need not be finished.
+Prints tables, and writes scores.json, confusion.csv and confusion.png below
+WORKDIR/eval.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ from ml_collections import config_flags
 
 from mira_jax import (
   config,
+  devices,
   engine,
   figures,
+  hosts,
   inputs,
   loop,
   outcome,
+  output,
   report,
   snapshot,
   training,
@@ -51,19 +55,19 @@ _VIEWS = flags.DEFINE_integer('views', None, "else the run's own.", 1)
 _STEP = flags.DEFINE_string(
   'step', None, "a checkpoint, 'newest' or 'best'; else the run's weights."
 )
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', None, "clips at once, else the run's own.", 1
+)
 _FOLDS = flags.DEFINE_string('folds', None, "'all', or numbers such as 0,2.")
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='a file, to train the folds that are not trained yet.'
 )
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'one of several hosts that all run this command.'
-)
+_DEVICE = flags.DEFINE_enum('device', None, devices.PLATFORMS, devices.HELP)
 flags.mark_flag_as_required('workdir')
 
 
 def main(_):
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+  devices.start(_DEVICE.value, meet=hosts.join)
   engine.use_compile_cache()
   workdir = pathlib.Path(_WORKDIR.value)
   if _FOLDS.value is None:
@@ -101,10 +105,12 @@ def _scored(
 ) -> tuple[np.ndarray, tuple[str, ...], dict[str, Any]]:
   """Confusion matrix and class names of a run's test, and what was tested."""
   cfg = training.read_config(run)
+  size = _BATCH_SIZE.value or cfg.data.batch_size
   if _STEP.value:
-    scorer, card = snapshot.load(run, _STEP.value, cfg.data.batch_size)
+    scorer, card = snapshot.load(run, _STEP.value, size)
   else:
-    scorer, card = engine.load_run(run, cfg.data.batch_size)
+    scorer, card = engine.load_run(run, size)
+  output.open_folder(run)
   source, name = _test_clips(cfg, card)
   if _STEP.value:
     name += f', step {card["step"]}'
@@ -172,25 +178,41 @@ def evaluate_folds(
   if _DATASET.value or _SPLIT.value:
     hint = 'a fold is tested on the clips that it left out; drop that flag'
     raise MiraInputError('bad_flag', '--dataset, --split', hint)
-  runs = sorted(workdir.glob('fold-*'), key=_number)
-  if cfg is None and not runs:
-    hint = 'there are no folds here; train them with --config=FILE'
-    raise MiraInputError('not_a_run', workdir, hint)
-  base = cfg or training.read_config(runs[0])
+  base = cfg or training.read_config(_first_fold(workdir))
   names = inputs.fold_names(base, inputs.open_datasets(base.data))
   if len(names) == 1:
     hint = f'{base.data.protocol!r} has no folds; use folds, loso or lodo'
     raise config.bad_config('config.data.protocol', hint)
+  numbers = _chosen(which, len(names))
+  if cfg is None and which == 'all':
+    numbers = _finished(workdir, numbers)
   folds = [
     _fold(workdir / f'fold-{number}', cfg, number, names[number])
-    for number in _chosen(which, len(names))
+    for number in numbers
   ]
   if jax.process_index() == 0:
-    _report_folds(workdir, folds, base.data.protocol)
+    missing = [n for i, n in enumerate(names) if i not in numbers]
+    _report_folds(workdir, folds, base.data.protocol, missing)
 
 
-def _number(path: pathlib.Path) -> int:
-  return int(path.name.removeprefix('fold-'))
+def _first_fold(workdir: pathlib.Path) -> pathlib.Path:
+  """The folder of a fold that was trained at least in part."""
+  for path in sorted(workdir.glob('fold-*/config.json')):
+    return path.parent
+  hint = 'there are no folds here; train them with --config=FILE'
+  raise MiraInputError('not_a_run', workdir, hint)
+
+
+def _finished(workdir: pathlib.Path, numbers: list[int]) -> list[int]:
+  """The folds that have weights."""
+  found = [
+    n for n in numbers if (workdir / f'fold-{n}' / weights.WEIGHTS).exists()
+  ]
+  if not found:
+    hint = 'no fold is finished; train them with --config=FILE'
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('not_finished', workdir, hint, exit_code=code)
+  return found
 
 
 def _chosen(which: str, count: int) -> list[int]:
@@ -222,17 +244,28 @@ def _report_folds(
   workdir: pathlib.Path,
   scored: list[tuple[outcome.Fold, tuple[str, ...]]],
   protocol: str,
+  missing: list[str],
 ) -> None:
   folds, class_names = [fold for fold, _ in scored], scored[0][1]
-  title = f'{workdir.resolve().name}: protocol {protocol}, {len(folds)} folds'
-  rich.print(outcome.folds_table(folds, class_names, title))
+  for fold, names in scored:
+    if names != class_names:
+      hint = f'its classes are not those of {folds[0].name}: {class_names}'
+      code = ExitCode.DATA
+      raise MiraInputError('other_classes', fold.name, hint, exit_code=code)
+  count = f'{len(folds)}'
+  if missing:
+    count += f' of {len(folds) + len(missing)}'
+  title = f'{workdir.resolve().name}: protocol {protocol}, {count} folds'
+  rich.print(outcome.folds_table(folds, class_names, title, missing))
   folder = workdir / 'eval' / 'folds'
   folder.mkdir(parents=True, exist_ok=True)
   whole = outcome.pooled(folds)
   np.savetxt(folder / 'confusion.csv', whole, fmt='%d', delimiter=',')
   picture = folder / 'confusion.png'
-  figures.confusion_figure(picture, whole, class_names, f'{title}, pooled')
-  told = outcome.folds_dict(folds, class_names) | {'protocol': protocol}
+  title = ', '.join(filter(None, [title, 'pooled', outcome.partial(missing)]))
+  figures.confusion_figure(picture, whole, class_names, title)
+  told = outcome.folds_dict(folds, class_names, missing)
+  told |= {'protocol': protocol}
   path = folder / 'folds.json'
   path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + '\n')
   print(f'folds: {path}\npicture: {picture}')

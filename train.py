@@ -10,16 +10,19 @@ curves.png and, of a classifier, outcome.json.
 
 from __future__ import annotations
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 
-from mira_jax import engine, loop, training
+from mira_jax import devices, engine, hosts, loop, training
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='a file.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run.')
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed', False, 'one of several hosts that all run this command.'
+_DEVICE = flags.DEFINE_enum('device', None, devices.PLATFORMS, devices.HELP)
+_FORCE = flags.DEFINE_bool(
+  'force', False, 'resume although the configuration or the data changed.'
+)
+_DEBUG_NANS = flags.DEFINE_bool(
+  'debug_nans', False, 'stop at the first operation that is not finite.'
 )
 _RESUME = flags.DEFINE_enum(
   'resume',
@@ -31,11 +34,15 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def main(_):
-  if _DISTRIBUTED.value:
-    jax.distributed.initialize()
+  devices.start(_DEVICE.value, meet=hosts.join)
   engine.use_compile_cache()
-  workdir = training.open_workdir(_WORKDIR.value)
-  loop.train(_CONFIG.value, workdir, strict=_RESUME.value == 'strict')
+  loop.train(
+    _CONFIG.value,
+    training.open_workdir(_WORKDIR.value),
+    strict=_RESUME.value == 'strict',
+    force=_FORCE.value,
+    debug_nans=_DEBUG_NANS.value,
+  )
 
 
 if __name__ == '__main__':

@@ -15,6 +15,7 @@ from mira_jax.config import (
   OptimConfig,
   TrainConfig,
 )
+from mira_jax.errors import nearest
 from mira_jax.mira import MiraConfig
 
 
@@ -25,7 +26,10 @@ def get_config(mode: str = 'exact') -> Config:
   elif mode in ('exact', 'flashlite'):
     mira = MiraConfig(mode=mode)
   else:
-    raise ValueError(f'{mode!r} is no mode; use plain, exact or flashlite')
+    raise ValueError(
+      f'{mode!r} is no mode; use plain, exact or flashlite'
+      + nearest(mode, ('plain', 'exact', 'flashlite'))
+    )
   return Config(
     # 8 slots of 16 tokens: attention stays small enough for two CPU cores.
     model=ModelConfig(

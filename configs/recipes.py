@@ -19,6 +19,7 @@ from mira_jax.config import (
   PretrainConfig,
   TrainConfig,
 )
+from mira_jax.errors import nearest
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
 
@@ -42,10 +43,13 @@ def parse(text: str | None) -> Spec:
   """
   words = [word.strip() for word in (text or '').split(',') if word.strip()]
   size, mode, fold = (*words, *('B', 'flashlite', '1')[len(words) :])[:3]
-  if size not in SIZES or mode not in MODES or not fold.isdecimal():
+  known = {size: SIZES, mode: MODES}
+  wrong = next((word for word in known if word not in known[word]), '')
+  if wrong or not fold.isdecimal():
     raise ValueError(
       f'{text!r} is no SIZE,MODE,FOLD: use one of {", ".join(SIZES)}, one of '
       f'{", ".join(MODES)}, and a number from 1'
+      + nearest(wrong, (*SIZES, *MODES))
     )
   if len(words) > 3 or int(fold) < 1:
     raise ValueError(

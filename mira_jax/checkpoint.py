@@ -252,7 +252,7 @@ class Checkpoints:
       raise _unusable('not_written', self._directory, hint) from error
 
   def restore(
-    self, target: TrainState, *, strict: bool = False
+    self, target: TrainState, *, strict: bool = False, force: bool = False
   ) -> TrainState | None:
     """The newest sound state, or None in a fresh directory.
 
@@ -261,15 +261,17 @@ class Checkpoints:
     Args:
       target: leaves are `jax.ShapeDtypeStruct` with shardings, of any mesh.
       strict: whether a damaged newest step is an error.
+      force: tell what differs of another identity, and restore nevertheless.
 
     Raises:
-      MiraInputError: the run was started with another identity; or there are
-        checkpoints and every one is damaged, or with `strict` the newest is.
+      MiraInputError: the run was started with another identity, or its state
+        is of other shapes; or there are checkpoints and every one is damaged,
+        or with `strict` the newest is.
     """
     sound, damaged = self._newest_sound(strict)
     if sound is None:
       return None
-    self._check_identity(sound)
+    self._check_identity(sound, force)
     self._set_aside(damaged)
     return self._load(sound, target)
 
@@ -318,7 +320,12 @@ class Checkpoints:
         STATE: ocp.args.StandardRestore(rest),
       }
     )
-    found = self._writer.restore(self._folder(step), args=args)
+    try:
+      found = self._writer.restore(self._folder(step), args=args)
+    except ValueError as error:  # orbax goes on about every array
+      hint = 'its arrays are not those of this configuration; give it the '
+      hint += 'model and the optimizer of the run, or choose a new --workdir'
+      raise _unusable('run_changed', self._folder(step), hint) from error
     return dataclasses.replace(target, **found[WEIGHTS], **found[STATE])
 
   def _set_aside(self, damaged: list[int]) -> None:
@@ -346,21 +353,22 @@ class Checkpoints:
     Raises:
       MiraInputError: no step is sound.
     """
-    step = _first_sound(
-      self._directory, _best_first(_accuracies(self._directory))
-    )
+    candidates = _best_first(_accuracies(self._directory))
+    step = _first_sound(self._directory, candidates)
     return step, self._load(step, target)
 
-  def _check_identity(self, step: int) -> None:
+  def _check_identity(self, step: int, force: bool) -> None:
     args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
     saved = self._writer.restore(self._folder(step), args=args)[META]
     for name, value in self._identity.items():
       if saved.get(name) != value:
-        hint = (
-          f'the run was started with {name} {saved.get(name)!r}, not '
-          f'{value!r}; restore that, or choose a new --workdir'
+        told = (
+          f'the run was started with {name} {saved.get(name)!r}, not {value!r}'
         )
-        raise _unusable('run_changed', self._directory, hint)
+        if not force:
+          hint = f'{told}; restore that, choose a new --workdir, or add --force'
+          raise _unusable('run_changed', self._directory, hint)
+        logging.warning('--force: %s', told)
 
   def accuracy(self, step: int) -> float | None:
     """What a sealed step was saved with."""
@@ -434,22 +442,23 @@ def _best_first(accuracy: Mapping[int, float | None]) -> list[int]:
 def _first_sound(
   directory: pathlib.Path, candidates: list[int], part: str = ''
 ) -> int:
-  """The first of some steps that is sound, the same one on every host."""
-  place = len(candidates)
+  """The first of some steps that is sound, as host 0 finds it."""
+  found = -1
   if jax.process_index() == 0:
-    for i, step in enumerate(candidates):
+    for step in candidates:
       trouble = verify(directory / str(step), part)
       if not trouble:
-        place = i
+        found = step
         break
       text = 'checkpoint %s is damaged (%s) and passed over'
       logging.warning(text, directory / str(step), trouble)
   if jax.process_count() > 1:
-    place = int(multihost_utils.broadcast_one_to_all(np.array(place)))
-  if place == len(candidates):
+    # Others may have looked before host 0 had sealed the last one.
+    found = int(multihost_utils.broadcast_one_to_all(np.array(found)))
+  if found < 0:
     hint = 'not one checkpoint is sound; train again in a new --workdir'
     raise _unusable('damaged', directory, hint)
-  return candidates[place]
+  return found
 
 
 def choose(directory: pathlib.Path, which: str) -> int:

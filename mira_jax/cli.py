@@ -20,8 +20,10 @@ COMMANDS = {
   'show': 'mira_jax.commands.show',
   'features': 'mira_jax.commands.features',
   'probe': 'mira_jax.commands.probe',
+  'convert': 'mira_jax.commands.convert',
   'draw': 'mira_jax.commands.draw',
   'compare': 'mira_jax.commands.compare',
+  'aot': 'mira_jax.commands.aot',
 }
 SUMMARIES = {
   'predict': 'classify clips and picture what MiRA did with their frames',
@@ -32,8 +34,10 @@ SUMMARIES = {
   'show': 'picture the clips of a dataset',
   'features': 'write what a model makes of the clips of a dataset',
   'probe': 'classify such features by neighbours or a linear map',
+  'convert': 'turn weights of PyTorch into ours, or back',
   'draw': 'draw a synthetic face as a video',
   'compare': "compare numbers with the reference's",
+  'aot': 'compile a training for a machine that is not there',
 }
 
 
@@ -69,7 +73,13 @@ def main(argv: list[str] | None = None) -> int:
       command.formatter_class = argparse.RawDescriptionHelpFormatter
       module.add_arguments(command)
       command.set_defaults(run=module.run)
-  args = parser.parse_args(argv)
+      command.set_defaults(
+        config_flags=getattr(module, 'TAKES_CONFIG_FLAGS', False)
+      )
+  args, rest = parser.parse_known_args(argv)
+  if rest and not args.config_flags:
+    parser.error(f'unrecognized arguments: {" ".join(rest)}')
+  args.flags = rest  # such as --config.data.batch_size=256
   try:
     return int(args.run(args))
   except MiraInputError as error:

@@ -15,7 +15,7 @@ import typing
 from typing import Any
 
 from mira_jax.augment import CROP_SCALES, Augment
-from mira_jax.errors import MiraInputError
+from mira_jax.errors import MiraInputError, nearest
 from mira_jax.kernels.dispatch import IMPLEMENTATIONS
 from mira_jax.kernels.operations import REMAT
 from mira_jax.mira import MiraConfig
@@ -34,6 +34,7 @@ class ModelConfig:
   patch: int = 8
   tubelet: int = 2
   mlp_ratio: float = 4.0
+  gelu: str = 'exact'  # or 'tanh', its approximation
   variant: str = 'joint'  # or a baseline of mira_jax.models.variants
   mira: MiraConfig | None = dataclasses.field(default_factory=MiraConfig)
   mira_last_blocks: int | None = None  # None: MiRA in all blocks
@@ -79,6 +80,7 @@ class DataConfig:
   batch_size: int = 32  # clips per step, over all devices
   repeats: int = 1  # times that every clip of a batch is augmented
   threads: int = 16  # that decode clips
+  max_damaged: float = 0.01  # share of a split's clips; 1 is always let pass
   # Of a synthetic dataset, when it is made:
   train_clips: int = 2800
   test_clips: int = 420
@@ -116,6 +118,9 @@ class OptimConfig:
   accumulate: int = 1  # parts of a batch that go through the model in turn
   ema_decay: float = 0.0  # of averaged parameters, which are scored; 0: none
   freeze_backbone: bool = False  # only the head learns
+  # Updates that are not made, see mira_jax.guard.
+  max_bad_steps: int = 10  # not finite in a row; more of them end the run
+  spike_sigmas: float = 6.0  # a loss so far above the last ones; 0: any loss
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -123,6 +128,9 @@ class TrainConfig:
   """How long to train, from what, and how often to look up."""
 
   init_from: str = ''  # weights of a run or a file; '' starts from random ones
+  # Parts of the model, with commas, that may start anew if those lack them.
+  allow_missing: str = ''
+  interpolate_positions: bool = False  # learned ones of another size
   epochs: int = 10
   log_every: int = 10  # steps
   save_every: int = 200  # steps
@@ -190,14 +198,29 @@ def _dataclass_in(hint: Any) -> type | None:
 resolve_types(Config)
 
 
-def field_names(cls: type = Config, prefix: str = '') -> list[str]:
-  """Every name that `--config.NAME` may set, such as 'optim.lr'."""
-  names = []
+def field_types(cls: type = Config, prefix: str = '') -> dict[str, Any]:
+  """Every name that `--config.NAME` may set, such as 'optim.lr': its type."""
+  types_ = {}
   for field in dataclasses.fields(cls):
-    names.append(prefix + field.name)
+    types_[prefix + field.name] = field.type
     if inner := _dataclass_in(field.type):
-      names += field_names(inner, f'{prefix}{field.name}.')
-  return names
+      types_ |= field_types(inner, f'{prefix}{field.name}.')
+  return types_
+
+
+def takes(hint: Any) -> str:
+  """What a field of a type takes, in words."""
+  options = typing.get_args(hint) or (hint,)
+  if _dataclass_in(hint):
+    return 'fields of its own' + ', or none' * (types.NoneType in options)
+  words = {
+    int: 'a whole number',
+    float: 'a number',
+    bool: 'true or false',
+    str: 'a text',
+    types.NoneType: 'nothing',
+  }
+  return ' or '.join(words[x] for x in options)
 
 
 def augment(data: DataConfig) -> Augment:
@@ -233,8 +256,10 @@ def to_json(cfg: Config) -> str:
 def from_json(text: str) -> Config:
   """The inverse of `to_json`.
 
+  A field that is missing, as in a run of an older version, has its default.
+
   Raises:
-    MiraInputError: not JSON, an unknown or missing field, or a wrong type.
+    MiraInputError: not JSON, an unknown field, or a wrong type.
   """
   try:
     return _build(Config, json.loads(text), 'config')
@@ -244,9 +269,13 @@ def from_json(text: str) -> Config:
 
 def _build(cls: type, values: Any, name: str) -> Any:
   fields = {field.name: field for field in dataclasses.fields(cls)}
-  if not isinstance(values, dict) or values.keys() != fields.keys():
-    got = sorted(values) if isinstance(values, dict) else values
-    raise bad_config(name, f'it has {got}; it must have {sorted(fields)}')
+  if not isinstance(values, dict):
+    hint = f'{values!r} is no group of the fields {", ".join(fields)}'
+    raise bad_config(name, hint)
+  for key in values:
+    if key not in fields:
+      near = nearest(key, fields) or f'; use one of {", ".join(fields)}'
+      raise bad_config(f'{name}.{key}', f'no such field{near}')
   built = {
     key: _value(fields[key].type, value, f'{name}.{key}')
     for key, value in values.items()
@@ -260,13 +289,13 @@ def _build(cls: type, values: Any, name: str) -> Any:
 def _value(hint: Any, value: Any, name: str) -> Any:
   inner = _dataclass_in(hint)
   options = typing.get_args(hint) or (hint,)
-  if inner and value is not None:
+  if inner and (value is not None or types.NoneType not in options):
     return _build(inner, value, name)
   if type(value) in options:  # not isinstance: True is no int here
     return value
   if type(value) is int and float in options:
     return float(value)
-  raise bad_config(name, f'{value!r} is not of type {hint}')
+  raise bad_config(name, f'{value!r} is not right: it takes {takes(hint)}')
 
 
 def bad_config(name: str, hint: str) -> MiraInputError:
@@ -275,7 +304,7 @@ def bad_config(name: str, hint: str) -> MiraInputError:
 
 
 def validate(cfg: Config, devices: int = 1) -> None:
-  """Checks what types cannot say.
+  """Checks types, which files and flags get past, and what they cannot say.
 
   Args:
     cfg: a whole configuration.
@@ -284,6 +313,7 @@ def validate(cfg: Config, devices: int = 1) -> None:
   Raises:
     MiraInputError: names the first field that is wrong, its value and a fix.
   """
+  _build(Config, dataclasses.asdict(cfg), 'config')
   _check_ranges(cfg)
   _check_model(cfg.model)
   parts = _check_mesh(cfg, devices)
@@ -337,6 +367,7 @@ _RANGES = {
   'data.rate': (1, None),
   'data.batch_size': (1, None),
   'data.threads': (1, None),
+  'data.max_damaged': (0, 1),
   'data.train_clips': (1, None),
   'data.test_clips': (1, None),
   'data.synthetic_seed': (0, 2**31 - 1),
@@ -358,6 +389,8 @@ _RANGES = {
   'optim.lr_batch': (0, None),
   'optim.accumulate': (1, None),
   'optim.ema_decay': (0, 0.999999),
+  'optim.max_bad_steps': (0, None),
+  'optim.spike_sigmas': (0, None),
   'train.epochs': (1, None),
   'train.log_every': (1, None),
   'train.save_every': (1, None),
@@ -388,6 +421,7 @@ _CHOICES = {
   ),
   'model.attention': (None, *IMPLEMENTATIONS),
   'model.remat': (None, *REMAT),
+  'model.gelu': ('exact', 'tanh'),
   'model.pool': ('mean', 'cls'),
   'model.positions': ('sinusoidal', 'learned'),
   'model.dtype': ('float32', 'bfloat16'),
@@ -486,8 +520,3 @@ def _check_model(model: ModelConfig) -> None:
   if model.variant == 'factorised_dot_product' and model.heads % 2:
     hint = f'{model.heads} must be even: variant {model.variant!r} halves them'
     raise bad_config('config.model.heads', hint)
-  if model.mira is not None:
-    try:  # flags set fields past the checks of the constructor
-      dataclasses.replace(model.mira)
-    except ValueError as error:
-      raise bad_config('config.model.mira', str(error)) from error

@@ -13,15 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mira_jax import augment, sharding, steps
+from mira_jax import augment, memory, sharding, steps
 from mira_jax.data import decode, sampling
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop.sources import weights_path
 from mira_jax.metrics import average_views
 from mira_jax.mira import MiraConfig
 from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
-from mira_jax.transfer import Transfer, transfer, weights_path
-from mira_jax.weights import WEIGHTS, flatten, load_weights
+from mira_jax.transfer import Transfer, transfer
+from mira_jax.weights import WEIGHTS, compact, flatten, load_weights
 
 PyTree = Any
 Record = dict[str, np.ndarray]
@@ -132,17 +133,36 @@ class Engine:
     """
     self._check(video)
     rows = [
-      np.asarray(self._score_padded(video[start : start + self.batch_size]))
+      self._score_padded(video[start : start + self.batch_size])
       for start in range(0, len(video), self.batch_size)
     ]
     return np.concatenate(rows)
 
-  def _score_padded(self, video: np.ndarray) -> jax.Array:
+  def _score_padded(self, video: np.ndarray) -> np.ndarray:
     # Whole batches only: every other size would compile anew. Clips come again
     # because zeros would shift MiRA's batch statistics.
     padded = np.resize(video, (self.batch_size, *video.shape[1:]))
     batch = sharding.put_batch({'video': padded}, self._mesh)
-    return self._score(self._variables, batch)['probabilities'][: len(video)]
+    return self._run(self._score, batch)['probabilities'][: len(video)]
+
+  def _run(self, program: Any, batch: Any) -> Any:
+    """What a jitted program makes of a batch, on the host."""
+    with memory.measured(
+      lambda: program.lower(self._variables, batch),
+      f'{self.batch_size} clips at once',
+      self._fitting,
+    ):
+      return jax.device_get(program(self._variables, batch))
+
+  def _fitting(self, share: float) -> str:
+    devices = sharding.clip_parts(self._mesh)
+    count = int(share * self.batch_size) // devices * devices
+    if not count:
+      return f'not even {devices} would fit'
+    return (
+      f'take {count} or fewer: --batch-size of eval.py and of mira features, '
+      '--views of mira predict, --config.data.batch_size of train.py'
+    )
 
   def cut_views(
     self, frames: np.ndarray, *, rate: int, views: int, fit: str
@@ -185,7 +205,7 @@ class Engine:
       tokens, not the maps) of `encoder.block_record`.
     """
     self._check(video)
-    return jax.device_get(self._record(self._variables, video))
+    return self._run(self._record, video)
 
   def score_split(
     self, batches: Iterable[Mapping[str, np.ndarray]], clips: int, views: int
@@ -239,10 +259,7 @@ class Engine:
     """A field of the evaluation step, see `score_split`."""
     pieces = []
     for batch in batches:
-      scored = self._score(
-        self._variables, sharding.put_batch(batch, self._mesh)
-      )
-      keep = jax.device_get(scored)
+      keep = self._run(self._score, sharding.put_batch(batch, self._mesh))
       pieces.append({n: x[keep['mask']] for n, x in keep.items()})
     rows = {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
     seen = np.bincount(rows['clip'], minlength=clips)
@@ -315,8 +332,8 @@ def load_backbone(
   """An engine that gives features, from a classifier or a pre-training.
 
   Args:
-    path: a weights file or the folder of a finished run; with `fields` also a
-      safetensors file with PyTorch names, see `transfer`.
+    path: a weights file or the folder of a finished run; with `fields` also
+      what other programs left, see `transfer`.
     batch_size: clips per call.
     fields: of ViViT as JSON; by default those of the card.
 
@@ -336,12 +353,7 @@ def load_backbone(
   model = build_model({**fields, 'num_classes': 0})
   size = (1, model.frames, model.image_size, model.image_size, 3)
   fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(size))
-  variables, told = transfer(jax.device_get(fresh), path)
-  # What a source lacks stays random: no features to compare anything by.
-  if missing := [n for n in told.missing if n.startswith('params/')]:
-    hint = f'it lacks {len(missing)} tensors of the model, first {missing[0]}'
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('bad_weights', path, hint, exit_code=code)
+  variables, told = transfer(jax.device_get(fresh), path, grid=model.grid)
   return Engine(model, variables, batch_size), card, told
 
 
@@ -363,7 +375,7 @@ def _check_card(card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 def _check_variables(
   model: ViViT, variables: PyTree, path: str | os.PathLike[str]
 ) -> None:
-  """Names the first tensors that are missing, left over or misshapen."""
+  """Names the tensors that are missing, left over or misshapen."""
   size = (1, model.frames, model.image_size, model.image_size, 3)
   expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(size))
   want, have = (
@@ -374,8 +386,8 @@ def _check_variables(
   if wrong:
     name = wrong[0]
     hint = (
-      f'{len(wrong)} tensors do not fit its model, first {name}: '
-      f'{have.get(name)} where {want.get(name)} is needed'
+      f'{len(wrong)} tensors do not fit its model: {compact(wrong)}; '
+      f'the first is {have.get(name)} where {want.get(name)} is needed'
     )
     code = ExitCode.CHECKPOINT
     raise MiraInputError('bad_weights', path, hint, exit_code=code)

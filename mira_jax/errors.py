@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import os
+from collections.abc import Iterable
 
 
 class ExitCode(enum.IntEnum):
@@ -41,3 +43,17 @@ class MiraInputError(ValueError):
     self.hint = hint
     self.exit_code = exit_code
     super().__init__(f'{code}: {self.path}: {hint}')
+
+
+def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
+  """'; did you mean A or B?' for the end of a hint; '' when nothing is near.
+
+  Args:
+    word: as it was written.
+    known: what could have been meant, in any case of letters.
+    least: how alike, from 0 to 1, in the measure of `difflib`.
+  """
+  by_lower = {name.lower(): name for name in known}
+  near = difflib.get_close_matches(word.lower(), by_lower, 2, least)
+  names = ' or '.join(by_lower[name] for name in near)
+  return f'; did you mean {names}?' if names else ''

@@ -170,6 +170,7 @@ def reading(cfg: config.Config) -> dict[str, Any]:
     'rate': cfg.data.rate,
     'fit': cfg.data.fit,
     'threads': cfg.data.threads,
+    'max_damaged': cfg.data.max_damaged,
   }
 
 
@@ -202,10 +203,12 @@ def score_source(
   rate: int,
   fit: str,
   threads: int,
+  max_damaged: float,
 ) -> np.ndarray:
   """Confusion matrix [K, K] (rows = true class) of a source.
 
-  Damaged clips are left out, with a warning.
+  Damaged clips are left out, with a warning; too many of them are an error, see
+  `pipeline.eval_batches`.
   """
   batches = pipeline.eval_batches(
     source,
@@ -217,6 +220,7 @@ def score_source(
     views=views,
     rows=engine.rows,
     threads=threads,
+    max_damaged=max_damaged,
   )
   mean, labels, damaged = engine.score_split(batches, len(source), views)
   if len(damaged):

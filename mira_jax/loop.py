@@ -9,9 +9,11 @@ import pathlib
 import jax
 
 from mira_jax import (
+  blame,
   checkpoint,
   config,
   inputs,
+  memory,
   program,
   runlog,
   sharding,
@@ -19,11 +21,16 @@ from mira_jax import (
   training,
 )
 from mira_jax.data.dataset import fingerprint
-from mira_jax.errors import ExitCode
+from mira_jax.errors import ExitCode, MiraInputError
 
 
 def train(
-  cfg: config.Config, workdir: pathlib.Path, *, strict: bool = False
+  cfg: config.Config,
+  workdir: pathlib.Path,
+  *,
+  strict: bool = False,
+  force: bool = False,
+  debug_nans: bool = False,
 ) -> None:
   """Trains a run to its end, from where it was stopped if it was.
 
@@ -31,9 +38,13 @@ def train(
     cfg: of the run; the number of classes is filled in.
     workdir: folder of the run, see `training.open_workdir`.
     strict: whether a damaged newest checkpoint is an error.
+    force: resume although the configuration or a dataset changed.
+    debug_nans: stop at the first update that is not finite, and find the
+      operation that made it so; on one host.
 
   Raises:
-    MiraInputError: the configuration, a dataset or a checkpoint cannot be used.
+    MiraInputError: the configuration, a dataset or a checkpoint cannot be used;
+      too many clips are damaged, or too many updates in a row not finite.
     SystemExit: a signal came, and the state is saved; see `ExitCode`.
   """
   # ----- data, model, what is minimised -----
@@ -55,18 +66,24 @@ def train(
     out_shardings=sharding.replicated(mesh),
   )()
   init, train_step, target = program.training(
-    cfg, task.program, mesh, steps_per_epoch
+    cfg, task.program, mesh, steps_per_epoch, donate=not debug_nans
   )
+  if debug_nans:
+    if jax.process_count() > 1:  # one host alone could not repeat a step
+      hint = 'it works on one host; leave out --distributed'
+      raise MiraInputError('bad_flag', '--debug_nans', hint)
+    train_step = blame.blaming(train_step)
   fingerprints = [fingerprint(dataset) for dataset in task.datasets]
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', training.identity(cfg, fingerprints)
   )
-  state = checkpoints.restore(target, strict=strict)
+  state = checkpoints.restore(target, strict=strict, force=force)
   if state is None:
     where = jax.tree.map(lambda x: x.sharding, target)
     state = jax.jit(init, out_shardings=where)(init_key)
     if cfg.train.init_from:
-      state, told = training.start_from(cfg.train.init_from, state, mesh)
+      names = task.source.class_names
+      state, told = training.start_from(cfg, names, state, mesh)
       if first_host:
         print(f'{cfg.train.init_from}: {told}')
   if first_host:
@@ -83,7 +100,18 @@ def train(
     training.StopSignal() as stop,
     checkpoints,
     jax.set_mesh(mesh),
-    runlog.Log(workdir, start, total, cfg.data.batch_size) as log,
+    runlog.Log(
+      workdir,
+      start,
+      total,
+      cfg.data.batch_size,
+      max_bad_steps=cfg.optim.max_bad_steps,
+    ) as log,
+    memory.measured(
+      lambda: train_step.lower(target, batch, step_key),
+      f'a step of {cfg.data.batch_size} clips',
+      functools.partial(training.fitting, cfg, sharding.clip_parts(mesh)),
+    ),
   ):
     if start and is_look(start) and checkpoints.accuracy(start) is None:
       # A signal came just then, and saving could not wait for a look.
@@ -103,12 +131,20 @@ def train(
         continue
 
       # ----- look, save, stop -----
-      log.flush()  # raises before a broken state is saved
-      accuracy = task.look(step, state, log) if looking else None
-      checkpoints.save(step, state, accuracy)
+      log.flush()  # raises when too many updates were not finite
+      # The state that is held while losses are NaN may be their cause. It is
+      # not saved, neither here nor when the run ends for that: it would be the
+      # newest checkpoint, from which no other learning rate could go on.
+      if not log.in_a_row or step == total:
+        accuracy = task.look(step, state, log) if looking else None
+        checkpoints.save(step, state, accuracy)
+        log.saved = step
       if stopping:
         checkpoints.wait()
-        log.say(f'stopped after step {step}; the same command resumes')
+        log.say(
+          f'stopped after step {step}; the same command resumes from step '
+          f'{log.saved}'
+        )
         raise SystemExit(int(ExitCode.PREEMPTED))
       log.pause()
 

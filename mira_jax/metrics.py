@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -37,12 +38,13 @@ class Scores:
   f1: np.ndarray
   support: np.ndarray  # clips per class
 
-  def to_dict(self, class_names: tuple[str, ...]) -> dict[str, object]:
-    """The scores as strict JSON: NaN becomes None, classes go by name."""
-    if len(class_names) != len(self.support):
-      raise ValueError(
-        f'{len(class_names)} class names for {len(self.support)} classes'
-      )
+  def to_dict(self, class_names: Sequence[str]) -> dict[str, object]:
+    """The scores as strict JSON: NaN becomes None, classes go by name.
+
+    Raises:
+      MiraInputError: see `check_names`.
+    """
+    check_names(len(self.support), class_names)
     totals = ('war', 'uar', 'macro_f1', 'weighted_f1', 'clips', 'present')
     per_class = ('recall', 'precision', 'f1', 'support')
     return {name: getattr(self, name) for name in totals} | {
@@ -51,6 +53,23 @@ class Scores:
         for i, label in enumerate(class_names)
       }
     }
+
+
+def check_names(count: int, class_names: Sequence[str]) -> None:
+  """Checks that a confusion matrix of so many classes has a name for each.
+
+  Raises:
+    MiraInputError: it has not ('class_count').
+  """
+  if count != len(class_names):
+    few = ', '.join(class_names[:_NAMED])
+    few += ', ...' if len(class_names) > _NAMED else ''
+    raise MiraInputError(
+      'class_count',
+      f'{len(class_names)} class names ({few})',
+      f'the confusion matrix is of {count} classes; score the model again',
+      exit_code=ExitCode.DATA,
+    )
 
 
 def _plain(value: np.generic) -> float | int | None:

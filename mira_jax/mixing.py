@@ -2,7 +2,9 @@
 
 Mixup fades every clip into its partner, cutmix pastes a box of the partner into
 it. The partner of a clip is the one as far from the end of the batch as the
-clip is from its start, so in an odd batch the middle one stays as it is.
+clip is from its start, so in an odd batch the middle one stays as it is. Of
+several devices each pairs its own clips, as the reference's processes do:
+otherwise every step would send all its videos through the network.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from mira_jax.augment import Box
+from mira_jax.kernels import dispatch
 
 Array = jax.Array
 
@@ -72,4 +75,11 @@ def cutmix_box(key: Array, share: Array, whole: tuple[int, int]) -> Box:
 
 
 def _blend(share: Array, rows: Array) -> Array:
-  return share * rows + (1 - share) * rows[::-1]
+  return share * rows + (1 - share) * _partners(rows)
+
+
+def _partners(rows: Array) -> Array:
+  # An odd number has a middle, and alone on a device a clip has no partner.
+  if dispatch.clips_of_each(len(rows)) % 2:
+    return rows[::-1]
+  return dispatch.over_clips(lambda x: x[::-1], rows)

@@ -210,8 +210,21 @@ def _around(
   if layer_decay != 1:
     optimizer = optax.chain(optimizer, _scale_layers(layer_decay))
   if clip_norm:
-    optimizer = optax.chain(optax.clip_by_global_norm(clip_norm), optimizer)
+    optimizer = _clipped(optimizer, clip_norm)
   return optimizer
+
+
+def _clipped(
+  optimizer: optax.GradientTransformation, norm: float
+) -> optax.GradientTransformation:
+  """Not a chain, so that a run can begin to clip with the state that it has."""
+  clip = optax.clip_by_global_norm(norm)
+
+  def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
+    updates, _ = clip.update(updates, clip.init(params))
+    return optimizer.update(updates, state, params)
+
+  return optax.GradientTransformation(optimizer.init, update)
 
 
 def _scale_layers(decay: float) -> optax.GradientTransformation:

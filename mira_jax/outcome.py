@@ -20,10 +20,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mira_jax.metrics import Scores, score
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.metrics import Scores, check_names, score
 
 NAME = 'outcome.json'
 _COLUMNS = 64  # of a terminal, for all predicted classes
+_MOST = 11  # classes whose matrix has room there
+_CONFUSED = 12  # lines, of what was confused most often
+_NAMED = 4  # folds that are named before it says 'and so on'
 CHOSEN, LAST, BEST_ON_TEST = 'chosen by validation', 'last', 'best on test'
 _WARNED = f'{BEST_ON_TEST}: chosen by the clips it is tested on'
 
@@ -133,14 +137,39 @@ class Fold:
 
 
 def pooled(folds: Sequence[Fold]) -> np.ndarray:
-  """The confusion matrix of all clips of all folds, [K, K]."""
+  """The confusion matrix of all clips of all folds, [K, K].
+
+  Raises:
+    MiraInputError: the folds differ in their number of classes.
+  """
+  counts = {fold.name: len(fold.matrix) for fold in folds}
+  if len(set(counts.values())) > 1:
+    told = ', '.join(f'{name}: {count}' for name, count in counts.items())
+    hint = 'the folds differ in their number of classes; train them anew'
+    code = ExitCode.DATA
+    raise MiraInputError('class_count', told, hint, exit_code=code)
   return np.sum([fold.matrix for fold in folds], axis=0)
 
 
+def partial(missing: Sequence[str]) -> str:
+  """A mark for titles: which folds of a protocol are missing; '' for none."""
+  if not missing:
+    return ''
+  names, more = list(missing[:_NAMED]), len(missing) - _NAMED
+  if more > 0:
+    names.append(f'{more} more')
+  return f'PARTIAL, without {", ".join(names)}'
+
+
 def folds_dict(
-  folds: Sequence[Fold], class_names: Sequence[str]
+  folds: Sequence[Fold],
+  class_names: Sequence[str],
+  missing: Sequence[str] = (),
 ) -> dict[str, Any]:
   """Scores of each fold, their mean and spread, and those of the pool.
+
+  `missing` names the folds of the protocol that are not among them: without
+  these no number is that of the protocol.
 
   The standard deviation is that of the folds (n - 1). The pooled macro F1 and
   UAR are the UF1 and UAR of micro-expression recognition (leave one subject
@@ -156,6 +185,8 @@ def folds_dict(
   whole = score(pooled(folds))
   return {
     'class_names': list(names),
+    'partial': bool(missing),
+    'missing': list(missing),
     'folds': [
       {
         'name': fold.name,
@@ -179,7 +210,10 @@ def folds_dict(
 
 
 def folds_table(
-  folds: Sequence[Fold], class_names: Sequence[str], title: str
+  folds: Sequence[Fold],
+  class_names: Sequence[str],
+  title: str,
+  missing: Sequence[str] = (),
 ) -> RenderableType:
   """A line per fold, then the mean of folds beside the pool."""
   also = [
@@ -209,8 +243,10 @@ def folds_table(
   notes = 'mean ± standard deviation of folds; pooled: all clips; F1: macro'
   if also:
     notes += f'\n{" and ".join(also)}: WAR; {_WARNED}'
+  mark = [Text(partial(missing), 'bold yellow')] if missing else []
   return Group(
     Text(title, 'bold'),
+    *mark,
     lines,
     Text(notes, 'dim'),
     matrix_table(pooled(folds), class_names),
@@ -220,7 +256,16 @@ def folds_table(
 def matrix_table(
   matrix: np.ndarray, class_names: Sequence[str]
 ) -> RenderableType:
-  """Clips by true class (row) and predicted class (column)."""
+  """Clips by true class (row) and predicted class (column).
+
+  Of classes that are too many for a terminal, what was confused most often.
+
+  Raises:
+    MiraInputError: another number of names than classes.
+  """
+  check_names(len(matrix), class_names)
+  if len(class_names) > _MOST:
+    return _confusions_table(matrix, class_names)
   width = max(3, min(9, _COLUMNS // len(class_names) - 2))
   lines = _table('true \\ predicted', *(name[:width] for name in class_names))
   for i, name in enumerate(class_names):
@@ -230,6 +275,22 @@ def matrix_table(
     ]
     lines.add_row(Text(name), *cells)
   return lines
+
+
+def _confusions_table(
+  matrix: np.ndarray, class_names: Sequence[str]
+) -> RenderableType:
+  """The largest numbers beside the diagonal, with their share of the row."""
+  wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+  largest = np.argsort(-wrong, axis=None, kind='stable')[:_CONFUSED]
+  lines = _table('true', 'predicted', 'clips', 'of the class')
+  for i, j in zip(*np.unravel_index(largest, wrong.shape), strict=True):
+    if wrong[i, j]:
+      share = wrong[i, j] / matrix[i].sum()
+      cells = (f'{wrong[i, j]}', *_percents(share))
+      lines.add_row(*map(Text, (class_names[i], class_names[j], *cells)))
+  title = f'confused most often, of {len(matrix)} classes'
+  return Group(Text(title, 'bold'), lines)
 
 
 def _table(first: str, *others: str) -> Table:

@@ -195,9 +195,14 @@ class Training(NamedTuple):
 
 
 def training(
-  cfg: config.Config, program: Program, mesh: Mesh, steps_per_epoch: int
+  cfg: config.Config,
+  program: Program,
+  mesh: Mesh,
+  steps_per_epoch: int,
+  *,
+  donate: bool = True,
 ) -> Training:
-  """The optimiser and the jitted step of a program."""
+  """The optimiser and the jitted step of a program; it may keep its state."""
   schedule = optim.warmup_cosine(
     peak=config.peak_lr(cfg),
     final=config.final_lr(cfg),
@@ -213,6 +218,8 @@ def training(
     repeats=cfg.data.repeats,
     accumulate=cfg.optim.accumulate,
     ema_decay=cfg.optim.ema_decay,
+    spike_sigmas=cfg.optim.spike_sigmas,
+    donate=donate,
   )
   init = functools.partial(
     steps.init_state,

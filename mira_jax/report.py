@@ -65,12 +65,13 @@ def write_evaluation(
     The path of scores.json, which is written last: if it is there, all is.
 
   Raises:
+    MiraInputError: another number of names than classes.
     ValueError: metadata holds NaN or infinity, which JSON has no word for.
   """
   directory = Path(directory)
-  directory.mkdir(parents=True, exist_ok=True)
   report = evaluation_dict(matrix, class_names, metadata)
   text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
+  directory.mkdir(parents=True, exist_ok=True)
   with open(
     directory / 'confusion.csv', 'w', newline='', encoding='utf-8'
   ) as file:
@@ -93,6 +94,7 @@ def evaluation_table(
 ) -> RenderableType:
   """WAR, UAR and F1 of a confusion matrix, then one line per class."""
   scores = metrics.score(matrix)
+  metrics.check_names(len(scores.support), class_names)
   totals = Table.grid(padding=(0, 4, 0, 0))
   totals.add_row(
     *(

@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import IO, Any
 
 import jax
@@ -14,6 +15,7 @@ import rich.console
 import rich.progress
 import tensorboardX
 
+from mira_jax import guard
 from mira_jax.errors import ExitCode, MiraInputError
 
 _SHORT = {
@@ -35,11 +37,25 @@ class Log:
     start: steps done before; later rows of an earlier attempt are dropped.
     total: steps of the run.
     batch_size: clips per step, for the speed.
+    max_bad_steps: updates in a row that may be not finite.
+
+  Attributes:
+    saved: step of the newest checkpoint, to name it; 0 when there is none.
+    in_a_row: updates that were not finite since the last one that was made.
   """
 
   def __init__(
-    self, workdir: pathlib.Path, start: int, total: int, batch_size: int
+    self,
+    workdir: pathlib.Path,
+    start: int,
+    total: int,
+    batch_size: int,
+    *,
+    max_bad_steps: int = 10,
   ):
+    self.saved, self.in_a_row = start, 0
+    self._start = start
+    self._max_bad_steps = max_bad_steps
     self._active = jax.process_index() == 0
     self._batch_size = batch_size
     self.total = total
@@ -78,30 +94,61 @@ class Log:
   def flush(self) -> None:
     """Waits for the steps that were added, writes the mean of their metrics.
 
+    The mean is that of the steps that were finite, so that one that was
+    skipped does not hide the others.
+
     Raises:
-      MiraInputError: the loss of a step is not finite; it names the step.
+      MiraInputError: too many updates in a row were not finite; it names the
+        step, the last good one and the newest checkpoint.
     """
     if not self._pending:
       return
     rows = jax.device_get(self._pending)
     self._pending = {}
     for step, row in rows.items():
-      # A finite loss with a broken gradient leaves broken parameters behind.
-      bad = [n for n in ('loss', 'grad_norm') if not np.isfinite(row.get(n, 0))]
-      if bad:
-        hint = 'lower config.optim.lr or set config.optim.clip_norm'
-        code = ExitCode.NUMERIC
-        path = f'the {bad[0]} of step {step} is {row[bad[0]]}'
-        raise MiraInputError('not_finite', path, hint, exit_code=code)
+      self._judge(step, row)
     last = rows[step]
-    mean = {n: float(np.mean([r[n] for r in rows.values()])) for n in last}
+    finite = [r for r in rows.values() if r['verdict'] != guard.NOT_FINITE]
+    averaged = last.keys() - guard.REPORTED if finite else ()
+    mean = {
+      n: float(np.mean([r[n] for r in finite])) for n in last if n in averaged
+    }
     mean['learning_rate'] = float(last['learning_rate'])
+    mean |= {n: int(last[n]) for n in ('skipped', 'spikes')}
     now = time.perf_counter()
     if self._since is not None:  # the first rows would measure compilation
       speed = len(rows) * self._batch_size / (now - self._since)
       mean['clips_per_second'] = round(speed, 1)
     self._since = now
     self.write(step, mean)
+
+  def _judge(self, step: int, row: dict[str, np.ndarray]) -> None:
+    """Tells of an update that was skipped; raises after too many."""
+    self.in_a_row = int(row['in_a_row'])
+    if row['verdict'] == guard.SPIKE:
+      self.say(f'step {step}: a spike, loss {row["loss"]:.4g}, skipped')
+    if row['verdict'] != guard.NOT_FINITE:
+      return
+    if self.in_a_row > self._max_bad_steps:
+      raise self._not_finite(step, row)
+    self.say(f'step {step}: not finite, skipped ({self.in_a_row} in a row)')
+
+  def _not_finite(
+    self, step: int, row: dict[str, np.ndarray]
+  ) -> MiraInputError:
+    newest = f'the newest checkpoint is of step {self.saved}'
+    if not self.saved:
+      newest = 'there is no checkpoint yet'
+    elif row['last_good'] <= self._start:
+      newest += '; remove that one, which may be the cause'
+    hint = (
+      f'the last good step is {row["last_good"]}, and {newest}; lower '
+      'config.optim.lr or set config.optim.clip_norm'
+      f'{" and add --force" if self.saved else ""}, or look for the cause with '
+      '--debug_nans'
+    )
+    path, code = what_is_not_finite(step, row), ExitCode.NUMERIC
+    return MiraInputError('not_finite', path, hint, exit_code=code)
 
   def say(self, text: str) -> None:
     """Tells the person something, once."""
@@ -129,6 +176,14 @@ class Log:
       self._bar.update(self._task, completed=step, description=text)
     else:
       self._console.print(f'step {step}  {text}')
+
+
+def what_is_not_finite(step: int, row: Mapping[str, np.ndarray]) -> str:
+  """What of a step whose update is not finite, in words."""
+  for name in ('loss', 'grad_norm'):
+    if not np.isfinite(row[name]):
+      return f'the {name} of step {step} is {row[name]}'
+  return f'the update of step {step} is not finite'
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, float]]:

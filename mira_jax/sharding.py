@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mira_jax.kernels.dispatch import CLIP_AXES, HEAD_AXIS
@@ -57,7 +58,8 @@ def make_mesh(
     devices: all of all hosts by default.
 
   Raises:
-    ValueError: the three do not multiply to the number of devices.
+    ValueError: the three do not multiply to the number of devices, or data does
+      not divide by the slices of TPUs that they are of.
   """
   devices = jax.devices() if devices is None else devices
   data = data or max(1, len(devices) // (fsdp * model))
@@ -70,7 +72,25 @@ def make_mesh(
   # jax.make_mesh is Explicit, under which flax's Dropout fails.
   axes = (*CLIP_AXES, HEAD_AXIS)
   kinds = (AxisType.Auto,) * len(axes)
-  return jax.make_mesh((data, fsdp, model), axes, kinds, devices=devices)
+  slices = _slices(devices)
+  if slices == 1:
+    return jax.make_mesh((data, fsdp, model), axes, kinds, devices=devices)
+  if data % slices:
+    raise ValueError(
+      f'data {data} does not divide by {slices} slices of TPUs; fsdp and model '
+      'stay within one'
+    )
+  # Between slices is a slower network: only gradients cross it.
+  grid = mesh_utils.create_hybrid_device_mesh(
+    (data // slices, fsdp, model), (slices, 1, 1), devices
+  )
+  return Mesh(grid, axes, axis_types=kinds)
+
+
+def _slices(devices: Sequence[jax.Device]) -> int:
+  """How many pods of TPUs the devices are of, or pieces of pods."""
+  tpus = [device for device in devices if device.platform == 'tpu']
+  return len({getattr(device, 'slice_index', 0) for device in tpus}) or 1
 
 
 def describe(mesh: Mesh) -> str:
@@ -128,7 +148,7 @@ def partition(
   rule = next(spec for pattern, spec in RULES if re.search(pattern, name))
   spec: list[str | None] = [None] * len(shape)
   for i, axis in enumerate(rule, len(shape) - len(rule)):
-    if axis and shape[i] % axes[axis] == 0:
+    if axis and axes[axis] > 1 and shape[i] % axes[axis] == 0:
       spec[i] = axis
   first = int('/blocks/' in name)
   free = [
@@ -138,6 +158,8 @@ def partition(
   ]
   if free and axes['fsdp'] > 1 and math.prod(shape) >= FSDP_LEAST:
     spec[max(free, key=lambda i: shape[i])] = 'fsdp'
+  while spec and spec[-1] is None:  # as the compiler writes it: a step's state
+    spec.pop()  # must not look different from the one it came from
   return PartitionSpec(*spec)
 
 

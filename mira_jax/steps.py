@@ -18,6 +18,7 @@ import optax
 from jax.sharding import Mesh
 
 from mira_jax import augment, sharding
+from mira_jax import guard as guards
 from mira_jax.objectives import Metrics, Objective
 
 Array = jax.Array
@@ -31,11 +32,12 @@ class TrainState:
   """Everything that a step changes.
 
   Attributes:
-    step: int32 [], how many updates were made.
+    step: int32 [], how many steps were made, skipped updates among them.
     params: the 'params' collection.
     mira: the 'mira' collection (averages of MiRA); {} without.
     opt_state: of the optimizer.
     average: exponential moving average of the parameters; {} without.
+    guard: which updates were skipped, see `guard`.
   """
 
   step: Array
@@ -43,6 +45,7 @@ class TrainState:
   mira: PyTree
   opt_state: PyTree
   average: PyTree
+  guard: guards.Guard = dataclasses.field(default_factory=guards.fresh)
 
   @property
   def variables(self) -> dict[str, PyTree]:
@@ -93,11 +96,15 @@ def make_train_step(
   repeats: int = 1,
   accumulate: int = 1,
   ema_decay: float = 0.0,
+  spike_sigmas: float = 6.0,
+  donate: bool = True,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """The jitted training step (state, batch, key) -> (state, metrics).
 
   The state is donated: the one passed in is gone afterwards. `key` is the
-  run's; the step folds itself into it.
+  run's; the step folds itself into it. An update that is not finite, or whose
+  loss is a spike, is skipped: only `step` and `guard` go on, and everything
+  else stays as it was, to the bit.
 
   Args:
     objective: see `objectives`.
@@ -110,10 +117,12 @@ def make_train_step(
       need less memory: gradients and metrics are their means. What depends on
       the batch (mixing, MiRA's batch statistics) then depends on the part.
     ema_decay: weight of the past in `TrainState.average`; 0 keeps no average.
+    spike_sigmas: see `guard.judge`.
+    donate: False keeps the state that is passed in, at twice the memory.
 
   Returns:
     A function whose metrics are scalars: loss, those of the objective,
-    grad_norm, learning_rate.
+    grad_norm, learning_rate, and those of `guard.report`.
   """
   differentiate = jax.value_and_grad(objective, has_aux=True)
 
@@ -150,22 +159,35 @@ def make_train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics |= {
       'grad_norm': optax.tree.norm(grads),
-      'learning_rate': schedule(state.step),
+      # The optimizer counts the updates that it made.
+      'learning_rate': schedule(state.step - guards.missed(state.guard)),
     }
     params = optax.apply_updates(state.params, updates)
+    average = _average(state.average, params, ema_decay)
+    news = (params, mira, opt_state, average)
+    finite = guards.all_finite((metrics['loss'], metrics['grad_norm'], news))
+    guard, verdict = guards.judge(
+      state.guard, metrics['loss'], finite, state.step + 1, spike_sigmas
+    )
+    olds = (state.params, state.mira, state.opt_state, state.average)
+    keep = verdict == guards.KEPT
+    held = jax.tree.map(lambda new, old: jnp.where(keep, new, old), news, olds)
+    params, mira, opt_state, average = held
     state = TrainState(
       step=state.step + 1,
       params=params,
       mira=mira,
       opt_state=opt_state,
-      average=_average(state.average, params, ema_decay),
+      average=average,
+      guard=guard,
     )
     # The new state lies as the old one did, or the next step would compile
     # again.
     where = sharding.shardings(state, mesh)
-    return jax.lax.with_sharding_constraint(state, where), metrics
+    state = jax.lax.with_sharding_constraint(state, where)
+    return state, metrics | guards.report(guard, verdict)
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0 if donate else ())
 
 
 def split_batch(x: Array, parts: int) -> Array:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import errno
 import os
 import pathlib
 import re
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,9 +17,10 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from mira_jax import config, sharding, steps, transfer
+from mira_jax import config, memory, output, sharding, steps, transfer
 from mira_jax.data.dataset import PreparedDataset, fingerprint
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, nearest
+from mira_jax.interop import sources
 
 # ----- the command line -----------------------------------------------------
 
@@ -32,7 +31,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   def quiet(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax and TFDS tell all they do
-    main(argv)
+    with memory.explained():
+      main(argv)
 
   app.define_help_flags()
   try:
@@ -55,14 +55,18 @@ def _command() -> str:
 
 
 def parse_flags(
-  argv: Sequence[str], values: flags.FlagValues = flags.FLAGS
+  argv: list[str], values: flags.FlagValues = flags.FLAGS
 ) -> list[str]:
   """Parses a command line into `values`.
+
+  A dash in the name of a flag means an underscore. `argv` is changed in place,
+  because the flags of configurations look at `sys.argv` themselves.
 
   Raises:
     MiraInputError: an unknown flag, a value of another type, a configuration
       file that is missing or returns something else than a `Config`.
   """
+  argv[1:] = map(_underscored, argv[1:])
   for arg in argv:
     name = re.match(r'--?(?:no)?config\.([\w.]+)', arg)
     if name:
@@ -70,9 +74,7 @@ def parse_flags(
   try:
     rest = values(argv)
   except (flags.Error, ValueError) as error:
-    # An error in a configuration file arrives as a whole traceback.
-    line = str(error).strip().splitlines()[-1]
-    raise MiraInputError('bad_flag', 'command line', line) from error
+    raise _bad_flag(str(error)) from error
   if len(rest) > 1:
     raise MiraInputError('bad_flag', rest[1], 'flags start with --')
   given = 'config' in values and values['config'].present
@@ -83,14 +85,31 @@ def parse_flags(
   return rest
 
 
+def _underscored(arg: str) -> str:
+  name, equals, value = arg.partition('=')
+  if not name.startswith('--'):
+    return arg
+  return '--' + name[2:].replace('-', '_') + equals + value
+
+
 def _check_field(name: str) -> None:
-  names = config.field_names()
+  names = list(config.field_types())
   if name not in names:
-    near = difflib.get_close_matches(name, names, 2, 0.3)
-    hint = 'no such field; ' + (
-      f'did you mean {" or ".join(near)}?' if near else f'use one of {names}'
-    )
-    raise config.bad_config(f'--config.{name}', hint)
+    near = nearest(name, names, 0.3) or f'; use one of {names}'
+    raise config.bad_config(f'--config.{name}', f'no such field{near}')
+
+
+def _bad_flag(text: str) -> MiraInputError:
+  """The error for what absl says of a command line."""
+  # An error in a configuration file arrives as a whole traceback.
+  line = text.strip().splitlines()[-1]
+  found = re.match(r'flag (--config(?:\.([\w.]+))?=.*?): ', text)
+  if found is None:
+    return MiraInputError('bad_flag', 'command line', line)
+  if found[2] is None:
+    return config.bad_config(found[1], line.removeprefix('ValueError: '))
+  takes = config.takes(config.field_types()[found[2]])
+  return config.bad_config(found[1], f'it takes {takes}')
 
 
 class StopSignal:
@@ -132,15 +151,7 @@ def open_workdir(path: str) -> pathlib.Path:
   if '://' in path:
     hint = 'give a local or mounted folder; remote paths are not supported'
     raise MiraInputError('not_writable', path, hint)
-  workdir = pathlib.Path(path)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=workdir):
-      pass
-  except OSError as error:
-    hint = f'a run must be able to write there ({error.strerror})'
-    raise MiraInputError('not_writable', path, hint) from error
-  return workdir
+  return output.open_folder(path)
 
 
 def read_config(workdir: pathlib.Path) -> config.Config:
@@ -157,7 +168,8 @@ def read_config(workdir: pathlib.Path) -> config.Config:
 _MAY_CHANGE = {
   'mesh': ('data', 'fsdp', 'model'),
   'model': ('attention', 'remat'),
-  'data': ('dataset', 'threads', 'classes'),
+  'data': ('dataset', 'threads', 'max_damaged', 'classes'),
+  'optim': ('max_bad_steps',),
   'train': ('log_every', 'save_every', 'eval_every'),
   'eval': ('views', 'look_views', 'select_by', 'watch_test'),
 }
@@ -189,24 +201,65 @@ def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
     raise config.bad_config(name, hint)
 
 
+def fitting(cfg: config.Config, devices: int, share: float) -> str:
+  """What fits when a step may have a share of its temporary memory.
+
+  Args:
+    cfg: of the run.
+    devices: that share a batch.
+    share: of the memory for what is computed, from 0 to 1.
+
+  Returns:
+    Flags: the largest batch, the fewest parts of this one, rematerialisation.
+    Programs of another size may need somewhat more than their share.
+  """
+  parts, rows = cfg.optim.accumulate, cfg.data.batch_size * cfg.data.repeats
+  batches = [
+    size
+    for size in range(1, int(share * cfg.data.batch_size) + 1)
+    if not size % devices and not size * cfg.data.repeats % (parts * devices)
+  ]
+  more = [
+    k
+    for k in range(parts + 1, rows // devices + 1)
+    if not rows % (k * devices) and parts <= k * share
+  ]
+  ways = [f'--config.data.batch_size={max(batches)} or less'] if batches else []
+  ways += [f'--config.optim.accumulate={more[0]} or more'] if more else []
+  ways += [] if cfg.model.remat else ['--config.model.remat=attention']
+  return f'try {"; ".join(ways or ["a smaller model"])}'
+
+
 def start_from(
-  path: str, state: steps.TrainState, mesh: Mesh
+  cfg: config.Config,
+  class_names: Sequence[str],
+  state: steps.TrainState,
+  mesh: Mesh,
 ) -> tuple[steps.TrainState, transfer.Transfer]:
-  """A fresh state with weights of another run; see `transfer.transfer`.
+  """A fresh state with the weights of `train.init_from`; see `transfer`.
 
   Raises:
     MiraInputError: there is no such run or file, or see there.
   """
-  if not transfer.weights_path(path).is_file():
+  path = cfg.train.init_from
+  if not sources.weights_path(path).is_file():
     hint = 'there are no weights; finish that run, name another one, or start '
     hint += 'from random weights with an empty --config.train.init_from='
     code = ExitCode.CHECKPOINT
     raise MiraInputError('not_found', path, hint, exit_code=code)
   own = {'params': state.params, 'mira': state.mira}
-  variables, told = transfer.transfer(sharding.gather(own, mesh), path)
+  model = cfg.model
+  side = model.image_size // model.patch
+  variables, told = transfer.transfer(
+    sharding.gather(own, mesh),
+    path,
+    class_names=class_names,
+    grid=(model.frames // model.tubelet, side, side),
+    allow_missing=[x for x in cfg.train.allow_missing.split(',') if x],
+    interpolate=cfg.train.interpolate_positions,
+  )
   variables = {'params': variables['params'], 'mira': variables.get('mira', {})}
-  where = sharding.shardings(variables, mesh)
-  variables = jax.device_put(variables, where)
+  variables = jax.device_put(variables, sharding.shardings(variables, mesh))
   params = variables['params']
   state = dataclasses.replace(
     state,

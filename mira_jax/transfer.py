@@ -1,28 +1,34 @@
 """Weights of one model as the start of another, and what came of each tensor.
 
 A source is a weights file or a finished run of this package, a classifier or
-a pre-training, or a safetensors file of a PyTorch state dict with the names of
-the authors' code (`interop.torch_names`).
+a pre-training, or whatever `interop.sources` reads: PyTorch files of the
+authors' code, DeepSpeed's, Hugging Face's.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
-import pathlib
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.interop import torch_names
-from mira_jax.weights import WEIGHTS, flatten, load_weights, unflatten
+from mira_jax.interop import recognise, sources, torch_names
+from mira_jax.models.layers import resize_positions
+from mira_jax.weights import (
+  compact,
+  flatten,
+  load_weights,
+  restack,
+  unflatten,
+)
 
 PyTree = Any
+Grid = tuple[int, int, int]
 _SHOWN = 4  # names that a report tells before it says how many more
 
 # What a new task learns anew; all else is the backbone.
@@ -30,6 +36,7 @@ _TASK = re.compile(r'params/(head|norm|decoder\w*|to_decoder|mask_token)\b')
 # Of a pre-training, what has the name but not the meaning of a classifier's:
 # its norm is of the encoder's tokens, a classifier's of their mean.
 _PRETRAINING_ONLY = re.compile(r'params/norm\b')
+_POSITIONS = ('params/positions', 'params/positions_time')
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -41,15 +48,17 @@ class Transfer:
     fresh: of the new task, which start anew.
     missing: of the backbone, which the source lacks; they start anew too.
     ignored: of the source, which the model has no place for.
+    notes: what else a person must know, one line each.
   """
 
   taken: Sequence[str]
   fresh: Sequence[str]
   missing: Sequence[str]
   ignored: Sequence[str]
+  notes: Sequence[str] = ()
 
   def __str__(self) -> str:
-    """One line for each kind that there is."""
+    """One line for each kind that there is, and one for each note."""
     lines = [f'taken: {len(self.taken)} tensors']
     for kind in ('fresh', 'missing', 'ignored'):
       names = getattr(self, kind)
@@ -57,88 +66,122 @@ class Transfer:
         more = len(names) - _SHOWN
         told = ', '.join(names[:_SHOWN]) + (f' and {more} more' * (more > 0))
         lines.append(f'{kind}: {len(names)} tensors ({told})')
-    return '\n'.join(lines)
+    return '\n'.join([*lines, *self.notes])
+
+
+@dataclasses.dataclass(kw_only=True)
+class _Found:
+  """A source by the names of the model that takes it.
+
+  Attributes:
+    arrays: by name; what has no place keeps its own name.
+    class_names: of its head; () where they are not told.
+    grid: tokens that it was trained with; None where they are not told.
+    notes: see Transfer.
+  """
+
+  arrays: dict[str, np.ndarray]
+  class_names: Sequence[str]
+  grid: Grid | None
+  notes: list[str]
+
+  def reject(self, name: str) -> None:
+    """Keeps a tensor out of the model, under a name that says its shape."""
+    array = self.arrays.pop(name)
+    self.arrays[f'{name} {list(array.shape)}'] = array
 
 
 def transfer(
-  variables: PyTree, path: str | os.PathLike[str]
+  variables: PyTree,
+  path: str | os.PathLike[str],
+  *,
+  class_names: Sequence[str] | None = None,
+  grid: Grid | None = None,
+  allow_missing: Sequence[str] = (),
+  interpolate: bool = False,
 ) -> tuple[PyTree, Transfer]:
   """The variables of a model with the weights of a source put into them.
 
   Blocks may be stacked (`scan`) in one and not in the other. Moving averages of
-  MiRA come along where both have them.
+  MiRA come along where both have them, for as many slots.
 
   Args:
     variables: {'params': ..., 'mira': ...} of numpy arrays.
     path: see the module.
+    class_names: of the model. A head of other classes, or of the same in
+      another order, is not taken; nor is one whose classes are not told. None
+      takes a head of as many classes.
+    grid: tokens in time, height and width that the model is made for.
+    allow_missing: parts of the model ('encoder') that the source may lack
+      tensors of, which then start anew; the head and the last norm always may.
+    interpolate: fit learned positions of another grid to `grid`.
 
   Returns:
     New variables, in the dtypes of the old ones, and the report.
 
   Raises:
-    MiraInputError: the source cannot be read, a tensor of the backbone has
-      another shape, or nothing of the backbone is in it.
+    MiraInputError: the source cannot be read, lacks tensors of the backbone or
+      has them in another shape.
   """
   have = flatten(variables)
-  source = _read(path, have)
-  for name, array in flatten(variables).items():
-    if name in source and source[name].shape != array.shape:
-      if not _TASK.match(name):
-        hint = f'{name} is {source[name].shape} there and {array.shape} here; '
-        hint += 'give the model the size that the weights were trained with'
-        raise _unusable('other_size', path, hint)
-      misfit = source.pop(name)
-      source[f'{name} {list(misfit.shape)}'] = misfit
+  found = _read(path, have)
+  _compare_classes(found, have, class_names)
+  _fit_averages(found, have)
+  _fit_positions(found, have, path, grid, interpolate)
+  _check_shapes(found, have, path)
+  source = found.arrays
   taken = [name for name in have if name in source]
-  backbone = [name for name in have if not _TASK.match(name)]
-  if not set(taken) & {n for n in backbone if n.startswith('params/')}:
-    hint = 'it has nothing of this model; its first tensors are '
-    hint += ', '.join(list(source)[:3])
-    raise _unusable('other_model', path, hint)
-  new = {n: np.asarray(source.get(n, x), x.dtype) for n, x in have.items()}
   absent = [name for name in have if name not in source]
+  missing = [name for name in absent if not _TASK.match(name)]
+  _check_missing(path, have, source, missing, allow_missing)
+  new = {n: np.asarray(source.get(n, x), x.dtype) for n, x in have.items()}
   return unflatten(new), Transfer(
     taken=taken,
     fresh=[name for name in absent if _TASK.match(name)],
-    missing=[name for name in absent if not _TASK.match(name)],
+    missing=missing,
     ignored=sorted(source.keys() - have.keys()),
+    notes=found.notes,
   )
 
 
-def weights_path(path: str | os.PathLike[str]) -> pathlib.Path:
-  """The weights file of a run's folder; a file is itself."""
-  path = pathlib.Path(path)
-  return path / WEIGHTS if path.is_dir() else path
+# ----- what a source has -----------------------------------------------------
 
 
 def _read(
   path: str | os.PathLike[str], have: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
+) -> _Found:
   """The tensors of a source by the names of the model that takes them."""
-  file = weights_path(path)
-  state = _torch_state(file)
-  if state is not None:
-    return _from_torch(state, have)
-  variables, card = load_weights(file)
-  source = flatten(variables)
-  pretrained = card.get('pretrain') is not None
-  if pretrained and 'params/mask_token' not in have:
-    source = {
+  stacked = any('/blocks/' in name for name in have)
+  source = sources.read(path)
+  if source is not None:
+    return _Found(
+      arrays=restack(_from_torch(source.state, have), stacked),
+      class_names=source.card.get('class_names') or source.class_names,
+      grid=recognise.grid_of(source),
+      notes=list(source.notes),
+    )
+  variables, card = load_weights(sources.weights_path(path))
+  arrays = flatten(variables)
+  if card.get('pretrain') is not None and 'params/mask_token' not in have:
+    arrays = {
       f'{n} (of tokens)' if _PRETRAINING_ONLY.match(n) else n: x
-      for n, x in source.items()
+      for n, x in arrays.items()
     }
-  return _restack(source, have)
+  return _Found(
+    arrays=restack(arrays, stacked),
+    class_names=card.get('class_names') or (),
+    grid=_grid_of_card(card),
+    notes=[],
+  )
 
 
-def _torch_state(path: pathlib.Path) -> dict[str, np.ndarray] | None:
-  """A PyTorch state dict, or None when the file is not one."""
-  try:
-    with safetensors.safe_open(path, framework='numpy') as file:
-      if (file.metadata() or {}).get('card'):
-        return None
-    return safetensors.numpy.load_file(path)
-  except (safetensors.SafetensorError, OSError, ValueError):
-    return None  # load_weights says what is wrong with it
+def _grid_of_card(card: Mapping[str, Any]) -> Grid | None:
+  model = card.get('model') or {}
+  names = ('frames', 'tubelet', 'image_size', 'patch')
+  if any(type(model.get(name)) is not int for name in names):
+    return None
+  frames, tubelet, image_size, patch = (model[name] for name in names)
+  return frames // tubelet, image_size // patch, image_size // patch
 
 
 def _from_torch(
@@ -150,23 +193,24 @@ def _from_torch(
   else:
     table = torch_names.CLASSIFIER
     # As the authors' fine-tuning: the encoder of a pre-training is the model.
-    state = {
-      re.sub(r'^(backbone|encoder)\.', '', n): x for n, x in state.items()
-    }
-  unstacked = _unstacked_shapes(have)
+    state = {re.sub(r'^encoder\.', '', n): x for n, x in state.items()}
   source, used = {}, set()
-  for path, shape in unstacked.items():
+  for path, shape in _unstacked_shapes(have).items():
     try:
       name, layout = torch_names.lookup(path, table)
     except ValueError:  # a part that the authors' models do not have
       continue
     if name in state:
-      array = np.asarray(layout.to_flax(state[name]))
-      fits = array.size == np.prod(shape, dtype=int)
-      source[path] = array.reshape(shape) if fits else array
+      array = state[name]
+      expected = layout.to_torch(np.empty(shape, np.bool_)).shape
+      fits = array.shape == expected
+      if fits:
+        array = layout.to_flax(array).reshape(shape)
+      elif path in _POSITIONS and array.ndim == 3:
+        array = array[0]  # of another number, which may still be of use
+      source[path] = array
       used.add(name)
-  source |= {name: x for name, x in state.items() if name not in used}
-  return _restack(source, have)
+  return source | {name: x for name, x in state.items() if name not in used}
 
 
 def _unstacked_shapes(
@@ -182,26 +226,137 @@ def _unstacked_shapes(
   return shapes
 
 
-def _restack(
-  source: Mapping[str, np.ndarray], have: Mapping[str, np.ndarray]
-) -> dict[str, np.ndarray]:
-  """Stacks or unstacks blocks, as the model that takes them has them."""
-  stacked = any('/blocks/' in name for name in have)
-  result: dict[str, Any] = {}
-  for name, array in source.items():
-    block = re.search(r'/block_(\d+)/', name)
-    if stacked and block:
-      whole = name.replace(block[0], '/blocks/')
-      result.setdefault(whole, {})[int(block[1])] = array
-    elif not stacked and '/blocks/' in name:
-      for i, one in enumerate(array):
-        result[name.replace('/blocks/', f'/block_{i}/')] = one
-    else:
-      result[name] = array
-  return {
-    name: np.stack([x[i] for i in sorted(x)]) if isinstance(x, dict) else x
-    for name, x in result.items()
-  }
+# ----- what of it fits --------------------------------------------------------
+
+
+def _compare_classes(
+  found: _Found,
+  have: Mapping[str, np.ndarray],
+  class_names: Sequence[str] | None,
+) -> None:
+  """Leaves out a head that means other classes, and says so."""
+  heads = [n for n in found.arrays if n.startswith('params/head/')]
+  if class_names is None or not heads or 'params/head/kernel' not in have:
+    return
+  ours, theirs = list(class_names), list(found.class_names)
+  if ours == theirs:
+    return
+  for name in heads:
+    found.reject(name)
+  if not theirs:
+    why = 'its weights do not name their classes (mira convert --classes does)'
+  elif sorted(ours) == sorted(theirs):
+    why = f'the order of its classes was {", ".join(theirs)}'
+  else:
+    why = f'its classes were {", ".join(theirs[:12])}'
+  found.notes.append(f'the head starts anew: {why}')
+
+
+def _fit_averages(found: _Found, have: Mapping[str, np.ndarray]) -> None:
+  """Leaves out MiRA's averages for another number of slots, and says so."""
+  other = [
+    name
+    for name, array in have.items()
+    if name.startswith('mira/')
+    and name in found.arrays
+    and found.arrays[name].shape[-1:] != array.shape[-1:]
+  ]
+  if other:
+    pair = found.arrays[other[0]], have[other[0]]
+    before, now = ((0, *array.shape)[-1] for array in pair)
+    found.notes.append(
+      f"MiRA's averages start anew: they are of {before} slots, not {now}"
+    )
+  for name in other:
+    found.reject(name)
+
+
+def _fit_positions(
+  found: _Found,
+  have: Mapping[str, np.ndarray],
+  path: str | os.PathLike[str],
+  grid: Grid | None,
+  interpolate: bool,
+) -> None:
+  """Interpolates learned positions if asked; says that computed ones change."""
+  if found.grid is None or grid is None or found.grid == grid:
+    return
+  before, now = ('{} x {} x {}'.format(*g) for g in (found.grid, grid))
+  learned = [n for n in _POSITIONS if n in have and n in found.arrays]
+  if not learned:
+    found.notes.append(f'positions are computed for {now} tokens, not {before}')
+  for name in learned:
+    old, new = _axes(name, found.arrays, found.grid), _axes(name, have, grid)
+    if old == new:  # those within a frame do not mind its number
+      continue
+    if not interpolate or None in (old, new):
+      hint = f'{name} is learned for {before} tokens in time, height and width,'
+      hint += f' and the model has {now}; give it the frames and image_size of '
+      hint += 'the weights, or --config.train.interpolate_positions'
+      raise _unusable('other_size', path, hint)
+    resized = resize_positions(found.arrays[name], old, new)
+    found.arrays[name] = np.asarray(resized)
+    found.notes.append(f'{name}: interpolated from {before} to {now} tokens')
+
+
+def _axes(
+  name: str, arrays: Mapping[str, np.ndarray], grid: Grid
+) -> Grid | None:
+  """Which axes of a grid a table of positions has."""
+  t, h, w = grid
+  choices = ((t, 1, 1),) if name.endswith('_time') else ((t, h, w), (1, h, w))
+  length = len(arrays[name])
+  return next((axes for axes in choices if math.prod(axes) == length), None)
+
+
+def _check_shapes(
+  found: _Found,
+  have: Mapping[str, np.ndarray],
+  path: str | os.PathLike[str],
+) -> None:
+  """Leaves out misshapen tensors of a task; refuses those of a backbone."""
+  wrong = [
+    name
+    for name, array in have.items()
+    if name in found.arrays and found.arrays[name].shape != array.shape
+  ]
+  backbone = [name for name in wrong if not _TASK.match(name)]
+  if backbone:
+    first = backbone[0]
+    there, here = (x[first].shape for x in (found.arrays, have))
+    hint = f'{first} is {there} there and {here} here; give the model the size '
+    hint += 'that the weights were trained with'
+    if first == 'params/embed/kernel':
+      tubelet, _, patch, _, dim = there if len(there) == 5 else [0] * 5
+      hint += f' (tubelet {tubelet}, patch {patch}, dim {dim})'
+    if len(backbone) > 1:
+      hint += f'; misshapen are {compact(backbone)}'
+    raise _unusable('other_size', path, hint)
+  for name in wrong:
+    found.reject(name)
+
+
+def _check_missing(
+  path: str | os.PathLike[str],
+  have: Mapping[str, np.ndarray],
+  source: Mapping[str, np.ndarray],
+  missing: Sequence[str],
+  allow_missing: Sequence[str],
+) -> None:
+  """Refuses a source without all of the backbone, or with nothing of it."""
+  params = [name for name in missing if name.startswith('params/')]
+  backbone = [n for n in have if n.startswith('params/') and not _TASK.match(n)]
+  if len(params) == len(backbone):
+    hint = 'it has nothing of this model; its first tensors are '
+    hint += ', '.join(list(source)[:3])
+    raise _unusable('other_model', path, hint)
+  parts = {name: name.split('/')[1] for name in params}
+  refused = [n for n, part in parts.items() if part not in allow_missing]
+  if refused:
+    needed = ','.join(sorted(set(parts.values()) | set(allow_missing)))
+    hint = f'it lacks {len(refused)} tensors of the model: {compact(refused)}; '
+    hint += f'train.py --config.train.allow_missing={needed} starts them anew'
+    raise _unusable('bad_weights', path, hint)
 
 
 def _unusable(

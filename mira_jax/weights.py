@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -47,6 +48,44 @@ def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
       node = node.setdefault(folder, {})
     node[last] = array
   return tree
+
+
+def compact(names: Iterable[str]) -> str:
+  """Names with commas; those that differ by the block alone are one, with *."""
+  groups: dict[str, list[str]] = {}
+  for name in names:
+    key = re.sub(r'(?<=block_)\d+|(?<=blocks\.)\d+', '*', name)
+    groups.setdefault(key, []).append(name)
+  return ', '.join(
+    own[0] if len(own) == 1 else f'{key} ({len(own)})'
+    for key, own in groups.items()
+  )
+
+
+def restack(
+  arrays: Mapping[str, np.ndarray], stacked: bool
+) -> dict[str, np.ndarray]:
+  """Stacks blocks ('block_0', ...) into 'blocks' (`scan`), or unstacks them.
+
+  Args:
+    arrays: by '/'-joined names, with stacked blocks or single ones.
+    stacked: whether they shall be stacked.
+  """
+  result: dict[str, Any] = {}
+  for name, array in arrays.items():
+    block = re.search(r'/block_(\d+)/', name)
+    if stacked and block:
+      whole = name.replace(block[0], '/blocks/')
+      result.setdefault(whole, {})[int(block[1])] = array
+    elif not stacked and '/blocks/' in name:
+      for i, one in enumerate(array):
+        result[name.replace('/blocks/', f'/block_{i}/')] = one
+    else:
+      result[name] = array
+  return {
+    name: np.stack([x[i] for i in sorted(x)]) if isinstance(x, dict) else x
+    for name, x in result.items()
+  }
 
 
 def save_weights(

@@ -376,10 +376,20 @@ def test_cudnn_gets_the_gain_in_spare_channels():
 @pytest.mark.usefixtures('interpreters')
 @pytest.mark.parametrize('name', ['streaming', 'passes', 'pallas_tpu'])
 @pytest.mark.parametrize('mode', ['plain', 'flashlite', 'exact'])
-def test_devices_attend_to_their_own_clips(name, mode):
+@pytest.mark.parametrize(
+  'axes',
+  [{'data': 4}, {'data': 2, 'fsdp': 2}, {'fsdp': 2, 'model': 2}],
+  ids=str,
+)
+def test_devices_attend_to_their_own_clips_and_heads(name, mode, axes):
   mesh = jax.make_mesh(
-    (4,), ('data',), (AxisType.Auto,), devices=jax.devices('cpu')[:4]
+    tuple(axes.values()),
+    tuple(axes),
+    (AxisType.Auto,) * len(axes),
+    devices=jax.devices('cpu')[:4],
   )
+  clips = tuple(axis for axis in axes if axis != 'model')
+  heads = 'model' if 'model' in axes else None
   config = None if mode == 'plain' else MiraConfig(mode=mode)
 
   @functools.partial(jax.jit, static_argnums=3)
@@ -393,15 +403,16 @@ def test_devices_attend_to_their_own_clips(name, mode):
       (0, 1, 2),
     )(q, k, v)
 
-  x = draw((8, 24, 2, 4), np.float32)[:3]
+  x = draw((8, 24, 4, 4), np.float32)[:3]
   expected = gradients(*x, 'meaning')
-  sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec('data')))
+  split = NamedSharding(mesh, PartitionSpec(clips, None, heads))
+  sharded = jax.device_put(x, split)
   with jax.set_mesh(mesh):
     compiled = gradients.lower(*sharded, name).compile()
     found = gradients(*sharded, name)
   assert 'all-gather' not in compiled.as_text()
   for a, b in zip(found, expected, strict=True):
-    assert a.sharding.spec[0] == 'data'
+    assert a.sharding.is_equivalent_to(split, a.ndim)
     assert relative(a, b) < 2e-5
 
 
@@ -435,6 +446,8 @@ def test_kernels_lower_for_any_mesh(batch, axes, platform):
   assert kernel in text
   local = batch // axes.get('data', 1) if batch % 4 == 0 else batch
   assert f'tensor<{local}x32x' in text
+  if axes.get('model') == 2:
+    assert f'tensor<{local}x32x1x64xbf16>' in text
 
 
 @pytest.mark.parametrize(('batch', 'axis'), [(3, 'data'), (8, 'batch')])

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding
 from PIL import Image
 
 from mira_jax import augment, config, mixing, objectives, sharding, steps
+from mira_jax.aot import hlo
 from mira_jax.errors import MiraInputError
 
 KEY = jax.random.key(0)
@@ -565,9 +567,13 @@ def brighten(key, video):
   return augment.prepare(video) * jax.random.uniform(key)
 
 
+def four_devices():
+  return sharding.make_mesh(devices=jax.devices()[:4])
+
+
 def train_steps(count, **options):
   """Metrics of steps from a batch of 8 on four devices, and the batch."""
-  mesh = sharding.make_mesh()
+  mesh = four_devices()
   rng = np.random.default_rng(0)
   batch = {
     'video': rng.integers(0, 256, (8, 2, 4, 4, 3), np.uint8),
@@ -602,6 +608,47 @@ def expected(key, video, targets):
   return -(targets * logs).sum(-1).mean(), hits.mean()
 
 
+def test_each_device_mixes_its_own_clips():
+  # One share for all, so that a clip and its partner sum to the pair.
+  mesh = sharding.make_mesh()
+  rows = jnp.arange(4.0 * mesh.size)
+  video = jnp.broadcast_to(
+    rows[:, None, None, None, None], (len(rows), 1, 2, 2, 3)
+  )
+  split = NamedSharding(mesh, sharding.BATCH)
+  mix = jax.jit(functools.partial(mixing.mix, cutmix_alpha=0))
+  with jax.set_mesh(mesh):
+    arguments = (
+      jax.random.key(0),
+      *jax.device_put((video, video[:, 0, 0, 0]), split),
+    )
+    program = mix.lower(*arguments).compile()
+    mixed, targets = program(*arguments)
+  assert hlo.collectives(program.as_text()) == []
+  pairs = np.asarray(mixed[:, 0, 0, 0, 0]).reshape(-1, 4)
+  np.testing.assert_allclose(
+    pairs + pairs[:, ::-1],
+    np.asarray(rows).reshape(-1, 4)[:, [0, 0, 0, 0]] * 2 + 3,
+    rtol=1e-6,
+  )
+  assert (pairs != np.asarray(rows).reshape(-1, 4)).any()
+  np.testing.assert_allclose(targets[:, 0], mixed[:, 0, 0, 0, 0], rtol=1e-6)
+
+
+def test_a_clip_alone_on_its_device_mixes_with_another():
+  mesh = sharding.make_mesh()
+  rows = jnp.arange(float(mesh.size))
+  video = jnp.broadcast_to(
+    rows[:, None, None, None, None], (len(rows), 1, 2, 2, 3)
+  )
+  with jax.set_mesh(mesh):
+    mixed, _ = jax.jit(functools.partial(mixing.mix, cutmix_alpha=0))(
+      jax.random.key(0), video, rows[:, None]
+    )
+  mixed = np.asarray(mixed[:, 0, 0, 0, 0])
+  np.testing.assert_allclose(mixed + mixed[::-1], mesh.size - 1, rtol=1e-6)
+
+
 def test_a_step_without_mixing_draws_what_it_always_drew():
   batch, metrics = train_steps(2, smoothing=0.3)
   targets = jnp.eye(3)[batch['label']] * 0.7 + 0.1
@@ -623,11 +670,12 @@ def test_a_step_mixes_clips_and_targets_and_is_traced_once():
   mix = jax.jit(mixing.mix)  # with the reference's numbers, as above
   for i, row in enumerate(metrics):
     keys = jax.random.split(jax.random.fold_in(KEY, i), 3)
-    video, targets = mix(
-      keys[2],
-      brighten(keys[0], batch['video']),
-      objectives.soft_targets(batch['label'], 3, 0.1),
-    )
+    with jax.set_mesh(four_devices()):
+      video, targets = mix(
+        keys[2],
+        brighten(keys[0], batch['video']),
+        objectives.soft_targets(batch['label'], 3, 0.1),
+      )
     loss, accuracy = expected(keys[1], video, targets)
     np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
     assert row['accuracy'] == accuracy

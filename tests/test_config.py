@@ -129,7 +129,6 @@ def test_validate_names_the_value(name, value):
 @pytest.mark.parametrize(
   'change',
   [
-    lambda tree: tree.pop('seed'),
     lambda tree: tree.update(sed=1),
     lambda tree: tree['optim'].update(lr='high'),
     lambda tree: tree['data'].update(batch_size=True),

@@ -39,7 +39,7 @@ def prepared(key, video):
 
 def start(optimizer, objective=None, model=MODEL, averaged=False, **options):
   """A fresh state and a function (state, batch) -> (state, metrics)."""
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(devices=jax.devices()[:4])
   flax = engine.build_model(dataclasses.asdict(model))
   if objective is None:
     objective = objectives.classification(flax, prepared)
@@ -92,7 +92,7 @@ def test_parts_are_made_of_rows_that_lie_together():
 
 def one_step(objective, batch, **options):
   """Metrics of a step of an objective that has one parameter."""
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(devices=jax.devices()[:4])
   optimizer = optax.sgd(0.0)
   state = steps.init_state(
     lambda key: {'params': {'bias': jnp.zeros(2)}}, optimizer, KEY
@@ -285,7 +285,7 @@ def test_pretraining_learns_and_moves_mira():
   model = autoencoder()
   objective = objectives.reconstruction(model, prepared, ratio=0.5)
   optimizer = optim.adamw(lambda step: 3e-3, b2=0.95)
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(devices=jax.devices()[:4])
 
   def init(key):
     mask, hidden = mae.draw_mask(

@@ -25,11 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax import engine, feature_file, training, transfer
+from mira_jax import devices, engine, feature_file, memory, output, training
 from mira_jax.cli import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop import sources
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -44,13 +45,17 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument('--views', type=at_least(1), default=1)
   parser.add_argument('--batch-size', type=at_least(1), default=8)
   parser.add_argument('--threads', type=at_least(1), default=16)
+  devices.add_argument(parser)
 
 
+@memory.explained()
 def run(args: argparse.Namespace) -> int:
   """Writes the file, and says what is in it."""
   out = pathlib.Path(args.out)
   if out.suffix != '.npz':
     raise MiraInputError('bad_name', out, 'end the name in .npz')
+  output.open_folder(out.parent)
+  devices.start(args.device)
   engine.use_compile_cache()
   dataset = prepared.open(args.dataset)
   splits = args.splits.split(',') if args.splits else list(dataset.splits)
@@ -60,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
   )
   print(told)
   rules = card.get('preprocessing') or rules
-  source = transfer.weights_path(args.workdir or args.weights)
+  source = sources.weights_path(args.workdir or args.weights)
   parts = [_split(scorer, dataset, split, rules, args) for split in splits]
   arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
   about = {

@@ -1,10 +1,12 @@
 """Classify clips and picture what MiRA did with their frames.
 
   mira predict CLIP... [--workdir RUN | --weights FILE]
+  mira predict --webcam [--seconds N] [--workdir RUN | --weights FILE]
 
 CLIP is a video file or a folder of frames. Probabilities are averaged over
 several windows of the clip; the picture shows the middle one. Clips that cannot
-be read are reported, and the others go on.
+be read are reported, and the others go on. Of a camera nothing is stored, but
+for the picture, with --out.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from typing import Any
 import numpy as np
 import rich
 
-from mira_jax import engine, figures, report
+from mira_jax import devices, engine, figures, memory, output, report
 from mira_jax.cli import at_least
-from mira_jax.data import decode
+from mira_jax.data import decode, webcam
 from mira_jax.errors import ExitCode, MiraInputError
 
 DEFAULT_RUN = 'runs/quickstart'
@@ -30,7 +32,18 @@ DEFAULT_RUN = 'runs/quickstart'
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the clips, the model and what to write."""
-  parser.add_argument('clips', nargs='+', metavar='CLIP')
+  parser.add_argument('clips', nargs='*', metavar='CLIP')
+  parser.add_argument(
+    '--webcam',
+    nargs='?',
+    type=at_least(0),
+    const=0,
+    metavar='INDEX',
+    help='record a camera instead (default: the first, 0)',
+  )
+  parser.add_argument(
+    '--seconds', type=at_least(1), default=3, help='to record (default: 3)'
+  )
   model = parser.add_mutually_exclusive_group()
   model.add_argument(
     '--workdir',
@@ -47,8 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--out',
     metavar='DIR',
-    default='predictions',
-    help='where the pictures go (default: predictions)',
+    help='where the pictures go (default, except of a camera: predictions)',
   )
   parser.add_argument(
     '--allow-gif', action='store_true', help='read animated GIFs, too'
@@ -59,43 +71,65 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--json', action='store_true', help='print JSON instead of a table'
   )
+  devices.add_argument(parser)
 
 
+@memory.explained()
 def run(args: argparse.Namespace) -> int:
   """Prints probabilities; USAGE if any clip could not be read."""
+  _check_clips(args)
+  out = _pictures(args)
+  devices.start(args.device)
   engine.use_compile_cache()
-  out = None if args.no_picture else pathlib.Path(args.out)
-  if out:
-    out.mkdir(parents=True, exist_ok=True)
   if args.weights:
     model, card = engine.load_file(args.weights, args.views)
   else:
     model, card = engine.load_run(args.workdir, args.views)
+  if args.webcam is not None:
+    args.clips = [f'webcam-{args.webcam}']
   results, failures = [], []
   for clip in args.clips:
     try:
       taken = {result.get('picture') for result in results}
       picture = out and _free_name(out, clip, taken)
-      results.append(
-        _predict(model, card, clip, args.views, picture, args.allow_gif)
-      )
+      video = _read(args, clip, model.model.image_size)
+      results.append(_predict(model, card, clip, video, args.views, picture))
     except MiraInputError as error:
+      if error.code in ('out_of_memory', 'no_camera'):
+        raise
       failures.append((clip, error))
   _print(results, failures, card['class_names'], as_json=args.json)
   return ExitCode.USAGE if failures else ExitCode.OK
+
+
+def _check_clips(args: argparse.Namespace) -> None:
+  if bool(args.clips) == (args.webcam is not None):
+    found = ' '.join(args.clips) or 'no clip'
+    hint = 'name clips, or use --webcam without any'
+    raise MiraInputError('bad_flag', found, hint)
+
+
+def _pictures(args: argparse.Namespace) -> pathlib.Path | None:
+  """The folder of the pictures, which can be written to, if there are any."""
+  default = None if args.webcam is not None else 'predictions'
+  name = None if args.no_picture else args.out or default
+  return name and output.open_folder(name)
+
+
+def _read(args: argparse.Namespace, clip: str, size: int) -> decode.Video:
+  if args.webcam is not None:
+    return webcam.record(args.webcam, args.seconds, short_side=size)
+  return decode.read_clip(clip, short_side=size, allow_gif=args.allow_gif)
 
 
 def _predict(
   model: engine.Engine,
   card: dict[str, Any],
   clip: str,
+  video: decode.Video,
   count: int,
   picture: str | None,
-  allow_gif: bool,
 ) -> dict[str, Any]:
-  video = decode.read_clip(
-    clip, short_side=model.model.image_size, allow_gif=allow_gif
-  )
   rules = card['preprocessing']
   views, indices = model.cut_views(
     video.frames, rate=rules['rate'], views=count, fit=rules['fit']

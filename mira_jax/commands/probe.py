@@ -22,7 +22,7 @@ import rich
 from rich import box
 from rich.table import Table
 
-from mira_jax import feature_file, outcome, probe, report
+from mira_jax import feature_file, memory, outcome, output, probe, report
 from mira_jax.data import splits
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.metrics import score
@@ -61,9 +61,11 @@ def add_arguments(parser: argparse.ArgumentParser):
   )
 
 
+@memory.explained()
 def run(args: argparse.Namespace) -> int:
   """Prints the scores of every fold and of all clips."""
   data = _read(args)
+  out = args.out and output.open_folder(args.out)
   names = tuple(data['class_names'].tolist())
   tests = feature_file.partition(data, args.protocol)
   result = probe.run(
@@ -95,9 +97,7 @@ def run(args: argparse.Namespace) -> int:
     print(text)
   else:
     _print(args, result, folds, names, title)
-  if args.out:
-    out = pathlib.Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+  if out:
     (out / 'folds.json').write_text(text + '\n')
     path = report.write_evaluation(
       out,

@@ -202,6 +202,23 @@ def read_frames_folder(
   return _video(_stack(frames.kept), 0.0, flags)
 
 
+def of_frames(name: str, frames: Iterable[np.ndarray], fps: float) -> Video:
+  """A clip of frames that come from elsewhere than a file, at least one.
+
+  Args:
+    name: of where they come from, for errors.
+    frames: uint8 [H, W, 3], RGB, in order.
+    fps: frames per second; 0 when unknown.
+
+  Raises:
+    MiraInputError: with code too_long or too_small.
+  """
+  kept = _Frames(name)
+  for frame in frames:
+    kept.add(_cut(frame, name, None, None))
+  return _video(_stack(kept.kept), fps, _flags(len(kept.kept), False, 0.0))
+
+
 def glance(
   path: str | os.PathLike[str], count: int, short_side: int | None
 ) -> tuple[np.ndarray, int, int]:

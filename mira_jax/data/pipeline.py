@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import logging
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
@@ -52,6 +53,7 @@ def train_batches(
   rows: Sequence[int] | None = None,
   threads: int = 16,
   fit: str = 'squash',
+  max_damaged: float = 1.0,
   window: Window = sampling.train_indices,
 ) -> Iterator[Batch]:
   """Endless shuffled batches; each epoch has an order of its own.
@@ -71,15 +73,20 @@ def train_batches(
     rows: those of every batch that this host reads; None is all of them.
     threads: clips decoded at the same time.
     fit: how frames become square, see `decode.resize`.
+    max_damaged: share of the clips that may be damaged. One clip always may,
+      unless it is 0. Every host counts those that it came across.
     window: which frames of a clip; `sampling.train_indices` or a like.
 
   Returns:
     Batches of as many rows.
+
+  Raises:
+    MiraInputError: while reading, when too many clips are damaged.
   """
   own = _Rows(batch_size, rows)
   shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
   order = shuffled.repeat()
-  reader = _Reader(source, size, fit)
+  reader = _Reader(source, size, fit, max_damaged)
 
   def load(i: int) -> Batch:
     row = own.global_row(i)
@@ -102,6 +109,7 @@ def eval_batches(
   rows: Sequence[int] | None = None,
   threads: int = 16,
   fit: str = 'squash',
+  max_damaged: float = 1.0,
 ) -> Iterator[Batch]:
   """Every (clip, view) once and in order, with 'view' int32 [B] beside.
 
@@ -112,9 +120,12 @@ def eval_batches(
 
   Args:
     views: windows per clip, see `sampling.test_indices`.
+
+  Raises:
+    MiraInputError: as in `train_batches`.
   """
   own = _Rows(batch_size, rows)
-  reader = _Reader(source, size, fit)
+  reader = _Reader(source, size, fit, max_damaged)
   total = len(source) * views
 
   def load(i: int) -> Batch:
@@ -148,11 +159,13 @@ class _Rows:
 class _Reader:
   """Reads single clips and remembers the damaged ones."""
 
-  def __init__(self, source: Source, size: int, fit: str):
+  def __init__(self, source: Source, size: int, fit: str, max_damaged: float):
     self._source = source
     self._size = size
     self._fit = fit
+    self._limit = max_damaged and max(1, max_damaged * len(source))
     self._damaged: set[int] = set()
+    self._lock = threading.Lock()
 
   def read(self, index: int, choose: Choose) -> Batch | None:
     """One row, or None when it is damaged."""
@@ -176,7 +189,7 @@ class _Reader:
       if item := self.read((index + offset) % count, choose):
         return item
     hint = 'not one clip can be read; prepare the dataset again'
-    raise MiraInputError('damaged', 'dataset', hint, exit_code=ExitCode.DATA)
+    raise _data_error('damaged', 'dataset', hint)
 
   def _video(self, clip: Clip, indices: np.ndarray) -> np.ndarray:
     # A short clip names a frame more than once: it is decoded once.
@@ -187,10 +200,21 @@ class _Reader:
     return np.stack([decoded[i] for i in indices.tolist()])
 
   def _report(self, index: int, error: MiraInputError) -> None:
-    if index not in self._damaged:
+    with self._lock:
+      if index in self._damaged:
+        return
       self._damaged.add(index)
       count = len(self._damaged)
-      _log.warning('clip %d is damaged (%d so far): %s', index, count, error)
+    _log.warning('clip %d is damaged (%d so far): %s', index, count, error)
+    if count > self._limit:
+      hint = f'{count} of {len(self._source)} clips cannot be read, the last '
+      hint += f'one is {error.path}; see `mira verify`, prepare the dataset '
+      hint += 'again, or let more pass with config.data.max_damaged'
+      raise _data_error('too_many_damaged', 'dataset', hint)
+
+
+def _data_error(code: str, path: str, hint: str) -> MiraInputError:
+  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)
 
 
 def _batches(

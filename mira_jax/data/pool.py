@@ -7,12 +7,16 @@ so that protocols (`data.protocol`) are masks over it.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mira_jax.data.dataset import Clip, PreparedDataset
+from mira_jax.data.dataset import Clip, ClipIndex, PreparedDataset
 from mira_jax.data.pipeline import Source
+from mira_jax.errors import ExitCode, MiraInputError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -72,7 +76,12 @@ def of_dataset(
     splits: of it, in this order.
     class_names: of the pool; by default the dataset's own.
     rename: the pool's name of each class of the dataset; clips of a class that
-      has none in `class_names` are left out, as are those of label -1.
+      has none in `class_names` are left out.
+
+  Clips that the index knows to be damaged are left out, with a warning.
+
+  Raises:
+    MiraInputError: the label of a clip is none of the dataset's classes.
   """
   names = tuple(class_names or dataset.class_names)
   rename = rename or {name: name for name in dataset.class_names}
@@ -80,6 +89,8 @@ def of_dataset(
   new = [place.get(rename.get(name), -1) for name in dataset.class_names]
   new = np.array([*new, -1])  # the last is of label -1, a damaged clip
   parts = [dataset.index(split) for split in splits]
+  for split, part in zip(splits, parts, strict=True):
+    _check_labels(dataset, split, part)
   label = new[np.concatenate([part.label for part in parts])]
   pool = Pool(
     class_names=names,
@@ -96,6 +107,23 @@ def of_dataset(
     ),
   )
   return pool.take(label >= 0)
+
+
+def _check_labels(
+  dataset: PreparedDataset, split: str, index: ClipIndex
+) -> None:
+  """Refuses labels that would be taken for another class, or for none."""
+  count = len(dataset.class_names)
+  damaged = (index.clip_id == '') & (index.label == -1)
+  wrong = (index.label < 0) | (index.label >= count)
+  for i in np.flatnonzero(wrong & ~damaged):
+    path = f'{dataset.directory}: {split}[{i}] {index.clip_id[i]}'
+    hint = f'label {index.label[i]} is none of 0 to {count - 1}; prepare the '
+    hint += 'dataset again'
+    raise MiraInputError('bad_label', path, hint, exit_code=ExitCode.DATA)
+  if damaged.any():
+    text = '%d of %d clips of %s are damaged and are left out'
+    _log.warning(text, damaged.sum(), len(damaged), dataset.directory)
 
 
 def join(pools: Sequence[Pool]) -> Pool:

@@ -16,8 +16,9 @@ import jax
 import numpy as np
 
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.weights import flatten, path_name
+from mira_jax.weights import compact, flatten, path_name
 
+_SHAPES = 'mis-shaped'
 Variables = Mapping[str, Any]
 StateDict = Mapping[str, np.ndarray]
 
@@ -173,11 +174,11 @@ def _check_names(state: StateDict, expected: dict, allow_missing: str):
     if name in state and state[name].shape != shape
   ]
   faults = [
-    f'{title}: {", ".join(names)}'
+    f'{title}: {", ".join(names) if title == _SHAPES else compact(names)}'
     for title, names in (
       ('missing', missing),
       ('extra', extra),
-      ('mis-shaped', shapes),
+      (_SHAPES, shapes),
     )
     if names
   ]

@@ -165,6 +165,11 @@ def over_clips(operation: Callable, *arrays: Array) -> Array:
   )(*arrays)
 
 
+def clips_of_each(batch: int) -> int:
+  """Of B clips, how many `over_clips` gives to each device."""
+  return batch // _count(_clip_axes(batch))
+
+
 def over_heads(
   operation: Callable, *arrays: Array, mean: bool = False
 ) -> Array:

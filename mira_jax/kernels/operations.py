@@ -16,6 +16,10 @@ from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 
+# What a kernel says of its FLOPs where Pallas has no cost estimate to give: by
+# this name in `jax.experimental.xla_metadata`.
+FLOPS = 'flops'
+
 # Names of what the backward passes of `streaming` and `flash` need of the map:
 # rematerialisation that keeps these never computes their attention twice.
 RESIDUALS = ('attention_output', 'attention_rows')

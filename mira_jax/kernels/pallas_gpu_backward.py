@@ -131,7 +131,10 @@ def row_gradient(
     return [scale * lax.fori_loop(0, context.count, step, dq)]
 
   own, stream = [q, g, *rows], [[k, v, *keys]]
-  return sweep(consume, own, stream, [q], tiles, interpret=interpret)[0]
+  (dq,) = sweep(
+    consume, own, stream, [q], tiles, products=3, interpret=interpret
+  )
+  return dq
 
 
 def key_gradient(
@@ -213,6 +216,7 @@ def key_gradient(
     [[q, *g, *rows]],
     [per_key if x == 'share' else k for x in wanted],
     tiles,
+    products=1 + len(v) + len({'dk', 'dv'} & set(wanted)),
     interpret=interpret,
   )
 

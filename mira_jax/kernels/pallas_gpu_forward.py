@@ -112,7 +112,14 @@ def forward(
 
   stream = [[k, *keys]] if v is None else [[k, *keys], [v]]
   return sweep(
-    consume, [q], stream, out, tiles, per_head=per_head, interpret=interpret
+    consume,
+    [q],
+    stream,
+    out,
+    tiles,
+    products=1 + len(keys[wanted]),
+    per_head=per_head,
+    interpret=interpret,
   )
 
 

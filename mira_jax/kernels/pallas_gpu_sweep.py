@@ -18,7 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
+from jax.experimental import xla_metadata
 from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from mira_jax.kernels.operations import FLOPS
 
 Array = jax.Array
 Ref = Any  # a reference into the memory of the GPU
@@ -98,6 +101,7 @@ def sweep(
   out: Sequence[jax.ShapeDtypeStruct],
   tiles: Tiles,
   *,
+  products: int,
   per_head: Sequence[Array] = (),
   interpret: bool,
 ) -> list[Array]:
@@ -111,10 +115,12 @@ def sweep(
       last group are summed over by `accumulate`.
     out: shapes of the outputs, which have the rows of `own`.
     tiles: sizes.
+    products: L x L x D products that `consume` takes, for counts of FLOPs.
     per_head: float32 [B, H, D].
     interpret: whether this is for the interpreter, not for a GPU.
   """
-  batch, length, heads, _ = own[0].shape
+  batch, length, heads, width = own[0].shape
+  flops = 2 * products * batch * heads * length**2 * width
   block = tiles.rows * tiles.warpgroups
   blocks = pl.cdiv(length, block)
   count = pl.cdiv(stream[0][0].shape[1], tiles.columns)
@@ -170,7 +176,7 @@ def sweep(
 
       _produce(list(zip(groups, streams, strict=True)), fetch, count, stages)
 
-  results = plgpu.kernel(
+  run = plgpu.kernel(
     kernel,
     out_type=[_whole_output(x, blocks * block, interpret) for x in out],
     grid=(blocks, heads, batch),
@@ -181,7 +187,9 @@ def sweep(
     compiler_params=plgpu.CompilerParams(
       approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
     ),
-  )(*leaves)
+  )
+  with xla_metadata.set_xla_metadata(**{FLOPS: str(flops)}):
+    results = run(*leaves)
   return [x[:, :length] if x.ndim == 4 else x[..., :length] for x in results]
 
 

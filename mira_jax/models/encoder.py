@@ -29,6 +29,7 @@ class Block(nn.Module):
 
   Attributes:
     mlp_ratio: hidden width of the MLP over C.
+    gelu: of the MLP, see `layers.Mlp`.
     layer_scale: start value of a learned per-channel scale on both branches;
       None leaves it out.
     attention: its implementation, see `kernels.dispatch`; None chooses.
@@ -41,6 +42,7 @@ class Block(nn.Module):
   mira: MiraConfig | None = None
   num_prefix: int = 0
   mlp_ratio: float = 4.0
+  gelu: str = 'exact'
   layer_scale: float | None = None
   attention: str | None = None
   train: bool = False
@@ -81,6 +83,7 @@ class Block(nn.Module):
     """The second half of a block."""
     y = Mlp(
       int(x.shape[-1] * self.mlp_ratio),
+      self.gelu,
       self.kernel_init,
       self.dtype,
       name='mlp',
@@ -150,6 +153,7 @@ class Encoder(nn.Module):
   mira_last_blocks: int | None = None
   num_prefix: int = 0
   mlp_ratio: float = 4.0
+  gelu: str = 'exact'
   layer_scale: float | None = None
   attention: str | None = None
   block: type[Block] = Block
@@ -219,6 +223,7 @@ class Encoder(nn.Module):
       mira=mira,
       num_prefix=self.num_prefix,
       mlp_ratio=self.mlp_ratio,
+      gelu=self.gelu,
       layer_scale=self.layer_scale,
       attention=self.attention,
       train=self.train,

@@ -227,9 +227,10 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two linear layers with the exact GELU between."""
+  """Two linear layers with a GELU between: 'exact', or its 'tanh' formula."""
 
   hidden: int
+  gelu: str = 'exact'
   kernel_init: Callable[..., Array] = default_init
   dtype: Dtype = jnp.float32
 
@@ -242,5 +243,6 @@ class Mlp(nn.Module):
         features, dtype=self.dtype, kernel_init=self.kernel_init, name=name
       )
 
-    x = nn.gelu(dense(self.hidden, 'fc1')(x), approximate=False)
+    approximate = self.gelu == 'tanh'
+    x = nn.gelu(dense(self.hidden, 'fc1')(x), approximate=approximate)
     return dense(dim, 'fc2')(x)

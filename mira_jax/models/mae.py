@@ -215,6 +215,7 @@ class MaskedAutoencoder(nn.Module):
   tubelet: int = 2
   patch: int = 16
   mlp_ratio: float = 4.0
+  gelu: str = 'exact'
   variant: str = 'joint'
   mira: MiraConfig | None = None
   mira_last_blocks: int | None = None
@@ -298,6 +299,7 @@ class MaskedAutoencoder(nn.Module):
       mira=mira,
       mira_last_blocks=self.mira_last_blocks,
       mlp_ratio=self.mlp_ratio,
+      gelu=self.gelu,
       block=BLOCKS[self.variant if name == 'encoder' else 'joint'],
       attention=self.attention,
       drop_path=self.drop_path,

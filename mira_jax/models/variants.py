@@ -192,7 +192,11 @@ class STBlock(Block):
     )(layer_norm(self.dtype, 'framewise_norm1')(x))
     x = x + self._drop(y, drop_rate)
     y = Mlp(
-      max(64, dim // 4), self.kernel_init, self.dtype, name='framewise_mlp'
+      max(64, dim // 4),
+      self.gelu,
+      self.kernel_init,
+      self.dtype,
+      name='framewise_mlp',
     )(layer_norm(self.dtype, 'framewise_norm2')(x))
     x = x + self._drop(y, drop_rate)
     return einops.rearrange(x, '(b t) n c -> b (t n) c', t=frames)

@@ -59,6 +59,8 @@ class ViViT(nn.Module):
     patch: height and width of a token in pixels.
     tubelet: frames in a token.
     mlp_ratio: hidden width of the MLPs over C.
+    gelu: of the MLPs, 'exact', or 'tanh', the approximation that ViViT's
+      authors trained with.
     variant: 'joint' attention over space and time, or one of the baselines in
       `variants.VARIANTS` (docs/method.md, section 7).
     mira: None is the plain transformer, with the same parameters.
@@ -87,6 +89,7 @@ class ViViT(nn.Module):
   patch: int = 16
   tubelet: int = 2
   mlp_ratio: float = 4.0
+  gelu: Literal['exact', 'tanh'] = 'exact'
   variant: str = 'joint'
   mira: MiraConfig | None = None
   mira_last_blocks: int | None = None
@@ -189,6 +192,7 @@ class ViViT(nn.Module):
       mira_last_blocks=self.mira_last_blocks,
       num_prefix=int(self.pool == 'cls'),
       mlp_ratio=self.mlp_ratio,
+      gelu=self.gelu,
       layer_scale=self.layer_scale,
       remat=self.remat,
       scan=self.scan,
@@ -247,6 +251,7 @@ class ViViT(nn.Module):
   def _check(self):
     for name, allowed in (
       ('pool', ('mean', 'cls')),
+      ('gelu', ('exact', 'tanh')),
       ('positions', ('sinusoidal', 'learned')),
       ('variant', VARIANTS),
     ):

@@ -22,36 +22,13 @@ import numpy as np
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, SingleDeviceSharding
 
-FOLDER = 'MIRA_AOT_CUDA'
+from mira_jax.aot import compilers
+
+FOLDER = compilers.VARIABLES['cuda']
 # Pallas looks for the wheels when it is imported: after this module.
 if FOLDER in os.environ:
   sys.path.insert(0, os.environ[FOLDER])
 
-H200 = """
-gpu_device_info {
-  threads_per_block_limit: 1024
-  threads_per_warp: 32
-  shared_memory_per_block: 49152
-  shared_memory_per_core: 233472
-  threads_per_core_limit: 2048
-  core_count: 132
-  fpus_per_core: 128
-  block_dim_limit_x: 2147483647
-  block_dim_limit_y: 65535
-  block_dim_limit_z: 65535
-  memory_bandwidth: 4800000000000
-  l2_cache_size: 62914560
-  clock_rate_ghz: 1.98
-  device_memory_size: 150000000000
-  shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536
-  registers_per_block_limit: 65536
-  cuda_compute_capability { major: 9 minor: 0 }
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 28 }
-device_description_str: "NVIDIA H200"
-"""
 SHAPES = {
   'decoder': (32, 1568, 12, 64),
   'huge': (32, 1568, 16, 80),
@@ -187,7 +164,7 @@ def both(operations, name: str, x: Inputs):
 def mesh() -> Mesh:
   """One H200 that is not there."""
   topology = topologies.get_topology_desc(
-    platform='cuda', target_config=H200, topology='1x1x1'
+    platform='cuda', target_config=compilers.GPUS['h200'], topology='1x1x1'
   )
   return Mesh(np.array(topology.devices), ('data',), (AxisType.Auto,))
 

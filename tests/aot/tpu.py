@@ -21,9 +21,10 @@ import sys
 import tempfile
 from typing import NamedTuple
 
-FOLDER = 'MIRA_AOT_TPU'
+from mira_jax.aot import compilers
+
+FOLDER = compilers.VARIABLES['tpu']
 RECORD = pathlib.Path(__file__).with_name('tpu_cycles.json')
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 class Chip(NamedTuple):
@@ -103,15 +104,11 @@ def record() -> None:
 
 def _environment(dump: str) -> dict[str, str]:
   folder = pathlib.Path(os.environ[FOLDER]).resolve()
-  return {
-    'JAX_PLATFORMS': 'cpu',
+  return compilers.environment('tpu', folder) | {
     'LIBTPU_INIT_ARGS': (
       f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'
     ),
     'MIRA_AOT_DUMP': dump,
-    'PYTHONPATH': os.pathsep.join([str(ROOT), str(folder)]),
-    'TPU_LIBRARY_PATH': str(folder / 'libtpu/libtpu.so'),
-    'TPU_SKIP_MDS_QUERY': '1',
   }
 
 

@@ -1,0 +1,1 @@
+"""Compiling for machines that are not there; see docs/aot.md."""

@@ -1,0 +1,102 @@
+"""Turn weights of PyTorch into a file of this package, or back.
+
+  mira convert SRC DST.safetensors
+  mira convert SRC DST.torch.safetensors
+
+SRC is a file or folder: a .pth of MiRA or VideoMAE, a checkpoint folder of
+DeepSpeed, safetensors with the names of the authors' code, a model folder of
+Hugging Face (VideoMAE, ViViT), a weights file or run of this package. PyTorch
+is not needed, and nothing in a file is run. docs/weights.md has the details.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+import rich.console
+import rich.markup
+import rich.table
+
+from mira_jax.cli import at_least
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop import convert, recognise, sources
+
+TORCH = '.torch.safetensors'
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  """Adds the files, and what a file may not tell."""
+  parser.add_argument('source', metavar='SRC')
+  parser.add_argument('destination', metavar='DST')
+  parser.add_argument(
+    '--to',
+    choices=('mira', 'torch'),
+    help=f'names of the tensors (default: torch if DST ends in {TORCH})',
+  )
+  parser.add_argument('--mode', choices=recognise.MODES)
+  parser.add_argument('--classes', help='names in order, commas between')
+  for flag in ('--heads', '--decoder-heads', '--frames', '--image-size'):
+    parser.add_argument(flag, type=at_least(1))
+  parser.add_argument(
+    '--allow-missing',
+    default='',
+    metavar='PARTS',
+    help='parts that may be missing, such as head; they start anew',
+  )
+  parser.add_argument(
+    '--rate', type=at_least(1), default=4, help='one of so many frames is read'
+  )
+  parser.add_argument('--fit', choices=('crop', 'squash'), default='crop')
+  parser.add_argument('--force', action='store_true', help='write over DST')
+
+
+def run(args: argparse.Namespace) -> int:
+  """Converts, and tells what was recognised."""
+  path = pathlib.Path(args.destination)
+  to_torch = args.to == 'torch' or (
+    args.to is None and path.name.endswith(TORCH)
+  )
+  _check_destination(args, path)
+  converted = convert.read(
+    args.source,
+    recognise.Wishes(
+      mode=args.mode,
+      heads=args.heads,
+      decoder_heads=args.decoder_heads,
+      frames=args.frames,
+      image_size=args.image_size,
+    ),
+    class_names=_parts(args.classes or ''),
+    rate=args.rate,
+    fit=args.fit,
+    allow_missing=_parts(args.allow_missing),
+  )
+  write = convert.write_torch if to_torch else convert.write
+  write(path, converted)
+  _tell(converted)
+  print(f'{"PyTorch names" if to_torch else "weights"}: {path}')
+  return ExitCode.OK
+
+
+def _check_destination(args: argparse.Namespace, path: pathlib.Path) -> None:
+  if path.suffix != '.safetensors':
+    raise MiraInputError('bad_name', path, 'end the name in .safetensors')
+  source = sources.weights_path(args.source)
+  if path.exists() and source.exists() and path.samefile(source):
+    raise MiraInputError('bad_name', path, 'it is what is to be converted')
+  if path.exists() and not args.force:
+    raise MiraInputError('exists', path, 'it is there already; --force')
+
+
+def _parts(text: str) -> list[str]:
+  return [part.strip() for part in text.split(',') if part.strip()]
+
+
+def _tell(converted: convert.Converted) -> None:
+  table = rich.table.Table(show_header=False, box=None, pad_edge=False)
+  for name, text in convert.summary(converted):
+    table.add_row(name, rich.markup.escape(text))
+  rich.console.Console().print(table)
+  for remark in converted.remarks:
+    print(f'note: {remark}')

@@ -1,0 +1,63 @@
+"""Which devices JAX computes on, chosen before it starts."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable
+
+import jax
+
+from mira_jax.errors import MiraInputError
+
+# Beside an accelerator the CPU stays, second, for what is made on the host.
+PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}
+_EXTRAS = {'gpu': '.[cuda]', 'tpu': '.[tpu]'}
+HELP = 'devices to compute on; by default the fastest ones that are there'
+
+
+def add_argument(parser: argparse.ArgumentParser) -> None:
+  """Adds --device, for `start`."""
+  parser.add_argument('--device', choices=tuple(PLATFORMS), help=HELP)
+
+
+def start(
+  kind: str | None = None, *, meet: Callable[[], None] | None = None
+) -> None:
+  """Starts JAX; call it before any array is made.
+
+  Args:
+    kind: 'cpu', 'gpu' or 'tpu'; None leaves it to JAX, and to JAX_PLATFORMS.
+    meet: finds the other hosts of a run, as `hosts.join`.
+
+  Raises:
+    MiraInputError: there is no such device ('no_device').
+  """
+  if kind:
+    jax.config.update('jax_platforms', PLATFORMS[kind])
+  if meet:
+    meet()
+  found = _platforms()
+  if kind in (None, *found[:1]) and found:
+    return
+  asked = f'--device={kind}' if kind else f'JAX_PLATFORMS={_named()}'
+  jax.config.update('jax_platforms', '')
+  there = ', '.join(_platforms()) or 'nothing'
+  hint = f'JAX finds {there} here; leave that out'
+  if kind in _EXTRAS:
+    hint += f", or on a machine with a {kind} pip install '{_EXTRAS[kind]}'"
+  raise MiraInputError('no_device', asked, hint)
+
+
+def _platforms() -> list[str]:
+  """The kinds of devices, the default first; [] when JAX cannot start."""
+  try:
+    default = jax.devices()
+  # JAX asserts that one is left when cuda is asked for and there is no GPU.
+  except (RuntimeError, AssertionError):
+    return []
+  return list(dict.fromkeys(device.platform for device in default))
+
+
+def _named() -> str:
+  return os.environ.get('JAX_PLATFORMS', '')

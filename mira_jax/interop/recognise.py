@@ -1,0 +1,281 @@
+"""Which model some weights are of, from their shapes and what lies beside."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+from mira_jax.interop.sources import Source, error
+from mira_jax.mira import MiraConfig
+from mira_jax.models.vivit import SIZES
+
+# Heads of the authors' models by width: shapes do not tell them.
+_HEADS = {size['dim']: size['heads'] for size in SIZES.values()}
+_DECODER_HEADS = {192: 3, 384: 6, 512: 8, 640: 8}
+_FRAMES, _IMAGE_SIZE = 16, 224  # where nothing tells them
+MODES = ('plain', 'exact', 'flashlite')
+
+
+@dataclasses.dataclass(kw_only=True)
+class Recognised:
+  """A model.
+
+  Attributes:
+    fields: of ViViT as JSON, without `dtype`.
+    decoder: of the autoencoder; None for a classifier.
+    remarks: what was assumed, and how to say otherwise.
+  """
+
+  fields: dict[str, Any]
+  decoder: dict[str, int] | None
+  remarks: list[str]
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Wishes:
+  """What a person says about weights that do not say it; None: nothing.
+
+  Attributes:
+    mode: one of MODES.
+    heads: of the encoder.
+    decoder_heads: of the decoder.
+    frames: in a clip.
+    image_size: in pixels.
+  """
+
+  mode: str | None = None
+  heads: int | None = None
+  decoder_heads: int | None = None
+  frames: int | None = None
+  image_size: int | None = None
+
+
+def size_name(fields: dict[str, Any]) -> str:
+  """'B' of SIZES, or the numbers of a model that has no name."""
+  own = {name: fields[name] for name in ('dim', 'depth', 'heads')}
+  for name, size in SIZES.items():
+    if own == size:
+      return name
+  return 'width {dim}, {depth} blocks, {heads} heads'.format(**own)
+
+
+def recognise(source: Source, wishes: Wishes) -> Recognised:
+  """The model that weights are of.
+
+  Args:
+    source: the weights.
+    wishes: what they do not tell. What they tell may not be contradicted, but
+      for the mode.
+
+  Raises:
+    MiraInputError: they are of no model that we have, or do not tell enough.
+  """
+  remarks: list[str] = []
+  prefix = 'encoder.' if source.pretraining else ''
+  numbers = _sizes(source, wishes, prefix, remarks)
+  depth = _depth(source, prefix)
+  mira, last = _mira(source, wishes.mode, prefix, depth, remarks)
+  state = source.state
+  fields = {
+    **numbers,
+    'depth': depth,
+    'heads': _heads('heads', numbers['dim'], _HEADS, source, wishes),
+    'num_classes': (
+      len(_tensor(source, 'head.weight')) if 'head.weight' in state else 0
+    ),
+    'mlp_ratio': len(_tensor(source, f'{prefix}blocks.0.mlp.fc1.bias'))
+    / numbers['dim'],
+    'gelu': source.fields.get('gelu', 'exact'),
+    'variant': _variant(source, prefix, mira),
+    'mira': mira,
+    'mira_last_blocks': last,
+    'pool': 'cls' if 'cls_token' in state else 'mean',
+    'positions': 'learned' if 'pos_embed' in state else 'sinusoidal',
+    # A start value, which is not needed any more.
+    'layer_scale': 0.1 if f'{prefix}blocks.0.gamma_1' in state else None,
+  }
+  decoder = _decoder(source, wishes) if source.pretraining else None
+  return Recognised(fields=fields, decoder=decoder, remarks=remarks)
+
+
+def grid_of(source: Source) -> tuple[int, int, int]:
+  """Tokens in time, height and width that weights were trained with."""
+  prefix = 'encoder.' if source.pretraining else ''
+  sizes = _sizes(source, Wishes(), prefix, [])
+  side = sizes['image_size'] // sizes['patch']
+  return sizes['frames'] // sizes['tubelet'], side, side
+
+
+def _tensor(source: Source, name: str) -> Any:
+  if name not in source.state:
+    first = ', '.join(list(source.state)[:3])
+    hint = f'it has no {name}, as every model here has; it starts with {first}'
+    raise error('other_model', source.path, hint)
+  tensor = source.state[name]
+  if not tensor.ndim or not tensor.size:
+    raise error('other_model', source.path, f'{name} is {tensor.shape}')
+  return tensor
+
+
+def _sizes(
+  source: Source, wishes: Wishes, prefix: str, remarks: list[str]
+) -> dict[str, int]:
+  """Width, patch, tubelet, frames and pixels, or an error."""
+  kernel = _tensor(source, f'{prefix}patch_embed.proj.weight')
+  if kernel.ndim != 5 or kernel.shape[1] != 3:
+    hint = f'patch_embed.proj.weight is {kernel.shape}, not [C, 3, t, p, p]'
+    raise error('other_model', source.path, hint)
+  dim, _, tubelet, patch, _ = kernel.shape
+  told = _told(source, wishes, tubelet, patch)
+  sizes = {'dim': dim, 'patch': patch, 'tubelet': tubelet}
+  for name, usual, unit in (
+    ('frames', _FRAMES, tubelet),
+    ('image_size', _IMAGE_SIZE, patch),
+  ):
+    wish, flag = getattr(wishes, name), f'--{name.replace("_", "-")}'
+    if name in told and wish not in (None, told[name]):
+      hint = (
+        f'{flag} {wish}: it was trained with {told[name]}; convert it with '
+      )
+      hint += 'that, and give the other to train.py, which starts from it'
+      raise error('other_size', source.path, hint)
+    size = sizes[name] = told.get(name, wish or usual)
+    if size % unit:
+      near = max(unit, size - size % unit)
+      hint = f'{flag} {size} must be a multiple of {unit}, such as {near}'
+      raise error('other_size', source.path, hint)
+    if name not in told and not wish:
+      remarks.append(f'{name} {usual} is assumed; say otherwise with {flag}')
+  return sizes
+
+
+def _told(
+  source: Source, wishes: Wishes, tubelet: int, patch: int
+) -> dict[str, int]:
+  """Frames and pixels, as far as the weights tell them."""
+  names = ('frames', 'image_size')
+  told = {n: source.fields[n] for n in names if n in source.fields}
+  buffers = [x for n, x in source.state.items() if n.endswith('.c_buf')]
+  if buffers and buffers[0].size and 'frames' not in told:
+    told['frames'] = buffers[0].size * tubelet
+  _from_positions(source, told, wishes, tubelet, patch)
+  return told
+
+
+def _from_positions(
+  source: Source,
+  told: dict[str, int],
+  wishes: Wishes,
+  tubelet: int,
+  patch: int,
+) -> None:
+  """Adds what the number of learned positions tells to `told`."""
+  positions = source.state.get('pos_embed')
+  if positions is None or positions.ndim != 3 or not positions.size:
+    return
+  length = positions.size // positions.shape[-1]
+  if 'frames' not in told and 'image_size' not in told:
+    side = (wishes.image_size or _IMAGE_SIZE) // patch
+    if length % side**2 == 0:
+      told['frames'] = length // side**2 * tubelet
+  if 'frames' in told and 'image_size' not in told:
+    side = math.isqrt(length * tubelet // told['frames'])
+    told['image_size'] = side * patch
+
+
+def _depth(source: Source, prefix: str) -> int:
+  blocks = [
+    int(match[1])
+    for match in (
+      re.match(rf'{re.escape(prefix)}blocks\.(\d+)\.', n) for n in source.state
+    )
+    if match
+  ]
+  if not blocks:
+    raise error('other_model', source.path, 'it has no blocks')
+  return max(blocks) + 1
+
+
+def _heads(
+  name: str,
+  dim: int,
+  usual: dict[int, int],
+  source: Source,
+  wishes: Wishes,
+) -> int:
+  """The number of heads of a stack of blocks."""
+  flag = f'--{name.replace("_", "-")}'
+  heads = getattr(wishes, name) or source.fields.get(name) or usual.get(dim)
+  if heads is None:
+    hint = (
+      f'width {dim} is of no known size, and shapes do not tell the heads; '
+    )
+    hint += f'give {flag}'
+    raise error('unknown_size', source.path, hint)
+  if dim % heads:
+    hint = f'{heads} heads do not divide width {dim}; give {flag}'
+    raise error('unknown_size', source.path, hint)
+  return heads
+
+
+def _decoder(source: Source, wishes: Wishes) -> dict[str, int]:
+  dim = _tensor(source, 'mask_token').shape[-1]
+  return {
+    'decoder_dim': dim,
+    'decoder_depth': _depth(source, 'decoder.'),
+    'decoder_heads': _heads(
+      'decoder_heads', dim, _DECODER_HEADS, source, wishes
+    ),
+  }
+
+
+def _variant(source: Source, prefix: str, mira: dict[str, Any] | None) -> str:
+  if f'{prefix}blocks.0.framewise_norm1.weight' in source.state:
+    return 'st_block'
+  if source.args.get('add_intra_attention') and mira is None:
+    return 'intra_as_shipped'
+  return 'joint'
+
+
+def _mira(
+  source: Source,
+  wish: str | None,
+  prefix: str,
+  depth: int,
+  remarks: list[str],
+) -> tuple[dict[str, Any] | None, int | None]:
+  """Fields of MiraConfig, and in how many last blocks it is (None: in all).
+
+  Both modes of the authors' code have a buffer `c_buf`, so that it tells MiRA
+  from a plain model, but not one mode from the other.
+  """
+  with_buffer = [
+    i for i in range(depth) if f'{prefix}blocks.{i}.attn.c_buf' in source.state
+  ]
+  args, told = source.args, None
+  if type(flashlite := args.get('use_fmp_flashlite')) is bool:
+    told = 'flashlite' if flashlite else 'exact'
+  mode = wish or ((told or 'exact') if with_buffer else 'plain')
+  if with_buffer and not (wish or told):
+    remarks.append(
+      'mode exact is assumed: nothing in it tells exact from flashlite; the '
+      'authors published flashlite, --mode=flashlite'
+    )
+  if mode == 'plain':
+    return None, None
+  count = len(with_buffer)
+  if with_buffer != list(range(depth - count, depth)):
+    hint = f'MiRA is in its blocks {with_buffer}, not in the last {count}'
+    raise error('unsupported', source.path, hint)
+  statistics = 'batch_ema' if source.pretraining else 'instance'
+  if args.get('stats_mode') in ('instance', 'batch', 'batch_ema'):
+    statistics = args['stats_mode']
+  mira = MiraConfig(
+    mode=mode,
+    statistics=statistics,
+    # All of the authors' scripts ask for the residual; it is half and half.
+    residual_mix=0.5 if args.get('fmp_use_residual', True) else 1.0,
+  )
+  return dataclasses.asdict(mira), None if count in (0, depth) else count

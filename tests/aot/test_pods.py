@@ -1,0 +1,156 @@
+"""Whole train steps as the TPU's own compiler makes them, from B to H.
+
+One block is compiled for all (scan), without the augmentation, which takes half
+of the time; and what is kept of a block is what linear layers and attention
+give, as in an unrolled program (docs/aot.md).
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+
+import pytest
+
+from configs import dfew, voxceleb2
+from mira_jax.aot import compilers, measure
+
+FOLDER = compilers.VARIABLES['tpu']
+pytestmark = [
+  pytest.mark.aot,
+  pytest.mark.skipif(
+    FOLDER not in os.environ,
+    reason=f'{FOLDER} names no folder with libtpu; see tests/aot/install.py',
+  ),
+]
+TOPOLOGIES = ('v5e:2x2', 'v5p:2x2x1', 'v6e:2x2')
+SIZES = ('B', 'L', 'H')
+TUNING, PRETRAINING = 'fine-tuning', 'pre-training'
+CASES = [
+  (size, kind, topology)
+  for topology in TOPOLOGIES
+  for size in SIZES
+  for kind in (TUNING, PRETRAINING)
+]
+CLIPS = {TUNING: 2, PRETRAINING: 8}  # per chip
+# Of 7 classes, and with the decoder.
+PARAMETERS = {
+  ('B', TUNING): 86_232_583,
+  ('L', TUNING): 303_867_911,
+  ('H', TUNING): 631_616_007,
+  ('B', PRETRAINING): 94_210_944,
+  ('L', PRETRAINING): 342_996_992,
+  ('H', PRETRAINING): 692_487_296,
+}
+# C, depth, H, and those of the decoder.
+SHAPES = {
+  'B': ((768, 12), (384, 4)),
+  'L': ((1024, 24), (512, 12)),
+  'H': ((1280, 32), (640, 12)),
+}
+
+
+def configuration(size: str, kind: str, clips: int):
+  cfg = (dfew if kind == TUNING else voxceleb2).get_config(size)
+  cfg.model.scan, cfg.model.remat = True, 'linear'
+  cfg.data.batch_size = clips
+  cfg.data.rand_augment = cfg.data.resized_crop = False
+  cfg.data.multi_scale, cfg.data.erase = '', 0.0
+  if kind == TUNING:
+    cfg.model.num_classes = 7
+  return cfg
+
+
+def compiled(cfg, target: compilers.Target) -> dict:
+  return measure.measure(cfg, target, compilers.find('tpu'))
+
+
+@pytest.fixture(scope='module')
+def reports():
+  """Case -> what is measured of it, two at a time."""
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+
+    def start(case):
+      size, kind, topology = case
+      target = compilers.tpu(topology)
+      cfg = configuration(size, kind, CLIPS[kind] * target.chips)
+      return pool.submit(compiled, cfg, target)
+
+    yield {case: start(case) for case in CASES}
+    pool.shutdown(cancel_futures=True)
+
+
+def flops(size: str, kind: str) -> float:
+  """Of a clip, forward and backward: attention in 2 and in 5 products."""
+  (dim, depth), (narrow, layers) = SHAPES[size]
+
+  def of_blocks(dim: int, depth: int, tokens: int) -> int:
+    dense = 2 * tokens * 12 * dim**2
+    return depth * (3 * dense + 7 * 2 * tokens**2 * dim)
+
+  # The first layer has a gradient less.
+  total = 2 * 2 * 1568 * 1536 * dim
+  if kind == TUNING:
+    return total + of_blocks(dim, depth, 1568)
+  return (
+    total
+    + of_blocks(dim, depth, 160)
+    + 3 * 2 * 160 * dim * narrow
+    + of_blocks(narrow, layers, 1568)
+    + 3 * 2 * 1408 * narrow * 1536
+  )
+
+
+@pytest.mark.parametrize('case', CASES, ids=' '.join)
+def test_a_step_is_what_its_sizes_say(reports, case):
+  size, kind, _ = case
+  report = reports[case].result()
+  parameters, clips = PARAMETERS[size, kind], CLIPS[kind]
+  assert report['attention'].startswith('pallas_tpu (made for TPU')
+  assert report['warnings'] == []
+  found = report['flops']
+  assert found['hardware'] == pytest.approx(clips * flops(size, kind), rel=0.03)
+  assert found['model'] < found['hardware'] < 1.15 * found['model']
+
+  # Parameters and the two moments of AdamW, in float32, and the clips.
+  memory = report['memory']
+  state = 12 * parameters + clips * 16 * 224 * 224 * 3
+  assert memory['arguments'] == pytest.approx(state, rel=0.05)
+  if not memory['fits']:
+    assert case[2] == 'v5e:2x2'
+    assert 'RESOURCE_EXHAUSTED' in memory['told']
+    return
+  assert memory['aliased'] == pytest.approx(12 * parameters, rel=0.05)
+  assert memory['peak'] < memory['hbm']
+  assert memory['temporaries'] > 2 * parameters  # gradients, at least
+
+  # Gradients are summed as what they are computed in, bfloat16, and nothing
+  # else is: clips stay where they are.
+  assert report['kernels'] >= (2 if kind == TUNING else 4)
+  (only,) = report['collectives']
+  assert (only['kind'], only['group']) == ('all-reduce', 4)
+  assert only['bytes'] == pytest.approx(2 * parameters, rel=0.02)
+
+
+def test_split_parameters_are_held_in_parts(reports):
+  whole = reports['B', TUNING, 'v5e:2x2'].result()
+  cfg = configuration('B', TUNING, 8)
+  cfg.mesh.fsdp = 4
+  split = compiled(cfg, compilers.tpu('v5e:2x2'))
+  clips = 2 * 16 * 224 * 224 * 3
+  state, part = (x['memory']['arguments'] - clips for x in (whole, split))
+  assert part == pytest.approx(state / 4, rel=0.03)
+  assert split['warnings'] == []
+  # Weights travel, in bfloat16 and a few times; not activations, of which the
+  # MLPs alone have more.
+  sent = sum(x['bytes'] for x in split['collectives'])
+  assert sent < 4 * 2 * PARAMETERS['B', TUNING]
+
+
+def test_only_gradients_travel_between_slices():
+  cfg = configuration('Ti', TUNING, 2 * 16)
+  report = compiled(cfg, compilers.tpu('v5e:2x4', slices=2))
+  between = [x for x in report['collectives'] if 'slices' in x['kind']]
+  assert {x['kind'] for x in between} == {'all-reduce between slices'}
+  # Of a slice's sum each chip sends its part.
+  assert sum(x['bytes'] for x in between) < 2 * 6e6
