@@ -1,14 +1,17 @@
 # make demo: installs, draws faces, trains, evaluates, predicts; < 10 minutes.
 # make test: installs and runs every test.
+# make soak: trains a run twice, once under faults, and compares; SEED=0 draws
+#   which, some 4 minutes.
 # make test-aot, test-aot-gpu: compiles the kernels for TPUs and for an H200,
 #   with their own compilers, which it downloads (0.2 and 0.1 GB).
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart
+SEED ?= 0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-aot test-aot-gpu lint format clean
+.PHONY: demo test soak test-aot test-aot-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -22,6 +25,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+soak: $(STAMP)
+	$(BIN)/python bench/soak.py --seed=$(SEED)
 
 test-aot: $(STAMP)
 	$(BIN)/python tests/aot/install.py tpu $(VENV)/aot-tpu

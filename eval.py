@@ -3,13 +3,15 @@
 python eval.py --workdir=runs/quickstart
 python eval.py --workdir=runs/quickstart --dataset=DIR --split=test --views=5
 python eval.py --workdir=runs/dfew --folds=all --config=configs/dfew.py:B
+python eval.py --workdir=runs/quickstart --step=newest
 
 The second form tests on another dataset, whose classes are matched by name
 (see mira_jax.data.harmonise). The third trains the folds that are not trained
 yet, each in a folder of its own below WORKDIR, and scores them all; without
 --config it only scores, and marks the report as partial when some are not
-finished. Prints tables, and writes scores.json, confusion.csv and confusion.png
-below WORKDIR/eval.
+finished. The fourth scores a checkpoint, of a run that need not be finished.
+Prints tables, and writes scores.json, confusion.csv and confusion.png below
+WORKDIR/eval.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from mira_jax import (
   outcome,
   output,
   report,
+  snapshot,
   training,
   weights,
 )
@@ -49,6 +52,9 @@ _SPLIT = flags.DEFINE_string(
   'split', None, "of it, or 'all'; else what the run was tested on."
 )
 _VIEWS = flags.DEFINE_integer('views', None, "else the run's own.", 1)
+_STEP = flags.DEFINE_string(
+  'step', None, "a checkpoint, 'newest' or 'best'; else the run's weights."
+)
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', None, "clips at once, else the run's own.", 1
 )
@@ -100,9 +106,14 @@ def _scored(
   """Confusion matrix and class names of a run's test, and what was tested."""
   cfg = training.read_config(run)
   size = _BATCH_SIZE.value or cfg.data.batch_size
-  scorer, card = engine.load_run(run, size)
+  if _STEP.value:
+    scorer, card = snapshot.load(run, _STEP.value, size)
+  else:
+    scorer, card = engine.load_run(run, size)
   output.open_folder(run)
   source, name = _test_clips(cfg, card)
+  if _STEP.value:
+    name += f', step {card["step"]}'
   views = _VIEWS.value or cfg.eval.views
   rules = inputs.reading(cfg)
   matrix = inputs.score_source(scorer, source, views=views, **rules)
@@ -161,6 +172,9 @@ def evaluate_folds(
   workdir: pathlib.Path, cfg: config.Config | None, which: str
 ) -> None:
   """Trains the folds that are not trained, if it may; scores all of them."""
+  if _STEP.value:
+    hint = 'it names a checkpoint of one run; drop it, or --folds'
+    raise MiraInputError('bad_flag', '--step', hint)
   if _DATASET.value or _SPLIT.value:
     hint = 'a fold is tested on the clips that it left out; drop that flag'
     raise MiraInputError('bad_flag', '--dataset, --split', hint)

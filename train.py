@@ -24,6 +24,12 @@ _FORCE = flags.DEFINE_bool(
 _DEBUG_NANS = flags.DEFINE_bool(
   'debug_nans', False, 'stop at the first operation that is not finite.'
 )
+_RESUME = flags.DEFINE_enum(
+  'resume',
+  'auto',
+  ['auto', 'strict'],
+  "auto goes back over damaged checkpoints; with strict that's an error.",
+)
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
@@ -33,6 +39,7 @@ def main(_):
   loop.train(
     _CONFIG.value,
     training.open_workdir(_WORKDIR.value),
+    strict=_RESUME.value == 'strict',
     force=_FORCE.value,
     debug_nans=_DEBUG_NANS.value,
   )

@@ -1,13 +1,17 @@
 """Checkpoints that can be trusted: saved in the background, sealed, verified.
 
-A thin layer over orbax, which no other file imports. Orbax restores a file
-whose bits were flipped without a word, so a manifest of SHA-256 sums is written
-last of all; a step without a manifest that matches is never restored.
+A thin layer over orbax, which no other file imports. Orbax commits a step by
+renaming its folder, but restores a file whose bits were flipped without a word.
+So a manifest with the size and the SHA-256 of every file is written last of
+all, and only then are older steps removed: a step without a manifest that
+matches is never restored, and one that has one is never far.
 """
 
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import dataclasses
 import hashlib
 import json
 import logging
@@ -18,61 +22,127 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.steps import TrainState
 
 PyTree = Any
 MANIFEST = 'MIRA_INTEGRITY.json'
+# Items of a step, each a folder: what scoring takes, and what only training
+# does. So weights are read, and verified, without the optimiser's moments.
+WEIGHTS, STATE, META = 'weights', 'state', 'meta'
+_WEIGHTS_FIELDS = ('params', 'mira', 'average')
+# Names of folders that are no steps (any more).
+_CORRUPT, _REMOVED, _PART = '.corrupt', '.removed', '.manifest'
+_UNCOMMITTED = '.orbax-checkpoint-tmp'
+_THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the interpreter
 
 
-def digests(folder: pathlib.Path) -> dict[str, str]:
-  """SHA-256 of every file below `folder`, by relative path."""
-  sums = {}
-  for path in sorted(folder.rglob('*')):
-    if path.is_file() and path.name != MANIFEST:
-      with path.open('rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-      sums[path.relative_to(folder).as_posix()] = digest
-  return sums
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  """Orbax logs a traceback of a failed save, which `wait` raises as a line."""
+  return f'{os.sep}orbax{os.sep}' not in record.pathname
 
 
-def verify(folder: pathlib.Path) -> str:
-  """What is wrong with a step's folder; '' when nothing is."""
+logging.getLogger('absl').addFilter(_not_of_orbax)
+
+# ----- the manifest -----------------------------------------------------------
+
+
+def seal(folder: pathlib.Path, accuracy: float | None) -> None:
+  """Writes the manifest of a step's folder, whole or not at all.
+
+  Args:
+    folder: whose files are complete.
+    accuracy: that the step scored; None was not measured.
+  """
+  names = sorted(_sizes(folder))
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+    sums = list(threads.map(_sha256, [folder / name for name in names]))
+  files = {
+    name: {'size': (folder / name).stat().st_size, 'sha256': digest}
+    for name, digest in zip(names, sums, strict=True)
+  }
+  _write_manifest(folder, {'accuracy': accuracy, 'files': files})
+
+
+def _write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
+  content = content | {'seal': _seal_of(content)}
+  part = folder.with_name(f'{folder.name}{_PART}')
+  part.write_text(json.dumps(content, indent=1))
+  os.replace(part, folder / MANIFEST)
+
+
+def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
+  """The manifest of a step's folder; None when it is missing or damaged."""
   try:
-    expected = json.loads((folder / MANIFEST).read_text())
-  except (OSError, ValueError):
+    content = json.loads((folder / MANIFEST).read_text())
+    stated = content.pop('seal')
+  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+    return None
+  return content if stated == _seal_of(content) else None
+
+
+def _seal_of(content: Mapping[str, Any]) -> str:
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _sizes(folder: pathlib.Path) -> dict[str, int]:
+  """Bytes of every file below `folder`, by relative path."""
+  return {
+    path.relative_to(folder).as_posix(): path.stat().st_size
+    for path in folder.rglob('*')
+    if path.is_file() and path.name != MANIFEST
+  }
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def verify(folder: pathlib.Path, part: str = '') -> str:
+  """What is wrong with a step's folder; '' when nothing is.
+
+  Sizes are compared first, because that costs nothing, then digests.
+
+  Args:
+    folder: of the step.
+    part: only the files whose paths begin so.
+  """
+  manifest = read_manifest(folder)
+  if manifest is None:
     return f'{MANIFEST} is missing or unreadable'
-  actual = digests(folder)
-  wrong = sorted(
-    name
-    for name in expected.keys() | actual.keys()
-    if expected.get(name) != actual.get(name)
+  expected, actual = (
+    {name: x for name, x in files.items() if name.startswith(part)}
+    for files in (manifest['files'], _sizes(folder))
   )
-  return f'{wrong[0]} does not match {MANIFEST}' if wrong else ''
+  for name in sorted(expected.keys() | actual.keys()):
+    if name not in expected or name not in actual:
+      missing = 'missing' if name in expected else f'not in {MANIFEST}'
+      return f'{name} is {missing}'
+    if expected[name]['size'] != actual[name]:
+      return f'{name} has {actual[name]} of {expected[name]["size"]} bytes'
+  names = sorted(expected)
+  with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
+    sums = threads.map(_sha256, [folder / name for name in names])
+    for name, digest in zip(names, sums, strict=True):
+      if digest != expected[name]['sha256']:
+        return f'{name} does not match {MANIFEST}'
+  return ''
 
 
-def _options() -> ocp.CheckpointManagerOptions:
-  def accuracy(metrics: Mapping[str, float]) -> float:
-    return metrics['accuracy']
-
-  # The best alone would push out the newest when accuracy falls. `best_fn` is
-  # what makes orbax write the metric down, so that a resumed run knows it.
-  keep = preservation_policy.AnyPreservationPolicy(
-    [
-      preservation_policy.LatestN(2),
-      preservation_policy.BestN(get_metric_fn=accuracy, n=1),
-    ]
-  )
-  return ocp.CheckpointManagerOptions(
-    preservation_policy=keep, best_fn=accuracy, cleanup_tmp_directories=True
-  )
+# ----- the checkpoints of a run -----------------------------------------------
 
 
 class Checkpoints:
   """The checkpoints of one run: the newest two and the most accurate one.
+
+  Use as a context manager, and one per folder: what a save that was cut short
+  left behind is removed here.
 
   Args:
     directory: where they live; made when missing.
@@ -85,111 +155,197 @@ class Checkpoints:
   ):
     self._directory = pathlib.Path(directory).absolute()
     self._identity = json.loads(json.dumps(identity))
-    self._manager = ocp.CheckpointManager(
-      self._directory, options=_options(), item_names=('state', 'meta')
+    self._writer = ocp.AsyncCheckpointer(
+      ocp.CompositeCheckpointHandler(WEIGHTS, STATE, META)
     )
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
     self._sealing: concurrent.futures.Future | None = None
+    self._bytes = 0  # of a state
+    if jax.process_index() == 0:
+      self._directory.mkdir(parents=True, exist_ok=True)
+      self._clean()
+    _meet('checkpoints')
 
-  def save(self, step: int, state: PyTree, accuracy: float = -1.0) -> None:
+  def _clean(self) -> None:
+    for path in self._directory.iterdir():
+      name = path.name
+      if name.endswith((_REMOVED, _PART)) or _UNCOMMITTED in name:
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+  def _folder(self, step: int) -> pathlib.Path:
+    return self._directory / str(step)
+
+  def save(
+    self, step: int, state: TrainState, accuracy: float | None = None
+  ) -> None:
     """Starts saving; the arrays may be donated as soon as it returns.
 
     Args:
       step: of the run, at most one save each.
-      state: pytree of arrays.
-      accuracy: decides which step is the best; -1 was not measured.
+      state: whose leaves are arrays.
+      accuracy: decides which step is the best; None was not measured.
+
+    Raises:
+      MiraInputError: it could not be written, or the save before could not.
     """
     self.wait()
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        meta=ocp.args.JsonSave({'step': step, **self._identity}),
-      ),
-      metrics={'accuracy': float(accuracy)},
+    weights, rest = _parts(state)
+    self._bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+    args = ocp.args.Composite(
+      **{
+        WEIGHTS: ocp.args.StandardSave(weights),
+        STATE: ocp.args.StandardSave(rest),
+        META: ocp.args.JsonSave({'step': step, **self._identity}),
+      }
     )
-    self._sealing = self._sealer.submit(self._seal, step)
+    with self._written():
+      self._writer.save(self._folder(step), args=args)
+    accuracy = None if accuracy is None else float(accuracy)
+    self._sealing = self._sealer.submit(self._seal, step, accuracy)
 
-  def _seal(self, step: int) -> None:
+  def _seal(self, step: int, accuracy: float | None) -> None:
     """Writes the manifest once orbax has committed everything else."""
-    self._manager.wait_until_finished()
+    self._writer.wait_until_finished()
     if jax.process_index() == 0:
-      folder = self._directory / str(step)
-      part = folder.with_name(f'{step}.manifest')
-      part.write_text(json.dumps(digests(folder), indent=1))
-      os.replace(part, folder / MANIFEST)
+      seal(self._folder(step), accuracy)
+      self._remove_old()
 
-  def steps(self) -> list[int]:
-    """Steps on disk, oldest first, sound or not."""
-    return sorted(self._manager.all_steps())
+  def _remove_old(self) -> None:
+    """Removes all but the newest two sealed steps and the best one."""
+    accuracy = _accuracies(self._directory)
+    keep = {*sorted(accuracy)[-2:], *_best_first(accuracy)[:1]}
+    for step in set(steps(self._directory)) - keep:
+      # Half a folder must not look like a step.
+      aside = self._directory / f'{step}{_REMOVED}'
+      self._folder(step).rename(aside)
+      shutil.rmtree(aside, ignore_errors=True)
 
-  def restore(self, target: PyTree, *, force: bool = False) -> PyTree | None:
+  def check(self) -> None:
+    """Raises what the last save ran into, if it has; does not wait for it."""
+    if self._sealing is not None and self._sealing.done():
+      self.wait()
+
+  def wait(self) -> None:
+    """Returns when the last save is complete.
+
+    Raises:
+      MiraInputError: it could not be written.
+    """
+    if self._sealing is not None:
+      sealing, self._sealing = self._sealing, None
+      with self._written():
+        sealing.result()
+
+  @contextlib.contextmanager
+  def _written(self):
+    """What goes wrong while writing, as one line."""
+    try:
+      yield
+    except Exception as error:  # orbax and tensorstore raise many kinds
+      free = shutil.disk_usage(self._directory).free
+      first = str(error).strip().partition('\n')[0][:200]
+      hint = (
+        f'a checkpoint of about {_megabytes(self._bytes)} could not be '
+        f'written, {_megabytes(free)} are free; the ones before are untouched '
+        f'and the same command goes on from there ({first})'
+      )
+      raise _unusable('not_written', self._directory, hint) from error
+
+  def restore(
+    self, target: TrainState, *, strict: bool = False, force: bool = False
+  ) -> TrainState | None:
     """The newest sound state, or None in a fresh directory.
 
+    Damaged steps that are newer are renamed N.corrupt, with a warning each.
+
     Args:
-      target: pytree of `jax.ShapeDtypeStruct` with shardings.
+      target: leaves are `jax.ShapeDtypeStruct` with shardings, of any mesh.
+      strict: whether a damaged newest step is an error.
       force: tell what differs of another identity, and restore nevertheless.
 
     Raises:
       MiraInputError: the run was started with another identity, or its state
-        is of other shapes; or there are checkpoints and every one is damaged.
+        is of other shapes; or there are checkpoints and every one is damaged,
+        or with `strict` the newest is.
     """
-    found, damaged = self.steps(), []
-    for step in reversed(found):
-      trouble = self._agreed(step)
-      if not trouble:
-        break
-      folder = self._directory / str(step)
-      text = 'checkpoint %s is damaged (%s); trying the one before'
-      logging.warning(text, folder, trouble)
-      damaged.append(step)
-    else:
-      if found:
-        hint = 'every checkpoint is damaged; start again in a new --workdir'
-        raise _unusable('damaged', self._directory, hint)
+    sound, damaged = self._newest_sound(strict)
+    if sound is None:
       return None
-    self._check_identity(step, force)
+    self._check_identity(sound, force)
     self._set_aside(damaged)
-    return self._load(step, target)
+    return self._load(sound, target)
 
-  def _load(self, step: int, target: PyTree) -> PyTree:
-    args = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+  def _newest_sound(self, strict: bool) -> tuple[int | None, list[int]]:
+    """The step to restore, and those above it; host 0 looks for all hosts."""
+    found = steps(self._directory)[::-1]
+    good, wrong = len(found), ''
+    if jax.process_index() == 0:
+      good, wrong = self._look(found, strict)
+    if jax.process_count() > 1:
+      told = multihost_utils.broadcast_one_to_all(np.array([good, len(found)]))
+      good, count = map(int, told)
+      wrong = wrong or 'host 0 tells which'
+      assert count == len(found), 'hosts see different files'
+    if not found:
+      return None, []
+    if good < len(found):
+      return found[good], found[:good]
+    if strict:
+      hint = f'{wrong}; --resume=auto goes on from the step before'
+      raise _unusable('damaged', self._folder(found[0]), hint)
+    hint = 'every checkpoint is damaged; start again in a new --workdir'
+    raise _unusable('damaged', self._directory, hint)
+
+  def _look(self, found: list[int], strict: bool) -> tuple[int, str]:
+    """Place of the first sound step in `found`, and what ails the first."""
+    first = ''
+    for i, step in enumerate(found):
+      trouble = verify(self._folder(step))
+      if not trouble:
+        return i, first
+      first = first or trouble
+      if strict:
+        break
+      older = found[i + 1 : i + 2]
+      then = f'going back to {older[0]}' if older else 'there is no older one'
+      text = 'checkpoint %s is damaged (%s); %s'
+      logging.warning(text, self._folder(step), trouble, then)
+    return len(found), first
+
+  def _load(self, step: int, target: TrainState) -> TrainState:
+    weights, rest = _parts(target)
+    args = ocp.args.Composite(
+      **{
+        WEIGHTS: ocp.args.StandardRestore(weights),
+        STATE: ocp.args.StandardRestore(rest),
+      }
+    )
     try:
-      return self._manager.restore(step, args=args)['state']
+      found = self._writer.restore(self._folder(step), args=args)
     except ValueError as error:  # orbax goes on about every array
       hint = 'its arrays are not those of this configuration; give it the '
       hint += 'model and the optimizer of the run, or choose a new --workdir'
-      path = self._directory / str(step)
-      raise _unusable('run_changed', path, hint) from error
-
-  def _agreed(self, step: int) -> str:
-    """`verify` on host 0; all hosts must restore the same step."""
-    trouble = ''
-    if jax.process_index() == 0:
-      trouble = verify(self._directory / str(step))
-    if jax.process_count() > 1:
-      bad = multihost_utils.broadcast_one_to_all(bool(trouble))
-      trouble = trouble or ('damaged' if bad else '')
-    return trouble
+      raise _unusable('run_changed', self._folder(step), hint) from error
+    return dataclasses.replace(target, **found[WEIGHTS], **found[STATE])
 
   def _set_aside(self, damaged: list[int]) -> None:
-    """Renames damaged steps, so that their numbers can be saved again."""
-    if not damaged:
-      return
-    if jax.process_index() == 0:
-      for step in damaged:
-        folder = self._directory / str(step)
-        aside = folder.with_name(f'{step}.corrupt')
-        shutil.rmtree(aside, ignore_errors=True)  # of an earlier mishap
-        folder.rename(aside)
-    if jax.process_count() > 1:
-      multihost_utils.sync_global_devices('set_aside')
-    self._manager.reload()
+    """Renames damaged steps, so that their numbers can be saved again.
 
-  def restore_best(self, target: PyTree) -> tuple[int, PyTree]:
+    Those of earlier mishaps go: they would fill the disk in time.
+    """
+    if damaged and jax.process_index() == 0:
+      for path in self._directory.glob(f'*{_CORRUPT}'):
+        shutil.rmtree(path, ignore_errors=True)
+      for step in damaged:
+        folder = self._folder(step)
+        folder.rename(folder.with_name(f'{step}{_CORRUPT}'))
+    _meet('set_aside')
+
+  def restore_best(self, target: TrainState) -> tuple[int, TrainState]:
     """The step that was saved with the highest accuracy, and its state.
 
-    Damaged steps are passed over. Call it when nothing is being saved.
+    Damaged steps are passed over, with a warning. Call it when nothing is
+    being saved.
 
     Args:
       target: as in `restore`.
@@ -197,18 +353,13 @@ class Checkpoints:
     Raises:
       MiraInputError: no step is sound.
     """
-    accuracy = {
-      step: self._manager.metrics(step)['accuracy'] for step in self.steps()
-    }
-    for step in sorted(accuracy, key=lambda s: (accuracy[s], s), reverse=True):
-      if not self._agreed(step):
-        return step, self._load(step, target)
-    hint = 'every step is damaged; train again in a new --workdir'
-    raise _unusable('corrupt', self._directory, hint)
+    candidates = _best_first(_accuracies(self._directory))
+    step = _first_sound(self._directory, candidates)
+    return step, self._load(step, target)
 
   def _check_identity(self, step: int, force: bool) -> None:
-    restore = ocp.args.Composite(meta=ocp.args.JsonRestore())
-    saved = self._manager.restore(step, args=restore)['meta']
+    args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
+    saved = self._writer.restore(self._folder(step), args=args)[META]
     for name, value in self._identity.items():
       if saved.get(name) != value:
         told = (
@@ -219,26 +370,146 @@ class Checkpoints:
           raise _unusable('run_changed', self._directory, hint)
         logging.warning('--force: %s', told)
 
-  def wait(self) -> None:
-    """Returns when the last save is complete; raises what it ran into."""
-    if self._sealing is not None:
-      self._sealing.result()
-      self._sealing = None
+  def accuracy(self, step: int) -> float | None:
+    """What a sealed step was saved with."""
+    return _accuracies(self._directory).get(step)
+
+  def rate(self, step: int, accuracy: float) -> None:
+    """Gives an accuracy to a sealed step that was saved without one."""
+    if jax.process_index() == 0:
+      folder = self._folder(step)
+      manifest = read_manifest(folder)
+      with self._written():
+        _write_manifest(folder, manifest | {'accuracy': float(accuracy)})
 
   def stop_requested(self, step: int) -> bool:
     """Whether any host of a multi-host job was told to stop at `step`."""
-    return self._manager.reached_preemption(step)
+    return ocp.utils.reached_preemption(step)
 
   def __enter__(self) -> Checkpoints:
     return self
 
-  def __exit__(self, *error: Any) -> None:
+  def __exit__(self, kind: type | None, *error: Any) -> None:
     """Completes the last save, whatever ended the run."""
     try:
       self.wait()
+    except MiraInputError as failure:
+      if kind is None or issubclass(kind, SystemExit):
+        raise
+      logging.warning('%s', failure)  # what ended the run matters more
     finally:
       self._sealer.shutdown()
-      self._manager.close()
+      self._writer.close()
+
+
+def _parts(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+  """The fields of a state: what scoring takes, and the rest."""
+  names = [field.name for field in dataclasses.fields(state)]
+  fields = {name: getattr(state, name) for name in names}
+  return {name: fields.pop(name) for name in _WEIGHTS_FIELDS}, fields
+
+
+def _meet(name: str) -> None:
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
+# ----- reading alone ----------------------------------------------------------
+
+
+def steps(directory: pathlib.Path) -> list[int]:
+  """Steps on disk, oldest first, sound or not."""
+  names = (path.name for path in directory.glob('*') if path.is_dir())
+  return sorted(int(name) for name in names if name.isdecimal())
+
+
+def _accuracies(directory: pathlib.Path) -> dict[int, float | None]:
+  """Of every sealed step."""
+  manifests = {s: read_manifest(directory / str(s)) for s in steps(directory)}
+  return {s: m['accuracy'] for s, m in manifests.items() if m is not None}
+
+
+def _best_first(accuracy: Mapping[int, float | None]) -> list[int]:
+  """Steps by accuracy, the later one first where it is the same."""
+
+  def merit(step: int) -> tuple[float, int]:
+    value = accuracy[step]
+    return (-np.inf if value is None else value), step
+
+  return sorted(accuracy, key=merit, reverse=True)
+
+
+def _first_sound(
+  directory: pathlib.Path, candidates: list[int], part: str = ''
+) -> int:
+  """The first of some steps that is sound, as host 0 finds it."""
+  found = -1
+  if jax.process_index() == 0:
+    for step in candidates:
+      trouble = verify(directory / str(step), part)
+      if not trouble:
+        found = step
+        break
+      text = 'checkpoint %s is damaged (%s) and passed over'
+      logging.warning(text, directory / str(step), trouble)
+  if jax.process_count() > 1:
+    # Others may have looked before host 0 had sealed the last one.
+    found = int(multihost_utils.broadcast_one_to_all(np.array(found)))
+  if found < 0:
+    hint = 'not one checkpoint is sound; train again in a new --workdir'
+    raise _unusable('damaged', directory, hint)
+  return found
+
+
+def choose(directory: pathlib.Path, which: str) -> int:
+  """The step that a person names, with sound weights.
+
+  Args:
+    directory: of checkpoints; nothing in it is changed, so a run may be
+      writing there.
+    which: 'newest', 'best' or a number.
+
+  Raises:
+    MiraInputError: there is no such step, or it is damaged.
+  """
+  accuracy = _accuracies(directory)
+  if which == 'newest':
+    candidates = sorted(accuracy, reverse=True)
+  elif which == 'best':
+    candidates = _best_first(accuracy)
+  else:
+    candidates = [step for step in accuracy if str(step) == which]
+  if not candidates:
+    there = ', '.join(map(str, sorted(accuracy))) or 'none'
+    hint = f"the steps that can be used are {there}; or 'newest', 'best'"
+    raise _unusable('no_step', f'{directory}: {which}', hint)
+  return _first_sound(directory, candidates, WEIGHTS)
+
+
+def read_weights(
+  directory: pathlib.Path, step: int, target: Mapping[str, PyTree]
+) -> dict[str, PyTree]:
+  """Some of the weights of a step; nothing else is read.
+
+  Args:
+    directory: of checkpoints.
+    step: see `choose`.
+    target: of 'params', 'mira' and 'average' those that are wanted, leaves as
+      in `Checkpoints.restore`.
+  """
+  target = dict(target)
+  args = ocp.args.PyTreeRestore(
+    target,
+    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+    partial_restore=True,
+  )
+  folder = directory.absolute() / str(step) / WEIGHTS
+  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    return reader.restore(folder, args=args)
+
+
+def _megabytes(count: int) -> str:
+  return f'{count / 1e6:,.0f} MB'
 
 
 def _unusable(

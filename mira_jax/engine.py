@@ -315,7 +315,10 @@ def load_run(
   """
   path = pathlib.Path(workdir) / WEIGHTS
   if not path.exists():
-    hint = f'there is no {WEIGHTS}; finish the run with train.py first'
+    hint = (
+      f'there is no {WEIGHTS}; finish the run with train.py first, or score '
+      'a checkpoint of it with eval.py --step=newest'
+    )
     code = ExitCode.CHECKPOINT
     raise MiraInputError('not_finished', workdir, hint, exit_code=code)
   return load_file(path, batch_size)

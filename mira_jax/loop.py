@@ -28,6 +28,7 @@ def train(
   cfg: config.Config,
   workdir: pathlib.Path,
   *,
+  strict: bool = False,
   force: bool = False,
   debug_nans: bool = False,
 ) -> None:
@@ -36,6 +37,7 @@ def train(
   Args:
     cfg: of the run; the number of classes is filled in.
     workdir: folder of the run, see `training.open_workdir`.
+    strict: whether a damaged newest checkpoint is an error.
     force: resume although the configuration or a dataset changed.
     debug_nans: stop at the first update that is not finite, and find the
       operation that made it so; on one host.
@@ -75,7 +77,7 @@ def train(
   checkpoints = checkpoint.Checkpoints(
     workdir / 'checkpoints', training.identity(cfg, fingerprints)
   )
-  state = checkpoints.restore(target, force=force)
+  state = checkpoints.restore(target, strict=strict, force=force)
   if state is None:
     where = jax.tree.map(lambda x: x.sharding, target)
     state = jax.jit(init, out_shardings=where)(init_key)
@@ -85,8 +87,12 @@ def train(
       if first_host:
         print(f'{cfg.train.init_from}: {told}')
   if first_host:
-    (workdir / 'config.json').write_text(config.to_json(cfg))
+    runlog.replace(workdir / 'config.json', config.to_json(cfg))
   start = int(state.step)
+  every = cfg.train.eval_every * steps_per_epoch
+
+  def is_look(step: int) -> bool:
+    return step == total or bool(every and step % every == 0)
 
   # ----- loop -----
   batches = task.batches(start)
@@ -107,6 +113,9 @@ def train(
       functools.partial(training.fitting, cfg, sharding.clip_parts(mesh)),
     ),
   ):
+    if start and is_look(start) and checkpoints.accuracy(start) is None:
+      # A signal came just then, and saving could not wait for a look.
+      checkpoints.rate(start, task.look(start, state, log))
     for step in range(start + 1, total + 1):
       batch = sharding.put_batch(next(batches), mesh)
       with jax.transfer_guard('disallow'):  # nothing moves behind our back
@@ -115,10 +124,9 @@ def train(
       if step % cfg.train.log_every == 0 or step == start + 1:
         log.flush()
 
+      checkpoints.check()  # raises if the last one could not be written
       stopping = stop.received or checkpoints.stop_requested(step)
-      every = cfg.train.eval_every * steps_per_epoch
-      looking = step == total or (every and step % every == 0)
-      looking = looking and not stopping
+      looking = is_look(step) and not stopping
       if not (stopping or looking or step % cfg.train.save_every == 0):
         continue
 
@@ -128,10 +136,11 @@ def train(
       # not saved, neither here nor when the run ends for that: it would be the
       # newest checkpoint, from which no other learning rate could go on.
       if not log.in_a_row or step == total:
-        selects = task.look(step, state, log) if looking else -1.0
-        checkpoints.save(step, state, selects)
+        accuracy = task.look(step, state, log) if looking else None
+        checkpoints.save(step, state, accuracy)
         log.saved = step
       if stopping:
+        checkpoints.wait()
         log.say(
           f'stopped after step {step}; the same command resumes from step '
           f'{log.saved}'

@@ -270,7 +270,9 @@ def log_bias(gain: Array) -> Array:
 
 def _exact_prior(score: Array, config: MiraConfig) -> tuple[Array, Array]:
   low, high = (f(score, -1, keepdims=True) for f in (jnp.min, jnp.max))
-  score = (score - low) / (high - low + 1e-12)
+  # Compilers fuse, and may round, `score` and its minimum differently: below
+  # zero by an ulp of 1e-7 over a range of 1e-4, its power would be NaN.
+  score = jnp.maximum(score - low, 0) / (high - low + 1e-12)
   return score, _normalise((score + config.power_eps) ** config.power)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import time
 from collections.abc import Mapping
@@ -228,5 +229,12 @@ def _reopen(path: pathlib.Path, start: int) -> IO[str]:
   # A killed run may have left half a line.
   whole = [line for line in lines if line.endswith('}\n')]
   kept = [line for line in whole if json.loads(line)['step'] <= start]
-  path.write_text(''.join(kept))
+  replace(path, ''.join(kept))
   return path.open('a')
+
+
+def replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole: a run that is killed leaves what was there."""
+  part = path.with_name(path.name + '.part')
+  part.write_text(text)
+  os.replace(part, path)

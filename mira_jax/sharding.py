@@ -123,6 +123,15 @@ def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
   return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def abstract(tree: PyTree, mesh: Mesh) -> PyTree:
+  """`tree` (arrays or shapes) as shapes with shardings."""
+  return jax.tree.map(
+    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+    tree,
+    shardings(tree, mesh),
+  )
+
+
 def partition(
   name: str, shape: tuple[int, ...], axes: Mapping[str, int]
 ) -> PartitionSpec:

@@ -84,12 +84,7 @@ def abstract(
   init: Callable[[Array], TrainState], key: Array, mesh: Mesh
 ) -> TrainState:
   """`init(key)` as shapes with shardings: what a checkpoint restores to."""
-  shapes = jax.eval_shape(init, key)
-  return jax.tree.map(
-    lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-    shapes,
-    sharding.shardings(shapes, mesh),
-  )
+  return sharding.abstract(jax.eval_shape(init, key), mesh)
 
 
 def make_train_step(

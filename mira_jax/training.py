@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import pathlib
 import re
@@ -37,10 +38,20 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   try:
     app.run(quiet, flags_parser=parse_flags)
   except MiraInputError as error:
-    print(f'{pathlib.Path(sys.argv[0]).name}: {error}', file=sys.stderr)
+    print(f'{_command()}: {error}', file=sys.stderr)
     sys.exit(int(error.exit_code))
+  except OSError as error:
+    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+      raise
+    path = error.filename or 'a file of the run'
+    print(f'{_command()}: not_written: {path}: {error}', file=sys.stderr)
+    sys.exit(int(ExitCode.CHECKPOINT))
   except KeyboardInterrupt:  # outside the loop, where there is nothing to save
     sys.exit(130)
+
+
+def _command() -> str:
+  return pathlib.Path(sys.argv[0]).name
 
 
 def parse_flags(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
+import math
+import resource
 import shutil
+import time
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +16,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mira_jax import checkpoint, optim, sharding, steps, weights
+from mira_jax import (
+  checkpoint,
+  config,
+  optim,
+  program,
+  sharding,
+  steps,
+  weights,
+)
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.mira import MiraConfig
 
 IDENTITY = {'seed': 1, 'model': {'dim': 8, 'mira': None}}
 
@@ -33,9 +46,12 @@ def state(value: float) -> steps.TrainState:
   )
 
 
+def abstract(state):
+  return sharding.abstract(state, sharding.make_mesh())
+
+
 def target():
-  mesh = sharding.make_mesh()
-  return steps.abstract(lambda key: state(0), jax.random.key(0), mesh)
+  return abstract(state(0))
 
 
 def save(directory, accuracies: dict[int, float]):
@@ -44,9 +60,9 @@ def save(directory, accuracies: dict[int, float]):
       checkpoints.save(step, state(step), accuracy)
 
 
-def restore(directory, identity=IDENTITY):
+def restore(directory, identity=IDENTITY, like=None):
   with checkpoint.Checkpoints(directory, identity) as checkpoints:
-    return checkpoints.restore(target())
+    return checkpoints.restore(target() if like is None else like)
 
 
 def test_round_trip_is_exact(tmp_path):
@@ -68,15 +84,27 @@ def test_keeps_the_newest_two_and_the_best_across_restarts(tmp_path):
   assert kept == [2, 5, 6]
 
 
+def biggest(folder):
+  return max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
+
+
+def flip_bits(folder):
+  path = biggest(folder)
+  data = bytearray(path.read_bytes())
+  for i in range(64):
+    data[len(data) // 2 + i] ^= 1 << i % 8
+  path.write_bytes(data)
+
+
 def flip_a_bit(folder):
-  path = max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
+  path = biggest(folder)
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
   path.write_bytes(data)
 
 
 def truncate(folder):
-  path = max(folder.rglob('d/*'), key=lambda path: path.stat().st_size)
+  path = biggest(folder)
   path.write_bytes(path.read_bytes()[:10])
 
 
@@ -85,14 +113,58 @@ def empty(folder):
   folder.mkdir()
 
 
+def remove(name):
+  def damage(folder):
+    path = folder / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+  return damage
+
+
+def manifest_of(text):
+  return lambda folder: (folder / checkpoint.MANIFEST).write_text(text)
+
+
+def half_a_manifest(folder):
+  path = folder / checkpoint.MANIFEST
+  path.write_bytes(path.read_bytes()[:-30])
+
+
+def manifest_of_the_step_before(folder):
+  other = folder.with_name(str(int(folder.name) - 1))
+  shutil.copy(other / checkpoint.MANIFEST, folder)
+
+
+def better_accuracy(folder):
+  path = folder / checkpoint.MANIFEST
+  path.write_text(path.read_text().replace('0.2', '0.9'))
+
+
 DAMAGE = {
-  'flipped bit': flip_a_bit,
+  '64 flipped bits': flip_bits,
+  'one flipped bit': flip_a_bit,
   'truncated': truncate,
+  'no data file': lambda folder: biggest(folder).unlink(),
+  'no _METADATA': remove('state/_METADATA'),
+  'no _CHECKPOINT_METADATA': remove('_CHECKPOINT_METADATA'),
+  'no state': remove('state'),
+  'no weights': remove('weights'),
   'empty': empty,
-  'not sealed': lambda folder: (folder / checkpoint.MANIFEST).unlink(),
-  'no metadata': lambda folder: (folder / 'state/_METADATA').unlink(),
-  'no state': lambda folder: shutil.rmtree(folder / 'state'),
+  'a file too many': lambda folder: (folder / 'state/d/more').touch(),
+  'no manifest': remove(checkpoint.MANIFEST),
+  'an empty manifest': manifest_of(''),
+  'a manifest of nothing': manifest_of('null'),
+  'a manifest of other things': manifest_of('{"seal": 1, "files": []}'),
+  'half a manifest': half_a_manifest,
+  'the manifest of the step before': manifest_of_the_step_before,
+  'a manifest with another accuracy': better_accuracy,
 }
+
+
+def warnings(caplog):
+  texts = [record.getMessage() for record in caplog.records]
+  caplog.clear()
+  return texts
 
 
 @pytest.mark.parametrize('damage', DAMAGE.values(), ids=DAMAGE.keys())
@@ -101,8 +173,10 @@ def test_damage_falls_back_to_the_step_before(tmp_path, caplog, damage):
   damage(tmp_path / '2')
   with caplog.at_level(logging.WARNING):
     restored = restore(tmp_path)
-  assert restored.step == 1
-  assert str(tmp_path / '2') in caplog.text
+  jax.tree.map(np.testing.assert_array_equal, restored, state(1))
+  (text,) = warnings(caplog)
+  assert f'{tmp_path / "2"} is damaged' in text
+  assert text.endswith('going back to 1')
   assert (tmp_path / '2.corrupt').is_dir()
   save(tmp_path, {2: 0.2})  # its number is free again
   assert restore(tmp_path).step == 2
@@ -110,9 +184,55 @@ def test_damage_falls_back_to_the_step_before(tmp_path, caplog, damage):
   assert restore(tmp_path).step == 1
 
 
+def test_a_step_that_was_not_committed_is_as_if_it_had_never_been(
+  tmp_path, caplog
+):
+  save(tmp_path, {1: 0.1, 2: 0.2})
+  (tmp_path / '2').rename(tmp_path / '2.orbax-checkpoint-tmp-7')
+  (tmp_path / '0.removed').mkdir()
+  (tmp_path / '2.manifest').write_text('{')
+  assert restore(tmp_path).step == 1
+  assert not warnings(caplog)
+  assert [path.name for path in tmp_path.iterdir()] == ['1']
+
+
+def test_only_the_last_damaged_steps_are_kept(tmp_path, caplog):
+  save(tmp_path, {1: 0.3, 2: 0.2})
+  flip_a_bit(tmp_path / '2')
+  restore(tmp_path)
+  save(tmp_path, {3: 0.1, 4: 0.2, 5: 0.1})
+  for step in (4, 5):
+    flip_a_bit(tmp_path / str(step))
+  caplog.clear()
+  assert restore(tmp_path).step == 1  # the best of what there was
+  first, second = warnings(caplog)
+  assert first.endswith('going back to 4')
+  assert second.endswith('going back to 1')
+  names = sorted(path.name for path in tmp_path.iterdir())
+  assert names == ['1', '4.corrupt', '5.corrupt']
+
+
+def test_strictly_a_damaged_newest_step_is_an_error(tmp_path, caplog):
+  def restore_strictly():
+    with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
+      return checkpoints.restore(target(), strict=True)
+
+  assert restore_strictly() is None
+  save(tmp_path, {1: 0.1, 2: 0.2})
+  assert restore_strictly().step == 2
+  truncate(tmp_path / '2')
+  with pytest.raises(MiraInputError, match='--resume=auto') as caught:
+    restore_strictly()
+  assert caught.value.exit_code == ExitCode.CHECKPOINT
+  assert caught.value.path == str(tmp_path / '2')
+  assert not warnings(caplog)
+  assert restore(tmp_path).step == 1  # nothing was touched
+
+
 def test_nothing_sound_is_an_error_not_a_fresh_start(tmp_path):
-  save(tmp_path, {1: 0.1})
+  save(tmp_path, {1: 0.1, 2: 0.2})
   flip_a_bit(tmp_path / '1')
+  truncate(tmp_path / '2')
   for _ in range(2):
     with pytest.raises(MiraInputError, match='damaged') as caught:
       restore(tmp_path)
@@ -127,6 +247,184 @@ def test_another_run_is_refused(tmp_path, name, value):
   with pytest.raises(MiraInputError, match=f'with {name}') as caught:
     restore(tmp_path, IDENTITY | {name: value})
   assert caught.value.exit_code == ExitCode.CHECKPOINT
+
+
+def test_sizes_are_looked_at_before_digests(tmp_path):
+  save(tmp_path, {1: 0.1})
+  truncate(tmp_path / '1')
+  assert '10 of' in checkpoint.verify(tmp_path / '1')
+
+
+# ----- saving ---------------------------------------------------------------
+
+
+def test_training_goes_on_while_a_state_is_saved(tmp_path):
+  step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+  with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
+    one = big_state(1)
+    checkpoints.save(1, one)
+    for _ in range(5):
+      one = step(one)  # into the memory of the one before
+    jax.block_until_ready(one)
+  restored = restore(tmp_path, like=abstract(big_state(1)))
+  jax.tree.map(np.testing.assert_array_equal, restored, big_state(1))
+
+
+def big_state(value):
+  small = state(value)
+  kernel = jnp.full((2000, 1000), value, jnp.float32)
+  return dataclasses.replace(small, params={'kernel': kernel})
+
+
+def file_limit(size):
+  """No file may be longer; Python ignores the signal, so writing fails."""
+  hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+
+
+def test_a_full_disk_is_told_at_the_next_step_and_harms_nothing(tmp_path):
+  save(tmp_path, {1: 0.1})
+  before = checkpoint.read_manifest(tmp_path / '1')
+  rng = np.random.default_rng(0)  # that cannot be compressed
+  noise = {'kernel': jnp.asarray(rng.normal(size=(1000, 250)), jnp.float32)}
+
+  def save_and_go_on():
+    with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
+      checkpoints.save(2, dataclasses.replace(state(2), params=noise))
+      for _ in range(1000):
+        checkpoints.check()
+        time.sleep(0.01)
+      raise AssertionError('nobody noticed')
+
+  file_limit(100_000)
+  try:
+    with pytest.raises(MiraInputError, match='not_written') as caught:
+      save_and_go_on()
+  finally:
+    file_limit(resource.RLIM_INFINITY)
+  error = caught.value
+  assert error.exit_code == ExitCode.CHECKPOINT
+  assert error.path == str(tmp_path)
+  assert 'of about 1 MB could not be written' in error.hint
+  assert 'MB are free' in error.hint
+  assert '\n' not in str(error)
+  assert any('tmp' in path.name for path in tmp_path.iterdir())
+  assert restore(tmp_path).step == 1
+  assert checkpoint.verify(tmp_path / '1') == ''
+  assert checkpoint.read_manifest(tmp_path / '1') == before
+  assert [path.name for path in tmp_path.iterdir()] == ['1']
+
+
+def test_the_steps_before_stay_until_the_new_one_is_sealed(tmp_path, caplog):
+  save(tmp_path, {1: 0.5, 2: 0.1})
+  with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
+    (tmp_path / '3.manifest').mkdir()  # where the manifest is to be written
+    checkpoints.save(3, state(3), 0.9)
+    with pytest.raises(MiraInputError, match='not_written'):
+      checkpoints.wait()
+  assert checkpoint.steps(tmp_path) == [1, 2, 3]
+  assert restore(tmp_path).step == 2  # as after a kill between the two
+  assert len(warnings(caplog)) == 1
+
+
+def test_a_step_gets_its_accuracy_later(tmp_path):
+  with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
+    checkpoints.save(1, state(1), 0.5)
+    checkpoints.save(2, state(2))
+    checkpoints.wait()
+    assert checkpoints.accuracy(1) == 0.5
+    assert checkpoints.accuracy(2) is None
+    checkpoints.rate(2, 0.75)
+    step, best = checkpoints.restore_best(target())
+    assert (step, int(best.step)) == (2, 2)
+  assert checkpoint.verify(tmp_path / '2') == ''
+
+
+# ----- other devices --------------------------------------------------------
+
+
+def real_state(**axes):
+  """What train.py starts from, and its shapes, on a mesh of so many devices."""
+  count = math.prod(axes.values())
+  mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
+  cfg = config.Config(
+    model=config.ModelConfig(
+      dim=64, depth=1, heads=2, frames=4, image_size=16, num_classes=3
+    ),
+    optim=config.OptimConfig(ema_decay=0.9),
+  )
+  cfg.model.mira = MiraConfig(statistics='batch_ema')
+  made = program.training(cfg, program.make(cfg, mesh), mesh, 3)
+  where = jax.tree.map(lambda x: x.sharding, made.target)
+  return jax.jit(made.init, out_shardings=where), made.target
+
+
+@pytest.fixture(scope='module')
+def sharded(tmp_path_factory):
+  """A checkpoint of eight devices, split in every way."""
+  folder = tmp_path_factory.mktemp('sharded')
+  init, _ = real_state(data=2, fsdp=2, model=2)
+  one = init(jax.random.key(3))
+  specs = {str(x.sharding.spec) for x in jax.tree.leaves(one)}
+  assert any('fsdp' in spec and 'model' in spec for spec in specs)
+  with checkpoint.Checkpoints(folder, IDENTITY) as checkpoints:
+    checkpoints.save(1, one, 0.5)
+  return folder, jax.device_get(one)
+
+
+@pytest.mark.parametrize(
+  'axes',
+  [
+    {'data': 1, 'fsdp': 1, 'model': 1},
+    {'data': 1, 'fsdp': 4, 'model': 1},
+    {'data': 1, 'fsdp': 1, 'model': 2},
+    {'data': 8, 'fsdp': 1, 'model': 1},
+  ],
+  ids=str,
+)
+def test_a_state_is_the_same_on_other_devices(sharded, axes):
+  folder, expected = sharded
+  _, target = real_state(**axes)
+  with checkpoint.Checkpoints(folder, IDENTITY) as checkpoints:
+    restored = checkpoints.restore(target)
+  jax.tree.map(np.testing.assert_array_equal, restored, expected)
+  for array, asked in zip(
+    jax.tree.leaves(restored), jax.tree.leaves(target), strict=True
+  ):
+    assert array.sharding.is_equivalent_to(asked.sharding, array.ndim)
+
+
+def test_weights_are_read_without_the_optimiser(sharded, tmp_path):
+  folder = shutil.copytree(sharded[0], tmp_path / 'copy')
+  shutil.rmtree(folder / '1' / 'state')
+  _, target = real_state(data=1, fsdp=1, model=2)
+  for which in ('newest', 'best', '1'):
+    assert checkpoint.choose(folder, which) == 1
+  wanted = {'average': target.average, 'mira': target.mira}
+  found = checkpoint.read_weights(folder, 1, wanted)
+  expected = {'average': sharded[1].average, 'mira': sharded[1].mira}
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+  with pytest.raises(MiraInputError, match='can be used are 1;') as caught:
+    checkpoint.choose(folder, '7')
+  assert caught.value.exit_code == ExitCode.CHECKPOINT
+
+
+def test_a_checkpoint_to_score_is_chosen_among_the_sound(tmp_path, caplog):
+  save(tmp_path, {1: 0.9, 2: 0.2, 3: 0.4})
+  assert checkpoint.choose(tmp_path, 'best') == 1
+  assert checkpoint.choose(tmp_path, 'newest') == 3
+  (tmp_path / '3' / checkpoint.MANIFEST).unlink()  # is being written
+  assert checkpoint.choose(tmp_path, 'newest') == 2
+  assert not warnings(caplog)
+  shutil.rmtree(tmp_path / '1' / 'weights')
+  assert checkpoint.choose(tmp_path, 'best') == 2
+  assert len(warnings(caplog)) == 1
+  with pytest.raises(MiraInputError, match='damaged'):
+    checkpoint.choose(tmp_path, '1')
+  assert len(list(tmp_path.iterdir())) == 3  # nothing was touched
+
+
+# ----- weights --------------------------------------------------------------
 
 
 def test_weights_round_trip(tmp_path):

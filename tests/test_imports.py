@@ -31,6 +31,7 @@ FLOORS = {
   'mira_jax.hosts': 3,
   'mira_jax.program': 3,
   'mira_jax.inputs': 3,
+  'mira_jax.snapshot': 3,
   'mira_jax.tasks': 3,
   'mira_jax.loop': 3,
   'mira_jax.commands': 3,

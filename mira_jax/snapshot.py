@@ -1,0 +1,61 @@
+"""A run's weights at any of its checkpoints, while it still trains or after."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mira_jax import (
+  checkpoint,
+  engine,
+  inputs,
+  program,
+  sharding,
+  training,
+)
+from mira_jax.errors import ExitCode, MiraInputError
+
+
+def load(
+  workdir: pathlib.Path, which: str, batch_size: int = 8
+) -> tuple[engine.Engine, dict[str, Any]]:
+  """The engine and the card of a checkpoint; see `engine.load_run`.
+
+  Of the checkpoint only what scores is read: the parameters, or their average
+  if the run keeps one, and MiRA's averages. Devices may be others than those
+  that train.
+
+  Args:
+    workdir: of the run; nothing in it is changed.
+    which: 'newest', 'best' or the number of a step.
+    batch_size: clips per call.
+
+  Raises:
+    MiraInputError: there is no such step, it is damaged, or the run is a
+      pre-training.
+  """
+  cfg = training.read_config(workdir)
+  if cfg.pretrain:
+    hint = 'it is a pre-training; fine-tune it with --config.train.init_from'
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('no_classifier', workdir, hint, exit_code=code)
+  directory = workdir / 'checkpoints'
+  step = checkpoint.choose(directory, which)
+  datasets = inputs.open_datasets(cfg.data)
+  names = inputs.open_parts(cfg, datasets).train.class_names
+  model = engine.build_model(dataclasses.asdict(cfg.model))
+  video = jnp.zeros(program.video_shape(cfg))
+  fresh = jax.eval_shape(model.init, jax.random.key(0), video)
+  params = 'average' if cfg.optim.ema_decay else 'params'
+  wanted = {params: fresh['params'], 'mira': fresh.get('mira', {})}
+  mesh = sharding.make_mesh()
+  found = checkpoint.read_weights(
+    directory, step, sharding.abstract(wanted, mesh)
+  )
+  variables = {'params': found[params], 'mira': found['mira']}
+  scorer = engine.Engine(model, variables, batch_size, mesh)
+  return scorer, training.card(cfg, datasets, names, step)
