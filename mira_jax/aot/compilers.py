@@ -71,6 +71,12 @@ def requirements(platform: str) -> list[str]:
   return [libtpu.partition(';')[0].strip()]
 
 
+def versions(platform: str) -> dict[str, str]:
+  """Of jax and the compiler; in a process with those of `environment`."""
+  names = 'jax', {'tpu': 'libtpu', 'cuda': 'jax-cuda13-plugin'}[platform]
+  return {name: importlib.metadata.version(name) for name in names}
+
+
 def command(platform: str, folder: str | os.PathLike[str]) -> list[str]:
   """The call of pip that unpacks the wheels into a folder."""
   pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps']

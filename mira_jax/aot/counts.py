@@ -77,7 +77,7 @@ def _of_equation(eqn: Any, used: Flags) -> tuple[Counts, Flags]:
     return max(counts, key=lambda x: x.total()), [True, *needed]
   if name == 'scan':
     return _of_scan(eqn, used)
-  if name == 'while' or len(inner) > 1:
+  if len(inner) > 1 or not _is_call(eqn, inner[0]):  # a while loop, a scatter
     parts = [_walk(x, None)[0] for x in inner]
     return sum(parts, Counts()), everything
   count, needed = _walk(inner[0], used)
@@ -87,6 +87,13 @@ def _of_equation(eqn: Any, used: Flags) -> tuple[Counts, Flags]:
     shape = eqn.params['mesh'].shape
     count = _times(math.prod(shape[axis] for axis in axes), count)
   return count, needed
+
+
+def _is_call(eqn: Any, jaxpr: Any) -> bool:
+  """Whether the jaxpr takes and gives what the equation does."""
+  jaxpr = getattr(jaxpr, 'jaxpr', jaxpr)
+  sizes = len(jaxpr.invars), len(jaxpr.outvars)
+  return sizes == (len(eqn.invars), len(eqn.outvars))
 
 
 def _of_scan(eqn: Any, used: Flags) -> tuple[Counts, Flags]:

@@ -107,14 +107,15 @@ def compile_here(cfg: config.Config, target: Target) -> Report:
   mesh = sharding.make_mesh(**dataclasses.asdict(cfg.mesh), devices=devices)
   chip = chips.of_kind(devices[0].device_kind)
   share = target.chips / len(devices)
+  made = program.make(cfg, mesh)
+  training = program.training(cfg, made, mesh, steps_per_epoch=1000)
+  arguments = (
+    training.target,
+    program.abstract_batch(cfg, mesh),
+    program.abstract_key(mesh),
+  )
+  # From here on, for nothing can be computed on devices that are not there.
   with jax.set_mesh(mesh):
-    made = program.make(cfg, mesh)
-    training = program.training(cfg, made, mesh, steps_per_epoch=1000)
-    arguments = (
-      training.target,
-      program.abstract_batch(cfg, mesh),
-      program.abstract_key(mesh),
-    )
     start = time.monotonic()
     traced = training.step.trace(*arguments)
     lowered = traced.lower()
@@ -128,6 +129,7 @@ def compile_here(cfg: config.Config, target: Target) -> Report:
     'mesh': dict(mesh.shape),
     'attention': made.attention.removeprefix('attention: '),
     'batch': cfg.data.batch_size,
+    'versions': compilers.versions(target.platform),
     'trace_seconds': round(traced_in, 1),
     'compile_seconds': round(time.monotonic() - start - traced_in, 1),
     'memory': _memory(compiled, told, arguments, int(chip.hbm * share)),
