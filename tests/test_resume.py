@@ -14,8 +14,8 @@ import time
 import jax
 import numpy as np
 import pytest
-import runs
 
+import runs
 from mira_jax import checkpoint, config, loop, weights
 from mira_jax.errors import ExitCode, MiraInputError
 
