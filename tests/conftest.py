@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
-# Most tests compile more than they compute: without LLVM's passes the suite
-# takes half as long. Before jax reads it.
-os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0')
-
 import jax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
