@@ -2,6 +2,7 @@
 # make test: installs and runs every test.
 # make soak: trains a run twice, once under faults, and compares; SEED=0 draws
 #   which, some 4 minutes.
+# make test-pods: compiles whole training steps for TPU pods; half an hour.
 # make test-aot, test-aot-gpu: compiles the kernels for TPUs and for an H200,
 #   with their own compilers, which it downloads (0.2 and 0.1 GB).
 PYTHON ?= python3
@@ -11,7 +12,7 @@ SEED ?= 0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak test-aot test-aot-gpu lint format clean
+.PHONY: demo test soak test-aot test-pods test-aot-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -31,8 +32,11 @@ soak: $(STAMP)
 
 test-aot: $(STAMP)
 	$(BIN)/python tests/aot/install.py tpu $(VENV)/aot-tpu
-	MIRA_AOT_TPU=$(VENV)/aot-tpu $(BIN)/python -m pytest \
-	  tests/aot/test_tpu.py tests/aot/test_pods.py
+	MIRA_AOT_TPU=$(VENV)/aot-tpu $(BIN)/python -m pytest tests/aot/test_tpu.py
+
+test-pods: $(STAMP)
+	$(BIN)/python tests/aot/install.py tpu $(VENV)/aot-tpu
+	MIRA_AOT_TPU=$(VENV)/aot-tpu $(BIN)/python -m pytest tests/aot/test_pods.py
 
 test-aot-gpu: $(STAMP)
 	$(BIN)/python tests/aot/install.py cuda $(VENV)/aot-cuda
