@@ -512,9 +512,7 @@ def test_the_culprit_is_found_forward_and_backward():
 
 
 VARIANTS = {
-  'accumulate': ({}, {}, {'accumulate': 2}),
   'blocks': ({'scan': True, 'depth': 2, 'remat': 'full'}, {}, {}),
-  'bfloat16': ({'dtype': 'bfloat16', 'drop_path': 0.1}, {}, {}),
   'parts': ({'attention': 'streaming'}, {'fsdp': 2, 'model': 2}, {}),
 }
 
