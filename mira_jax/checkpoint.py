@@ -26,7 +26,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax import sharding
+from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.steps import TrainState
 
 PyTree = Any
@@ -164,7 +165,7 @@ class Checkpoints:
     if jax.process_index() == 0:
       self._directory.mkdir(parents=True, exist_ok=True)
       self._clean()
-    _meet('checkpoints')
+    sharding.meet('checkpoints')
 
   def _clean(self) -> None:
     for path in self._directory.iterdir():
@@ -249,7 +250,7 @@ class Checkpoints:
         f'written, {_megabytes(free)} are free; the ones before are untouched '
         f'and the same command goes on from there ({first})'
       )
-      raise _unusable('not_written', self._directory, hint) from error
+      raise checkpoint_error('not_written', self._directory, hint) from error
 
   def restore(
     self, target: TrainState, *, strict: bool = False, force: bool = False
@@ -292,9 +293,9 @@ class Checkpoints:
       return found[good], found[:good]
     if strict:
       hint = f'{wrong}; --resume=auto goes on from the step before'
-      raise _unusable('damaged', self._folder(found[0]), hint)
+      raise checkpoint_error('damaged', self._folder(found[0]), hint)
     hint = 'every checkpoint is damaged; start again in a new --workdir'
-    raise _unusable('damaged', self._directory, hint)
+    raise checkpoint_error('damaged', self._directory, hint)
 
   def _look(self, found: list[int], strict: bool) -> tuple[int, str]:
     """Place of the first sound step in `found`, and what ails the first."""
@@ -325,7 +326,7 @@ class Checkpoints:
     except ValueError as error:  # orbax goes on about every array
       hint = 'its arrays are not those of this configuration; give it the '
       hint += 'model and the optimizer of the run, or choose a new --workdir'
-      raise _unusable('run_changed', self._folder(step), hint) from error
+      raise checkpoint_error('run_changed', self._folder(step), hint) from error
     return dataclasses.replace(target, **found[WEIGHTS], **found[STATE])
 
   def _set_aside(self, damaged: list[int]) -> None:
@@ -339,7 +340,7 @@ class Checkpoints:
       for step in damaged:
         folder = self._folder(step)
         folder.rename(folder.with_name(f'{step}{_CORRUPT}'))
-    _meet('set_aside')
+    sharding.meet('set_aside')
 
   def restore_best(self, target: TrainState) -> tuple[int, TrainState]:
     """The step that was saved with the highest accuracy, and its state.
@@ -367,7 +368,7 @@ class Checkpoints:
         )
         if not force:
           hint = f'{told}; restore that, choose a new --workdir, or add --force'
-          raise _unusable('run_changed', self._directory, hint)
+          raise checkpoint_error('run_changed', self._directory, hint)
         logging.warning('--force: %s', told)
 
   def accuracy(self, step: int) -> float | None:
@@ -407,11 +408,6 @@ def _parts(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
   names = [field.name for field in dataclasses.fields(state)]
   fields = {name: getattr(state, name) for name in names}
   return {name: fields.pop(name) for name in _WEIGHTS_FIELDS}, fields
-
-
-def _meet(name: str) -> None:
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
 
 
 # ----- reading alone ----------------------------------------------------------
@@ -457,7 +453,7 @@ def _first_sound(
     found = int(multihost_utils.broadcast_one_to_all(np.array(found)))
   if found < 0:
     hint = 'not one checkpoint is sound; train again in a new --workdir'
-    raise _unusable('damaged', directory, hint)
+    raise checkpoint_error('damaged', directory, hint)
   return found
 
 
@@ -482,7 +478,7 @@ def choose(directory: pathlib.Path, which: str) -> int:
   if not candidates:
     there = ', '.join(map(str, sorted(accuracy))) or 'none'
     hint = f"the steps that can be used are {there}; or 'newest', 'best'"
-    raise _unusable('no_step', f'{directory}: {which}', hint)
+    raise checkpoint_error('no_step', f'{directory}: {which}', hint)
   return _first_sound(directory, candidates, WEIGHTS)
 
 
@@ -510,9 +506,3 @@ def read_weights(
 
 def _megabytes(count: int) -> str:
   return f'{count / 1e6:,.0f} MB'
-
-
-def _unusable(
-  code: str, path: str | os.PathLike[str], hint: str
-) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)

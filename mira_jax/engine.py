@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mira_jax import augment, memory, sharding, steps
+from mira_jax import augment, memory, output, sharding, steps
 from mira_jax.data import decode, sampling
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
 from mira_jax.interop.sources import weights_path
 from mira_jax.metrics import average_views
 from mira_jax.mira import MiraConfig
@@ -72,9 +72,7 @@ def _build(kind: type, fields: Mapping[str, Any]) -> Any:
 def use_compile_cache() -> None:
   """Keeps compiled programs in the user's cache, unless JAX was told where."""
   if jax.config.jax_compilation_cache_dir is None:
-    default = pathlib.Path.home() / '.cache'
-    root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or default)
-    jax.config.update('jax_compilation_cache_dir', str(root / 'mira_jax'))
+    jax.config.update('jax_compilation_cache_dir', str(output.cache()))
 
 
 class Engine:
@@ -297,12 +295,16 @@ def load_file(
   variables, card = load_weights(path)
   _check_card(card, path)
   if card.get('pretrain'):
-    hint = 'it is a pre-training; fine-tune it with --config.train.init_from'
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('no_classifier', path, hint, exit_code=code)
+    raise no_classifier(path)
   model = build_model(card['model'])
   _check_variables(model, variables, path)
   return Engine(model, variables, batch_size), card
+
+
+def no_classifier(path: str | os.PathLike[str]) -> MiraInputError:
+  """The error of a pre-training where a classifier is needed."""
+  hint = 'it is a pre-training; fine-tune it with --config.train.init_from'
+  return checkpoint_error('no_classifier', path, hint)
 
 
 def load_run(

@@ -45,6 +45,20 @@ class MiraInputError(ValueError):
     super().__init__(f'{code}: {self.path}: {hint}')
 
 
+def data_error(
+  code: str, path: str | os.PathLike[str], hint: str
+) -> MiraInputError:
+  """The error of a dataset or table that cannot be used as it is."""
+  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)
+
+
+def checkpoint_error(
+  code: str, path: str | os.PathLike[str], hint: str
+) -> MiraInputError:
+  """The error of a checkpoint or of weights that cannot be used as they are."""
+  return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)
+
+
 def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
   """'; did you mean A or B?' for the end of a hint; '' when nothing is near.
 

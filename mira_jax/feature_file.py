@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, data_error
 
 Features = dict[str, np.ndarray]  # by the names above
 ROWS = ('features', 'label', 'clip_id', 'subject', 'fold', 'split')
@@ -115,16 +115,16 @@ def train_and_test(train: Features, test: Features) -> Features:
   named = [x['class_names'].tolist() for x in (train, test)]
   if named[0] != named[1]:
     hint = f'the training clips have {named[0]}, in this order'
-    raise _data_error('other_classes', f'classes {named[1]}', hint)
+    raise data_error('other_classes', f'classes {named[1]}', hint)
   same = ours.get('weights_sha256') == theirs.get('weights_sha256')
   if not same or train['features'].shape[1:] != test['features'].shape[1:]:
     hint = 'other weights made the training features; use the same for both'
-    raise _data_error('other_weights', str(theirs.get('weights')), hint)
+    raise data_error('other_weights', str(theirs.get('weights')), hint)
   if ours.get('dataset') == theirs.get('dataset'):
     both = np.intersect1d(train['clip_id'], test['clip_id'])
     if len(both):
       hint = f'{len(both)} clips are in both files; write one with --splits'
-      raise _data_error('clip_in_both', str(both[0]), hint)
+      raise data_error('clip_in_both', str(both[0]), hint)
   joined = {n: np.concatenate([train[n], test[n]]) for n in ROWS}
   joined['split'] = np.repeat(
     ['train', 'test'], [len(train['label']), len(test['label'])]
@@ -161,7 +161,7 @@ def partition(
       found = ', '.join(np.unique(data['split']))
       hint = 'it needs the splits train and test; use --protocol=loso or '
       hint += 'folds, or --test=OTHER.npz'
-      raise _data_error('no_split', f'splits {found}', hint)
+      raise data_error('no_split', f'splits {found}', hint)
     return {'test': (train, test)}
   if protocol == 'loso':
     keys, shown = data['subject'], '{}'
@@ -172,13 +172,9 @@ def partition(
   if unknown.any():
     hint = f'{unknown.sum()} clips have no {need}; prepare them with a table '
     hint += f'that has a column {need}'
-    raise _data_error(f'no_{need}s', protocol, hint)
+    raise data_error(f'no_{need}s', protocol, hint)
   groups = np.unique(keys)
   if len(groups) < 2:
     hint = f'all clips are of {need} {groups[0]}'
-    raise _data_error('one_fold', protocol, hint)
+    raise data_error('one_fold', protocol, hint)
   return {shown.format(g): (keys != g, keys == g) for g in groups}
-
-
-def _data_error(code: str, path: str, hint: str) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mira_jax import config, sharding
@@ -37,8 +36,7 @@ def open_datasets(data: config.DataConfig) -> list[PreparedDataset]:
   if jax.process_index() == 0:
     for path in drawn:
       _make_missing(path, data)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices('open_datasets')
+  sharding.meet('open_datasets')
   datasets = [prepared.open(path) for path in paths]
   for path, dataset in zip(paths, datasets, strict=True):
     if path in drawn:

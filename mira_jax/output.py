@@ -1,4 +1,4 @@
-"""Folders that are written to, tried before the work whose results they get."""
+"""Folders that are written to: those of results, and the cache."""
 
 from __future__ import annotations
 
@@ -32,3 +32,9 @@ def open_folder(path: str | os.PathLike[str]) -> pathlib.Path:
     hint = f'results must have room there ({error.strerror or error})'
     raise MiraInputError('not_writable', path, hint) from error
   return folder
+
+
+def cache() -> pathlib.Path:
+  """The user's folder for what can be made again, such as compiled programs."""
+  default = pathlib.Path.home() / '.cache'
+  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or default) / 'mira_jax'

@@ -37,18 +37,17 @@ class Program(NamedTuple):
   attention: str
 
 
-def make(cfg: config.Config, mesh: Mesh, counts: Sequence[int] = ()) -> Program:
+def make(cfg: config.Config, mesh: Mesh) -> Program:
   """The program of a configuration whose number of classes is known.
 
   Args:
     cfg: a valid configuration.
     mesh: the devices.
-    counts: clips of every class, for `optim.class_weights`.
 
   Raises:
     MiraInputError: the attention that it names cannot serve here.
   """
-  return (autoencoder if cfg.pretrain else classifier)(cfg, mesh, counts)
+  return (autoencoder if cfg.pretrain else classifier)(cfg, mesh)
 
 
 def video_shape(cfg: config.Config, clips: int = 1) -> tuple[int, ...]:
@@ -60,7 +59,13 @@ def video_shape(cfg: config.Config, clips: int = 1) -> tuple[int, ...]:
 def classifier(
   cfg: config.Config, mesh: Mesh, counts: Sequence[int] = ()
 ) -> Program:
-  """Classification, see `make`."""
+  """Classification, see `make`.
+
+  Args:
+    cfg: a valid configuration.
+    mesh: the devices.
+    counts: clips of every class, for `optim.class_weights`.
+  """
   model = engine.build_model(dataclasses.asdict(cfg.model))
   weights = None
   if cfg.optim.class_weights == 'inverse_sqrt':
@@ -88,11 +93,8 @@ def classifier(
   return Program(model, init, objective, attention)
 
 
-def autoencoder(
-  cfg: config.Config, mesh: Mesh, counts: Sequence[int] = ()
-) -> Program:
+def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
   """Masked pre-training, see `make`."""
-  del counts
   fields = {
     name: value
     for name, value in dataclasses.asdict(cfg.pretrain).items()
@@ -228,8 +230,8 @@ def training(
     optimizer,
     averaged=cfg.optim.ema_decay > 0,
   )
-  key = jax.eval_shape(lambda: jax.random.key(0))
-  return Training(init, step, steps.abstract(init, key, mesh))
+  target = steps.abstract(init, abstract_key(mesh), mesh)
+  return Training(init, step, target)
 
 
 def make_optimizer(

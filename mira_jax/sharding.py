@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mira_jax.kernels.dispatch import CLIP_AXES, HEAD_AXIS
@@ -168,6 +168,12 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def meet(name: str) -> None:
+  """Waits until every host is here; `name` is of the place in the program."""
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+
+
 def gather(tree: PyTree, mesh: Mesh) -> PyTree:
   """Whole arrays on every host, as numpy; every host must call it."""
   whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
@@ -193,12 +199,8 @@ def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
   """
   split = NamedSharding(mesh, BATCH)
   places = split.addressable_devices_indices_map((batch_size,))
-  held = {row for (part,) in places.values() for row in _rows(part, batch_size)}
-  return np.array(sorted(held))
-
-
-def _rows(part: slice, batch_size: int) -> range:
-  return range(*part.indices(batch_size))
+  held = [np.arange(batch_size)[part] for part in places.values()]
+  return np.unique(held)
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict:

@@ -17,7 +17,6 @@ from mira_jax import (
   sharding,
   training,
 )
-from mira_jax.errors import ExitCode, MiraInputError
 
 
 def load(
@@ -40,9 +39,7 @@ def load(
   """
   cfg = training.read_config(workdir)
   if cfg.pretrain:
-    hint = 'it is a pre-training; fine-tune it with --config.train.init_from'
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('no_classifier', workdir, hint, exit_code=code)
+    raise engine.no_classifier(workdir)
   directory = workdir / 'checkpoints'
   step = checkpoint.choose(directory, which)
   datasets = inputs.open_datasets(cfg.data)

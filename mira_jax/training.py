@@ -17,10 +17,19 @@ import jax.numpy as jnp
 from absl import app, flags, logging
 from jax.sharding import Mesh
 
-from mira_jax import config, memory, output, sharding, steps, transfer
+from mira_jax import (
+  config,
+  memory,
+  output,
+  program,
+  sharding,
+  steps,
+  transfer,
+)
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import ExitCode, MiraInputError, nearest
 from mira_jax.interop import sources
+from mira_jax.models.layers import token_grid
 
 # ----- the command line -----------------------------------------------------
 
@@ -44,7 +53,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
       raise
     path = error.filename or 'a file of the run'
-    print(f'{_command()}: not_written: {path}: {error}', file=sys.stderr)
+    hint = f'make room, then the same command goes on ({error.strerror})'
+    print(f'{_command()}: not_written: {path}: {hint}', file=sys.stderr)
     sys.exit(int(ExitCode.CHECKPOINT))
   except KeyboardInterrupt:  # outside the loop, where there is nothing to save
     sys.exit(130)
@@ -249,12 +259,12 @@ def start_from(
     raise MiraInputError('not_found', path, hint, exit_code=code)
   own = {'params': state.params, 'mira': state.mira}
   model = cfg.model
-  side = model.image_size // model.patch
+  shape = program.video_shape(cfg)
   variables, told = transfer.transfer(
     sharding.gather(own, mesh),
     path,
     class_names=class_names,
-    grid=(model.frames // model.tubelet, side, side),
+    grid=token_grid(shape, model.tubelet, model.patch),
     allow_missing=[x for x in cfg.train.allow_missing.split(',') if x],
     interpolate=cfg.train.interpolate_positions,
   )

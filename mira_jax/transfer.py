@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import checkpoint_error
 from mira_jax.interop import recognise, sources, torch_names
 from mira_jax.models.layers import resize_positions
 from mira_jax.weights import (
@@ -293,7 +293,7 @@ def _fit_positions(
       hint = f'{name} is learned for {before} tokens in time, height and width,'
       hint += f' and the model has {now}; give it the frames and image_size of '
       hint += 'the weights, or --config.train.interpolate_positions'
-      raise _unusable('other_size', path, hint)
+      raise checkpoint_error('other_size', path, hint)
     resized = resize_positions(found.arrays[name], old, new)
     found.arrays[name] = np.asarray(resized)
     found.notes.append(f'{name}: interpolated from {before} to {now} tokens')
@@ -331,7 +331,7 @@ def _check_shapes(
       hint += f' (tubelet {tubelet}, patch {patch}, dim {dim})'
     if len(backbone) > 1:
       hint += f'; misshapen are {compact(backbone)}'
-    raise _unusable('other_size', path, hint)
+    raise checkpoint_error('other_size', path, hint)
   for name in wrong:
     found.reject(name)
 
@@ -349,17 +349,11 @@ def _check_missing(
   if len(params) == len(backbone):
     hint = 'it has nothing of this model; its first tensors are '
     hint += ', '.join(list(source)[:3])
-    raise _unusable('other_model', path, hint)
+    raise checkpoint_error('other_model', path, hint)
   parts = {name: name.split('/')[1] for name in params}
   refused = [n for n, part in parts.items() if part not in allow_missing]
   if refused:
     needed = ','.join(sorted(set(parts.values()) | set(allow_missing)))
     hint = f'it lacks {len(refused)} tensors of the model: {compact(refused)}; '
     hint += f'train.py --config.train.allow_missing={needed} starts them anew'
-    raise _unusable('bad_weights', path, hint)
-
-
-def _unusable(
-  code: str, path: str | os.PathLike[str], hint: str
-) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)
+    raise checkpoint_error('bad_weights', path, hint)

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import checkpoint_error
 
 PyTree = Any
 # In the folder of a run: the chosen weights, and those of the last step.
@@ -102,14 +102,22 @@ def save_weights(
     state: the 'mira' collection; {} for a plain model.
     card: JSON-able; what `load_weights` gives back.
   """
-  path = pathlib.Path(path)
   arrays = flatten({'params': params, 'mira': state})
+  return write_arrays(path, arrays, {'card': json.dumps(card)})
+
+
+def write_arrays(
+  path: str | os.PathLike[str],
+  arrays: Mapping[str, np.ndarray],
+  header: Mapping[str, str],
+) -> pathlib.Path:
+  """Writes safetensors; whatever was at `path` stays until it is complete."""
+  path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + '.part')
-  header = {'card': json.dumps(card)}
   # safetensors writes memory as it lies: a transposed view must be copied.
   arrays = {n: np.ascontiguousarray(a) for n, a in arrays.items()}
-  safetensors.numpy.save_file(arrays, part, metadata=header)
+  safetensors.numpy.save_file(arrays, part, metadata=dict(header))
   os.replace(part, path)
   return path
 
@@ -126,7 +134,7 @@ def load_weights(
     MiraInputError: no such file, not safetensors, no card, or NaN inside.
   """
   if not os.path.isfile(path):
-    raise _unusable('not_found', path, 'name a weights.safetensors file')
+    raise checkpoint_error('not_found', path, 'name a weights.safetensors file')
   try:
     with safetensors.safe_open(path, framework='numpy') as file:
       card = json.loads((file.metadata() or {}).get('card', 'null'))
@@ -134,17 +142,13 @@ def load_weights(
       arrays = {name: file.get_tensor(name) for name in names}
   except (safetensors.SafetensorError, OSError, ValueError) as error:
     hint = f'the file is damaged or of another format ({error})'
-    raise _unusable('not_weights', path, hint) from error
+    raise checkpoint_error('not_weights', path, hint) from error
   if not isinstance(card, dict):
     hint = 'it has no card; use a file that train.py wrote'
-    raise _unusable('not_weights', path, hint)
+    raise checkpoint_error('not_weights', path, hint)
   for name, array in arrays.items():
     if not np.isfinite(array).all():
-      raise _unusable('not_finite', path, f'{name} holds NaN or infinity')
+      raise checkpoint_error(
+        'not_finite', path, f'{name} holds NaN or infinity'
+      )
   return unflatten(arrays), card
-
-
-def _unusable(
-  code: str, path: str | os.PathLike[str], hint: str
-) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)

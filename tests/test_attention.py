@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_passes
 import pytest
 from jax.sharding import (
   AbstractDevice,
@@ -20,6 +19,7 @@ from jax.sharding import (
   PartitionSpec,
 )
 
+import plain_passes
 from mira_jax import kernels
 from mira_jax.kernels import (
   cudnn,

@@ -16,16 +16,16 @@ import time
 import zipfile
 
 import cv2
-import miniatures
 import numpy as np
 import pytest
-from test_cli import save_model
-from test_decode import make_sound, make_video
 
+import miniatures
 from mira_jax import cli
 from mira_jax.data import container, dataset, decode, prepare, tables
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
+from test_cli import save_model
+from test_decode import make_sound, make_video
 
 _LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
 

@@ -27,9 +27,6 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
-from test_config import parse
-from test_decode import make_video
-from test_runs import tiny, write
 
 from mira_jax import (
   checkpoint,
@@ -47,6 +44,9 @@ from mira_jax import (
 )
 from mira_jax.data import decode, webcam
 from mira_jax.errors import ExitCode, MiraInputError, nearest
+from test_config import parse
+from test_decode import make_video
+from test_runs import tiny, write
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ('Happy', 'Sad', 'Fear')

@@ -17,8 +17,8 @@ import numpy as np
 import optax
 import pytest
 import safetensors.numpy
-import torch_files
 
+import torch_files
 from mira_jax import (
   cli,
   config,

@@ -8,10 +8,10 @@ import json
 import pathlib
 import shutil
 
-import miniatures
 import openpyxl
 import pytest
 
+import miniatures
 from mira_jax import cli
 from mira_jax.data import builders, dataset, decode, harmonise, prepare
 from mira_jax.data.builders import BUILDERS, Tree, tally

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-import torch_files
 
+import torch_files
 from mira_jax import augment, cli, config, engine, weights
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import convert, recognise, sources, torch_names

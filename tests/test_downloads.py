@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 
-import miniatures
 import pytest
-from test_runs import command, pretraining, tiny
 
+import miniatures
 from mira_jax import loop, outcome, runlog
 from mira_jax.data import dataset, prepare
 from mira_jax.data.builders import BUILDERS
+from test_runs import command, pretraining, tiny
 
 # How each is evaluated, where not by a split of its own.
 PROTOCOLS = {

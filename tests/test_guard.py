@@ -20,6 +20,7 @@ import numpy as np
 import optax
 import pytest
 
+import runs
 from mira_jax import (
   blame,
   checkpoint,
@@ -35,7 +36,7 @@ from mira_jax import (
   sharding,
   steps,
 )
-from mira_jax.data import dataset, decode, pipeline
+from mira_jax.data import dataset, pipeline
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 
@@ -336,25 +337,14 @@ def test_the_guard_is_saved_and_a_run_goes_on_to_the_bit(tmp_path):
 # ----- the log ----------------------------------------------------------------
 
 
-def row_of(step, loss, verdict=guard.KEPT, in_a_row=0, skipped=0):
-  numbers = {'skipped': skipped, 'spikes': 0, 'in_a_row': in_a_row}
-  numbers |= {'last_good': step - in_a_row, 'verdict': verdict}
-  return {
-    'loss': jnp.float32(loss),
-    'grad_norm': jnp.float32(loss),
-    'learning_rate': jnp.float32(0.5),
-    **{name: jnp.int32(x) for name, x in numbers.items()},
-  }
-
-
 def test_a_skipped_step_stays_out_of_the_mean(tmp_path, capsys):
   with runlog.Log(tmp_path, start=0, total=9, batch_size=1) as log:
-    log.add(1, row_of(1, 1.0))
-    log.add(2, row_of(2, np.nan, guard.NOT_FINITE, 1, 1))
-    log.add(3, row_of(3, 2.0, skipped=1))
+    log.add(1, runs.log_row(1, 1.0))
+    log.add(2, runs.log_row(2, np.nan, guard.NOT_FINITE, 1, 1))
+    log.add(3, runs.log_row(3, 2.0, skipped=1))
     log.flush()
     assert log.in_a_row == 0
-    log.add(4, row_of(4, np.nan, guard.NOT_FINITE, 1, 2))
+    log.add(4, runs.log_row(4, np.nan, guard.NOT_FINITE, 1, 2))
     log.flush()
     assert log.in_a_row == 1
   first, second = runlog.read(tmp_path)
@@ -370,7 +360,7 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
   for limit, last in ((0, 8), (2, 10)):
     with runlog.Log(tmp_path, 5, 20, 1, max_bad_steps=limit) as log:
       for i in range(1, 6):
-        log.add(7 + i, row_of(7 + i, np.inf, guard.NOT_FINITE, i, i))
+        log.add(7 + i, runs.log_row(7 + i, np.inf, guard.NOT_FINITE, i, i))
       with pytest.raises(MiraInputError, match='not_finite') as caught:
         log.flush()
     assert caught.value.path == f'the loss of step {last} is inf'
@@ -382,22 +372,15 @@ def test_too_many_in_a_row_end_the_run(tmp_path):
 # ----- whole runs -------------------------------------------------------------
 
 
-def clips(split, count):
-  rng = np.random.default_rng(len(split))
-  levels = (np.full(8, 60), np.full(8, 190), np.linspace(190, 60, 8))
-  for i in range(count):
-    level = levels[i % 3][:, None, None, None]
-    video = np.clip(level + rng.normal(0, 20, (8, 16, 16, 3)), 0, 255)
-    frames = [decode.encode_jpeg(f) for f in video.astype(np.uint8)]
-    yield dataset.Clip(clip_id=f'{split}-{i}', frames=frames, label=i % 3)
-
-
 def write(folder, train, test=()):
   dataset.write(
     folder,
     name='levels',
     class_names=('dark', 'bright', 'fading'),
-    splits={'train': lambda: train, 'test': lambda: test or clips('test', 9)},
+    splits={
+      'train': lambda: train,
+      'test': lambda: test or runs.clips('test', 9),
+    },
     description='Clips that differ in brightness.',
   )
   return str(folder)
@@ -405,7 +388,7 @@ def write(folder, train, test=()):
 
 @pytest.fixture(scope='module')
 def levels(tmp_path_factory):
-  return write(tmp_path_factory.mktemp('levels'), list(clips('train', 24)))
+  return write(tmp_path_factory.mktemp('levels'), list(runs.clips('train', 24)))
 
 
 def tiny(path, **optimizer):
@@ -551,7 +534,7 @@ def test_a_sound_step_is_finite_operation_by_operation(
 
 @pytest.mark.parametrize('label', [-1, -2, 3])
 def test_a_label_that_is_no_class_is_refused(tmp_path, label):
-  path = write(tmp_path, list(clips('train', 6)))
+  path = write(tmp_path, list(runs.clips('train', 6)))
   cfg = tiny(path)
   (made,) = inputs.open_datasets(cfg.data)
   index = json.loads((made.directory / dataset.INDEX).read_text())
@@ -565,7 +548,7 @@ def test_a_label_that_is_no_class_is_refused(tmp_path, label):
 
 
 def test_a_record_without_a_label_is_refused(tmp_path):
-  train = list(clips('train', 6))
+  train = list(runs.clips('train', 6))
   train[2].label = -1
   cfg = tiny(write(tmp_path, train))
   made = inputs.open_datasets(cfg.data)
@@ -599,7 +582,7 @@ class Damaged(list):
 def test_only_a_share_of_clips_may_be_damaged(
   way, clip_count, bad, share, fails
 ):
-  (one,) = clips('test', 1)
+  (one,) = runs.clips('test', 1)
   source = Damaged([one] * clip_count)
   source.bad = range(0, 2 * bad, 2) if bad < clip_count // 2 else range(bad)
   read = functools.partial(
@@ -619,7 +602,7 @@ def test_only_a_share_of_clips_may_be_damaged(
 
 
 def test_damaged_frames_end_training_and_evaluation(tmp_path):
-  train, test = list(clips('train', 24)), list(clips('test', 9))
+  train, test = list(runs.clips('train', 24)), list(runs.clips('test', 9))
   for clip in (*train[3:5], *test[:2]):
     clip.frames = [b'no jpeg'] * 8
   cfg = tiny(write(tmp_path, train, test))
@@ -635,10 +618,10 @@ def test_damaged_frames_end_training_and_evaluation(tmp_path):
 
 
 def test_evaluation_counts_damaged_clips(tmp_path):
-  test = list(clips('test', 9))
+  test = list(runs.clips('test', 9))
   for clip in test[:2]:
     clip.frames = [b'no jpeg'] * 8
-  cfg = tiny(write(tmp_path, list(clips('train', 6)), test))
+  cfg = tiny(write(tmp_path, list(runs.clips('train', 6)), test))
   cfg.model.num_classes = 3
   parts = inputs.open_parts(cfg, inputs.open_datasets(cfg.data))
   mesh = sharding.make_mesh()

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import formula_state, formula_video
 
 from mira_jax.augment import MEAN, STD
 from mira_jax.interop import torch_names
@@ -23,6 +22,7 @@ from mira_jax.models.mae import (
 )
 from mira_jax.models.variants import BLOCKS
 from mira_jax.models.vivit import SIZES
+from oracle import formula_state, formula_video
 
 TINY = {
   'dim': 32,

@@ -8,11 +8,11 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 
+import oracle
 from mira_jax import mira
 from mira_jax.kernels import attention as kernels
 from mira_jax.kernels.meaning import attention_map

@@ -9,12 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracle import Hyper, attention
 
 from mira_jax.interop import torch_names
 from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
 from mira_jax.models.layers import Attention
+from oracle import Hyper, attention
 
 MODES = ('exact', 'flashlite')
 STATISTICS = ('instance', 'batch', 'batch_ema')

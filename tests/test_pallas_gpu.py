@@ -8,11 +8,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_passes
 import pytest
-from aot import gpu
 from jax.experimental.pallas.mosaic_gpu import barrier_arrive
 
+import plain_passes
+from aot import gpu
 from mira_jax.kernels import flash, pallas_gpu
 from mira_jax.kernels.pallas_gpu_sweep import Group, Tiles
 

@@ -7,10 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import plain_passes
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
+import plain_passes
 from mira_jax.kernels import pallas_tpu_blocks as blocks
 from mira_jax.kernels.flash import (
   Passes,

@@ -9,10 +9,10 @@ import os
 import pathlib
 
 import cv2
-import miniatures
 import numpy as np
 import pytest
 
+import miniatures
 from mira_jax.data import dataset, decode, prepare, splits, tables
 from mira_jax.data.tables import Row
 from mira_jax.errors import ExitCode, MiraInputError

@@ -11,11 +11,11 @@ import zipfile
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch_files
-from torch_files import Bytes, Call, Global, save, tensor
 
+import torch_files
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import pth
+from torch_files import Bytes, Call, Global, save, tensor
 
 
 def load(path, name='x'):

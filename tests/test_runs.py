@@ -12,8 +12,9 @@ import sys
 import numpy as np
 import pytest
 
+import runs
 from mira_jax import config, engine, loop, outcome, runlog, training
-from mira_jax.data import dataset, decode
+from mira_jax.data import dataset
 from mira_jax.errors import MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.weights import load_weights
@@ -22,27 +23,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 
 def write(folder, name, class_names, counts):
-  """Clips that are dark, bright or fading, of people named after numbers."""
-
-  def clips(split, count):
-    rng = np.random.default_rng(len(split))
-    levels = (np.full(8, 60), np.full(8, 190), np.linspace(190, 60, 8))
-    for i in range(count):
-      level = levels[i % 3][:, None, None, None]
-      video = np.clip(level + rng.normal(0, 20, (8, 16, 16, 3)), 0, 255)
-      yield dataset.Clip(
-        clip_id=f'{split}-{i}',
-        frames=[decode.encode_jpeg(f) for f in video.astype(np.uint8)],
-        label=i % 3,
-        subject=f'{split}{i // 3}',
-        fold=i // 3 % 3,
-      )
-
+  """A prepared dataset of `runs.clips`, so many of each split."""
   dataset.write(
     folder / name,
     name=name,
     class_names=class_names,
-    splits={s: lambda s=s, n=n: clips(s, n) for s, n in counts.items()},
+    splits={s: lambda s=s, n=n: runs.clips(s, n) for s, n in counts.items()},
     description='Clips that differ in brightness.',
   )
   return str(folder / name)

@@ -12,10 +12,10 @@ import sys
 import time
 
 import cv2
-import miniatures
 import numpy as np
 import pytest
 
+import miniatures
 from mira_jax.data import dataset, decode, prepare, storage, verify
 from mira_jax.data.journal import Journal
 from mira_jax.errors import ExitCode, MiraInputError

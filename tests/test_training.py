@@ -5,20 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import os
-import pathlib
 import signal
 import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import runs
 from mira_jax import (
   config,
   engine,
+  guard,
   objectives,
   optim,
   runlog,
@@ -31,7 +30,6 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.weights import load_weights, save_weights
 
-ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = ('dark', 'bright', 'fading')
 MODEL = config.ModelConfig(
   dim=16,
@@ -369,9 +367,10 @@ def test_engine_names_what_does_not_fit(weights_file, tmp_path):
 
 
 def test_log_names_the_step_whose_loss_is_not_finite(tmp_path):
-  with runlog.Log(tmp_path, start=0, total=9, batch_size=1) as log:
-    for step, loss in ((4, 1.0), (5, np.nan), (6, np.inf)):
-      log.add(step, {'loss': jnp.float32(loss), 'learning_rate': 0.0})
+  with runlog.Log(tmp_path, 0, 9, 1, max_bad_steps=0) as log:
+    log.add(4, runs.log_row(4, 1.0))
+    log.add(5, runs.log_row(5, np.nan, guard.NOT_FINITE, 1, 1))
+    log.add(6, runs.log_row(6, np.inf, guard.NOT_FINITE, 2, 2))
     with pytest.raises(MiraInputError, match='step 5') as caught:
       log.flush()
   assert caught.value.exit_code == ExitCode.NUMERIC
@@ -430,23 +429,6 @@ FLAGS = (
 )
 
 
-def command(place, script, *arguments):
-  """The command line and the environment: two devices, shared compile cache."""
-  environment = os.environ | {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-    'JAX_COMPILATION_CACHE_DIR': str(place / 'cache'),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'PYTHONPATH': str(ROOT),
-  }
-  return {
-    'args': [sys.executable, script, *arguments],
-    'env': environment,
-    'cwd': ROOT,
-    'text': True,
-  }
-
-
 def train(place, name, *arguments):
   flags = [
     *FLAGS,
@@ -454,17 +436,13 @@ def train(place, name, *arguments):
     f'--workdir={place / name}',
     *arguments,
   ]
-  return command(place, 'train.py', *flags)
-
-
-def finish(call):
-  return subprocess.run(**call, capture_output=True, timeout=300)
+  return runs.command(place / 'cache', 'train.py', *flags, devices=2)
 
 
 @pytest.fixture(scope='module')
 def run(place):
   """The folder of a run that nobody disturbed."""
-  done = finish(train(place, 'whole'))
+  done = runs.finish(train(place, 'whole'))
   assert done.returncode == 0, done.stderr
   return place / 'whole'
 
@@ -490,7 +468,11 @@ def test_a_run_leaves_everything_behind(run):
 
 
 def test_a_run_is_evaluated(place, run):
-  done = finish(command(place, 'eval.py', f'--workdir={run}', '--views=2'))
+  done = runs.finish(
+    runs.command(
+      place / 'cache', 'eval.py', f'--workdir={run}', '--views=2', devices=2
+    )
+  )
   assert done.returncode == 0, done.stderr
   assert 'WAR' in done.stdout
   (folder,) = (run / 'eval').iterdir()
@@ -514,7 +496,7 @@ def test_a_stopped_run_resumes_bitwise(place, run):
   assert not (place / 'stopped' / 'weights.safetensors').exists()
   (saved,) = (int(p.name) for p in (place / 'stopped/checkpoints').iterdir())
   assert 20 <= saved < 180
-  done = finish(call)
+  done = runs.finish(call)
   assert done.returncode == 0, done.stderr
   assert f'step {saved + 1}/180' in done.stdout
   assert f'step {saved}/180' not in done.stdout
@@ -530,7 +512,7 @@ def test_a_stopped_run_resumes_bitwise(place, run):
 
 
 def test_another_seed_is_refused_in_one_line(place, run):
-  done = finish(train(place, 'whole', '--config.seed=7'))
+  done = runs.finish(train(place, 'whole', '--config.seed=7'))
   assert done.returncode == ExitCode.CHECKPOINT
   assert done.stderr.count('\n') == 1
   assert 'seed' in done.stderr
@@ -538,7 +520,7 @@ def test_another_seed_is_refused_in_one_line(place, run):
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(place):
-  done = finish(
+  done = runs.finish(
     train(
       place, 'broken', '--config.optim.lr=1e30', '--config.train.log_every=7'
     )

@@ -10,16 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from oracle import (
-  Hyper,
-  attention,
-  exact_gain,
-  flash_gain,
-  formula_video,
-  inverse_entropy,
-  softmax,
-)
-from test_vivit import by_formula, count, shapes_of, stack_blocks
 
 from mira_jax import config, engine, optim, program, sharding
 from mira_jax.commands import predict
@@ -30,6 +20,16 @@ from mira_jax.models.encoder import Block
 from mira_jax.models.layers import sinusoid
 from mira_jax.models.variants import BLOCKS, TEMPORAL_DEPTH, VARIANTS
 from mira_jax.models.vivit import SIZES, ViViT
+from oracle import (
+  Hyper,
+  attention,
+  exact_gain,
+  flash_gain,
+  formula_video,
+  inverse_entropy,
+  softmax,
+)
+from test_vivit import by_formula, count, shapes_of, stack_blocks
 
 TINY = {
   'dim': 8,

@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from oracle import formula_state, formula_video
 
 from mira_jax.interop import torch_names
 from mira_jax.mira import MiraConfig
 from mira_jax.models.encoder import Block, Encoder
 from mira_jax.models.layers import resize_positions, sinusoid
 from mira_jax.models.vivit import SIZES, ViViT
+from oracle import formula_state, formula_video
 
 TINY = {
   'dim': 32,

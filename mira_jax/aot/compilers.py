@@ -22,6 +22,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
+from mira_jax import output
 from mira_jax.errors import ExitCode, MiraInputError
 
 # Platform -> the variable that may name a folder, and a module of the wheels.
@@ -103,9 +104,7 @@ def install(platform: str, folder: str | os.PathLike[str]) -> None:
 
 def cache(platform: str) -> pathlib.Path:
   """Where `mira aot --install` unpacks a compiler."""
-  default = pathlib.Path.home() / '.cache'
-  root = pathlib.Path(os.environ.get('XDG_CACHE_HOME') or default)
-  return root / 'mira_jax' / 'aot' / platform
+  return output.cache() / 'aot' / platform
 
 
 def find(platform: str, folder: str | None = None) -> pathlib.Path | None:

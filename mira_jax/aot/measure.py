@@ -224,7 +224,6 @@ def model_flops(cfg: config.Config) -> int:
   mesh = sharding.make_mesh(devices=jax.devices('cpu')[:1])
   made = program.make(plain, mesh)
   video = jax.ShapeDtypeStruct(program.video_shape(plain), jax.numpy.float32)
-  key = jax.eval_shape(lambda: jax.random.key(0))
 
   def forward(variables, video):
     if plain.pretrain is None:
@@ -232,7 +231,7 @@ def model_flops(cfg: config.Config) -> int:
     mask, hidden = program.draw_mask(plain, jax.random.key(0), video.shape)
     return made.model.apply(variables, video, mask, num_masked=hidden)
 
-  variables = jax.eval_shape(made.init, key)
+  variables = jax.eval_shape(made.init, program.abstract_key(mesh))
   jaxpr = jax.jit(forward).trace(variables, video).jaxpr
   times = 1 if plain.optim.freeze_backbone else 3
   return times * counts.flops(jaxpr).total()

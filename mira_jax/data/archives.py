@@ -40,7 +40,7 @@ import rich.markup
 import rich.progress
 
 from mira_jax.data import parallel
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError, data_error
 
 MAX_MEMBERS = 3_000_000
 MAX_RATIO = 200  # deflate reaches 1032 on zeros; video and images stay near 1
@@ -224,7 +224,7 @@ def _archive(files: list[pathlib.Path]) -> Archive:
     if number not in numbered:
       path = first.with_name(_renumbered(first.name, number))
       hint = f'a piece of {stem!r} that is missing; it has {len(files)} others'
-      raise _error('missing_piece', path, hint)
+      raise data_error('missing_piece', path, hint)
   return Archive(tuple(numbered[number] for number in sorted(numbered)))
 
 
@@ -348,15 +348,15 @@ def _kind(archive: Archive, file: io.BufferedReader) -> str:
   file.seek(0)
   path = archive.path
   if kind == 'disks' or (kind == 'zip' and path.with_suffix('.z01').exists()):
-    raise _error('bad_archive', path, _MANY_DISKS)
+    raise data_error('bad_archive', path, _MANY_DISKS)
   if kind in ('RAR', '7z'):
-    raise _error('bad_archive', path, f'{kind} is not read: {_SEVEN_ZIP}')
+    raise data_error('bad_archive', path, f'{kind} is not read: {_SEVEN_ZIP}')
   if not kind and path.suffix.lower() == '.tar':
     return 'tar'  # one older than its magic number
   if not kind and path.suffix.lower() == '.zip':
     return 'zip'  # damaged, or with something in front of it
   if not kind:
-    raise _error('bad_archive', path, 'not an archive: neither zip nor tar')
+    raise data_error('bad_archive', path, 'not an archive: neither zip nor tar')
   return kind
 
 
@@ -444,11 +444,11 @@ def _check_info(archive: Archive, info: zipfile.ZipInfo, name: str) -> None:
     raise _unsafe(archive, f'{name!r} is a link or a device')
   if info.compress_type == 99 or info.flag_bits & 0x40:
     hint = f'{name!r} is encrypted with AES: {_SEVEN_ZIP}'
-    raise _error('bad_archive', archive.path, hint)
+    raise data_error('bad_archive', archive.path, hint)
   # The others are rare, and zipfile does not bound what they expand to.
   if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
     hint = f'{name!r} is compressed by method {info.compress_type}'
-    raise _error('bad_archive', archive.path, f'{hint}: {_SEVEN_ZIP}')
+    raise data_error('bad_archive', archive.path, f'{hint}: {_SEVEN_ZIP}')
   _check_ratio(archive, repr(name), info.file_size, info.compress_size)
 
 
@@ -462,7 +462,7 @@ def _password(archive: Archive, ask: Callable[[str], str] | None) -> bytes:
   password = ask(archive.path.name) if ask else ''
   if not password:
     hint = 'encrypted; give its password with --ask-password'
-    raise _error('no_password', archive.path, hint)
+    raise data_error('no_password', archive.path, hint)
   return password.encode()
 
 
@@ -637,7 +637,7 @@ def _check_room(archive: Archive, needed: int, out: pathlib.Path) -> None:
   free = _free(out)
   if needed > free:
     hint = f'{needed:,} bytes are to be written to {out}, {free:,} are free'
-    raise _error('disk_full', archive.path, hint)
+    raise data_error('disk_full', archive.path, hint)
 
 
 # Errors.
@@ -654,7 +654,7 @@ def _guard(archive: Archive, member: _Member | None = None) -> Iterator[None]:
   except OSError as error:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
       hint = f'the disk is full{at}; make room and run this again'
-      raise _error('disk_full', archive.path, hint) from error
+      raise data_error('disk_full', archive.path, hint) from error
     if error.errno is not None:  # the disk's fault, not the archive's
       raise
     raise _damaged(archive, at, error) from error
@@ -662,7 +662,7 @@ def _guard(archive: Archive, member: _Member | None = None) -> Iterator[None]:
     if member and member.encrypted:
       # One wrong password in 256 passes the only check that a zip has.
       hint = f'the password is wrong, or the archive is damaged{at}'
-      raise _error('bad_password', archive.path, hint) from None
+      raise data_error('bad_password', archive.path, hint) from None
     raise _damaged(archive, at, error) from error
 
 
@@ -670,12 +670,8 @@ def _damaged(archive: Archive, at: str, error: Exception) -> MiraInputError:
   hint = f'damaged{at} ({error or "it ends too early"})'
   if len(archive.pieces) > 1:
     hint += f'; {archive.pieces[-1].name} was taken for the last piece'
-  return _error('bad_archive', archive.path, hint)
+  return data_error('bad_archive', archive.path, hint)
 
 
 def _unsafe(archive: Archive, hint: str) -> MiraInputError:
-  return _error('unsafe_archive', archive.path, hint)
-
-
-def _error(code: str, path: os.PathLike[str], hint: str) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)
+  return data_error('unsafe_archive', archive.path, hint)

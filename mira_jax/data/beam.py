@@ -35,7 +35,7 @@ from tensorflow_datasets.core import naming
 from mira_jax.data import dataset, records
 from mira_jax.data.locate import Failure
 from mira_jax.data.records import Clip
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError, data_error
 
 Job = TypeVar('Job')
 Result = Clip | tuple[Clip, Sequence[str]] | Failure
@@ -217,7 +217,7 @@ def _run(
       _ = spread | 'Write' >> beam.Map(task)
   except Exception as error:  # every runner has its own
     hint = 'finished shards are kept, run it again to go on: '
-    raise _error('beam_failed', runner, f'{hint}{error}'[:1000]) from error
+    raise data_error('beam_failed', runner, f'{hint}{error}'[:1000]) from error
 
 
 def _write_shard(
@@ -271,7 +271,7 @@ def _check_all_done(
       f'{len(lost)} of {len(shards)} shards are not there, first {lost[0]}: '
       f'do all workers see {places.out}?'
     )
-    raise _error('beam_failed', runner, hint)
+    raise data_error('beam_failed', runner, hint)
 
 
 def _written(
@@ -290,7 +290,7 @@ def _written(
     shutil.rmtree(places.notes)  # so that every job is tried again
     shutil.rmtree(places.records)
     why = ', '.join(f'{f.path} ({f.code})' for f in failures[:3])
-    raise _error('no_clips', places.out, f'no split has a clip: {why}')
+    raise data_error('no_clips', places.out, f'no split has a clip: {why}')
   final = places.out / places.name / dataset.VERSION
   return Written(final, failures, counts, dict(flags))
 
@@ -355,7 +355,3 @@ def _put(path: pathlib.Path, data: bytes) -> None:
 
 def _digest(data: bytes) -> str:
   return hashlib.sha256(data).hexdigest()
-
-
-def _error(code: str, path: str | os.PathLike[str], hint: str):
-  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)

@@ -29,7 +29,7 @@ from google.protobuf.message import DecodeError
 
 from mira_jax.data import records
 from mira_jax.data.records import Clip
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError, data_error
 
 VERSION = '1.1.0'  # of the features of a record; a newer major is refused
 INDEX = 'index.json'  # split -> fields of ClipIndex, each a list
@@ -59,7 +59,7 @@ class PreparedDataset:
     """Random access to a split. Raises MiraInputError for an unknown one."""
     if split not in self.splits:
       hint = f'the splits are {", ".join(self.splits)}'
-      raise _data_error('no_split', split, hint)
+      raise data_error('no_split', split, hint)
     return ClipSource(self.directory, split)
 
   def index(self, split: str) -> ClipIndex:
@@ -81,10 +81,10 @@ class PreparedDataset:
       index = _clip_index(json.loads(path.read_text())[split])
     except (OSError, ValueError, KeyError, TypeError) as error:
       hint = f'it cannot be read, prepare the dataset again ({error})'
-      raise _data_error('damaged', path, hint) from error
+      raise data_error('damaged', path, hint) from error
     if len(index.label) != count:
       hint = f'{len(index.label)} of {count} clips of {split}; prepare it again'
-      raise _data_error('damaged', path, hint)
+      raise data_error('damaged', path, hint)
     return index
 
 
@@ -171,7 +171,7 @@ class ClipSource:
       DecodeError,
     ) as error:
       path = f'{self.directory}: {self.split}[{index}]'
-      raise _data_error(
+      raise data_error(
         'damaged', path, f'prepare it again ({error})'
       ) from error
 
@@ -221,7 +221,7 @@ def write(
       info = new_info(partial, name, class_names, description, metadata)
       index = _write_splits(info, splits)
       if not info.splits:
-        raise _data_error('no_clips', out, 'no split has a clip')
+        raise data_error('no_clips', out, 'no split has a clip')
       with disk_errors(partial):
         (partial / INDEX).write_text(json.dumps(index))
       partial.rename(final)
@@ -234,7 +234,7 @@ def refuse_existing(out: str | pathlib.Path) -> None:
   """Raises MiraInputError('exists') where there is a dataset already."""
   if found := _find(pathlib.Path(out)):
     hint = 'name another folder, or remove this one first'
-    raise _data_error('exists', found[0], hint)
+    raise data_error('exists', found[0], hint)
 
 
 @contextlib.contextmanager
@@ -263,10 +263,10 @@ def open(directory: str | pathlib.Path) -> PreparedDataset:
   found = _find(root)
   if not found:
     hint = 'no prepared dataset here; make one with `mira prepare`'
-    raise _data_error('not_a_dataset', root, hint)
+    raise data_error('not_a_dataset', root, hint)
   if len(found) > 1:
     hint = f'name one of {", ".join(map(str, found))}'
-    raise _data_error('several_datasets', root, hint)
+    raise data_error('several_datasets', root, hint)
   return _load(found[0])
 
 
@@ -294,14 +294,14 @@ def _load(folder: pathlib.Path) -> PreparedDataset:
     metadata = json.loads((folder / 'metadata.json').read_text())
   except Exception as error:  # TFDS raises bare errors of many kinds here
     hint = f'its metadata cannot be read, prepare it again ({error})'
-    raise _data_error('damaged', folder, hint) from error
+    raise data_error('damaged', folder, hint) from error
   if info.version.major > int(VERSION.split('.')[0]):
     hint = f'version {info.version} is newer than {VERSION}: update mira_jax'
-    raise _data_error('too_new', folder, hint)
+    raise data_error('too_new', folder, hint)
   files = [f for split in info.splits.values() for f in split.filepaths]
   if missing := [f.name for f in files if not f.exists()]:
     hint = f'record files are missing, copy it again: {", ".join(missing[:3])}'
-    raise _data_error('damaged', folder, hint)
+    raise data_error('damaged', folder, hint)
   return PreparedDataset(
     directory=folder,
     name=info.name,
@@ -369,7 +369,7 @@ def disk_errors(path: str | pathlib.Path) -> Iterator[None]:
   try:
     yield
   except (OSError, RuntimeError) as error:  # the latter from array_record
-    raise _data_error('not_written', path, str(error)) from error
+    raise data_error('not_written', path, str(error)) from error
 
 
 @contextlib.contextmanager
@@ -384,14 +384,10 @@ def sole_writer(out: pathlib.Path, lock_name: str = '.lock') -> Iterator[None]:
     out.mkdir(parents=True, exist_ok=True)
     lock = (out / lock_name).open('w')
   except OSError as error:
-    raise _data_error('not_written', out, str(error)) from error
+    raise data_error('not_written', out, str(error)) from error
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise _data_error('locked', out, 'another run writes here') from error
+      raise data_error('locked', out, 'another run writes here') from error
     yield
-
-
-def _data_error(code: str, path: Any, hint: str) -> MiraInputError:
-  return MiraInputError(code, str(path), hint, exit_code=ExitCode.DATA)

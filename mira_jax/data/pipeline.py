@@ -26,7 +26,7 @@ import numpy as np
 
 from mira_jax.data import decode, sampling
 from mira_jax.data.dataset import Clip
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError, data_error
 
 _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -189,7 +189,7 @@ class _Reader:
       if item := self.read((index + offset) % count, choose):
         return item
     hint = 'not one clip can be read; prepare the dataset again'
-    raise _data_error('damaged', 'dataset', hint)
+    raise data_error('damaged', 'dataset', hint)
 
   def _video(self, clip: Clip, indices: np.ndarray) -> np.ndarray:
     # A short clip names a frame more than once: it is decoded once.
@@ -210,11 +210,7 @@ class _Reader:
       hint = f'{count} of {len(self._source)} clips cannot be read, the last '
       hint += f'one is {error.path}; see `mira verify`, prepare the dataset '
       hint += 'again, or let more pass with config.data.max_damaged'
-      raise _data_error('too_many_damaged', 'dataset', hint)
-
-
-def _data_error(code: str, path: str, hint: str) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)
+      raise data_error('too_many_damaged', 'dataset', hint)
 
 
 def _batches(

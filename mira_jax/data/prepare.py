@@ -35,7 +35,7 @@ from mira_jax.data.journal import Journal
 from mira_jax.data.locate import Failure, Found
 from mira_jax.data.prepare_report import REPORT_NAME, Report
 from mira_jax.data.storage import Storage, Stored, store
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError, data_error
 
 _JOURNAL = '.journal'
 
@@ -191,13 +191,13 @@ def _check_missing(
 ) -> None:
   listed, missing = len(listing.rows), len(failures)
   if not listed:
-    raise _error('no_clips', root, 'the folders are there, but empty')
+    raise data_error('no_clips', root, 'the folders are there, but empty')
   if missing <= max_missing * listed:
     return
   first = ', '.join(f.path for f in failures[:3])
   hint = f'{missing} of {listed} listed clips are not there, first {first}'
   hint += '; complete the download, or raise --max-missing'
-  raise _error('too_many_missing', root, hint)
+  raise data_error('too_many_missing', root, hint)
 
 
 def _storage(
@@ -231,7 +231,7 @@ def _wanted_clips(
   clips = locate.unique(found)
   if not clips and table and not failures:
     hint = f'no row is wanted: {listing.dropped}'
-    raise _error('no_clips', table, hint)
+    raise data_error('no_clips', table, hint)
   if not clips:
     raise _no_clips(root, failures)
   dropped = dict(listing.dropped)
@@ -447,16 +447,10 @@ def _no_clips(root: pathlib.Path, failures: list[Failure]) -> MiraInputError:
       'expected ROOT/CLASS/CLIP.mp4 or ROOT/CLASS/CLIP/1.jpg, 2.jpg, ... or '
       f'that below ROOT/train and ROOT/test; found {inside[:5] or "nothing"}'
     )
-  return _error('no_clips', root, hint)
+  return data_error('no_clips', root, hint)
 
 
 def _slug(name: str) -> str:
   """A dataset name from a folder's name."""
   slug = re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')
   return slug if slug[:1].isalpha() else f'clips_{slug}'.rstrip('_')
-
-
-def _error(
-  code: str, path: str | os.PathLike[str], hint: str
-) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)

@@ -20,7 +20,7 @@ import numpy as np
 from mira_jax.data import harmonise, splits
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.pool import Pool, join, of_dataset
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, data_error
 
 PROTOCOLS = ('split', 'folds', 'loso', 'lodo')
 
@@ -119,7 +119,7 @@ def parts(
   names, tests = _folds(pools, protocol, num_folds, seed)
   if not 0 <= fold < len(names):
     hint = f'the folds of {protocol!r} are 0 to {len(names) - 1}'
-    raise _error('no_fold', f'config.data.fold={fold}', hint)
+    raise data_error('no_fold', f'config.data.fold={fold}', hint)
   pool = join(pools)
   if protocol == 'split':
     train, val, test = _by_split(datasets, pools, pool, test_split)
@@ -137,7 +137,7 @@ def parts(
   for name, mask in (('train', train), ('test', test)):
     if not mask.any():
       hint = f'no clip would be left to {name}'
-      raise _error('no_clips', f'{protocol} {names[fold]}'.strip(), hint)
+      raise data_error('no_clips', f'{protocol} {names[fold]}'.strip(), hint)
   return Parts(
     train=pool.take(train),
     val=pool.take(val) if val.any() else None,
@@ -167,7 +167,7 @@ def _folds(
   if protocol == 'lodo':
     if len(pools) < 2:
       hint = "name two datasets or more with commas: config.data.dataset='a,b'"
-      raise _error('one_dataset', 'lodo', hint)
+      raise data_error('one_dataset', 'lodo', hint)
     names = [str(p.dataset[0]) if len(p) else '' for p in pools]
     sizes = [len(p) for p in pools]
     return names, np.repeat(np.arange(len(pools)), sizes)
@@ -175,7 +175,7 @@ def _folds(
     if (pool.subject == '').any():
       hint = 'the subject of a clip is unknown; prepare it with a table that '
       hint += 'has a column subject'
-      raise _error('no_subjects', 'loso', hint)
+      raise data_error('no_subjects', 'loso', hint)
     names, tests = np.unique(pool.subject, return_inverse=True)
     return names.tolist(), tests
   if num_folds:
@@ -184,7 +184,7 @@ def _folds(
   if len(pool) == 0 or (pool.fold < 0).any():
     hint = 'its clips have no stored folds; set config.data.num_folds to make '
     hint += 'folds of subjects'
-    raise _error('no_folds', 'folds', hint)
+    raise data_error('no_folds', 'folds', hint)
   stored, tests = np.unique(pool.fold, return_inverse=True)
   return [f'fold {number}' for number in stored], tests
 
@@ -219,7 +219,3 @@ def _thinned(
     rows = rng.permutation(np.flatnonzero(train & (pool.label == label)))
     kept[rows[: max(1, round(fraction * len(rows)))]] = True
   return kept
-
-
-def _error(code: str, path: str, hint: str) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.DATA)

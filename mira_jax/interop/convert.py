@@ -13,10 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from mira_jax import engine
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
 from mira_jax.interop import recognise, sources, torch_names
 from mira_jax.models import mae
 from mira_jax.weights import (
@@ -26,6 +25,7 @@ from mira_jax.weights import (
   restack,
   save_weights,
   unflatten,
+  write_arrays,
 )
 
 PyTree = Any
@@ -118,14 +118,9 @@ def write_torch(
     state = torch_names.to_torch(unflatten(single), _table(converted.card))
   except ValueError as cause:
     hint = f"the authors' code has no such model ({cause})"
-    raise sources.error('unsupported', path, hint) from cause
-  path = pathlib.Path(path)
-  part = path.with_name(path.name + '.part')
+    raise checkpoint_error('unsupported', path, hint) from cause
   header = {'format': 'pt', sources.CARD: json.dumps(converted.card)}
-  path.parent.mkdir(parents=True, exist_ok=True)
-  safetensors.numpy.save_file(state, part, metadata=header)
-  os.replace(part, path)
-  return path
+  return write_arrays(path, state, header)
 
 
 # ----- the card ---------------------------------------------------------------
@@ -204,7 +199,7 @@ def _variables(
     )
   except MiraInputError as cause:
     hint = f'{cause.hint}; --allow-missing PARTS starts missing ones anew'
-    raise sources.error(cause.code, source.path, hint) from cause
+    raise checkpoint_error(cause.code, source.path, hint) from cause
   whole = unflatten(restack(flatten(variables), stacked=scan))
   return whole, ignored, missing
 

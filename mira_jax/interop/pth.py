@@ -23,7 +23,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError, checkpoint_error
 
 # Names, lists and numbers, but no tensors: the largest known ones are below 1.
 _PICKLE_BYTES = 64 * 2**20
@@ -133,7 +133,7 @@ class _File:
       raise self.error('not_weights', 'it was written on a big-endian machine')
 
   def error(self, code: str, hint: str) -> MiraInputError:
-    return _error(code, self.path, hint)
+    return checkpoint_error(code, self.path, hint)
 
   def size(self, member: str) -> int:
     try:
@@ -171,7 +171,7 @@ class _File:
 
 def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
   if not path.is_file():
-    raise _error('not_found', path, 'there is no such file')
+    raise checkpoint_error('not_found', path, 'there is no such file')
   with path.open('rb') as file:
     start = file.read(2)
   try:
@@ -179,13 +179,13 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
   except (zipfile.BadZipFile, OSError, ValueError) as error:
     if start == b'PK':
       hint = f'its end is missing or damaged ({error}); copy it again'
-      raise _error('damaged', path, hint) from error
+      raise checkpoint_error('damaged', path, hint) from error
     if start[:1] == b'\x80':
       hint = 'it is of PyTorch before 1.6; save it anew with PyTorch: '
       hint += "torch.save(torch.load('OLD', weights_only=True), 'NEW')"
-      raise _error('legacy_pth', path, hint) from error
+      raise checkpoint_error('legacy_pth', path, hint) from error
     hint = 'it is neither a file of torch.save nor safetensors'
-    raise _error('not_weights', path, hint) from error
+    raise checkpoint_error('not_weights', path, hint) from error
 
 
 class _Global:
@@ -306,7 +306,3 @@ def _parameter(data: Any, *_: Any) -> Any:
 
 def _refuse_call(*_: Any) -> None:
   raise pickle.UnpicklingError('a type of storage is no function')
-
-
-def _error(code: str, path: pathlib.Path, hint: str) -> MiraInputError:
-  return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)

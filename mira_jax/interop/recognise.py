@@ -7,7 +7,8 @@ import math
 import re
 from typing import Any
 
-from mira_jax.interop.sources import Source, error
+from mira_jax.errors import checkpoint_error
+from mira_jax.interop.sources import Source
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
 
@@ -112,10 +113,12 @@ def _tensor(source: Source, name: str) -> Any:
   if name not in source.state:
     first = ', '.join(list(source.state)[:3])
     hint = f'it has no {name}, as every model here has; it starts with {first}'
-    raise error('other_model', source.path, hint)
+    raise checkpoint_error('other_model', source.path, hint)
   tensor = source.state[name]
   if not tensor.ndim or not tensor.size:
-    raise error('other_model', source.path, f'{name} is {tensor.shape}')
+    raise checkpoint_error(
+      'other_model', source.path, f'{name} is {tensor.shape}'
+    )
   return tensor
 
 
@@ -126,7 +129,7 @@ def _sizes(
   kernel = _tensor(source, f'{prefix}patch_embed.proj.weight')
   if kernel.ndim != 5 or kernel.shape[1] != 3:
     hint = f'patch_embed.proj.weight is {kernel.shape}, not [C, 3, t, p, p]'
-    raise error('other_model', source.path, hint)
+    raise checkpoint_error('other_model', source.path, hint)
   dim, _, tubelet, patch, _ = kernel.shape
   told = _told(source, wishes, tubelet, patch)
   sizes = {'dim': dim, 'patch': patch, 'tubelet': tubelet}
@@ -140,12 +143,12 @@ def _sizes(
         f'{flag} {wish}: it was trained with {told[name]}; convert it with '
       )
       hint += 'that, and give the other to train.py, which starts from it'
-      raise error('other_size', source.path, hint)
+      raise checkpoint_error('other_size', source.path, hint)
     size = sizes[name] = told.get(name, wish or usual)
     if size % unit:
       near = max(unit, size - size % unit)
       hint = f'{flag} {size} must be a multiple of {unit}, such as {near}'
-      raise error('other_size', source.path, hint)
+      raise checkpoint_error('other_size', source.path, hint)
     if name not in told and not wish:
       remarks.append(f'{name} {usual} is assumed; say otherwise with {flag}')
   return sizes
@@ -194,7 +197,7 @@ def _depth(source: Source, prefix: str) -> int:
     if match
   ]
   if not blocks:
-    raise error('other_model', source.path, 'it has no blocks')
+    raise checkpoint_error('other_model', source.path, 'it has no blocks')
   return max(blocks) + 1
 
 
@@ -213,10 +216,10 @@ def _heads(
       f'width {dim} is of no known size, and shapes do not tell the heads; '
     )
     hint += f'give {flag}'
-    raise error('unknown_size', source.path, hint)
+    raise checkpoint_error('unknown_size', source.path, hint)
   if dim % heads:
     hint = f'{heads} heads do not divide width {dim}; give {flag}'
-    raise error('unknown_size', source.path, hint)
+    raise checkpoint_error('unknown_size', source.path, hint)
   return heads
 
 
@@ -268,7 +271,7 @@ def _mira(
   count = len(with_buffer)
   if with_buffer != list(range(depth - count, depth)):
     hint = f'MiRA is in its blocks {with_buffer}, not in the last {count}'
-    raise error('unsupported', source.path, hint)
+    raise checkpoint_error('unsupported', source.path, hint)
   statistics = 'batch_ema' if source.pretraining else 'instance'
   if args.get('stats_mode') in ('instance', 'batch', 'batch_ema'):
     statistics = args['stats_mode']

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import checkpoint_error
 from mira_jax.interop import huggingface, pth
 from mira_jax.weights import WEIGHTS
 
@@ -87,7 +87,9 @@ def read(path: str | os.PathLike[str]) -> Source | None:
   """
   file = weights_path(path)
   if not file.is_file():
-    raise error('not_found', file, 'name a file or folder of weights')
+    raise checkpoint_error(
+      'not_found', file, 'name a file or folder of weights'
+    )
   if _is_safetensors(file):
     metadata, tensors = _read_safetensors(file)
     if 'card' in metadata:
@@ -113,9 +115,13 @@ def _card(text: str, file: pathlib.Path) -> dict[str, Any]:
     whole = all(type(card['model'][n]) is int for n in needed)
     whole = whole and isinstance(card['class_names'], list)
   except (ValueError, KeyError, TypeError) as cause:
-    raise error('bad_card', file, f'its card is damaged ({cause})') from cause
+    raise checkpoint_error(
+      'bad_card', file, f'its card is damaged ({cause})'
+    ) from cause
   if not whole:
-    raise error('bad_card', file, 'its card does not describe a model')
+    raise checkpoint_error(
+      'bad_card', file, 'its card does not describe a model'
+    )
   return card
 
 
@@ -136,7 +142,7 @@ def _read_safetensors(file: pathlib.Path) -> tuple[dict[str, str], State]:
       return metadata, {n: opened.get_tensor(n) for n in opened.keys()}  # noqa: SIM118
   except (safetensors.SafetensorError, OSError, ValueError, TypeError) as cause:
     hint = f'the file is damaged or of another format ({cause})'
-    raise error('not_weights', file, hint) from cause
+    raise checkpoint_error('not_weights', file, hint) from cause
 
 
 def _read_pth(file: pathlib.Path) -> Source:
@@ -147,7 +153,7 @@ def _read_pth(file: pathlib.Path) -> Source:
   deepspeed = file.name.startswith('mp_rank_')
   if deepspeed and (file.parent / 'mp_rank_01_model_states.pt').exists():
     hint = 'its tensors are split over several files; join them with DeepSpeed'
-    raise error('not_weights', file, hint)
+    raise checkpoint_error('not_weights', file, hint)
   return Source(
     path=file,
     kind=f'{"DeepSpeed" if deepspeed else "PyTorch"} file, {key}',
@@ -171,7 +177,7 @@ def _state_of(
       if tensors:
         return key, tensors
   hint = "it has no tensors at the keys 'model' or 'module', nor without a key"
-  raise error('not_weights', file, hint)
+  raise checkpoint_error('not_weights', file, hint)
 
 
 def _strip(state: State) -> State:
@@ -189,11 +195,15 @@ def _check_state(source: Source) -> None:
   """Makes all numbers float32, and refuses those that are none."""
   for name, array in source.state.items():
     if not name.isprintable():
-      raise error('not_weights', source.path, f'a tensor is called {name!a}')
+      raise checkpoint_error(
+        'not_weights', source.path, f'a tensor is called {name!a}'
+      )
     with np.errstate(over='ignore'):
       array = np.asarray(array, np.float32)
     if not np.isfinite(array).all():
-      raise error('not_finite', source.path, f'{name} holds NaN or infinity')
+      raise checkpoint_error(
+        'not_finite', source.path, f'{name} holds NaN or infinity'
+      )
     source.state[name] = array
 
 
@@ -206,15 +216,10 @@ def _from_hugging_face(source: Source) -> None:
     source.fields = huggingface.fields(config, vivit)
     source.state, notes = huggingface.rename(source.state, config)
   except (ValueError, AttributeError, TypeError) as cause:
-    raise error('unsupported', source.path, str(cause)) from cause
+    raise checkpoint_error('unsupported', source.path, str(cause)) from cause
   if 'head.weight' in source.state:
     source.class_names = huggingface.class_names(config)
   name = 'ViViT' if vivit else 'VideoMAE'
   with_config = '' if config else ', no config.json beside it'
   source.kind = f"Hugging Face's {name}{with_config}"
   source.notes += notes
-
-
-def error(code: str, path: str | os.PathLike[str], hint: str) -> MiraInputError:
-  """An error about weights."""
-  return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)

@@ -9,9 +9,9 @@ import os
 import jax
 import jax.numpy as jnp
 import pytest
-from aot import gpu
 from jax.sharding import NamedSharding, PartitionSpec
 
+from aot import gpu
 from mira_jax.kernels import dispatch, flash
 from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
