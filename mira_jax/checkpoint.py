@@ -395,7 +395,8 @@ class Checkpoints:
     try:
       self.wait()
     except MiraInputError as failure:
-      if kind is None or issubclass(kind, SystemExit):
+      # An error of the system is the same full disk, met elsewhere.
+      if kind is None or issubclass(kind, (SystemExit, OSError)):
         raise
       logging.warning('%s', failure)  # what ended the run matters more
     finally:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import jax
 import numpy as np
 import rich.console
 import rich.progress
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mira_jax import guard
 from mira_jax.errors import ExitCode, MiraInputError
@@ -73,9 +76,7 @@ class Log:
     self._task = self._bar.add_task('compiling', total=total, completed=start)
     if self._active:
       self._file = _reopen(workdir / 'metrics.jsonl', start)
-      self._events = tensorboardX.SummaryWriter(
-        str(workdir / 'tensorboard'), purge_step=start + 1
-      )
+      self._events = _Events(workdir / 'tensorboard', start)
 
   def __enter__(self) -> Log:
     self._bar.start()
@@ -84,8 +85,10 @@ class Log:
   def __exit__(self, *error: Any) -> None:
     self._bar.stop()
     if self._active:
-      self._file.close()
-      self._events.close()
+      # Nothing is left to write, unless it could not be written before.
+      with contextlib.suppress(OSError):
+        self._events.close()
+        self._file.close()
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Keeps the metrics of a step, on the device, until `flush`."""
@@ -163,10 +166,10 @@ class Log:
     """Writes one row to the file, to TensorBoard and to the terminal."""
     if not self._active:
       return
-    self._file.write(json.dumps({'step': step, **row}) + '\n')
-    self._file.flush()
-    for name, value in row.items():
-      self._events.add_scalar(name, value, step)
+    with _naming(self._file.name):
+      self._file.write(json.dumps({'step': step, **row}) + '\n')
+      self._file.flush()
+    self._events.add(step, row)
     names = {n: short for n, short in _SHORT.items() if n in row}
     names = names or {n: n for n in row}  # an evaluation
     text = '  '.join(f'{names[n]} {row[n]:.4g}' for n in names)
@@ -176,6 +179,37 @@ class Log:
       self._bar.update(self._task, completed=step, description=text)
     else:
       self._console.print(f'step {step}  {text}')
+
+
+class _Events:
+  """Rows for TensorBoard, in the file before the next line is run.
+
+  `tensorboardX.SummaryWriter` has a thread that ends on a full disk, and waits
+  for it ever after.
+
+  Args:
+    folder: of the files, one for each attempt.
+    start: steps done before; TensorBoard hides later ones of other attempts.
+  """
+
+  def __init__(self, folder: pathlib.Path, start: int):
+    folder.mkdir(exist_ok=True)
+    self._folder = folder
+    self._writer = EventsWriter(str(folder / 'events'))
+    self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
+
+  def add(self, step: int, row: Mapping[str, float]) -> None:
+    with _naming(self._folder):
+      for name, value in row.items():
+        self._write(step, summary=summary.scalar(name, value))
+      self._writer.flush()
+
+  def _write(self, step: int, **what: Any) -> None:
+    event = Event(step=step, wall_time=time.time(), **what)
+    self._writer.write_event(event)
+
+  def close(self) -> None:
+    self._writer.close()
 
 
 def what_is_not_finite(step: int, row: Mapping[str, np.ndarray]) -> str:
@@ -231,6 +265,16 @@ def _reopen(path: pathlib.Path, start: int) -> IO[str]:
   kept = [line for line in whole if json.loads(line)['step'] <= start]
   replace(path, ''.join(kept))
   return path.open('a')
+
+
+@contextlib.contextmanager
+def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Says what could not be written, which a full disk does not."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or os.fspath(path)
+    raise
 
 
 def replace(path: pathlib.Path, text: str) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
+import resource
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,6 +97,19 @@ def log_row(
     'learning_rate': jnp.float32(0.5),
     **{name: jnp.int32(x) for name, x in numbers.items()},
   }
+
+
+@contextlib.contextmanager
+def file_limit(size: int) -> Iterator[None]:
+  """No file may get longer, in bytes: a disk that is full, but for this."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
 
 
 FLAGS = (

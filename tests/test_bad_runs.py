@@ -13,7 +13,6 @@ import io
 import json
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -28,6 +27,7 @@ from absl import flags
 from ml_collections import config_flags
 from rich.console import Console
 
+import runs
 from mira_jax import (
   checkpoint,
   cli,
@@ -205,15 +205,11 @@ def test_dashes_in_the_names_of_flags(monkeypatch):
 
 
 def test_52_a_disk_without_room(tmp_path):
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (output.PROBE - 1, limits[1]))
-  try:
-    with pytest.raises(MiraInputError, match='File too large') as caught:
-      training.open_workdir(str(tmp_path / 'run'))
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
+  with (
+    runs.file_limit(output.PROBE - 1),
+    pytest.raises(MiraInputError, match='File too large') as caught,
+  ):
+    training.open_workdir(str(tmp_path / 'run'))
   assert caught.value.code == 'not_writable'
   assert output.open_folder(tmp_path / 'run') == tmp_path / 'run'
   assert not list((tmp_path / 'run').iterdir())

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 import math
-import resource
 import shutil
 import time
 
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+import runs
 from mira_jax import (
   checkpoint,
   config,
@@ -276,12 +276,6 @@ def big_state(value):
   return dataclasses.replace(small, params={'kernel': kernel})
 
 
-def file_limit(size):
-  """No file may be longer; Python ignores the signal, so writing fails."""
-  hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
-  resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-
-
 def test_a_full_disk_is_told_at_the_next_step_and_harms_nothing(tmp_path):
   save(tmp_path, {1: 0.1})
   before = checkpoint.read_manifest(tmp_path / '1')
@@ -296,12 +290,11 @@ def test_a_full_disk_is_told_at_the_next_step_and_harms_nothing(tmp_path):
         time.sleep(0.01)
       raise AssertionError('nobody noticed')
 
-  file_limit(100_000)
-  try:
-    with pytest.raises(MiraInputError, match='not_written') as caught:
-      save_and_go_on()
-  finally:
-    file_limit(resource.RLIM_INFINITY)
+  with (
+    runs.file_limit(100_000),
+    pytest.raises(MiraInputError, match='not_written') as caught,
+  ):
+    save_and_go_on()
   error = caught.value
   assert error.exit_code == ExitCode.CHECKPOINT
   assert error.path == str(tmp_path)

@@ -7,7 +7,6 @@ import fcntl
 import os
 import pathlib
 import pickle
-import resource
 import subprocess
 import sys
 import textwrap
@@ -15,6 +14,7 @@ import textwrap
 import numpy as np
 import pytest
 
+import runs
 from mira_jax.data import dataset, decode, pool
 from mira_jax.data.dataset import Clip
 from mira_jax.errors import ExitCode, MiraInputError
@@ -165,12 +165,8 @@ def test_what_cannot_be_written(tmp_path):
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path):
   clip = Clip(clip_id='a', frames=[os.urandom(200_000)], label=0)
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-  try:
+  with runs.file_limit(100_000):
     code = _code(_write, tmp_path, train=[clip] * 3)
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert code == ('not_written', ExitCode.DATA)
   assert not list((tmp_path / 'toy').iterdir())
 

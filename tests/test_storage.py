@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pathlib
-import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 import miniatures
+import runs
 from mira_jax.data import dataset, decode, prepare, storage, verify
 from mira_jax.data.journal import Journal
 from mira_jax.errors import ExitCode, MiraInputError
@@ -293,14 +293,8 @@ def test_two_at_once_are_refused(tmp_path):
 
 def test_a_full_disk_is_an_error_and_nothing_looks_complete(tmp_path):
   root = _tree(tmp_path / 'root', 40, '.png')
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
-  try:
+  with runs.file_limit(300_000):
     error = _error(_prepare, root, tmp_path / 'out')
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, before)
   assert (error.code, error.exit_code) == ('not_written', ExitCode.DATA)
   assert _error(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
   report = prepare.prepare_folder(

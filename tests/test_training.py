@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import pathlib
 import signal
+import struct
 import subprocess
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 import runs
 from mira_jax import (
@@ -374,6 +377,41 @@ def test_log_names_the_step_whose_loss_is_not_finite(tmp_path):
     with pytest.raises(MiraInputError, match='step 5') as caught:
       log.flush()
   assert caught.value.exit_code == ExitCode.NUMERIC
+
+
+@pytest.mark.parametrize('full', ['metrics.jsonl', 'tensorboard'])
+def test_a_full_disk_stops_the_log_and_names_the_file(tmp_path, full):
+  count = 500 if full == 'metrics.jsonl' else 0  # that are there already
+  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 1}\n' * count)
+
+  def write_on():  # and nothing is raised, or waited for, when it is closed
+    with runlog.Log(tmp_path, start=2, total=9, batch_size=1) as log:
+      for step in range(3, 3000):
+        log.write(step, {'a': 3.0})
+
+  with runs.file_limit(10_000), pytest.raises(OSError, match='large') as caught:
+    write_on()
+  path = pathlib.Path(caught.value.filename)
+  assert path.is_relative_to(tmp_path / full), path
+
+
+def test_log_is_read_by_tensorboard(tmp_path):
+  with runlog.Log(tmp_path, start=2, total=9, batch_size=1) as log:
+    log.write(3, {'a': 3.0, 'b': 0.5})
+    log.write(4, {'a': 4.0})
+  (path,) = (tmp_path / 'tensorboard').iterdir()
+  assert path.name.startswith('events.out.tfevents.')
+  data, events = path.read_bytes(), []
+  while data:  # a length, its sum, the record, its sum
+    (size,) = struct.unpack_from('<Q', data)
+    events.append(event_pb2.Event.FromString(data[12 : 12 + size]))
+    data = data[16 + size :]
+  start, values = events[1], events[2:]
+  assert (start.step, start.session_log.status) == (3, 1)  # START
+  read = [
+    (e.step, v.tag, v.simple_value) for e in values for v in e.summary.value
+  ]
+  assert read == [(3, 'a', 3), (3, 'b', 0.5), (4, 'a', 4)]
 
 
 def test_log_drops_rows_after_the_resumed_step(tmp_path):

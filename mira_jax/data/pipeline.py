@@ -165,10 +165,18 @@ class _Reader:
     self._fit = fit
     self._limit = max_damaged and max(1, max_damaged * len(source))
     self._damaged: set[int] = set()
+    self._failure: MiraInputError | None = None
     self._lock = threading.Lock()
 
   def read(self, index: int, choose: Choose) -> Batch | None:
-    """One row, or None when it is damaged."""
+    """One row, or None when it is damaged.
+
+    Raises:
+      MiraInputError: too many are. Every row that is read from then on raises
+        it, because rows are read ahead, and nobody may ever take this one.
+    """
+    if self._failure is not None:
+      raise self._failure
     try:
       clip = self._source[index]
       video = self._video(clip, choose(len(clip)))
@@ -201,16 +209,17 @@ class _Reader:
 
   def _report(self, index: int, error: MiraInputError) -> None:
     with self._lock:
-      if index in self._damaged:
-        return
-      self._damaged.add(index)
-      count = len(self._damaged)
-    _log.warning('clip %d is damaged (%d so far): %s', index, count, error)
-    if count > self._limit:
-      hint = f'{count} of {len(self._source)} clips cannot be read, the last '
-      hint += f'one is {error.path}; see `mira verify`, prepare the dataset '
-      hint += 'again, or let more pass with config.data.max_damaged'
-      raise data_error('too_many_damaged', 'dataset', hint)
+      if index not in self._damaged:
+        self._damaged.add(index)
+        count = len(self._damaged)
+        _log.warning('clip %d is damaged (%d so far): %s', index, count, error)
+        if count > self._limit and self._failure is None:
+          hint = f'{count} of {len(self._source)} clips cannot be read, the '
+          hint += f'last one is {error.path}; see `mira verify`, prepare the '
+          hint += 'dataset again, or let more pass with config.data.max_damaged'
+          self._failure = data_error('too_many_damaged', 'dataset', hint)
+      if self._failure is not None:
+        raise self._failure
 
 
 def _batches(
