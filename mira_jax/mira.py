@@ -269,9 +269,14 @@ def log_bias(gain: Array) -> Array:
 
 
 def _exact_prior(score: Array, config: MiraConfig) -> tuple[Array, Array]:
-  low, high = (f(score, -1, keepdims=True) for f in (jnp.min, jnp.max))
-  # Compilers fuse, and may round, `score` and its minimum differently: below
-  # zero by an ulp of 1e-7 over a range of 1e-4, its power would be NaN.
+  # Compilers fuse, and may round, `score` and its extremes differently. By the
+  # gradient of `jnp.max`, which asks who equals it, that would be 0 / 0; by
+  # index, gradients go to one frame, as in PyTorch.
+  low, high = (
+    jnp.take_along_axis(score, f(score, -1, keepdims=True), -1)
+    for f in (jnp.argmin, jnp.argmax)
+  )
+  # Below zero by an ulp of 1e-7 over a range of 1e-4, its power would be NaN.
   score = jnp.maximum(score - low, 0) / (high - low + 1e-12)
   return score, _normalise((score + config.power_eps) ** config.power)
 

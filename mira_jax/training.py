@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging as std_logging
 import os
 import pathlib
 import re
@@ -40,6 +41,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   def quiet(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)  # orbax and TFDS tell all they do
+      _only_the_first_error_of_orbax()
     with memory.explained():
       main(argv)
 
@@ -58,6 +60,21 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     sys.exit(int(ExitCode.CHECKPOINT))
   except KeyboardInterrupt:  # outside the loop, where there is nothing to save
     sys.exit(130)
+
+
+def _only_the_first_error_of_orbax() -> None:
+  """Keeps tracebacks away of what was raised, and told, already.
+
+  When one of its files cannot be written, asyncio logs the errors of others,
+  and tensorstore shows that those on their way found its loop closed.
+  """
+  std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
+
+  def show(what: Any) -> None:
+    if str(what.exc_value) != 'Event loop is closed':
+      sys.__unraisablehook__(what)
+
+  sys.unraisablehook = show
 
 
 def _command() -> str:
