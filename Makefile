@@ -3,16 +3,18 @@
 # make soak: trains a run twice, once under faults, and compares; SEED=0 draws
 #   which, some 4 minutes.
 # make test-pods: compiles whole training steps for TPU pods; half an hour.
+# make test-torch: installs PyTorch and compares numbers with it; 3 minutes.
 # make test-aot, test-aot-gpu: compiles the kernels for TPUs and for an H200,
 #   with their own compilers, which it downloads (0.2 and 0.1 GB).
 PYTHON ?= python3
 VENV ?= .venv
 RUN ?= runs/quickstart
 SEED ?= 0
+TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test soak test-aot test-pods test-aot-gpu lint format clean
+.PHONY: demo test test-torch soak test-aot test-pods test-aot-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -26,6 +28,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+test-torch: $(STAMP)
+	$(BIN)/python -m pip install --quiet '$(TORCH)' -e '.[torch]'
+	$(BIN)/python -m pytest tests/test_torch.py
 
 soak: $(STAMP)
 	$(BIN)/python bench/soak.py --seed=$(SEED)

@@ -129,13 +129,19 @@ FLAGS = (
 )
 
 
+def xla_flags(devices: int) -> str:
+  """Those of the tests, and so many simulated devices."""
+  count = f'--xla_force_host_platform_device_count={devices}'
+  return f'{os.environ.get("XLA_FLAGS", "")} {count}'.strip()
+
+
 def command(
   cache: pathlib.Path, script: str, *arguments: str, devices: int = 1
 ) -> dict[str, Any]:
   """A command line for `subprocess`, with a shared cache of programs."""
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': xla_flags(devices),
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'PYTHONPATH': str(ROOT),

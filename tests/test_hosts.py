@@ -14,6 +14,7 @@ import jax
 import numpy as np
 import pytest
 
+import runs
 from mira_jax.data import dataset, decode
 from mira_jax.errors import ExitCode
 from mira_jax.weights import load_weights
@@ -68,9 +69,7 @@ def start(place, script, count, *flags, cluster='flags'):
   for i in range(count):
     environment = os.environ | {
       'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': (
-        f'--xla_force_host_platform_device_count={DEVICES // count}'
-      ),
+      'XLA_FLAGS': runs.xla_flags(DEVICES // count),
       'JAX_COMPILATION_CACHE_DIR': str(place / f'cache-{count}'),
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
       'PYTHONPATH': str(ROOT),

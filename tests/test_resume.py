@@ -282,7 +282,7 @@ def test_a_run_that_is_not_finished_is_scored(place, data, stopped):
   newest = checkpoint.steps(stopped / 'checkpoints')[-1]
   call['args'].append('--step=newest')
   # Nine clips on three devices.
-  call['env']['XLA_FLAGS'] = '--xla_force_host_platform_device_count=3'
+  call['env']['XLA_FLAGS'] = runs.xla_flags(3)
   done = runs.finish(call)
   assert done.returncode == 0, done.stderr
   folder = stopped / 'eval' / f'levels-test-step_{newest}'

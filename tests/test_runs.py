@@ -81,7 +81,7 @@ def pretraining(path, **groups):
 def command(script, *arguments):
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'XLA_FLAGS': runs.xla_flags(2),
     'PYTHONPATH': str(ROOT),
     'COLUMNS': '120',
   }

@@ -111,9 +111,7 @@ def losses(cfg, split, steps=3):
   found = []
   with jax.set_mesh(mesh):
     lowered = run.step.lower(state, sharding.put_batch(batch, mesh), key)
-    # Compiled in half the time; it would raise if the new state did not lie
-    # as the old one did.
-    step = lowered.compile({'xla_backend_optimization_level': 0})
+    step = lowered.compile()  # raises if the state does not lie as before
     for _ in range(steps):
       state, metrics = step(state, sharding.put_batch(batch, mesh), key)
       found.append(float(metrics['loss']))

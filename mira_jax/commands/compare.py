@@ -1,10 +1,13 @@
-"""Compare numbers with the reference's.
+"""Compare numbers with the reference's, or with PyTorch's of today.
 
   mira compare golden DIR
+  mira compare torch [--weights FILE] [--clip CLIP] [--gradients]
 
-runs every golden case of DIR (cases.json and NAME.npz files with inputs,
-outputs and gradients of the PyTorch reference; no PyTorch needed) and exits
-with 1 if any quantity falls short of its bound.
+`golden` runs every golden case of DIR (cases.json and NAME.npz files with
+inputs, outputs and gradients of the PyTorch reference; no PyTorch needed).
+`torch` gives the same weights and clip to an independent PyTorch model in this
+process and shows, layer by layer, how far apart the two are. Both exit with 1
+if any quantity falls short of its bound.
 """
 
 from __future__ import annotations
@@ -16,13 +19,14 @@ from collections import defaultdict
 import rich.console
 import rich.table
 
+from mira_jax.commands import compare_torch
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import golden
 from mira_jax.kernels import dispatch
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds `golden DIR` and its options."""
+  """Adds `golden DIR`, `torch` and their options."""
   kinds = parser.add_subparsers(dest='kind', required=True)
   arguments = kinds.add_parser('golden', help='arrays from the reference')
   arguments.add_argument('directory', metavar='DIR')
@@ -41,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser):
   arguments.add_argument(
     '--brief', action='store_true', help='only the worst quantity of each case'
   )
+  arguments = kinds.add_parser('torch', help='a PyTorch model in this process')
+  compare_torch.add_arguments(arguments)
 
 
 def _checks(args: argparse.Namespace, case) -> list[golden.Check]:
@@ -51,7 +57,13 @@ def _checks(args: argparse.Namespace, case) -> list[golden.Check]:
 
 
 def run(args: argparse.Namespace) -> int:
-  """Prints a table as the cases finish; 0 if every quantity passed."""
+  """Prints tables; 0 if every quantity passed."""
+  if args.kind == 'torch':
+    return compare_torch.run(args)
+  return _run_golden(args)
+
+
+def _run_golden(args: argparse.Namespace) -> int:
   cases = golden.read_cases(args.directory)
   if args.case:
     names = [case['name'] for case in cases]

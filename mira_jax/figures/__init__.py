@@ -7,6 +7,10 @@ state, so that a picture can be drawn from any thread. The colours (Okabe and
 Ito) and maps (inferno, RdBu, Blues) are safe for colour-blind readers.
 """
 
+from mira_jax.figures.agreement import (
+  agreement_figure,
+  build_agreement_figure,
+)
 from mira_jax.figures.charts import (
   build_confusion_figure,
   build_contact_sheet,
@@ -23,6 +27,8 @@ from mira_jax.figures.reconstruction import (
 
 __all__ = [
   'ClipPicture',
+  'agreement_figure',
+  'build_agreement_figure',
   'build_clip_figure',
   'build_confusion_figure',
   'build_contact_sheet',

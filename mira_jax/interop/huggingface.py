@@ -199,3 +199,63 @@ def _fold_pixels(state: State) -> None:
   shift = (exact * (2 * mean - 1)).sum(axis=(1, 2, 3, 4))
   state['patch_embed.proj.weight'] = (exact * 2 * std).astype(kernel.dtype)
   state['patch_embed.proj.bias'] = (bias + shift).astype(bias.dtype)
+
+
+# ----- the other way ----------------------------------------------------------
+
+
+def restore(state: Mapping[str, np.ndarray], vivit: bool) -> State:
+  """The tensors of a classifier by Hugging Face's names.
+
+  Args:
+    state: by the authors' names. Where ours has no tensor (biases of keys, the
+      position of the class token), theirs is 0.
+    vivit: of VivitForVideoClassification, else VideoMAEForVideoClassification;
+      its first layer takes our pixels.
+  """
+  root = 'vivit.' if vivit else 'videomae.'
+  norm = f'{root}layernorm.' if vivit else 'fc_norm.'
+  embed = f'{root}embeddings.patch_embeddings.projection.'
+  prefixes = {
+    'patch_embed.proj.': embed,
+    'fc_norm.': norm,
+    'head.': 'classifier.',
+  }
+  found: State = {}
+  for name, array in state.items():
+    if match := re.match(r'blocks\.(\d+)\.', name):
+      block = f'{root}encoder.layer.{match[1]}.'
+      found |= _restore_block(block, name[match.end() :], array, vivit)
+      continue
+    for ours, theirs in prefixes.items():
+      if name.startswith(ours):
+        found[theirs + name.removeprefix(ours)] = array
+  if vivit:
+    cls, positions = state['cls_token'], state['pos_embed']
+    found[f'{root}embeddings.cls_token'] = cls
+    found[f'{root}embeddings.position_embeddings'] = np.concatenate(
+      [np.zeros_like(positions[:, :1]), positions], axis=1
+    )
+  return found
+
+
+def _restore_block(
+  block: str, name: str, array: np.ndarray, vivit: bool
+) -> State:
+  inner = f'{block}attention.attention.'
+  kinds = ('query', 'key', 'value')
+  if name == 'attn.qkv.weight':
+    parts = np.split(array, 3)
+    return {f'{inner}{k}.weight': x for k, x in zip(kinds, parts, strict=True)}
+  if name in ('attn.q_bias', 'attn.v_bias'):
+    if not vivit:
+      return {inner + name.removeprefix('attn.'): array}
+    kind = 'query' if name == 'attn.q_bias' else 'value'
+    zeros = {f'{inner}key.bias': np.zeros_like(array)}
+    return {f'{inner}{kind}.bias': array, **zeros}
+  for pattern, short in _PARTS:
+    if name.startswith(short) and short != 'attn.':
+      return {
+        block + pattern.replace('\\', '') + name.removeprefix(short): array
+      }
+  raise ValueError(f'{name} has no name there')
