@@ -19,13 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
 import safetensors.numpy
 from jax import export as jax_export
 
 from mira_jax import augment, engine, output, weights
 from mira_jax.data import faces
 from mira_jax.errors import MiraInputError, checkpoint_error
-from mira_jax.interop.sources import weights_path
 from mira_jax.models.vivit import ViViT
 
 Card = dict[str, Any]
@@ -123,33 +123,38 @@ def write(
   Raises:
     MiraInputError: `out` exists, platforms or dtype that there are not, a
       pre-training, batch statistics, weights that cannot be used
-      (`engine.load_file`), or files that do not compute what the engine does.
+      (`engine.load_file`), no room, or files that do not compute what the
+      engine does.
   """
   out = pathlib.Path(os.path.abspath(out))
   _check_out(out, force)
   _check_platforms(platforms)
-  load_source = engine.load_run if os.path.isdir(source) else engine.load_file
-  scorer, card = load_source(source)
-  variables, _ = weights.load_weights(weights_path(source))
+  run = os.path.isdir(source)
+  scorer, card = (engine.load_run if run else engine.load_file)(source)
+  file = os.path.join(source, weights.WEIGHTS) if run else source
+  variables, _ = weights.load_weights(file)
   model = _exportable(scorer.model, card, dtype, source)
   part = out.with_name(out.name + '.part')
   shutil.rmtree(part, ignore_errors=True)  # what a killed export left
-  output.open_folder(part)
   try:
+    output.open_folder(part)
     _write_files(part, model, variables, card, platforms)
     difference = verify(part)
     if out.exists():
       shutil.rmtree(out)
     part.rename(out)
-  except BaseException:
+  except (OSError, safetensors.SafetensorError) as error:
+    hint = f'results must have room there ({error})'
+    raise MiraInputError('not_writable', out, hint) from error
+  finally:
     shutil.rmtree(part, ignore_errors=True)
-    raise
   return difference
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:
   """Whether a folder is an export, or was one before it was damaged."""
-  return any(os.path.isfile(os.path.join(path, n)) for n in (CARD, PROGRAM))
+  names = (CARD, PROGRAM, GOLDEN)
+  return any(os.path.isfile(os.path.join(path, name)) for name in names)
 
 
 def _check_out(out: pathlib.Path, force: bool) -> None:

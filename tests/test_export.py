@@ -18,6 +18,7 @@ from mira_jax import augment, cli, config, engine, export, weights
 from mira_jax.data import decode, faces, sampling
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
+from runs import file_limit
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
 
@@ -35,7 +36,7 @@ def save(folder, mira, names=NAMES, pretrain=None, **changes):
   fields = dataclasses.asdict(
     config.ModelConfig(
       dim=48, depth=2, heads=2, num_classes=len(names), frames=8,
-      image_size=32, patch=8, mira=mira, head_scale=100.0,
+      image_size=32, patch=8, mira=mira, head_scale=10.0,
     )
   ) | changes  # fmt: skip
   model = engine.build_model(fields)
@@ -179,6 +180,7 @@ def test_the_program_is_for_every_platform_and_full_precision(exports):
   products = re.findall(r'stablehlo.dot_general.*', text)
   assert products
   assert all(product.count('HIGHEST') == 2 for product in products)
+  assert 'x64x64xf32' not in text  # no maps of clips and heads
   assert str(program.in_avals[-1]) == 'uint8[b,8,32,32,3]'
 
 
@@ -364,6 +366,15 @@ def test_flags_that_cannot_be(capsys, runs, tmp_path):
   (out / 'thesis.tex').touch()
   assert 'exists' in fails(capsys, 'export', runs['exact'], out, '--force')[1]
   assert (out / 'thesis.tex').exists()
+
+
+def test_a_full_disk_leaves_nothing(capsys, runs, tmp_path):
+  for size in (1000, 100_000):  # bytes; of any file
+    with file_limit(size):
+      code, err = fails(capsys, 'export', runs['plain'], tmp_path / 'out')
+    assert code == ExitCode.USAGE
+    assert 'not_writable' in err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_export_that_computes_otherwise_leaves_nothing(

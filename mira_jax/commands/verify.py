@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from mira_jax import engine, export
+from mira_jax import engine, export, memory
 from mira_jax.cli import at_least
 from mira_jax.data import dataset, verify
 from mira_jax.errors import ExitCode
@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> int:
   return ExitCode.OK
 
 
+@memory.explained()
 def _try_out(path: str) -> int:
   engine.use_compile_cache()
   difference = export.verify(path)
