@@ -99,7 +99,7 @@ def over_time(
       marginal / places, num_frames, config, past=past, training=training
     )
     # One row if the batch shares its gain: that is the gain at all places.
-    shared = len(frames.gain) < len(marginal)
+    shared = frames.gain.shape[0] < marginal.shape[0]
     return frames, jnp.repeat(frames.gain, 1 if shared else places, axis=0)
 
   q, k, v = (

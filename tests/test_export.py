@@ -1,0 +1,396 @@
+"""Exports: the numbers of the engine, without the engine; and damage."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mira_jax import augment, cli, config, engine, export, weights
+from mira_jax.data import decode, faces, sampling
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.mira import MiraConfig
+from runs import file_limit
+
+pytestmark = pytest.mark.usefixtures('compile_cache')
+
+NAMES = list(faces.CLASS_NAMES)
+RULES = {'rate': 2, 'fit': 'crop'}
+MODES = {
+  'exact': MiraConfig(),
+  'flashlite': MiraConfig(mode='flashlite'),
+  'plain': None,
+}
+
+
+def save(folder, mira, names=NAMES, pretrain=None, **changes):
+  """A run in small, as train.py leaves it; its classes are told apart."""
+  fields = dataclasses.asdict(
+    config.ModelConfig(
+      dim=48, depth=2, heads=2, num_classes=len(names), frames=8,
+      image_size=32, patch=8, mira=mira, head_scale=10.0,
+    )
+  ) | changes  # fmt: skip
+  model = engine.build_model(fields)
+  video = jnp.zeros((1, 8, 32, 32, 3))
+  variables = jax.jit(model.init)(jax.random.key(0), video)
+  card = {
+    'model': fields,
+    'pretrain': pretrain,
+    'class_names': names,
+    'preprocessing': RULES,
+  }
+  weights.save_weights(
+    folder / weights.WEIGHTS,
+    variables['params'],
+    variables.get('mira', {}),
+    card,
+  )
+  return folder
+
+
+@pytest.fixture(scope='module')
+def runs(tmp_path_factory, compile_cache):
+  del compile_cache  # only that it is there before
+  folder = tmp_path_factory.mktemp('runs')
+  return {mode: save(folder / mode, mira) for mode, mira in MODES.items()}
+
+
+@pytest.fixture(scope='module')
+def exports(runs, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('exports')
+  for mode, run in runs.items():
+    assert export.write(run, folder / mode) <= 1e-5
+  return folder
+
+
+@pytest.fixture
+def copy(exports, tmp_path):
+  return shutil.copytree(exports / 'exact', tmp_path / 'copy')
+
+
+def clips(count):
+  shape = (count, 8, 32, 32, 3)
+  return np.random.default_rng(count).integers(0, 256, shape, np.uint8)
+
+
+def change_card(folder, **changes):
+  """Writes a card anew that is whole, but says something else."""
+  card = json.loads((folder / export.CARD).read_text()) | changes
+  card[export.SEAL] = export._seal(card)
+  (folder / export.CARD).write_text(json.dumps(card))
+
+
+def fails(capsys, *args):
+  """The one line of a command that fails, and its exit code."""
+  code = cli.main(list(map(str, args)))
+  err = capsys.readouterr().err
+  assert code != ExitCode.OK
+  assert err.count('\n') == 1
+  assert 'Traceback' not in err
+  return code, err
+
+
+# ----- numbers ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize('mode', MODES)
+def test_any_number_of_clips_scores_as_in_the_engine(runs, exports, mode):
+  exported = export.load(exports / mode)
+  scorer, _ = engine.load_run(runs[mode])
+  for count in (1, 2, 3, 5):
+    video = clips(count)
+    found = exported.probabilities(video)
+    assert found.dtype == np.float32
+    expected = scorer.probabilities(video)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+  assert np.ptp(expected, axis=0).max() > 1e-3  # clips do differ
+  assert exported.probabilities(clips(0)).shape == (0, 7)
+
+
+def test_modes_differ_by_more_than_is_allowed(exports):
+  video = clips(2)
+  found = [export.load(exports / m).probabilities(video) for m in MODES]
+  for i, j in ((0, 1), (0, 2), (1, 2)):
+    assert np.abs(found[i] - found[j]).max() > 1e-4
+
+
+def test_few_sizes_compile(exports):
+  exported = export.load(exports / 'plain', batch_size=4)
+  video = clips(7)
+  alone = [exported.probabilities(video[i : i + 1])[0] for i in range(7)]
+  for count in (3, 4, 7):  # by fours; what is left by twos and fours
+    found = exported.probabilities(video[:count])
+    np.testing.assert_allclose(found, alone[:count], atol=1e-6)
+  assert exported._call._cache_size() == 2  # one clip, and four
+
+
+def test_the_golden_pair_is_drawn_and_of_the_engine(runs, exports):
+  with np.load(exports / 'exact' / export.GOLDEN) as golden:
+    found, expected = golden['clips'], golden['probabilities']
+  assert (found.dtype, found.shape) == (np.uint8, (2, 8, 32, 32, 3))
+  drawn = faces.draw_clip(
+    1, seed=0, split='test', difficulty='macro', num_frames=16
+  )
+  for t in range(8):
+    frame = decode.resize(drawn.frames[2 * t], 32, 'crop')
+    np.testing.assert_array_equal(found[1, t], frame)
+  scorer, _ = engine.load_run(runs['exact'])
+  np.testing.assert_allclose(scorer.probabilities(found), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'variant': 'factorised_self_attention'},
+    {'variant': 'st_block', 'dtype': 'bfloat16'},
+    {'variant': 'factorised_encoder', 'pool': 'cls', 'scan': True},
+  ],
+)
+def test_other_models_export(tmp_path, changes):
+  save(tmp_path / 'run', MiraConfig(), **changes)
+  export.write(tmp_path / 'run', tmp_path / 'out', dtype='float32')
+  assert export.load(tmp_path / 'out').card['model']['dtype'] == 'float32'
+
+
+def test_bfloat16(runs, tmp_path):
+  difference = export.write(runs['exact'], tmp_path / 'out', dtype='bfloat16')
+  assert 1e-5 < difference <= export.TOLERANCES['bfloat16']
+  exported = export.load(tmp_path / 'out')
+  assert 'bf16' in exported.program.mlir_module()
+  assert exported.card['model']['dtype'] == 'bfloat16'
+
+
+# ----- what is in the folder --------------------------------------------------
+
+
+def test_the_program_is_for_every_platform_and_full_precision(exports):
+  program = export.load(exports / 'exact').program
+  assert program.platforms == ('cpu', 'cuda', 'tpu')
+  text = program.mlir_module()
+  assert set(re.findall(r'custom_call @(\w+)', text)) <= {'shape_assertion'}
+  products = re.findall(r'stablehlo.dot_general.*', text)
+  assert products
+  assert all(product.count('HIGHEST') == 2 for product in products)
+  assert 'x64x64xf32' not in text  # no maps of clips and heads
+  assert str(program.in_avals[-1]) == 'uint8[b,8,32,32,3]'
+
+
+def test_the_card_and_the_weights_need_nothing_else(runs, exports):
+  folder = exports / 'flashlite'
+  assert {path.name for path in folder.iterdir()} == {
+    *(export.CARD, export.GOLDEN, export.PROGRAM, weights.WEIGHTS)
+  }
+  card = json.loads((folder / export.CARD).read_text())
+  assert card['class_names'] == NAMES
+  assert card['preprocessing'].items() >= RULES.items()
+  assert card['input']['clips']['shape'] == ['b', 8, 32, 32, 3]
+  assert card['input']['clips']['mean'] == list(augment.MEAN)
+  assert card['model']['mira']['mode'] == 'flashlite'
+  assert card['jax_version'] == jax.__version__
+  assert set(card['files']) == {export.GOLDEN, export.PROGRAM, weights.WEIGHTS}
+  # Its weights are those of a run.
+  scorer, own = engine.load_run(folder)
+  assert own == engine.load_run(runs['flashlite'])[1]
+  assert scorer.model.attention is None
+
+
+@pytest.mark.parametrize('rate', [1, 3])
+def test_the_card_says_how_frames_are_taken(rate):
+  # The formulas of the card, as a reader would write them down.
+  model = engine.build_model(
+    dataclasses.asdict(config.ModelConfig(frames=8, dim=48, num_classes=7))
+  )
+  told = export._rules(model, {'rate': rate, 'fit': 'squash'})['sampling']
+  shift = float(re.search(r'round\(F / 2 - ([\d.]+)\)', told)[1])
+  room = int(re.search(r'nor above F - (\d+)', told)[1])
+  for count in range(1, 60):
+    for windows in (1, 5):
+      for i in range(windows):
+        if count < 8:
+          want = [min(t, count - 1) for t in range(8)]
+        elif count < room:
+          want = [round(t * (count - 1) / 7) for t in range(8)]
+        else:
+          start = round((i + 0.5) * count / windows - shift)
+          start = min(max(start, 0), count - room)
+          want = [start + rate * t for t in range(8)]
+        found = sampling.test_indices(count, 8, rate, i, windows)
+        assert found.tolist() == want
+
+
+def test_the_example_of_the_documentation_needs_only_jax(exports, request):
+  text = (request.config.rootpath / 'docs' / 'export.md').read_text()
+  (code,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  lines = [line for line in code.splitlines() if line]
+  assert len(lines) == 10
+  hidden = ('mira_jax', 'flax', 'einops', 'optax', 'orbax', 'cv2', 'chex')
+  hide = f'import sys\nfor name in {hidden}: sys.modules[name] = None\n'
+  done = subprocess.run(
+    [sys.executable, '-c', hide + code],
+    cwd=exports / 'exact',
+    capture_output=True,
+    text=True,
+  )
+  assert done.returncode == 0, done.stderr
+  with np.load(exports / 'exact' / export.GOLDEN) as golden:
+    best = [NAMES[i] for i in golden['probabilities'].argmax(-1)]
+  assert done.stdout.split() == best
+
+
+# ----- mira export, mira verify -----------------------------------------------
+
+
+def test_the_commands(capsys, runs, tmp_path):
+  run, out = runs['plain'], tmp_path / 'new' / 'out'
+  only = '--platforms=cpu, tpu'
+  assert cli.main(['export', str(run), str(out), only]) == ExitCode.OK
+  assert 'export for cpu, tpu' in capsys.readouterr().out
+  assert export.load(out).program.platforms == ('cpu', 'tpu')
+  assert cli.main(['verify', str(out)]) == ExitCode.OK
+  told = capsys.readouterr().out
+  assert told.count('\n') == 1
+  assert 'golden pair agrees' in told
+  code, err = fails(capsys, 'export', run, out)
+  assert code == ExitCode.USAGE
+  assert 'exists' in err
+  # --force replaces an export; a file of weights is as good as a run.
+  file = runs['exact'] / weights.WEIGHTS
+  assert cli.main(['export', str(file), str(out), '--force']) == ExitCode.OK
+  assert export.load(out).card['model']['mira']['mode'] == 'exact'
+  assert [path.name for path in out.parent.iterdir()] == ['out']
+
+
+@pytest.mark.parametrize(
+  'name', [export.CARD, export.GOLDEN, export.PROGRAM, weights.WEIGHTS]
+)
+def test_a_file_that_is_missing_or_changed_is_named(capsys, copy, name):
+  path = copy / name
+  whole = bytearray(path.read_bytes())
+  path.unlink()
+  code, err = fails(capsys, 'verify', copy)
+  assert code == ExitCode.CHECKPOINT
+  assert f'missing: {path}' in err
+  path.write_bytes(whole[: len(whole) // 2])
+  assert f'changed: {path}' in fails(capsys, 'verify', copy)[1]
+  place = whole.index(b'Happy') if name == export.CARD else len(whole) // 2
+  whole[place] ^= 1
+  path.write_bytes(whole)
+  code, err = fails(capsys, 'verify', copy)
+  assert code == ExitCode.CHECKPOINT
+  assert f'changed: {path}' in err
+  with pytest.raises(MiraInputError, match='changed'):
+    export.load(copy)
+
+
+@pytest.mark.parametrize('error', [3e-5, np.nan])
+def test_numbers_that_differ_are_told(capsys, copy, error):
+  with np.load(copy / export.GOLDEN) as golden:
+    arrays = dict(golden)
+  arrays['probabilities'][1, 3] += error  # of the second clip only
+  np.savez(copy / export.GOLDEN, **arrays)
+  card = json.loads((copy / export.CARD).read_text())
+  digest = export._digest(copy / export.GOLDEN)
+  change_card(copy, files=card['files'] | {export.GOLDEN: digest})
+  code, err = fails(capsys, 'verify', copy)
+  assert code == ExitCode.CHECKPOINT
+  assert 'differs' in err
+  assert str(copy) in err
+
+
+def test_an_export_of_other_versions_and_devices(capsys, copy):
+  change_card(copy, platforms=['tpu'])
+  assert 'other_platform' in fails(capsys, 'verify', copy)[1]
+  change_card(copy, platforms=['cpu'], calling_convention_version=99)
+  code, err = fails(capsys, 'verify', copy)
+  assert code == ExitCode.CHECKPOINT
+  assert 'too_new' in err
+  assert 'calling convention 99' in err
+  change_card(copy, calling_convention_version=9, format='mira export 2')
+  assert 'too_new' in fails(capsys, 'verify', copy)[1]
+
+
+def test_what_is_no_export(tmp_path):
+  with pytest.raises(MiraInputError, match='not_an_export'):
+    export.load(tmp_path)
+  assert not export.is_export(tmp_path)
+
+
+def test_clips_of_another_shape(exports):
+  exported = export.load(exports / 'plain')
+  for video in (clips(1)[:, :4], clips(1).astype(np.float32)):
+    with pytest.raises(MiraInputError, match='bad_shape'):
+      exported.probabilities(video)
+
+
+# ----- what cannot be exported ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('changes', 'word'),
+  [
+    ({'mira': MiraConfig(statistics='batch')}, 'batch_statistics'),
+    ({'mira': MiraConfig(statistics='batch_ema')}, 'batch_statistics'),
+    ({'mira': None, 'pretrain': {'mask': 'tube'}}, 'no_classifier'),
+    ({'mira': None, 'names': [], 'num_classes': 0}, 'no_classifier'),
+  ],
+)
+def test_models_that_cannot_be_exported(capsys, tmp_path, changes, word):
+  run, out = save(tmp_path / 'run', **changes), tmp_path / 'out'
+  code, err = fails(capsys, 'export', run, out)
+  assert code == ExitCode.CHECKPOINT
+  assert word in err
+  assert [path.name for path in tmp_path.iterdir()] == ['run']
+
+
+def test_flags_that_cannot_be(capsys, runs, tmp_path):
+  out = tmp_path / 'out'
+  for platforms in ('cpu,gpu', '', 'tpu'):
+    code, err = fails(
+      capsys, 'export', runs['exact'], out, f'--platforms={platforms}'
+    )
+    assert code == ExitCode.USAGE
+    assert 'bad_platform' in err
+  assert 'not_finished' in fails(capsys, 'export', tmp_path, out)[1]
+  assert not list(tmp_path.iterdir())
+  # Nothing but an export is replaced.
+  out.mkdir()
+  (out / 'thesis.tex').touch()
+  assert 'exists' in fails(capsys, 'export', runs['exact'], out, '--force')[1]
+  assert (out / 'thesis.tex').exists()
+
+
+def test_a_full_disk_leaves_nothing(capsys, runs, tmp_path):
+  for size in (1000, 100_000):  # bytes; of any file
+    with file_limit(size):
+      code, err = fails(capsys, 'export', runs['plain'], tmp_path / 'out')
+    assert code == ExitCode.USAGE
+    assert 'not_writable' in err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_computes_otherwise_leaves_nothing(
+  capsys, runs, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(augment, 'MEAN', (0.9, 0.456, 0.406))
+  traced = export._trace
+
+  def trace_right(*args):
+    with monkeypatch.context() as patch:
+      patch.setattr(augment, 'MEAN', (0.485, 0.456, 0.406))
+      return traced(*args)
+
+  monkeypatch.setattr(export, '_trace', trace_right)
+  out = tmp_path / 'out'
+  code, err = fails(capsys, 'export', runs['exact'], out)
+  assert code == ExitCode.CHECKPOINT
+  assert 'differs' in err
+  assert not list(tmp_path.iterdir())
