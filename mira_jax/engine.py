@@ -79,7 +79,101 @@ def use_compile_cache() -> None:
     jax.config.update('jax_compilation_cache_dir', str(output.cache()))
 
 
-class Engine:
+class Scorer:
+  """What scores windows, and how a clip is cut into them.
+
+  Attributes:
+    frames: T of a window.
+    image_size: S of it, in pixels.
+    batch_size: windows per call at most.
+  """
+
+  frames: int
+  image_size: int
+  batch_size: int
+
+  def probabilities(self, video: np.ndarray) -> np.ndarray:
+    """uint8 [B, T, S, S, 3] -> float32 [B, K], any B.
+
+    Raises:
+      MiraInputError: windows of another shape.
+    """
+    raise NotImplementedError
+
+  def cut_views(
+    self, frames: np.ndarray, *, rate: int, views: int, fit: str
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Windows of a clip as the model takes them.
+
+    Args:
+      frames: uint8 [F, H, W, 3], all frames of the clip.
+      rate: one of so many frames is taken.
+      views: number of windows V, spread over the clip; 1 is cut where they
+        would all be the same.
+      fit: how frames become square, see `data.decode.resize`.
+
+    Returns:
+      uint8 [V, T, S, S, 3] and the indices [V, T] of their frames.
+    """
+    indices = np.stack(
+      [
+        sampling.test_indices(len(frames), self.frames, rate, view, views)
+        for view in range(views)
+      ]
+    )
+    if (indices == indices[0]).all():
+      indices = indices[:1]
+    square = {
+      i: decode.resize(frames[i], self.image_size, fit)
+      for i in np.unique(indices)
+    }
+    return np.array([[square[i] for i in row] for row in indices]), indices
+
+  def timeline(
+    self,
+    frames: np.ndarray,
+    fps: float,
+    *,
+    rate: int,
+    fit: str,
+    stride: float = 0.5,
+  ) -> np.ndarray:
+    """Class probabilities of every second of a long clip.
+
+    Windows of the model's frames slide over it; a second has the mean of those
+    that see it, weighted by how much of it they see.
+
+    Args:
+      frames: uint8 [F, H, W, 3], all frames of the clip.
+      fps: of them, per second.
+      rate: as in `cut_views`.
+      fit: as in `cut_views`.
+      stride: seconds between the starts of two windows; at most the length of
+        one window is taken, so that every second is seen.
+
+    Returns:
+      Float32 [S, K], S seconds of which the last may be a part.
+    """
+    span = self.frames * rate
+    step = min(max(1, round(stride * fps)), span)
+    last = max(0, len(frames) - span)
+    starts = np.unique([*range(0, last, step), last])
+    rows = []
+    for first in range(0, len(starts), self.batch_size):
+      some = starts[first : first + self.batch_size]
+      windows = [frames[start : start + span] for start in some]
+      cut = [self.cut_views(w, rate=rate, views=1, fit=fit)[0] for w in windows]
+      rows.append(self.probabilities(np.concatenate(cut)))
+    probabilities = np.concatenate(rows)
+    seconds = np.arange(max(1, int(np.ceil(len(frames) / fps))))
+    begin = np.maximum(seconds[:, None] * fps, starts)
+    ends = np.minimum(starts + span, len(frames))
+    seen = np.maximum(0, np.minimum((seconds[:, None] + 1) * fps, ends) - begin)
+    share = seen / seen.sum(1, keepdims=True)
+    return (share @ probabilities).astype(np.float32)
+
+
+class Engine(Scorer):
   """Probabilities and records of clips.
 
   Args:
@@ -102,6 +196,7 @@ class Engine:
     mesh: Mesh | None = None,
   ):
     self.model = model
+    self.frames, self.image_size = model.frames, model.image_size
     self._mesh = mesh or sharding.make_mesh()
     parts = sharding.clip_parts(self._mesh)
     self.batch_size = -(-batch_size // parts) * parts
@@ -172,79 +267,6 @@ class Engine:
       f'take {count} or fewer: --batch-size of eval.py and of mira features, '
       '--views of mira predict, --config.data.batch_size of train.py'
     )
-
-  def cut_views(
-    self, frames: np.ndarray, *, rate: int, views: int, fit: str
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Windows of a clip as the model takes them.
-
-    Args:
-      frames: uint8 [F, H, W, 3], all frames of the clip.
-      rate: one of so many frames is taken.
-      views: number of windows V, spread over the clip; 1 is cut where they
-        would all be the same.
-      fit: how frames become square, see `data.decode.resize`.
-
-    Returns:
-      uint8 [V, T, S, S, 3] and the indices [V, T] of their frames.
-    """
-    model = self.model
-    indices = np.stack(
-      [
-        sampling.test_indices(len(frames), model.frames, rate, view, views)
-        for view in range(views)
-      ]
-    )
-    if (indices == indices[0]).all():
-      indices = indices[:1]
-    square = {
-      i: decode.resize(frames[i], model.image_size, fit)
-      for i in np.unique(indices)
-    }
-    return np.array([[square[i] for i in row] for row in indices]), indices
-
-  def timeline(
-    self,
-    frames: np.ndarray,
-    fps: float,
-    *,
-    rate: int,
-    fit: str,
-    stride: float = 0.5,
-  ) -> np.ndarray:
-    """Class probabilities of every second of a long clip.
-
-    Windows of the model's frames slide over it; a second has the mean of those
-    that see it, weighted by how much of it they see.
-
-    Args:
-      frames: uint8 [F, H, W, 3], all frames of the clip.
-      fps: of them, per second.
-      rate: as in `cut_views`.
-      fit: as in `cut_views`.
-      stride: seconds between the starts of two windows; at most the length of
-        one window is taken, so that every second is seen.
-
-    Returns:
-      Float32 [S, K], S seconds of which the last may be a part.
-    """
-    span = self.model.frames * rate
-    step = min(max(1, round(stride * fps)), span)
-    last = max(0, len(frames) - span)
-    starts = np.unique([*range(0, last, step), last])
-    rows = []
-    for first in range(0, len(starts), self.batch_size):
-      some = starts[first : first + self.batch_size]
-      windows = [frames[start : start + span] for start in some]
-      cut = [self.cut_views(w, rate=rate, views=1, fit=fit)[0] for w in windows]
-      rows.append(self.probabilities(np.concatenate(cut)))
-    probabilities = np.concatenate(rows)
-    seconds = np.arange(max(1, int(np.ceil(len(frames) / fps))))
-    begin = np.maximum(seconds[:, None] * fps, starts)
-    ends = np.minimum(starts + span, len(frames))
-    seen = np.maximum(0, np.minimum((seconds[:, None] + 1) * fps, ends) - begin)
-    share = seen / seen.sum(1, keepdims=True)
-    return (share @ probabilities).astype(np.float32)
 
   def records(self, video: np.ndarray) -> tuple[np.ndarray, list[Record]]:
     """What MiRA did to each clip, block by block.

@@ -44,7 +44,7 @@ TOLERANCES = {'float32': 1e-5, 'bfloat16': 0.03}
 GOLDEN_CLIPS = 2
 
 
-class Exported:
+class Exported(engine.Scorer):
   """An export that was read; it scores clips as an `engine.Engine` does.
 
   Attributes:

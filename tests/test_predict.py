@@ -308,3 +308,27 @@ def test_eight_bits_are_what_is_held(model):
     sum(x.nbytes for x in jax.tree.leaves(e._variables)) for e in (exact, held)
   )
   assert small < 0.45 * large  # of so small a model much is not kernels
+
+
+# ----- exports ----------------------------------------------------------------
+
+
+def test_an_export_says_what_its_weights_say(capsys, tree, model, tmp_path):
+  out = tmp_path / 'export'
+  assert cli.main(['export', str(model), str(out)]) == ExitCode.OK
+  capsys.readouterr()
+  for more in ([], ['--timeline', '--fps=5']):
+    ours, theirs = (
+      json.loads(predict(capsys, tree, f'--weights={x}', '--json', *more)[0])
+      for x in (model, out)
+    )
+    for a, b in zip(ours, theirs, strict=True):
+      assert a['clip'] == b['clip']
+      for name in NAMES:
+        assert a['classes'][name] == pytest.approx(b['classes'][name], abs=1e-5)
+  # Without maps there is no picture of them.
+  clip, pictures = tree / 'a.mp4', tmp_path / 'pictures'
+  arguments = ['predict', str(clip), f'--weights={out}', f'--out={pictures}']
+  assert cli.main(arguments) == ExitCode.OK
+  assert not list(pictures.iterdir())
+  assert cli.main([*arguments, '--int8']) == ExitCode.USAGE

@@ -10,7 +10,8 @@ slide over the clip instead, and every second has probabilities of its own.
 Clips that cannot be read are reported, and the others go on. Of a camera
 nothing is stored, but for the picture, with --out.
 
---weights takes a weights file, or a folder that `mira export` wrote.
+--weights takes a weights file, or a folder that `mira export` wrote, which has
+no attention to picture.
 """
 
 from __future__ import annotations
@@ -28,7 +29,15 @@ from typing import Any
 import numpy as np
 import rich
 
-from mira_jax import devices, engine, figures, memory, output, report
+from mira_jax import (
+  devices,
+  engine,
+  export,
+  figures,
+  memory,
+  output,
+  report,
+)
 from mira_jax.cli import at_least
 from mira_jax.data import decode, gather, webcam
 from mira_jax.errors import ExitCode, MiraInputError
@@ -60,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     help=f'folder of a finished run (default: {DEFAULT_RUN})',
   )
   model.add_argument(
-    '--weights', metavar='FILE', help='a weights.safetensors file instead'
+    '--weights', metavar='FILE', help='a weights file or an export instead'
   )
   parser.add_argument(
     '--views', type=at_least(1), default=5, help='windows per clip (default: 5)'
@@ -130,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
   devices.start(args.device)
   engine.use_compile_cache()
   model, card = _load(args)
-  size = model.model.image_size
+  size = model.image_size
   shown = _Printer(form, card['class_names'])
   taken: set[str | None] = set()
   read = functools.partial(_read, args, size)
@@ -176,10 +185,16 @@ def _pictures(args: argparse.Namespace) -> pathlib.Path | None:
   return name and output.open_folder(name)
 
 
-def _load(args: argparse.Namespace) -> tuple[engine.Engine, dict[str, Any]]:
+def _load(args: argparse.Namespace) -> tuple[engine.Scorer, dict[str, Any]]:
   # A batch holds the windows of one clip: what it gives does not depend on
   # others, whatever MiRA's statistics are.
   size = max(args.views, _SLIDING) if args.timeline else args.views
+  if args.weights and export.is_export(args.weights):
+    if args.dtype or args.int8:
+      hint = 'an export is computed as it was exported; leave it out'
+      raise MiraInputError('bad_flag', '--dtype, --int8', hint)
+    exported = export.load(args.weights, size)
+    return exported, exported.card
   options = {'dtype': args.dtype, 'eight_bits': args.int8}
   if args.weights:
     return engine.load_file(args.weights, size, **options)
@@ -196,7 +211,7 @@ def _read(args: argparse.Namespace, size: int, clip: str) -> decode.Video:
 
 def _predict(
   args: argparse.Namespace,
-  model: engine.Engine,
+  model: engine.Scorer,
   card: dict[str, Any],
   clip: str,
   video: decode.Video,
@@ -206,6 +221,8 @@ def _predict(
   rules, names = card['preprocessing'], card['class_names']
   cut = {'rate': rules['rate'], 'fit': rules['fit']}
   title = pathlib.Path(clip).name
+  if not (args.timeline or isinstance(model, engine.Engine)):
+    picture = None  # an export has no attention maps to show
   result = {
     'clip': clip,
     'frames': len(video.frames),
