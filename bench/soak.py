@@ -16,6 +16,7 @@ import dataclasses
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -124,8 +125,8 @@ class Attempt:
   def steps(self) -> list[int]:
     """The steps that it has told of."""
     lines = self.log.read_text().splitlines()[:-1]
-    told = [line for line in lines if line.startswith('step ')]
-    return [int(line[5:].split('/')[0]) for line in told]
+    told = (re.match(r'step (\d+)/', line) for line in lines)
+    return [int(match[1]) for match in told if match]
 
   def reached(self, step: int) -> bool:
     """Waits for a step; False when the command ended before."""

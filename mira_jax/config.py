@@ -120,7 +120,9 @@ class OptimConfig:
   freeze_backbone: bool = False  # only the head learns
   # Updates that are not made, see mira_jax.guard.
   max_bad_steps: int = 10  # not finite in a row; more of them end the run
-  spike_sigmas: float = 6.0  # a loss so far above the last ones; 0: any loss
+  spike_sigmas: float = (
+    6.0  # a loss so far above the last ones, as logarithms; 0: any
+  )
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)

@@ -1,4 +1,8 @@
-"""Inference: a model with its weights, compiled once per shape of a batch."""
+"""Inference: a model with its weights, compiled once per size of a batch.
+
+Batches come in a few sizes only, the buckets: a smaller one is filled up. What
+a clip gives depends on nothing but the clip and the sizes.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from mira_jax import augment, memory, output, sharding, steps
+from mira_jax import augment, int8, memory, output, sharding, steps
 from mira_jax.data import decode, sampling
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
 from mira_jax.interop.sources import weights_path
@@ -81,11 +85,12 @@ class Engine:
   Args:
     model: flax module.
     variables: {'params': ..., 'mira': ...}, arrays of any kind.
-    batch_size: clips per call, rounded up to a multiple of the devices; fewer
-      are padded.
+    batch_size: clips per call at most, rounded up to a multiple of the devices.
     mesh: the devices; all of them, each with whole parameters, by default.
 
   Attributes:
+    buckets: sizes of a batch, the devices times 1, 2, 4, ... and `batch_size`;
+      one of another size is filled up to the next.
     rows: of every batch, those that this host reads.
   """
 
@@ -100,6 +105,11 @@ class Engine:
     self._mesh = mesh or sharding.make_mesh()
     parts = sharding.clip_parts(self._mesh)
     self.batch_size = -(-batch_size // parts) * parts
+    doubled = (parts << i for i in range(self.batch_size.bit_length()))
+    self.buckets = (
+      *(n for n in doubled if n < self.batch_size),
+      self.batch_size,
+    )
     self.rows = sharding.own_rows(self._mesh, self.batch_size)
     self._score = steps.make_eval_step(model, self._mesh)
     self._record = jax.jit(self._apply_record)
@@ -114,7 +124,7 @@ class Engine:
     model = self.model.clone(attention=None)  # one that has maps
     with sharding.ambient(self._mesh):
       logits, records = model.apply(
-        variables, augment.prepare(video), record=True
+        int8.restore(variables), augment.prepare(video), record=True
       )
     # What is left out here is not computed either.
     small = [
@@ -137,9 +147,10 @@ class Engine:
     return np.concatenate(rows)
 
   def _score_padded(self, video: np.ndarray) -> np.ndarray:
-    # Whole batches only: every other size would compile anew. Clips come again
-    # because zeros would shift MiRA's batch statistics.
-    padded = np.resize(video, (self.batch_size, *video.shape[1:]))
+    # Every other size would compile anew. Clips come again because zeros would
+    # shift MiRA's batch statistics.
+    size = next(n for n in self.buckets if n >= len(video))
+    padded = np.resize(video, (size, *video.shape[1:]))
     batch = sharding.put_batch({'video': padded}, self._mesh)
     return self._run(self._score, batch)['probabilities'][: len(video)]
 
@@ -191,6 +202,49 @@ class Engine:
       for i in np.unique(indices)
     }
     return np.array([[square[i] for i in row] for row in indices]), indices
+
+  def timeline(
+    self,
+    frames: np.ndarray,
+    fps: float,
+    *,
+    rate: int,
+    fit: str,
+    stride: float = 0.5,
+  ) -> np.ndarray:
+    """Class probabilities of every second of a long clip.
+
+    Windows of the model's frames slide over it; a second has the mean of those
+    that see it, weighted by how much of it they see.
+
+    Args:
+      frames: uint8 [F, H, W, 3], all frames of the clip.
+      fps: of them, per second.
+      rate: as in `cut_views`.
+      fit: as in `cut_views`.
+      stride: seconds between the starts of two windows; at most the length of
+        one window is taken, so that every second is seen.
+
+    Returns:
+      Float32 [S, K], S seconds of which the last may be a part.
+    """
+    span = self.model.frames * rate
+    step = min(max(1, round(stride * fps)), span)
+    last = max(0, len(frames) - span)
+    starts = np.unique([*range(0, last, step), last])
+    rows = []
+    for first in range(0, len(starts), self.batch_size):
+      some = starts[first : first + self.batch_size]
+      windows = [frames[start : start + span] for start in some]
+      cut = [self.cut_views(w, rate=rate, views=1, fit=fit)[0] for w in windows]
+      rows.append(self.probabilities(np.concatenate(cut)))
+    probabilities = np.concatenate(rows)
+    seconds = np.arange(max(1, int(np.ceil(len(frames) / fps))))
+    begin = np.maximum(seconds[:, None] * fps, starts)
+    ends = np.minimum(starts + span, len(frames))
+    seen = np.maximum(0, np.minimum((seconds[:, None] + 1) * fps, ends) - begin)
+    share = seen / seen.sum(1, keepdims=True)
+    return (share @ probabilities).astype(np.float32)
 
   def records(self, video: np.ndarray) -> tuple[np.ndarray, list[Record]]:
     """What MiRA did to each clip, block by block.
@@ -284,9 +338,19 @@ class Engine:
 
 
 def load_file(
-  path: str | os.PathLike[str], batch_size: int = 8
+  path: str | os.PathLike[str],
+  batch_size: int = 8,
+  *,
+  dtype: str | None = None,
+  eight_bits: bool = False,
 ) -> tuple[Engine, dict[str, Any]]:
   """The engine and the card of a weights file.
+
+  Args:
+    path: of the file.
+    batch_size: clips per call at most.
+    dtype: of the computation, 'float32' or 'bfloat16'; None is the card's.
+    eight_bits: whether kernels are held as `int8`.
 
   Raises:
     MiraInputError: see `weights.load_weights` and `build_model`; or tensors
@@ -296,8 +360,10 @@ def load_file(
   _check_card(card, path)
   if card.get('pretrain'):
     raise no_classifier(path)
-  model = build_model(card['model'])
+  model = build_model(card['model'] | ({'dtype': dtype} if dtype else {}))
   _check_variables(model, variables, path)
+  if eight_bits:
+    variables = int8.quantise(variables)
   return Engine(model, variables, batch_size), card
 
 
@@ -308,9 +374,9 @@ def no_classifier(path: str | os.PathLike[str]) -> MiraInputError:
 
 
 def load_run(
-  workdir: str | os.PathLike[str], batch_size: int = 8
+  workdir: str | os.PathLike[str], batch_size: int = 8, **options: Any
 ) -> tuple[Engine, dict[str, Any]]:
-  """The engine and the card of a finished run.
+  """The engine and the card of a finished run; options as of `load_file`.
 
   Raises:
     MiraInputError: the run has no weights yet, or see `load_file`.
@@ -323,7 +389,7 @@ def load_run(
     )
     code = ExitCode.CHECKPOINT
     raise MiraInputError('not_finished', workdir, hint, exit_code=code)
-  return load_file(path, batch_size)
+  return load_file(path, batch_size, **options)
 
 
 def load_backbone(

@@ -1,9 +1,11 @@
 """The guard of training: which updates are made, and what it has seen.
 
 An update is skipped when anything about it is not finite, or when its loss is
-a spike: further above the mean of the last losses than so many of their
-standard deviations. Both numbers, 128 losses and 6 deviations, are those of
-Levanter's SkipStepConfig (stanford-crfm/levanter, levanter/optim/skipstep.py).
+a spike: further above the last losses than so many of their standard
+deviations, on a scale of logarithms. Both numbers, 128 losses and 6 deviations,
+are those of Levanter's SkipStepConfig (stanford-crfm/levanter,
+levanter/optim/skipstep.py). Its scale is linear; but losses of clips that are
+nearly learnt lie over decades, and every hard clip would be a spike among them.
 
 Everything stays on the device: what the guard knows is a part of the state.
 """
@@ -21,9 +23,10 @@ Array = jax.Array
 PyTree = Any
 
 WINDOW = 128  # losses that a spike is measured by
-# A deviation is taken to be at least this part of the mean: losses that are
+# A deviation of logarithms is taken to be at least this: losses that are
 # constant but for rounding would make anything a spike.
 LEAST_SIGMA = 0.01
+LEAST_LOSS = 1e-30  # what a loss of 0 is taken for
 KEPT, NOT_FINITE, SPIKE = range(3)  # the verdict on an update
 REPORTED = frozenset({'skipped', 'spikes', 'in_a_row', 'last_good', 'verdict'})
 
@@ -72,17 +75,16 @@ def all_finite(tree: PyTree) -> Array:
 def is_spike(losses: Array, loss: Array, sigmas: float) -> Array:
   """Whether a loss is far above others, bool [].
 
-  `loss > mean(losses) + sigmas * max(std(losses), LEAST_SIGMA * |mean|)`. It
-  is False where these overflow.
+  With x the logarithms of the losses:
+  `log(loss) > mean(x) + sigmas * max(std(x), LEAST_SIGMA)`.
 
   Args:
     losses: [n], finite.
     loss: [].
     sigmas: above 0.
   """
-  mean = losses.mean()
-  sigma = jnp.maximum(losses.std(), LEAST_SIGMA * jnp.abs(mean))
-  return loss > mean + sigmas * sigma
+  x, level = (jnp.log(jnp.maximum(y, LEAST_LOSS)) for y in (losses, loss))
+  return level > x.mean() + sigmas * jnp.maximum(x.std(), LEAST_SIGMA)
 
 
 def judge(

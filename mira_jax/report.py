@@ -7,6 +7,7 @@ functions return the same content as plain JSON values.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -151,6 +152,37 @@ def prediction_table(
         end_section=place == len(order) - 1,
       )
   return table
+
+
+def timeline_table(
+  clip: str, timeline: np.ndarray, class_names: Sequence[str], rows: int = 20
+) -> RenderableType:
+  """The likeliest class of stretches of seconds; probabilities [S, K].
+
+  Seconds in a row with the same one are one line; of more than `rows` lines
+  the longest are shown.
+  """
+  best = timeline.argmax(1)
+  cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
+  stretches = list(itertools.pairwise(cuts))
+  shown = sorted(sorted(stretches, key=lambda x: x[0] - x[1])[:rows])
+  table = _table()
+  table.add_column('seconds', no_wrap=True)
+  table.add_column('class', no_wrap=True)
+  table.add_column('probability', max_width=_BAR)
+  table.add_column('', justify='right', no_wrap=True)
+  for start, end in shown:
+    i = best[start]
+    mean = timeline[start:end, i].mean()
+    span = f'{start}-{end}'
+    table.add_row(
+      span, Text(class_names[i], 'bold'), _bar(mean), _percent(mean)
+    )
+  left = len(stretches) - len(shown)
+  foot = (
+    [Text(f'{left} shorter stretches are not shown', 'dim')] if left else []
+  )
+  return Group(Text(clip, 'bold'), table, *foot)
 
 
 def prediction_dict(

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from mira_jax import augment, sharding
+from mira_jax import augment, int8, sharding
 from mira_jax import guard as guards
 from mira_jax.objectives import Metrics, Objective
 
@@ -222,7 +222,9 @@ def make_eval_step(
 
   def step(variables: PyTree, batch: Batch) -> dict[str, Array]:
     with sharding.ambient(mesh):
-      logits = model.apply(variables, augment.prepare(batch['video']))
+      logits = model.apply(
+        int8.restore(variables), augment.prepare(batch['video'])
+      )
     rest = {name: x for name, x in batch.items() if name != 'video'}
     scored = {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
     return scored | rest

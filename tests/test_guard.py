@@ -59,11 +59,12 @@ def judged(losses, finite=None, sigmas=6.0, state=None):
 
 
 def test_a_spike_is_six_deviations_above_the_mean():
-  losses = jnp.tile(jnp.array([1.0, 3.0]), 64)  # mean 2, deviation 1
-  assert not guard.is_spike(losses, jnp.float32(7.99), 6.0)
-  assert guard.is_spike(losses, jnp.float32(8.01), 6.0)
-  assert guard.is_spike(losses, jnp.float32(4.01), 2.0)
-  assert not guard.is_spike(losses, jnp.float32(-100.0), 6.0)
+  # Of logarithms: mean 2, deviation 1.
+  losses = jnp.exp(jnp.tile(jnp.array([1.0, 3.0]), 64))
+  assert not guard.is_spike(losses, jnp.exp(7.99), 6.0)
+  assert guard.is_spike(losses, jnp.exp(8.01), 6.0)
+  assert guard.is_spike(losses, jnp.exp(4.01), 2.0)
+  assert not guard.is_spike(losses, jnp.float32(0.0), 6.0)
 
 
 @pytest.mark.parametrize('level', [1e-6, 0.7, 1.9459101, 3e4])
@@ -76,9 +77,22 @@ def test_constant_losses_are_no_spikes(level):
   assert not guard.is_spike(jnp.zeros(128), jnp.float32(0), 6.0)
 
 
-def test_losses_that_overflow_are_no_spikes():
+def test_no_loss_is_too_large_or_small_to_be_judged():
   losses = jnp.full(128, 1e30).at[3].set(2e38)
-  assert not guard.is_spike(losses, jnp.float32(3e38), 6.0)
+  assert guard.is_spike(losses, jnp.float32(3e38), 6.0)
+  assert guard.is_spike(jnp.full(128, 1e-28), jnp.float32(1e-20), 6.0)
+
+
+def test_hard_clips_are_no_spikes_when_most_are_learnt():
+  # Losses over decades, as of clips that are nearly learnt: on a linear scale
+  # 6 deviations are passed a few times in a thousand.
+  rng = np.random.default_rng(0)
+  losses = np.exp(rng.normal(-4, 1.3, 1500)).astype(np.float32)
+  windows = np.lib.stride_tricks.sliding_window_view(losses[:-1], 128)
+  limits = windows.mean(1) + 6 * windows.std(1)
+  assert (losses[128:] > limits).sum() > 3
+  _, verdicts = judged(losses)
+  assert set(verdicts) == {guard.KEPT}
 
 
 def test_nothing_is_a_spike_before_the_window_is_full():
@@ -90,8 +104,8 @@ def test_nothing_is_a_spike_before_the_window_is_full():
 
 
 def test_a_new_level_of_the_loss_is_soon_accepted():
-  # Of 128 losses, k are 5 and the others 1: mean + 6 deviations passes 5 when
-  # 4 = 4 k / 128 + 6 * 4 * sqrt(k (128 - k)) / 128, which is k = 3.7.
+  # Of 128 logarithms, k are log 5 and the others 0: mean + 6 deviations passes
+  # log 5 when 1 = k / 128 + 6 sqrt(k (128 - k)) / 128, which is k = 3.7.
   _, verdicts = judged([1.0] * 128 + [5.0] * 200)
   assert verdicts[128:] == [guard.SPIKE] * 4 + [guard.KEPT] * 196
 
@@ -126,15 +140,17 @@ def test_verdicts_are_those_of_an_independent_count():
       expected.append(guard.NOT_FINITE)
       continue
     limit = np.mean(window) + 6 * np.std(window) if window else 0
-    spike = len(window) == 128 and loss > limit
+    spike = len(window) == 128 and np.log(loss) > limit
     expected.append(guard.SPIKE if spike else guard.KEPT)
-    window.append(loss)
+    window.append(np.log(loss))
   state, verdicts = judged(losses)
   assert verdicts == expected
   counts = [expected.count(x) for x in (guard.NOT_FINITE, guard.SPIKE)]
   assert [int(state.skipped), int(state.spikes)] == counts
   assert min(counts) > 3
-  assert sorted(state.losses.tolist()) == sorted(window)
+  np.testing.assert_allclose(
+    np.sort(np.log(state.losses)), np.sort(window), rtol=1e-6
+  )
 
 
 def test_the_report_names_its_numbers():

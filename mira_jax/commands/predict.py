@@ -3,15 +3,21 @@
   mira predict CLIP... [--workdir RUN | --weights FILE]
   mira predict --webcam [--seconds N] [--workdir RUN | --weights FILE]
 
-CLIP is a video file or a folder of frames. Probabilities are averaged over
-several windows of the clip; the picture shows the middle one. Clips that cannot
-be read are reported, and the others go on. Of a camera nothing is stored, but
-for the picture, with --out.
+CLIP is a video file, a folder of frames, a folder with clips in it, or a
+pattern such as 'clips/**/*.mp4'. Probabilities are averaged over several
+windows of the clip; the picture shows the middle one. With --timeline windows
+slide over the clip instead, and every second has probabilities of its own.
+Clips that cannot be read are reported, and the others go on. Of a camera
+nothing is stored, but for the picture, with --out.
+
+--weights takes a weights file, or a folder that `mira export` wrote.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
+import functools
 import itertools
 import json
 import pathlib
@@ -24,10 +30,12 @@ import rich
 
 from mira_jax import devices, engine, figures, memory, output, report
 from mira_jax.cli import at_least
-from mira_jax.data import decode, webcam
+from mira_jax.data import decode, gather, webcam
 from mira_jax.errors import ExitCode, MiraInputError
 
 DEFAULT_RUN = 'runs/quickstart'
+FORMATS = ('table', 'json', 'jsonl', 'csv')
+_SLIDING = 8  # windows that slide, in a batch
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -69,8 +77,44 @@ def add_arguments(parser: argparse.ArgumentParser):
     '--no-picture', action='store_true', help='write no pictures'
   )
   parser.add_argument(
-    '--json', action='store_true', help='print JSON instead of a table'
+    '--timeline',
+    action='store_true',
+    help='classify every second, by windows that slide over the clip',
   )
+  parser.add_argument(
+    '--stride',
+    type=float,
+    default=0.5,
+    metavar='SECONDS',
+    help='between the starts of such windows (default: 0.5)',
+  )
+  parser.add_argument(
+    '--fps', type=float, help='frames per second, where the clip does not say'
+  )
+  parser.add_argument(
+    '--track', action='store_true', help='cut out the largest face of a clip'
+  )
+  parser.add_argument(
+    '--dtype',
+    choices=('float32', 'bfloat16'),
+    help="of the computation (default: the model's)",
+  )
+  parser.add_argument(
+    '--int8', action='store_true', help='hold the weights in eight bits'
+  )
+  parser.add_argument(
+    '--threads',
+    type=at_least(1),
+    default=2,
+    help='clips decoded while one is classified (default: 2)',
+  )
+  parser.add_argument(
+    '--format',
+    choices=FORMATS,
+    default='table',
+    help='what is printed; jsonl and csv clip by clip (default: table)',
+  )
+  parser.add_argument('--json', action='store_true', help='--format=json')
   devices.add_argument(parser)
 
 
@@ -78,28 +122,31 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
   """Prints probabilities; USAGE if any clip could not be read."""
   _check_clips(args)
+  form = 'json' if args.json else args.format
   out = _pictures(args)
+  clips = (
+    [f'webcam-{args.webcam}'] if args.webcam is not None else _gather(args)
+  )
   devices.start(args.device)
   engine.use_compile_cache()
-  if args.weights:
-    model, card = engine.load_file(args.weights, args.views)
-  else:
-    model, card = engine.load_run(args.workdir, args.views)
-  if args.webcam is not None:
-    args.clips = [f'webcam-{args.webcam}']
-  results, failures = [], []
-  for clip in args.clips:
+  model, card = _load(args)
+  size = model.model.image_size
+  shown = _Printer(form, card['class_names'])
+  taken: set[str | None] = set()
+  read = functools.partial(_read, args, size)
+  for clip, video in gather.ahead(read, clips, args.threads):
     try:
-      taken = {result.get('picture') for result in results}
+      if isinstance(video, MiraInputError):
+        raise video
       picture = out and _free_name(out, clip, taken)
-      video = _read(args, clip, model.model.image_size)
-      results.append(_predict(model, card, clip, video, args.views, picture))
+      taken.add(picture)
+      shown.add(_predict(args, model, card, clip, video, picture))
     except MiraInputError as error:
       if error.code in ('out_of_memory', 'no_camera'):
         raise
-      failures.append((clip, error))
-  _print(results, failures, card['class_names'], as_json=args.json)
-  return ExitCode.USAGE if failures else ExitCode.OK
+      shown.fail(clip, error)
+  shown.end()
+  return ExitCode.USAGE if shown.failures else ExitCode.OK
 
 
 def _check_clips(args: argparse.Namespace) -> None:
@@ -107,6 +154,19 @@ def _check_clips(args: argparse.Namespace) -> None:
     found = ' '.join(args.clips) or 'no clip'
     hint = 'name clips, or use --webcam without any'
     raise MiraInputError('bad_flag', found, hint)
+  if args.webcam is not None and args.track:
+    raise MiraInputError('bad_flag', '--track', 'it is for clips in files')
+
+
+def _gather(args: argparse.Namespace) -> list[str]:
+  """Every clip once, in the order of the command line."""
+  expanded = [gather.expand(x, allow_gif=args.allow_gif) for x in args.clips]
+  named = {name for name in args.clips if [name] in expanded}
+  found: list[str] = []
+  for clip in itertools.chain.from_iterable(expanded):
+    if clip in named or clip not in found:  # what is named twice comes twice
+      found.append(clip)
+  return found
 
 
 def _pictures(args: argparse.Namespace) -> pathlib.Path | None:
@@ -116,47 +176,61 @@ def _pictures(args: argparse.Namespace) -> pathlib.Path | None:
   return name and output.open_folder(name)
 
 
-def _read(args: argparse.Namespace, clip: str, size: int) -> decode.Video:
+def _load(args: argparse.Namespace) -> tuple[engine.Engine, dict[str, Any]]:
+  # A batch holds the windows of one clip: what it gives does not depend on
+  # others, whatever MiRA's statistics are.
+  size = max(args.views, _SLIDING) if args.timeline else args.views
+  options = {'dtype': args.dtype, 'eight_bits': args.int8}
+  if args.weights:
+    return engine.load_file(args.weights, size, **options)
+  return engine.load_run(args.workdir, size, **options)
+
+
+def _read(args: argparse.Namespace, size: int, clip: str) -> decode.Video:
   if args.webcam is not None:
     return webcam.record(args.webcam, args.seconds, short_side=size)
+  if args.track:
+    return gather.read_face(clip, size, allow_gif=args.allow_gif)
   return decode.read_clip(clip, short_side=size, allow_gif=args.allow_gif)
 
 
 def _predict(
+  args: argparse.Namespace,
   model: engine.Engine,
   card: dict[str, Any],
   clip: str,
   video: decode.Video,
-  count: int,
   picture: str | None,
 ) -> dict[str, Any]:
-  rules = card['preprocessing']
-  views, indices = model.cut_views(
-    video.frames, rate=rules['rate'], views=count, fit=rules['fit']
-  )
-  probabilities = model.probabilities(views).mean(axis=0)
+  """What is told of a clip; draws its picture."""
+  rules, names = card['preprocessing'], card['class_names']
+  cut = {'rate': rules['rate'], 'fit': rules['fit']}
+  title = pathlib.Path(clip).name
   result = {
     'clip': clip,
-    'probabilities': probabilities,
     'frames': len(video.frames),
     'fps': video.fps,
     'flags': list(video.flags),
   }
-  if picture:
-    result['picture'] = picture
-    title = pathlib.Path(clip).name
-    if len(views) > 1:
-      title += f' · window {len(views) // 2 + 1} of {len(views)}'
-    _draw(
-      model,
-      picture,
-      views,
-      indices,
-      probabilities,
-      card['class_names'],
-      title,
-    )
-  return result
+  if args.timeline:
+    fps = args.fps or video.fps
+    if not fps:
+      hint = 'nobody says how many frames are a second; give --fps'
+      raise MiraInputError('no_fps', clip, hint)
+    seconds = model.timeline(video.frames, fps, stride=args.stride, **cut)
+    result |= {'probabilities': seconds.mean(axis=0), 'timeline': seconds}
+    if picture:
+      figures.timeline_figure(picture, seconds, names, title)
+  else:
+    views, indices = model.cut_views(video.frames, views=args.views, **cut)
+    result['probabilities'] = model.probabilities(views).mean(axis=0)
+    if picture:
+      if len(views) > 1:
+        title += f' · window {len(views) // 2 + 1} of {len(views)}'
+      _draw(
+        model, picture, views, indices, result['probabilities'], names, title
+      )
+  return result | ({'picture': picture} if picture else {})
 
 
 def _draw(
@@ -220,38 +294,91 @@ def _free_name(
   return next(path for path in paths if path not in taken)
 
 
-def _print(
-  results: list[dict[str, Any]],
-  failures: list[tuple[str, MiraInputError]],
-  class_names: list[str],
-  *,
-  as_json: bool,
-):
-  if as_json:
-    rows = [
-      report.prediction_dict(
-        result['clip'], result['probabilities'], class_names
+class _Printer:
+  """Prints results in one of FORMATS; lines of jsonl and csv as they come."""
+
+  def __init__(self, form: str, class_names: list[str]):
+    self._form, self._names = form, class_names
+    self._results: list[dict[str, Any]] = []
+    self._csv = csv.writer(sys.stdout, lineterminator='\n')
+    self.failures: list[tuple[str, MiraInputError]] = []
+    if form == 'csv':
+      self._csv.writerow(
+        ['clip', 'second', 'label', 'probability', *class_names]
       )
-      | {k: v for k, v in result.items() if k not in ('clip', 'probabilities')}
-      for result in results
-    ]
-    rows += [
-      {'clip': clip, 'error': error.code, 'hint': error.hint}
-      for clip, error in failures
-    ]
-    print(json.dumps(rows, indent=2, ensure_ascii=False))
-  elif results:
+
+  def add(self, result: dict[str, Any]) -> None:
+    """Tells of a clip."""
+    if self._form == 'jsonl':
+      self._line(self._as_json(result))
+    elif self._form == 'csv':
+      timeline = result.get('timeline')
+      rows = result['probabilities'][None] if timeline is None else timeline
+      for second, row in enumerate(rows):
+        best = int(row.argmax())
+        numbers = (f'{x:.6f}' for x in (row[best], *row))
+        when = '' if timeline is None else second
+        self._csv.writerow([result['clip'], when, self._names[best], *numbers])
+      sys.stdout.flush()
+    else:
+      self._results.append(result)
+
+  def fail(self, clip: str, error: MiraInputError) -> None:
+    """Tells of a clip that cannot be classified."""
+    self.failures.append((clip, error))
+    if self._form == 'jsonl':
+      self._line({'clip': clip, 'error': error.code, 'hint': error.hint})
+    if self._form in ('jsonl', 'csv'):
+      print(f'mira: {error}', file=sys.stderr)
+
+  def _line(self, row: dict[str, Any]) -> None:
+    print(json.dumps(row, ensure_ascii=False), flush=True)
+
+  def _as_json(self, result: dict[str, Any]) -> dict[str, Any]:
+    rest = {
+      n: x for n, x in result.items() if n not in ('clip', 'probabilities')
+    }
+    if 'timeline' in rest:
+      rest['timeline'] = [
+        {'second': second, 'classes': dict(zip(self._names, row, strict=True))}
+        for second, row in enumerate(result['timeline'].tolist())
+      ]
+    told = report.prediction_dict(
+      result['clip'], result['probabilities'], self._names
+    )
+    return told | rest
+
+  def end(self) -> None:
+    """Prints what is printed at once."""
+    if self._form in ('jsonl', 'csv'):
+      return
+    if self._form == 'json':
+      rows = [self._as_json(result) for result in self._results]
+      rows += [
+        {'clip': clip, 'error': error.code, 'hint': error.hint}
+        for clip, error in self.failures
+      ]
+      print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif self._results:
+      self._table()
+    for _, error in self.failures:
+      print(f'mira: {error}', file=sys.stderr)
+
+  def _table(self) -> None:
+    results = self._results
     rich.print(
       report.prediction_table(
         [result['clip'] for result in results],
         np.stack([result['probabilities'] for result in results]),
-        class_names,
+        self._names,
       )
     )
     for result in results:
+      if 'timeline' in result:
+        rich.print(
+          report.timeline_table(result['clip'], result['timeline'], self._names)
+        )
       if result['flags']:
         print(f'{result["clip"]}: {", ".join(result["flags"])}')
       if 'picture' in result:
         print(f'picture: {result["picture"]}')
-  for _, error in failures:
-    print(f'mira: {error}', file=sys.stderr)

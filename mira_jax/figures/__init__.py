@@ -24,6 +24,10 @@ from mira_jax.figures.reconstruction import (
   build_reconstruction_figure,
   reconstruction_figure,
 )
+from mira_jax.figures.timeline import (
+  build_timeline_figure,
+  timeline_figure,
+)
 
 __all__ = [
   'ClipPicture',
@@ -38,5 +42,7 @@ __all__ = [
   'confusion_figure',
   'contact_sheet',
   'curves_figure',
+  'build_timeline_figure',
   'reconstruction_figure',
+  'timeline_figure',
 ]

@@ -14,10 +14,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from mira_jax import metrics
 from mira_jax.figures.style import (
-  BLUE,
+  CYCLE,
   INK,
   MUTED,
-  VERMILLION,
   legend_above,
   save,
   tidy,
@@ -107,7 +106,6 @@ _PANELS = {
   'learning rate': ('lr', 'learning_rate'),
   'gradient norm': ('grad_norm',),
 }
-_CYCLE = (BLUE, VERMILLION, '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 
 
 def curves_figure(
@@ -142,7 +140,7 @@ def build_curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
   for place, (title, keys) in enumerate(panels.items(), 1):
     axes = figure.add_subplot(down, across, place)
     tidy(axes, grid='y')
-    for key, color in zip(keys, _CYCLE * len(keys), strict=False):
+    for key, color in zip(keys, CYCLE * len(keys), strict=False):
       step, value = np.array(series[key]).T
       style = {'lw': 1.1}
       if len(step) <= 60:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 INK, MUTED, FAINT = '#1f2430', '#5f6875', '#d9dde3'
 BLUE, VERMILLION, GREY = '#0072b2', '#d55e00', '#a3abb6'
+CYCLE = (BLUE, VERMILLION, '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 DPI = 100
 WIDTH = 16.0  # inches: the clip picture is 1600 pixels wide
 

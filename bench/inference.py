@@ -1,0 +1,317 @@
+"""Times inference: our models beside PyTorch's, on this machine, in this run.
+
+  python bench/inference.py [--sizes B,L] [--batches 1,8] [--out FILE.json]
+
+Every candidate has a process of its own, so that its peak memory is its own,
+and its threads nobody else's; the candidates of a row take turns, `--rounds`
+times, and the best time of each is what the machine can do. Read the ratios.
+Peers: Hugging Face's VideoMAE (plain), and `interop/torch_mira.py`, which
+computes flashlite in scaled_dot_product_attention with one channel more and
+exact on the whole map, as the authors do; with --compiled also under
+torch.compile. Clips are 16 frames of 224 pixels, float32 unless --dtype, and
+weights are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+MODES = ('plain', 'flashlite', 'exact')
+FRAMES, SIDE = 16, 224
+
+
+def fields(size: str, mode: str, dtype: str) -> dict[str, Any]:
+  """Of ViViT as JSON."""
+  from mira_jax.models.vivit import SIZES
+
+  return {
+    **SIZES[size],
+    'num_classes': 7,
+    'frames': FRAMES,
+    'image_size': SIDE,
+    'dtype': dtype,
+    'mira': None if mode == 'plain' else {'mode': mode},
+  }
+
+
+def clips(batch: int) -> np.ndarray:
+  """Normalised pixels, float32 [B, F, S, S, 3]."""
+  shape = (batch, FRAMES, SIDE, SIDE, 3)
+  return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+# ----- candidates -------------------------------------------------------------
+
+
+def ours(size: str, mode: str, batch: int, args: dict[str, Any]) -> Callable:
+  """A call of our model, to the end of its work."""
+  import jax
+  import jax.numpy as jnp
+
+  from mira_jax import engine
+
+  model = engine.build_model(
+    fields(size, mode, args['dtype']) | {'attention': args['attention']}
+  )
+  video = jnp.asarray(clips(batch))
+  variables = jax.jit(model.init)(jax.random.key(0), video[:1])
+  run = jax.jit(model.apply)
+  return lambda: jax.block_until_ready(run(variables, video))
+
+
+def theirs(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
+  """A call of a PyTorch model."""
+  import torch
+  import transformers
+
+  from mira_jax.interop import torch_mira
+  from mira_jax.mira import MiraConfig
+
+  torch.manual_seed(0)
+  own = fields(size, mode, args['dtype'])
+  device = 'cuda' if torch.cuda.is_available() else 'cpu'
+  dtype = getattr(torch, own.pop('dtype'))
+  video = torch.from_numpy(clips(batch)).to(device)
+  if kind == 'hugging face':
+    config = transformers.VideoMAEConfig(
+      hidden_size=own['dim'],
+      num_hidden_layers=own['depth'],
+      num_attention_heads=own['heads'],
+      intermediate_size=4 * own['dim'],
+      num_labels=7,
+    )
+    model = transformers.VideoMAEForVideoClassification(config)
+    video = video.permute(0, 1, 4, 2, 3).contiguous()
+  else:
+    own['mira'] = own['mira'] and MiraConfig(**own['mira'])
+    model = torch_mira.VideoTransformer(**own)
+    video = video.permute(0, 4, 1, 2, 3).contiguous()
+  model = model.eval().to(device)
+  if kind == 'torch_mira compiled':
+    model = torch.compile(model)
+
+  def call():
+    half = torch.autocast(device, dtype, enabled=dtype != torch.float32)
+    with torch.inference_mode(), half:
+      model(video)
+    if device == 'cuda':
+      torch.cuda.synchronize()
+
+  return call
+
+
+def candidates(mode: str, compiled: bool) -> list[str]:
+  """Names; the first PyTorch one is what ratios are of."""
+  peers = ['hugging face'] if mode == 'plain' else []
+  peers += ['torch_mira']
+  peers += ['torch_mira compiled'] if compiled else []
+  return ['ours', *peers]
+
+
+# ----- a candidate's process --------------------------------------------------
+
+
+def serve(size: str, mode: str, batch: int, kind: str, args: dict) -> None:
+  """Prints how long the first call took; then, per line read, another one."""
+  begin = time.perf_counter()
+  if kind == 'ours':
+    call = ours(size, mode, batch, args)
+  else:
+    call = theirs(kind, size, mode, batch, args)
+  call()
+  print(json.dumps({'first': time.perf_counter() - begin}), flush=True)
+  for _ in sys.stdin:
+    begin = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - begin
+    print(json.dumps({'seconds': seconds, **memory(kind)}), flush=True)
+
+
+def memory(kind: str) -> dict[str, float]:
+  """Peak memory in MB: of the process, and of a GPU where there is one."""
+  found = {'mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+  if kind == 'ours':
+    import jax
+
+    told = jax.devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in told:
+      found['device_mb'] = told['peak_bytes_in_use'] / 1e6
+  else:
+    import torch
+
+    if torch.cuda.is_available():
+      found['device_mb'] = torch.cuda.max_memory_allocated() / 1e6
+  return found
+
+
+class Candidate:
+  """A process that calls a model when it is asked."""
+
+  def __init__(self, case: tuple[str, str, int], kind: str, options: dict):
+    told = json.dumps([*case, kind, options])
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    self.process = subprocess.Popen(
+      [sys.executable, __file__, '--serve', told],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      text=True,
+      env=environment,
+    )
+    self.kind, self.times, self.peak = kind, [], {}
+
+  def start(self) -> bool:
+    """Waits for its first call; False when it cannot run here."""
+    line = self.process.stdout.readline()
+    self.first = json.loads(line)['first'] if line else None
+    return bool(line)
+
+  def call(self) -> None:
+    self.process.stdin.write('\n')
+    self.process.stdin.flush()
+    told = json.loads(self.process.stdout.readline())
+    self.times.append(told.pop('seconds'))
+    self.peak = told
+
+  def end(self) -> None:
+    self.process.stdin.close()
+    self.process.wait()
+
+
+def measure(size: str, mode: str, batch: int, args) -> list[dict[str, Any]]:
+  """Rows of one model and batch, ours first."""
+  options = {'dtype': args.dtype, 'attention': args.attention}
+  case = (size, mode, batch)
+  running = []
+  for kind in candidates(mode, args.compiled):
+    candidate = Candidate(case, kind, options)
+    if candidate.start():  # one after the other: a compiler needs the machine
+      running.append(candidate)
+    else:
+      print(f'{case} {kind}: it does not run here', file=sys.stderr)
+  for _ in range(args.rounds):
+    for candidate in running:
+      candidate.call()
+  rows = []
+  for candidate in running:
+    candidate.end()
+    seconds = min(candidate.times)
+    rows.append(
+      {
+        'size': size,
+        'mode': mode,
+        'batch': batch,
+        'candidate': candidate.kind,
+        'seconds': seconds,
+        'clips_per_second': batch / seconds,
+        'all_seconds': candidate.times,
+        'first_call_seconds': candidate.first,
+        'peak_mb': candidate.peak['mb'],
+        'peak_device_mb': candidate.peak.get('device_mb'),
+      }
+    )
+  own = [row for row in rows if row['candidate'] == 'ours']
+  for row in rows:
+    row['ours_is_faster_by'] = own and row['seconds'] / own[0]['seconds']
+  return rows
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+  """A table for a terminal."""
+  import rich
+  from rich import box
+  from rich.table import Table
+
+  table = Table(box=box.SIMPLE_HEAD, header_style='dim')
+  for name in ('model', 'batch', 'candidate'):
+    table.add_column(name, no_wrap=True)
+  for name in ('s a clip', 'clips/s', 'peak GB', 'ours is faster by'):
+    table.add_column(name, justify='right')
+  for row in rows:
+    ratio = row['ours_is_faster_by']
+    name = f'{row["size"]} {row["mode"]}'
+    first = row['candidate'] == 'ours'
+    table.add_row(
+      name if first else '',
+      f'{row["batch"]}' if first else '',
+      row['candidate'],
+      f'{row["seconds"] / row["batch"]:.2f}',
+      f'{row["clips_per_second"]:.2f}',
+      f'{(row["peak_device_mb"] or row["peak_mb"]) / 1000:.1f}',
+      '' if first or not ratio else f'{ratio:.2f}',
+    )
+  rich.print(table)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('--sizes', default='B,L')
+  parser.add_argument('--modes', default=','.join(MODES))
+  parser.add_argument('--batches', default='1,8')
+  parser.add_argument('--rounds', type=int, default=3)
+  parser.add_argument('--dtype', default='float32')
+  parser.add_argument('--attention', help='our implementation of it')
+  parser.add_argument('--compiled', action='store_true')
+  parser.add_argument('--out', type=pathlib.Path)
+  parser.add_argument('--serve', help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  if args.serve:
+    return serve(*json.loads(args.serve))
+  rows = []
+  for size in args.sizes.split(','):
+    for batch in map(int, args.batches.split(',')):
+      for mode in args.modes.split(','):
+        rows += measure(size, mode, batch, args)
+        _save(args, rows)
+  show(rows)
+  return None
+
+
+def _save(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+  """Writes what is measured so far."""
+  if not args.out:
+    return
+  packages = ('jax', 'jaxlib', 'torch', 'transformers', 'numpy')
+  report = {
+    'command': ' '.join(['python', 'bench/inference.py', *sys.argv[1:]]),
+    'date': datetime.date.today().isoformat(),
+    'machine': {
+      'processor': _processor(),
+      'cores': os.cpu_count(),
+      'python': platform.python_version(),
+      'load': os.getloadavg()[0],
+    },
+    'versions': {name: importlib.metadata.version(name) for name in packages},
+    'rows': rows,
+  }
+  args.out.write_text(json.dumps(report, indent=2) + '\n')
+
+
+def _processor() -> str:
+  try:
+    text = pathlib.Path('/proc/cpuinfo').read_text()
+  except OSError:
+    return platform.processor()
+  names = [x for x in text.splitlines() if x.startswith('model name')]
+  return names[0].partition(': ')[2] if names else platform.processor()
+
+
+if __name__ == '__main__':
+  main()

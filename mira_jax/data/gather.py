@@ -1,0 +1,105 @@
+"""Clips that a person names: files, folders, patterns; read ahead of use."""
+
+from __future__ import annotations
+
+import collections
+import glob
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from typing import TypeVar
+
+from mira_jax.data import container, crop, decode
+from mira_jax.errors import MiraInputError
+
+Result = TypeVar('Result')
+_GLANCES = 8  # frames that a face is looked for in
+
+
+def expand(name: str, *, allow_gif: bool = False) -> list[str]:
+  """The clips that a name stands for, sorted.
+
+  Args:
+    name: a file; a folder with frames; a folder in which, at any depth, there
+      are videos or folders with frames; or a pattern such as 'clips/*.mp4',
+      where ** is any depth.
+    allow_gif: whether GIFs are clips of a folder, too.
+
+  Raises:
+    MiraInputError: a pattern or a folder has no clip ('no_clips').
+  """
+  if glob.has_magic(name) and not os.path.exists(name):
+    found = sorted(glob.glob(name, recursive=True))
+    clips = [clip for path in found for clip in expand(path)]
+    if not clips:
+      raise MiraInputError('no_clips', name, 'no file has such a name')
+    return clips
+  if not os.path.isdir(name):
+    return [name]  # what is wrong with it is told when it is read
+  suffixes = container.SUFFIXES + (('.gif',) if allow_gif else ())
+  clips = []
+  for folder, folders, files in os.walk(name):
+    folders.sort()
+    visible = sorted(file for file in files if not file.startswith('.'))
+    if any(file.lower().endswith(decode.FRAME_SUFFIXES) for file in visible):
+      clips.append(folder)
+    clips += [
+      os.path.join(folder, file)
+      for file in visible
+      if file.lower().endswith(suffixes)
+    ]
+  if not clips:
+    hint = 'it has no video and no frames, nor has any folder in it'
+    raise MiraInputError('no_clips', name, hint)
+  return clips
+
+
+def read_face(
+  path: str | os.PathLike[str], short_side: int, *, allow_gif: bool = False
+) -> decode.Video:
+  """A clip cut to the square of its largest face, see `crop.haar`.
+
+  Raises:
+    MiraInputError: nobody is found ('no_face'), or see `decode.read_clip`.
+  """
+  looks, _, _ = decode.glance(path, _GLANCES, None)
+  square = crop.haar(looks)
+  if square is None:
+    hint = 'no face is found in it; without --track all of the frame is taken'
+    raise MiraInputError('no_face', path, hint)
+  return decode.read_clip(
+    path, short_side=short_side, square=square, allow_gif=allow_gif
+  )
+
+
+def ahead(
+  read: Callable[[str], Result], names: Iterable[str], threads: int
+) -> Iterator[tuple[str, Result | MiraInputError]]:
+  """What `read` makes of each name, in order, while the one before is used.
+
+  At most `threads` + 1 results are held.
+
+  Args:
+    read: may raise MiraInputError, which is then its result.
+    names: any number of them.
+    threads: that read at the same time.
+  """
+
+  def attempt(name: str) -> Result | MiraInputError:
+    try:
+      return read(name)
+    except MiraInputError as error:
+      return error
+
+  waiting: collections.deque[tuple[str, futures.Future]] = collections.deque()
+  with futures.ThreadPoolExecutor(threads) as pool:
+    try:
+      for name in names:
+        waiting.append((name, pool.submit(attempt, name)))
+        if len(waiting) > threads:
+          first, result = waiting.popleft()
+          yield first, result.result()
+      for first, result in waiting:
+        yield first, result.result()
+    finally:
+      pool.shutdown(wait=False, cancel_futures=True)

@@ -1,0 +1,72 @@
+"""Class probabilities over the seconds of a long clip."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from mira_jax.figures.style import CYCLE, FAINT, INK, MUTED, save, tidy
+
+_NAMED = 6  # classes with a colour of their own; the others are one
+
+
+def timeline_figure(
+  path: str | os.PathLike[str],
+  timeline: np.ndarray,
+  class_names: Sequence[str],
+  title: str,
+) -> Path:
+  """Saves the picture of `build_timeline_figure`, and its numbers beside it."""
+  figure = build_timeline_figure(timeline, class_names, title)
+  names = np.array(list(class_names))
+  return save(path, figure, timeline=timeline, class_names=names)
+
+
+def build_timeline_figure(
+  timeline: np.ndarray, class_names: Sequence[str], title: str
+) -> Figure:
+  """Draws the share of every class in every second, stacked to one.
+
+  Args:
+    timeline: float [S, K].
+    class_names: K names.
+    title: above it.
+  """
+  order = np.argsort(-timeline.mean(0), kind='stable')
+  named, others = order[:_NAMED], order[_NAMED:]
+  layers = [timeline[:, i] for i in named]
+  labels, colours = [class_names[i] for i in named], list(CYCLE[: len(named)])
+  if len(others):
+    layers.append(timeline[:, others].sum(1))
+    one = class_names[others[0]]
+    labels.append(one if len(others) == 1 else f'{len(others)} others')
+    colours.append(FAINT)
+  figure = Figure(figsize=(10, 3.8), layout='constrained')
+  axes = figure.add_subplot()
+  # A second is as wide as it lasts, also the last one.
+  seconds = np.arange(len(timeline) + 1)
+  steps = [np.append(layer, layer[-1]) for layer in layers]
+  axes.stackplot(
+    seconds, *steps, labels=labels, colors=colours, step='post', linewidth=0
+  )
+  axes.set_xlim(0, len(timeline))
+  axes.set_ylim(0, 1)
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+  axes.yaxis.set_major_formatter(PercentFormatter(1))
+  axes.set_xlabel('second', color=MUTED)
+  axes.set_title(title, loc='left', color=INK, fontsize=13)
+  tidy(axes, grid='y')
+  axes.legend(
+    frameon=False,
+    fontsize=10,
+    labelcolor=INK,
+    loc='center left',
+    bbox_to_anchor=(1.0, 0.5),
+    reverse=True,
+  )
+  return figure
