@@ -389,8 +389,9 @@ def load(folder: str | os.PathLike[str], batch_size: int = 8) -> Exported:
     raise checkpoint_error('other_platform', folder, hint)
   try:
     program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
-  # The file is as it was written, so that this jax is too old or too new.
-  except (ValueError, KeyError, NotImplementedError) as error:
+  # The file is as it was written, so that this jax is too old or too new. What
+  # it then says may be anything: it reads fields at other places.
+  except Exception as error:
     hint = (
       f'jax {card["jax_version"]} wrote it, which jax {jax.__version__} cannot '
       f'read ({error})'
@@ -444,13 +445,16 @@ def _read_card(folder: pathlib.Path) -> Card:
   if version > FORMAT:
     hint = f'a newer mira_jax wrote it, format {version}; this one has {FORMAT}'
     raise checkpoint_error('too_new', path, hint)
+  oldest = jax_export.minimum_supported_calling_convention_version
   newest = jax_export.maximum_supported_calling_convention_version
-  if convention > newest:
+  if not oldest <= convention <= newest:
+    new = convention > newest
     hint = (
       f'calling convention {convention} of jax {card["jax_version"]}; jax '
-      f'{jax.__version__} knows {newest}: install a newer one, or export anew'
+      f'{jax.__version__} knows {oldest} to {newest}: install '
+      f'{"a newer" if new else "an older"} one, or export anew'
     )
-    raise checkpoint_error('too_new', path, hint)
+    raise checkpoint_error('too_new' if new else 'too_old', path, hint)
   if not same:
     raise _changed(path)
   return card

@@ -314,8 +314,17 @@ def test_an_export_of_other_versions_and_devices(capsys, copy):
   assert code == ExitCode.CHECKPOINT
   assert 'too_new' in err
   assert 'calling convention 99' in err
+  change_card(copy, calling_convention_version=8)
+  assert 'too_old' in fails(capsys, 'verify', copy)[1]
   change_card(copy, calling_convention_version=9, format='mira export 2')
   assert 'too_new' in fails(capsys, 'verify', copy)[1]
+  # A program whose fields lie elsewhere, as another jax would have them.
+  (copy / export.PROGRAM).write_bytes(bytes(100))
+  files = {export.PROGRAM: export._digest(copy / export.PROGRAM)}
+  change_card(
+    copy, calling_convention_version=9, format='mira export 1', files=files
+  )
+  assert 'other_jax' in fails(capsys, 'verify', copy)[1]
 
 
 def test_what_is_no_export(tmp_path):
