@@ -116,9 +116,10 @@ def test_a_step_is_what_its_sizes_say(reports, case):
   memory = report['memory']
   state = 12 * parameters + clips * 16 * 224 * 224 * 3
   assert memory['arguments'] == pytest.approx(state, rel=0.05)
-  if not memory['fits']:
-    assert case[2] == 'v5e:2x2'
-    assert 'RESOURCE_EXHAUSTED' in memory['told']
+  if not memory['fits']:  # as the compiler says, or the sum of its figures
+    assert (size, case[2]) == ('H', 'v5e:2x2')
+    refused = 'RESOURCE_EXHAUSTED' in memory['told']
+    assert refused or memory['peak'] > memory['hbm']
     return
   assert memory['aliased'] == pytest.approx(12 * parameters, rel=0.05)
   assert memory['peak'] < memory['hbm']
@@ -139,7 +140,8 @@ def test_split_parameters_are_held_in_parts(reports):
   split = compiled(cfg, compilers.tpu('v5e:2x2'))
   clips = 2 * 16 * 224 * 224 * 3
   state, part = (x['memory']['arguments'] - clips for x in (whole, split))
-  assert part == pytest.approx(state / 4, rel=0.03)
+  # Rows of 768 / 4 fill lanes of 128 badly: some 12 % are padding.
+  assert 1 <= part / (state / 4) < 1.15
   assert split['warnings'] == []
   # Weights travel, in bfloat16 and a few times; not activations, of which the
   # MLPs alone have more.
