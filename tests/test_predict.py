@@ -220,6 +220,14 @@ def test_frames_have_no_seconds_unless_they_are_told(capsys, tree, model):
   assert len(json.loads(text)[0]['timeline']) == 4
 
 
+@pytest.mark.parametrize('flag', ['--stride=0', '--fps=-1', '--fps=nan'])
+def test_times_are_above_zero(capsys, tree, flag):
+  with pytest.raises(SystemExit) as caught:
+    cli.main(['predict', str(tree), '--timeline', flag])
+  assert caught.value.code == ExitCode.USAGE
+  assert 'is not above 0' in capsys.readouterr().err
+
+
 # ----- faces ------------------------------------------------------------------
 
 

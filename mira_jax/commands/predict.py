@@ -92,13 +92,15 @@ def add_arguments(parser: argparse.ArgumentParser):
   )
   parser.add_argument(
     '--stride',
-    type=float,
+    type=_above_zero,
     default=0.5,
     metavar='SECONDS',
     help='between the starts of such windows (default: 0.5)',
   )
   parser.add_argument(
-    '--fps', type=float, help='frames per second, where the clip does not say'
+    '--fps',
+    type=_above_zero,
+    help='frames per second, where the clip does not say',
   )
   parser.add_argument(
     '--track', action='store_true', help='cut out the largest face of a clip'
@@ -127,15 +129,26 @@ def add_arguments(parser: argparse.ArgumentParser):
   devices.add_argument(parser)
 
 
+def _above_zero(text: str) -> float:
+  value = float(text)
+  if not 0 < value < float('inf'):
+    raise argparse.ArgumentTypeError(f'{text} is not above 0')
+  return value
+
+
 @memory.explained()
 def run(args: argparse.Namespace) -> int:
   """Prints probabilities; USAGE if any clip could not be read."""
   _check_clips(args)
   form = 'json' if args.json else args.format
   out = _pictures(args)
-  clips = (
-    [f'webcam-{args.webcam}'] if args.webcam is not None else _gather(args)
-  )
+  clips = [
+    clip
+    for name in args.clips
+    for clip in gather.expand(name, allow_gif=args.allow_gif)
+  ]
+  if args.webcam is not None:
+    clips = [f'webcam-{args.webcam}']
   devices.start(args.device)
   engine.use_compile_cache()
   model, card = _load(args)
@@ -165,17 +178,6 @@ def _check_clips(args: argparse.Namespace) -> None:
     raise MiraInputError('bad_flag', found, hint)
   if args.webcam is not None and args.track:
     raise MiraInputError('bad_flag', '--track', 'it is for clips in files')
-
-
-def _gather(args: argparse.Namespace) -> list[str]:
-  """Every clip once, in the order of the command line."""
-  expanded = [gather.expand(x, allow_gif=args.allow_gif) for x in args.clips]
-  named = {name for name in args.clips if [name] in expanded}
-  found: list[str] = []
-  for clip in itertools.chain.from_iterable(expanded):
-    if clip in named or clip not in found:  # what is named twice comes twice
-      found.append(clip)
-  return found
 
 
 def _pictures(args: argparse.Namespace) -> pathlib.Path | None:
