@@ -19,23 +19,23 @@ _GLANCES = 8  # frames that a face is looked for in
 def expand(name: str, *, allow_gif: bool = False) -> list[str]:
   """The clips that a name stands for, sorted.
 
+  Where there is none it is the name itself: what is wrong with it is told when
+  it is read, as of any other clip.
+
   Args:
     name: a file; a folder with frames; a folder in which, at any depth, there
       are videos or folders with frames; or a pattern such as 'clips/*.mp4',
       where ** is any depth.
     allow_gif: whether GIFs are clips of a folder, too.
-
-  Raises:
-    MiraInputError: a pattern or a folder has no clip ('no_clips').
   """
   if glob.has_magic(name) and not os.path.exists(name):
     found = sorted(glob.glob(name, recursive=True))
-    clips = [clip for path in found for clip in expand(path)]
-    if not clips:
-      raise MiraInputError('no_clips', name, 'no file has such a name')
-    return clips
+    clips = [
+      clip for path in found for clip in expand(path, allow_gif=allow_gif)
+    ]
+    return clips or [name]
   if not os.path.isdir(name):
-    return [name]  # what is wrong with it is told when it is read
+    return [name]
   suffixes = container.SUFFIXES + (('.gif',) if allow_gif else ())
   clips = []
   for folder, folders, files in os.walk(name):
@@ -48,10 +48,7 @@ def expand(name: str, *, allow_gif: bool = False) -> list[str]:
       for file in visible
       if file.lower().endswith(suffixes)
     ]
-  if not clips:
-    hint = 'it has no video and no frames, nor has any folder in it'
-    raise MiraInputError('no_clips', name, hint)
-  return clips
+  return clips or [name]
 
 
 def read_face(
