@@ -511,23 +511,18 @@ def test_the_culprit_is_found_forward_and_backward():
 
 
 VARIANTS = {
-  'blocks': ({'scan': True, 'depth': 2, 'remat': 'full'}, {}, {}),
-  'parts': ({'attention': 'streaming'}, {'model': 2}, {}),
+  'blocks': {'scan': True, 'depth': 2, 'remat': 'full'},
+  'streaming': {'attention': 'streaming'},
 }
 
 
-@pytest.mark.parametrize(
-  ('model', 'axes', 'optimizer'), VARIANTS.values(), ids=VARIANTS.keys()
-)
-def test_a_sound_step_is_finite_operation_by_operation(
-  levels, model, axes, optimizer
-):
+@pytest.mark.parametrize('model', VARIANTS.values(), ids=VARIANTS.keys())
+def test_a_sound_step_is_finite_operation_by_operation(levels, model):
   # Nothing that is infinite on purpose is blamed.
-  cfg = tiny(levels, **optimizer)
+  cfg = tiny(levels)
   cfg.model = dataclasses.replace(cfg.model, num_classes=3, **model)
   cfg.data.batch_size = 16
-  devices = jax.devices()[: 2 if axes else 1]
-  mesh = sharding.make_mesh(**axes, devices=devices)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
   made = program.classifier(cfg, mesh)
   init, step, _ = program.training(cfg, made, mesh, 3, donate=False)
   state = jax.jit(init)(KEY)
