@@ -79,6 +79,12 @@ def use_compile_cache() -> None:
     jax.config.update('jax_compilation_cache_dir', str(output.cache()))
 
 
+def doubled(least: int, most: int) -> tuple[int, ...]:
+  """`least` times 1, 2, 4, ... below `most`, and `most`."""
+  sizes = (least << i for i in range(most.bit_length()))
+  return (*(size for size in sizes if size < most), most)
+
+
 class Scorer:
   """What scores windows, and how a clip is cut into them.
 
@@ -86,11 +92,14 @@ class Scorer:
     frames: T of a window.
     image_size: S of it, in pixels.
     batch_size: windows per call at most.
+    buckets: sizes of a batch, rising to `batch_size`; one of another size is
+      filled up to the next.
   """
 
   frames: int
   image_size: int
   batch_size: int
+  buckets: tuple[int, ...]
 
   def probabilities(self, video: np.ndarray) -> np.ndarray:
     """uint8 [B, T, S, S, 3] -> float32 [B, K], any B.
@@ -98,6 +107,29 @@ class Scorer:
     Raises:
       MiraInputError: windows of another shape.
     """
+    self._check(video)
+    rows = [
+      self._score_padded(video[start : start + self.batch_size])
+      for start in range(0, max(1, len(video)), self.batch_size)
+    ]
+    return np.concatenate(rows)
+
+  def _check(self, video: np.ndarray) -> None:
+    size = (self.frames, self.image_size, self.image_size, 3)
+    if video.dtype != np.uint8 or video.shape[1:] != size:
+      shape = f'{video.dtype} {list(video.shape)}'
+      hint = f'the model takes uint8 {["B", *size]}'
+      raise MiraInputError('bad_shape', shape, hint)
+
+  def _score_padded(self, video: np.ndarray) -> np.ndarray:
+    # Every other size would compile anew. Clips come again because zeros would
+    # shift MiRA's batch statistics.
+    size = next(n for n in self.buckets if n >= len(video))
+    padded = np.resize(video, (size, *video.shape[1:]))
+    return self._score_bucket(padded)[: len(video)]
+
+  def _score_bucket(self, video: np.ndarray) -> np.ndarray:
+    """`probabilities` of as many windows as a bucket holds."""
     raise NotImplementedError
 
   def cut_views(
@@ -123,11 +155,8 @@ class Scorer:
     )
     if (indices == indices[0]).all():
       indices = indices[:1]
-    square = {
-      i: decode.resize(frames[i], self.image_size, fit)
-      for i in np.unique(indices)
-    }
-    return np.array([[square[i] for i in row] for row in indices]), indices
+    cut = decode.resize_windows(frames, indices, self.image_size, fit)
+    return cut, indices
 
   def timeline(
     self,
@@ -183,8 +212,7 @@ class Engine(Scorer):
     mesh: the devices; all of them, each with whole parameters, by default.
 
   Attributes:
-    buckets: sizes of a batch, the devices times 1, 2, 4, ... and `batch_size`;
-      one of another size is filled up to the next.
+    buckets: the devices times 1, 2, 4, ..., and `batch_size`.
     rows: of every batch, those that this host reads.
   """
 
@@ -200,11 +228,7 @@ class Engine(Scorer):
     self._mesh = mesh or sharding.make_mesh()
     parts = sharding.clip_parts(self._mesh)
     self.batch_size = -(-batch_size // parts) * parts
-    doubled = (parts << i for i in range(self.batch_size.bit_length()))
-    self.buckets = (
-      *(n for n in doubled if n < self.batch_size),
-      self.batch_size,
-    )
+    self.buckets = doubled(parts, self.batch_size)
     self.rows = sharding.own_rows(self._mesh, self.batch_size)
     self._score = steps.make_eval_step(model, self._mesh)
     self._record = jax.jit(self._apply_record)
@@ -228,26 +252,9 @@ class Engine(Scorer):
     ]
     return jax.nn.softmax(logits), small
 
-  def probabilities(self, video: np.ndarray) -> np.ndarray:
-    """uint8 [B, T, H, W, 3] -> float32 [B, K], any B.
-
-    Raises:
-      MiraInputError: clips of another shape than the model's.
-    """
-    self._check(video)
-    rows = [
-      self._score_padded(video[start : start + self.batch_size])
-      for start in range(0, len(video), self.batch_size)
-    ]
-    return np.concatenate(rows)
-
-  def _score_padded(self, video: np.ndarray) -> np.ndarray:
-    # Every other size would compile anew. Clips come again because zeros would
-    # shift MiRA's batch statistics.
-    size = next(n for n in self.buckets if n >= len(video))
-    padded = np.resize(video, (size, *video.shape[1:]))
-    batch = sharding.put_batch({'video': padded}, self._mesh)
-    return self._run(self._score, batch)['probabilities'][: len(video)]
+  def _score_bucket(self, video: np.ndarray) -> np.ndarray:
+    batch = sharding.put_batch({'video': video}, self._mesh)
+    return self._run(self._score, batch)['probabilities']
 
   def _run(self, program: Any, batch: Any) -> Any:
     """What a jitted program makes of a batch, on the host."""
@@ -349,14 +356,6 @@ class Engine(Scorer):
     labels[clip] = rows['label']
     mean = average_views(rows[field], clip, len(labels), views)
     return mean, labels, np.flatnonzero(~whole)
-
-  def _check(self, video: np.ndarray) -> None:
-    model = self.model
-    size = (model.frames, model.image_size, model.image_size, 3)
-    if video.dtype != np.uint8 or video.shape[1:] != size:
-      shape = f'{video.dtype} {list(video.shape)}'
-      hint = f'the model takes uint8 {["B", *size]}'
-      raise MiraInputError('bad_shape', shape, hint)
 
 
 def load_file(

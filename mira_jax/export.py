@@ -67,33 +67,12 @@ class Exported(engine.Scorer):
     self.frames = card['model']['frames']
     self.image_size = card['model']['image_size']
     self.batch_size = batch_size
+    self.buckets = engine.doubled(1, batch_size)
     self._arrays = jax.device_put(dict(arrays))
     self._call = jax.jit(program.call)
 
-  def probabilities(self, video: np.ndarray) -> np.ndarray:
-    """uint8 [B, T, S, S, 3] -> float32 [B, K], any B.
-
-    Raises:
-      MiraInputError: clips of another shape than the model's.
-    """
-    size = (self.frames, self.image_size, self.image_size, 3)
-    if video.dtype != np.uint8 or video.shape[1:] != size:
-      shape = f'{video.dtype} {list(video.shape)}'
-      hint = f'the export takes uint8 {["B", *size]}'
-      raise MiraInputError('bad_shape', shape, hint)
-    rows = [np.zeros((0, len(self.card['class_names'])), np.float32)]
-    rows += [
-      self._padded(video[start : start + self.batch_size])
-      for start in range(0, len(video), self.batch_size)
-    ]
-    return np.concatenate(rows)
-
-  def _padded(self, video: np.ndarray) -> np.ndarray:
-    # Every size compiles anew: powers of two are few.
-    size = min(1 << (len(video) - 1).bit_length(), self.batch_size)
-    padded = np.resize(video, (size, *video.shape[1:]))
-    scores = self._call(self._arrays, padded)
-    return np.asarray(scores['probabilities'])[: len(video)]
+  def _score_bucket(self, video: np.ndarray) -> np.ndarray:
+    return np.asarray(self._call(self._arrays, video)['probabilities'])
 
 
 # ----- writing ----------------------------------------------------------------

@@ -132,12 +132,7 @@ def _windows(args: argparse.Namespace, fields: dict, rules: dict) -> np.ndarray:
     sampling.test_indices(len(video), frames, rules['rate'], view, args.views)
     for view in range(args.views)
   ]
-  return np.array(
-    [
-      [decode.resize(video[i], size, rules['fit']) for i in row]
-      for row in indices
-    ]
-  )
+  return decode.resize_windows(video, np.array(indices), size, rules['fit'])
 
 
 def _print(

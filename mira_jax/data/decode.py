@@ -397,6 +397,24 @@ def resize(frame: np.ndarray, size: int, fit: str = 'squash') -> np.ndarray:
   return _scale(frame, size, size)
 
 
+def resize_windows(
+  frames: np.ndarray, indices: np.ndarray, size: int, fit: str
+) -> np.ndarray:
+  """Some frames of a clip, made square; one that comes again is resized once.
+
+  Args:
+    frames: uint8 [F, H, W, 3].
+    indices: int [V, T], of the frames of V windows.
+    size: as of `resize`.
+    fit: as of `resize`.
+
+  Returns:
+    uint8 [V, T, size, size, 3].
+  """
+  square = {i: resize(frames[i], size, fit) for i in np.unique(indices)}
+  return np.array([[square[i] for i in row] for row in indices])
+
+
 def shrink(frame: np.ndarray, short_side: int | None) -> np.ndarray:
   """The frame with a shorter side of at most `short_side`, same aspect."""
   height, width = frame.shape[:2]
