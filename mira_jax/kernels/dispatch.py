@@ -194,6 +194,18 @@ def over_heads(
   )(*arrays)
 
 
+def split_clips(x: Array) -> Array:
+  """`x` [B, ...], and a promise that clips are all that devices share of it.
+
+  Left to itself, a compiler that splits parameters over 'fsdp' at times moves
+  the tokens of all clips instead of the few weights.
+  """
+  clips = _clip_axes(x.shape[0])
+  if not clips or not _splits():
+    return x
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(clips))
+
+
 def _splits() -> bool:
   """Whether there are devices to share work that no `shard_map` shared yet."""
   mesh = jax.sharding.get_abstract_mesh()
