@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import math
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -459,6 +461,20 @@ def test_mistakes_are_one_line(capsys, monkeypatch, request, flags, told):
   assert err.startswith('mira: ')
   assert told in err
   assert err.count('\n') == 1
+
+
+def test_a_configuration_finds_its_neighbours_from_anywhere(tmp_path, request):
+  """`from configs import recipes`, where no configs/ is in the path."""
+  path = request.config.rootpath / 'configs' / 'dfew.py'
+  code = 'import sys; from mira_jax.cli import main; sys.exit(main())'
+  done = subprocess.run(
+    [sys.executable, '-c', code, 'aot', f'{path}:B', '--topology=v9:2x2'],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.stderr.startswith('mira: bad_topology: v9')
+  assert done.returncode == ExitCode.USAGE
 
 
 def test_a_missing_compiler_comes_with_its_command():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -515,6 +517,21 @@ def test_a_backbone_with_holes_gives_no_features(place, tmp_path):
   weights.save_weights(path, variables['params'], variables['mira'], card)
   with pytest.raises(MiraInputError, match=r'lacks \d tensors.*block_0/mlp'):
     engine.load_backbone(path)
+
+
+def test_a_configuration_finds_its_neighbours_from_anywhere(
+  place, tmp_path, request
+):
+  """`from configs import recipes`, where no configs/ is in the path."""
+  code = 'import sys; from mira_jax.cli import main; sys.exit(main())'
+  config = request.config.rootpath / 'configs' / 'dfew.py'
+  done = subprocess.run(
+    [sys.executable, '-c', code, 'features', str(place / 'data'), '--out=x.npz',
+     f'--config={config}:B', '--weights=absent.safetensors'],
+    cwd=tmp_path, capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.stderr.startswith('mira: not_found: absent.safetensors')
+  assert done.returncode == ExitCode.WEIGHTS
 
 
 def test_other_files_are_no_features(place, tmp_path, capsys):

@@ -94,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> config.Config:
+  config.find_neighbours(args.config.partition(':')[0])
   argv = ['mira aot', f'--config={args.config}', *args.flags]
   values = flags.FlagValues()
   config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)

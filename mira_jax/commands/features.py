@@ -25,7 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax import devices, engine, feature_file, memory, output, training
+from mira_jax import (
+  config,
+  devices,
+  engine,
+  feature_file,
+  memory,
+  output,
+  training,
+)
 from mira_jax.cli import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline
@@ -100,6 +108,7 @@ def _model_of_config(
     raise MiraInputError(
       'not_found', path, 'name a file such as configs/dfew.py'
     )
+  config.find_neighbours(path)
   try:
     cfg = runpy.run_path(path)['get_config'](*([argument] if argument else []))
   except (KeyError, TypeError, ValueError) as error:
