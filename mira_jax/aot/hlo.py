@@ -339,6 +339,12 @@ def _moved_by(module: Module, instruction, types: dict, read: Callable) -> int:
   kind = instruction.opcode
   if kind in _SLICES:
     return 2 * size(instruction.type, memory=True)
+  if kind.removesuffix('-start') in _SLICES:  # its type: operands, the slice
+    shape = _ARRAY.findall(instruction.type)[len(instruction.operands)]
+    on_chip = re.search(r'S\([1-9]', shape[2])
+    return (1 if on_chip else 2) * _size(*shape[:2])
+  if 'custom_call_target="AllocateBuffer"' in instruction.rest:
+    return 0
   if kind == 'dynamic-update-slice':
     return 2 * size(types.get(instruction.operands[1], ''), memory=True)
   if kind.endswith('-start'):  # its type repeats the operand
