@@ -1,7 +1,7 @@
 """The guard of training: which updates are made, and what it has seen.
 
-An update is skipped when anything about it is not finite, or when its loss is
-a spike: further above the last losses than so many of their standard
+An update is skipped when what it is computed from is not finite, or when its
+loss is a spike: further above the last losses than so many of their standard
 deviations, on a scale of logarithms. Both numbers, 128 losses and 6 deviations,
 are those of Levanter's SkipStepConfig (stanford-crfm/levanter,
 levanter/optim/skipstep.py). Its scale is linear; but losses of clips that are
@@ -28,6 +28,7 @@ WINDOW = 128  # losses that a spike is measured by
 LEAST_SIGMA = 0.01
 LEAST_LOSS = 1e-30  # what a loss of 0 is taken for
 KEPT, NOT_FINITE, SPIKE = range(3)  # the verdict on an update
+RUINED = 2**30  # updates in a row, which no limit allows
 REPORTED = frozenset({'skipped', 'spikes', 'in_a_row', 'last_good', 'verdict'})
 
 
@@ -98,7 +99,7 @@ def judge(
   Args:
     guard: before.
     loss: float [], of the step.
-    finite: bool [], whether all is finite that the update would leave.
+    finite: bool [], whether all is that the update is computed from.
     step: int32 [], number of the step, counted from 1.
     sigmas: of a spike, see `is_spike`; 0: nothing is one.
 
@@ -121,6 +122,36 @@ def judge(
     spikes=guard.spikes + (verdict == SPIKE),
     last_good=jnp.where(verdict == KEPT, step, guard.last_good),
   ), verdict.astype(jnp.int32)
+
+
+def confirm(
+  before: Guard, guard: Guard, verdict: Array, finite: Array
+) -> tuple[Guard, Array]:
+  """Judges an update that was made by what it has left.
+
+  Of a finite gradient only an absurd rate makes an update that is not finite.
+  It was written over what was there: nothing can be skipped any more, and
+  `in_a_row` is beyond every limit.
+
+  Args:
+    before: as given to `judge`.
+    guard: from `judge`.
+    verdict: from `judge`.
+    finite: bool [], whether all is finite that the step has left.
+
+  Returns:
+    The guard and the verdict, which is NOT_FINITE instead of KEPT.
+  """
+  ruined = dataclasses.replace(
+    before,
+    skipped=before.skipped + 1,
+    in_a_row=jnp.full_like(before.in_a_row, RUINED),
+  )
+  return jax.tree.map(
+    lambda a, b: jnp.where(finite, a, b),
+    (guard, verdict),
+    (ruined, jnp.full_like(verdict, NOT_FINITE)),
+  )
 
 
 def missed(guard: Guard) -> Array:

@@ -102,9 +102,10 @@ def make_train_step(
   """The jitted training step (state, batch, key) -> (state, metrics).
 
   The state is donated: the one passed in is gone afterwards. `key` is the
-  run's; the step folds itself into it. An update that is not finite, or whose
-  loss is a spike, is skipped: only `step` and `guard` go on, and everything
-  else stays as it was, to the bit.
+  run's; the step folds itself into it. An update whose loss or gradient is not
+  finite, or whose loss is a spike, is skipped: only `step` and `guard` go on,
+  and everything else stays as it was, to the bit. That is known before the
+  update is computed, so it is written over what was there, in one pass.
 
   Args:
     objective: see `objectives`.
@@ -156,22 +157,25 @@ def make_train_step(
     key = jax.random.fold_in(key, state.step)
     with sharding.ambient(mesh):
       mira, (grads, metrics) = whole(state.params, state.mira, batch, key)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     metrics |= {
       'grad_norm': optax.tree.norm(grads),
       # The optimizer counts the updates that it made.
       'learning_rate': schedule(state.step - guards.missed(state.guard)),
     }
-    params = optax.apply_updates(state.params, updates)
-    average = _average(state.average, params, ema_decay)
-    news = (params, mira, opt_state, average)
-    finite = guards.all_finite((metrics['loss'], metrics['grad_norm'], news))
+    finite = guards.all_finite((metrics['loss'], metrics['grad_norm'], mira))
     guard, verdict = guards.judge(
       state.guard, metrics['loss'], finite, state.step + 1, spike_sigmas
     )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = _average(state.average, params, ema_decay)
+    news = (params, mira, opt_state, average)
     olds = (state.params, state.mira, state.opt_state, state.average)
     keep = verdict == guards.KEPT
     held = jax.tree.map(lambda new, old: jnp.where(keep, new, old), news, olds)
+    guard, verdict = guards.confirm(
+      state.guard, guard, verdict, guards.all_finite(held)
+    )
     params, mira, opt_state, average = held
     state = TrainState(
       step=state.step + 1,

@@ -289,15 +289,20 @@ def test_an_update_that_is_not_finite_changes_nothing(
   assert len(step.traces) == accumulate  # a scan of parts looks once more
 
 
-def test_an_update_that_overflows_is_skipped():
+def test_an_update_that_overflows_ends_the_run(tmp_path):
   # Loss and gradient are finite: the rate takes the update beyond float32.
   state, step = begin(optax.sgd(3e38))
-  before = held(state)
   state, row = step(state, batch_of(level=1e6))
   assert np.isfinite([row['loss'], row['grad_norm']]).all()
   assert row['verdict'] == guard.NOT_FINITE
-  assert_same(before, held(state))
-  assert runlog.what_is_not_finite(4, row).startswith('the update of step 4')
+  assert row['last_good'] == 0
+  assert state.guard.skipped == 1
+  with runlog.Log(tmp_path, 0, 9, 1, max_bad_steps=10) as log:
+    log.add(4, row)
+    with pytest.raises(MiraInputError, match='the last good step is 0') as told:
+      log.flush()
+  assert told.value.path == 'the update of step 4 is not finite'
+  assert log.in_a_row  # nothing is saved
 
 
 def test_a_spike_is_skipped():
