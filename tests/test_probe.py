@@ -531,7 +531,7 @@ def test_a_configuration_finds_its_neighbours_from_anywhere(
     cwd=tmp_path, capture_output=True, text=True,
   )  # fmt: skip
   assert done.stderr.startswith('mira: not_found: absent.safetensors')
-  assert done.returncode == ExitCode.WEIGHTS
+  assert done.returncode == ExitCode.CHECKPOINT
 
 
 def test_other_files_are_no_features(place, tmp_path, capsys):
