@@ -5,6 +5,9 @@
 Every candidate has a process of its own, so that its peak memory is its own,
 and its threads nobody else's; the candidates of a row take turns, `--rounds`
 times, and the best time of each is what the machine can do. Read the ratios.
+On a CPU, times are also given in units of the floor: the time of our model's
+products alone, at the rate of the fastest product that XLA or PyTorch makes on
+this machine.
 Peers: Hugging Face's VideoMAE (plain), and `interop/torch_mira.py`, which
 computes flashlite in scaled_dot_product_attention with one channel more and
 exact on the whole map, as the authors do; with --compiled also under
@@ -125,6 +128,63 @@ def candidates(mode: str, compiled: bool) -> list[str]:
   return ['ours', *peers]
 
 
+# ----- the floor --------------------------------------------------------------
+
+
+def flop(size: str, mode: str, batch: int, args: argparse.Namespace) -> int:
+  """That our model's products need; a multiply and an add are two."""
+  import jax
+
+  from mira_jax import engine
+  from mira_jax.aot import counts
+
+  model = engine.build_model(
+    fields(size, mode, args.dtype) | {'attention': args.attention}
+  )
+  video = jax.ShapeDtypeStruct((batch, FRAMES, SIDE, SIDE, 3), np.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), video)
+  traced = jax.jit(model.apply).trace(variables, video)
+  return counts.flops(traced.jaxpr).total()
+
+
+def products(library: str) -> float:
+  """FLOP/s of the fastest float32 product: those of an MLP, and a square."""
+  best = 0.0
+  for m, k, n in ((1568, 768, 3072), (1568, 3072, 768), (2048, 2048, 2048)):
+    x, y = (np.ones(shape, np.float32) for shape in ((m, k), (k, n)))
+    if library == 'torch':
+      import torch
+
+      multiply = torch.matmul
+      x, y = torch.from_numpy(x), torch.from_numpy(y)
+    else:
+      import jax
+
+      multiply = jax.jit(jax.numpy.matmul)
+      x, y = jax.device_put((x, y))
+    for _ in range(8):
+      begin = time.perf_counter()
+      product = multiply(x, y)
+      if library != 'torch':
+        product.block_until_ready()
+      best = max(best, 2 * m * k * n / (time.perf_counter() - begin))
+  return best
+
+
+def peak(args: argparse.Namespace) -> float | None:
+  """FLOP/s that products reach on this CPU; None on a GPU or in bfloat16."""
+  import jax
+
+  if jax.default_backend() != 'cpu' or args.dtype != 'float32':
+    return None
+  rates = []
+  for library in ('jax', 'torch'):
+    command = [sys.executable, __file__, '--products', library]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    rates.append(float(told.stdout))
+  return max(rates)
+
+
 # ----- a candidate's process --------------------------------------------------
 
 
@@ -195,8 +255,10 @@ class Candidate:
     self.process.wait()
 
 
-def measure(size: str, mode: str, batch: int, args) -> list[dict[str, Any]]:
-  """Rows of one model and batch, ours first."""
+def measure(
+  size: str, mode: str, batch: int, rate: float | None, args
+) -> list[dict[str, Any]]:
+  """Rows of one model and batch, ours first; `rate` is `peak`'s."""
   options = {'dtype': args.dtype, 'attention': args.attention}
   case = (size, mode, batch)
   running = []
@@ -210,6 +272,7 @@ def measure(size: str, mode: str, batch: int, args) -> list[dict[str, Any]]:
     for candidate in running:
       candidate.call()
   rows = []
+  floor = rate and flop(size, mode, batch, args) / rate
   for candidate in running:
     candidate.end()
     seconds = min(candidate.times)
@@ -222,6 +285,7 @@ def measure(size: str, mode: str, batch: int, args) -> list[dict[str, Any]]:
         'seconds': seconds,
         'clips_per_second': batch / seconds,
         'all_seconds': candidate.times,
+        'floor_seconds': floor,
         'first_call_seconds': candidate.first,
         'peak_mb': candidate.peak['mb'],
         'peak_device_mb': candidate.peak.get('device_mb'),
@@ -239,21 +303,21 @@ def show(rows: list[dict[str, Any]]) -> None:
   from rich import box
   from rich.table import Table
 
-  table = Table(box=box.SIMPLE_HEAD, header_style='dim')
-  for name in ('model', 'batch', 'candidate'):
+  table = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
+  for name in ('model', 'clips', 'candidate'):
     table.add_column(name, no_wrap=True)
-  for name in ('s a clip', 'clips/s', 'peak GB', 'ours is faster by'):
-    table.add_column(name, justify='right')
+  for name in ('s/clip', 'floors', 'GB', 'times ours'):
+    table.add_column(name, justify='right', no_wrap=True)
   for row in rows:
-    ratio = row['ours_is_faster_by']
     name = f'{row["size"]} {row["mode"]}'
     first = row['candidate'] == 'ours'
+    ratio, floor = row['ours_is_faster_by'], row.get('floor_seconds')
     table.add_row(
       name if first else '',
       f'{row["batch"]}' if first else '',
       row['candidate'],
       f'{row["seconds"] / row["batch"]:.2f}',
-      f'{row["clips_per_second"]:.2f}',
+      f'{row["seconds"] / floor:.2f}' if floor else '',
       f'{(row["peak_device_mb"] or row["peak_mb"]) / 1000:.1f}',
       '' if first or not ratio else f'{ratio:.2f}',
     )
@@ -271,20 +335,26 @@ def main() -> None:
   parser.add_argument('--compiled', action='store_true')
   parser.add_argument('--out', type=pathlib.Path)
   parser.add_argument('--serve', help=argparse.SUPPRESS)
+  parser.add_argument('--products', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.serve:
     return serve(*json.loads(args.serve))
-  rows = []
+  if args.products:
+    print(products(args.products))
+    return None
+  rows, rate = [], peak(args)
   for size in args.sizes.split(','):
     for batch in map(int, args.batches.split(',')):
       for mode in args.modes.split(','):
-        rows += measure(size, mode, batch, args)
-        _save(args, rows)
+        rows += measure(size, mode, batch, rate, args)
+        _save(args, rows, rate)
   show(rows)
   return None
 
 
-def _save(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+def _save(
+  args: argparse.Namespace, rows: list[dict[str, Any]], rate: float | None
+) -> None:
   """Writes what is measured so far."""
   if not args.out:
     return
@@ -297,6 +367,7 @@ def _save(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
       'cores': os.cpu_count(),
       'python': platform.python_version(),
       'load': os.getloadavg()[0],
+      'gflops_of_a_product': rate and rate / 1e9,
     },
     'versions': {name: importlib.metadata.version(name) for name in packages},
     'rows': rows,
