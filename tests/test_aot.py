@@ -350,6 +350,26 @@ def test_of_what_is_sliced_only_the_slice_is_read():
   assert hlo.traffic(LOOP) == (2 * row + index) + row + (row + index)
 
 
+AHEAD = """HloModule m
+
+ENTRY %main (x: f32[8,64]) -> f32[8,64] {
+  %x = f32[8,64]{1,0} parameter(0)
+  %room = f32[8,64]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %start = ((f32[8,64]{1,0}), f32[2,64]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x)
+  %done = f32[2,64]{1,0:S(1)} slice-done(%start)
+  %other = ((f32[8,64]{1,0}), f32[2,64]{1,0}, s32[]{:S(2)}) slice-start(%x)
+  %rest = f32[2,64]{1,0} slice-done(%other)
+  ROOT %y = f32[8,64]{1,0} negate(%room)
+}
+"""
+
+
+def test_a_slice_that_is_fetched_ahead_is_read_alone():
+  rows, whole = 2 * 4 * 64, 8 * 4 * 64
+  # Onto the chip: read; into memory: read and written. Room is not filled.
+  assert hlo.traffic(AHEAD) == rows + 2 * rows + 2 * whole
+
+
 def test_a_plain_program_reads_and_writes_its_arrays():
   shape = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
   text = jax.jit(lambda x, y: x * y + 1).lower(shape, shape).compile().as_text()
