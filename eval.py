@@ -4,14 +4,15 @@ python eval.py --workdir=runs/quickstart
 python eval.py --workdir=runs/quickstart --dataset=DIR --split=test --views=5
 python eval.py --workdir=runs/dfew --folds=all --config=configs/dfew.py:B
 python eval.py --workdir=runs/quickstart --step=newest
+python eval.py --workdir=runs/quickstart --int8
 
 The second form tests on another dataset, whose classes are matched by name
 (see mira_jax.data.harmonise). The third trains the folds that are not trained
 yet, each in a folder of its own below WORKDIR, and scores them all; without
 --config it only scores, and marks the report as partial when some are not
-finished. The fourth scores a checkpoint, of a run that need not be finished.
-Prints tables, and writes scores.json, confusion.csv and confusion.png below
-WORKDIR/eval.
+finished. The fourth scores a checkpoint, of a run that need not be finished;
+the fifth, weights held in eight bits. Prints tables, and writes scores.json,
+confusion.csv and confusion.png below WORKDIR/eval.
 """
 
 from __future__ import annotations
@@ -55,6 +56,9 @@ _VIEWS = flags.DEFINE_integer('views', None, "else the run's own.", 1)
 _STEP = flags.DEFINE_string(
   'step', None, "a checkpoint, 'newest' or 'best'; else the run's weights."
 )
+_INT8 = flags.DEFINE_bool(
+  'int8', False, 'hold the weights in eight bits, as mira predict --int8 does.'
+)
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', None, "clips at once, else the run's own.", 1
 )
@@ -84,6 +88,9 @@ def main(_):
 
 def evaluate_run(workdir: pathlib.Path) -> None:
   """Scores a run on its own test clips, or on another dataset."""
+  if _STEP.value and _INT8.value:
+    hint = "it holds a run's final weights so; drop it, or --step"
+    raise MiraInputError('bad_flag', '--int8', hint)
   matrix, class_names, facts = _scored(workdir)
   name = facts['tested']
   if jax.process_index() > 0:
@@ -109,11 +116,13 @@ def _scored(
   if _STEP.value:
     scorer, card = snapshot.load(run, _STEP.value, size)
   else:
-    scorer, card = engine.load_run(run, size)
+    scorer, card = engine.load_run(run, size, eight_bits=_INT8.value)
   output.open_folder(run)
   source, name = _test_clips(cfg, card)
   if _STEP.value:
     name += f', step {card["step"]}'
+  if _INT8.value:
+    name += ', int8'
   views = _VIEWS.value or cfg.eval.views
   rules = inputs.reading(cfg)
   matrix = inputs.score_source(scorer, source, views=views, **rules)
@@ -172,9 +181,10 @@ def evaluate_folds(
   workdir: pathlib.Path, cfg: config.Config | None, which: str
 ) -> None:
   """Trains the folds that are not trained, if it may; scores all of them."""
-  if _STEP.value:
-    hint = 'it names a checkpoint of one run; drop it, or --folds'
-    raise MiraInputError('bad_flag', '--step', hint)
+  if _STEP.value or _INT8.value:
+    name = '--step' if _STEP.value else '--int8'
+    hint = 'it is of the weights of one run; drop it, or --folds'
+    raise MiraInputError('bad_flag', name, hint)
   if _DATASET.value or _SPLIT.value:
     hint = 'a fold is tested on the clips that it left out; drop that flag'
     raise MiraInputError('bad_flag', '--dataset, --split', hint)

@@ -248,6 +248,15 @@ def test_a_run_is_tested_on_another_dataset_by_class_names(
   assert told['class_names'] == ['Happy', 'Sad', 'Fear']
   assert told['scores']['war'] > 0.8
 
+  held = f'--workdir={tmp_path / "run"}', '--int8'
+  done = command('eval.py', *held)
+  assert done.returncode == 0, done.stderr
+  (path,) = (tmp_path / 'run' / 'eval').glob('levels-test-int8/scores.json')
+  assert json.loads(path.read_text())['scores']['war'] > 0.8
+  wrong = command('eval.py', *held, '--step=newest')
+  assert wrong.returncode == 2
+  assert wrong.stderr.startswith('eval.py: bad_flag: --int8: ')
+
 
 @pytest.mark.slow
 def test_leaving_a_dataset_out_trains_on_the_others(levels, lights, tmp_path):
