@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -77,7 +78,11 @@ def first_update(
 ) -> PyTree:
   """The updates of a fresh optimiser, compiled: leaf by leaf takes seconds."""
 
-  @jax.jit
+  # As everybody compiles it: with loops for fusions, what Muon sums up depends
+  # on what it is compiled with (conftest.py).
+  @functools.partial(
+    jax.jit, compiler_options={'xla_cpu_use_fusion_emitters': True}
+  )
   def update(params, grads):
     return optimizer.update(grads, optimizer.init(params), params)[0]
 
