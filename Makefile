@@ -2,7 +2,7 @@
 # make test: installs and runs every test.
 # make soak: trains a run twice, once under faults, and compares; SEED=0 draws
 #   which, some 4 minutes.
-# make test-pods: compiles whole training steps for TPU pods; half an hour.
+# make test-pods: compiles whole training steps for TPU pods; some 15 minutes.
 # make test-torch: installs PyTorch and compares numbers with it; 3 minutes.
 # make test-aot, test-aot-gpu: compiles the kernels for TPUs and for an H200,
 #   with their own compilers, which it downloads (0.2 and 0.1 GB).
