@@ -22,6 +22,13 @@ from mira_jax.mira import MiraConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLASSES = ('dark', 'bright')
+# Of jax.jit: fusions as everybody compiles them. Without (conftest.py), the
+# same numbers are rounded otherwise in another program.
+USUAL_FUSIONS = (
+  {'xla_cpu_use_fusion_emitters': True}
+  if 'fusion_emitters' in os.environ.get('XLA_FLAGS', '')
+  else {}
+)
 
 
 def levels(folder: pathlib.Path, train: int = 27) -> pathlib.Path:

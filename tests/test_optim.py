@@ -12,6 +12,7 @@ import optax
 import optax.contrib
 import pytest
 
+import runs
 from mira_jax import config, optim, program
 from mira_jax.errors import MiraInputError
 from mira_jax.models.vivit import ViViT
@@ -78,11 +79,7 @@ def first_update(
 ) -> PyTree:
   """The updates of a fresh optimiser, compiled: leaf by leaf takes seconds."""
 
-  # As everybody compiles it: with loops for fusions, what Muon sums up depends
-  # on what it is compiled with (conftest.py).
-  @functools.partial(
-    jax.jit, compiler_options={'xla_cpu_use_fusion_emitters': True}
-  )
+  @functools.partial(jax.jit, compiler_options=runs.USUAL_FUSIONS)
   def update(params, grads):
     return optimizer.update(grads, optimizer.init(params), params)[0]
 

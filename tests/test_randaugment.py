@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
+import runs
 from mira_jax import augment, randaugment, sharding
 
 KEY = jax.random.key(0)
@@ -303,11 +304,7 @@ def test_the_same_on_one_device_and_on_four():
   change = augment.Augment(rand_augment=True)
   mesh = sharding.make_mesh(devices=jax.devices()[:4])
   assert mesh.size == 4
-  # As everybody compiles it: with loops for fusions, levels of pixels are
-  # rounded otherwise in another program (conftest.py).
-  jit = functools.partial(
-    jax.jit, compiler_options={'xla_cpu_use_fusion_emitters': True}
-  )
+  jit = functools.partial(jax.jit, compiler_options=runs.USUAL_FUSIONS)
 
   @jit
   def sharded(key, video):
