@@ -13,8 +13,11 @@ os.environ.setdefault(
   'XLA_FLAGS',
   '--xla_backend_optimization_level=0 '
   '--xla_llvm_disable_expensive_passes=true'
-  + ' --xla_cpu_use_fusion_emitters=false'
-  * (importlib.metadata.version('jaxlib') < '0.11'),
+  + (
+    ' --xla_cpu_use_fusion_emitters=false'
+    if importlib.metadata.version('jaxlib') < '0.11'
+    else ''
+  ),
 )
 
 import jax
