@@ -15,7 +15,7 @@ import miniatures
 from mira_jax import cli
 from mira_jax.data import builders, dataset, decode, harmonise, prepare
 from mira_jax.data.builders import BUILDERS, Tree, tally
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 from mira_jax.errors import ExitCode, MiraInputError
 
 NAMES = list(BUILDERS)

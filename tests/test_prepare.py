@@ -14,7 +14,7 @@ import pytest
 
 import miniatures
 from mira_jax.data import dataset, decode, prepare, splits, tables
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 from mira_jax.errors import ExitCode, MiraInputError
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))

@@ -7,7 +7,7 @@ import os
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 from mira_jax.errors import ExitCode, MiraInputError
 
 

@@ -29,6 +29,7 @@ from mira_jax.data import (
   records,
   splits,
   tables,
+  trees,
 )
 from mira_jax.data.builders import BUILDERS, Builder, Clips, Tree, tally
 from mira_jax.data.journal import Journal
@@ -226,7 +227,7 @@ def _wanted_clips(
     listing = tables.read_table(table)
     bases.append(pathlib.Path(table).parent)
   else:
-    listing = tables.scan_folder(root)
+    listing = trees.scan_folder(root)
   found, failures = locate.locate(listing.rows, bases)
   clips = locate.unique(found)
   if not clips and table and not failures:

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 from mira_jax.errors import MiraInputError
 
 

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mira_jax.data.builders.tree import Tree
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 from mira_jax.errors import ExitCode, MiraInputError
 
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from mira_jax.data.builders.builder import Builder, Clips, bad_label
 from mira_jax.data.builders.tree import Tree, subfolders
 from mira_jax.data.decode import frame_files, last_number
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 
 CODES = {
   1: 'anger',

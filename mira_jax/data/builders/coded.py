@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from mira_jax.data import tables
 from mira_jax.data.builders.builder import Clips, bad_label
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 
 # 'Emotion' is what CASME II calls it; its sheet has unnamed columns beside.
 _LABEL = ('estimatedemotion', 'emotion', 'expression')

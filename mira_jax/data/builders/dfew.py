@@ -17,7 +17,7 @@ from mira_jax.data import tables
 from mira_jax.data.builders import folds
 from mira_jax.data.builders.builder import Builder, Clips, bad_label, by_fold
 from mira_jax.data.builders.tree import Tree
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 from mira_jax.errors import MiraInputError
 
 # Codes 1 to 7; a copy that numbers from 0 is recognised by its 0.

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from mira_jax.data import tables
 from mira_jax.data.builders.builder import Builder, Clips, bad_label, leak
 from mira_jax.data.builders.tree import Tree
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 
 CLASS_NAMES = (
   'Angry', 'Disgust', 'Fear', 'Happy', 'Neutral', 'Sad', 'Surprise',

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from mira_jax.data.builders.builder import leak
-from mira_jax.data.tables import natural
+from mira_jax.data.listing import natural
 
 Entry = tuple[str, str]  # clip and class, as `read` gives them
 Lists = Mapping[int, Mapping[str, pathlib.Path]]

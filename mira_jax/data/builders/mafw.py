@@ -17,7 +17,7 @@ from mira_jax.data import tables
 from mira_jax.data.builders import folds
 from mira_jax.data.builders.builder import Builder, Clips, bad_label, by_fold
 from mira_jax.data.builders.tree import Tree
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 
 CLASS_NAMES = (
   'anger', 'disgust', 'fear', 'happiness', 'neutral', 'sadness', 'surprise',

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from mira_jax.data.builders.builder import Builder, Clips, by_fold
 from mira_jax.data.builders.tree import Tree
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 
 CLASS_NAMES = (
   'neutral', 'calm', 'happy', 'sad', 'angry', 'fearful', 'disgust',

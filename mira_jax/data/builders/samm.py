@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from mira_jax.data.builders import coded
 from mira_jax.data.builders.builder import Builder, Clips
 from mira_jax.data.builders.tree import Tree
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 
 CLASS_NAMES = (
   'Anger', 'Contempt', 'Disgust', 'Fear', 'Happiness', 'Sadness', 'Surprise',

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from mira_jax.data import container
 from mira_jax.data.builders.builder import Builder, Clips
 from mira_jax.data.builders.tree import Tree, plain, subfolders
-from mira_jax.data.tables import Row, natural
+from mira_jax.data.listing import Row, natural
 
 AFEW_CLASSES = (
   'Angry', 'Disgust', 'Fear', 'Happy', 'Neutral', 'Sad', 'Surprise',

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from mira_jax.data.builders.builder import Builder, Clips
 from mira_jax.data.builders.tree import Tree, subfolders
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 
 CLASS_NAMES = ('negative', 'positive', 'surprise')
 FPS = {'HS': 100.0, 'VIS': 25.0, 'NIR': 25.0}

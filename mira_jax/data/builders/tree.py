@@ -14,7 +14,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 
 from mira_jax.data import archives
-from mira_jax.data.tables import natural
+from mira_jax.data.listing import natural
 from mira_jax.errors import MiraInputError
 
 _DEPTH = 4  # levels that are searched below the given folder

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from mira_jax.data.builders.builder import Builder, Clips
 from mira_jax.data.builders.tree import Tree, subfolders
-from mira_jax.data.tables import Row
+from mira_jax.data.listing import Row
 
 CLASS_NAMES = ('face',)
 LAYOUT = """VoxCeleb2/      (unpacked: mira unpack vox2_dev_mp4_partaa)
