@@ -18,7 +18,7 @@ import logging
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -149,13 +149,19 @@ class Checkpoints:
     directory: where they live; made when missing.
     identity: JSON-able facts that must not change within a run, such as the
       seed, the batch size and the dataset's fingerprint.
+    defaults: values of facts that checkpoints of older versions lack, by name;
+      'model.mira.floor' is that of a field within the fact 'model.mira'.
   """
 
   def __init__(
-    self, directory: str | os.PathLike[str], identity: Mapping[str, Any]
+    self,
+    directory: str | os.PathLike[str],
+    identity: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
   ):
     self._directory = pathlib.Path(directory).absolute()
     self._identity = json.loads(json.dumps(identity))
+    self._defaults = json.loads(json.dumps(defaults or {}))
     self._writer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(WEIGHTS, STATE, META)
     )
@@ -360,16 +366,29 @@ class Checkpoints:
 
   def _check_identity(self, step: int, force: bool) -> None:
     args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
-    saved = self._writer.restore(self._folder(step), args=args)[META]
-    for name, value in self._identity.items():
-      if saved.get(name) != value:
-        told = (
-          f'the run was started with {name} {saved.get(name)!r}, not {value!r}'
-        )
-        if not force:
-          hint = f'{told}; restore that, choose a new --workdir, or add --force'
-          raise checkpoint_error('run_changed', self._directory, hint)
-        logging.warning('--force: %s', told)
+    saved = _nested(self._writer.restore(self._folder(step), args=args)[META])
+    for name, before, now in self._changes(saved, self._identity):
+      told = f'the run was started with {name} {before!r}, not {now!r}'
+      if not force:
+        hint = f'{told}; restore that, choose a new --workdir, or add --force'
+        raise checkpoint_error('run_changed', self._directory, hint)
+      logging.warning('--force: %s', told)
+
+  def _changes(
+    self, saved: Mapping[str, Any], current: Mapping[str, Any], group: str = ''
+  ) -> Iterator[tuple[str, Any, Any]]:
+    """Names whose values differ, with both; what `saved` lacks has a default.
+
+    So a run of an older version resumes although the configuration has gained
+    fields since.
+    """
+    for key, now in current.items():
+      name = group + key
+      before = saved.get(key, self._defaults.get(name))
+      if isinstance(before, dict) and isinstance(now, dict):
+        yield from self._changes(before, now, f'{name}.')
+      elif before != now:
+        yield name, before, now
 
   def accuracy(self, step: int) -> float | None:
     """What a sealed step was saved with."""
@@ -402,6 +421,18 @@ class Checkpoints:
     finally:
       self._sealer.shutdown()
       self._writer.close()
+
+
+def _nested(facts: Mapping[str, Any]) -> dict[str, Any]:
+  """Facts that are named 'optim.lr', as version 0.1.0 wrote them, in groups."""
+  groups: dict[str, Any] = {}
+  for name, value in facts.items():
+    group, dot, field = name.partition('.')
+    if dot:
+      groups.setdefault(group, {})[field] = value
+    else:
+      groups[name] = value
+  return groups
 
 
 def _parts(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:

@@ -212,6 +212,19 @@ def field_types(cls: type = Config, prefix: str = '') -> dict[str, Any]:
   return types_
 
 
+def defaults(cls: type = Config, prefix: str = '') -> dict[str, Any]:
+  """The default of every name of `field_types`; groups are JSON-able dicts.
+
+  The fields of a group that may be None, such as 'pretrain.mask', have theirs
+  too: what they are once the group is there.
+  """
+  values = {prefix + n: x for n, x in dataclasses.asdict(cls()).items()}
+  for field in dataclasses.fields(cls):
+    if inner := _dataclass_in(field.type):
+      values |= defaults(inner, f'{prefix}{field.name}.')
+  return values
+
+
 def takes(hint: Any) -> str:
   """What a field of a type takes, in words."""
   options = typing.get_args(hint) or (hint,)

@@ -75,7 +75,9 @@ def train(
     train_step = blame.blaming(train_step)
   fingerprints = [fingerprint(dataset) for dataset in task.datasets]
   checkpoints = checkpoint.Checkpoints(
-    workdir / 'checkpoints', training.identity(cfg, fingerprints)
+    workdir / 'checkpoints',
+    training.identity(cfg, fingerprints),
+    config.defaults(),
   )
   state = checkpoints.restore(target, strict=strict, force=force)
   if state is None:

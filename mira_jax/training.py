@@ -203,14 +203,12 @@ _MAY_CHANGE = {
 
 
 def identity(cfg: config.Config, fingerprints: Sequence[str]) -> dict[str, Any]:
-  """What must not change when a run is resumed, by the names of flags."""
+  """What must not change when a run is resumed, in groups as of flags."""
   facts: dict[str, Any] = {'dataset': list(fingerprints)}
-  for group, value in dataclasses.asdict(cfg).items():
-    if isinstance(value, dict):
-      ignored = _MAY_CHANGE.get(group, ())
-      facts |= {f'{group}.{n}': x for n, x in value.items() if n not in ignored}
-    else:
-      facts[group] = value
+  facts |= dataclasses.asdict(cfg)
+  for group, ignored in _MAY_CHANGE.items():
+    for name in ignored:
+      del facts[group][name]
   return facts
 
 

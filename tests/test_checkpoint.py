@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import logging
 import math
+import pathlib
 import shutil
 import time
 
@@ -23,11 +25,13 @@ from mira_jax import (
   program,
   sharding,
   steps,
+  training,
   weights,
 )
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 
+STORED = pathlib.Path(__file__).parent / 'stored' / 'config_0.1.0.json'
 IDENTITY = {'seed': 1, 'model': {'dim': 8, 'mira': None}}
 
 
@@ -247,6 +251,66 @@ def test_another_run_is_refused(tmp_path, name, value):
   with pytest.raises(MiraInputError, match=f'with {name}') as caught:
     restore(tmp_path, IDENTITY | {name: value})
   assert caught.value.exit_code == ExitCode.CHECKPOINT
+
+
+def facts_0_1_0(stored):
+  """What a checkpoint of version 0.1.0 holds of a configuration."""
+  facts = {'dataset': ['levels']}
+  for group, fields in stored.items():
+    ignored = training._MAY_CHANGE.get(group, ())
+    if isinstance(fields, dict):
+      kept = {n: x for n, x in fields.items() if n not in ignored}
+      facts |= {f'{group}.{n}': x for n, x in kept.items()}
+    else:
+      facts[group] = fields
+  return facts
+
+
+@pytest.mark.parametrize('pretrained', [True, False])
+def test_a_run_of_an_older_version_resumes(tmp_path, pretrained):
+  stored = json.loads(STORED.read_text())
+  stored['pretrain'] = stored['pretrain'] if pretrained else None
+  with checkpoint.Checkpoints(tmp_path, facts_0_1_0(stored)) as checkpoints:
+    checkpoints.save(1, state(1))
+
+  def resume(group=None, field=None, value=None):
+    changed = copy.deepcopy(stored)
+    if field:
+      changed[group][field] = value
+    elif group:
+      changed[group] = value
+    cfg = config.from_json(json.dumps(changed))
+    mine, defaults = training.identity(cfg, ['levels']), config.defaults()
+    # As if this version had added two fields.
+    mine['optim']['added'] = defaults['optim.added'] = 3
+    if cfg.model.mira:
+      mine['model']['mira']['new'] = defaults['model.mira.new'] = [1]
+    with checkpoint.Checkpoints(tmp_path, mine, defaults) as checkpoints:
+      return checkpoints.restore(target())
+
+  assert resume().step == 1
+  other = None if pretrained else {'mask': 'tube'}
+  for change, named in (
+    (('seed', None, 7), 'seed 0, not 7'),
+    (('model', 'dim', 64), 'model.dim 128, not 64'),
+    (('model', 'mira', None), r'model.mira \{.*\}, not None'),
+    (('model', 'mira', {'floor': 0.5}), 'model.mira.floor 0.001, not 0.5'),
+    (('pretrain', None, other), r'pretrain .*, not'),
+  ):
+    with pytest.raises(MiraInputError, match=f'started with {named}'):
+      resume(*change)
+
+
+def test_fields_that_an_older_version_lacks_must_have_their_default(tmp_path):
+  save(tmp_path, {1: 0.1})
+  added = {'model': IDENTITY['model'] | {'eps': 1e-3}}
+  with (
+    checkpoint.Checkpoints(
+      tmp_path, IDENTITY | added, {'model.eps': 1e-6}
+    ) as checkpoints,
+    pytest.raises(MiraInputError, match=r'model\.eps 1e-06, not 0\.001'),
+  ):
+    checkpoints.restore(target())
 
 
 def test_sizes_are_looked_at_before_digests(tmp_path):
