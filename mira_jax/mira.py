@@ -277,7 +277,8 @@ def _exact_prior(score: Array, config: MiraConfig) -> tuple[Array, Array]:
     for f in (jnp.argmin, jnp.argmax)
   )
   # Below zero by an ulp of 1e-7 over a range of 1e-4, its power would be NaN.
-  score = jnp.maximum(score - low, 0) / (high - low + 1e-12)
+  # Frames tied with the least keep their gradient, which jnp.maximum halves.
+  score = _clip(score - low, 0, jnp.inf) / (high - low + 1e-12)
   return score, _normalise((score + config.power_eps) ** config.power)
 
 
@@ -292,5 +293,5 @@ def _normalise(x: Array) -> Array:
 
 
 def _clip(x: Array, low: float, high: float) -> Array:
-  """Clips with a gradient of 1 on the bounds, where jnp.clip splits ties."""
+  """Clips with a gradient of 1 on the bounds, where jnp.clip halves it."""
   return jnp.where(x < low, low, jnp.where(x > high, high, x))

@@ -273,6 +273,16 @@ class TestImplementation:
     assert np.isfinite(gradient).all()
 
 
+def test_bfloat16_queries_are_scaled_without_rounding():
+  # 1 / sqrt(80) is no number of bfloat16, nor is q of 80 channels times it.
+  q, k, _, _ = draw((1, 32, 1, 80), jnp.bfloat16)
+  one = q[0, :, 0], k[0, :, 0]
+  wide = [np.asarray(x, np.float64) for x in one]
+  want = wide[0] @ wide[1].T / 80**0.5
+  for logits in (meaning.scores(q, k)[0, 0], streaming._logits(*one)):
+    np.testing.assert_allclose(logits, want, atol=1e-5)
+
+
 def test_streaming_needs_a_tenth_of_the_memory():
   shape = jax.ShapeDtypeStruct((8, 1568, 12, 64), jnp.float32)
 

@@ -10,6 +10,7 @@ import shutil
 import numpy as np
 import pytest
 
+import oracle
 from mira_jax import cli
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import golden
@@ -213,3 +214,39 @@ def test_command_names_a_file_that_cannot_be_read(tmp_path, capsys, broken):
   (tmp_path / broken).write_bytes(b'not what it says')
   assert cli.main(['compare', 'golden', str(tmp_path)]) == ExitCode.USAGE
   assert broken in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+@pytest.mark.parametrize('mode', ['exact', 'flashlite'])
+def test_case_with_one_token_per_frame_passes(tmp_path, mode, dtype):
+  case = next(
+    case for case in CASES if case['name'] == f'attention_{mode}_instance_train'
+  )
+  case = case | {'frames': 24, 'tokens_per_frame': 1, 'name': 'single'}
+  source = DIRECTORY / f'attention_{mode}_instance_train.npz'
+  with np.load(source) as arrays:
+    inputs = ('param/', 'step0/x', 'step0/cotangent')
+    arrays = {n: x for n, x in arrays.items() if n.startswith(inputs)}
+  state = {n.removeprefix('param/'): x.astype(float) for n, x in arrays.items()}
+  x = arrays['step0/x'].astype(float)
+  batch, length, width = x.shape
+  bias = np.concatenate([state['q_bias'], 0 * state['q_bias'], state['v_bias']])
+  qkv = x @ state['qkv.weight'].T + bias
+  heads = qkv.reshape(batch, length, 3, case['heads'], -1)
+  result = oracle.attention(
+    *heads.transpose(2, 0, 3, 1, 4),
+    frames=24,
+    mode=mode,
+    statistics='instance',
+    train=True,
+    average=np.full(24, 1 / 24),
+    hyper=oracle.Hyper(),
+  )
+  y = result.y.swapaxes(1, 2).reshape(batch, length, width)
+  arrays['step0/y'] = y @ state['proj.weight'].T + state['proj.bias']
+  for name, array in zip(
+    ['c', 'H', 'f', 'pi', 'alpha'], result[1:6], strict=True
+  ):
+    arrays[f'step0/stat/{name}'] = array
+  np.savez(tmp_path / 'single.npz', **arrays)
+  assert check(tmp_path, case, dtype) == 6

@@ -529,6 +529,14 @@ def test_gradient_passes_on_the_bound_and_stops_beyond():
   assert [float(slope(x)) for x in beyond] == [0, 0]
 
 
+def test_frames_tied_with_the_least_score_keep_their_gradient(x64):
+  # PyTorch's min(dim) hands its gradient to one index, here the first.
+  score = jnp.array([[0.2, 0.2, 0.7, 0.2]])
+  slope = jax.jacobian(lambda f: mira._exact_prior(f, MiraConfig())[0][0])
+  want = np.array([[0, 0, 0, 0], [-2, 2, 0, 0], [0, 0, 0, 0], [-2, 0, 0, 2]])
+  np.testing.assert_allclose(slope(score)[:, 0], want, atol=1e-9)
+
+
 # Errors.
 
 

@@ -91,11 +91,14 @@ def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
       yield prefix + 'attn_before_head0', attended.before[:, 0]
       yield prefix + 'attn_after_head0', attended.after[:, 0]
     frames = _reported_statistics(attended.frames, config, params, x, case)
+    concentration = frames.concentration
+    if concentration is None:  # 1 / (0 + 1e-6) in the reference
+      concentration = jnp.full_like(frames.confidence, 1e6)
     for name, array in zip(
       ('c', 'H', 'f', 'pi', 'alpha'),
       (
         frames.confidence,
-        frames.concentration,
+        concentration,
         frames.score,
         frames.prior,
         attended.frames.gain,

@@ -18,8 +18,8 @@ Array = jax.Array
 def scores(q: Array, k: Array) -> Array:
   """q k^T / sqrt(D), at least float32: [B, L, H, D] twice -> [B, H, L, L]."""
   dtype = jnp.promote_types(q.dtype, jnp.float32)
-  q = q * q.shape[-1] ** -0.5
-  return jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=dtype)
+  logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=dtype)
+  return logits * q.shape[-1] ** -0.5  # q / sqrt(80) would round in bfloat16
 
 
 def attention_map(q: Array, k: Array, bias: Array | None = None) -> Array:

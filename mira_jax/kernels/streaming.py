@@ -97,7 +97,7 @@ def _row_dot(x: Array, y: Array) -> Array:
 
 
 def _logits(q: Array, k: Array, bias: Array | None = None) -> Array:
-  s = _product(q * q.shape[-1] ** -0.5, k, 'id,jd->ij')
+  s = _product(q, k, 'id,jd->ij') * q.shape[-1] ** -0.5
   return s if bias is None else s + bias
 
 
