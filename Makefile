@@ -3,6 +3,7 @@
 # make soak: trains a run twice, once under faults, and compares; SEED=0 draws
 #   which, some 4 minutes.
 # make test-pods: compiles whole training steps for TPU pods; some 15 minutes.
+# make test-lowest: tries the lowest versions that requirements.txt allows.
 # make test-torch: installs PyTorch and compares numbers with it; 3 minutes.
 # make test-aot, test-aot-gpu: compiles the kernels for TPUs and for an H200,
 #   with their own compilers, which it downloads (0.2 and 0.1 GB).
@@ -14,7 +15,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-torch soak test-aot test-pods test-aot-gpu lint format clean
+.PHONY: demo test test-lowest test-torch soak test-aot test-pods test-aot-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -28,6 +29,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+LOWEST := $(VENV)/lowest
+test-lowest:
+	$(PYTHON) -m venv $(LOWEST)
+	sed -E 's/>=([0-9.]+)[^#]*/==\1  /' requirements.txt > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/lowest.txt \
+	  pytest pillow
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e .
+	$(LOWEST)/bin/python -m pytest tests/test_cli.py tests/test_decode.py \
+	  tests/test_figures.py tests/test_prepare.py tests/test_checkpoint.py
 
 test-torch: $(STAMP)
 	$(BIN)/python -m pip install --quiet '$(TORCH)' -e '.[torch]'
