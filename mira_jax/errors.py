@@ -59,6 +59,16 @@ def checkpoint_error(
   return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)
 
 
+def not_readable(
+  path: str | os.PathLike[str], cause: OSError
+) -> MiraInputError:
+  """The error of weights that the system does not let us read."""
+  hint = f'it cannot be read ({cause.strerror or cause})'
+  if isinstance(cause, PermissionError):
+    hint = 'this user may not read it; its owner can: chmod +r'
+  return checkpoint_error('not_readable', path, hint)
+
+
 def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
   """'; did you mean A or B?' for the end of a hint; '' when nothing is near.
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import os
+import pathlib
 import pickle
 import zipfile
 
@@ -14,8 +16,8 @@ import pytest
 
 import torch_files
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.interop import pth
-from torch_files import Bytes, Call, Global, save, tensor
+from mira_jax.interop import pickles, pth
+from torch_files import Bytes, Call, Global, Stateful, save, tensor
 
 
 def load(path, name='x'):
@@ -84,7 +86,7 @@ def test_what_lies_beside_the_tensors(tmp_path, protocol):
     settings = {'lr': 0.5, 'names': ['a', None], 'size': (2, 16)}
     assert tree['args'].values == settings
     assert tree['size'] == (1, 2)
-    assert tree['device'] == 'device'
+    assert tree['device'].name == 'torch.device'
     assert tree['state'] == {'a': 1.5}
     assert tree['weight'].read().tolist() == [1, 1]
 
@@ -115,36 +117,188 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize('name', ATTACKS)
-@pytest.mark.parametrize('where', ['value', 'key', 'state'])
-def test_a_global_is_refused_by_name_and_never_called(tmp_path, name, where):
+def test_a_global_is_named_and_never_called(tmp_path, name):
   attack = ATTACKS[name](tmp_path / 'touched')
   value = {
-    'value': {'x': np.zeros(2, np.float32), 'y': attack},
-    'key': {'args': argparse.Namespace(a=attack)},
+    'x': np.ones(2, np.float32),
+    'value': attack,
+    'key': {Global(name): 1},
+    'args': argparse.Namespace(a=attack),
     'state': Call(collections.OrderedDict, state={'_metadata': attack}),
-  }[where]
-  path = save(tmp_path / 'a.pth', value)
-  with pytest.raises(MiraInputError) as caught, pth.open_pth(path):
-    pass
-  assert caught.value.code == 'unsafe_pickle'
-  assert name in str(caught.value)
+  }
+  with pth.open_pth(save(tmp_path / 'a.pth', value)) as tree:
+    assert tree['x'].read().tolist() == [1, 1]
+    assert tree['value'].name == tree['args'].values['a'].name == name
+    assert [key.name for key in tree['key']] == [name]
+    assert tree['state'] == {}
   assert os.listdir(tmp_path) == ['a.pth']
+
+
+def argument(thing):
+  """A tensor that an unknown function makes of a tensor or of its bytes."""
+  return Call(Global('theirs.Wrapper'), thing, 3)
+
+
+FLAT = np.arange(8, dtype=np.float32)
+REBUILD = 'torch._utils._rebuild_'
+
+
+def of_dtype(name, array=FLAT, kind='torch.storage.UntypedStorage'):
+  """As PyTorch saves dtypes that are younger than its types of storages."""
+  array = np.ascontiguousarray(array)
+  storage = Bytes(array, kind=kind, size=array.nbytes)
+  place = (storage, 0, array.shape, (1,), False, collections.OrderedDict())
+  return Call(Global(f'{REBUILD}tensor_v3'), *place, Global(name))
+
+
+DEPENDENT = {
+  'theirs.Wrapper': argument(FLAT),
+  'theirs.wrap': Call(Global('theirs.wrap'), 1, (FLAT, FLAT)),
+  f'{REBUILD}qtensor': Call(
+    Global(f'{REBUILD}qtensor'), Bytes(FLAT), 0, (8,), (1,), ('affine', 1, 0)
+  ),
+  f'{REBUILD}meta_tensor_no_storage': Call(
+    Global(f'{REBUILD}meta_tensor_no_storage'), Global('torch.float32'), (3,)
+  ),
+  'theirs.rebuild': Call(
+    Global('torch._tensor._rebuild_from_type_v2'),
+    Global('theirs.rebuild'), Global('theirs.Tensor'), (FLAT,), {},
+  ),
+  'torch.storage._load_from_bytes': Call(
+    Global(f'{REBUILD}tensor_v2'),
+    Call(Global('torch.storage._load_from_bytes'), b'x'), 0, (1,), (1,),
+  ),
+  'torch.ComplexFloatStorage': tensor(
+    FLAT, Bytes(FLAT, kind='torch.ComplexFloatStorage', size=4), shape=(4,)
+  ),
+  'torch.float8_e4m3fn': of_dtype('torch.float8_e4m3fn'),
+  'torch.Tensor.neg': Call(
+    Global(f'{REBUILD}tensor_v2'),
+    Bytes(FLAT), 0, (8,), (1,), False, {}, {'neg': True},
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', DEPENDENT)
+@pytest.mark.parametrize('inside', ['bare', 'parameter'])
+def test_only_a_tensor_that_depends_on_a_global_is_refused(
+  tmp_path, name, inside
+):
+  odd = DEPENDENT[name]
+  if inside == 'parameter':
+    odd = Call(Global(f'{REBUILD}parameter'), odd, True, {})
+  path = save(tmp_path / 'a.pth', {'x': FLAT, 'odd': odd})
+  with pth.open_pth(path) as tree:
+    assert tree['x'].read().tolist() == FLAT.tolist()
+    with pytest.raises(MiraInputError, match='unsupported') as caught:
+      tree['odd'].read()
+  assert f'depends on {name},' in str(caught.value)
+
+
+@pytest.mark.parametrize('protocol', [1, 2, 3, 4, 5])
+def test_what_training_leaves_beside_the_tensors(tmp_path, protocol):
+  """Numbers of NumPy, paths, sets, enums, functions, objects of classes."""
+  beside = {
+    'rate': np.float64(0.1),
+    'table': Call(Global('theirs.Table'), state={'rows': [1, 2]}),
+    'path': pathlib.PosixPath('/data'),
+    'set': {1, 2, (3, 4)},
+    'frozen': frozenset([1]),
+    'counter': collections.Counter('aab'),
+    'queue': collections.deque([1, 2]),
+    'partial': functools.partial(print, 1),
+    'code': ExitCode.DATA,
+    'dtype': np.dtype('f4'),
+    'complex': 1j,
+    'big': 10**400,
+    'bytes': bytearray(b'x'),
+    (1, (2, 3)): 'a key that is a tuple',
+    ExitCode.USAGE: 'one that is an enum',
+  }
+  history = collections.defaultdict(list, {'loss': [0.5, 0.25]})
+  args = argparse.Namespace(lr=np.float32(1), data=pathlib.PosixPath('/a'), n=3)
+  value = {'model': {'x': FLAT}, 'history': history, 'args': args} | beside
+  path = save(tmp_path / 'a.pth', value, protocol=protocol)
+  with pth.open_pth(path) as tree:
+    assert tree['model']['x'].read().tolist() == FLAT.tolist()
+    assert tree['history'] is not history
+    assert dict(tree['history']) == {'loss': [0.5, 0.25]}
+    assert tree['args'].values['n'] == 3
+    assert isinstance(tree['args'].values['data'], pth.Inert)
+    assert len(tree) == len(value)
+    assert repr(tree['queue']) == '<collections.deque>'
+
+
+def test_tensors_in_every_way_that_pytorch_saves_them(tmp_path):
+  """Parameters with attributes, subclasses, storages without or with types."""
+  state = collections.OrderedDict()
+  plain = tensor(FLAT)
+  value = {
+    'old': Call(Global(f'{REBUILD}tensor'), Bytes(FLAT), 0, (8,), (1,)),
+    'state': Call(
+      Global(f'{REBUILD}parameter_with_state'), FLAT, True, state, {'a': 1}
+    ),
+    'subclass': Call(
+      Global('torch._tensor._rebuild_from_type_v2'),
+      plain.function, Global('torch.nn.parameter.Buffer'), plain.args, {'a': 1},
+    ),
+    'cuda': tensor(FLAT, Bytes(FLAT, kind='torch.cuda.FloatStorage')),
+    'typed': tensor(FLAT, Bytes(FLAT, kind='torch.storage.FloatStorage')),
+    'dtype': of_dtype('torch.float32'),
+    'uint16': of_dtype('torch.uint16', np.arange(8, dtype=np.uint16)),
+    'expanded': tensor(FLAT, shape=(2, 8), strides=(0, 1)),
+  }  # fmt: skip
+  with pth.open_pth(save(tmp_path / 'a.pth', value)) as tree:
+    for name in value:
+      np.testing.assert_array_equal(
+        tree[name].read(), [FLAT, FLAT] if name == 'expanded' else FLAT
+      )
+
+
+@pytest.mark.skipif(
+  'MIRA_SAMPLES' not in os.environ, reason='has no checkpoints of training'
+)
+def test_checkpoints_of_real_training(tmp_path):
+  folder = pathlib.Path(os.environ['MIRA_SAMPLES'], 'checkpoints')
+  found = [p for p in folder.rglob('*') if p.suffix in ('.pth', '.pt')]
+  assert found
+  for path in found:
+    with pth.open_pth(path) as tree:
+      weights = tree.get('model') or tree['module']
+      assert all(np.isfinite(x.read()).all() for x in weights.values())
+      if 'args' in tree:
+        assert tree['args'].values['patch_size'] == (8, 8)
+
+
+def pickled(path, text):
+  """A file with a pickle that no module can write."""
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('a/data.pkl', text)
+    archive.writestr('a/data/0', FLAT.tobytes())
+  return path
 
 
 @pytest.mark.parametrize(
   ('text', 'expected'),
   [
-    (b'\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.', 'unsafe_pickle'),
-    (b'(\x8c\x04trueiposix\nsystem\n.', 'unsafe_pickle'),
+    (b'\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.', 'posix.system'),
+    (b'(\x8c\x04trueiposix\nsystem\n.', 'posix.system'),
+    (b'(\x8c\x05posix\x8c\x06system\x93\x8c\x04trueo.', 'posix.system'),
+    (b'cposix\nsystem\n)\x81.', 'posix.system'),
     (b'\x82\x01\x8c\x04true\x85R.', 'damaged'),  # there are no extensions
+    (b'K\x01)R.', 'damaged'),
+    (b'cposix\nsystem\nK\x01R.', 'damaged'),
+    (b'K\x01\x8c\x06system\x93.', 'damaged'),
   ],
 )
-def test_the_other_ways_to_name_a_global(tmp_path, text, expected):
-  """STACK_GLOBAL, INST, and EXT1 of the registry of extensions."""
-  path = tmp_path / 'a.pth'
-  with zipfile.ZipFile(path, 'w') as archive:
-    archive.writestr('a/data.pkl', b'\x80\x04' + text)
-  assert code(path) == expected
+def test_the_other_ways_to_call_a_global(tmp_path, text, expected):
+  """STACK_GLOBAL, INST, OBJ, NEWOBJ, and EXT1 of a registry of extensions."""
+  path = pickled(tmp_path / 'a.pth', b'\x80\x04' + text)
+  if expected == 'damaged':
+    assert code(path) == expected
+  else:
+    with pth.open_pth(path) as tree:
+      assert (type(tree), tree.name) == (pth.Inert, expected)
 
 
 @pytest.mark.parametrize(
@@ -152,20 +306,113 @@ def test_the_other_ways_to_name_a_global(tmp_path, text, expected):
   ['torch._utils._rebuild_tensor_v2', 'argparse.Namespace', 'torch.Size'],
 )
 @pytest.mark.parametrize('state', [{'a': 1}, (None, {'__setstate__': 1})])
-def test_what_a_pickle_may_name_it_may_not_change(tmp_path, thing, state):
+def test_a_state_changes_no_function_or_class(tmp_path, thing, state):
   """BUILD would set attributes of the function or class itself."""
-  path = tmp_path / 'a.pth'
   module, _, name = thing.rpartition('.')
   made = pickle.dumps(state, 2)[2:-1]
+  text = f'\x80\x02c{module}\n{name}\n'.encode('latin-1')
+  before = dir(pth.Namespace)
+  with pth.open_pth(pickled(tmp_path / 'a.pth', text + made + b'b.')) as tree:
+    assert (tree.name, dict(tree)) == (thing, {})
+    assert not hasattr(tree, '__dict__')
+  assert dir(pth.Namespace) == before
+
+
+@pytest.mark.parametrize(
+  'thing', [tensor(FLAT), Bytes(FLAT), Call(Global('torch.Size'), (2,))]
+)
+@pytest.mark.parametrize(
+  'state', [{'shape': (1 << 40,)}, (None, {'_offset': 9})]
+)
+def test_a_state_of_a_tensor(tmp_path, thing, state):
+  """It would point out of the bytes of the file, into those of the process."""
+  odd = Stateful(thing, state)
+  assert code(save(tmp_path / 'a.pth', {'x': odd})) == 'unsafe_pickle'
+
+
+@pytest.mark.parametrize(
+  'thing', [argparse.Namespace(), collections.OrderedDict(), {1}]
+)
+@pytest.mark.parametrize(
+  'state', [{'values': 3, 'items': 3}, {3: 4}, (None, {'values': 3}), ({}, {})]
+)
+def test_a_state_of_others_is_data(tmp_path, thing, state):
+  value = {'x': FLAT, 'y': Stateful(thing, state)}
+  with pth.open_pth(save(tmp_path / 'a.pth', value, protocol=4)) as tree:
+    assert tree['x'].read().tolist() == FLAT.tolist()
+    repr(tree)
+
+
+NEST = b'\x86'.join([b'2'] * 60) + b'\x86'  # a pair of a pair of a pair ...
+TEXT = b'X' + (10**6).to_bytes(4, 'little') + b'a' * 10**6
+DENIALS = {
+  'key of pairs': (b'}N' + NEST + b'Ns.', None),
+  'key that is long': (b'}' + TEXT + b'Ns.', None),
+  'numbers as keys': (b'(' + b''.join(
+    b'\x8a\x10' + (i * (2**61 - 1)).to_bytes(16, 'little') + b'N'
+    for i in range(40000)
+  ) + b'd.', None),
+  'memo': (b'Nr\x00\x00\x00 .', None),
+  'pairs': (b'N' + NEST + b'.', 'unsafe_pickle'),
+  'pairs that are a name': (b'N' + NEST + b'2\x93.', 'damaged'),
+  'name that is long': (TEXT + b'2' + b'\x93.', None),
+  'names that are long': (
+    TEXT + b'q\x000' + b'h\x00h\x00\x930' * 20000 + b'N.', None
+  ),
+  'text that is missing': (b'X\xff\xff\xff\x7fa.', 'damaged'),
+  'bytes that are missing': (b'\x8e' + b'\xff' * 7 + b'\x7fa.', 'damaged'),
+  'digits': (b'I' + b'9' * 10**6 + b'\n.', 'damaged'),
+  'long digits': (b'\x8b\x00\x00\x01\x00' + b'\x7f' * 65536 + b'.', None),
+  'itself': (b']q\x00h\x00a.', 'unsafe_pickle'),
+  'deep': (b']' * 10**5 + b'a' * (10**5 - 1) + b'.', 'unsafe_pickle'),
+  'marks': (b'(' * 10**5 + b't' * 10**5 + b'.', 'unsafe_pickle'),
+  'calls': (
+    b'ca\nb\nq\x00(' + b'N' * 10**5 + b'tq\x01' + b'h\x00h\x01R0' * 100 + b'.',
+    'unsafe_pickle',
+  ),
+  'states': (
+    b'cargparse\nNamespace\n)\x81q\x00('
+    + b''.join(b'\x8c\x05%05dN' % i for i in range(50000))
+    + b'dq\x01' + b'h\x00h\x01b0' * 200 + b'N.',
+    'unsafe_pickle',
+  ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', DENIALS)
+def test_a_pickle_that_would_take_an_eternity(tmp_path, name):
+  """Time and memory are those of its bytes; what is read can be printed."""
+  text, expected = DENIALS[name]
+  path = pickled(tmp_path / 'a.pth', b'\x80\x04' + text)
+  if expected:
+    with (
+      pytest.raises(MiraInputError, match=expected) as caught,
+      pth.open_pth(path),
+    ):
+      pass
+    assert len(str(caught.value)) < 600
+    assert str(caught.value).isprintable()
+  else:
+    with pth.open_pth(path) as tree:
+      assert len(repr(tree)) < 10**7
+
+
+def test_a_pickle_of_too_many_steps(tmp_path, monkeypatch):
+  monkeypatch.setattr(pickles, 'MAX_OPCODES', 10**5)
+  path = pickled(tmp_path / 'a.pth', b'\x80\x04(' + b'}' * 10**5 + b't.')
+  assert code(path) == 'unsafe_pickle'
+
+
+def test_a_zip_whose_list_is_longer_than_any(tmp_path, monkeypatch):
+  monkeypatch.setattr(pth, '_INDEX_BYTES', 10**5)
+  monkeypatch.setattr(pth._Stream, 'limit', 10**5)
+  path = tmp_path / 'a.pth'
   with zipfile.ZipFile(path, 'w') as archive:
-    text = f'\x80\x02c{module}\n{name}\n'.encode('latin-1')
-    archive.writestr('a/data.pkl', text + made + b'b.')
+    for i in range(2000):
+      archive.writestr(f'a/data/{i}', b'')
   assert code(path) == 'damaged'
-  assert '__setstate__' in vars(pth.Namespace)
-  assert callable(pth.Namespace.__setstate__)
 
 
-FLAT = np.arange(8, dtype=np.float32)
 MISSHAPEN = {
   'beyond': tensor(FLAT, offset=4, shape=(5,), strides=(1,)),
   'strides': tensor(FLAT, shape=(2, 4), strides=(5, 1)),
@@ -255,24 +502,56 @@ def test_a_changed_byte_of_a_tensor(tmp_path):
   assert code(path) == 'damaged'
 
 
-def test_damage_anywhere_in_the_pickle_is_an_error_or_harmless(tmp_path):
+@pytest.mark.parametrize('part', ['pickle', 'file'])
+def test_damage_anywhere_is_an_error_or_harmless(tmp_path, part):
+  """Of the file: of headers and lists of members too."""
   path = save(tmp_path / 'a.pth', {'x': FLAT, 'y': [1, 2.5, None]})
   with zipfile.ZipFile(path) as archive:
     whole = archive.read('archive/data.pkl')
+  if part == 'file':
+    whole = path.read_bytes()
   rng = np.random.default_rng(0)
-  seen = set()
-  for _ in range(300):
+  seen = []
+  for _ in range(400):
     data = bytearray(whole)
-    data[rng.integers(len(data))] = rng.integers(256)
-    with zipfile.ZipFile(path, 'w') as archive:
-      archive.writestr('archive/data.pkl', bytes(data))
-      archive.writestr('archive/data/0', FLAT.tobytes())
+    for place in rng.integers(len(data), size=rng.integers(1, 4)):
+      data[place] = rng.integers(256)
+    path.write_bytes(data)
+    if part == 'pickle':
+      pickled(path, bytes(data))
     try:
-      with pth.open_pth(path):
-        pass
+      with pth.open_pth(path) as tree:
+        [x.read() for x in tree.values() if isinstance(x, pth.Tensor)]
     except MiraInputError as error:
-      seen.add(error.code)
-  assert seen == {'damaged', 'unsafe_pickle'}
+      seen.append(error)
+    except AttributeError:  # the tree is a number, for example
+      assert not isinstance(tree, dict)
+  assert {'damaged', 'unsafe_pickle'} <= {error.code for error in seen}
+  assert {error.exit_code for error in seen} == {ExitCode.CHECKPOINT}
+  assert all(str(error).isprintable() for error in seen)
+
+
+@pytest.mark.parametrize('flag', [0x01, 0x08, 0x20, 0x40])
+@pytest.mark.parametrize('place', [6, 7])
+def test_flags_of_members(tmp_path, flag, place):
+  """Encrypted ones, and names that should be UTF-8 and are not."""
+  path = save(tmp_path / 'a.pth', {'x': FLAT})
+  whole = bytearray(path.read_bytes())
+  whole[place] |= flag
+  whole[32] = 0x88
+  listed = whole.index(b'PK\x01\x02')
+  for data in (whole, whole[:listed] + whole[listed:].replace(
+    b'PK\x01\x02\x14\x03\x14\x00\x00', b'PK\x01\x02\x14\x03\x14\x00\x01'
+  )):  # fmt: skip
+    path.write_bytes(data)
+    assert code(path) == 'damaged'
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason='root may read anything')
+def test_a_file_of_another_user(tmp_path):
+  path = save(tmp_path / 'a.pth', {'x': FLAT})
+  path.chmod(0)
+  assert code(path) == 'not_readable'
 
 
 @pytest.mark.parametrize(

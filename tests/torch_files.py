@@ -49,6 +49,13 @@ class Bytes:
     self.array, self.changes = np.ascontiguousarray(array), changes
 
 
+class Stateful:
+  """A thing, and a state that unpickling shall give it."""
+
+  def __init__(self, thing, state):
+    self.thing, self.state = thing, state
+
+
 class Pickler(pickle._Pickler):
   """Writes globals that cannot be imported, arrays as tensors."""
 
@@ -63,7 +70,15 @@ class Pickler(pickle._Pickler):
     self.write(pickle.GLOBAL + text.encode())
     return self.memoize(obj)
 
-  dispatch = pickle._Pickler.dispatch | {Global: save_global}
+  def save_stateful(self, obj):
+    self.save(obj.thing)
+    self.save(obj.state)
+    self.write(pickle.BUILD)
+
+  dispatch = pickle._Pickler.dispatch | {
+    Global: save_global,
+    Stateful: save_stateful,
+  }
 
   def reducer_override(self, obj):
     if isinstance(obj, Call):
@@ -81,7 +96,8 @@ class Pickler(pickle._Pickler):
     if not known:
       known = [len(self.storages)]
       self.storages.append(obj.array)
-    kind = Global(f'torch.{STORAGES[obj.array.dtype.name]}')
+    kind = STORAGES.get(obj.array.dtype.name, 'UntypedStorage')
+    kind = Global(obj.changes.get('kind', f'torch.{kind}'))
     key = obj.changes.get('key', str(known[0]))
     size = obj.changes.get('size', obj.array.size)
     return ('storage', kind, key, 'cpu', size)
@@ -130,7 +146,10 @@ def checkpoint(state, **settings) -> dict:
   return {
     'model': collections.OrderedDict(state),
     'epoch': 3,
-    'optimizer': {'state': {0: {'step': np.array(3)}}, 'param_groups': []},
+    'optimizer': {
+      'state': {0: {'step': np.array(3)}},
+      'param_groups': [{'lr': np.float64(1e-3), 'decoupled': {True}}],
+    },
     'scaler': {'scale': 65536.0},
     'args': argparse.Namespace(lr=1e-3, window=(8, 14, 14), **settings),
   }
