@@ -21,7 +21,7 @@ import pytest
 
 import miniatures
 from mira_jax import cli
-from mira_jax.data import container, dataset, decode, prepare, tables
+from mira_jax.data import cells, container, dataset, decode, prepare, tables
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 from test_cli import save_model
@@ -263,10 +263,10 @@ def test_37_a_sheet_that_is_huge(tmp_path, monkeypatch):
   miniatures.sheet(
     tmp_path / 't.xlsx', [('path', 'label'), *[('a', 'b')] * 200]
   )
-  monkeypatch.setattr(tables, 'MAX_ROWS', 100)
+  monkeypatch.setattr(cells, 'MAX_ROWS', 100)
   with pytest.raises(MiraInputError, match=r'bad_table.*more than 100 rows'):
     tables.read_table(tmp_path / 't.xlsx')
-  monkeypatch.setattr(tables, 'MAX_TABLE_BYTES', 1000)
+  monkeypatch.setattr(cells, 'MAX_BYTES', 1000)
   with pytest.raises(MiraInputError, match='bad_table'):
     tables.read_table(tmp_path / 't.xlsx')
 

@@ -470,6 +470,16 @@ def test_smic_cameras(downloads):
   assert shown.code == 'wrong_root'
 
 
+def test_captions_of_mafw_are_in_gb18030(copy):
+  root = copy('mafw')
+  file = _list('mafw', root).tables[0]
+  lines = ''.join(f'{line}\t笑\n' for line in file.read_text().splitlines())
+  file.write_bytes(lines.encode('gb18030'))
+  assert _list('mafw', root).rows
+  file.write_bytes(lines.encode('gb18030') + b'\xff\xff\n')
+  assert _error(_list, 'mafw', root).code == 'bad_encoding'
+
+
 def test_a_sheet_that_cannot_be_read(copy):
   root = copy('samm')
   sheet = root / 'SAMM_Micro_FACS_Codes_v2.xlsx'

@@ -215,7 +215,7 @@ def test_common_names():
 
 
 @pytest.mark.parametrize(
-  ('text', 'says'), [('dataset,class\na,b\n', 'no column common')]
+  ('text', 'says'), [('dataset,class\na,b\n', 'no column for the common')]
 )
 def test_a_table_of_other_columns_is_refused(tmp_path, text, says):
   path = tmp_path / 'table.csv'

@@ -55,6 +55,17 @@ def add_arguments(parser: argparse.ArgumentParser):
   folder = sources.add_parser('folder', help='clips on this disk')
   _add_clip_arguments(folder)
   folder.add_argument('--table', help='CSV or Excel file that lists them')
+  folder.add_argument(
+    '--encoding', default='', help='of tables that are not UTF-8, as cp1252'
+  )
+  folder.add_argument(
+    '--sheet', default='', help='of an Excel file in which several fit'
+  )
+  folder.add_argument(
+    '--missing',
+    metavar='LABEL,...',
+    help='labels that are none, in place of NA, ?, null and the like',
+  )
   folder.add_argument('--name', help='of the dataset (default: that of ROOT)')
   faces = sources.add_parser('synthetic_faces', help='drawn faces')
   faces.add_argument(
@@ -115,6 +126,9 @@ def run(args: argparse.Namespace) -> int:
       args.root,
       args.out,
       table=args.table,
+      encoding=args.encoding,
+      sheet=args.sheet,
+      missing=None if args.missing is None else args.missing.split(','),
       name=args.name,
       crop_rule=args.crop or 'none',
       **common,

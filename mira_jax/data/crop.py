@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import cv2
 import numpy as np
 
-from mira_jax.data import container, tables
+from mira_jax.data import cells, container, tables
 from mira_jax.data.decode import Square
 from mira_jax.data.decode import apply as apply  # beside what makes squares
 from mira_jax.errors import MiraInputError
@@ -92,7 +92,9 @@ def from_boxes(boxes: np.ndarray, width: int, height: int) -> Square | None:
   return _around(boxes, 1.0, width, height)
 
 
-def read_boxes(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+def read_boxes(
+  path: str | os.PathLike[str], encoding: str = ''
+) -> dict[str, np.ndarray]:
   """Reads a table of face boxes, in pixels of the source frame.
 
   Args:
@@ -100,6 +102,7 @@ def read_boxes(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       height (h), and a row for each clip or each of its frames; or JSON, a
       list of objects with these fields, or an object from clip to
       [x, y, width, height] or to a list of these. Also gzipped.
+    encoding: of a file that is neither UTF-8 nor UTF-16.
 
   Returns:
     float [n, 4] by clip, which is named as written, but always with slashes.
@@ -108,9 +111,13 @@ def read_boxes(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     MiraInputError: not_found; the file is no such table ('bad_table'); a box
       is not four numbers with a positive size ('bad_box').
   """
-  data = tables.read_bytes(path)
-  is_json = data.lstrip(b'\xef\xbb\xbf \r\n\t').startswith((b'{', b'['))
-  rows = _json_rows(tables.text(data), path) if is_json else _csv_rows(path)
+  data = cells.read_bytes(path)
+  rows = None
+  if not data.startswith(cells.EXCEL):
+    content, _ = cells.text(data, path, encoding)
+    if content.lstrip().startswith(('{', '[')):
+      rows = _json_rows(content, path)
+  rows = _csv_rows(path, encoding) if rows is None else rows
   boxes: dict[str, list[np.ndarray]] = {}
   for where, clip, values in rows:
     if not isinstance(clip, str) or not clip:
@@ -244,11 +251,12 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _csv_rows(
-  path: str | os.PathLike[str],
+  path: str | os.PathLike[str], encoding: str
 ) -> Iterator[tuple[str, str, list[str]]]:
   """Where it is written, the clip and the cells of every box."""
-  for line, cells in tables.records(path, _FIELDS, _FIELDS):
-    clip, *values = (cells[field] for field in _FIELDS)
+  table = tables.records(path, _FIELDS, _FIELDS, encoding=encoding)
+  for line, row in table:
+    clip, *values = (row[field] for field in _FIELDS)
     yield f'line {line}', clip, values
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
+from mira_jax.data import tables
 from mira_jax.errors import ExitCode, MiraInputError
 
 # Spellings in DFEW, FERV39k, MAFW, CREMA-D, RAVDESS, AFEW, CAER, CASME II,
@@ -40,25 +39,11 @@ def read_table(path: str | os.PathLike[str]) -> dict[tuple[str, str], str]:
     out.
 
   Raises:
-    MiraInputError: there is no such file, or a column is missing.
+    MiraInputError: see `tables.records`.
   """
-  try:
-    text = pathlib.Path(path).read_text(encoding='utf-8-sig')
-  except (OSError, UnicodeDecodeError) as error:
-    hint = f'name a CSV file with the columns {", ".join(COLUMNS)}'
-    raise MiraInputError('not_found', path, hint) from error
-  rows = csv.DictReader(text.splitlines())
-  missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
-  if missing:
-    hint = (
-      f'it has no column {missing[0]}; the columns are {", ".join(COLUMNS)}'
-    )
-    raise MiraInputError('bad_table', path, hint)
-  table = {}
-  for row in rows:
-    cells = [(row[name] or '').strip().lower() for name in COLUMNS]
-    table[cells[0], cells[1]] = cells[2]
-  return table
+  names = {name: [name] for name in COLUMNS}
+  rows = [[*row.values()] for _, row in tables.records(path, names, COLUMNS)]
+  return {(dataset.lower(), own.lower()): c.lower() for dataset, own, c in rows}
 
 
 def common_name(

@@ -47,10 +47,17 @@ class Row:
 
 @dataclasses.dataclass(kw_only=True)
 class Listing:
-  """The clips found, and how many were passed over for which reason."""
+  """The clips found, and how many were passed over for which reason.
+
+  Attributes:
+    rows: one per clip.
+    dropped: clips that are not wanted, by reason.
+    remarks: how the source was read, for people.
+  """
 
   rows: list[Row]
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+  remarks: list[str] = dataclasses.field(default_factory=list)
 
   @property
   def class_names(self) -> list[str]:

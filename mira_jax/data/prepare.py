@@ -17,7 +17,14 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any
 
 from mira_jax.data import (
@@ -48,6 +55,9 @@ def prepare_folder(
   out: str | os.PathLike[str],
   *,
   table: str | os.PathLike[str] | None = None,
+  encoding: str = '',
+  sheet: str = '',
+  missing: Collection[str] | None = None,
   size: int = 224,
   cap: int = 96,
   quality: int = 95,
@@ -68,6 +78,10 @@ def prepare_folder(
     root: folder of the clips.
     out: folder of the prepared dataset.
     table: annotation table; without one the folders name the classes.
+    encoding: of the tables, with `sheet` and `missing` see
+      `tables.read_table`.
+    sheet: of the annotation table.
+    missing: labels that are none.
     size: pixels.
     cap: most frames of a clip.
     quality: of the JPEG frames, 1 to 100.
@@ -87,8 +101,9 @@ def prepare_folder(
       the table or the output folder cannot be used.
   """
   root = pathlib.Path(root)
-  clips, report = _wanted_clips(root, table)
-  storage = _storage(size, cap, quality, crop_rule, boxes)
+  reading = {'encoding': encoding, 'sheet': sheet, 'missing': missing}
+  clips, report = _wanted_clips(root, table, reading)
+  storage = _storage(size, cap, quality, crop_rule, boxes, encoding)
   groups = _split(clips, test_fraction, seed, report)
   name = name or _slug(root.resolve().name)
   _prepare(root, out, name, groups, report, storage, workers)
@@ -207,6 +222,7 @@ def _storage(
   quality: int,
   rule: str,
   boxes: str | os.PathLike[str] | None,
+  encoding: str = '',
 ) -> Storage:
   if not 1 <= quality <= 100:
     raise MiraInputError('bad_value', f'quality={quality}', 'use 1 to 100')
@@ -215,16 +231,18 @@ def _storage(
   if rule not in crop.RULES or (rule == 'boxes') != bool(boxes):
     hint = f'use one of {", ".join(crop.RULES)}; `boxes` needs a table'
     raise MiraInputError('bad_crop', rule, hint)
-  table = crop.read_boxes(boxes) if boxes else {}
+  table = crop.read_boxes(boxes, encoding) if boxes else {}
   return Storage(size=size, cap=cap, quality=quality, crop=rule, boxes=table)
 
 
 def _wanted_clips(
-  root: pathlib.Path, table: str | os.PathLike[str] | None
+  root: pathlib.Path,
+  table: str | os.PathLike[str] | None,
+  reading: Mapping[str, Any],
 ) -> tuple[list[Found], Report]:
   bases = [root]
   if table:
-    listing = tables.read_table(table)
+    listing = tables.read_table(table, **reading)
     bases.append(pathlib.Path(table).parent)
   else:
     listing = trees.scan_folder(root)
@@ -239,7 +257,10 @@ def _wanted_clips(
   if repeats := len(found) - len(clips):
     dropped['listed twice'] = repeats
   report = Report(
-    class_names=listing.class_names, dropped=dropped, failures=failures
+    class_names=listing.class_names,
+    dropped=dropped,
+    failures=failures,
+    remarks=listing.remarks,
   )
   report.add_tables([pathlib.Path(table).absolute()] if table else [])
   return clips, report

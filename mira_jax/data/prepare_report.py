@@ -28,6 +28,7 @@ class Report:
     dropped: listed clips that were not wanted, by reason.
     failures: wanted clips that could not be used.
     flags: usable clips with an oddity, by kind, see `decode.Video`.
+    remarks: how the table was read.
     warnings: what may be a mistake.
     owner: what the owner counts, by the keys of `builders.tally`: [found on
       disk, the owner's].
@@ -43,6 +44,7 @@ class Report:
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)
   failures: list[Failure] = dataclasses.field(default_factory=list)
   flags: dict[str, int] = dataclasses.field(default_factory=dict)
+  remarks: list[str] = dataclasses.field(default_factory=list)
   warnings: list[str] = dataclasses.field(default_factory=list)
   owner: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
   tables: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -50,7 +52,9 @@ class Report:
   resumed: int = 0
 
   def __str__(self) -> str:
-    lines = [f'prepared {self.dataset}', f'split: {self.split_rule}']
+    lines = [f'prepared {self.dataset}']
+    lines += [f'table: {remark}' for remark in self.remarks]
+    lines.append(f'split: {self.split_rule}')
     for split, counts in self.counts.items():
       classes = ', '.join(f'{name} {n}' for name, n in counts.items())
       lines.append(f'{split}: {sum(counts.values())} clips ({classes})')

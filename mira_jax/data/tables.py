@@ -1,27 +1,22 @@
 """Annotation tables: lists of labelled clips.
 
-A table is a CSV file, also gzipped, or the first sheet of an Excel file. Rows
-above its header are passed over. Columns are found by name without regard to
-case, spaces and underscores; `COLUMNS` has the names.
+A table is a CSV file, also gzipped, or a sheet of an Excel file. Rows above its
+header are passed over, and the header says what the delimiter is and which
+sheet it is. Columns are found by name without regard to case, spaces and
+underscores; `COLUMNS` has the names.
 """
 
 from __future__ import annotations
 
 import collections
-import csv
-import gzip
-import io
+import dataclasses
 import itertools
 import os
-import pathlib
 import re
-import zipfile
-import zlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-import openpyxl
-import xlrd
-
+from mira_jax.data import cells
+from mira_jax.data.cells import bad_table, short
 from mira_jax.data.listing import (
   Listing,
   Row,
@@ -46,103 +41,191 @@ COLUMNS = {
   'action_units': ('actionunits', 'aus', 'au'),
   'valid': ('boolfile', 'isvalid', 'valid'),
 }
-_NO_LABEL = {'', '-1', 'false', 'none', 'nan'}
-MAX_ROWS = 2_000_000
-MAX_TABLE_BYTES = 1 << 30
+# What R, pandas, Excel, SQL and people write for a value that is missing.
+MISSING = frozenset(
+  {'', 'na', 'n/a', '<na>', 'nan', 'nat', 'null', '\\n', '?', '-', '--', '/'}
+  | {'.', '#n/a', '#null!', '#value!', '#ref!', '#div/0!', '#name?', '#num!'}
+)
+# These may be a class as well: no pain, not smiling, a negative valence.
+EITHER = frozenset({'none', 'false', '-1'})
+RARE, OFTEN = 1 / 20, 1 / 3  # of the rows, see `_either`
+_TRUTH = {
+  **dict.fromkeys(('true', 't', 'yes', 'y', '1', '1.0'), True),
+  **dict.fromkeys(('false', 'f', 'no', 'n', '0', '0.0'), False),
+}
+_NUMBER = re.compile(r'[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,3})?', re.I | re.A)
+_GROUPED = re.compile(r'\d{1,3}([.,]\d{3})+')  # 1,000 is a thousand, or one
+_WHOLE = {  # fields of whole numbers, and the largest
+  'fold': 9999,
+  **dict.fromkeys(('onset', 'apex', 'offset'), 2**31 - 1),
+}
+_FASTEST = 100_000  # frames per second
 _HEADER_ROWS = 40  # SAMM has a dozen rows of text above its header
+_LONGEST = {'path': 4096}
+_LONGEST_CELL = 255  # characters
+_CONTROL = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
+
+
+@dataclasses.dataclass(kw_only=True)
+class Table:
+  """A table whose header is found; iterating reads its rows.
+
+  Iterating gives line numbers, from 1, and cells by field, and raises
+  MiraInputError for a row that cannot be read.
+
+  Attributes:
+    path: of the file.
+    grid: the sheet, or the file with the delimiter that fits.
+    columns: place and name of the column of each field that there is.
+    width: cells of the header.
+    start: rows to pass over, the header included.
+    twice: a name that two of these columns have; ''.
+  """
+
+  path: str | os.PathLike[str]
+  grid: cells.Grid
+  columns: dict[str, tuple[int, str]]
+  width: int
+  start: int
+  twice: str = ''
+
+  def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
+    for line, row in itertools.islice(self.grid.rows(), self.start, None):
+      if any(row) or any(isinstance(cell, cells.Odd) for cell in row):
+        self._check_width(line, row)
+        yield (
+          line,
+          {
+            field: self._cell(
+              field, name, line, row[at] if at < len(row) else ''
+            )
+            for field, (at, name) in self.columns.items()
+          },
+        )
+
+  def __str__(self) -> str:
+    names = [
+      field if plain(field) == plain(name) else f'{field}={name}'
+      for field, (_, name) in self.columns.items()
+    ]
+    return f'{self.grid.how}; columns {", ".join(names)}'
+
+  def _check_width(self, line: int, row: Sequence[str]) -> None:
+    if self.grid.name or not any(row[self.width :]):
+      return  # what is written beside a sheet's table shifts nothing
+    hint = f'line {line} has {len(row)} cells, and its header {self.width}: '
+    hint += 'quote cells that hold the delimiter'
+    if len(row) == self.width + 1:
+      hint += '; from R, use row.names=FALSE'
+    raise bad_table(self.path, hint)
+
+  def _cell(self, field: str, name: str, line: int, cell: str) -> str:
+    where = f'line {line}, column {short(name)}'
+    if isinstance(cell, cells.Odd):
+      raise bad_table(self.path, f'{where}: {cell.why}')
+    most = _LONGEST.get(field, _LONGEST_CELL)
+    if len(cell) > most:
+      hint = f'{where}: {short(cell)} has more than {most} characters'
+      raise bad_table(self.path, hint)
+    if _CONTROL.search(cell):
+      code = 'bad_label' if field == 'label' else 'bad_table'
+      hint = f'{where}: {short(cell)} has a line break or another control '
+      hint += 'character: take it out'
+      raise MiraInputError(code, self.path, hint)
+    return cell
 
 
 def read_table(
-  path: str | os.PathLike[str], *, label: Sequence[str] = COLUMNS['label']
+  path: str | os.PathLike[str],
+  *,
+  label: Sequence[str] = COLUMNS['label'],
+  encoding: str = '',
+  sheet: str = '',
+  missing: Collection[str] | None = None,
 ) -> Listing:
   """Reads an annotation table.
 
-  A row is dropped when its file is marked as not valid, its label is no class
-  name, or its split starts with another word than train, test, val or dev.
+  A row is dropped when its file is marked as not valid, its label is missing,
+  or its split starts with another word than train, test, val or dev.
 
   Args:
     path: CSV, CSV.GZ, XLSX or XLS.
     label: names of the column of classes, the preferred one first.
+    encoding: of a text file that is neither UTF-8 nor UTF-16.
+    sheet: of an Excel file in which several have the columns.
+    missing: labels that are none, in any case; the empty one always is. By
+      default those of `MISSING`, and those of `EITHER` where they are rare.
 
   Raises:
-    MiraInputError: the file is no such table ('bad_table'), or a class is
-      spelt in two ways ('bad_label').
+    MiraInputError: the file cannot be read, see `records`; a number, a split
+      or a truth value is none ('bad_table'); a class is spelt in two ways
+      ('bad_label'); a label may be a class or missing ('unclear_label').
   """
-  rows, dropped = [], collections.Counter()
   names = COLUMNS | {'label': tuple(label)}
-  for line, cells in records(path, names, ('path', 'label')):
-    if reason := _why_dropped(cells):
+  table = records(
+    path, names, ('path', 'label'), encoding=encoding, sheet=sheet
+  )
+  known = MISSING if missing is None else {word.lower() for word in missing}
+  rows, dropped, splits = [], collections.Counter(), collections.Counter()
+  for line, row in table:
+    if reason := _why_dropped(row, line, path, known):
       dropped[reason] += 1
     else:
-      rows.append(_row(cells, line))
+      rows.append(_row(row, line, path))
+      splits[row.get('split', '')] += 1
+  remarks = [f'{table}; {len(rows) + dropped.total()} rows']
+  rows = _in_splits(rows, splits, dropped, path)
+  if missing is None:
+    rows = _either(rows, dropped, remarks, path)
   check_spelling(rows, path)
-  return Listing(rows=with_subjects(rows), dropped=dict(dropped))
+  return Listing(
+    rows=with_subjects(rows), dropped=dict(dropped), remarks=remarks
+  )
 
 
 def records(
   path: str | os.PathLike[str],
   names: Mapping[str, Sequence[str]],
   required: Collection[str],
-) -> Iterator[tuple[int, dict[str, str]]]:
-  """Line numbers, from 1, and cells of a table by field.
+  *,
+  encoding: str = '',
+  sheet: str = '',
+) -> Table:
+  """A table whose header has the required columns.
 
-  The header is the first of the upper rows that has the required columns.
+  The header is the first of the upper rows that has them, with whichever
+  delimiter or on whichever sheet.
 
   Args:
     path: CSV, CSV.GZ, XLSX or XLS.
     names: that the column of a field may have, in lower case and without
       other characters than letters and digits, the preferred one first.
     required: fields that the table must have.
+    encoding: of a text file that is neither UTF-8 nor UTF-16.
+    sheet: to read; by default the only one that has the columns.
 
   Raises:
-    MiraInputError: the file is no such table ('bad_table').
+    MiraInputError: the file cannot be read (see `cells.grids`), it has no such
+      columns or two of a name, or several sheets have them ('bad_table').
   """
-  rows = cells(path)
-  header = list(itertools.islice(rows, _HEADER_ROWS))
-  found = [_columns(row, names) for _, row in header]
-  start = next(
-    (i for i, have in enumerate(found) if set(required) <= have.keys()), None
-  )
-  if start is None:
-    best = max(found, key=len, default={})
-    missing = next(field for field in required if field not in best)
-    hint = f'no column for the {missing}: call it one of '
-    raise _bad_table(path, hint + ', '.join(names[missing]))
-  columns = found[start]
-  for line, row in itertools.chain(header[start + 1 :], rows):
-    if any(row):
-      yield (
-        line,
-        {key: row[at] if at < len(row) else '' for key, at in columns.items()},
-      )
-
-
-def cells(path: str | os.PathLike[str]) -> Iterator[tuple[int, list[str]]]:
-  """Line numbers, from 1, and stripped cells of a CSV or Excel file.
-
-  Raises:
-    MiraInputError: there is no such file ('not_found'), or it is damaged,
-      protected by a password or too large ('bad_table').
-  """
-  data = read_bytes(path)
-  if data.startswith(b'PK'):
-    rows = _xlsx(data, path)
-  elif data.startswith(b'\xd0\xcf\x11\xe0'):
-    rows = _xls(data, path)
-  else:
-    rows = _csv(text(data), path)
-  for count, (line, row) in enumerate(rows):
-    if count >= MAX_ROWS:
-      raise _bad_table(path, f'it has more than {MAX_ROWS} rows')
-    yield line, [cell.strip() for cell in row]
-
-
-def text(data: bytes) -> str:
-  """Text of bytes in UTF-8, or else in GB18030 as the captions of MAFW."""
-  try:
-    return data.decode('utf-8-sig')
-  except UnicodeDecodeError:
-    return data.decode('gb18030', errors='replace')
+  grids = cells.grids(path, encoding, sheet)
+  found, nearest = [], []
+  for grid in grids:
+    # Words between spaces are columns only where nothing else makes any.
+    if not (found and grid.how.endswith(cells.DELIMITERS[' '])):
+      table, rows = _with_header(path, grid, names, required)
+      found += [table] if table else []
+      nearest += rows
+  if not found:
+    raise _no_header(path, nearest, names, required)
+  if len(found) > 1 and found[0].grid.name:
+    fit = ', '.join(short(table.grid.name) for table in found)
+    raise bad_table(path, f'several sheets fit: name one of {fit} with --sheet')
+  best = max(found, key=lambda table: len(table.columns))
+  if best.twice:
+    hint = f'two columns are called {short(best.twice)}: rename one of them'
+    raise bad_table(path, hint)
+  return best
 
 
 def plain(name: str) -> str:
@@ -150,125 +233,177 @@ def plain(name: str) -> str:
   return re.sub('[^a-z0-9]', '', name.lower())
 
 
-def read_bytes(path: str | os.PathLike[str]) -> bytes:
-  """The bytes of a table, unpacked if gzipped.
-
-  Raises:
-    MiraInputError: with code not_found or bad_table.
-  """
-  try:
-    if os.path.getsize(path) > MAX_TABLE_BYTES:
-      raise _bad_table(path, f'it has more than {MAX_TABLE_BYTES >> 20} MiB')
-    data = pathlib.Path(path).read_bytes()
-    if data.startswith(b'\x1f\x8b'):
-      with gzip.open(io.BytesIO(data)) as file:
-        data = file.read(MAX_TABLE_BYTES + 1)
-  except FileNotFoundError as error:
-    raise MiraInputError('not_found', path, 'there is no such table') from error
-  except (OSError, EOFError, zlib.error) as error:
-    raise _bad_table(path, str(error)) from error
-  if len(data) > MAX_TABLE_BYTES:
-    raise _bad_table(path, f'it unpacks to over {MAX_TABLE_BYTES >> 20} MiB')
-  return data
+# Headers.
 
 
-def _csv(
-  content: str, path: str | os.PathLike[str]
-) -> Iterator[tuple[int, list[str]]]:
-  header = content.partition('\n')[0]
-  delimiter = max(',;\t', key=header.count)
-  reader = csv.reader(io.StringIO(content, newline=''), delimiter=delimiter)
-  try:
-    for row in reader:
-      yield reader.line_num, row
-  except csv.Error as error:
-    raise _bad_table(path, f'not a CSV file: {error}') from error
-
-
-def _xlsx(
-  data: bytes, path: str | os.PathLike[str]
-) -> Iterator[tuple[int, list[str]]]:
-  try:
-    with zipfile.ZipFile(io.BytesIO(data)) as parts:
-      size = sum(part.file_size for part in parts.infolist())
-    if size > MAX_TABLE_BYTES:
-      raise _bad_table(path, f'it unpacks to {size >> 20} MiB')
-    book = openpyxl.load_workbook(
-      io.BytesIO(data), read_only=True, data_only=True
+def _with_header(
+  path: str | os.PathLike[str],
+  grid: cells.Grid,
+  names: Mapping[str, Sequence[str]],
+  required: Collection[str],
+) -> tuple[Table | None, list[list[str]]]:
+  """The table in a grid, if its header is there, and its upper rows."""
+  head = list(itertools.islice(grid.rows(), _HEADER_ROWS + 1))
+  for i, (_, row) in enumerate(head[:_HEADER_ROWS]):
+    columns = _columns(row, names)
+    if not set(required) <= columns.keys():
+      continue
+    # A sentence with these words is no header: what follows is shorter.
+    last = max(columns[field][0] for field in required)
+    following = next((r for _, r in head[i + 1 :] if any(r)), None)
+    if following is not None and len(following) <= last:
+      continue
+    seen = collections.Counter(plain(name) for name in row)
+    twice = (name for _, name in columns.values() if seen[plain(name)] > 1)
+    table = Table(
+      path=path,
+      grid=grid,
+      columns=columns,
+      width=len(row),
+      start=i + 1,
+      twice=next(twice, ''),
     )
-    rows = book.worksheets[0].iter_rows(values_only=True)
-    for line, row in enumerate(rows, start=1):
-      yield line, [_cell(value) for value in row]
-  except MiraInputError:
-    raise
-  except Exception as error:  # openpyxl lets errors of XML and zip through
-    raise _bad_table(path, f'no readable Excel file: {error}') from error
-
-
-def _xls(
-  data: bytes, path: str | os.PathLike[str]
-) -> Iterator[tuple[int, list[str]]]:
-  if 'EncryptedPackage'.encode('utf-16-le') in data:
-    raise _bad_table(path, 'it has a password: save it without one')
-  try:
-    sheet = xlrd.open_workbook(file_contents=data).sheet_by_index(0)
-  except Exception as error:  # xlrd raises bare errors on damaged files
-    raise _bad_table(path, f'no readable Excel file: {error}') from error
-  for i in range(sheet.nrows):
-    yield i + 1, [_cell(value) for value in sheet.row_values(i)]
-
-
-def _cell(value: object) -> str:
-  """Text of a cell of a sheet, where all numbers are floats."""
-  if value is None:
-    return ''
-  if isinstance(value, float) and value.is_integer():
-    return str(int(value))
-  return str(value)
+    return table, []
+  return None, [row for _, row in head]
 
 
 def _columns(
   header: Sequence[str], names: Mapping[str, Sequence[str]]
-) -> dict[str, int]:
-  """Where a header has the fields of `names`."""
-  places = {plain(name): i for i, name in enumerate(header)}
+) -> dict[str, tuple[int, str]]:
+  """Where a header has the fields of `names`, and how it calls them."""
+  places = {plain(name): (i, name) for i, name in enumerate(header)}
   found = {
-    key: next((places[a] for a in aliases if a in places), None)
-    for key, aliases in names.items()
+    field: next((places[a] for a in aliases if a in places), None)
+    for field, aliases in names.items()
   }
-  return {key: at for key, at in found.items() if at is not None}
+  return {field: at for field, at in found.items() if at is not None}
 
 
-def _bad_table(path: str | os.PathLike[str], hint: str) -> MiraInputError:
-  return MiraInputError('bad_table', path, hint)
+def _no_header(
+  path: str | os.PathLike[str],
+  rows: Sequence[Sequence[str]],
+  names: Mapping[str, Sequence[str]],
+  required: Collection[str],
+) -> MiraInputError:
+  by_cells = sorted(rows, key=len, reverse=True)
+  best = max(by_cells, key=lambda row: len(_columns(row, names)), default=())
+  found = _columns(best, names)
+  lacking = [field for field in required if field not in found] or [*required]
+  hint = f'no column for the {lacking[0]}: call it one of '
+  hint += ', '.join(names[lacking[0]])
+  if names_there := [short(name) for name in best[:12] if name]:
+    hint += f'; found {", ".join(names_there)}'
+  return bad_table(path, hint)
 
 
-def _why_dropped(cells: dict[str, str]) -> str:
-  if cells.get('valid', 'true').lower() not in ('true', '1', 'yes'):
+# Rows.
+
+
+def _why_dropped(
+  row: Mapping[str, str],
+  line: int,
+  path: str | os.PathLike[str],
+  missing: Collection[str],
+) -> str:
+  valid = row.get('valid', 'true').lower()
+  if valid in MISSING | {'none'}:
+    return 'not marked as valid or not'
+  if valid not in _TRUTH:
+    hint = f'line {line}: valid is {short(valid)}: use true and false'
+    raise bad_table(path, hint)
+  if not _TRUTH[valid]:
     return 'marked as not valid'
-  if cells['label'].lower() in _NO_LABEL:
+  if not row['label']:
     return 'no label'
-  if 'split' in cells and not split_word(cells['split']):
-    return 'another split'
-  return '' if cells['path'] else 'no path'
+  if row['label'].lower() in missing:
+    return f'no label ({row["label"]})'
+  return '' if row['path'] else 'no path'
 
 
-def _row(cells: dict[str, str], line: int) -> Row:
+def _row(
+  row: Mapping[str, str], line: int, path: str | os.PathLike[str]
+) -> Row:
+  subject = row.get('subject', '')
+  unknown = subject.lower() in MISSING | EITHER | {'unknown'}
   return Row(
-    path=cells['path'],
-    label=cells['label'],
-    split=split_word(cells.get('split', '')),
-    subject=cells.get('subject', ''),
-    fps=_number(cells.get('fps', ''), 0.0),
-    action_units=cells.get('action_units', ''),
+    path=row['path'],
+    label=row['label'],
+    split=split_word(row.get('split', '')),
+    subject='' if unknown else subject,
+    fps=_number(row, 'fps', line, path) or 0.0,
+    action_units=row.get('action_units', ''),
     line=line,
     **{
-      key: int(_number(cells.get(key, ''), -1))
+      key: -1 if (n := _number(row, key, line, path)) is None else int(n)
       for key in ('fold', 'onset', 'apex', 'offset')
     },
   )
 
 
-def _number(cell: str, unknown: float) -> float:
-  """The number of a cell, or `unknown` for '' and such marks as '/'."""
-  return float(cell) if re.fullmatch(r'\d+(\.\d*)?', cell) else unknown
+def _number(
+  row: Mapping[str, str], field: str, line: int, path: str | os.PathLike[str]
+) -> float | None:
+  """The number of a cell; None where it is missing."""
+  cell = row.get(field, '')
+  if cell.lower() in MISSING | {'-1', '-1.0', 'none'}:
+    return None
+  whole, most = field in _WHOLE, _WHOLE.get(field, _FASTEST)
+  digits = re.sub('^(fold|set)[ _-]*', '', cell, flags=re.I)
+  if field != 'fold':
+    digits = cell
+  if _NUMBER.fullmatch(digits) and not (whole and _GROUPED.fullmatch(digits)):
+    value = float(digits.replace(',', '.'))
+    if 0 <= value <= most and (value.is_integer() or not whole):
+      return value
+  kind = 'whole number' if whole else 'number'
+  hint = f'line {line}: {field} is {short(cell)}, and no {kind} from 0 to '
+  raise bad_table(path, f'{hint}{most:.0f}; leave it empty where it is unknown')
+
+
+def _in_splits(
+  rows: list[Row],
+  words: collections.Counter[str],
+  dropped: collections.Counter[str],
+  path: str | os.PathLike[str],
+) -> list[Row]:
+  """Rows of a split that is wanted; all where no row names a split."""
+  other = {word: n for word, n in words.items() if not split_word(word)}
+  if all(word.lower() in MISSING for word in words):
+    return rows
+  if len(other) == len(words):
+    counts = ', '.join(f'{short(w)} {n}' for w, n in words.most_common(5))
+    hint = (
+      f'a split is train, test, val or a word that starts so; found {counts}'
+    )
+    raise bad_table(path, f'{hint}: change them, or rename the column')
+  for i, (word, n) in enumerate(sorted(other.items(), key=lambda x: -x[1])):
+    reason = f'another split ({short(word) if i < 3 else "others"})'
+    dropped[reason if word.lower() not in MISSING else 'no split'] += n
+  return [row for row in rows if row.split]
+
+
+def _either(
+  rows: list[Row],
+  dropped: collections.Counter[str],
+  remarks: list[str],
+  path: str | os.PathLike[str],
+) -> list[Row]:
+  """Decides whether a label such as 'none' is a class or missing.
+
+  It is missing where fewer than `RARE` of the rows have it, and a class where
+  at least `OFTEN` have it or there would be one class without it.
+  """
+  counts = collections.Counter(row.label for row in rows)
+  words = [word for word in counts if word.lower() in EITHER]
+  single = len(counts) - len(words) < 2
+  for word in words:
+    have = f'{counts[word]} of {len(rows)} rows have the label {word!r}'
+    if single or counts[word] >= OFTEN * len(rows):
+      remarks.append(f'{have}, taken as a class; else: --missing={word}')
+    elif counts[word] < RARE * len(rows):
+      dropped[f'no label ({word})'] += counts[word]
+    else:
+      hint = f'{have}: say --missing={word} if it is none, --missing= if it is '
+      raise MiraInputError('unclear_label', path, f'{hint}a class')
+  none = {word for word in words if f'no label ({word})' in dropped}
+  return [row for row in rows if row.label not in none]

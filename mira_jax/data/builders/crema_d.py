@@ -17,7 +17,6 @@ from mira_jax.data import tables
 from mira_jax.data.builders.builder import Builder, Clips, by_fold
 from mira_jax.data.builders.tree import Tree
 from mira_jax.data.listing import Row
-from mira_jax.errors import MiraInputError
 
 CODES = {
   'ANG': 'anger',
@@ -81,14 +80,10 @@ def _row(file: pathlib.Path, actor: int, label: str) -> Row:
 
 def _votes(file: pathlib.Path) -> dict[str, str]:
   """What most viewers saw in the face alone; ties are left out."""
-  rows = (row for _, row in tables.cells(file))
-  header = [name.lower() for name in next(rows, [])]
-  if not {'filename', 'facevote'} <= set(header):
-    hint = 'it has no columns FileName and FaceVote'
-    raise MiraInputError('bad_table', file, hint)
-  clip, vote = header.index('filename'), header.index('facevote')
+  names = {'clip': ['filename'], 'vote': ['facevote']}
+  rows = [row for _, row in tables.records(file, names, names)]
   letters = {name[0].upper(): label for name, label in CODES.items()}
-  return {row[clip]: letters.get(row[vote].upper(), '') for row in rows}
+  return {row['clip']: letters.get(row['vote'].upper(), '') for row in rows}
 
 
 BUILDER = Builder(

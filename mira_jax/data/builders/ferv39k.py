@@ -10,7 +10,7 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Iterator, Mapping
 
-from mira_jax.data import tables
+from mira_jax.data import cells
 from mira_jax.data.builders.builder import Builder, Clips, bad_label, leak
 from mira_jax.data.builders.tree import Tree
 from mira_jax.data.listing import Row
@@ -58,7 +58,7 @@ def _list(tree: Tree, setups: pathlib.Path | None, split: str) -> pathlib.Path:
 def _rows(file: pathlib.Path, split: str, clips: pathlib.Path) -> Iterator[Row]:
   """Lines 'SCENE/CLASS/CLIP CLASS' without a header."""
   known = {name.lower(): name for name in CLASS_NAMES}
-  lines = tables.text(file.read_bytes()).splitlines()
+  lines = cells.read_text(file).splitlines()
   for number, line in enumerate(lines, start=1):
     clip, _, label = line.replace(',', ' ').strip().rpartition(' ')
     if not line.strip():

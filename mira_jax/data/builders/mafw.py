@@ -13,7 +13,7 @@ import functools
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 
-from mira_jax.data import tables
+from mira_jax.data import cells
 from mira_jax.data.builders import folds
 from mira_jax.data.builders.builder import Builder, Clips, bad_label, by_fold
 from mira_jax.data.builders.tree import Tree
@@ -70,8 +70,8 @@ def list_clips(tree: Tree, options: Mapping[str, str]) -> Clips:
 def _entries(
   file: pathlib.Path, known: Collection[str]
 ) -> Iterator[folds.Entry]:
-  """Lines 'CLIP.mp4 CLASS', or with tabs and captions behind them."""
-  lines = tables.text(file.read_bytes()).splitlines()
+  """Lines 'CLIP.mp4 CLASS', or with tabs and captions in GB18030 behind."""
+  lines = cells.read_text(file, fallback='gb18030').splitlines()
   for number, line in enumerate(lines, start=1):
     if not (words := line.split(None, 2)):
       continue

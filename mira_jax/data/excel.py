@@ -1,0 +1,172 @@
+"""Cells of Excel files as text.
+
+openpyxl and xlrd give rows one by one and say what a cell is: a date, a truth
+value, an error, a formula. calamine, which holds a sheet as a rectangle, ends
+the process at one cell far out, and pandas reads through openpyxl anyway.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import functools
+import io
+import os
+import re
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import openpyxl
+import xlrd
+
+from mira_jax.data.cells import EXCEL, MAX_BYTES, Grid, Odd, bad_table, limited
+from mira_jax.errors import MiraInputError
+
+_EXACT = 10**15  # Excel keeps 15 digits of a number
+
+
+def grids(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
+  """The visible sheets of an XLSX or XLS file.
+
+  Raises:
+    MiraInputError: the file is damaged, of another kind, protected by a
+      password or too large ('bad_table').
+  """
+  with _excel_errors(path):
+    is_xls = data.startswith(EXCEL[1])
+    return _xls(data, path) if is_xls else _xlsx(data, path)
+
+
+def _xlsx(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
+  with zipfile.ZipFile(io.BytesIO(data)) as parts:
+    names = parts.namelist()
+    size = sum(part.file_size for part in parts.infolist())
+  if size > MAX_BYTES:
+    raise bad_table(path, f'it unpacks to {size >> 20} MiB')
+  if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
+    raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')
+  return [
+    _grid(sheet.title, path, _xlsx_rows, sheet, data)
+    for sheet in _book(data).worksheets
+    if sheet.sheet_state == 'visible'
+  ]
+
+
+def _grid(
+  name: str,
+  path: str | os.PathLike[str],
+  read: Callable[..., Iterator[tuple[int, list[str]]]],
+  *args: Any,
+) -> Grid:
+  rows = functools.partial(limited, read, *args, path)
+  return Grid(name=name, how=f'sheet {name!r}', rows=rows)
+
+
+def _book(data: bytes, values: bool = True) -> Any:
+  with warnings.catch_warnings():  # of styles and the like that are not read
+    warnings.simplefilter('ignore')
+    return openpyxl.load_workbook(
+      io.BytesIO(data), read_only=True, data_only=values
+    )
+
+
+def _xlsx_rows(
+  sheet: Any, data: bytes, path: str | os.PathLike[str]
+) -> Iterator[tuple[int, list[str]]]:
+  formulas = functools.cache(lambda: _formulas(data, sheet.title))
+  sheet.reset_dimensions()  # they are often wrong, and rows would be padded
+  with _excel_errors(path):
+    for line, row in enumerate(sheet.iter_rows(), start=1):
+      yield line, [_xlsx_cell(cell, line, formulas) for cell in row]
+
+
+def _formulas(data: bytes, title: str) -> set[tuple[int, int]]:
+  """Lines and columns of the formulas of a sheet."""
+  sheet = _book(data, values=False)[title]
+  sheet.reset_dimensions()
+  return {
+    (line, cell.column)
+    for line, row in enumerate(sheet.iter_rows(), start=1)
+    for cell in row
+    if cell.data_type == 'f'
+  }
+
+
+def _xlsx_cell(
+  cell: Any, line: int, formulas: Callable[[], set[tuple[int, int]]]
+) -> str:
+  value = cell.value
+  if isinstance(value, str):
+    return value
+  if value is None:
+    # What was never computed looks like an empty cell with a border.
+    blank = not hasattr(cell, 'column') or cell.data_type != 'n'
+    if blank or (line, cell.column) not in formulas():
+      return ''
+    why = 'a formula without its value: open the table in a spreadsheet '
+    return Odd('', why + 'program and save it')
+  shown = _value(value)
+  digits = re.fullmatch('0+', cell.number_format or '')  # 007 is 7, shown so
+  return shown.zfill(len(digits[0])) if digits else shown
+
+
+def _xls(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
+  if 'EncryptedPackage'.encode('utf-16-le') in data:
+    raise bad_table(path, 'it has a password: save it without one')
+  book = xlrd.open_workbook(
+    file_contents=data, ragged_rows=True, logfile=io.StringIO()
+  )
+  return [
+    _grid(sheet.name, path, _xls_rows, sheet)
+    for sheet in book.sheets()
+    if sheet.visibility == 0
+  ]
+
+
+def _xls_rows(
+  sheet: Any, path: str | os.PathLike[str]
+) -> Iterator[tuple[int, list[str]]]:
+  kinds = {
+    xlrd.XL_CELL_BOOLEAN: bool,
+    xlrd.XL_CELL_ERROR: xlrd.error_text_from_code.get,
+    xlrd.XL_CELL_DATE: functools.partial(
+      xlrd.xldate_as_datetime, datemode=sheet.book.datemode
+    ),
+  }
+  with _excel_errors(path):
+    for i in range(sheet.nrows):
+      row = sheet.row(i)
+      yield (
+        i + 1,
+        [_value(kinds.get(c.ctype, lambda v: v)(c.value)) for c in row],
+      )
+
+
+def _value(value: object) -> str:
+  """Text of a value of a sheet, where all numbers are floats."""
+  if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
+    why = f'a date ({value}) that Excel may have made of other text: format '
+    return Odd(str(value), why + 'the column as text and write it again')
+  if isinstance(value, int | float) and abs(value) >= _EXACT:
+    why = 'a number of which Excel keeps 15 digits: write it as text'
+    return Odd(str(value), why)
+  if isinstance(value, float) and value.is_integer():
+    return str(int(value))
+  return str(value)
+
+
+@contextlib.contextmanager
+def _excel_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Makes every error of a damaged Excel file one of ours.
+
+  openpyxl and xlrd let through whatever XML, zip or a wrong type raises.
+  """
+  try:
+    yield
+  except MiraInputError:
+    raise
+  except Exception as error:
+    why = str(error)[:200] or type(error).__name__
+    raise bad_table(path, f'no readable Excel file: {why}') from error
