@@ -7,9 +7,11 @@ a clip gives depends on nothing but the clip and the sizes.
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +32,9 @@ from mira_jax.weights import WEIGHTS, compact, flatten, load_weights
 
 PyTree = Any
 Record = dict[str, np.ndarray]
+
+MAX_TIMELINE = 7 * 24 * 3600  # seconds
+_SECONDS_AT_ONCE = 512
 
 
 def build_model(fields: Mapping[str, Any]) -> ViViT:
@@ -133,12 +138,18 @@ class Scorer:
     raise NotImplementedError
 
   def cut_views(
-    self, frames: np.ndarray, *, rate: int, views: int, fit: str
+    self,
+    frames: np.ndarray | decode.Video,
+    *,
+    rate: int,
+    views: int,
+    fit: str,
   ) -> tuple[np.ndarray, np.ndarray]:
     """Windows of a clip as the model takes them.
 
     Args:
-      frames: uint8 [F, H, W, 3], all frames of the clip.
+      frames: a clip, whose windows are cut in time; or all frames of one,
+        uint8 [F, H, W, 3], whose windows are cut by index.
       rate: one of so many frames is taken.
       views: number of windows V, spread over the clip; 1 is cut where they
         would all be the same.
@@ -156,12 +167,14 @@ class Scorer:
     if (indices == indices[0]).all():
       indices = indices[:1]
     cut = decode.resize_windows(frames, indices, self.image_size, fit)
+    if isinstance(frames, decode.Video):
+      indices = frames.of_ticks(indices)
     return cut, indices
 
   def timeline(
     self,
-    frames: np.ndarray,
-    fps: float,
+    frames: np.ndarray | decode.Video,
+    fps: float | None = None,
     *,
     rate: int,
     fit: str,
@@ -170,11 +183,13 @@ class Scorer:
     """Class probabilities of every second of a long clip.
 
     Windows of the model's frames slide over it; a second has the mean of those
-    that see it, weighted by how much of it they see.
+    that see it, weighted by how much of it they see. One batch of windows is
+    held at a time.
 
     Args:
-      frames: uint8 [F, H, W, 3], all frames of the clip.
-      fps: of them, per second.
+      frames: a clip; or all frames of one, uint8 [F, H, W, 3].
+      fps: of the frames, per second; by default, as the clip tells, of which
+        it otherwise takes the place.
       rate: as in `cut_views`.
       fit: as in `cut_views`.
       stride: seconds between the starts of two windows; at most the length of
@@ -182,24 +197,80 @@ class Scorer:
 
     Returns:
       Float32 [S, K], S seconds of which the last may be a part.
+
+    Raises:
+      MiraInputError: the rate is unknown ('no_fps'), or at that rate the clip
+        has too many seconds ('too_long').
     """
+    name = '<frames>'
+    if isinstance(frames, decode.Video):
+      frames, name = frames.at(fps) if fps else frames, frames.path
+      fps = frames.fps
+    seconds = _seconds(len(frames), fps, name)
     span = self.frames * rate
-    step = min(max(1, round(stride * fps)), span)
+    step = max(1, round(min(stride * fps, span)))
     last = max(0, len(frames) - span)
     starts = np.unique([*range(0, last, step), last])
+    windows = self._windows(frames, starts, rate, fit)
     rows = []
-    for first in range(0, len(starts), self.batch_size):
-      some = starts[first : first + self.batch_size]
-      windows = [frames[start : start + span] for start in some]
-      cut = [self.cut_views(w, rate=rate, views=1, fit=fit)[0] for w in windows]
-      rows.append(self.probabilities(np.concatenate(cut)))
-    probabilities = np.concatenate(rows)
-    seconds = np.arange(max(1, int(np.ceil(len(frames) / fps))))
-    begin = np.maximum(seconds[:, None] * fps, starts)
+    while batch := list(itertools.islice(windows, self.batch_size)):
+      rows.append(self.probabilities(np.stack(batch)))
     ends = np.minimum(starts + span, len(frames))
-    seen = np.maximum(0, np.minimum((seconds[:, None] + 1) * fps, ends) - begin)
-    share = seen / seen.sum(1, keepdims=True)
-    return (share @ probabilities).astype(np.float32)
+    return _by_second(np.concatenate(rows), starts, ends, seconds, fps)
+
+  def _windows(
+    self,
+    frames: np.ndarray | decode.Video,
+    starts: np.ndarray,
+    rate: int,
+    fit: str,
+  ) -> Iterator[np.ndarray]:
+    """Windows uint8 [T, S, S, 3] that begin at rising starts."""
+    span = min(len(frames), self.frames * rate)
+    inside = sampling.test_indices(span, self.frames, rate, 0, 1)
+    wanted = np.unique(starts[:, None] + inside)
+    coming = zip(wanted.tolist(), decode.take(frames, wanted), strict=True)
+    held: dict[int, np.ndarray] = {}
+    for start in starts.tolist():
+      held = {i: image for i, image in held.items() if i >= start}
+      indices = (start + inside).tolist()
+      while indices[-1] not in held:
+        i, frame = next(coming)
+        held[i] = decode.resize(frame, self.image_size, fit)
+      yield np.stack([held[i] for i in indices])
+
+
+def _seconds(count: int, fps: float | None, name: Any) -> int:
+  """How many seconds so many frames last, the last one perhaps in part."""
+  if not fps:
+    hint = 'nothing says how many frames are a second; give --fps'
+    raise MiraInputError('no_fps', name, hint)
+  if count > MAX_TIMELINE * fps:
+    hint = (
+      f'{count} frames at {fps:g} a second: a timeline has at most '
+      f'{MAX_TIMELINE} seconds; give a higher --fps'
+    )
+    raise MiraInputError('too_long', name, hint)
+  return max(1, math.ceil(count / fps))
+
+
+def _by_second(
+  probabilities: np.ndarray,
+  starts: np.ndarray,
+  ends: np.ndarray,
+  seconds: int,
+  fps: float,
+) -> np.ndarray:
+  """Means [S, K] of windows [W, K], weighted by what each sees of a second."""
+  rows = []
+  for first in range(0, seconds, _SECONDS_AT_ONCE):
+    second = np.arange(first, min(first + _SECONDS_AT_ONCE, seconds))[:, None]
+    near = (ends > second[0] * fps) & (starts < (second[-1] + 1) * fps)
+    begin = np.maximum(second * fps, starts[near])
+    end = np.minimum((second + 1) * fps, ends[near])
+    seen = np.maximum(0, end - begin)
+    rows.append(seen / seen.sum(1, keepdims=True) @ probabilities[near])
+  return np.concatenate(rows).astype(np.float32)
 
 
 class Engine(Scorer):

@@ -21,7 +21,15 @@ import pytest
 
 import miniatures
 from mira_jax import cli
-from mira_jax.data import cells, container, dataset, decode, prepare, tables
+from mira_jax.data import (
+  cells,
+  container,
+  dataset,
+  decode,
+  footage,
+  prepare,
+  tables,
+)
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 from test_cli import save_model
@@ -124,11 +132,14 @@ def test_7_to_11_clips_that_are_short_or_broken(tmp_path, predict):
     assert np.isfinite(list(row['classes'].values())).all()
 
 
-def test_12_an_hour_of_video(tmp_path, predict):
+def test_12_more_video_than_is_read(tmp_path, predict, monkeypatch):
   path = make_video(tmp_path / 'long.mp4', count=601, fps=1)
   _, rows = predict(path)
+  assert (rows['long.mp4']['frames'], rows['long.mp4']['flags']) == (601, [])
+  monkeypatch.setattr(decode, 'MAX_FRAMES', 600)
+  _, rows = predict(path)
   assert rows['long.mp4']['error'] == 'too_long'
-  assert '601 s' in rows['long.mp4']['hint']
+  assert '600 frames' in rows['long.mp4']['hint']
 
 
 def _patched(path: pathlib.Path, box: bytes, offset: int, value: bytes):
@@ -298,6 +309,7 @@ def test_42_a_dataset_of_a_newer_version(tmp_path, capsys, monkeypatch):
 
 
 def test_limits_are_those_that_are_documented():
-  assert container.MAX_FILE_BYTES == 2 << 30
+  assert container.MAX_FILE_BYTES == 64 << 30
   assert container.MAX_PIXELS == 16_000_000
-  assert (decode.MAX_SECONDS, decode.MAX_FRAMES) == (600, 20_000)
+  assert decode.MAX_FRAMES == 1_000_000
+  assert footage.MAX_DECODED_BYTES == 4 << 30

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from mira_jax.data import container, decode
+from mira_jax.data import container, decode, footage, upright
 from mira_jax.errors import MiraInputError
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
@@ -227,16 +227,18 @@ def test_limits(tmp_path, monkeypatch):
   path = make_video(tmp_path / 'a.mp4')
   monkeypatch.setattr(decode, 'MAX_FRAMES', 23)
   assert _code(path) == 'too_long'
-  monkeypatch.setattr(decode, 'MAX_SECONDS', 0.5)
-  assert _code(path) == 'too_long'
   monkeypatch.setattr(container, 'MAX_FILE_BYTES', 100)
   assert _code(path) == 'too_large'
 
 
 def test_memory_is_limited(tmp_path, monkeypatch):
   path = make_video(tmp_path / 'a.mp4')
-  monkeypatch.setattr(decode, 'MAX_DECODED_BYTES', 20 * 64 * 96 * 3)
-  assert _code(path) == 'too_long'
+  whole = decode.read_video(path).frames
+  monkeypatch.setattr(footage, 'MAX_DECODED_BYTES', 20 * 64 * 96 * 3)
+  long = decode.read_video(path)
+  with pytest.raises(MiraInputError, match='too_long'):
+    long.frames  # noqa: B018, it decodes
+  np.testing.assert_array_equal([*long.take([3, 3, 23])], whole[[3, 3, 23]])
   assert len(decode.read_video(path, short_side=32).frames) == 24
 
 
@@ -316,7 +318,7 @@ def test_a_square_is_cut_before_frames_shrink(tmp_path, kind):
 
 def test_memory_is_limited_after_the_cut(tmp_path, monkeypatch):
   path = make_video(tmp_path / 'a.mp4')
-  monkeypatch.setattr(decode, 'MAX_DECODED_BYTES', 24 * 32 * 32 * 3)
+  monkeypatch.setattr(footage, 'MAX_DECODED_BYTES', 24 * 32 * 32 * 3)
   square = decode.Square(left=0, top=0, width=1 / 3, height=1 / 2)
   video = decode.read_video(path, square=square)
   assert video.frames.shape == (24, 32, 32, 3)
@@ -371,9 +373,9 @@ def test_a_glance_at_a_video(tmp_path, count):
 def test_a_glance_holds_few_frames(tmp_path, monkeypatch):
   path = make_video(tmp_path / 'a.mp4', count=200)
   converted = []
-  to_rgb = decode._to_rgb
+  to_rgb = upright.to_rgb
   monkeypatch.setattr(
-    decode, '_to_rgb', lambda *args: converted.append(1) or to_rgb(*args)
+    upright, 'to_rgb', lambda *args: converted.append(1) or to_rgb(*args)
   )
   assert len(decode.glance(path, 4, None)[0]) == 4
   assert len(converted) < 40

@@ -225,23 +225,21 @@ def _predict(
   title = pathlib.Path(clip).name
   if not (args.timeline or isinstance(model, engine.Engine)):
     picture = None  # an export has no attention maps to show
+  if args.fps:
+    video = video.at(args.fps)
   result = {
     'clip': clip,
-    'frames': len(video.frames),
+    'frames': video.count,
     'fps': video.fps,
     'flags': list(video.flags),
   }
   if args.timeline:
-    fps = args.fps or video.fps
-    if not fps:
-      hint = 'nobody says how many frames are a second; give --fps'
-      raise MiraInputError('no_fps', clip, hint)
-    seconds = model.timeline(video.frames, fps, stride=args.stride, **cut)
+    seconds = model.timeline(video, stride=args.stride, **cut)
     result |= {'probabilities': seconds.mean(axis=0), 'timeline': seconds}
     if picture:
       figures.timeline_figure(picture, seconds, names, title)
   else:
-    views, indices = model.cut_views(video.frames, views=args.views, **cut)
+    views, indices = model.cut_views(video, views=args.views, **cut)
     result['probabilities'] = model.probabilities(views).mean(axis=0)
     if picture:
       if len(views) > 1:

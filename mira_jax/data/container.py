@@ -17,7 +17,7 @@ import av
 
 from mira_jax.errors import MiraInputError
 
-MAX_FILE_BYTES = 2 << 30
+MAX_FILE_BYTES = 64 << 30  # hours of a camera; never read as a whole
 MAX_PIXELS = 16_000_000  # of one frame
 SUFFIXES = (
   *('.mp4', '.m4v', '.mov', '.3gp'),  # one format by four names
@@ -33,7 +33,7 @@ def open_video(
   path: str | os.PathLike[str] | BinaryIO,
   allow_gif: bool = False,
 ) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-  """Gives a file's container and its first video stream.
+  """Gives a file's container and its main video stream, see `_main`.
 
   A file that is open already is not closed. GIFs are pictures more often than
   clips, so that they are read only when it is said.
@@ -51,10 +51,11 @@ def open_video(
       yield container, _video_stream(container, '<video>')
     return
   _check_file(path)
-  with (
-    open(path, 'rb') as file,
-    _open(file, path, allow_gif) as container,
-  ):
+  try:
+    file = open(path, 'rb')  # noqa: SIM115, closed below
+  except OSError as error:
+    raise MiraInputError('not_readable', path, str(error.strerror)) from error
+  with file, _open(file, path, allow_gif) as container:
     yield container, _video_stream(container, path)
 
 
@@ -105,15 +106,59 @@ def _open(
 def _video_stream(
   container: av.container.InputContainer, path: str | os.PathLike[str]
 ) -> av.VideoStream:
-  cover = av.stream.Disposition.attached_pic
-  streams = [s for s in container.streams.video if not s.disposition & cover]
+  covers = (
+    av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+  )
+  streams = [s for s in container.streams.video if not s.disposition & covers]
   if not streams and container.streams.audio:
     raise MiraInputError('no_video_stream', path, 'it has sound only')
-  context = streams[0].codec_context if streams else None
+  stream = max(streams, key=_main, default=None)
+  context = stream.codec_context if stream else None
   if context is None:
     hint = f'{_TRUNCATED}, or its codec is unknown; copy it again'
     raise MiraInputError('not_video', path, hint)
   context.options = {'max_pixels': str(MAX_PIXELS)}
   context.thread_type = 'NONE'
   context.thread_count = 1
-  return streams[0]
+  return stream
+
+
+def _main(stream: av.VideoStream) -> tuple[bool, int, bool]:
+  """The key of the greatest: a still or a preview is not what is meant."""
+  if stream.codec_context is None:
+    return False, 0, False
+  size = stream.width * stream.height
+  is_default = bool(stream.disposition & av.stream.Disposition.default)
+  return stream.frames != 1, size, is_default
+
+
+def promised_seconds(
+  container: av.container.InputContainer,
+  stream: av.VideoStream,
+  path: str | os.PathLike[str],
+) -> float:
+  """The length that a file of which a part is missing had; 0 when unknown.
+
+  It is the picture's: a container tells that of its longest stream. Matroska
+  tells no other, and counts only where the file ends before its end.
+  """
+  if stream.duration:
+    return float(stream.duration * stream.time_base)
+  seconds = (container.duration or 0) / av.time_base
+  if 'matroska' in container.format.name:
+    return seconds if _is_cut(path) else 0.0
+  return seconds if len(container.streams) == 1 else 0.0
+
+
+def _is_cut(path: str | os.PathLike[str]) -> bool:
+  """Whether a Matroska file ends before its segment does."""
+  with open(path, 'rb') as file:
+    head = file.read(4096)
+    total = file.seek(0, os.SEEK_END)
+  at = head.find(b'\x18\x53\x80\x67') + 4  # then the segment's size
+  if at < 4 or at + 8 > len(head):
+    return False
+  bits = 7 * (9 - head[at].bit_length())  # of 1 to 8 bytes
+  size = int.from_bytes(head[at : at + bits // 7]) & ((1 << bits) - 1)
+  unknown = size == (1 << bits) - 1  # of a recording as it goes on
+  return not unknown and at + bits // 7 + size > total

@@ -9,15 +9,18 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from mira_jax.data import crop, decode, records
+from mira_jax.data import crop, decode, geometry, images, records, timing
 from mira_jax.data.locate import Failure, Found
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError
 
-MAX_SECONDS = 300  # of work on one clip
+MAX_SECONDS = 300  # of work on one clip,
+_SECONDS_PER_MIB = 1.0  # and for the bytes of long ones
+MAX_STORED_BYTES = 1 << 30  # of a video file that is kept as it is
 _GLANCES = 8  # frames that a face is looked for in
 _GLANCE_SIDE = 480
 
@@ -88,13 +91,24 @@ def store(
 ) -> Stored | Failure:
   """Runs in a worker: the clip, or why it cannot be used."""
   try:
-    with time_limit(MAX_SECONDS, clip.clip_id):
+    with time_limit(_allowed_seconds(clip.path), clip.clip_id):
       return _store(clip, labels, storage)
   except MiraInputError as error:
     return Failure(path=clip.clip_id, code=error.code, hint=error.hint)
   except Exception as error:  # a decoder's own, on bytes nobody thought of
     hint = f'{type(error).__name__}: {error}'[:200]
     return Failure(path=clip.clip_id, code='unreadable', hint=hint)
+
+
+def _allowed_seconds(path: pathlib.Path) -> float:
+  return MAX_SECONDS + _SECONDS_PER_MIB * _bytes(path) / 2**20
+
+
+def _bytes(path: pathlib.Path) -> int:
+  """Of a file; 0 for what is none, which is told when it is read."""
+  with contextlib.suppress(OSError, ValueError):
+    return path.stat().st_size if path.is_file() else 0
+  return 0
 
 
 @contextlib.contextmanager
@@ -132,26 +146,29 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
     'fold': clip.row.fold,
   }
   if storage.as_video:
-    found = decode.count_frames(clip.path)
-    video = Clip(**fields, fps=found.fps, video_frames=found.count)
-    return Stored(clip=video, flags=found.flags)
+    return _as_video(clip.path, fields)
   square, files = _square(clip, storage), ()
   if square is None and clip.path.is_dir():
-    frames, files, numbers, total, flags = _of_folder(clip.path, storage)
+    frames, files, numbers, share, flags = _of_folder(clip.path, storage)
     fps = clip.row.fps
   else:
-    video = decode.read_clip(clip.path, short_side=storage.size, square=square)
-    total, flags = len(video.frames), video.flags
-    kept = decode.spaced(total, storage.cap)
+    video = decode.read_clip(
+      clip.path,
+      short_side=storage.size,
+      square=square,
+      allow_gif=_is_gif(clip.path),
+    )
+    flags, kept = video.flags, decode.spaced(len(video), storage.cap)
     quality = storage.quality
-    frames = [decode.encode_jpeg(video.frames[i], quality) for i in kept]
-    numbers = _frame_numbers(clip.path, total)[kept]
+    frames = [decode.encode_jpeg(f, quality) for f in video.take(kept)]
+    numbers = _frame_numbers(clip.path, video.count)[video.of_ticks(kept)]
+    share = _share(len(kept), len(video))
     fps = video.fps or clip.row.fps
   return Stored(
     clip=Clip(
       **fields,
       frames=frames,
-      fps=fps * max(len(numbers) - 1, 1) / max(total - 1, 1),
+      fps=timing.credible(fps) * share,
       onset=_nearest(numbers, clip.row.onset),
       apex=_nearest(numbers, clip.row.apex),
       offset=_nearest(numbers, clip.row.offset),
@@ -159,6 +176,26 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
     flags=flags,
     files=files,
   )
+
+
+def _as_video(path: pathlib.Path, fields: Mapping[str, Any]) -> Stored:
+  """The bytes of a file, whose frames are taken by index when it is read."""
+  if _bytes(path) > MAX_STORED_BYTES:
+    hint = f'a stored video has at most {MAX_STORED_BYTES >> 20} MiB; cut it'
+    raise MiraInputError('too_large', path, hint)
+  found = decode.count_frames(path, allow_gif=_is_gif(path))
+  video = Clip(**fields, fps=found.fps, video_frames=found.count)
+  return Stored(clip=video, flags=found.flags)
+
+
+def _is_gif(path: pathlib.Path) -> bool:
+  """GIFs are listed only where they are wanted."""
+  return path.suffix.lower() == '.gif'
+
+
+def _share(kept: int, total: int) -> float:
+  """By which `kept` of `total` frames, ends kept, lower the frame rate."""
+  return max(kept - 1, 1) / max(total - 1, 1)
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -173,51 +210,42 @@ class _Image:
 
 def _read(path: pathlib.Path) -> _Image | None:
   """None for what cannot be read or is cut off."""
-  try:
-    data = path.read_bytes()
-  except OSError:
+  data = images.read_bytes(path)
+  size = data and images.plain_jpeg_size(data)
+  # An eighth of a JPEG's pixels shows damage, at half the time.
+  pixels = data and images.whole_image(data, reduced=bool(size), name=path)
+  if pixels is None or not data:
     return None
-  size = decode.jpeg_size(data)
-  if size:  # an eighth of the pixels shows damage, at half the time
-    pixels = decode.whole_image(data, reduced=True)
-  else:
-    pixels = decode.whole_image(data)
-    size = None if pixels is None else pixels.shape[:2]
-  if pixels is None:
-    return None
-  return _Image(path=path, data=data, pixels=pixels, size=size)
+  return _Image(
+    path=path, data=data, pixels=pixels, size=size or pixels.shape[:2]
+  )
 
 
 def _of_folder(
   path: pathlib.Path, storage: Storage
-) -> tuple[list[bytes], tuple[str, ...], np.ndarray, int, tuple[str, ...]]:
-  """Frames or their files, their numbers, how many there are, and flags.
+) -> tuple[list[bytes], tuple[str, ...], np.ndarray, float, tuple[str, ...]]:
+  """Frames or their files, their numbers, `_share`, and flags.
 
   A JPEG file that needs no change is kept as it is: coding it again would lose
   quality and three quarters of the speed.
   """
-  files = decode.frame_files(path)
-  if not files:
-    hint = 'the folder has no jpg, png or bmp file'
-    raise MiraInputError('empty', path, hint)
-  wanted = [files[i] for i in decode.spaced(len(files), storage.cap)]
-  images = [image for image in map(_read, wanted) if image]
-  if not images:
-    hint = f'none of its {len(files)} images is readable'
-    raise MiraInputError('damaged', path, hint)
-  size = decode.shrunk(images[0].size, storage.size)
-  decode.check_side(*size, path)
-  frames = [_jpeg(image, size, storage) for image in images]
+  files = images.some_frame_files(path)
+  wanted = decode.spaced(len(files), storage.cap)
+  read = {i: image for i in wanted.tolist() if (image := _read(files[i]))}
+  if not read:
+    raise images.unreadable(path, len(files))
+  found = [*read.values()]
+  size = geometry.shrunk(found[0].size, storage.size)
+  geometry.check_side(size[1], size[0], path)
+  frames = [_jpeg(image, size, storage) for image in found]
   files_kept = ()
-  if all(frame is x.data for frame, x in zip(frames, images, strict=True)):
-    frames, files_kept = [], tuple(image.path.name for image in images)
-  flags = ('partial',) * (len(images) < len(wanted))
-  flags += ('static',) * (len(images) == 1)
-  flags += ('low_signal',) * decode.is_flat([x.pixels for x in images])
-  numbers = [decode.last_number(image.path.name) for image in images]
-  if min(numbers) < 0:
-    numbers = [files.index(image.path) for image in images]
-  return frames, files_kept, np.array(numbers), len(files), flags
+  if all(frame is x.data for frame, x in zip(frames, found, strict=True)):
+    frames, files_kept = [], tuple(image.path.name for image in found)
+  flags = ('partial',) * (len(found) < len(wanted))
+  flags += ('static',) * (len(found) == 1)
+  flags += ('low_signal',) * decode.is_flat([x.pixels for x in found])
+  numbers = images.frame_numbers(files)[[*read]]
+  return frames, files_kept, numbers, _share(len(found), len(files)), flags
 
 
 def _jpeg(image: _Image, size: tuple[int, int], storage: Storage) -> bytes:
@@ -226,14 +254,16 @@ def _jpeg(image: _Image, size: tuple[int, int], storage: Storage) -> bytes:
   pixels = image.pixels
   if pixels.shape[:2] != image.size:
     pixels = decode.decode_jpeg(image.data)
-  return decode.encode_jpeg(decode.fit_to(pixels, size), storage.quality)
+  return decode.encode_jpeg(geometry.fit_to(pixels, size), storage.quality)
 
 
 def _square(clip: Found, storage: Storage) -> crop.Square | None:
   """What is cut out of all frames; None for all of them."""
   if storage.crop == 'none':
     return None
-  frames, width, height = decode.glance(clip.path, _GLANCES, _GLANCE_SIDE)
+  frames, width, height = decode.glance(
+    clip.path, _GLANCES, _GLANCE_SIDE, allow_gif=_is_gif(clip.path)
+  )
   if storage.crop == 'center':
     return crop.center(width, height)
   if storage.crop == 'haar':
@@ -253,9 +283,9 @@ def _square(clip: Found, storage: Storage) -> crop.Square | None:
 def _frame_numbers(path: pathlib.Path, count: int) -> np.ndarray:
   """How a table would number the frames: by file name, else from 0."""
   if path.is_dir():
-    numbers = [decode.last_number(f.name) for f in decode.frame_files(path)]
-    if len(numbers) == count and min(numbers) >= 0:
-      return np.array(numbers)
+    numbers = images.frame_numbers(decode.frame_files(path))
+    if len(numbers) == count:
+      return numbers
   return np.arange(count)
 
 

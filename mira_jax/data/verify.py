@@ -116,6 +116,6 @@ def _problems(clip: Clip, class_names: Sequence[str]) -> list[str]:
   for name in ('onset', 'apex', 'offset'):
     if not -1 <= getattr(clip, name) < len(clip):
       problems.append(f'{name} {getattr(clip, name)} of {len(clip)} frames')
-  if clip.fps < 0:
+  if not 0 <= clip.fps < float('inf'):  # nor NaN
     problems.append(f'{clip.fps:g} frames per second')
   return problems

@@ -14,6 +14,7 @@ import numpy as np
 from mira_jax.data import decode
 from mira_jax.errors import MiraInputError
 
+MAX_SECONDS = 600  # of a recording, which is held in memory
 _RATE = 30.0  # frames per second of a camera that does not say
 
 
@@ -31,8 +32,8 @@ def record(
     MiraInputError: there is no such camera, or it gives nothing ('no_camera');
       or so long a clip is not read ('too_long').
   """
-  if seconds > decode.MAX_SECONDS:
-    hint = f'record {decode.MAX_SECONDS} s at most'
+  if seconds > MAX_SECONDS:
+    hint = f'record {MAX_SECONDS} s at most'
     raise MiraInputError('too_long', f'{seconds} s', hint)
   with _quiet():
     capture = cv2.VideoCapture(index)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 
 from mira_jax.data.builders.builder import Builder, Clips, bad_label
 from mira_jax.data.builders.tree import Tree, subfolders
-from mira_jax.data.decode import frame_files, last_number
+from mira_jax.data.images import frame_files, frame_numbers
 from mira_jax.data.listing import Row
 
 CODES = {
@@ -59,7 +59,7 @@ def _row(
   emotion: pathlib.Path,
   facs: pathlib.Path | None,
 ) -> Row:
-  numbers = [last_number(file.name) for file in frame_files(clip)]
+  numbers = frame_numbers(frame_files(clip)).tolist()
   return Row(
     path=str(clip),
     clip_id=place,

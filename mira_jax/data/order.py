@@ -1,0 +1,140 @@
+"""The order in time of a folder's frames, by their names.
+
+A name may hold more numbers than the frame's: scores, boxes, subjects, sizes,
+copies. The number that runs has another value in every file and leaves few
+gaps; where no number does, names come in natural order, whole.
+"""
+
+from __future__ import annotations
+
+import decimal
+import itertools
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+_Values = list[decimal.Decimal]
+_LEAST_DENSITY = 0.5  # of a number that runs: the share of its range it takes
+
+
+def in_time(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
+  """Names of images in the order of time, and the number of each frame.
+
+  Args:
+    names: of files, with suffixes.
+
+  Returns:
+    The names, and int64 [n]: the whole number of each that rises from frame
+    to frame, or None where none does.
+  """
+  if not names:
+    return [], None
+  stems = [os.path.splitext(name)[0] for name in names]
+  words = _split(stems)
+  columns = _columns(words)
+  running = _running([*columns, *_hexadecimal(stems)], words)
+  keys = running or [_natural(word) for word in words]
+  order = sorted(
+    range(len(names)), key=lambda i: (keys[i], _natural(words[i]), names[i])
+  )
+  candidates = [running] if running else columns
+  return [names[i] for i in order], _numbers(candidates, order)
+
+
+def _split(stems: Sequence[str]) -> list[list[str]]:
+  """Text and numbers by turns, text first: ['frame_', '12', ''].
+
+  A dot is a decimal point where fractions are written as Python writes them,
+  or are as long in all names; a dash is a minus where others do without it.
+  """
+  number = r'\d+'
+  dotted = [x for stem in stems for x in re.findall(r'(\d+)\.(\d+)', stem)]
+  same = len({len(fraction) for _, fraction in dotted}) == 1
+  # In shot1.001, shot1.002 the number that runs is a whole one.
+  whole = same and len({before for before, _ in dotted}) == 1
+  printed = all(f == '0' or f[-1] != '0' for _, f in dotted)
+  if (same or printed) and not whole:
+    number = r'\d+(?:\.\d+)?'
+  shapes = {re.sub(number, '#', stem) for stem in stems}
+  if len(shapes) > 1 and len({s.replace('-#', '#') for s in shapes}) == 1:
+    number = f'-?{number}'
+  return [re.split(f'({number})', stem) for stem in stems]
+
+
+def _natural(words: Sequence[str]) -> list[tuple[decimal.Decimal, str]]:
+  """A sort key that puts clip2 before clip10, and Clip1 before clip2."""
+  return [
+    (decimal.Decimal(word), '') if i % 2 else (_BEFORE, word.casefold())
+    for i, word in enumerate(words)
+  ]
+
+
+_BEFORE = decimal.Decimal('-Infinity')  # text sorts before numbers
+
+
+def _columns(words: Sequence[Sequence[str]]) -> list[_Values]:
+  """The numbers at each place, counted from the left, then from the right."""
+  rows = [[decimal.Decimal(w) for w in word[1::2]] for word in words]
+  least = min(map(len, rows))
+  places = [*range(least), *range(-least, 0)]
+  return [[row[place] for row in rows] for place in places]
+
+
+def _hexadecimal(stems: Sequence[str]) -> list[_Values]:
+  """As `_columns`, of numbers that are written with letters, too."""
+  rows = [re.findall('[0-9a-f]+', stem.lower()) for stem in stems]
+  if len({len(row) for row in rows}) > 1:
+    return []
+  return [
+    [decimal.Decimal(int(word, 16)) for word in column]
+    for column in zip(*rows, strict=True)
+    if not ''.join(column).isdecimal()
+  ]
+
+
+def _running(
+  columns: Sequence[_Values], words: Sequence[Sequence[str]]
+) -> _Values | None:
+  """The number that runs; None for the natural order of whole names."""
+  distinct = [column for column in columns if _density(column)]
+  best = max(distinct, key=_density, default=None)
+  if best is None or len(words) < 2:
+    return None
+  if _density(best) >= _LEAST_DENSITY or all(x == best for x in distinct):
+    # 12:00:01.000 follows 12:00:00.960: milliseconds alone would mislead.
+    earlier = columns[: columns.index(best)]
+    return None if any(_is_coarser(x, best) for x in earlier) else best
+  last = [decimal.Decimal(word[-2]) for word in words]
+  differ = len({word[0] for word in words}) > 1
+  return last if differ and _density(last) else None
+
+
+def _density(values: _Values) -> float:
+  """How much of the range between its ends a number takes; 0 if twice."""
+  if len(set(values)) < len(values):
+    return 0.0
+  places = max(0, *(-value.as_tuple().exponent for value in values))
+  whole = sorted(int(value.scaleb(places)) for value in values)
+  steps = [b - a for a, b in itertools.pairwise(whole)]
+  return len(steps) * math.gcd(*steps) / sum(steps) if steps else 1.0
+
+
+def _is_coarser(coarse: _Values, fine: _Values) -> bool:
+  """Whether `coarse` changes at times while `fine` runs, and never back."""
+  along = [c for _, c in sorted(zip(fine, coarse, strict=True))]
+  changes = sum(a != b for a, b in itertools.pairwise(along))
+  return 0 < changes < len(along) - 1 and changes == len(set(along)) - 1
+
+
+def _numbers(
+  columns: Sequence[_Values], order: Sequence[int]
+) -> np.ndarray | None:
+  for column in columns[::-1] if len(order) == 1 else columns:
+    values = [column[i] for i in order]
+    rises = all(a < b for a, b in itertools.pairwise(values))
+    if rises and all(x == int(x) and abs(x) < 2**62 for x in values):
+      return np.array([int(x) for x in values], np.int64)
+  return None

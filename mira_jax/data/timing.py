@@ -1,0 +1,89 @@
+"""The times of a clip's frames: its rate, or which frame is seen when."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+MAX_FPS = 500
+MAX_TICKS = 1_000_000
+_LONGEST_STEP = (
+  600  # seconds between two frames of a clip that is no time lapse
+)
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Pace:
+  """How the frames of a clip follow each other.
+
+  A variable rate is turned into ticks of a constant one, that of its faster
+  parts, and every tick shows the frame that a player would.
+
+  Attributes:
+    fps: ticks per second; 0 when unknown.
+    shown: int64 [N], the frame that each tick shows; None where tick i shows
+      frame i.
+    seconds: length of the clip; 0 when unknown.
+    flags: ('times',) where times are missing or contradict each other, and
+      frames are taken by index.
+  """
+
+  fps: float
+  shown: np.ndarray | None = None
+  seconds: float = 0.0
+  flags: tuple[str, ...] = ()
+
+
+def pace(times: np.ndarray, last: float, header: float) -> Pace:
+  """The pace of frames from their times.
+
+  Args:
+    times: float64 [F] seconds, F >= 1; NaN for a frame without a time.
+    last: seconds that the last frame is shown; 0 when unknown.
+    header: the mean rate that the file tells; 0 when it tells none. It is
+      taken where times fit it.
+  """
+  header, count = credible(header), len(times)
+  length = count / header if header else 0.0
+  if count == 1:
+    return Pace(fps=header, seconds=length)
+  steps = np.diff(times)
+  if not _make_sense(steps):
+    return Pace(fps=header, seconds=length, flags=('times',))
+  times = times - times[0]
+  mean = (count - 1) / times[-1]
+  for fps in (header, mean):
+    if fps and np.abs(times * fps - np.arange(count)).max() < 1:
+      return Pace(fps=credible(fps), seconds=float(count / fps))
+  usual = float(np.median(steps[steps > 0]))
+  last = last if 0 < last <= max(_LONGEST_STEP, usual) else usual
+  length = float(times[-1] + last)
+  fps = _faster(steps, float(mean))
+  if length * fps > MAX_TICKS:
+    fps = credible(float(mean))
+  if not fps:
+    return Pace(fps=0.0, seconds=length)
+  middles = (np.arange(max(1, round(length * fps))) + 0.5) / fps
+  shown = np.searchsorted(times, middles, side='right') - 1
+  return Pace(fps=fps, shown=shown, seconds=length)
+
+
+def credible(fps: float) -> float:
+  """A rate that can be; 0 for others, also for what is no number."""
+  return float(fps) if 0 < fps <= MAX_FPS else 0.0
+
+
+def _make_sense(steps: np.ndarray) -> bool:
+  """Whether times never go back, are not all one, and have no absurd gap."""
+  if not np.isfinite(steps).all() or steps.min() < 0 or steps.max() == 0:
+    return False
+  usual = np.median(steps[steps > 0])
+  return bool(steps.max() <= max(_LONGEST_STEP, 10 * usual))
+
+
+def _faster(steps: np.ndarray, mean: float) -> float:
+  """The rate of the faster parts, which has a frame for every frame there."""
+  fast = np.quantile(steps[steps > 0], 0.25)
+  near = steps[(steps > 0.75 * fast) & (steps < 1.25 * fast)]
+  return credible(1 / float(near.mean())) or credible(mean)
