@@ -20,62 +20,20 @@ import numpy as np
 from jax.sharding import Mesh
 
 from mira_jax import augment, int8, memory, output, sharding, steps
+from mira_jax.build import build_model
 from mira_jax.data import decode, sampling
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
-from mira_jax.interop.sources import weights_path
+from mira_jax.interop import convert, recognise, sources
 from mira_jax.metrics import average_views
-from mira_jax.mira import MiraConfig
-from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
 from mira_jax.transfer import Transfer, transfer
-from mira_jax.weights import WEIGHTS, compact, flatten, load_weights
+from mira_jax.weights import WEIGHTS, compact, flatten
 
 PyTree = Any
 Record = dict[str, np.ndarray]
 
 MAX_TIMELINE = 7 * 24 * 3600  # seconds
 _SECONDS_AT_ONCE = 512
-
-
-def build_model(fields: Mapping[str, Any]) -> ViViT:
-  """The model of a card or a configuration: the fields of ViViT as JSON.
-
-  `mira` is None or the fields of MiraConfig, `dtype` a name.
-
-  Raises:
-    MiraInputError: unknown fields or values.
-  """
-  return _build(ViViT, fields)
-
-
-def build_autoencoder(
-  fields: Mapping[str, Any], decoder: Mapping[str, Any]
-) -> MaskedAutoencoder:
-  """The pre-training model around the encoder of `build_model`.
-
-  Args:
-    fields: of ViViT as JSON; those that only a classifier has are not used.
-    decoder: the fields `decoder_dim`, `decoder_depth`, `decoder_heads`.
-
-  Raises:
-    MiraInputError: unknown fields or values.
-  """
-  own = {field.name for field in dataclasses.fields(MaskedAutoencoder)}
-  shared = {name: x for name, x in fields.items() if name in own}
-  return _build(MaskedAutoencoder, shared | dict(decoder))
-
-
-def _build(kind: type, fields: Mapping[str, Any]) -> Any:
-  fields = dict(fields)
-  try:
-    if fields.get('mira') is not None:
-      fields['mira'] = MiraConfig(**fields['mira'])
-    fields['dtype'] = jnp.dtype(fields['dtype'])
-    return kind(**fields)
-  except (KeyError, TypeError, ValueError) as error:
-    hint = f'it does not describe a model of this version ({error})'
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('bad_model', 'model', hint, exit_code=code) from error
 
 
 def use_compile_cache() -> None:
@@ -430,45 +388,65 @@ class Engine(Scorer):
 
 
 def load_file(
+  path: str | os.PathLike[str], batch_size: int = 8, **options: Any
+) -> tuple[Engine, dict[str, Any]]:
+  """The engine and the card of any weights.
+
+  Args:
+    path: see `interop.sources.read`.
+    batch_size: clips per call at most.
+    **options: of `load`.
+
+  Raises:
+    MiraInputError: see `interop.convert.read` and `load`.
+  """
+  return load(convert.read(path), path, batch_size, **options)
+
+
+def load(
+  found: convert.Converted,
   path: str | os.PathLike[str],
   batch_size: int = 8,
   *,
   dtype: str | None = None,
   eight_bits: bool = False,
 ) -> tuple[Engine, dict[str, Any]]:
-  """The engine and the card of a weights file.
+  """The engine and the card of weights that were read.
 
   Args:
-    path: of the file.
+    found: the weights.
+    path: of them, for errors.
     batch_size: clips per call at most.
     dtype: of the computation, 'float32' or 'bfloat16'; None is the card's.
     eight_bits: whether kernels are held as `int8`.
 
   Raises:
-    MiraInputError: see `weights.load_weights` and `build_model`; or tensors
-      that do not fit the card's model.
+    MiraInputError: they are no classifier's, or do not fit the card's model.
   """
-  variables, card = load_weights(path)
-  _check_card(card, path)
-  if card.get('pretrain'):
-    raise no_classifier(path)
+  card = found.card
+  if card.get('pretrain') or not card['class_names']:
+    raise no_classifier(path, pretraining=bool(card.get('pretrain')))
   model = build_model(card['model'] | ({'dtype': dtype} if dtype else {}))
-  _check_variables(model, variables, path)
+  _check_variables(model, found.variables, path)
+  variables = found.variables
   if eight_bits:
     variables = int8.quantise(variables)
   return Engine(model, variables, batch_size), card
 
 
-def no_classifier(path: str | os.PathLike[str]) -> MiraInputError:
-  """The error of a pre-training where a classifier is needed."""
-  hint = 'it is a pre-training; fine-tune it with --config.train.init_from'
+def no_classifier(
+  path: str | os.PathLike[str], pretraining: bool = True
+) -> MiraInputError:
+  """The error of weights without a head where a classifier is needed."""
+  what = 'a pre-training' if pretraining else 'a backbone without a head'
+  hint = f'it is {what}; fine-tune it with --config.train.init_from'
   return checkpoint_error('no_classifier', path, hint)
 
 
 def load_run(
   workdir: str | os.PathLike[str], batch_size: int = 8, **options: Any
 ) -> tuple[Engine, dict[str, Any]]:
-  """The engine and the card of a finished run; options as of `load_file`.
+  """The engine and the card of a finished run; options as of `load`.
 
   Raises:
     MiraInputError: the run has no weights yet, or see `load_file`.
@@ -479,65 +457,48 @@ def load_run(
       f'there is no {WEIGHTS}; finish the run with train.py first, or score '
       'a checkpoint of it with eval.py --step=newest'
     )
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('not_finished', workdir, hint, exit_code=code)
+    raise checkpoint_error('not_finished', workdir, hint)
   return load_file(path, batch_size, **options)
 
 
 def load_backbone(
   path: str | os.PathLike[str],
   batch_size: int = 8,
-  fields: Mapping[str, Any] | None = None,
+  wishes: recognise.Wishes = recognise.Wishes(),
 ) -> tuple[Engine, dict[str, Any], Transfer]:
   """An engine that gives features, from a classifier or a pre-training.
 
   Args:
-    path: a weights file or the folder of a finished run; with `fields` also
-      what other programs left, see `transfer`.
+    path: see `interop.sources.read`.
     batch_size: clips per call.
-    fields: of ViViT as JSON; by default those of the card.
+    wishes: what the files do not say.
 
   Returns:
-    The engine, the card ({} of a file that has none), and what became of the
-    tensors.
+    The engine, the card, and what became of the tensors.
 
   Raises:
-    MiraInputError: see `weights.load_weights`, `build_model`, `transfer`; or
+    MiraInputError: see `interop.convert.card_of`, `build_model`, `transfer`; or
       the backbone is not whole.
   """
-  card: dict[str, Any] = {}
-  if fields is None:
-    card = load_weights(weights_path(path))[1]
-    _check_card(card, path)
-    fields = card['model']
-  model = build_model({**fields, 'num_classes': 0})
-  size = (1, model.frames, model.image_size, model.image_size, 3)
-  fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(size))
-  variables, told = transfer(jax.device_get(fresh), path, grid=model.grid)
+  source = sources.read(path, wishes.key)
+  card, remarks = convert.card_of(source, wishes)
+  model = build_model({**card['model'], 'num_classes': 0})
+  fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(_video_shape(model)))
+  variables, told = transfer(jax.device_get(fresh), source, grid=model.grid)
+  told = dataclasses.replace(told, notes=[*told.notes, *remarks])
   return Engine(model, variables, batch_size), card, told
 
 
-def _check_card(card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-  """Checks that a card says all that inference needs."""
-  rules = card.get('preprocessing', {})
-  missing = [n for n in ('model', 'class_names') if n not in card]
-  missing += [f'preprocessing.{n}' for n in ('rate', 'fit') if n not in rules]
-  code = ExitCode.CHECKPOINT
-  if missing:
-    hint = f'its card lacks {", ".join(missing)}; was it written by train.py?'
-    raise MiraInputError('bad_card', path, hint, exit_code=code)
-  count = card['model'].get('num_classes')
-  if count != len(card['class_names']):
-    hint = f'{count} classes, but the names {card["class_names"]}'
-    raise MiraInputError('bad_card', path, hint, exit_code=code)
+def _video_shape(model: ViViT) -> tuple[int, ...]:
+  return 1, model.frames, model.image_size, model.image_size, 3
 
 
 def _check_variables(
   model: ViViT, variables: PyTree, path: str | os.PathLike[str]
 ) -> None:
   """Names the tensors that are missing, left over or misshapen."""
-  size = (1, model.frames, model.image_size, model.image_size, 3)
-  expected = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(size))
+  video = jax.ShapeDtypeStruct(_video_shape(model), jnp.float32)
+  expected = jax.eval_shape(model.init, jax.random.key(0), video)
   want, have = (
     {name: leaf.shape for name, leaf in flatten(tree).items()}
     for tree in (expected, variables)
@@ -549,5 +510,4 @@ def _check_variables(
       f'{len(wrong)} tensors do not fit its model: {compact(wrong)}; '
       f'the first is {have.get(name)} where {want.get(name)} is needed'
     )
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('bad_weights', path, hint, exit_code=code)
+    raise checkpoint_error('bad_weights', path, hint)

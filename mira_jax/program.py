@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding
 
-from mira_jax import config, engine, objectives, optim, sharding, steps
+from mira_jax import build, config, objectives, optim, sharding, steps
 from mira_jax.kernels import dispatch
 from mira_jax.models import mae
 from mira_jax.models.vivit import ViViT
@@ -66,7 +66,7 @@ def classifier(
     mesh: the devices.
     counts: clips of every class, for `optim.class_weights`.
   """
-  model = engine.build_model(dataclasses.asdict(cfg.model))
+  model = build.build_model(dataclasses.asdict(cfg.model))
   weights = None
   if cfg.optim.class_weights == 'inverse_sqrt':
     even = [1] * model.num_classes  # where no data says more
@@ -100,7 +100,7 @@ def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
     for name, value in dataclasses.asdict(cfg.pretrain).items()
     if name.startswith('decoder_')
   }
-  model = engine.build_autoencoder(dataclasses.asdict(cfg.model), fields)
+  model = build.build_autoencoder(dataclasses.asdict(cfg.model), fields)
   draw = functools.partial(draw_mask, cfg, shape=video_shape(cfg))
   mask, hidden = draw(jax.random.key(0))
   slots = cfg.model.frames // cfg.model.tubelet

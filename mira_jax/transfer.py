@@ -1,8 +1,7 @@
 """Weights of one model as the start of another, and what came of each tensor.
 
-A source is a weights file or a finished run of this package, a classifier or
-a pre-training, or whatever `interop.sources` reads: PyTorch files of the
-authors' code, DeepSpeed's, Hugging Face's.
+A source is whatever `interop.sources` reads: a weights file or a finished run
+of this package, a classifier or a pre-training, or files of other programs.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from mira_jax.models.layers import resize_positions
 from mira_jax.weights import (
   compact,
   flatten,
-  load_weights,
   restack,
   unflatten,
 )
@@ -93,7 +91,7 @@ class _Found:
 
 def transfer(
   variables: PyTree,
-  path: str | os.PathLike[str],
+  source: sources.Source | str | os.PathLike[str],
   *,
   class_names: Sequence[str] | None = None,
   grid: Grid | None = None,
@@ -107,7 +105,7 @@ def transfer(
 
   Args:
     variables: {'params': ..., 'mira': ...} of numpy arrays.
-    path: see the module.
+    source: see the module; of a path the best model is taken.
     class_names: of the model. A head of other classes, or of the same in
       another order, is not taken; nor is one whose classes are not told. None
       takes a head of as many classes.
@@ -123,23 +121,25 @@ def transfer(
     MiraInputError: the source cannot be read, lacks tensors of the backbone or
       has them in another shape.
   """
-  have = flatten(variables)
-  found = _read(path, have)
+  if not isinstance(source, sources.Source):
+    source = sources.read(source)
+  have, path = flatten(variables), source.path
+  found = _find(source, have)
   _compare_classes(found, have, class_names)
   _fit_averages(found, have)
   _fit_positions(found, have, path, grid, interpolate)
   _check_shapes(found, have, path)
-  source = found.arrays
-  taken = [name for name in have if name in source]
-  absent = [name for name in have if name not in source]
+  arrays = found.arrays
+  taken = [name for name in have if name in arrays]
+  absent = [name for name in have if name not in arrays]
   missing = [name for name in absent if not _TASK.match(name)]
-  _check_missing(path, have, source, missing, allow_missing)
-  new = {n: np.asarray(source.get(n, x), x.dtype) for n, x in have.items()}
+  _check_missing(path, have, arrays, missing, allow_missing)
+  new = {n: np.asarray(arrays.get(n, x), x.dtype) for n, x in have.items()}
   return unflatten(new), Transfer(
     taken=taken,
     fresh=[name for name in absent if _TASK.match(name)],
     missing=missing,
-    ignored=sorted(source.keys() - have.keys()),
+    ignored=sorted(arrays.keys() - have.keys()),
     notes=found.notes,
   )
 
@@ -147,31 +147,23 @@ def transfer(
 # ----- what a source has -----------------------------------------------------
 
 
-def _read(
-  path: str | os.PathLike[str], have: Mapping[str, np.ndarray]
-) -> _Found:
+def _find(source: sources.Source, have: Mapping[str, np.ndarray]) -> _Found:
   """The tensors of a source by the names of the model that takes them."""
-  stacked = any('/blocks/' in name for name in have)
-  source = sources.read(path)
-  if source is not None:
-    return _Found(
-      arrays=restack(_from_torch(source.state, have), stacked),
-      class_names=source.card.get('class_names') or source.class_names,
-      grid=recognise.grid_of(source),
-      notes=list(source.notes),
-    )
-  variables, card = load_weights(sources.weights_path(path))
-  arrays = flatten(variables)
-  if card.get('pretrain') is not None and 'params/mask_token' not in have:
+  card = source.card
+  if not source.native:
+    arrays = _from_torch(source.state, have)
+  elif card.get('pretrain') is not None and 'params/mask_token' not in have:
     arrays = {
       f'{n} (of tokens)' if _PRETRAINING_ONLY.match(n) else n: x
-      for n, x in arrays.items()
+      for n, x in source.state.items()
     }
+  else:
+    arrays = source.state
   return _Found(
-    arrays=restack(arrays, stacked),
-    class_names=card.get('class_names') or (),
-    grid=_grid_of_card(card),
-    notes=[],
+    arrays=restack(arrays, any('/blocks/' in name for name in have)),
+    class_names=card.get('class_names') or source.class_names,
+    grid=_grid_of_card(card) if source.native else recognise.grid_of(source),
+    notes=list(source.notes),
   )
 
 

@@ -118,13 +118,13 @@ def test_44_a_file_before_pytorch_1_6(tmp_path, capsys):
 def test_45_every_tensor_that_does_not_fit_is_named(tmp_path, capsys):
   tensors = state()
   del tensors['blocks.1.norm2.bias'], tensors['blocks.0.norm1.weight']
-  tensors['odd.weight'] = np.zeros(2, np.float32)
+  tensors['blocks.0.odd.weight'] = np.zeros(2, np.float32)
   tensors['fc_norm.bias'] = np.zeros(3, np.float32)
   path = torch_files.save(tmp_path / 'a.pth', tensors)
   code, told = convert(capsys, path)
   assert code == ExitCode.CHECKPOINT
-  for part in ('blocks.1.norm2.bias', 'blocks.0.norm1.weight', 'odd.weight',
-               'fc_norm.bias is (3,), not (16,)'):  # fmt: skip
+  for part in ('blocks.1.norm2.bias', 'blocks.0.norm1.weight',
+               'odd.weight', 'fc_norm.bias is (3,), not (16,)'):  # fmt: skip
     assert part in told
   # Allowing one part allows no other, and nothing else than missing.
   assert convert(capsys, path, '--allow-missing=encoder')[0] != 0

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.numpy
 
 import torch_files
-from mira_jax import augment, cli, config, engine, weights
+from mira_jax import augment, build, cli, config, engine, weights
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import convert, recognise, sources, torch_names
 from mira_jax.mira import MiraConfig
@@ -49,7 +49,7 @@ def classifier(**changes):
 
 def autoencoder(**changes):
   decoder = {'decoder_dim': 192, 'decoder_depth': 2, 'decoder_heads': 3}
-  model = engine.build_autoencoder(fields(**changes), decoder)
+  model = build.build_autoencoder(fields(**changes), decoder)
   mask, hidden = mae.draw_mask(
     jax.random.key(0), CLIP, 2, 4, kind='tube', ratio=0.5
   )
@@ -76,9 +76,9 @@ def same(a, b):
 
 
 def read(path, *, class_names=NAMES, allow_missing=(), **wishes):
-  wishes = recognise.Wishes(image_size=8, **wishes)
+  wishes = {'image_size': 8, 'class_names': class_names} | wishes
   return convert.read(
-    path, wishes, class_names=class_names, allow_missing=allow_missing
+    path, recognise.Wishes(allow_missing=allow_missing, **wishes)
   )
 
 
@@ -407,7 +407,7 @@ def test_a_pretraining_of_hugging_face_computes_the_same(tmp_path):
   folder = save_hugging_face(tmp_path / 'hf', 'pretraining')
   got = convert.read(folder, recognise.Wishes())
   decoder = {n: x for n, x in got.card['pretrain'].items() if 'decoder' in n}
-  model = engine.build_autoencoder(got.card['model'], decoder)
+  model = build.build_autoencoder(got.card['model'], decoder)
   mask = np.array([[0, 1, 1, 0] * 2] * 2, bool)
   video = augment.prepare(jnp.asarray(VIDEO, jnp.uint8))
   logits = model.apply(got.variables, video, mask, num_masked=4)

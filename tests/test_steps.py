@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from mira_jax import augment, engine, objectives, optim, sharding, steps
+from mira_jax import augment, build, engine, objectives, optim, sharding, steps
 from mira_jax.config import ModelConfig
 from mira_jax.mira import MiraConfig
 from mira_jax.models import mae
@@ -260,7 +260,7 @@ def test_a_frozen_backbone_does_not_move_and_costs_no_gradient():
 
 
 def autoencoder(mode='exact'):
-  return engine.build_autoencoder(
+  return build.build_autoencoder(
     dataclasses.asdict(MODEL)
     | {'mira': mode and {'mode': mode, 'statistics': 'batch_ema'}},
     {'decoder_dim': 8, 'decoder_depth': 1, 'decoder_heads': 2},

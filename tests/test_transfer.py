@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from mira_jax import engine, weights
+from mira_jax import build, engine, weights
 from mira_jax.config import ModelConfig, PretrainConfig
 from mira_jax.errors import MiraInputError
-from mira_jax.interop import torch_names
+from mira_jax.interop import recognise, torch_names
 from mira_jax.mira import MiraConfig
 from mira_jax.models import mae
 from mira_jax.transfer import transfer
@@ -33,7 +33,7 @@ def classifier(seed=0, **changes):
 
 
 def autoencoder(seed=1):
-  model = engine.build_autoencoder(dataclasses.asdict(CONFIG), DECODER)
+  model = build.build_autoencoder(dataclasses.asdict(CONFIG), DECODER)
   mask, hidden = mae.draw_mask(
     jax.random.key(0), SIZE, 2, 8, kind='tube', ratio=0.5
   )
@@ -169,7 +169,7 @@ def test_another_size_or_model_is_refused_in_one_line(tmp_path):
   with pytest.raises(MiraInputError, match='not_found'):
     transfer(classifier()[1], tmp_path / 'absent')
   other.write_bytes(b'nothing')
-  with pytest.raises(MiraInputError, match='not_weights'):
+  with pytest.raises(MiraInputError, match='damaged'):
     transfer(classifier()[1], other)
 
 
@@ -196,14 +196,14 @@ def test_the_backbone_of_a_pretraining_gives_features(tmp_path):
   )
 
 
-def test_a_pytorch_file_has_features_when_it_is_told_its_size(tmp_path):
+def test_a_pytorch_file_has_features(tmp_path):
   _, source = classifier(seed=1)
   state = torch_names.to_torch(source, torch_names.CLASSIFIER)
   path = tmp_path / 'torch.safetensors'
   safetensors.numpy.save_file(state, path)
-  fields = dataclasses.asdict(CONFIG)
-  scorer, about, _ = engine.load_backbone(path, fields=fields)
-  assert about == {}
+  wishes = recognise.Wishes(heads=2, image_size=16, rate=2)
+  scorer, about, _ = engine.load_backbone(path, wishes=wishes)
+  assert about['preprocessing'] == {'rate': 2, 'fit': 'crop'}
   same(scorer._variables['params']['norm'], source['params']['norm'])
-  with pytest.raises(MiraInputError, match='no card'):
+  with pytest.raises(MiraInputError, match='--heads'):
     engine.load_backbone(path)

@@ -14,9 +14,10 @@ import rich.table
 
 from mira_jax import engine, figures, output
 from mira_jax.cli import at_least
+from mira_jax.commands import weight_flags
 from mira_jax.data import decode, faces, sampling
 from mira_jax.errors import ExitCode
-from mira_jax.interop import convert, recognise, torch_compare
+from mira_jax.interop import convert, torch_compare
 from mira_jax.kernels import dispatch
 
 BOUND = 2e-5  # of float32 logits: largest difference over largest number
@@ -55,8 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--views', type=at_least(1), default=2, help='windows (default: 2)'
   )
-  parser.add_argument('--mode', choices=recognise.MODES)
-  parser.add_argument('--heads', type=at_least(1))
+  weight_flags.add(parser)
   parser.add_argument(
     '--attention',
     choices=tuple(dispatch.IMPLEMENTATIONS),
@@ -76,8 +76,7 @@ def run(args: argparse.Namespace) -> int:
   torch_compare.load_torch()
   if args.out:
     output.open_folder(pathlib.Path(args.out).parent)
-  wishes = recognise.Wishes(mode=args.mode, heads=args.heads)
-  found = convert.read(args.weights, wishes)
+  found = convert.read(args.weights, weight_flags.wishes(args))
   if found.card.get('pretrain'):
     raise engine.no_classifier(args.weights)
   fields = found.card['model']

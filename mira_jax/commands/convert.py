@@ -3,10 +3,11 @@
   mira convert SRC DST.safetensors
   mira convert SRC DST.torch.safetensors
 
-SRC is a file or folder: a .pth of MiRA or VideoMAE, a checkpoint folder of
-DeepSpeed, safetensors with the names of the authors' code, a model folder of
-Hugging Face (VideoMAE, ViViT), a weights file or run of this package. PyTorch
-is not needed, and nothing in a file is run. docs/weights.md has the details.
+SRC is a file or folder: what MiRA's or VideoMAE's training saved (.pth, .ckpt,
+under any key), a checkpoint folder of DeepSpeed, safetensors with their names,
+a model folder of Hugging Face (VideoMAE, ViViT) in one part or in many, a
+weights file or run of this package. PyTorch is not needed, and nothing in a
+file is run. docs/weights.md has the details.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import rich.console
 import rich.markup
 import rich.table
 
-from mira_jax.cli import at_least
+from mira_jax.commands import weight_flags
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.interop import convert, recognise, sources
+from mira_jax.interop import convert, sources
 
 TORCH = '.torch.safetensors'
 
@@ -34,20 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser):
     choices=('mira', 'torch'),
     help=f'names of the tensors (default: torch if DST ends in {TORCH})',
   )
-  parser.add_argument('--mode', choices=recognise.MODES)
-  parser.add_argument('--classes', help='names in order, commas between')
-  for flag in ('--heads', '--decoder-heads', '--frames', '--image-size'):
-    parser.add_argument(flag, type=at_least(1))
+  weight_flags.add(parser)
   parser.add_argument(
     '--allow-missing',
     default='',
     metavar='PARTS',
     help='parts that may be missing, such as head; they start anew',
   )
-  parser.add_argument(
-    '--rate', type=at_least(1), default=4, help='one of so many frames is read'
-  )
-  parser.add_argument('--fit', choices=('crop', 'squash'), default='crop')
   parser.add_argument('--force', action='store_true', help='write over DST')
 
 
@@ -58,20 +52,7 @@ def run(args: argparse.Namespace) -> int:
     args.to is None and path.name.endswith(TORCH)
   )
   _check_destination(args, path)
-  converted = convert.read(
-    args.source,
-    recognise.Wishes(
-      mode=args.mode,
-      heads=args.heads,
-      decoder_heads=args.decoder_heads,
-      frames=args.frames,
-      image_size=args.image_size,
-    ),
-    class_names=_parts(args.classes or ''),
-    rate=args.rate,
-    fit=args.fit,
-    allow_missing=_parts(args.allow_missing),
-  )
+  converted = convert.read(args.source, weight_flags.wishes(args))
   write = convert.write_torch if to_torch else convert.write
   write(path, converted)
   _tell(converted)
@@ -87,10 +68,6 @@ def _check_destination(args: argparse.Namespace, path: pathlib.Path) -> None:
     raise MiraInputError('bad_name', path, 'it is what is to be converted')
   if path.exists() and not args.force:
     raise MiraInputError('exists', path, 'it is there already; --force')
-
-
-def _parts(text: str) -> list[str]:
-  return [part.strip() for part in text.split(',') if part.strip()]
 
 
 def _tell(converted: convert.Converted) -> None:

@@ -2,15 +2,14 @@
 
   mira features DATASET --out FILE.npz (--workdir RUN | --weights FILE)
 
-The model is a finished run, a pre-training as well as a classifier, or a
-weights file; its head is not used: features are what is pooled after the last
-norm, averaged over views. The file holds the arrays features [C, D], label,
-clip_id, subject, fold, split [C] and class_names [K], and `about`, JSON that
-says where they are from. `mira probe` reads it, and so does numpy.load.
+The model is a finished run, a pre-training as well as a classifier, or any
+weights that `mira convert` reads; its head is not used: features are what is
+pooled after the last norm, averaged over views. The file holds the arrays
+features [C, D], label, clip_id, subject, fold, split [C] and class_names [K],
+and `about`, JSON that says where they are from. `mira probe` reads it, and so
+does numpy.load.
 
-A safetensors file with the names of the authors' PyTorch code needs
---config FILE:ARGUMENT beside --weights, such as configs/dfew.py:B,exact, which
-says what model it is of.
+Flags such as --heads are for weights of other programs that do not say it.
 """
 
 from __future__ import annotations
@@ -18,15 +17,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
-import os
 import pathlib
-import runpy
 from typing import Any
 
 import numpy as np
 
 from mira_jax import (
-  config,
   devices,
   engine,
   feature_file,
@@ -35,6 +31,7 @@ from mira_jax import (
   training,
 )
 from mira_jax.cli import at_least
+from mira_jax.commands import weight_flags
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline
 from mira_jax.errors import ExitCode, MiraInputError
@@ -46,8 +43,10 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument('dataset', metavar='DATASET')
   model = parser.add_mutually_exclusive_group(required=True)
   model.add_argument('--workdir', metavar='RUN', help='folder of a run')
-  model.add_argument('--weights', metavar='FILE', help='a weights file instead')
-  parser.add_argument('--config', help='of a file with PyTorch names')
+  model.add_argument(
+    '--weights', metavar='SRC', help='what `mira convert` reads, instead'
+  )
+  weight_flags.add(parser)
   parser.add_argument('--out', required=True, metavar='FILE.npz')
   parser.add_argument('--splits', help='with commas between (default: all)')
   parser.add_argument('--views', type=at_least(1), default=1)
@@ -67,13 +66,12 @@ def run(args: argparse.Namespace) -> int:
   engine.use_compile_cache()
   dataset = prepared.open(args.dataset)
   splits = args.splits.split(',') if args.splits else list(dataset.splits)
-  fields, rules = _model_of_config(args.config)
+  path = args.workdir or args.weights
   scorer, card, told = engine.load_backbone(
-    args.workdir or args.weights, args.batch_size, fields
+    path, args.batch_size, weight_flags.wishes(args)
   )
   print(told)
-  rules = card.get('preprocessing') or rules
-  source = sources.weights_path(args.workdir or args.weights)
+  rules, source = card['preprocessing'], sources.weights_path(path)
   parts = [_split(scorer, dataset, split, rules, args) for split in splits]
   arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
   about = {
@@ -95,26 +93,6 @@ def run(args: argparse.Namespace) -> int:
 def _sha256(path: pathlib.Path) -> str:
   with path.open('rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _model_of_config(
-  text: str | None,
-) -> tuple[dict[str, Any] | None, dict[str, Any]]:
-  """Fields of the model, and how clips are read, of --config FILE:ARGUMENT."""
-  if text is None:
-    return None, {}
-  path, _, argument = text.partition(':')
-  if not os.path.isfile(path):
-    raise MiraInputError(
-      'not_found', path, 'name a file such as configs/dfew.py'
-    )
-  config.find_neighbours(path)
-  try:
-    cfg = runpy.run_path(path)['get_config'](*([argument] if argument else []))
-  except (KeyError, TypeError, ValueError) as error:
-    raise MiraInputError('bad_config', text, str(error)) from error
-  rules = {'rate': cfg.data.rate, 'fit': cfg.data.fit}
-  return dataclasses.asdict(cfg.model), rules
 
 
 def _split(

@@ -10,8 +10,8 @@ slide over the clip instead, and every second has probabilities of its own.
 Clips that cannot be read are reported, and the others go on. Of a camera
 nothing is stored, but for the picture, with --out.
 
---weights takes a weights file, or a folder that `mira export` wrote, which has
-no attention to picture.
+--weights takes all that `mira convert` reads, with flags for what it does not
+say, or a folder that `mira export` wrote, which has no attention to picture.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ from mira_jax import (
   report,
 )
 from mira_jax.cli import at_least
+from mira_jax.commands import weight_flags
 from mira_jax.data import decode, gather, webcam
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop import convert
 
 DEFAULT_RUN = 'runs/quickstart'
 FORMATS = ('table', 'json', 'jsonl', 'csv')
@@ -69,8 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser):
     help=f'folder of a finished run (default: {DEFAULT_RUN})',
   )
   model.add_argument(
-    '--weights', metavar='FILE', help='a weights file or an export instead'
+    '--weights',
+    metavar='SRC',
+    help='what `mira convert` reads, or an export, instead',
   )
+  weight_flags.add(parser)
   parser.add_argument(
     '--views', type=at_least(1), default=5, help='windows per clip (default: 5)'
   )
@@ -199,7 +204,10 @@ def _load(args: argparse.Namespace) -> tuple[engine.Scorer, dict[str, Any]]:
     return exported, exported.card
   options = {'dtype': args.dtype, 'eight_bits': args.int8}
   if args.weights:
-    return engine.load_file(args.weights, size, **options)
+    found = convert.read(args.weights, weight_flags.wishes(args))
+    for remark in found.remarks:
+      print(f'note: {remark}', file=sys.stderr)
+    return engine.load(found, args.weights, size, **options)
   return engine.load_run(args.workdir, size, **options)
 
 

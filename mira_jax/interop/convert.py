@@ -7,21 +7,21 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mira_jax import engine
+from mira_jax.build import build_autoencoder, build_model
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
-from mira_jax.interop import recognise, sources, torch_names
+from mira_jax.interop import recognise, sources, torch_names, wrappings
 from mira_jax.models import mae
 from mira_jax.weights import (
   compact,
   flatten,
-  load_weights,
   restack,
   save_weights,
   unflatten,
@@ -29,6 +29,8 @@ from mira_jax.weights import (
 )
 
 PyTree = Any
+# Parts whose tensors change the features, whether or not we know them.
+_FEATURES = re.compile(r'(blocks|encoder|decoder|\w*(embed|token|norm|pos_))')
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -54,46 +56,50 @@ class Converted:
 
 def read(
   path: str | os.PathLike[str],
-  wishes: recognise.Wishes,
-  *,
-  class_names: Sequence[str] = (),
-  rate: int = 4,
-  fit: str = 'crop',
-  allow_missing: Sequence[str] = (),
+  wishes: recognise.Wishes = recognise.Wishes(),
 ) -> Converted:
   """Reads weights of ours or of another program.
 
   Args:
     path: see `sources.read`.
-    wishes: what weights of another program do not tell.
-    class_names: in the order of the head; () takes those that are told, or
-      numbers.
-    rate: of the card's preprocessing: one of so many frames is read.
-    fit: of it, how frames become square.
-    allow_missing: parts of the model ('head') that may be missing or other.
+    wishes: what the files do not say.
 
   Raises:
-    MiraInputError: naming every missing, extra and mis-shaped tensor; or see
-      `sources.read` and `recognise.recognise`.
+    MiraInputError: naming every missing and misshapen tensor; or see
+      `sources.read` and `card_of`.
   """
-  source = sources.read(path)
-  if source is None:
-    variables, card = load_weights(sources.weights_path(path))
-    return Converted(variables=variables, card=card, kind='weights of ours')
-  if source.card:
-    card, remarks = source.card, []
-  else:
-    card, remarks = _card(source, wishes, class_names, rate, fit)
-  card = card | {'source': _origin(source)}
-  variables, ignored, missing = _variables(source, card, allow_missing)
-  return Converted(
-    variables=variables,
+  source = sources.read(path, wishes.key)
+  card, remarks = card_of(source, wishes)
+  found = Converted(
+    variables={},
     card=card,
     kind=source.kind,
-    ignored=ignored,
-    missing=missing,
     remarks=[*source.notes, *remarks],
   )
+  if source.native:
+    found.variables = unflatten(source.state)
+  else:
+    card['source'] = _origin(source)
+    _put_tensors(found, source, wishes.allow_missing)
+  return found
+
+
+def card_of(
+  source: sources.Source, wishes: recognise.Wishes
+) -> tuple[dict[str, Any], list[str]]:
+  """The card of weights, and what was assumed for it.
+
+  Raises:
+    MiraInputError: wishes that contradict the files, classes that do not fit
+      the head, limits of a card; or see `recognise.recognise`.
+  """
+  if source.card:
+    card, remarks = dict(source.card), []
+    _check_wishes(card, wishes, source)
+  else:
+    card, remarks = _card(source, wishes)
+  check_card(card, source.path)
+  return card, remarks
 
 
 def write(path: str | os.PathLike[str], converted: Converted) -> pathlib.Path:
@@ -127,24 +133,20 @@ def write_torch(
 
 
 def _card(
-  source: sources.Source,
-  wishes: recognise.Wishes,
-  class_names: Sequence[str],
-  rate: int,
-  fit: str,
+  source: sources.Source, wishes: recognise.Wishes
 ) -> tuple[dict[str, Any], list[str]]:
   """The card of weights that have none, and what was assumed for it."""
   model = recognise.recognise(source, wishes)
   count = model.fields['num_classes']
   remarks = list(model.remarks)
-  names = list(class_names or source.class_names)
+  names = list(wishes.class_names or source.class_names)
   if count and not names:
     names = [str(i) for i in range(count)]
     remarks.append('its classes are only numbered; name them with --classes')
   if len(names) != count or len(set(names)) != count:
     hint = f'its head has {count} classes; {len(set(names))} are named: '
     hint += ','.join(names[:20])
-    code = ExitCode.USAGE if class_names else ExitCode.CHECKPOINT
+    code = ExitCode.USAGE if wishes.class_names else ExitCode.CHECKPOINT
     raise MiraInputError('bad_classes', source.path, hint, exit_code=code)
   pretrain = None
   if model.decoder:
@@ -152,12 +154,48 @@ def _card(
     recipe = {'mask': 'tube', 'mask_ratio': 0.9, 'normalise_targets': True}
     pretrain = model.decoder | recipe
   fields = model.fields | {'dtype': 'float32'}
+  rules = {'rate': wishes.rate or 4, 'fit': wishes.fit or 'crop'}
   return {
     'model': fields,
     'pretrain': pretrain,
     'class_names': names,
-    'preprocessing': {'rate': rate, 'fit': fit},
+    'preprocessing': rules,
   }, remarks
+
+
+def _check_wishes(
+  card: Mapping[str, Any], wishes: recognise.Wishes, source: sources.Source
+) -> None:
+  """Refuses a flag that says other than a card, which says everything."""
+  model, rules = card.get('model') or {}, card.get('preprocessing') or {}
+  mira = model.get('mira')
+  said = {
+    'mode': (mira or {}).get('mode', 'plain'),
+    'class_names': card.get('class_names'),
+    **{n: model.get(n) for n in ('heads', 'frames', 'image_size')},
+    **{n: rules.get(n) for n in ('rate', 'fit')},
+  }
+  for name, value in said.items():
+    wish = getattr(wishes, name)
+    wish = list(wish) if name == 'class_names' else wish
+    if wish and wish != value:
+      flag = 'classes' if name == 'class_names' else name.replace('_', '-')
+      hint = f'--{flag} {wish}: its card says {value}; leave the flag out'
+      raise MiraInputError('bad_flag', source.path, hint)
+
+
+def check_card(card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+  """Checks that a card says all that inference needs."""
+  rules = card.get('preprocessing', {})
+  missing = [n for n in ('model', 'class_names') if n not in card]
+  missing += [f'preprocessing.{n}' for n in ('rate', 'fit') if n not in rules]
+  if missing:
+    hint = f'its card lacks {", ".join(missing)}; was it written by train.py?'
+    raise checkpoint_error('bad_card', path, hint)
+  count = card['model'].get('num_classes')
+  if count != len(card['class_names']):
+    hint = f'{count} classes, but the names {card["class_names"]}'
+    raise checkpoint_error('bad_card', path, hint)
 
 
 def _origin(source: sources.Source) -> dict[str, str]:
@@ -175,68 +213,82 @@ def _table(card: Mapping[str, Any]) -> tuple:
   return torch_names.CLASSIFIER
 
 
-def _variables(
-  source: sources.Source, card: dict[str, Any], allow_missing: Sequence[str]
-) -> tuple[PyTree, list[str], list[str]]:
+def _put_tensors(
+  found: Converted, source: sources.Source, allow_missing: Sequence[str]
+) -> None:
   """The variables of the card's model, what is ignored and what is missing."""
-  table, scan = _table(card), card['model'].get('scan', False)
+  card, table = found.card, _table(found.card)
   init = _init(card)
   template = jax.eval_shape(init, jax.random.key(0))
-  state, ignored = _without_the_useless(source.state, template)
+  names = {n: torch_names.lookup(n, table)[0] for n in flatten(template)}
+  state, useless, extra = _useful(source.state, template, names.values())
   _check_parts(source, template, allow_missing)
-  missing = [
+  backbone = not (card['class_names'] or card.get('pretrain'))
+  allowed = {*allow_missing, *(['norm'] if backbone else [])}
+  found.ignored = [*useless, *extra]
+  found.missing = [
     path
-    for path in flatten(template)
-    if torch_names.lookup(path, table)[0] not in state
-    and (path.split('/')[1] in allow_missing or path.startswith('mira/'))
+    for path, name in names.items()
+    if name not in state
+    and (path.split('/')[1] in allowed or path.startswith('mira/'))
   ]
-  if missing:
+  found.remarks = [*found.remarks, *_remarks(extra, found.missing)]
+  if found.missing:
     template = jax.device_get(jax.jit(init)(jax.random.key(0)))
-  names = [torch_names.lookup(path, table)[0] for path in missing]
+  absent = '|'.join(re.escape(names[path]) for path in found.missing)
   try:
-    variables = torch_names.from_torch(
-      state, template, table, '|'.join(map(_literally, names))
-    )
+    variables = torch_names.from_torch(state, template, table, absent)
   except MiraInputError as cause:
     hint = f'{cause.hint}; --allow-missing PARTS starts missing ones anew'
     raise checkpoint_error(cause.code, source.path, hint) from cause
-  whole = unflatten(restack(flatten(variables), stacked=scan))
-  return whole, ignored, missing
+  found.variables = unflatten(
+    restack(flatten(variables), stacked=card['model'].get('scan', False))
+  )
 
 
-def _literally(name: str) -> str:
-  return name.replace('.', r'\.')
+def _remarks(extra: Sequence[str], missing: Sequence[str]) -> list[str]:
+  remarks = []
+  if extra:
+    names = wrappings.shown(extra)
+    remarks.append(f'left out, as the model has no place for them: {names}')
+  if fresh := [n for n in missing if n.startswith('params/')]:
+    remarks.append(f'starts anew, as it is missing: {compact(fresh)}')
+  return remarks
 
 
 def _init(card: Mapping[str, Any]) -> Any:
   """`init(key)` of the card's model, with blocks of their own."""
   fields = card['model'] | {'scan': False}
   side, frames = fields['image_size'], fields['frames']
-  video = jnp.zeros((1, frames, side, side, 3))
+  shape = (1, frames, side, side, 3)
   if not card.get('pretrain'):
-    model = engine.build_model(fields)
-    return lambda key: model.init(key, video)
+    model = build_model(fields)
+    return lambda key: model.init(key, jnp.zeros(shape))
   own = {n: x for n, x in card['pretrain'].items() if n.startswith('decoder_')}
-  autoencoder = engine.build_autoencoder(fields, own)
+  autoencoder = build_autoencoder(fields, own)
   mask, hidden = mae.draw_mask(
     jax.random.key(0),
-    video.shape,
+    shape,
     autoencoder.tubelet,
     autoencoder.patch,
     kind='tube',
     ratio=card['pretrain']['mask_ratio'],
   )
-  return lambda key: autoencoder.init(key, video, mask, num_masked=hidden)
+  return lambda key: autoencoder.init(
+    key, jnp.zeros(shape), mask, num_masked=hidden
+  )
 
 
-def _without_the_useless(
-  state: Mapping[str, np.ndarray], template: PyTree
-) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Without what a complete checkpoint has, but this model has no use for.
+def _useful(
+  state: Mapping[str, np.ndarray], template: PyTree, expected: Iterable[str]
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
+  """The tensors that a model must have, and the names of all others.
 
-  Those are MiRA's averages, if it shall be plain, and the last norm of an
-  encoder that was cut out of a pre-training: it is of tokens, and a
-  classifier's is of their mean.
+  The first are what a complete checkpoint has, but this model has no use for:
+  MiRA's averages, if it shall be plain, and the last norm of an encoder that
+  was cut out of a pre-training: it is of tokens, and a classifier's is of their
+  mean. The second are of losses and of heads under other names. What could
+  change the features stays, for an error to name it.
   """
   mask_token = 'mask_token' in template['params']
   useless = [
@@ -245,8 +297,13 @@ def _without_the_useless(
     if (name.endswith('.c_buf') and 'mira' not in template)
     or (name in ('norm.weight', 'norm.bias') and not mask_token)
   ]
-  kept = {name: x for name, x in state.items() if name not in useless}
-  return kept, useless
+  extra = [
+    name
+    for name in state.keys() - {*useless, *expected}
+    if not _FEATURES.match(name)
+  ]
+  left = {*useless, *extra}
+  return {n: x for n, x in state.items() if n not in left}, useless, extra
 
 
 def _check_parts(

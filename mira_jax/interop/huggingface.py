@@ -52,6 +52,11 @@ def is_here(state: Mapping[str, Any]) -> bool:
   return any('embeddings.patch_embeddings.projection' in n for n in state)
 
 
+def knows(name: str) -> bool:
+  """Whether a tensor of these models has that name, and ours another."""
+  return _new_name(name, 'norm.') != name
+
+
 def fields(config: Mapping[str, Any], vivit: bool) -> dict[str, Any]:
   """The fields of our model, and of its decoder, that a config.json tells.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from mira_jax.errors import checkpoint_error
@@ -44,6 +45,12 @@ class Wishes:
     decoder_heads: of the decoder.
     frames: in a clip.
     image_size: in pixels.
+    rate: of the preprocessing: one of so many frames is read.
+    fit: of it, how frames become square.
+    class_names: in the order of the head; () are those of the files, or
+      numbers.
+    key: which model of a file that has several.
+    allow_missing: parts of the model ('head') that may be missing.
   """
 
   mode: str | None = None
@@ -51,6 +58,11 @@ class Wishes:
   decoder_heads: int | None = None
   frames: int | None = None
   image_size: int | None = None
+  rate: int | None = None
+  fit: str | None = None
+  class_names: Sequence[str] = ()
+  key: str | None = None
+  allow_missing: Sequence[str] = ()
 
 
 def size_name(fields: dict[str, Any]) -> str:

@@ -1,0 +1,206 @@
+"""The models within what a training program saved, by their tensors' names.
+
+Programs put a state dict under keys of their own and prefixes before its names.
+No list of those is complete; what a model's tensors are called is known.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from mira_jax.errors import checkpoint_error
+from mira_jax.interop import huggingface, pth, torch_names
+
+Leaf = np.ndarray | pth.Tensor
+
+# Modules around modules; they may stand anywhere in a name.
+_WRAPPERS = re.compile(
+  r'(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)'
+  r'\.'
+)
+# What averages of a model are called, which are not taken unless asked for.
+_AVERAGE = re.compile(
+  r'(?i)(^|[._])(ema|avg|averaged?|swa|teacher|momentum|target)([._]|$)'
+)
+_DEEPEST = 8  # parts of a prefix
+_SHOWN = 12  # names in an error
+
+
+def _names(table: tuple) -> re.Pattern[str]:
+  names = (re.escape(name).replace(r'\\1', r'\d+') for _, name, _ in table)
+  return re.compile('|'.join(names))
+
+
+_CLASSIFIER = _names(torch_names.CLASSIFIER)
+_AUTOENCODER = _names(torch_names.AUTOENCODER)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Candidate:
+  """A model within a file.
+
+  Attributes:
+    label: its keys and its prefix, 'state.model'; '' for a bare state dict.
+    state: its tensors by the model's names; those under its prefix that no
+      model has keep theirs.
+    outside: names beside it that belong to no model.
+    fits: how many names a model has.
+  """
+
+  label: str
+  state: dict[str, Leaf]
+  outside: list[str]
+  fits: int
+
+  @property
+  def average(self) -> bool:
+    """Whether it is called an average of another."""
+    return bool(_AVERAGE.search(self.label))
+
+
+def find(tree: Any) -> list[Candidate]:
+  """The models of a tree of dicts, lists and tensors, the best one first.
+
+  The best has the most tensors of a model; of as many, it is no average.
+  """
+  found = [
+    candidate
+    for keys, tensors in _mappings(tree, ())
+    for candidate in _split(keys, tensors)
+  ]
+  return sorted(found, key=lambda c: (-c.fits, c.average))
+
+
+def choose(
+  tree: Any, key: str | None, path: Any
+) -> tuple[Candidate, list[str]]:
+  """The model that is asked for, or the best; a note where there are more.
+
+  Args:
+    tree: what is in a file.
+    key: of the model, the start of a label; None is the best one.
+    path: of the file, for errors.
+
+  Raises:
+    MiraInputError: it has no model, or none at that key.
+  """
+  found = find(tree)
+  wanted = [
+    c for c in found if key is None or f'{c.label}.'.startswith(f'{key}.')
+  ]
+  if not wanted:
+    raise _error(tree, found, key, path)
+  labels = shown(c.label or 'no key' for c in found)
+  notes = []
+  if key is None and len(found) > 1:
+    taken = shown([wanted[0].label or 'no key'])
+    notes.append(f'it has models at {labels}; {taken} is taken, --key another')
+  return wanted[0], notes
+
+
+def shown(names: Iterable[Any]) -> str:
+  """Names of a file for a message: a dozen at most, short and printable."""
+  names = list(names)
+  some = ', '.join(ascii(str(n)[:60])[1:-1] for n in names[:_SHOWN])
+  more = len(names) - _SHOWN
+  return some + (f' and {more} more' if more > 0 else '')
+
+
+def _error(
+  tree: Any, found: list[Candidate], key: str | None, path: Any
+) -> Exception:
+  keys = shown(tree) if isinstance(tree, Mapping) else type(tree).__name__
+  if found:
+    labels = shown(c.label or 'no key' for c in found)
+    hint = f'--key {key}: it has no model there, but at {labels}'
+    return checkpoint_error('bad_key', path, hint)
+  places = dict(_mappings(tree, ()))
+  if not places:
+    hint = f'it has no tensors by name; what it has is {keys or "nothing"}'
+    return checkpoint_error('not_weights', path, hint)
+  names = next((t for k, t in places.items() if k != ('optimizer',)))
+  hint = f'none of its tensors is of a model that is read here: {shown(names)}'
+  if () not in places:
+    hint += f'; its keys are {keys}'
+  return checkpoint_error('other_model', path, hint)
+
+
+def _mappings(
+  tree: Any, keys: tuple[str, ...]
+) -> Iterator[tuple[tuple[str, ...], dict[str, Leaf]]]:
+  """Every dict with named tensors, and the keys that lead to it.
+
+  Trees are bounded: `pickles` refuses those without an end.
+  """
+  if isinstance(tree, Mapping):
+    items = [(n, x) for n, x in tree.items() if isinstance(n, str | int)]
+  elif isinstance(tree, list | tuple):
+    items = list(enumerate(tree))
+  else:
+    return
+  tensors = {
+    n: x for n, x in items if isinstance(n, str) and isinstance(x, Leaf)
+  }
+  if tensors:
+    yield keys, tensors
+  for name, value in items:
+    yield from _mappings(value, (*keys, str(name)))
+
+
+def _split(
+  keys: tuple[str, ...], tensors: Mapping[str, Leaf]
+) -> Iterator[Candidate]:
+  """The models of one dict: those whose names have one prefix each."""
+  state = {_WRAPPERS.sub('', name): x for name, x in tensors.items()}
+  if len(state) < len(tensors):  # it has one model within a wrapper, one not
+    state = dict(tensors)
+  roots = _roots(state)
+  rest = {n: r for n, r in roots.items() if r}
+  models: dict[str, list[str]] = {}
+  while rest:
+    fits = collections.Counter(root for r in rest.values() for root in r)
+    root, count = max(fits.items(), key=lambda item: (item[1], -len(item[0])))
+    if models and 2 * count < len(next(iter(models.values()))):
+      break
+    models[root] = [n for n, r in rest.items() if root in r]
+    rest = {n: r for n, r in rest.items() if root not in r}
+  claimed = {n for names in models.values() for n in names}
+  left = [n for n in state if n not in claimed]
+  for root, names in models.items():
+    own = [*names, *(n for n in left if n.startswith(root))]
+    found = {n.removeprefix(root): state[n] for n in own}
+    # A head beside the backbone, 'head.weight' and 'backbone.blocks...'.
+    outside = [n for n in left if not n.startswith(root)]
+    for name in list(outside):
+      near = sorted((r for r in roots[name] if root.startswith(r)), key=len)
+      if near and name.removeprefix(near[-1]) not in found:
+        found[name.removeprefix(near[-1])] = state[name]
+        outside.remove(name)
+    label = '.'.join((*keys, *filter(None, root.split('.'))))
+    yield Candidate(label=label, state=found, outside=outside, fits=len(names))
+
+
+def _roots(state: Mapping[str, Leaf]) -> dict[str, set[str]]:
+  """For each name the prefixes without which a model has it."""
+  roots: dict[str, set[str]] = {}
+  # The names of a pre-training are those of a model only beside its decoder.
+  whole = {
+    n.removesuffix('mask_token') for n in state if n.endswith('mask_token')
+  }
+  for name in state:
+    dots = [0, *(m.end() for m in re.finditer(r'\.', name))][:_DEEPEST]
+    roots[name] = {name[:i] for i in dots if _is_known(name, i, whole)}
+  return roots
+
+
+def _is_known(name: str, start: int, whole: set[str]) -> bool:
+  rest = name[start:]
+  if _CLASSIFIER.fullmatch(rest) or huggingface.knows(rest):
+    return True
+  return name[:start] in whole and bool(_AUTOENCODER.fullmatch(rest))
