@@ -498,7 +498,11 @@ def _check_variables(
 ) -> None:
   """Names the tensors that are missing, left over or misshapen."""
   video = jax.ShapeDtypeStruct(_video_shape(model), jnp.float32)
-  expected = jax.eval_shape(model.init, jax.random.key(0), video)
+  try:
+    expected = jax.eval_shape(model.init, jax.random.key(0), video)
+  except (ValueError, TypeError, ZeroDivisionError) as cause:
+    hint = f'it does not describe a model of this version ({cause})'
+    raise checkpoint_error('bad_card', path, hint) from cause
   want, have = (
     {name: leaf.shape for name, leaf in flatten(tree).items()}
     for tree in (expected, variables)

@@ -167,13 +167,10 @@ def _find(source: sources.Source, have: Mapping[str, np.ndarray]) -> _Found:
   )
 
 
-def _grid_of_card(card: Mapping[str, Any]) -> Grid | None:
-  model = card.get('model') or {}
-  names = ('frames', 'tubelet', 'image_size', 'patch')
-  if any(type(model.get(name)) is not int for name in names):
-    return None
-  frames, tubelet, image_size, patch = (model[name] for name in names)
-  return frames // tubelet, image_size // patch, image_size // patch
+def _grid_of_card(card: Mapping[str, Any]) -> Grid:
+  model = card['model']
+  side = model['image_size'] // model['patch']
+  return model['frames'] // model['tubelet'], side, side
 
 
 def _from_torch(

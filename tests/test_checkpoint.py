@@ -517,10 +517,10 @@ def test_bad_weights_are_refused(tmp_path):
   weights.save_weights(path, {'a': np.array([1.0, np.nan])}, {}, {})
   refused('not_finite')
   path.write_bytes(path.read_bytes()[:-4])
-  refused('not_weights')
+  refused('damaged')
   header = {'card': json.dumps([])[:-1]}
   safetensors.numpy.save_file({'a': np.ones(3)}, path, metadata=header)
-  refused('not_weights')
+  refused('bad_card')
 
 
 def test_the_best_step_is_restored_and_a_damaged_one_passed_over(tmp_path):

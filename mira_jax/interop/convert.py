@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mira_jax.build import build_autoencoder, build_model
+from mira_jax.card import check_card
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
 from mira_jax.interop import recognise, sources, torch_names, wrappings
 from mira_jax.models import mae
@@ -182,20 +183,6 @@ def _check_wishes(
       flag = 'classes' if name == 'class_names' else name.replace('_', '-')
       hint = f'--{flag} {wish}: its card says {value}; leave the flag out'
       raise MiraInputError('bad_flag', source.path, hint)
-
-
-def check_card(card: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-  """Checks that a card says all that inference needs."""
-  rules = card.get('preprocessing', {})
-  missing = [n for n in ('model', 'class_names') if n not in card]
-  missing += [f'preprocessing.{n}' for n in ('rate', 'fit') if n not in rules]
-  if missing:
-    hint = f'its card lacks {", ".join(missing)}; was it written by train.py?'
-    raise checkpoint_error('bad_card', path, hint)
-  count = card['model'].get('num_classes')
-  if count != len(card['class_names']):
-    hint = f'{count} classes, but the names {card["class_names"]}'
-    raise checkpoint_error('bad_card', path, hint)
 
 
 def _origin(source: sources.Source) -> dict[str, str]:

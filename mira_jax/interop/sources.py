@@ -15,13 +15,12 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-import safetensors
 
+from mira_jax.card import check_card, parse_card
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.interop import huggingface, pth, wrappings
-from mira_jax.weights import LAST, WEIGHTS, flatten, load_weights
+from mira_jax.weights import LAST, WEIGHTS, card_of, read_arrays
 
 State = dict[str, np.ndarray]
 
@@ -99,7 +98,7 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
   with contextlib.ExitStack() as stack:
     kind, tree, metadata = _open(file, stack)
     if 'card' in metadata:
-      return _native(file, key)
+      return _native(file, key, metadata, tree)
     found, notes = wrappings.choose(tree, key, file)
     _check_whole(found.state, file)
     notes += _deepspeed_notes(found.state, file)
@@ -113,24 +112,26 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
   source.notes = notes + _left_out(found.outside)
   if CARD in metadata:
     source.kind = 'safetensors of this package with PyTorch names'
-    source.card = _card(metadata[CARD], file)
+    source.card = check_card(parse_card(metadata[CARD], file), file)
   _check_state(source)
   if huggingface.is_here(source.state):
     _from_hugging_face(source)
   return source
 
 
-def _native(file: pathlib.Path, key: str | None) -> Source:
+def _native(
+  file: pathlib.Path, key: str | None, header: dict[str, str], state: State
+) -> Source:
   if key is not None:
     raise checkpoint_error('bad_key', file, f'--key {key}: it has one model')
-  variables, card = load_weights(file)
+  card = check_card(card_of(header, state, file), file)
   return Source(
     path=file,
     kind='weights of ours',
-    state=flatten(variables),
+    state=state,
     native=True,
     card=card,
-    class_names=tuple(card.get('class_names') or ()),
+    class_names=tuple(card['class_names']),
   )
 
 
@@ -226,7 +227,7 @@ def _open_tensors(
   # A header of JSON after eight bytes; where in doubt the name decides.
   header = start[8:9] == b'{'
   if header or (file.suffix == '.safetensors' and not zipped):
-    metadata, tensors = _read_safetensors(file)
+    metadata, tensors = read_arrays(file)
     return 'safetensors', tensors, metadata
   if 'zero_pp_rank_' in file.name:
     raise _zero_error(file)
@@ -236,19 +237,6 @@ def _open_tensors(
     raise checkpoint_error('split_weights', file, hint)
   kind = 'DeepSpeed file' if deepspeed else 'PyTorch file'
   return kind, stack.enter_context(pth.open_pth(file)), {}
-
-
-def _read_safetensors(file: pathlib.Path) -> tuple[dict[str, str], State]:
-  try:
-    with safetensors.safe_open(file, framework='numpy') as opened:
-      metadata = opened.metadata() or {}
-      if 'card' in metadata:
-        return metadata, {}
-      return metadata, {n: opened.get_tensor(n) for n in opened.keys()}  # noqa: SIM118
-  # Types that numpy has not are errors of many classes.
-  except Exception as cause:
-    hint = f'it is damaged or of another format ({str(cause)[:99]})'
-    raise checkpoint_error('damaged', file, hint) from cause
 
 
 def _read_parts(
@@ -304,24 +292,6 @@ def _args(tree: Any) -> dict[str, Any]:
   return dict(args) if isinstance(args, dict) else {}
 
 
-def _card(text: str, file: pathlib.Path) -> dict[str, Any]:
-  """The card in the header of a file that `mira convert` wrote."""
-  needed = ('frames', 'image_size', 'patch', 'tubelet', 'dim', 'depth', 'heads')
-  try:
-    card = json.loads(text)
-    whole = all(type(card['model'][n]) is int for n in needed)
-    whole = whole and isinstance(card['class_names'], list)
-  except (ValueError, KeyError, TypeError, RecursionError) as cause:
-    raise checkpoint_error(
-      'bad_card', file, f'its card is damaged ({cause})'
-    ) from cause
-  if not whole:
-    raise checkpoint_error(
-      'bad_card', file, 'its card does not describe a model'
-    )
-  return card
-
-
 # ----- what is wrong with it, and what must be said ---------------------------
 
 
@@ -355,9 +325,6 @@ def _check_state(source: Source) -> None:
       raise checkpoint_error(
         'not_weights', source.path, f'a tensor is called {name!a}'
       )
-    if jnp.issubdtype(array.dtype, jnp.complexfloating):
-      hint = f'{name} is of complex numbers, which no model here has'
-      raise checkpoint_error('unsupported', source.path, hint)
     with np.errstate(over='ignore'):
       array = np.asarray(array, np.float32)
     if not np.isfinite(array).all():
