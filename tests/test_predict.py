@@ -57,14 +57,14 @@ def predict(capsys, *args, fails=False):
 
 def test_names_stand_for_clips(tree):
   clips = [str(tree / x) for x in ('a.mp4', 'b/c.mkv', 'b/deep/frames')]
-  assert gather.expand(str(tree)) == clips
-  assert gather.expand(str(tree / '*.mp4')) == clips[:1]
-  assert gather.expand(str(tree / '**' / '*.mkv')) == clips[1:2]
-  assert gather.expand(clips[2]) == clips[2:]
-  assert gather.expand('nowhere.mp4') == ['nowhere.mp4']
+  assert gather.expand(str(tree)).clips == clips
+  assert gather.expand(str(tree / '*.mp4')).clips == clips[:1]
+  assert gather.expand(str(tree / '**' / '*.mkv')).clips == clips[1:2]
+  assert gather.expand(clips[2]).clips == clips[2:]
+  assert gather.expand('nowhere.mp4').clips == ['nowhere.mp4']
   for nothing in (tree / '*.avi', tree / 'b' / 'deep' / 'empty'):
     pathlib.Path(tree / 'b' / 'deep' / 'empty').mkdir(exist_ok=True)
-    assert gather.expand(str(nothing)) == [str(nothing)]
+    assert gather.expand(str(nothing)).clips == [str(nothing)]
 
 
 def test_clips_are_read_ahead_and_come_in_order():
@@ -122,7 +122,7 @@ def test_threads_and_company_change_nothing(capsys, tree, model):
   weights = f'--weights={model}'
   alone = [
     json.loads(predict(capsys, clip, weights, '--json')[0])[0]
-    for clip in gather.expand(str(tree))
+    for clip in gather.expand(str(tree)).clips
   ]
   for threads in (1, 4):
     together = predict(capsys, tree, weights, '--json', f'--threads={threads}')

@@ -127,10 +127,14 @@ def test_damaged_clips_are_listed_and_left_out(tmp_path):
   assert {f.path: f.code for f in report.failures} == {
     'sad/text.mp4': 'not_video',
     'sad/empty.mp4': 'empty',
+    'sad/linked': 'outside_root',
     'sad/passwd.mp4': 'outside_root',
   }
-  assert report.dropped == {'images outside a clip folder': 1}
-  assert report.warnings == ['3 of 23 clips were left out']
+  assert report.dropped == {
+    'images outside a clip folder': 1,
+    'of another kind: .txt': 1,
+  }
+  assert report.warnings == ['4 of 24 clips were left out']
   saved = json.loads((tmp_path / 'out' / prepare.REPORT_NAME).read_text())
   assert saved['failures'][0]['code'] == 'outside_root'
   assert saved['counts'] == report.counts

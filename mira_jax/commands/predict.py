@@ -40,7 +40,7 @@ from mira_jax import (
 )
 from mira_jax.cli import at_least
 from mira_jax.commands import weight_flags
-from mira_jax.data import decode, gather, webcam
+from mira_jax.data import decode, gather, trees, webcam
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.interop import convert
 
@@ -147,11 +147,10 @@ def run(args: argparse.Namespace) -> int:
   _check_clips(args)
   form = 'json' if args.json else args.format
   out = _pictures(args)
-  clips = [
-    clip
-    for name in args.clips
-    for clip in gather.expand(name, allow_gif=args.allow_gif)
-  ]
+  found = trees.Walk()
+  for name in args.clips:
+    found.add(gather.expand(name, allow_gif=args.allow_gif))
+  clips = found.clips
   if args.webcam is not None:
     clips = [f'webcam-{args.webcam}']
   devices.start(args.device)
@@ -172,8 +171,14 @@ def run(args: argparse.Namespace) -> int:
       if error.code in ('out_of_memory', 'no_camera'):
         raise
       shown.fail(clip, error)
+  for failure in found.failures:
+    error = MiraInputError(failure.code, failure.path, failure.hint)
+    shown.fail(failure.path, error)
   shown.end()
-  return ExitCode.USAGE if shown.failures else ExitCode.OK
+  for why, count in found.dropped().items():
+    print(f'mira: passed over: {count} {why}', file=sys.stderr)
+  failed = shown.failures or found.unread
+  return ExitCode.USAGE if failed else ExitCode.OK
 
 
 def _check_clips(args: argparse.Namespace) -> None:

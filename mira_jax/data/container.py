@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -20,10 +21,22 @@ from mira_jax.errors import MiraInputError
 MAX_FILE_BYTES = 64 << 30  # hours of a camera; never read as a whole
 MAX_PIXELS = 16_000_000  # of one frame
 SUFFIXES = (
-  *('.mp4', '.m4v', '.mov', '.3gp'),  # one format by four names
-  *('.mkv', '.webm', '.avi', '.flv', '.ts'),
+  *('.mp4', '.m4v', '.mov', '.qt', '.3gp', '.3g2', '.f4v'),  # one format
+  *('.mkv', '.webm', '.avi', '.divx', '.flv'),
+  *('.ts', '.mts', '.m2ts', '.m2t', '.mpg', '.mpeg', '.mpe', '.vob'),
+  *('.wmv', '.asf', '.ogv', '.ogm'),
 )
-_FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts'
+# Not read: whoever finds one says so.
+OTHER_VIDEOS = (
+  *('.rm', '.rmvb', '.mxf', '.dv', '.y4m', '.m1v', '.m2v', '.swf', '.nut'),
+  *('.h264', '.264', '.h265', '.hevc', '.265', '.ivf', '.mjpeg', '.mjpg'),
+)
+OTHER_PICTURES = (
+  *('.gif', '.webp', '.tif', '.tiff', '.heic', '.heif', '.avif', '.jp2'),
+  *('.jxl', '.jfif', '.pgm', '.ppm', '.raw', '.dng', '.exr'),
+)
+# None of these opens another file.
+_FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg'
 _TRUNCATED = 'the file looks truncated'
 _PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'<?xml')
 
@@ -100,7 +113,18 @@ def _open(
   except (av.error.FFmpegError, ValueError) as error:
     cut = head[4:8] == b'ftyp' or head.startswith(b'\x1aE\xdf\xa3')
     hint = _TRUNCATED if cut else 'no video format fits it'
-    raise MiraInputError('not_video', path, f'{hint}; copy it again') from error
+    hint = _conversion(path) or f'{hint}; copy it again'
+    raise MiraInputError('not_video', path, hint) from error
+
+
+def _conversion(path: str | os.PathLike[str]) -> str:
+  """What to do with a file of a kind that is not read; '' for others."""
+  stem, kind = os.path.splitext(os.path.basename(path))
+  if kind.lower() not in OTHER_VIDEOS + OTHER_PICTURES:
+    return ''
+  to = '.mp4' if kind.lower() in OTHER_VIDEOS else '.png'
+  names = f'{shlex.quote(stem + kind)} {shlex.quote(stem + to)}'
+  return f'{kind} is not read; convert it: ffmpeg -i {names}'
 
 
 def _video_stream(

@@ -59,6 +59,8 @@ class PreparedDataset:
     """Random access to a split. Raises MiraInputError for an unknown one."""
     if split not in self.splits:
       hint = f'the splits are {", ".join(self.splits)}'
+      if split == 'test' and 'val' in self.splits:
+        hint += '; to test on val, set --config.eval.split=val'
       raise data_error('no_split', split, hint)
     return ClipSource(self.directory, split)
 

@@ -9,46 +9,39 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 from typing import TypeVar
 
-from mira_jax.data import container, crop, decode
+from mira_jax.data import container, crop, decode, trees
+from mira_jax.data.listing import natural
 from mira_jax.errors import MiraInputError
 
 Result = TypeVar('Result')
 _GLANCES = 8  # frames that a face is looked for in
 
 
-def expand(name: str, *, allow_gif: bool = False) -> list[str]:
-  """The clips that a name stands for, sorted.
+def expand(name: str, *, allow_gif: bool = False) -> trees.Walk:
+  """The clips that a name stands for, in natural order, and what is no clip.
 
-  Where there is none it is the name itself: what is wrong with it is told when
+  Where there is none it is the name itself: what is wrong with it is said when
   it is read, as of any other clip.
 
   Args:
     name: a file; a folder with frames; a folder in which, at any depth, there
-      are videos or folders with frames; or a pattern such as 'clips/*.mp4',
-      where ** is any depth.
+      are videos or folders with frames, see `trees.walk`; or a pattern such as
+      'clips/*.mp4', where ** is any depth.
     allow_gif: whether GIFs are clips of a folder, too.
   """
+  found = trees.Walk()
   if glob.has_magic(name) and not os.path.exists(name):
-    found = sorted(glob.glob(name, recursive=True))
-    clips = [
-      clip for path in found for clip in expand(path, allow_gif=allow_gif)
-    ]
-    return clips or [name]
-  if not os.path.isdir(name):
-    return [name]
-  suffixes = container.SUFFIXES + (('.gif',) if allow_gif else ())
-  clips = []
-  for folder, folders, files in os.walk(name):
-    folders.sort()
-    visible = sorted(file for file in files if not file.startswith('.'))
-    if any(file.lower().endswith(decode.FRAME_SUFFIXES) for file in visible):
-      clips.append(folder)
-    clips += [
-      os.path.join(folder, file)
-      for file in visible
-      if file.lower().endswith(suffixes)
-    ]
-  return clips or [name]
+    for path in sorted(glob.glob(name, recursive=True), key=natural):
+      found.add(expand(path, allow_gif=allow_gif))
+    # ** gives a folder, and what is in it.
+    found.clips = list(dict.fromkeys(found.clips))
+  elif os.path.isdir(name):
+    suffixes = container.SUFFIXES + (('.gif',) if allow_gif else ())
+    found = trees.walk(name, suffixes)
+    found.clips = [os.path.join(name, c) if c else name for c in found.clips]
+  if not (found.clips or found.failures):
+    found.clips = [name]
+  return found
 
 
 def read_face(

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
-from mira_jax.errors import MiraInputError
+from mira_jax.data import people
+from mira_jax.errors import MiraInputError, data_error
 
-SPLITS = {'train': 'train', 'test': 'test', 'val': 'val', 'dev': 'val'}
-_SUBJECT = re.compile(r'(?:s|sub|subject|actor|id)[-_]?\d+(?=$|[-_.])', re.I)
+# The word that a split's name starts with, whatever is appended to it.
+_SPLITS = {
+  **dict.fromkeys(('train', 'training', 'trainval', 'trn', 'tr'), 'train'),
+  **dict.fromkeys(('test', 'testing', 'tst', 'te'), 'test'),
+  **dict.fromkeys(('val', 'valid', 'validate', 'validation'), 'val'),
+  **dict.fromkeys(('dev', 'devel', 'development'), 'val'),
+  **dict.fromkeys(('eval', 'evaluation'), 'val'),
+}
+_APPENDED = re.compile(r'(set|data|split|part|videos|clips|frames|images)$')
+_MAX_LABEL = 200  # characters
+FACTS = ('classes', 'splits', 'people', 'folds')
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -45,19 +58,32 @@ class Row:
   line: int = 0
 
 
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Failure:
+  """A clip that was left out, with the code and hint of its error."""
+
+  path: str
+  code: str
+  hint: str
+
+
 @dataclasses.dataclass(kw_only=True)
 class Listing:
   """The clips found, and how many were passed over for which reason.
 
   Attributes:
     rows: one per clip.
-    dropped: clips that are not wanted, by reason.
+    dropped: clips, files and folders that were passed over, by reason.
+    failures: that were found and cannot be used.
+    sources: what said which clip is what, by FACTS.
     remarks: how the source was read, for people.
   """
 
   rows: list[Row]
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)
   remarks: list[str] = dataclasses.field(default_factory=list)
+  failures: list[Failure] = dataclasses.field(default_factory=list)
+  sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def class_names(self) -> list[str]:
@@ -65,43 +91,144 @@ class Listing:
     return sorted({row.label for row in self.rows}, key=natural)
 
 
-def check_spelling(rows: list[Row], path: str | os.PathLike[str]) -> None:
-  seen: dict[str, str] = {}
-  for row in rows:
-    known = seen.setdefault(row.label.lower(), row.label)
-    if known != row.label:
-      hint = f'line {row.line}: {row.label} is spelt {known} above'
-      raise MiraInputError('bad_label', path, hint)
+def listed(
+  rows: Sequence[Row],
+  path: str | os.PathLike[str],
+  *,
+  dropped: Mapping[str, int],
+  failures: Sequence[Failure] = (),
+  remarks: Sequence[str] = (),
+  sources: Mapping[str, str] | None = None,
+) -> Listing:
+  """A Listing with class names in one form and people in one spelling.
 
+  Args:
+    rows: as read.
+    path: that they come from, for errors.
+    dropped: see `Listing`.
+    failures: see `Listing`.
+    remarks: see `Listing`.
+    sources: see `Listing`; people may be seen in the paths as well.
 
-def with_subjects(rows: list[Row]) -> list[Row]:
-  """Fills in subjects from the paths, such as S01 of 'S01-02-003/'.
-
-  A chance match must not decide who may be in which split, so this is done
-  only where no subject is given and every path shows one.
+  Raises:
+    MiraInputError: a class is spelt in two ways or cannot be stored
+      ('bad_label').
   """
-  if any(row.subject for row in rows):
-    return rows
-  found = [_subject(row.path) for row in rows]
-  if not all(found):
-    return rows
-  return [
-    dataclasses.replace(row, subject=subject)
-    for row, subject in zip(rows, found, strict=True)
-  ]
+  labels, said = _labels(rows, path), dict(sources or {})
+  written = [row.subject for row in rows]
+  subjects = people.one_spelling(written)
+  if not any(subjects):
+    written = people.of_paths([row.path for row in rows])
+    subjects = people.one_spelling(written)
+    said['people'] = 'the names of folders and files'
+  said['people'] = said.get('people', '') + _merged(written, subjects)
+  return Listing(
+    rows=[
+      dataclasses.replace(row, label=label, subject=subject)
+      for row, label, subject in zip(rows, labels, subjects, strict=True)
+    ],
+    dropped=dict(dropped),
+    failures=list(failures),
+    remarks=list(remarks),
+    sources=said,
+  )
 
 
-def _subject(path: str) -> str:
-  matches = map(_SUBJECT.match, reversed(re.split(r'[/\\]', path)))
-  return next((match[0] for match in matches if match), '')
+def _labels(rows: Sequence[Row], path: str | os.PathLike[str]) -> list[str]:
+  labels: list[str] = []
+  seen: dict[str, tuple[str, Row]] = {}
+  for row in rows:
+    label = unicodedata.normalize('NFC', row.label).strip()
+    if problem := label_problem(label):
+      raise MiraInputError('bad_label', path, f'{_place(row)}: {problem}')
+    known, first = seen.setdefault(label.casefold(), (label, row))
+    if known != label:
+      hint = f'{_place(row)}: {label} is spelt {known} in {_place(first)}'
+      raise MiraInputError('bad_label', path, hint)
+    labels.append(label)
+  return labels
 
 
-def split_word(name: str) -> str:
-  name = name.lower()
-  return next((s for word, s in SPLITS.items() if name.startswith(word)), '')
+def _merged(written: Sequence[str], names: Sequence[str]) -> str:
+  """Which people are written in several ways, for a few of them."""
+  pairs = {
+    (name, other.strip())
+    for name, other in zip(names, written, strict=True)
+    if name and name != other.strip()
+  }
+  shown = [f'{other!r} is {name!r}' for name, other in sorted(pairs)[:3]]
+  more = f' and {len(pairs) - 3} more' if len(pairs) > 3 else ''
+  return f' ({", ".join(shown)}{more})' if pairs else ''
+
+
+def _place(row: Row) -> str:
+  return f'line {row.line}' if row.line else escaped(row.path)
+
+
+def label_problem(name: str) -> str:
+  """Why a class name cannot be stored; '' if it can.
+
+  Names are stored one per line, so that a line break in one would shift those
+  behind it.
+  """
+  if len(name) > _MAX_LABEL:
+    return f'a class name of {len(name)} characters, {name[:20]!r}...'
+  if not name.strip() or name != name.strip():
+    return (
+      f'{name!r} is no class name: spaces are around it, or nothing is left'
+    )
+  # Zl, Zp: further line breaks; Cs: what cannot be written as UTF-8
+  if any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in name):
+    return f'the class name {name!r} has a control character'
+  return ''
+
+
+def check_class_names(names: Iterable[str]) -> list[str]:
+  """The names. Raises MiraInputError('bad_label') for one that TFDS loses."""
+  names = list(names)
+  for name in names:
+    if problem := label_problem(name):
+      raise data_error('bad_label', escaped(name), problem)
+  return names
+
+
+@functools.cache
+def split_word(name: str, *, of_folder: bool = False) -> str:
+  """'train', 'val' or 'test' for a split's name in any usual form, else ''.
+
+  Case, numbers and what is appended do not matter: Training, train_set,
+  'test(single-labeled)', 01-valid.
+
+  Args:
+    name: of a split.
+    of_folder: the split may be the last word, as in CAER_train, too.
+  """
+  # PublicTest is two words; one word loses an ending such as in trainset.
+  words = re.findall(r'[A-Z]?[a-z]+|[A-Z]+(?![a-z])', name)
+  words = [_APPENDED.sub('', word.lower()) or word for word in words]
+  found = [_SPLITS.get(word.lower(), '') for word in words]
+  if len(words) > 1:  # a short word means a split only on its own
+    found = [s * (len(w) > 2) for w, s in zip(words, found, strict=True)]
+  if not found or len({*found} - {''}) > 1:
+    return ''
+  return found[0] or (found[-1] if of_folder else '')
+
+
+def escaped(name: str) -> str:
+  r"""A file's name that can be written as UTF-8.
+
+  Bytes that are no UTF-8 become \xHH, and a backslash before such a text
+  becomes \x5c, so that no two names become one.
+  """
+  raw = re.sub(rb'\\(?=x[0-9a-f]{2})', rb'\\x5c', os.fsencode(name))
+  return raw.decode('utf-8', 'backslashreplace')
 
 
 def natural(name: str) -> list[tuple[int, str]]:
   """A sort key that puts clip2 before clip10."""
   parts = re.split(r'(\d+)', name)
-  return [(int(p), '') if p.isdecimal() else (-1, p) for p in parts]
+  numbers = (p.lstrip('0') if p.isdecimal() else None for p in parts)
+  return [
+    (-1, part) if number is None else (len(number), number)
+    for part, number in zip(parts, numbers, strict=True)
+  ]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mira_jax.data.listing import Row
-from mira_jax.errors import ExitCode, MiraInputError
-
-
-@dataclasses.dataclass(kw_only=True, frozen=True)
-class Failure:
-  """A clip that was left out, with the code and hint of its error."""
-
-  path: str
-  code: str
-  hint: str
+from mira_jax.data.listing import Failure, Row, escaped
+from mira_jax.errors import MiraInputError, data_error
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -27,12 +22,16 @@ class Found:
   Attributes:
     row: what is said about it.
     path: its file or folder, without symbolic links.
-    clip_id: its path relative to the folder it was looked for in.
+    clip_id: its path relative to the folder it was looked for in, see
+      `listing.escaped`; of one of several segments with '#ONSET-OFFSET'.
+    segment: the first and the last frame, by the table's numbers, where the
+      clip is a part of what is at `path`.
   """
 
   row: Row
   path: pathlib.Path
   clip_id: str
+  segment: tuple[int, int] | None = None
 
 
 def locate(
@@ -41,21 +40,23 @@ def locate(
   """Looks for every row below the bases.
 
   Tables name paths as they were on their author's disk, so leading folders
-  are dropped one by one until something exists. A link that leaves the bases
-  is refused: it could name any file of the machine.
+  are dropped one by one until something exists. What differs only in the coding
+  of accents (NFC, NFD), or in case with no other name like it, is the same. A
+  link that leaves the bases is refused: it could name any file of the machine.
   """
   roots = [pathlib.Path(base).resolve() for base in bases]
   found, failures = [], []
+  alike = functools.cache(_names_alike)
   for row in rows:
-    path = _resolve(row.path, roots)
+    path = _resolve(row.path, roots, alike)
     inside = [root for root in roots if path and path.is_relative_to(root)]
     if inside:
-      clip_id = path.relative_to(inside[0]).as_posix()
+      clip_id = escaped(path.relative_to(inside[0]).as_posix())
       found.append(Found(row=row, path=path, clip_id=clip_id))
     else:
       code = 'outside_root' if path else 'not_found'
-      hint = f'it is not below {bases[0]}'
-      failures.append(Failure(path=row.path, code=code, hint=hint))
+      hint = f'it is not below {escaped(os.fspath(bases[0]))}'
+      failures.append(Failure(path=escaped(row.path), code=code, hint=hint))
   return found, failures
 
 
@@ -79,48 +80,138 @@ def given(
       )
     path = os.path.realpath(row.path)
     if os.path.basename(row.path) not in inside[folder]:
-      failure = Failure(path=row.clip_id, code='not_found', hint=row.path)
+      failure = Failure(
+        path=escaped(row.clip_id), code='not_found', hint=escaped(row.path)
+      )
       failures.append(failure)
     elif os.path.commonpath([path, base]) != base:
       hint = 'a link leads out of the download; copy the files instead'
-      failure = Failure(path=row.clip_id, code='outside_root', hint=hint)
+      clip_id = escaped(row.clip_id)
+      failure = Failure(path=clip_id, code='outside_root', hint=hint)
       failures.append(failure)
     else:
       place = pathlib.Path(path)
-      found.append(Found(row=row, path=place, clip_id=row.clip_id))
+      clip_id = escaped(row.clip_id)
+      found.append(Found(row=row, path=place, clip_id=clip_id))
   return found, failures
 
 
 def unique(clips: Iterable[Found]) -> list[Found]:
   """Every clip once, as it is listed first.
 
+  Rows of one file with other onsets and offsets are clips of their own.
+
   Raises:
     MiraInputError: a clip has two labels ('bad_label') or is in two splits
       ('leak').
   """
-  seen: dict[pathlib.Path, Found] = {}
+  clips = list(clips)
+  marks: dict[pathlib.Path, set] = collections.defaultdict(set)
   for clip in clips:
-    _check_agree(seen.setdefault(clip.path, clip), clip)
+    marks[clip.path].add((clip.row.onset, clip.row.offset))
+  seen: dict[tuple, Found] = {}
+  for clip in clips:
+    if len(marks[clip.path]) > 1:
+      clip = _as_segment(clip)
+    first = seen.setdefault((clip.path, clip.segment), clip)
+    _check_agree(first, clip)
+  _check_segments(seen.values())
   return list(seen.values())
 
 
-def _resolve(name: str, roots: Sequence[pathlib.Path]) -> pathlib.Path | None:
+def _as_segment(clip: Found) -> Found:
+  onset, offset = clip.row.onset, clip.row.offset
+  if not 0 <= onset <= offset:
+    return clip
+  return dataclasses.replace(
+    clip,
+    clip_id=f'{clip.clip_id}#{onset}-{offset}',
+    segment=(onset, offset),
+  )
+
+
+def _check_segments(clips: Iterable[Found]) -> None:
+  """Raises MiraInputError('leak') for frames that are in two splits."""
+  by_path: dict[pathlib.Path, list[Found]] = collections.defaultdict(list)
+  for clip in clips:
+    by_path[clip.path].append(clip)
+  everything = (0, float('inf'))
+  for parts in by_path.values():
+    furthest: dict[str, Found] = {}  # of each split, so far
+    for clip in sorted(parts, key=lambda clip: clip.segment or everything):
+      start, end = clip.segment or everything
+      for split, first in furthest.items():
+        if (
+          split != clip.row.split and start <= (first.segment or everything)[1]
+        ):
+          raise _leak(first, clip)
+      last = furthest.setdefault(clip.row.split, clip)
+      if end > (last.segment or everything)[1]:
+        furthest[clip.row.split] = clip
+
+
+def _resolve(
+  name: str,
+  roots: Sequence[pathlib.Path],
+  alike: Callable[[str], Mapping[str, Sequence[str]]],
+) -> pathlib.Path | None:
   parts = pathlib.PurePosixPath(name.replace('\\', '/')).parts
-  for start in range(len(parts)):
-    for root in roots:
-      path = root.joinpath(*parts[start:])
-      if os.path.exists(path):  # False, too, for a name that is too long
-        return path.resolve()
+  if '\0' in name:
+    return None
+  places = [(root, parts[i:]) for i in range(len(parts)) for root in roots]
+  for root, below in places:
+    path = root.joinpath(*below)
+    if os.path.exists(path):  # False, too, for a name that is too long
+      return path.resolve()
+  for root, below in places:
+    if path := _look_alike(os.fspath(root), below, alike):
+      return pathlib.Path(path).resolve()
   return None
+
+
+def _look_alike(
+  folder: str,
+  parts: Sequence[str],
+  alike: Callable[[str], Mapping[str, Sequence[str]]],
+) -> str:
+  """The one path whose names look like `parts`; '' if there is none."""
+  for part in parts:
+    names = alike(folder).get(_looks(part), ())
+    same = [n for n in names if _nfc(n) == _nfc(part)] or names
+    if len(same) != 1:
+      return ''
+    folder = os.path.join(folder, same[0])
+  return folder
+
+
+def _names_alike(folder: str) -> dict[str, list[str]]:
+  """Names in a folder, by what they look like."""
+  names: dict[str, list[str]] = collections.defaultdict(list)
+  with contextlib.suppress(OSError):
+    for name in os.listdir(folder):
+      names[_looks(name)].append(name)
+  return names
+
+
+def _nfc(name: str) -> str:
+  return unicodedata.normalize('NFC', name)
+
+
+def _looks(name: str) -> str:
+  return _nfc(name).casefold()
 
 
 def _check_agree(first: Found, clip: Found) -> None:
   old, new = first.row, clip.row
-  lines = f'lines {old.line} and {new.line}'
   if old.label != new.label:
-    code, hint = 'bad_label', f'{lines} call it {old.label} and {new.label}'
-  elif old.split != new.split:
-    code, hint = 'leak', f'{lines} put it in {old.split} and in {new.split}'
-  else:
-    return
-  raise MiraInputError(code, clip.clip_id, hint, exit_code=ExitCode.DATA)
+    hint = f'lines {old.line} and {new.line} call it {old.label} and '
+    hint += new.label if old.line else f'{new.label}: a link leads to it'
+    raise data_error('bad_label', clip.clip_id, hint)
+  if old.split != new.split:
+    raise _leak(first, clip)
+
+
+def _leak(first: Found, clip: Found) -> MiraInputError:
+  old, new = first.row, clip.row
+  hint = f'lines {old.line} and {new.line} put it in {old.split} and in '
+  return data_error('leak', clip.clip_id, hint + new.split)

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from mira_jax.data import people
 from mira_jax.data.dataset import Clip, ClipIndex, PreparedDataset
 from mira_jax.data.pipeline import Source
 from mira_jax.errors import ExitCode, MiraInputError
@@ -26,7 +27,7 @@ class Pool:
   Attributes:
     class_names: K names in label order.
     label: int [C].
-    subject: str [C]; '' where unknown.
+    subject: str [C], one spelling for each person; '' where unknown.
     fold: int [C], the stored fold that tests the clip; -1 where there is none.
     dataset: str [C], the name of the dataset that the clip is of.
     sources: where clips are read.
@@ -92,10 +93,11 @@ def of_dataset(
   for split, part in zip(splits, parts, strict=True):
     _check_labels(dataset, split, part)
   label = new[np.concatenate([part.label for part in parts])]
+  subjects = np.concatenate([part.subject for part in parts]).tolist()
   pool = Pool(
     class_names=names,
     label=label,
-    subject=np.concatenate([part.subject for part in parts]),
+    subject=np.array(people.one_spelling(subjects), dtype=np.str_),
     fold=np.concatenate([part.fold for part in parts]),
     dataset=np.full(len(label), dataset.name),
     sources=tuple(dataset.source(split) for split in splits),

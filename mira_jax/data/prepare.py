@@ -40,7 +40,8 @@ from mira_jax.data import (
 )
 from mira_jax.data.builders import BUILDERS, Builder, Clips, Tree, tally
 from mira_jax.data.journal import Journal
-from mira_jax.data.locate import Failure, Found
+from mira_jax.data.listing import FACTS, Failure, escaped
+from mira_jax.data.locate import Found
 from mira_jax.data.prepare_report import REPORT_NAME, Report
 from mira_jax.data.storage import Storage, Stored, store
 from mira_jax.errors import MiraInputError, data_error
@@ -102,9 +103,9 @@ def prepare_folder(
   """
   root = pathlib.Path(root)
   reading = {'encoding': encoding, 'sheet': sheet, 'missing': missing}
-  clips, report = _wanted_clips(root, table, reading)
+  clips, report, sources = _wanted_clips(root, table, reading)
   storage = _storage(size, cap, quality, crop_rule, boxes, encoding)
-  groups = _split(clips, test_fraction, seed, report)
+  groups = _split(clips, test_fraction, seed, report, sources)
   name = name or _slug(root.resolve().name)
   _prepare(root, out, name, groups, report, storage, workers)
   return report
@@ -167,7 +168,8 @@ def prepare_dataset(
   storage = _storage(size, cap, quality, crop_rule or listing.crop, boxes)
   storage = dataclasses.replace(storage, as_video=spec.stores_video)
   report = _report(spec, chosen, listing, found, failures)
-  groups = _split(found, test_fraction, seed, report)
+  owner = dict.fromkeys(FACTS, "the owner's names and lists")
+  groups = _split(found, test_fraction, seed, report, owner)
   if any(clip.row.fold >= 0 for clip in found):
     report.split_rule = 'fold 1 is the test split; every fold is stored'
   name = spec.dataset_name(chosen)
@@ -239,21 +241,25 @@ def _wanted_clips(
   root: pathlib.Path,
   table: str | os.PathLike[str] | None,
   reading: Mapping[str, Any],
-) -> tuple[list[Found], Report]:
+) -> tuple[list[Found], Report, Mapping[str, str]]:
   bases = [root]
   if table:
     listing = tables.read_table(table, **reading)
     bases.append(pathlib.Path(table).parent)
   else:
     listing = trees.scan_folder(root)
+  dropped, listed = dict(listing.dropped), len(listing.rows)
+  listing.rows = [r for r in listing.rows if not trees.is_system(r.path)]
+  if hidden := listed - len(listing.rows):
+    dropped['of the system, such as __MACOSX'] = hidden
   found, failures = locate.locate(listing.rows, bases)
+  failures = listing.failures + failures
   clips = locate.unique(found)
   if not clips and table and not failures:
-    hint = f'no row is wanted: {listing.dropped}'
+    hint = f'no row is wanted: {dropped}'
     raise data_error('no_clips', table, hint)
   if not clips:
-    raise _no_clips(root, failures)
-  dropped = dict(listing.dropped)
+    raise _no_clips(root, failures, dropped)
   if repeats := len(found) - len(clips):
     dropped['listed twice'] = repeats
   report = Report(
@@ -263,14 +269,19 @@ def _wanted_clips(
     remarks=listing.remarks,
   )
   report.add_tables([pathlib.Path(table).absolute()] if table else [])
-  return clips, report
+  return clips, report, listing.sources
 
 
 def _split(
-  clips: Sequence[Found], test_fraction: float, seed: int, report: Report
+  clips: Sequence[Found],
+  test_fraction: float,
+  seed: int,
+  report: Report,
+  sources: Mapping[str, str],
 ) -> dict[str, list[Found]]:
   rows = [clip.row for clip in clips]
   names, report.split_rule = splits.assign(rows, test_fraction, seed)
+  report.describe(rows, names, sources)
   groups: dict[str, list[Found]] = {'train': [], 'val': [], 'test': []}
   for split, clip in zip(names, clips, strict=True):
     groups[split].append(clip)
@@ -324,7 +335,7 @@ def _prepare_on_beam(
     class_names=report.class_names,
     splits=groups,
     work=functools.partial(_whole, labels=labels, storage=storage),
-    description=f'Prepared from {root.name}.',
+    description=f'Prepared from {escaped(root.name)}.',
     metadata=_metadata(report, storage)
     | {'source': _key(clips, labels, storage)},
     runner=runner,
@@ -449,26 +460,31 @@ def _write(
       name=name,
       class_names=report.class_names,
       splits=streams,
-      description=f'Prepared from {root.name}.',
+      description=f'Prepared from {escaped(root.name)}.',
       metadata=_metadata(report, storage),
     )
   except MiraInputError as error:
     if error.code == 'no_clips':  # say which clips, and why
-      raise _no_clips(root, report.failures) from error
+      raise _no_clips(root, report.failures, report.dropped) from error
     raise
   return str(folder)
 
 
-def _no_clips(root: pathlib.Path, failures: list[Failure]) -> MiraInputError:
+def _no_clips(
+  root: pathlib.Path, failures: list[Failure], dropped: Mapping[str, int]
+) -> MiraInputError:
   if failures:
     first = ', '.join(f'{f.path} ({f.code})' for f in failures[:3])
     hint = f'none of {len(failures)} clips can be used, first {first}'
   else:
-    inside = sorted(p.name + '/' * p.is_dir() for p in root.iterdir())
+    inside = sorted(escaped(p.name) + '/' * p.is_dir() for p in root.iterdir())
     hint = (
       'expected ROOT/CLASS/CLIP.mp4 or ROOT/CLASS/CLIP/1.jpg, 2.jpg, ... or '
       f'that below ROOT/train and ROOT/test; found {inside[:5] or "nothing"}'
     )
+  if dropped:
+    passed = ', '.join(f'{n} {why}' for why, n in dropped.items())
+    hint += f'; passed over: {passed}'
   return data_error('no_clips', root, hint)
 
 

@@ -8,11 +8,13 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from mira_jax.data.locate import Failure
+from mira_jax.data import people
+from mira_jax.data.listing import Failure, Row, escaped
 
 REPORT_NAME = 'PREPARE_REPORT.json'
+_NONE = 'none named'
 _MANY = 0.1  # share of clips left out that is worth a warning
 
 
@@ -25,6 +27,8 @@ class Report:
     class_names: in label order.
     counts: clips of each class in each split.
     split_rule: who decided which clip is in which split.
+    found: how many classes, splits, people and folds there are, and what said
+      so.
     dropped: listed clips that were not wanted, by reason.
     failures: wanted clips that could not be used.
     flags: usable clips with an oddity, by kind, see `decode.Video`.
@@ -41,6 +45,7 @@ class Report:
   class_names: list[str] = dataclasses.field(default_factory=list)
   counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
   split_rule: str = ''
+  found: dict[str, str] = dataclasses.field(default_factory=dict)
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)
   failures: list[Failure] = dataclasses.field(default_factory=list)
   flags: dict[str, int] = dataclasses.field(default_factory=dict)
@@ -55,6 +60,11 @@ class Report:
     lines = [f'prepared {self.dataset}']
     lines += [f'table: {remark}' for remark in self.remarks]
     lines.append(f'split: {self.split_rule}')
+    lines += [
+      f'{what}: {text}'
+      for what, text in self.found.items()
+      if what == 'people' or text != _NONE
+    ]
     for split, counts in self.counts.items():
       classes = ', '.join(f'{name} {n}' for name, n in counts.items())
       lines.append(f'{split}: {sum(counts.values())} clips ({classes})')
@@ -68,6 +78,46 @@ class Report:
     lines += [f'left out: {n} {code}' for code, n in codes.items()]
     lines += [f'odd: {n} {flag}' for flag, n in self.flags.items()]
     return '\n'.join(lines + [f'warning: {text}' for text in self.warnings])
+
+  def describe(
+    self,
+    rows: Sequence[Row],
+    splits: Sequence[str],
+    sources: Mapping[str, str],
+  ) -> None:
+    """Says who is in the clips, and warns of people on two sides.
+
+    Args:
+      rows: of all clips that are wanted.
+      splits: of each of them.
+      sources: see `listing.Listing`.
+    """
+    subjects = [row.subject for row in rows]
+    given = {row.split for row in rows} - {''}
+    values = {
+      'classes': {row.label for row in rows},
+      'splits': given,
+      'people': {*subjects} - {''},
+      'folds': {row.fold for row in rows} - {-1},
+    }
+    self.found = {
+      what: f'{len(have)}, from {sources.get(what, "the table")}'
+      if have
+      else _NONE
+      for what, have in values.items()
+    }
+    unknown = subjects.count('')
+    if 0 < unknown < len(subjects):
+      self.warnings.append(
+        f'{unknown} of {len(rows)} clips name no person: each is taken for a '
+        'person of its own, who may be in another split as well'
+      )
+    folds = [row.fold for row in rows]
+    for sides, what in ((splits, 'split'), (folds, 'fold')):
+      if both := people.on_several_sides(subjects, sides):
+        more = f' and {len(both) - 5} more' if len(both) > 5 else ''
+        names = ', '.join(both[:5]) + more
+        self.warnings.append(f'people in more than one {what}: {names}')
 
   def compare(self, found: Mapping[str, int], owner: Mapping[str, int]) -> None:
     """Holds what is on disk against the owner's counts."""
@@ -88,14 +138,16 @@ class Report:
     for path in paths:
       with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
-      name = '/'.join(path.parts[-3:])
+      name = escaped('/'.join(path.parts[-3:]))
       self.tables[name] = digest
 
   def finish(self) -> None:
     """Adds the warnings that only the result shows."""
     if len(self.class_names) == 1:
       name = self.class_names[0]
-      self.warnings.append(f'{name} is the only class')
+      self.warnings.append(
+        f'{name} is the only class: is --root the folder above the right one?'
+      )
     for split, counts in self.counts.items():
       if empty := [name for name, n in counts.items() if n == 0]:
         self.warnings.append(f'{split} has no clip of {", ".join(empty)}')
@@ -110,4 +162,5 @@ class Report:
     """Writes `REPORT_NAME` into a folder."""
     text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
     path = pathlib.Path(folder, REPORT_NAME)
-    path.write_text(text + '\n', encoding='utf-8')
+    # JSON's own escape, for a folder whose name is no UTF-8.
+    path.write_text(text + '\n', encoding='utf-8', errors='backslashreplace')

@@ -13,6 +13,7 @@ test.
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,6 +23,7 @@ from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.pool import Pool, join, of_dataset
 from mira_jax.errors import ExitCode, MiraInputError, data_error
 
+_log = logging.getLogger(__name__)
 PROTOCOLS = ('split', 'folds', 'loso', 'lodo')
 
 
@@ -124,8 +126,11 @@ def parts(
   if protocol == 'split':
     train, val, test = _by_split(datasets, pools, pool, test_split)
   else:
-    test = tests == fold
-    train, val = ~test, np.zeros(len(pool), bool)
+    test, unknown = tests == fold, tests < 0
+    train, val = ~(test | unknown), np.zeros(len(pool), bool)
+    if unknown.any():
+      text = '%d of %d clips are in no fold: nothing says who is seen in them'
+      _log.warning(text, unknown.sum(), len(pool))
   rule = 'the split val' if val.any() else 'none'
   if not val.any() and val_fraction:
     rows = np.flatnonzero(train)
@@ -160,7 +165,11 @@ def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
 def _folds(
   pools: Sequence[Pool], protocol: str, num_folds: int, seed: int
 ) -> tuple[list[str], np.ndarray]:
-  """Names of the folds, and which of them tests each clip of all pools."""
+  """Names of the folds, and which tests each clip of all pools; -1: none.
+
+  A clip whose subject is unknown is in no fold of subjects, neither to train
+  nor to test: it may show any of them.
+  """
   pool = join(pools)
   if protocol == 'split':
     return [''], np.zeros(len(pool), np.int64)
@@ -172,11 +181,13 @@ def _folds(
     sizes = [len(p) for p in pools]
     return names, np.repeat(np.arange(len(pools)), sizes)
   if protocol == 'loso':
-    if (pool.subject == '').any():
-      hint = 'the subject of a clip is unknown; prepare it with a table that '
-      hint += 'has a column subject'
+    known = pool.subject != ''
+    if not known.any():
+      hint = 'no subject is known; prepare it with a table that has a column '
+      hint += 'subject'
       raise data_error('no_subjects', 'loso', hint)
-    names, tests = np.unique(pool.subject, return_inverse=True)
+    tests = np.full(len(pool), -1)
+    names, tests[known] = np.unique(pool.subject[known], return_inverse=True)
     return names.tolist(), tests
   if num_folds:
     tests = splits.subject_folds(pool.subject.tolist(), num_folds, seed)

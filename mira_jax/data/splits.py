@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
+from mira_jax.data import people
 from mira_jax.data.listing import Row
 from mira_jax.errors import MiraInputError
 
@@ -17,8 +18,7 @@ def assign(
   """The split of every row, and in words who decided it.
 
   A named test or validation split is kept. Otherwise a share of the training
-  rows is held out: whole subjects where subjects are known, so that no person
-  is seen in both splits, else the same share of every class.
+  rows is held out, see `hold_out`.
 
   Args:
     rows: labelled clips.
@@ -45,14 +45,17 @@ def hold_out(
   """Random clips to hold out, and the rule in words.
 
   Args:
-    subjects: of each clip, '' where unknown. Whole subjects are held out where
-      all are known, so that no person is on both sides.
+    subjects: of each clip, as `people.one_spelling` reads them. Where any is
+      known, whole subjects are held out, so that no person is on both sides;
+      a clip without one is taken for a person of its own.
     labels: of each clip; else the same share of every class is held out.
     fraction: share of the clips, 0 <= share < 1.
     seed: of the choice.
   """
   rng = np.random.default_rng(seed)
-  if all(subjects) and len(set(subjects)) > 1:
+  names = people.one_spelling(subjects)
+  if any(names) and len({*names}) > 1:
+    subjects = [name or f'\0{i}' for i, name in enumerate(names)]
     rule = f'{fraction:g} held out by subject, seed {seed}'
     return _by_subject(subjects, fraction, rng), rule
   rule = f'{fraction:g} of each class held out, seed {seed}'
@@ -71,19 +74,20 @@ def subject_folds(subjects: Sequence[str], count: int, seed: int) -> np.ndarray:
     seed: of the order.
 
   Returns:
-    int [C], the fold of each clip, from 0.
+    int [C], the fold of each clip, from 0; -1 where the subject is unknown,
+    since such a clip may show any of the people.
 
   Raises:
-    MiraInputError: a subject is unknown, or there are fewer than folds.
+    MiraInputError: there are fewer known subjects than folds.
   """
-  groups = _groups(subjects)
-  if '' in groups or len(groups) < count or count < 2:
-    known = len(groups.keys() - {''})
-    hint = f'{known} subjects are known, and of all clips or none'
+  groups = _groups(people.one_spelling(subjects))
+  groups.pop('', None)
+  if len(groups) < count or count < 2:
+    hint = f'{len(groups)} subjects are known'
     hint += '; use 2 or more folds and at most one per subject'
     raise MiraInputError('bad_folds', f'num_folds={count}', hint)
   order = np.random.default_rng(seed).permutation(sorted(groups))
-  folds, sizes = np.zeros(len(subjects), np.int64), np.zeros(count)
+  folds, sizes = np.full(len(subjects), -1, np.int64), np.zeros(count)
   for subject in sorted(order, key=lambda name: -len(groups[str(name)])):
     rows = groups[str(subject)]
     smallest = int(sizes.argmin())

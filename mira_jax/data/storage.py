@@ -149,7 +149,7 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
     return _as_video(clip.path, fields)
   square, files = _square(clip, storage), ()
   if square is None and clip.path.is_dir():
-    frames, files, numbers, share, flags = _of_folder(clip.path, storage)
+    frames, files, numbers, share, flags = _of_folder(clip, storage)
     fps = clip.row.fps
   else:
     video = decode.read_clip(
@@ -158,11 +158,13 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
       square=square,
       allow_gif=_is_gif(clip.path),
     )
-    flags, kept = video.flags, decode.spaced(len(video), storage.cap)
+    numbers = _frame_numbers(clip.path, video.count)
+    numbers = numbers[video.of_ticks(np.arange(len(video)))]
+    inside, flags = _inside(clip, numbers), video.flags
+    kept = inside[decode.spaced(len(inside), storage.cap)]
     quality = storage.quality
     frames = [decode.encode_jpeg(f, quality) for f in video.take(kept)]
-    numbers = _frame_numbers(clip.path, video.count)[video.of_ticks(kept)]
-    share = _share(len(kept), len(video))
+    numbers, share = numbers[kept], _share(len(kept), len(inside))
     fps = video.fps or clip.row.fps
   return Stored(
     clip=Clip(
@@ -222,14 +224,15 @@ def _read(path: pathlib.Path) -> _Image | None:
 
 
 def _of_folder(
-  path: pathlib.Path, storage: Storage
+  clip: Found, storage: Storage
 ) -> tuple[list[bytes], tuple[str, ...], np.ndarray, float, tuple[str, ...]]:
   """Frames or their files, their numbers, `_share`, and flags.
 
   A JPEG file that needs no change is kept as it is: coding it again would lose
   quality and three quarters of the speed.
   """
-  files = images.some_frame_files(path)
+  path, files = clip.path, images.some_frame_files(clip.path)
+  files = [files[i] for i in _inside(clip, images.frame_numbers(files))]
   wanted = decode.spaced(len(files), storage.cap)
   read = {i: image for i in wanted.tolist() if (image := _read(files[i]))}
   if not read:
@@ -270,7 +273,8 @@ def _square(clip: Found, storage: Storage) -> crop.Square | None:
     if square := crop.haar(frames):
       return square
     raise MiraInputError('no_face', clip.clip_id, 'no face was found')
-  boxes = crop.look_up(storage.boxes, clip.clip_id)
+  name = clip.clip_id.rpartition('#')[0] if clip.segment else clip.clip_id
+  boxes = crop.look_up(storage.boxes, name)
   square = None
   if boxes is not None:
     square = crop.from_boxes(boxes, width, height)
@@ -287,6 +291,18 @@ def _frame_numbers(path: pathlib.Path, count: int) -> np.ndarray:
     if len(numbers) == count:
       return numbers
   return np.arange(count)
+
+
+def _inside(clip: Found, numbers: np.ndarray) -> np.ndarray:
+  """Indices of the frames that are the clip's, see `Found.segment`."""
+  if clip.segment is None:
+    return np.arange(len(numbers))
+  first, last = clip.segment
+  inside = np.flatnonzero((numbers >= first) & (numbers <= last))
+  if not len(inside):
+    hint = f'there is no frame {first} to {last} of {len(numbers)}'
+    raise MiraInputError('empty', clip.clip_id, hint)
+  return inside
 
 
 def _nearest(numbers: Sequence[int], wanted: int) -> int:

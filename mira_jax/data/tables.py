@@ -20,9 +20,8 @@ from mira_jax.data.cells import bad_table, short
 from mira_jax.data.listing import (
   Listing,
   Row,
-  check_spelling,
+  listed,
   split_word,
-  with_subjects,
 )
 from mira_jax.errors import MiraInputError
 
@@ -177,10 +176,17 @@ def read_table(
   rows = _in_splits(rows, splits, dropped, path)
   if missing is None:
     rows = _either(rows, dropped, remarks, path)
-  check_spelling(rows, path)
-  return Listing(
-    rows=with_subjects(rows), dropped=dict(dropped), remarks=remarks
-  )
+  columns = {
+    field: f'column {name}' for field, (_, name) in table.columns.items()
+  }
+  said = {
+    'classes': 'label',
+    'splits': 'split',
+    'folds': 'fold',
+    'people': 'subject',
+  }
+  sources = {what: columns[f] for what, f in said.items() if f in columns}
+  return listed(rows, path, dropped=dropped, remarks=remarks, sources=sources)
 
 
 def records(
@@ -323,13 +329,11 @@ def _why_dropped(
 def _row(
   row: Mapping[str, str], line: int, path: str | os.PathLike[str]
 ) -> Row:
-  subject = row.get('subject', '')
-  unknown = subject.lower() in MISSING | EITHER | {'unknown'}
   return Row(
     path=row['path'],
     label=row['label'],
     split=split_word(row.get('split', '')),
-    subject='' if unknown else subject,
+    subject=row.get('subject', ''),
     fps=_number(row, 'fps', line, path) or 0.0,
     action_units=row.get('action_units', ''),
     line=line,

@@ -1,0 +1,100 @@
+"""Who is seen in a clip: one name for a person, however a table writes it.
+
+A person must not be trained on and tested. Tables write the same person as
+01, 1, 1.0, S01 and 's01 ', and mark an unknown one as NA, '-' or '?', so names
+are compared by what they have in common, and marks are no person.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+
+# As `_key` leaves them.
+_UNKNOWN = {
+  *('', '-', '--', '_', '.', '/', '\\', '?', '??', '*', 'x', '-1'),
+  *('na', 'n/a', '#n/a', 'n.a.', 'nan', 'none', 'null', 'nil', '<na>'),
+  *('unknown', 'unk', 'undefined', 'unspecified', 'missing', 'not available'),
+}
+_SAME = dict.fromkeys(('sub', 'subj', 'subject', 'subjectid'), 's')
+# Words that only say that a number is a person.
+_GENERIC = {'s', 'p', 'id', 'pid', 'actor', 'participant', 'person', 'speaker'}
+_IN_PATH = re.compile(r'(?:s|sub|subject|actor|id)[-_]?\d+(?=$|[-_.])', re.I)
+_SHARE_OF_PATHS = 0.9
+
+_Key = tuple[str, str]  # what stands before a number, and the number
+
+
+def one_spelling(subjects: Sequence[str]) -> list[str]:
+  """The name of each person in one spelling, '' where it is unknown.
+
+  Names are the same person if they differ in case, in spaces around, in zeros
+  before a number, in a '.0' behind it, or in a word such as S or subject
+  before it. A number without a word is the same as with one only if no other
+  word is in use: 1 is S01 unless there is a P01, too. Of the spellings the
+  most frequent one is kept, and of these the longest.
+
+  Args:
+    subjects: of each clip, as written.
+  """
+  keys = [_key(subject) for subject in subjects]
+  words = {word for word, number in keys if number and word}
+  if len(words) == 1 and words <= _GENERIC:
+    keys = [('' if number else word, number) for word, number in keys]
+  spellings: dict[_Key, collections.Counter[str]] = collections.defaultdict(
+    collections.Counter
+  )
+  for key, subject in zip(keys, subjects, strict=True):
+    spellings[key][_clean(subject)] += 1
+  name = {
+    key: max(counts, key=lambda s: (counts[s], len(s), s))
+    for key, counts in spellings.items()
+  }
+  return ['' if key == ('', '') else name[key] for key in keys]
+
+
+def of_paths(paths: Sequence[str]) -> list[str]:
+  """Subjects that paths show, such as S01 of 'S01-02-003/'; else ''.
+
+  A chance match must not decide who may be in which split, so nine paths of
+  ten must show one.
+  """
+  found = [_of_path(path) for path in paths]
+  few = sum(map(bool, found)) < _SHARE_OF_PATHS * len(found)
+  return [''] * len(found) if few else found
+
+
+def on_several_sides(
+  subjects: Iterable[str], sides: Iterable[object]
+) -> list[str]:
+  """Known people whose clips are on more than one side, in order."""
+  seen: dict[str, set] = collections.defaultdict(set)
+  for subject, side in zip(subjects, sides, strict=True):
+    seen[subject].add(side)
+  return sorted(name for name, on in seen.items() if name and len(on) > 1)
+
+
+def _clean(subject: str) -> str:
+  """Without spaces around and without control characters."""
+  shown = (c for c in subject if unicodedata.category(c) not in ('Cc', 'Cf'))
+  return unicodedata.normalize('NFC', ''.join(shown)).strip()
+
+
+def _key(subject: str) -> _Key:
+  text = unicodedata.normalize('NFKC', _clean(subject)).casefold().strip()
+  if text in _UNKNOWN:
+    return '', ''
+  text = re.sub(r'^(\d+)\.0+$', r'\1', text)
+  if parts := re.fullmatch(r'([^\W\d_]*)[\s_.-]*(\d+)', text):
+    word, number = parts.groups()
+    return _SAME.get(word, word), number.lstrip('0') or '0'
+  if len(re.findall(r'\d+', text)) <= 2:  # more are rather a checksum
+    text = re.sub(r'(?<!\d)0+(?=\d)', '', text)
+  return text, ''
+
+
+def _of_path(path: str) -> str:
+  matches = map(_IN_PATH.match, reversed(re.split(r'[/\\]', path)))
+  return next((match[0] for match in matches if match), '')
