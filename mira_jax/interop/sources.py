@@ -189,7 +189,7 @@ def _pointed(
   except (OSError, ValueError):
     return None
   target = folder / below / name
-  plain = name.isprintable() and name not in ('', '.', '..') and '/' not in name
+  plain = re.fullmatch(r'[^/\\\0]{1,99}', name) and name not in ('.', '..')
   return target if plain and target.is_dir() else None
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax.errors import checkpoint_error
+from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.interop import huggingface, pth, torch_names
 
 Leaf = np.ndarray | pth.Tensor
@@ -114,21 +114,26 @@ def shown(names: Iterable[Any]) -> str:
 
 def _error(
   tree: Any, found: list[Candidate], key: str | None, path: Any
-) -> Exception:
-  keys = shown(tree) if isinstance(tree, Mapping) else type(tree).__name__
+) -> MiraInputError:
   if found:
     labels = shown(c.label or 'no key' for c in found)
     hint = f'--key {key}: it has no model there, but at {labels}'
     return checkpoint_error('bad_key', path, hint)
-  places = dict(_mappings(tree, ()))
-  if not places:
-    hint = f'it has no tensors by name; what it has is {keys or "nothing"}'
-    return checkpoint_error('not_weights', path, hint)
-  names = next((t for k, t in places.items() if k != ('optimizer',)))
-  hint = f'none of its tensors is of a model that is read here: {shown(names)}'
-  if () not in places:
-    hint += f'; its keys are {keys}'
-  return checkpoint_error('other_model', path, hint)
+  keys = f'its keys are {shown(tree)}' if isinstance(tree, Mapping) else ''
+  whole = [tree, *tree.values()] if isinstance(tree, Mapping) else [tree]
+  objects = [x.name for x in whole if isinstance(x, pth.Inert)]
+  places = list(_mappings(tree, ()))
+  if places:
+    hint = 'none of its tensors is of a model that is read here: '
+    hint += shown(places[0][1])
+    return checkpoint_error(
+      'other_model', path, f'{hint}; {keys}' if places[0][0] else hint
+    )
+  hint = f'it has no tensors by name; {keys or "nor keys"}'
+  if objects:
+    hint += f'; of {shown(objects)} it has whole objects, which are not made; '
+    hint += 'save their state_dict() with the program that wrote them'
+  return checkpoint_error('not_weights', path, hint)
 
 
 def _mappings(
