@@ -41,12 +41,15 @@ _RANGES = {
   'patch': (1, 2**13),
   'tubelet': (1, 2**14),
   'mlp_ratio': (0.01, 64),
+  'norm_eps': (1e-30, 1),
+  'last_norm_eps': (1e-30, 1),
   'mira_last_blocks': (0, 256),
   'drop_path': (0, 0.99),
   'rate': (1, 10**4),
   'decoder_dim': (1, 2**15),
   'decoder_depth': (0, 256),
   'decoder_heads': (1, 2**10),
+  'decoder_mlp_ratio': (0.01, 64),
   'mask_ratio': (0.01, 0.99),
 }
 _MODEL = typing.get_type_hints(ViViT) | {
@@ -67,6 +70,7 @@ _PRETRAIN = {
   'mask_ratio': float,
   'mask': Literal['tube', 'random'],
   'normalise_targets': bool,
+  'decoder_mlp_ratio': float | None,
 }
 _PREPROCESSING = {'rate': int, 'fit': Literal['crop', 'squash']}
 

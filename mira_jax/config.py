@@ -37,6 +37,8 @@ class ModelConfig:
   tubelet: int = 2
   mlp_ratio: float = 4.0
   gelu: str = 'exact'  # or 'tanh', its approximation
+  norm_eps: float = 1e-6  # what norms add to a variance
+  last_norm_eps: float | None = None  # the last one's; None: norm_eps
   variant: str = 'joint'  # or a baseline of mira_jax.models.variants
   mira: MiraConfig | None = dataclasses.field(default_factory=MiraConfig)
   mira_last_blocks: int | None = None  # None: MiRA in all blocks
@@ -58,6 +60,7 @@ class PretrainConfig:
   decoder_dim: int = 384
   decoder_depth: int = 4
   decoder_heads: int = 6
+  decoder_mlp_ratio: float | None = None  # None: model.mlp_ratio
   mask: str = 'tube'  # or 'random': every slot hides places of its own
   mask_ratio: float = 0.9  # of the places of a slot, rounded down
   normalise_targets: bool = True  # per tubelet and channel
@@ -379,6 +382,8 @@ _RANGES = {
   'model.patch': (1, None),
   'model.tubelet': (1, None),
   'model.mlp_ratio': (0.01, None),
+  'model.norm_eps': (1e-30, 1),
+  'model.last_norm_eps': (1e-30, 1),
   'model.mira_last_blocks': (0, None),
   'model.layer_scale': (0, None),
   'model.drop_path': (0, 0.99),
@@ -386,6 +391,7 @@ _RANGES = {
   'pretrain.decoder_dim': (1, None),
   'pretrain.decoder_depth': (1, None),
   'pretrain.decoder_heads': (1, None),
+  'pretrain.decoder_mlp_ratio': (0.01, None),
   'pretrain.mask_ratio': (0.01, 0.99),
   'data.fold': (0, None),
   'data.num_folds': (0, None),
@@ -464,7 +470,7 @@ def _check_mesh(cfg: Config, devices: int) -> int:
     hint = f'{data} x {fsdp} x {model} must be the {devices} devices; '
     hint += '0 for data takes those that are left'
     raise bad_config('config.mesh: data x fsdp x model', hint)
-  hidden = int(cfg.model.dim * cfg.model.mlp_ratio)
+  hidden = int(cfg.model.dim * cfg.model.mlp_ratio + 1e-6)  # as mlp_width
   for name, size in (('heads', cfg.model.heads), ('dim * mlp_ratio', hidden)):
     if size % model:
       hint = f'{model} must divide model.{name} {size}'

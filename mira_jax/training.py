@@ -29,7 +29,7 @@ from mira_jax import (
 )
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import ExitCode, MiraInputError, nearest
-from mira_jax.interop import sources
+from mira_jax.interop import recognise, sources
 from mira_jax.models.layers import token_grid
 
 # ----- the command line -----------------------------------------------------
@@ -266,23 +266,25 @@ def start_from(
   Raises:
     MiraInputError: there is no such run or file, or see there.
   """
-  path = cfg.train.init_from
+  path, model = cfg.train.init_from, cfg.model
   if not sources.weights_path(path).is_file():
     hint = 'there are no weights; finish that run, name another one, or start '
     hint += 'from random weights with an empty --config.train.init_from='
     code = ExitCode.CHECKPOINT
     raise MiraInputError('not_found', path, hint, exit_code=code)
   own = {'params': state.params, 'mira': state.mira}
-  model = cfg.model
+  source = sources.read(path)
   shape = program.video_shape(cfg)
   variables, told = transfer.transfer(
     sharding.gather(own, mesh),
-    path,
+    source,
     class_names=class_names,
     grid=token_grid(shape, model.tubelet, model.patch),
     allow_missing=[x for x in cfg.train.allow_missing.split(',') if x],
     interpolate=cfg.train.interpolate_positions,
   )
+  notes = recognise.differences(source, dataclasses.asdict(model))
+  told = dataclasses.replace(told, notes=[*told.notes, *notes])
   variables = {'params': variables['params'], 'mira': variables.get('mira', {})}
   variables = jax.device_put(variables, sharding.shardings(variables, mesh))
   params = variables['params']

@@ -421,7 +421,7 @@ def test_a_pretraining_of_hugging_face_computes_the_same(tmp_path):
   ('kind', 'changes', 'reason'),
   [
     ('classification', {'hidden_act': 'relu'}, "'relu'"),
-    ('vivit', {'num_channels': 1}, '1 channels'),
+    ('vivit', {'num_channels': 1}, 'num_channels is 1'),
   ],
 )
 def test_a_model_of_hugging_face_that_ours_cannot_be(

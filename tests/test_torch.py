@@ -13,9 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mira_jax import cli, engine, weights
+from mira_jax import augment, cli, engine, weights
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.interop import torch_compare
+from mira_jax.interop import (
+  convert,
+  huggingface_config,
+  recognise,
+  torch_compare,
+)
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
 
@@ -89,6 +94,56 @@ def test_plain_models_are_those_of_hugging_face(kind, gelu):
   assert names[4:] == [*embed, *(f'd {x}' for x in blocks), 'd head']
   for name, tensor in peer.module.state_dict().items():  # left as it was
     assert torch.equal(tensor, before[name])
+
+
+ODD = {'layer_norm_eps': 1e-3, 'intermediate_size': 61, 'hidden_size': 28,
+       'num_attention_heads': 2, 'num_hidden_layers': 2, 'num_frames': 4,
+       'image_size': [16, 16], 'num_labels': 3}  # fmt: skip
+KINDS = {
+  'VideoMAE': {'patch_size': 8, 'tubelet_size': 2, 'hidden_act': 'gelu_new'},
+  'Vivit': {'tubelet_size': [2, 8, 8], 'qkv_bias': False},
+}
+
+
+@pytest.mark.parametrize('saved', ['folder', 'state dict', 'within a wrapper'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
+  transformers = pytest.importorskip('transformers')
+  torch.manual_seed(0)
+  cfg = getattr(transformers, f'{kind}Config')(**ODD, **KINDS[kind])
+  module = getattr(transformers, f'{kind}ForVideoClassification')(cfg).eval()
+  with torch.no_grad():
+    for parameter in module.parameters():
+      parameter.add_(0.2 * torch.randn_like(parameter))
+  if saved == 'folder':
+    module.save_pretrained(tmp_path)
+  else:
+    state = module.state_dict()
+    if saved == 'within a wrapper':
+      state = {'state_dict': {f'model.{n}': x for n, x in state.items()}}
+    cfg.save_pretrained(tmp_path)
+    torch.save(state, tmp_path / 'pytorch_model.bin')
+  rules = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.3, 0.4, 0.9],
+           'rescale_factor': 1 / 200, 'offset': False}  # fmt: skip
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(rules))
+  video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3))
+  pixels = (video / 200 - rules['image_mean']) / rules['image_std']
+  with torch.no_grad():
+    theirs = module(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).float())
+  got = convert.read(tmp_path, recognise.Wishes())
+  logits = engine.build_model(got.card['model']).apply(
+    got.variables, augment.prepare(jnp.asarray(video, jnp.uint8))
+  )
+  np.testing.assert_allclose(logits, theirs.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_table_has_every_field_of_the_configurations(kind):
+  transformers = pytest.importorskip('transformers')
+  found = getattr(transformers, f'{kind}Config')().to_dict().keys()
+  table = huggingface_config.CONFIG
+  known = {*table.used, *table.only, *table.without_meaning}
+  assert not found - known
 
 
 @pytest.mark.parametrize('statistics', ['instance', 'batch', 'batch_ema'])

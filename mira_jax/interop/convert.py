@@ -149,18 +149,12 @@ def _card(
     hint += ','.join(names[:20])
     code = ExitCode.USAGE if wishes.class_names else ExitCode.CHECKPOINT
     raise MiraInputError('bad_classes', source.path, hint, exit_code=code)
-  pretrain = None
-  if model.decoder:
-    # How the authors pre-train; only further pre-training reads it.
-    recipe = {'mask': 'tube', 'mask_ratio': 0.9, 'normalise_targets': True}
-    pretrain = model.decoder | recipe
   fields = model.fields | {'dtype': 'float32'}
-  rules = {'rate': wishes.rate or 4, 'fit': wishes.fit or 'crop'}
   return {
     'model': fields,
-    'pretrain': pretrain,
+    'pretrain': model.decoder,
     'class_names': names,
-    'preprocessing': rules,
+    'preprocessing': model.preprocessing,
   }, remarks
 
 

@@ -1,11 +1,12 @@
 """State dicts of Hugging Face's VideoMAE and ViViT, by the authors' names.
 
 Facts about their layout are from the `transformers` library, versions 4 and 5:
-names of tensors, fields of config.json, what the models compute.
+names of tensors, fields of the configuration files, what the models compute.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -13,12 +14,25 @@ from typing import Any
 import numpy as np
 
 from mira_jax.augment import MEAN, STD
+from mira_jax.interop import settings
+from mira_jax.interop.huggingface_config import (
+  CONFIG,
+  NAME,
+  class_names,
+  fields,
+  hold,
+)
+from mira_jax.interop.huggingface_pixels import PROCESSORS, Pixels, pixels
 
 State = dict[str, np.ndarray]
 
-# One regular expression and its replacement for every kind of tensor.
+# One regular expression and its replacement for every kind of tensor; of those
+# that become the same name the first is the one that `restore` writes.
 _BLOCKS = (
-  (r'(?:(?:videomae|vivit)\.)?encoder\.layer\.(\d+)\.', r'blocks.\1.'),
+  (
+    r'(?:(?:videomae|vivit)\.)?(?:encoder\.layer|layers)\.(\d+)\.',
+    r'blocks.\1.',
+  ),
   (r'decoder\.decoder_layers\.(\d+)\.', r'decoder.blocks.\1.'),
 )
 _PARTS = (
@@ -28,6 +42,12 @@ _PARTS = (
   (r'attention\.output\.dense\.', 'attn.proj.'),
   (r'intermediate\.dense\.', 'mlp.fc1.'),
   (r'output\.dense\.', 'mlp.fc2.'),
+  # As the modules of newer versions are called.
+  (r'attention\.q_proj\.', 'attn.query.'),
+  (r'attention\.k_proj\.', 'attn.key.'),
+  (r'attention\.v_proj\.', 'attn.value.'),
+  (r'attention\.o_proj\.', 'attn.proj.'),
+  (r'mlp\.(?=fc[12]\.)', 'mlp.'),
 )
 _OTHERS = (
   (
@@ -38,13 +58,27 @@ _OTHERS = (
   (r'(?:\w+\.)?embeddings\.position_embeddings', 'pos_embed'),
   (r'classifier\.', 'head.'),
 )
-_GELU = {
-  'gelu': 'exact',
-  'gelu_python': 'exact',
-  'gelu_fast': 'tanh',
-  'gelu_new': 'tanh',
-  'gelu_pytorch_tanh': 'tanh',
-}
+# What may lie beside the tensors, and is read.
+FILES = (NAME, *PROCESSORS)
+
+
+@dataclasses.dataclass(kw_only=True)
+class Understood:
+  """A model of Hugging Face as the authors' code would have it.
+
+  Attributes:
+    kind: what it is, in a few words.
+    state: tensors by the authors' names.
+    fields: of our models and their preprocessing, as far as files have them.
+    class_names: the classes in order; () where they are not named.
+    notes: what a person must know, one line each.
+  """
+
+  kind: str
+  state: State
+  fields: dict[str, Any]
+  class_names: tuple[str, ...]
+  notes: list[str]
 
 
 def is_here(state: Mapping[str, Any]) -> bool:
@@ -57,35 +91,52 @@ def knows(name: str) -> bool:
   return _new_name(name, 'norm.') != name
 
 
-def fields(config: Mapping[str, Any], vivit: bool) -> dict[str, Any]:
-  """The fields of our model, and of its decoder, that a config.json tells.
+def understand(
+  state: Mapping[str, np.ndarray], files: Mapping[str, dict[str, Any]]
+) -> Understood:
+  """What a model is, from its tensors and the files beside them.
+
+  Args:
+    state: of VideoMAEForVideoClassification, VideoMAEForPreTraining,
+      VivitForVideoClassification or the backbone of one, by their names.
+    files: name -> content of those of FILES that are there.
 
   Raises:
-    ValueError: it describes a model that ours cannot be.
+    ValueError: a model that ours cannot be, or files of another one.
   """
-  gelu = config.get('hidden_act', 'gelu_fast' if vivit else 'gelu')
-  if gelu not in _GELU:
-    raise ValueError(f'its activation {gelu!r} is not one of {sorted(_GELU)}')
-  if config.get('num_channels', 3) != 3:
-    raise ValueError(f'its clips have {config["num_channels"]} channels, not 3')
-  known = {
-    'heads': config.get('num_attention_heads'),
-    'frames': config.get('num_frames'),
-    'image_size': config.get('image_size'),
-    'decoder_heads': config.get('decoder_num_attention_heads'),
-  }
-  found = {name: x for name, x in known.items() if type(x) is int and x > 0}
-  return found | {'gelu': _GELU[gelu]}
-
-
-def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """The classes of a config.json in their order; () where it names none."""
-  labels = config.get('id2label') or {}
-  try:
-    rows = {int(i): str(name) for i, name in labels.items()}
-  except (AttributeError, ValueError):
-    return ()
-  return tuple(rows[i] for i in sorted(rows))
+  vivit = any(n.endswith('cls_token') for n in state)
+  name = 'ViViT' if vivit else 'VideoMAE'
+  config, notes = files.get(NAME, {}), []
+  known = CONFIG.used & config.keys() or not config
+  if not known:  # a file of another program, which has that name too
+    notes.append(f"{NAME} beside it is not Hugging Face's: it is not read")
+    config = {}
+  notes += CONFIG.check(config, NAME)
+  found = fields(config, vivit)
+  if not config:
+    told = 'norm_eps {norm_eps}, gelu {gelu}'.format(**found)
+    notes.append(f'no {NAME}: taken for it is what {name} has, {told}')
+  names = class_names(config)
+  renamed, more = rename(state, config)
+  hold(config, renamed)
+  frames, told = pixels(files, vivit, found.get('image_size'))
+  if frames.fit:
+    found['fit'] = frames.fit
+  if not frames.usual:
+    if 'mask_token' in state and not found['normalise_targets']:
+      why = 'with pixels that are scaled otherwise only True is'
+      raise settings.refused(NAME, 'norm_pix_loss', False, why)
+    _fold_pixels(renamed, frames)
+    told.append(
+      'its pixels are scaled otherwise: the first layer is rewritten for ours'
+    )
+  return Understood(
+    kind=f"Hugging Face's {name}" + (f', no {NAME}' if not config else ''),
+    state=renamed,
+    fields=found,
+    class_names=names if 'head.weight' in renamed else (),
+    notes=[*notes, *more, *told],
+  )
 
 
 def rename(
@@ -93,18 +144,14 @@ def rename(
 ) -> tuple[State, list[str]]:
   """The tensors as the authors' code has them, and what a person must know.
 
-  Args:
-    state: of VideoMAEForVideoClassification, VideoMAEForPreTraining,
-      VivitForVideoClassification or the backbone of one.
-    config: config.json, or {}.
-
   Raises:
     ValueError: a model that ours cannot be.
   """
   vivit = any(n.endswith('cls_token') for n in state)
   pretraining = 'mask_token' in state
   has = {name.partition('.')[0] for name in state}
-  if 'classifier' in has and not vivit and 'fc_norm' not in has:
+  mean = settings.flag(config, 'use_mean_pooling', NAME, 'fc_norm' in has)
+  if 'classifier' in has and not vivit and not (mean and 'fc_norm' in has):
     hint = 'it classifies by its first token (use_mean_pooling=False)'
     raise ValueError(f'{hint}, which is a token of the video, not of a class')
   # The last norm: of the class token, of the tokens of a pre-training.
@@ -113,25 +160,19 @@ def rename(
   for name, array in state.items():
     if 'pooler.' not in name:  # nothing that classifies reads it
       renamed[_new_name(name, norm)] = array
-  biases = config.get('qkv_bias', config.get('qv_bias', True))
-  renamed = _join_attention(renamed, notes, biases)
+  renamed = _join_attention(renamed, notes, config)
   if pretraining:
     encoder = ('patch_embed.', 'blocks.', 'norm.')
     renamed = {
       f'encoder.{n}' if n.startswith(encoder) else n: x
       for n, x in renamed.items()
     }
+    if 'encoder.norm.weight' not in renamed:
+      notes.append(
+        'its encoder has no last norm (use_mean_pooling=True), ours has one'
+      )
   if vivit:
     _fold_class_position(renamed)
-    _fold_pixels(renamed)
-    notes.append(
-      'pixels are from -1 to 1 there: the first layer is rewritten for ours'
-    )
-  else:
-    eps = config.get('layer_norm_eps', 1e-12)
-    notes.append(
-      f'norms add {eps} there (the last one 1e-5), 1e-6 here as the authors'
-    )
   return renamed, notes
 
 
@@ -149,7 +190,9 @@ def _new_name(name: str, norm: str) -> str:
 
 
 def _join_attention(
-  state: Mapping[str, np.ndarray], notes: list[str], biases: bool
+  state: Mapping[str, np.ndarray],
+  notes: list[str],
+  config: Mapping[str, Any],
 ) -> State:
   """Queries, keys and values of every block in one tensor; keys lose a bias.
 
@@ -157,6 +200,8 @@ def _join_attention(
   """
   joined: State = {}
   dropped = 0
+  biases = settings.flag(config, 'qv_bias', NAME, True)
+  biases = settings.flag(config, 'qkv_bias', NAME, biases)
   for name, array in state.items():
     match = re.fullmatch(r'(.*\.attn\.)(query|key|value)\.(\w+)', name)
     if not match:
@@ -190,20 +235,24 @@ def _fold_class_position(state: State) -> None:
     state['pos_embed'] = positions[:, 1:]
 
 
-def _fold_pixels(state: State) -> None:
-  """Rewrites the first layer from pixels in [-1, 1] to normalised ones.
+def _fold_pixels(state: State, pixels: Pixels) -> None:
+  """Rewrites the first layer from the pixels that it takes to normalised ones.
 
-  2 p - 1 = 2 s x + (2 m - 1) for p = s x + m, with our mean m and deviation s.
+  a p + b = a s x + (a m + b) for p = s x + m, with our mean m and deviation s.
   """
-  kernel = state.get('patch_embed.proj.weight')
-  bias = state.get('patch_embed.proj.bias')
+  prefix = 'encoder.' if 'mask_token' in state else ''
+  names = [f'{prefix}patch_embed.proj.{n}' for n in ('weight', 'bias')]
+  kernel, bias = map(state.get, names)
   if kernel is None or bias is None or kernel.ndim != 5 or kernel.shape[1] != 3:
-    return  # what is wrong with them is told later
+    return  # what is wrong with them is said later
   exact = kernel.astype(np.float64)
-  mean, std = (np.array(x).reshape(1, 3, 1, 1, 1) for x in (MEAN, STD))
-  shift = (exact * (2 * mean - 1)).sum(axis=(1, 2, 3, 4))
-  state['patch_embed.proj.weight'] = (exact * 2 * std).astype(kernel.dtype)
-  state['patch_embed.proj.bias'] = (bias + shift).astype(bias.dtype)
+  scale, offset, mean, std = (
+    np.reshape(x, (1, 3, 1, 1, 1))
+    for x in (pixels.scale, pixels.offset, MEAN, STD)
+  )
+  shift = (exact * (scale * mean + offset)).sum(axis=(1, 2, 3, 4))
+  state[names[0]] = (exact * scale * std).astype(kernel.dtype)
+  state[names[1]] = (bias + shift).astype(bias.dtype)
 
 
 # ----- the other way ----------------------------------------------------------

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mira_jax.errors import checkpoint_error
+from mira_jax.interop import settings
 from mira_jax.interop.sources import Source
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
@@ -26,12 +27,14 @@ class Recognised:
 
   Attributes:
     fields: of ViViT as JSON, without `dtype`.
-    decoder: of the autoencoder; None for a classifier.
+    decoder: PretrainConfig of the autoencoder; None for a classifier.
+    preprocessing: how clips are read, of a card.
     remarks: what was assumed, and how to say otherwise.
   """
 
   fields: dict[str, Any]
-  decoder: dict[str, int] | None
+  decoder: dict[str, Any] | None
+  preprocessing: dict[str, Any]
   remarks: list[str]
 
 
@@ -85,12 +88,12 @@ def recognise(source: Source, wishes: Wishes) -> Recognised:
   Raises:
     MiraInputError: they are of no model that we have, or do not tell enough.
   """
-  remarks: list[str] = []
+  said, remarks = _said(source)
   prefix = 'encoder.' if source.pretraining else ''
-  numbers = _sizes(source, wishes, prefix, remarks)
+  numbers = _sizes(source, said, wishes, prefix, remarks)
   depth = _depth(source, prefix)
-  mira, last = _mira(source, wishes.mode, prefix, depth, remarks)
-  state = source.state
+  mira, last = _mira(source, said, wishes.mode, depth, remarks)
+  state, ratio = source.state, _mlp_ratio(source, prefix, numbers['dim'])
   fields = {
     **numbers,
     'depth': depth,
@@ -98,10 +101,11 @@ def recognise(source: Source, wishes: Wishes) -> Recognised:
     'num_classes': (
       len(_tensor(source, 'head.weight')) if 'head.weight' in state else 0
     ),
-    'mlp_ratio': len(_tensor(source, f'{prefix}blocks.0.mlp.fc1.bias'))
-    / numbers['dim'],
-    'gelu': source.fields.get('gelu', 'exact'),
-    'variant': _variant(source, prefix, mira),
+    'mlp_ratio': ratio,
+    'gelu': said.get('gelu', 'exact'),
+    'norm_eps': said.get('norm_eps', 1e-6),
+    'last_norm_eps': said.get('last_norm_eps'),
+    'variant': _variant(source, said, prefix, mira),
     'mira': mira,
     'mira_last_blocks': last,
     'pool': 'cls' if 'cls_token' in state else 'mean',
@@ -109,16 +113,51 @@ def recognise(source: Source, wishes: Wishes) -> Recognised:
     # A start value, which is not needed any more.
     'layer_scale': 0.1 if f'{prefix}blocks.0.gamma_1' in state else None,
   }
-  decoder = _decoder(source, wishes) if source.pretraining else None
-  return Recognised(fields=fields, decoder=decoder, remarks=remarks)
+  decoder = None
+  if source.pretraining:
+    decoder = _decoder(source, said, wishes, ratio)
+  usual = {'rate': 4, 'fit': 'crop'}
+  rules = {n: getattr(wishes, n) or said.get(n, x) for n, x in usual.items()}
+  return Recognised(
+    fields=fields, decoder=decoder, preprocessing=rules, remarks=remarks
+  )
+
+
+def differences(source: Source, model: Mapping[str, Any]) -> list[str]:
+  """Settings that no shape shows, in which weights and a model differ.
+
+  Args:
+    source: the weights that the model starts from.
+    model: its fields, see ModelConfig.
+  """
+  own = source.card.get('model') or _said(source)[0]
+  names = ('heads', 'gelu', 'norm_eps')
+  return [
+    f'{n} is {own[n]} there and {model[n]} here; --config.model.{n}={own[n]}'
+    for n in names
+    if own.get(n, model[n]) != model[n]
+  ]
 
 
 def grid_of(source: Source) -> tuple[int, int, int]:
   """Tokens in time, height and width that weights were trained with."""
   prefix = 'encoder.' if source.pretraining else ''
-  sizes = _sizes(source, Wishes(), prefix, [])
+  sizes = _sizes(source, _said(source)[0], Wishes(), prefix, [])
   side = sizes['image_size'] // sizes['patch']
   return sizes['frames'] // sizes['tubelet'], side, side
+
+
+def _said(source: Source) -> tuple[dict[str, Any], list[str]]:
+  """What files beside the tensors and the settings of the run say."""
+  try:
+    said, remarks = settings.of_reference(source.args)
+  except ValueError as cause:
+    raise checkpoint_error('unsupported', source.path, str(cause)) from cause
+  return said | source.fields, remarks
+
+
+def _mlp_ratio(source: Source, prefix: str, dim: int) -> float:
+  return len(_tensor(source, f'{prefix}blocks.0.mlp.fc1.bias')) / dim
 
 
 def _tensor(source: Source, name: str) -> Any:
@@ -135,15 +174,22 @@ def _tensor(source: Source, name: str) -> Any:
 
 
 def _sizes(
-  source: Source, wishes: Wishes, prefix: str, remarks: list[str]
+  source: Source,
+  said: dict[str, Any],
+  wishes: Wishes,
+  prefix: str,
+  remarks: list[str],
 ) -> dict[str, int]:
   """Width, patch, tubelet, frames and pixels, or an error."""
   kernel = _tensor(source, f'{prefix}patch_embed.proj.weight')
   if kernel.ndim != 5 or kernel.shape[1] != 3:
     hint = f'patch_embed.proj.weight is {kernel.shape}, not [C, 3, t, p, p]'
     raise checkpoint_error('other_model', source.path, hint)
-  dim, _, tubelet, patch, _ = kernel.shape
-  told = _told(source, wishes, tubelet, patch)
+  dim, _, tubelet, patch, width = kernel.shape
+  if patch != width:
+    hint = f'its tokens have {patch} x {width} pixels; ours are square'
+    raise checkpoint_error('unsupported', source.path, hint)
+  told = _told(source, said, wishes, tubelet, patch)
   sizes = {'dim': dim, 'patch': patch, 'tubelet': tubelet}
   for name, usual, unit in (
     ('frames', _FRAMES, tubelet),
@@ -167,13 +213,17 @@ def _sizes(
 
 
 def _told(
-  source: Source, wishes: Wishes, tubelet: int, patch: int
+  source: Source,
+  said: dict[str, Any],
+  wishes: Wishes,
+  tubelet: int,
+  patch: int,
 ) -> dict[str, int]:
-  """Frames and pixels, as far as the weights tell them."""
-  names = ('frames', 'image_size')
-  told = {n: source.fields[n] for n in names if n in source.fields}
+  """Frames and pixels, as far as the weights and their settings tell them."""
+  told = {n: said[n] for n in ('frames', 'image_size') if n in said}
   buffers = [x for n, x in source.state.items() if n.endswith('.c_buf')]
-  if buffers and buffers[0].size and 'frames' not in told:
+  # The authors' pre-training has its slots, whatever frames were asked for.
+  if buffers and buffers[0].size:
     told['frames'] = buffers[0].size * tubelet
   _from_positions(source, told, wishes, tubelet, patch)
   return told
@@ -235,29 +285,39 @@ def _heads(
   return heads
 
 
-def _decoder(source: Source, wishes: Wishes) -> dict[str, int]:
+def _decoder(
+  source: Source, said: dict[str, Any], wishes: Wishes, ratio: float
+) -> dict[str, Any]:
+  """Fields of PretrainConfig; the recipe is only for further pre-training."""
   dim = _tensor(source, 'mask_token').shape[-1]
+  own = _mlp_ratio(source, 'decoder.', dim)
+  heads = _heads('decoder_heads', dim, _DECODER_HEADS, source, wishes)
   return {
     'decoder_dim': dim,
     'decoder_depth': _depth(source, 'decoder.'),
-    'decoder_heads': _heads(
-      'decoder_heads', dim, _DECODER_HEADS, source, wishes
-    ),
+    'decoder_heads': heads,
+    'decoder_mlp_ratio': None if own == ratio else own,
+    'mask': said.get('mask', 'tube'),
+    'mask_ratio': said.get('mask_ratio', 0.9),
+    'normalise_targets': said.get('normalise_targets', True),
   }
 
 
-def _variant(source: Source, prefix: str, mira: dict[str, Any] | None) -> str:
+def _variant(
+  source: Source,
+  said: dict[str, Any],
+  prefix: str,
+  mira: dict[str, Any] | None,
+) -> str:
   if f'{prefix}blocks.0.framewise_norm1.weight' in source.state:
     return 'st_block'
-  if source.args.get('add_intra_attention') and mira is None:
-    return 'intra_as_shipped'
-  return 'joint'
+  return said.get('variant', 'joint') if mira is None else 'joint'
 
 
 def _mira(
   source: Source,
+  said: dict[str, Any],
   wish: str | None,
-  prefix: str,
   depth: int,
   remarks: list[str],
 ) -> tuple[dict[str, Any] | None, int | None]:
@@ -266,31 +326,35 @@ def _mira(
   Both modes of the authors' code have a buffer `c_buf`, so that it tells MiRA
   from a plain model, but not one mode from the other.
   """
-  with_buffer = [
-    i for i in range(depth) if f'{prefix}blocks.{i}.attn.c_buf' in source.state
+  prefix = 'encoder.' if source.pretraining else ''
+  blocks = range(depth)
+  having = [
+    i for i in blocks if f'{prefix}blocks.{i}.attn.c_buf' in source.state
   ]
-  args, told = source.args, None
-  if type(flashlite := args.get('use_fmp_flashlite')) is bool:
-    told = 'flashlite' if flashlite else 'exact'
-  mode = wish or ((told or 'exact') if with_buffer else 'plain')
-  if with_buffer and not (wish or told):
+  told = said.get('mira')
+  if having and told == 'plain':
+    hint = 'its settings say add_fmp_attention=False, its tensors have MiRA'
+    raise checkpoint_error('unsupported', source.path, hint)
+  has_mira = having or source.args.get('add_fmp_attention') is True
+  mode = wish or ((told or 'exact') if has_mira else 'plain')
+  if having and not (wish or told):
     remarks.append(
       'mode exact is assumed: nothing in it tells exact from flashlite; the '
       'authors published flashlite, --mode=flashlite'
     )
   if mode == 'plain':
     return None, None
-  count = len(with_buffer)
-  if with_buffer != list(range(depth - count, depth)):
-    hint = f'MiRA is in its blocks {with_buffer}, not in the last {count}'
+  count = len(having) or min(said.get('mira_last_blocks', depth), depth)
+  if having not in ([], list(range(depth - count, depth))):
+    hint = f'MiRA is in its blocks {having}, not in the last {count}'
     raise checkpoint_error('unsupported', source.path, hint)
-  statistics = 'batch_ema' if source.pretraining else 'instance'
-  if args.get('stats_mode') in ('instance', 'batch', 'batch_ema'):
-    statistics = args['stats_mode']
   mira = MiraConfig(
     mode=mode,
-    statistics=statistics,
+    statistics=said.get(
+      'statistics', 'batch_ema' if source.pretraining else 'instance'
+    ),
     # All of the authors' scripts ask for the residual; it is half and half.
-    residual_mix=0.5 if args.get('fmp_use_residual', True) else 1.0,
+    residual_mix=said.get('residual_mix', 0.5),
+    temperature=said.get('temperature', MiraConfig.temperature),
   )
-  return dataclasses.asdict(mira), None if count in (0, depth) else count
+  return dataclasses.asdict(mira), None if count == depth else count

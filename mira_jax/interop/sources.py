@@ -335,18 +335,14 @@ def _check_state(source: Source) -> None:
 
 
 def _from_hugging_face(source: Source) -> None:
-  """Renames the tensors, and adds what config.json beside them says."""
-  beside = source.path.parent / 'config.json'
-  config = _json(beside) if beside.is_file() else {}
+  """Renames the tensors, and adds what the files beside them say."""
+  folder = source.path.parent
+  names = [n for n in huggingface.FILES if (folder / n).is_file()]
+  files = {n: _json(folder / n) for n in names}
   try:
-    vivit = any(n.endswith('cls_token') for n in source.state)
-    source.fields = huggingface.fields(config, vivit)
-    source.state, notes = huggingface.rename(source.state, config)
-  except (ValueError, AttributeError, TypeError) as cause:
+    found = huggingface.understand(source.state, files)
+  except ValueError as cause:
     raise checkpoint_error('unsupported', source.path, str(cause)) from cause
-  if 'head.weight' in source.state:
-    source.class_names = huggingface.class_names(config)
-  name = 'ViViT' if vivit else 'VideoMAE'
-  with_config = '' if config else ', no config.json beside it'
-  source.kind = f"Hugging Face's {name}{with_config}"
-  source.notes += notes
+  source.kind, source.state = found.kind, found.state
+  source.fields, source.class_names = found.fields, found.class_names
+  source.notes += found.notes

@@ -22,6 +22,7 @@ import safetensors.numpy
 from mira_jax import augment, engine, objectives
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.interop import huggingface, sources, torch_names
+from mira_jax.models.layers import mlp_width
 from mira_jax.weights import flatten, restack, unflatten
 
 PyTree = Any
@@ -260,6 +261,7 @@ def _with_mira(fields: Mapping[str, Any], state: State) -> Peer:
 
   names = ('dim', 'depth', 'heads', 'num_classes', 'frames', 'image_size')
   names += ('patch', 'tubelet', 'mlp_ratio', 'gelu', 'mira_last_blocks')
+  names += ('norm_eps', 'last_norm_eps')
   own = {name: fields[name] for name in names if name in fields}
   mira = fields.get('mira')
   if mira is not None and not isinstance(mira, MiraConfig):
@@ -329,15 +331,17 @@ def _hugging_face(fields: Mapping[str, Any], state: State, vivit: bool) -> Peer:
     raise MiraInputError('no_torch', 'transformers', hint) from error
   transformers.utils.logging.disable_progress_bar()
   kind = 'Vivit' if vivit else 'VideoMAE'
+  dim, eps = fields['dim'], fields.get('norm_eps', 1e-6)
+  last_eps = fields.get('last_norm_eps') or eps
   shape = {
-    'hidden_size': fields['dim'],
+    'hidden_size': dim,
     'num_hidden_layers': fields['depth'],
     'num_attention_heads': fields['heads'],
-    'intermediate_size': int(fields['dim'] * fields.get('mlp_ratio', 4.0)),
+    'intermediate_size': mlp_width(dim, fields.get('mlp_ratio', 4.0)),
     'num_frames': fields.get('frames', 16),
     'image_size': fields.get('image_size', 224),
     'num_labels': fields['num_classes'],
-    'layer_norm_eps': 1e-6,
+    'layer_norm_eps': eps,
     'hidden_act': 'gelu_new' if fields.get('gelu') == 'tanh' else 'gelu',
   }
   patch, tubelet = fields.get('patch', 16), fields.get('tubelet', 2)
@@ -364,8 +368,8 @@ def _hugging_face(fields: Mapping[str, Any], state: State, vivit: bool) -> Peer:
   if wrong:
     hint = f'transformers {transformers.__version__} has other names: {wrong}'
     raise checkpoint_error('weights_mismatch', named, hint)
-  if not vivit:
-    module.fc_norm.eps = 1e-6  # there it cannot be configured
+  # There it cannot be configured.
+  (module.vivit.layernorm if vivit else module.fc_norm).eps = last_eps
 
   def gradients(module: Any) -> State:
     return _saved_gradients(module, vivit)

@@ -193,11 +193,13 @@ class Attention(nn.Module):
 class Block(nn.Module):
   """Pre-norm transformer block."""
 
-  def __init__(self, dim: int, hidden: int, gelu: str, attention: Attention):
+  def __init__(
+    self, dim: int, hidden: int, gelu: str, eps: float, attention: Attention
+  ):
     super().__init__()
-    self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+    self.norm1 = nn.LayerNorm(dim, eps=eps)
     self.attn = attention
-    self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+    self.norm2 = nn.LayerNorm(dim, eps=eps)
     self.mlp = nn.Sequential()
     self.mlp.add_module('fc1', nn.Linear(dim, hidden))
     approximate = 'tanh' if gelu == 'tanh' else 'none'
@@ -229,6 +231,8 @@ class VideoTransformer(nn.Module):
     tubelet: int = 2,
     mlp_ratio: float = 4.0,
     gelu: str = 'exact',
+    norm_eps: float = 1e-6,
+    last_norm_eps: float | None = None,
     mira: MiraConfig | None = None,
     mira_last_blocks: int | None = None,
   ):
@@ -243,13 +247,15 @@ class VideoTransformer(nn.Module):
     self.blocks = nn.ModuleList(
       Block(
         dim,
-        int(dim * mlp_ratio),
+        int(dim * mlp_ratio + 1e-6),  # a rounded quotient is whole
         gelu,
+        norm_eps,
         Attention(dim, heads, slots, mira if i >= first else None),
       )
       for i in range(depth)
     )
-    self.fc_norm = nn.LayerNorm(dim, eps=1e-6)
+    eps = norm_eps if last_norm_eps is None else last_norm_eps
+    self.fc_norm = nn.LayerNorm(dim, eps=eps)
     self.head = nn.Linear(dim, num_classes)
 
   def forward(self, video: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from mira_jax.models.layers import (
   Mlp,
   default_init,
   layer_norm,
+  mlp_width,
 )
 
 Array = jax.Array
@@ -31,6 +32,7 @@ class Block(nn.Module):
   Attributes:
     mlp_ratio: hidden width of the MLP over C.
     gelu: of the MLP, see `layers.Mlp`.
+    norm_eps: what the norms add to a variance.
     layer_scale: start value of a learned per-channel scale on both branches;
       None leaves it out.
     attention: its implementation, see `kernels.dispatch`; None chooses.
@@ -44,6 +46,7 @@ class Block(nn.Module):
   num_prefix: int = 0
   mlp_ratio: float = 4.0
   gelu: str = 'exact'
+  norm_eps: float = 1e-6
   layer_scale: float | None = None
   attention: str | None = None
   train: bool = False
@@ -61,7 +64,7 @@ class Block(nn.Module):
     """[B, L, C] -> [B, L, C] and the record of `block_record`, if asked."""
     x = dispatch.split_clips(x)
     y, attended = self._attention(self.attention_type, 'attn')(
-      layer_norm(self.dtype, 'norm1')(x)
+      self._norm('norm1')(x)
     )
     x = x + self._branch(y, drop_rate, 'scale1')
     x = self._mlp(x, drop_rate)
@@ -81,15 +84,18 @@ class Block(nn.Module):
       name=name,
     )
 
+  def _norm(self, name: str) -> nn.LayerNorm:
+    return layer_norm(self.dtype, name, self.norm_eps)
+
   def _mlp(self, x: Array, drop_rate: Array | float) -> Array:
     """The second half of a block."""
     y = Mlp(
-      int(x.shape[-1] * self.mlp_ratio),
+      mlp_width(x.shape[-1], self.mlp_ratio),
       self.gelu,
       self.kernel_init,
       self.dtype,
       name='mlp',
-    )(layer_norm(self.dtype, 'norm2')(x))
+    )(self._norm('norm2')(x))
     return x + self._branch(y, drop_rate, 'scale2')
 
   def _branch(self, y: Array, drop_rate: Array | float, name: str) -> Array:
@@ -156,6 +162,7 @@ class Encoder(nn.Module):
   num_prefix: int = 0
   mlp_ratio: float = 4.0
   gelu: str = 'exact'
+  norm_eps: float = 1e-6
   layer_scale: float | None = None
   attention: str | None = None
   block: type[Block] = Block
@@ -226,6 +233,7 @@ class Encoder(nn.Module):
       num_prefix=self.num_prefix,
       mlp_ratio=self.mlp_ratio,
       gelu=self.gelu,
+      norm_eps=self.norm_eps,
       layer_scale=self.layer_scale,
       attention=self.attention,
       train=self.train,

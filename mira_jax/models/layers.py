@@ -62,11 +62,16 @@ def resize_positions(
   return grid.reshape(-1, grid.shape[-1])
 
 
-def layer_norm(dtype: Dtype, name: str) -> nn.LayerNorm:
-  """LayerNorm as the reference has it: epsilon 1e-6, two-pass variance."""
+def layer_norm(dtype: Dtype, name: str, eps: float) -> nn.LayerNorm:
+  """LayerNorm as the reference has it: two-pass variance, eps added to it."""
   return nn.LayerNorm(
-    epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name
+    epsilon=eps, dtype=dtype, use_fast_variance=False, name=name
   )
+
+
+def mlp_width(dim: int, ratio: float) -> int:
+  """Hidden width of an MLP; whole where `ratio` is a rounded quotient."""
+  return int(dim * ratio + 1e-6)
 
 
 def token_grid(

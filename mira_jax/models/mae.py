@@ -202,8 +202,10 @@ class MaskedAutoencoder(nn.Module):
   """Predicts the masked tubelets of a clip.
 
   Attributes are those of `vivit.ViViT`; the decoder's start with `decoder_`. A
-  `variant` is the encoder's. Variants with attention over time need tube masks:
-  the n-th visible token of every slot must be at the same place.
+  `variant` is the encoder's, `last_norm_eps` of the decoder's last norm, and a
+  `decoder_mlp_ratio` of None is the encoder's. Variants with attention over
+  time need tube masks: the n-th visible token of every slot must be at the same
+  place.
   """
 
   dim: int
@@ -212,10 +214,13 @@ class MaskedAutoencoder(nn.Module):
   decoder_dim: int
   decoder_depth: int
   decoder_heads: int
+  decoder_mlp_ratio: float | None = None
   tubelet: int = 2
   patch: int = 16
   mlp_ratio: float = 4.0
   gelu: str = 'exact'
+  norm_eps: float = 1e-6
+  last_norm_eps: float | None = None
   variant: str = 'joint'
   mira: MiraConfig | None = None
   mira_last_blocks: int | None = None
@@ -258,7 +263,7 @@ class MaskedAutoencoder(nn.Module):
     x, records = self._stack(
       'encoder', self.depth, self.heads, self.mira, slots, train, record
     )(take_tokens(x, visible))
-    x = layer_norm(self.dtype, 'norm')(x)
+    x = layer_norm(self.dtype, 'norm', self.norm_eps)(x)
     x = self._decode(x, visible, masked, train)
     return (x, records) if record else x
 
@@ -283,7 +288,9 @@ class MaskedAutoencoder(nn.Module):
     x, _ = self._stack(
       'decoder', self.decoder_depth, self.decoder_heads, None, 1, train, False
     )(x)
-    x = layer_norm(self.dtype, 'decoder_norm')(x[:, visible.shape[1] :])
+    eps = self.norm_eps if self.last_norm_eps is None else self.last_norm_eps
+    x = x[:, visible.shape[1] :]
+    x = layer_norm(self.dtype, 'decoder_norm', eps)(x)
     return nn.Dense(
       3 * self.tubelet * self.patch**2,
       dtype=self.dtype,
@@ -292,14 +299,16 @@ class MaskedAutoencoder(nn.Module):
     )(x)
 
   def _stack(self, name, depth, heads, mira, slots, train, record) -> Encoder:
+    ratio = self.decoder_mlp_ratio if name == 'decoder' else None
     return Encoder(
       depth=depth,
       heads=heads,
       num_frames=slots,
       mira=mira,
       mira_last_blocks=self.mira_last_blocks,
-      mlp_ratio=self.mlp_ratio,
+      mlp_ratio=self.mlp_ratio if ratio is None else ratio,
       gelu=self.gelu,
+      norm_eps=self.norm_eps,
       block=BLOCKS[self.variant if name == 'encoder' else 'joint'],
       attention=self.attention,
       drop_path=self.drop_path,

@@ -26,7 +26,7 @@ from mira_jax.models.factorised import (
   over_time,
   within_frames,
 )
-from mira_jax.models.layers import Attention, Mlp, layer_norm
+from mira_jax.models.layers import Attention, Mlp
 
 Array = jax.Array
 
@@ -145,11 +145,11 @@ class SelfAttentionBlock(Block):
     """See `Block`."""
     x = dispatch.split_clips(x)
     y, spatial = self._attention(SpatialAttention, 'attn')(
-      layer_norm(self.dtype, 'norm1')(x)
+      self._norm('norm1')(x)
     )
     x = x + self._branch(y, drop_rate, 'scale1')
     y, temporal = self._attention(TemporalAttention, 'time_attn')(
-      layer_norm(self.dtype, 'time_norm')(x)
+      self._norm('time_norm')(x)
     )
     x = x + self._branch(y, drop_rate, 'time_scale')
     x = self._mlp(x, drop_rate)
@@ -173,9 +173,7 @@ class STBlock(Block):
   ) -> tuple[Array, Record | None]:
     """See `Block`."""
     x = dispatch.split_clips(x)
-    y, attended = self._attention(Attention, 'attn')(
-      layer_norm(self.dtype, 'norm1')(x)
-    )
+    y, attended = self._attention(Attention, 'attn')(self._norm('norm1')(x))
     x = x + self._branch(y, drop_rate, 'scale1')
     x = self._mlp(x, drop_rate)
     x = self._framewise(x, drop_rate)
@@ -192,7 +190,7 @@ class STBlock(Block):
       kernel_init=self.kernel_init,
       dtype=self.dtype,
       name='framewise_attn',
-    )(layer_norm(self.dtype, 'framewise_norm1')(x))
+    )(self._norm('framewise_norm1')(x))
     x = x + self._drop(y, drop_rate)
     y = Mlp(
       max(64, dim // 4),
@@ -200,7 +198,7 @@ class STBlock(Block):
       self.kernel_init,
       self.dtype,
       name='framewise_mlp',
-    )(layer_norm(self.dtype, 'framewise_norm2')(x))
+    )(self._norm('framewise_norm2')(x))
     x = x + self._drop(y, drop_rate)
     return einops.rearrange(x, '(b t) n c -> b (t n) c', t=frames)
 

@@ -61,6 +61,8 @@ class ViViT(nn.Module):
     mlp_ratio: hidden width of the MLPs over C.
     gelu: of the MLPs, 'exact', or 'tanh', the approximation that ViViT's
       authors trained with.
+    norm_eps: what the norms add to a variance.
+    last_norm_eps: what the one before the head adds; None is norm_eps.
     variant: 'joint' attention over space and time, or one of the baselines in
       `variants.VARIANTS` (docs/method.md, section 7).
     mira: None is the plain transformer, with the same parameters.
@@ -90,6 +92,8 @@ class ViViT(nn.Module):
   tubelet: int = 2
   mlp_ratio: float = 4.0
   gelu: Literal['exact', 'tanh'] = 'exact'
+  norm_eps: float = 1e-6
+  last_norm_eps: float | None = None
   variant: str = 'joint'
   mira: MiraConfig | None = None
   mira_last_blocks: int | None = None
@@ -193,6 +197,7 @@ class ViViT(nn.Module):
       num_prefix=int(self.pool == 'cls'),
       mlp_ratio=self.mlp_ratio,
       gelu=self.gelu,
+      norm_eps=self.norm_eps,
       layer_scale=self.layer_scale,
       remat=self.remat,
       scan=self.scan,
@@ -236,7 +241,8 @@ class ViViT(nn.Module):
 
   def _head(self, x: Array) -> Array:
     """Pools tokens [B, L, C] and classifies them: [B, K]."""
-    norm = layer_norm(self.dtype, 'norm')
+    eps = self.norm_eps if self.last_norm_eps is None else self.last_norm_eps
+    norm = layer_norm(self.dtype, 'norm', eps)
     x = norm(x)[:, 0] if self.pool == 'cls' else norm(x.mean(axis=1))
     if self.num_classes:
       scale = 0.02 * self.head_scale
