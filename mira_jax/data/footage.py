@@ -12,7 +12,7 @@ from mira_jax.data import geometry, timing
 from mira_jax.errors import MiraInputError
 
 MAX_DECODED_BYTES = 4 << 30  # of all frames of a clip at once
-HELD_BYTES = 512 << 20  # of a clip; the frames of longer ones are read again
+HELD_BYTES = 256 << 20  # of a clip; the frames of longer ones are read again
 FLAT = 2.0  # grey levels; the noise of a sensor in the dark
 _LOOKS = 64  # one of so many frames of a long clip is looked at for `FLAT`
 

@@ -52,7 +52,7 @@ def read_face(
   Raises:
     MiraInputError: nobody is found ('no_face'), or see `decode.read_clip`.
   """
-  looks, _, _ = decode.glance(path, _GLANCES, None)
+  looks, _, _ = decode.glance(path, _GLANCES, None, allow_gif=allow_gif)
   square = crop.haar(looks)
   if square is None:
     hint = 'no face is found in it; without --track all of the frame is taken'

@@ -91,7 +91,7 @@ def _hexadecimal(stems: Sequence[str]) -> list[_Values]:
   return [
     [decimal.Decimal(int(word, 16)) for word in column]
     for column in zip(*rows, strict=True)
-    if not ''.join(column).isdecimal()
+    if re.search('[a-f].*[0-9]|[0-9].*[a-f]', ' '.join(column))
   ]
 
 

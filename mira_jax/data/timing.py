@@ -8,9 +8,8 @@ import numpy as np
 
 MAX_FPS = 500
 MAX_TICKS = 1_000_000
-_LONGEST_STEP = (
-  600  # seconds between two frames of a clip that is no time lapse
-)
+_LOOSE = 0.9  # frames between the earliest and the latest, at a constant rate
+_LONGEST_STEP = 600  # seconds from frame to frame, but of a time lapse
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -54,7 +53,7 @@ def pace(times: np.ndarray, last: float, header: float) -> Pace:
   times = times - times[0]
   mean = (count - 1) / times[-1]
   for fps in (header, mean):
-    if fps and np.abs(times * fps - np.arange(count)).max() < 1:
+    if fps and np.ptp(times * fps - np.arange(count)) < _LOOSE:
       return Pace(fps=credible(fps), seconds=float(count / fps))
   usual = float(np.median(steps[steps > 0]))
   last = last if 0 < last <= max(_LONGEST_STEP, usual) else usual
