@@ -14,8 +14,17 @@ import numpy as np
 import pytest
 
 import miniatures
+import runs
 from mira_jax import engine
-from mira_jax.data import dataset, decode, footage, prepare, storage, timing
+from mira_jax.data import (
+  dataset,
+  decode,
+  encode,
+  footage,
+  prepare,
+  storage,
+  timing,
+)
 from mira_jax.errors import MiraInputError
 from test_decode import make_video
 
@@ -377,3 +386,16 @@ def test_rates_of_tables_that_are_no_numbers(tmp_path):
       _found(folder, fps=fps), {'a': 0}, storage.Storage()
     )
     assert stored.clip.fps == kept
+
+
+def test_a_video_that_has_no_room_is_not_half_written(tmp_path):
+  path = tmp_path / 'a.mp4'
+  frames = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), np.uint8)
+  with (
+    runs.file_limit(20_000),
+    pytest.raises(MiraInputError, match='not_written'),
+  ):
+    encode.write_video(path, frames, 25)
+  assert not path.exists()
+  encode.write_video(path, frames, 25)
+  assert decode.read_video(path).count == 20

@@ -66,6 +66,24 @@ def test_eight_orientations(tmp_path, matrix):
   np.testing.assert_array_equal(decode.read_frames(clip, [2])[2], expected)
 
 
+@pytest.mark.parametrize('suffix', ['mkv', 'webm', 'mov'])
+@pytest.mark.parametrize('quarters', [1, 2, 3])
+def test_other_files_that_are_turned(tmp_path, suffix, quarters):
+  path = tmp_path / f'a.{suffix}'
+  codec = 'libvpx' if suffix == 'webm' else 'libx264'
+  with av.open(str(path), 'w') as file:
+    stream = file.add_stream(codec, rate=25)
+    stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
+    stream.set_display_rotation(90 * quarters)
+    image = np.full((64, 96, 3), 60, np.uint8)
+    image[:32, :48] = (255, 0, 0)
+    for _ in range(6):
+      file.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
+    file.mux(stream.encode())
+  frame = decode.read_video(path).frames[3].astype(int)
+  np.testing.assert_allclose(frame, np.rot90(image, quarters), atol=60)
+
+
 def _wide(path: pathlib.Path, aspect: fractions.Fraction) -> pathlib.Path:
   """Frames 96 x 64 whose pixels have an aspect."""
   with av.open(str(path), 'w') as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fractions
 import os
 import pathlib
@@ -22,14 +23,28 @@ def write_video(
   The name's suffix chooses the container, such as '.mp4'.
 
   Raises:
-    MiraInputError: the suffix is not that of a video.
+    MiraInputError: the suffix is not that of a video ('bad_suffix'), or the
+      disk is full or read-only ('not_written'): nothing half written stays.
   """
   path = pathlib.Path(path)
   if path.suffix.lower() not in SUFFIXES:
     hint = f'end the name with one of {", ".join(SUFFIXES)}'
     raise MiraInputError('bad_suffix', path, hint)
-  path.parent.mkdir(parents=True, exist_ok=True)
   rate = fractions.Fraction(fps).limit_denominator(1001)
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _encode(path, frames, rate)
+  except OSError as error:  # FFmpeg's own are some of these
+    with contextlib.suppress(OSError):
+      path.unlink()
+    hint = f'it has no room there ({error.strerror or error})'
+    raise MiraInputError('not_written', path, hint) from error
+  return path
+
+
+def _encode(
+  path: pathlib.Path, frames: np.ndarray, rate: fractions.Fraction
+) -> None:
   with av.open(str(path), 'w') as container:
     stream = container.add_stream('libx264', rate=rate)
     stream.height, stream.width = frames.shape[1:3]
@@ -39,4 +54,3 @@ def write_video(
       picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
       container.mux(stream.encode(picture))
     container.mux(stream.encode())
-  return path

@@ -156,7 +156,7 @@ class Holder:
     self._kept.append(frame)
     self._bytes += frame.nbytes
     if self._must:
-      check_bytes(self._bytes, self._path)
+      check_bytes(2 * self._bytes, self._path)  # they are copied at the end
     elif self._bytes > min(HELD_BYTES, MAX_DECODED_BYTES):
       self._flat, self._kept = is_flat(self._kept), None
 
