@@ -547,13 +547,6 @@ def test_flags_of_members(tmp_path, flag, place):
     assert code(path) == 'damaged'
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason='root may read anything')
-def test_a_file_of_another_user(tmp_path):
-  path = save(tmp_path / 'a.pth', {'x': FLAT})
-  path.chmod(0)
-  assert code(path) == 'not_readable'
-
-
 @pytest.mark.parametrize(
   'content', [b'', b'text', b'PK\x05\x06' + bytes(18), bytes(999)]
 )

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mira_jax.card import check_card, parse_card
-from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.errors import MiraInputError, checkpoint_error, not_readable
 from mira_jax.interop import huggingface, pth, wrappings
 from mira_jax.weights import LAST, WEIGHTS, card_of, read_arrays
 
@@ -212,12 +212,19 @@ def _open(
   if part and int(part[1]) > 1:
     hint = f'it is one of {int(part[1])} parts; name the folder'
     raise checkpoint_error('split_weights', file, hint)
-  with file.open('rb') as stream:
-    start = stream.read(64)
+  start = _start(file)
   if start.startswith(b'version https://git-lfs'):
     hint = 'fetch the file with `git lfs pull`'
     raise checkpoint_error('git_lfs_pointer', file, hint)
   return _open_tensors(file, start, stack)
+
+
+def _start(file: pathlib.Path) -> bytes:
+  try:
+    with file.open('rb') as stream:
+      return stream.read(64)
+  except OSError as cause:
+    raise not_readable(file, cause) from cause
 
 
 def _open_tensors(
@@ -256,9 +263,7 @@ def _read_parts(
     if part in ('.', '..') or not file.is_file():
       hint = f'its part {wrappings.shown([part])} is missing; fetch it'
       raise checkpoint_error('damaged', index, hint)
-    with file.open('rb') as stream:
-      start = stream.read(64)
-    parts[part] = _open_tensors(file, start, stack)[1]
+    parts[part] = _open_tensors(file, _start(file), stack)[1]
   lost = [
     name
     for name, part in places.items()
