@@ -17,14 +17,17 @@ confusion.csv and confusion.png below WORKDIR/eval.
 
 from __future__ import annotations
 
+from mira_jax import terminal
+
+if __name__ == '__main__':  # what follows takes seconds to import
+  terminal.leave_on_interrupt('eval.py')
+
 import copy
-import json
 import pathlib
 from typing import Any
 
 import jax
 import numpy as np
-import rich
 from absl import flags
 from ml_collections import config_flags
 
@@ -96,7 +99,7 @@ def evaluate_run(workdir: pathlib.Path) -> None:
   if jax.process_index() > 0:
     return
   title = f'{name}: {workdir.resolve().name}'
-  rich.print(report.evaluation_table(matrix, class_names, title))
+  terminal.show(report.evaluation_table(matrix, class_names, title))
   path = report.write_evaluation(
     workdir / 'eval' / name.replace(', ', '-').replace(' ', '_'),
     matrix=matrix,
@@ -104,7 +107,7 @@ def evaluate_run(workdir: pathlib.Path) -> None:
     metadata=facts,
     title=title,
   )
-  print(f'scores: {path}')
+  terminal.say(f'scores: {path}')
 
 
 def _scored(
@@ -170,7 +173,9 @@ def _as_the_model_names_them(
   clips = pool.of_dataset(dataset, splits, names, rename)
   left_out = [name for name, ours in rename.items() if not ours]
   if left_out and jax.process_index() == 0:
-    print(f'left out: {", ".join(left_out)}, which the model does not know')
+    terminal.say(
+      f'left out: {", ".join(left_out)}, which the model does not know'
+    )
   return clips
 
 
@@ -241,7 +246,7 @@ def _fold(
   """One fold's evaluation and class names; trains it first if need be."""
   if cfg is not None and not (run / weights.WEIGHTS).exists():
     if jax.process_index() == 0:
-      print(f'training {name} into {run}')
+      terminal.say(f'training {name} into {run}')
     mine = copy.deepcopy(cfg)
     mine.data.fold = number
     loop.train(mine, training.open_workdir(str(run)))
@@ -266,7 +271,7 @@ def _report_folds(
   if missing:
     count += f' of {len(folds) + len(missing)}'
   title = f'{workdir.resolve().name}: protocol {protocol}, {count} folds'
-  rich.print(outcome.folds_table(folds, class_names, title, missing))
+  terminal.show(outcome.folds_table(folds, class_names, title, missing))
   folder = workdir / 'eval' / 'folds'
   folder.mkdir(parents=True, exist_ok=True)
   whole = outcome.pooled(folds)
@@ -277,8 +282,8 @@ def _report_folds(
   told = outcome.folds_dict(folds, class_names, missing)
   told |= {'protocol': protocol}
   path = folder / 'folds.json'
-  path.write_text(json.dumps(told, indent=2, ensure_ascii=False) + '\n')
-  print(f'folds: {path}\npicture: {picture}')
+  path.write_text(terminal.as_json(told, indent=2) + '\n', encoding='utf-8')
+  terminal.say(f'folds: {path}', f'picture: {picture}')
 
 
 if __name__ == '__main__':

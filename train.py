@@ -10,6 +10,11 @@ curves.png and, of a classifier, outcome.json.
 
 from __future__ import annotations
 
+from mira_jax import terminal
+
+if __name__ == '__main__':  # what follows takes seconds to import
+  terminal.leave_on_interrupt('train.py')
+
 from absl import flags
 from ml_collections import config_flags
 

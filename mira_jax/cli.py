@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Callable
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax import terminal
 
 # Name -> module with `add_arguments(parser)` and `run(args) -> int`. A module
 # is imported only when its command runs, so that `mira --help` is immediate.
@@ -61,7 +61,14 @@ def main(argv: list[str] | None = None) -> int:
 
   Wrong flags exit with USAGE right away, as argparse does.
   """
-  argv = sys.argv[1:] if argv is None else argv
+  if argv is None:
+    terminal.leave_on_interrupt('mira')
+    argv = sys.argv[1:]
+  argv = terminal.expand_home(argv)
+  return terminal.run('mira', lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
     prog='mira', description='MiRA video transformers for faces.'
   )
@@ -82,19 +89,7 @@ def main(argv: list[str] | None = None) -> int:
   if rest and not args.config_flags:
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   args.flags = rest  # such as --config.data.batch_size=256
-  try:
-    return int(args.run(args))
-  except MiraInputError as error:
-    print(f'mira: {error}', file=sys.stderr)
-    return int(error.exit_code)
-  except KeyboardInterrupt:
-    print('mira: interrupted', file=sys.stderr)
-    return 130
-  except BrokenPipeError:  # `mira ... | head`
-    return int(ExitCode.OK)
-  except OSError as error:
-    print(f'mira: {error}', file=sys.stderr)
-    return int(ExitCode.USAGE)
+  return int(args.run(args))
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import enum
 import os
+import unicodedata
 from collections.abc import Iterable
 
 
@@ -28,6 +29,9 @@ class MiraInputError(ValueError):
     path: the offending file or value.
     hint: what to do about it, one sentence.
     exit_code: what a command exits with.
+
+  As text it is one line that is safe to print, see `plain`, and what the
+  caller wants `below` it.
   """
 
   def __init__(
@@ -37,12 +41,35 @@ class MiraInputError(ValueError):
     hint: str,
     *,
     exit_code: ExitCode = ExitCode.USAGE,
+    below: str = '',
   ):
     self.code = code
     self.path = os.fspath(path)
     self.hint = hint
     self.exit_code = exit_code
-    super().__init__(f'{code}: {self.path}: {hint}')
+    super().__init__(plain(f'{code}: {self.path}: {hint}') + below)
+
+
+def plain(text: str) -> str:
+  r"""Text that people gave, safe to print on one line.
+
+  What a terminal obeys instead of showing it (escapes, line breaks, turns of
+  the writing direction), and the bytes of file names that are no UTF-8, are
+  escaped as in Python: \x1b, \n, \u202e, \udcb6. All else stays.
+  """
+  if text.isprintable():
+    return text
+  return ''.join(c if _harmless(c) else ascii(c)[1:-1] for c in text)
+
+
+def _harmless(c: str) -> bool:
+  # Joiners are a part of words and emoji; spaces come in kinds; and letters
+  # that are newer than this Python have no category.
+  return (
+    c.isprintable()
+    or c in '\u200c\u200d'
+    or unicodedata.category(c) in ('Zs', 'Co', 'Cn')
+  )
 
 
 def data_error(

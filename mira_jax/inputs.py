@@ -12,7 +12,7 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from mira_jax import config, sharding
+from mira_jax import config, sharding, terminal
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline, pool, protocol, sampling, synthetic
 from mira_jax.data.dataset import PreparedDataset
@@ -48,7 +48,7 @@ def tell(datasets: Sequence[PreparedDataset]) -> None:
   """Prints what is read: name, fingerprint and place of each dataset."""
   for dataset in datasets:
     mark = prepared.fingerprint(dataset)
-    print(f'dataset {dataset.name} {mark}: {dataset.directory}')
+    terminal.say(f'dataset {dataset.name} {mark}: {dataset.directory}')
 
 
 def _make_missing(path: pathlib.Path, data: config.DataConfig) -> None:
@@ -57,7 +57,9 @@ def _make_missing(path: pathlib.Path, data: config.DataConfig) -> None:
   except MiraInputError as error:
     if error.code != 'not_a_dataset':
       raise
-    print(f'drawing {data.train_clips + data.test_clips} clips into {path}')
+    terminal.say(
+      f'drawing {data.train_clips + data.test_clips} clips into {path}'
+    )
     synthetic.build(
       path,
       difficulty=path.name,

@@ -18,6 +18,7 @@ from mira_jax import (
   runlog,
   sharding,
   tasks,
+  terminal,
   training,
 )
 from mira_jax.data.dataset import fingerprint
@@ -56,8 +57,7 @@ def train(
   first_host = jax.process_index() == 0
   if first_host:
     inputs.tell(task.datasets)
-    print(f'{task.summary}\n{task.program.attention}')
-    print(sharding.describe(mesh))
+    terminal.say(task.summary, task.program.attention, sharding.describe(mesh))
 
   # ----- state: the newest checkpoint, or a fresh one -----
   # Made under jit, so that every device of every host has it.
@@ -87,7 +87,7 @@ def train(
       names = task.source.class_names
       state, told = training.start_from(cfg, names, state, mesh)
       if first_host:
-        print(f'{cfg.train.init_from}: {told}')
+        terminal.say(*f'{cfg.train.init_from}: {told}'.split('\n'))
   if first_host:
     runlog.replace(workdir / 'config.json', config.to_json(cfg))
   start = int(state.step)

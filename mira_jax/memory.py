@@ -57,8 +57,11 @@ def capacity() -> int:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
+def explained(name: str = '') -> Iterator[None]:
   """Turns memory that is exhausted, whatever wanted it, into a clear error.
+
+  Args:
+    name: what wanted it, such as a clip; else what was said about it.
 
   Raises:
     MiraInputError: instead of JAX's or NumPy's error ('out_of_memory').
@@ -68,9 +71,12 @@ def explained() -> Iterator[None]:
   except (RuntimeError, MemoryError) as error:
     if not _exhausted(error):
       raise
-    line = str(error).strip().splitlines()[0].rstrip('.')
+    line = (str(error).strip() or 'there is not enough memory').splitlines()[0]
     hint = f'a device has {_gib(capacity())}; take a smaller batch or model'
-    raise MiraInputError('out_of_memory', line, hint) from error
+    if name:
+      hint = f'{line.rstrip(".")}; {hint}'
+    where = name or line.rstrip('.')
+    raise MiraInputError('out_of_memory', where, hint) from error
 
 
 @contextlib.contextmanager

@@ -20,7 +20,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax import terminal
+from mira_jax.errors import ExitCode, MiraInputError, plain
 from mira_jax.metrics import Scores, check_names, score
 
 NAME = 'outcome.json'
@@ -93,7 +94,8 @@ def write(
     ],
   }
   path = workdir / NAME
-  path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n')
+  text = terminal.as_json(content, indent=2)
+  path.write_text(text + '\n', encoding='utf-8')
   return path
 
 
@@ -117,7 +119,7 @@ def table(results: Sequence[Row], title: str) -> RenderableType:
     cells = [row.name, f'{row.step}', *_percents(s.war, s.uar, s.macro_f1)]
     lines.add_row(*(Text(cell, style) for cell in cells))
   warned = any(row.name == BEST_ON_TEST for row in results)
-  return Group(Text(title, 'bold'), lines, Text(_WARNED * warned, 'dim'))
+  return Group(Text(plain(title), 'bold'), lines, Text(_WARNED * warned, 'dim'))
 
 
 # ----- folds ----------------------------------------------------------------
@@ -224,7 +226,11 @@ def folds_table(
   lines = _table('fold, %', 'clips', 'WAR', 'UAR', 'F1', *also)
   for fold in folds:
     s = score(fold.matrix)
-    cells = [fold.name, f'{s.clips}', *_numbers(s.war, s.uar, s.macro_f1)]
+    cells = [
+      plain(fold.name),
+      f'{s.clips}',
+      *_numbers(s.war, s.uar, s.macro_f1),
+    ]
     cells += _numbers(*(fold.result(name).scores.war for name in also))
     lines.add_row(*map(Text, cells))
   told = folds_dict(folds, class_names)
@@ -243,9 +249,9 @@ def folds_table(
   notes = 'mean ± standard deviation of folds; pooled: all clips; F1: macro'
   if also:
     notes += f'\n{" and ".join(also)}: WAR; {_WARNED}'
-  mark = [Text(partial(missing), 'bold yellow')] if missing else []
+  mark = [Text(plain(partial(missing)), 'bold yellow')] if missing else []
   return Group(
-    Text(title, 'bold'),
+    Text(plain(title), 'bold'),
     *mark,
     lines,
     Text(notes, 'dim'),
@@ -267,13 +273,15 @@ def matrix_table(
   if len(class_names) > _MOST:
     return _confusions_table(matrix, class_names)
   width = max(3, min(9, _COLUMNS // len(class_names) - 2))
-  lines = _table('true \\ predicted', *(name[:width] for name in class_names))
+  lines = _table(
+    'true \\ predicted', *(plain(name)[:width] for name in class_names)
+  )
   for i, name in enumerate(class_names):
     cells = [
       Text(f'{count}', 'bold' if i == j else 'dim' if not count else '')
       for j, count in enumerate(matrix[i])
     ]
-    lines.add_row(Text(name), *cells)
+    lines.add_row(Text(plain(name)), *cells)
   return lines
 
 
@@ -288,16 +296,17 @@ def _confusions_table(
     if wrong[i, j]:
       share = wrong[i, j] / matrix[i].sum()
       cells = (f'{wrong[i, j]}', *_percents(share))
-      lines.add_row(*map(Text, (class_names[i], class_names[j], *cells)))
+      names = (plain(class_names[n]) for n in (i, j))
+      lines.add_row(*map(Text, (*names, *cells)))
   title = f'confused most often, of {len(matrix)} classes'
-  return Group(Text(title, 'bold'), lines)
+  return Group(Text(plain(title), 'bold'), lines)
 
 
 def _table(first: str, *others: str) -> Table:
   lines = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
   lines.add_column(first, overflow='fold')
   for name in others:
-    lines.add_column(name, justify='right', no_wrap=True)
+    lines.add_column(Text(name), justify='right', no_wrap=True)
   return lines
 
 

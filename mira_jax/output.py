@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
 import pathlib
 import tempfile
 
+from mira_jax import terminal
 from mira_jax.errors import MiraInputError
 
 PROBE = 1 << 16  # bytes
@@ -35,6 +38,27 @@ def open_folder(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def cache() -> pathlib.Path:
-  """The user's folder for what can be made again, such as compiled programs."""
-  default = pathlib.Path.home() / '.cache'
-  return pathlib.Path(os.environ.get('XDG_CACHE_HOME') or default) / 'mira_jax'
+  """The user's folder for what can be made again, such as compiled programs.
+
+  Where a user has no home, as in some containers, it is one for temporary files
+  that nobody else can write to.
+  """
+  folder = os.environ.get('XDG_CACHE_HOME')
+  if folder:
+    return pathlib.Path(folder) / 'mira_jax'
+  try:
+    return pathlib.Path.home() / '.cache' / 'mira_jax'
+  except RuntimeError:
+    return _temporary()
+
+
+@functools.cache
+def _temporary() -> pathlib.Path:
+  folder = tempfile.TemporaryDirectory(prefix='mira_jax_')
+  atexit.register(folder.cleanup)
+  terminal.say(
+    f'mira: there is no home: what is compiled is kept in {folder.name} until '
+    'the end; set XDG_CACHE_HOME to keep it',
+    error=True,
+  )
+  return pathlib.Path(folder.name)

@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mira_jax import figures, metrics
+from mira_jax import figures, metrics, terminal
+from mira_jax.errors import plain
 
 _BAR = 24  # characters
 
@@ -71,7 +72,7 @@ def write_evaluation(
   """
   directory = Path(directory)
   report = evaluation_dict(matrix, class_names, metadata)
-  text = json.dumps(report, indent=2, allow_nan=False, ensure_ascii=False)
+  text = terminal.as_json(report, indent=2, allow_nan=False)
   directory.mkdir(parents=True, exist_ok=True)
   with open(
     directory / 'confusion.csv', 'w', newline='', encoding='utf-8'
@@ -122,36 +123,60 @@ def evaluation_table(
     strict=True,
   ):
     share, *rest = (_percent(v) for v in (recall, precision, f1))
-    table.add_row(Text(name), _bar(recall), share, *rest, f'{support}')
+    table.add_row(Text(plain(name)), _bar(recall), share, *rest, f'{support}')
   present = f'{scores.present} of {len(scores.support)} classes present'
   foot = f'{scores.clips} clips, {present}; UAR and macro F1 are over these'
-  return Group(Text(title, 'bold'), totals, table, Text(foot, 'dim'))
+  return Group(Text(plain(title), 'bold'), totals, table, Text(foot, 'dim'))
 
 
 def prediction_table(
-  clips: Sequence[str],
+  clip: str,
   probabilities: np.ndarray,
   class_names: Sequence[str],
+  *,
+  width: int,
+  header: bool,
   top: int = 3,
 ) -> RenderableType:
-  """The likeliest classes of each clip with bars; probabilities [N, K]."""
-  table = _table()
-  table.add_column('clip', overflow='fold')
-  table.add_column('class', no_wrap=True)
-  table.add_column('probability', max_width=_BAR)
-  table.add_column('', justify='right', no_wrap=True)
-  for clip, row in zip(clips, probabilities, strict=True):
-    order = np.argsort(-row, kind='stable')[:top]
-    for place, i in enumerate(order):
-      style = 'bold' if place == 0 else 'dim'
-      table.add_row(
-        Text(clip if place == 0 else ''),
-        Text(class_names[i], style),
-        _bar(row[i], best=place == 0),
-        Text(_percent(row[i]), style),
-        end_section=place == len(order) - 1,
-      )
-  return table
+  """The likeliest classes of a clip with bars.
+
+  Tables of several clips, one below the other, are one table.
+
+  Args:
+    clip: its name.
+    probabilities: [K].
+    class_names: K names.
+    width: letters of a line of the longest name of a clip; see `name_width`.
+    header: whether this is the first of them.
+    top: classes.
+  """
+  table = _table(show_header=header, show_edge=False)
+  table.add_column('clip', overflow='fold', width=width)
+  table.add_column('class', overflow='fold', width=_widest(class_names, 24))
+  table.add_column('probability', width=_BAR)
+  table.add_column('', justify='right', no_wrap=True, width=7)
+  order = np.argsort(-probabilities, kind='stable')[:top]
+  for place, i in enumerate(order):
+    style = 'bold' if place == 0 else 'dim'
+    table.add_row(
+      Text(plain(clip) if place == 0 else ''),
+      Text(plain(class_names[i]), style),
+      _bar(probabilities[i], best=place == 0),
+      Text(_percent(probabilities[i]), style),
+    )
+  return Group(table, '')
+
+
+def name_width(
+  clips: Sequence[str], class_names: Sequence[str], console: int
+) -> int:
+  """How wide clips are in a table that fits into so many letters."""
+  taken = _widest(class_names, 24) + _BAR + 7 + 6  # and between columns
+  return min(_widest(clips, 1000), max(20, console - taken))
+
+
+def _widest(names: Sequence[str], most: int) -> int:
+  return min(most, max(5, *(cell_len(plain(name)) for name in names)))
 
 
 def timeline_table(
@@ -176,13 +201,13 @@ def timeline_table(
     mean = timeline[start:end, i].mean()
     span = f'{start}-{end}'
     table.add_row(
-      span, Text(class_names[i], 'bold'), _bar(mean), _percent(mean)
+      span, Text(plain(class_names[i]), 'bold'), _bar(mean), _percent(mean)
     )
   left = len(stretches) - len(shown)
   foot = (
     [Text(f'{left} shorter stretches are not shown', 'dim')] if left else []
   )
-  return Group(Text(clip, 'bold'), table, *foot)
+  return Group(Text(plain(clip), 'bold'), table, *foot)
 
 
 def prediction_dict(
@@ -200,8 +225,10 @@ def prediction_dict(
   }
 
 
-def _table() -> Table:
-  return Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
+def _table(**options: bool) -> Table:
+  return Table(
+    box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False, **options
+  )
 
 
 def _percent(value: float) -> str:

@@ -12,14 +12,13 @@ from typing import IO, Any
 
 import jax
 import numpy as np
-import rich.console
 import rich.progress
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mira_jax import guard
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax import guard, terminal
+from mira_jax.errors import ExitCode, MiraInputError, plain
 
 _SHORT = {
   'loss': 'loss',
@@ -64,7 +63,7 @@ class Log:
     self.total = total
     self._pending: dict[int, dict[str, jax.Array]] = {}
     self._since: float | None = None
-    self._console = rich.console.Console()
+    self._console = terminal.console()
     self._bar = rich.progress.Progress(
       rich.progress.TextColumn('step {task.completed}/{task.total}'),
       rich.progress.BarColumn(),
@@ -156,7 +155,7 @@ class Log:
   def say(self, text: str) -> None:
     """Tells the person something, once."""
     if self._active:
-      self._console.print(text, highlight=False)
+      self._console.print(plain(text))
 
   def pause(self) -> None:
     """Keeps what is done before the next step out of the speed."""

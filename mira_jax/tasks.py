@@ -7,13 +7,13 @@ what to look at now and then, and what to leave behind.
 from __future__ import annotations
 
 import pathlib
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich
 from jax.sharding import Mesh
 
 from mira_jax import (
@@ -26,6 +26,7 @@ from mira_jax import (
   runlog,
   sharding,
   steps,
+  terminal,
   training,
   weights,
 )
@@ -141,9 +142,13 @@ class Classification:
     )
     names = parts.test.class_names
     path = outcome.write(workdir, rows, names, fold=parts.fold_name)
-    rich.print(outcome.table(rows, self.summary))
-    print(f'outcome: {path}\nweights: {workdir / weights.WEIGHTS}')
-    print(f'scores:  python eval.py --workdir={workdir}')
+    terminal.show(outcome.table(rows, self.summary))
+    command = shlex.join(['python', 'eval.py', f'--workdir={workdir}'])
+    terminal.say(
+      f'outcome: {path}',
+      f'weights: {workdir / weights.WEIGHTS}',
+      f'scores:  {command}',
+    )
 
   def _save(self, path: pathlib.Path, step: int, state: steps.TrainState):
     names = self.source.class_names
@@ -233,8 +238,8 @@ class Pretraining:
     if jax.process_index() > 0:
       return
     figures.curves_figure(workdir / 'curves.png', runlog.read(workdir))
-    print(f'weights:   {path}')
-    print(f'fine-tune: python train.py --config.train.init_from={workdir} ...')
+    flag = shlex.quote(f'--config.train.init_from={workdir}')
+    terminal.say(f'weights:   {path}', f'fine-tune: python train.py {flag} ...')
 
 
 def _save_weights(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import logging as std_logging
 import os
 import pathlib
@@ -25,6 +24,7 @@ from mira_jax import (
   program,
   sharding,
   steps,
+  terminal,
   transfer,
 )
 from mira_jax.data.dataset import PreparedDataset, fingerprint
@@ -45,21 +45,13 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     with memory.explained():
       main(argv)
 
-  app.define_help_flags()
-  try:
+  def command() -> None:
+    app.define_help_flags()
     app.run(quiet, flags_parser=parse_flags)
-  except MiraInputError as error:
-    print(f'{_command()}: {error}', file=sys.stderr)
-    sys.exit(int(error.exit_code))
-  except OSError as error:
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-      raise
-    path = error.filename or 'a file of the run'
-    hint = f'make room, then the same command goes on ({error.strerror})'
-    print(f'{_command()}: not_written: {path}: {hint}', file=sys.stderr)
-    sys.exit(int(ExitCode.CHECKPOINT))
-  except KeyboardInterrupt:  # outside the loop, where there is nothing to save
-    sys.exit(130)
+
+  name = pathlib.Path(sys.argv[0]).name
+  sys.argv[1:] = terminal.expand_home(sys.argv[1:])
+  sys.exit(terminal.run(name, command))
 
 
 def _only_the_first_error_of_orbax() -> None:
@@ -72,13 +64,9 @@ def _only_the_first_error_of_orbax() -> None:
 
   def show(what: Any) -> None:
     if str(what.exc_value) != 'Event loop is closed':
-      sys.__unraisablehook__(what)
+      before(what)
 
-  sys.unraisablehook = show
-
-
-def _command() -> str:
-  return pathlib.Path(sys.argv[0]).name
+  before, sys.unraisablehook = sys.unraisablehook, show
 
 
 def parse_flags(

@@ -190,20 +190,16 @@ def test_nobody_is_found_in_noise_and_black(shape):
 
 def test_an_opencv_without_cascades(monkeypatch):
   def check(**attributes) -> None:
-    crop._cascade.cache_clear()
     monkeypatch.setattr(crop, 'cv2', types.SimpleNamespace(**attributes))
     with pytest.raises(MiraInputError, match=r'no_cascade.*headless>=4.10,<5'):
       crop._cascade()
 
   folder = types.SimpleNamespace(haarcascades='/absent/')
   empty = types.SimpleNamespace(empty=lambda: True)
-  try:
-    check(error=cv2.error)
-    check(error=cv2.error, data=folder)
-    check(error=cv2.error, data=folder, CascadeClassifier=lambda name: empty)
-    check(error=cv2.error, data=folder, CascadeClassifier=cv2.CascadeClassifier)
-  finally:
-    crop._cascade.cache_clear()
+  check(error=cv2.error)
+  check(error=cv2.error, data=folder)
+  check(error=cv2.error, data=folder, CascadeClassifier=lambda name: empty)
+  check(error=cv2.error, data=folder, CascadeClassifier=cv2.CascadeClassifier)
 
 
 @needs_samples

@@ -16,11 +16,12 @@ import argparse
 import math
 from collections import defaultdict
 
-import rich.console
 import rich.table
+import rich.text
 
+from mira_jax import terminal
 from mira_jax.commands import compare_torch
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, plain
 from mira_jax.interop import golden
 from mira_jax.kernels import dispatch
 
@@ -72,11 +73,11 @@ def _run_golden(args: argparse.Namespace) -> int:
         'unknown_case', unknown, f'choose from {", ".join(names)}'
       )
     cases = [case for case in cases if case['name'] in args.case]
-  console = rich.console.Console()
+  console = terminal.console()
   counts = defaultdict(int)
   table = _table(f'{args.directory}, {args.dtype}, {args.attention}')
   for case in cases:
-    with console.status(case['name']):
+    with console.status(rich.text.Text(plain(case['name']))):
       checks = _checks(args, case)
     for check in checks:
       counts[check.passed] += 1
@@ -96,7 +97,7 @@ def _shortfall(check: golden.Check) -> float:
 
 
 def _table(title: str) -> rich.table.Table:
-  table = rich.table.Table(title=title)
+  table = rich.table.Table(title=plain(title))
   table.add_column('case', overflow='fold')
   table.add_column('quantity', overflow='fold')
   for name in ('max abs', 'relative', 'bound'):
@@ -107,10 +108,10 @@ def _table(title: str) -> rich.table.Table:
 
 def _add(table: rich.table.Table, check: golden.Check):
   table.add_row(
-    check.case,
-    check.quantity,
+    plain(check.case),
+    plain(check.quantity),
     f'{check.max_abs:.1e}',
     f'{check.relative:.1e}',
     f'{check.bound:.0e}',
-    '[green]pass' if check.passed else '[bold red]FAIL',
+    'pass' if check.passed else rich.text.Text('FAIL', 'bold red'),
   )

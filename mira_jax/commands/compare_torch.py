@@ -9,14 +9,13 @@ import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-import rich.console
 import rich.table
 
-from mira_jax import engine, figures, output
+from mira_jax import engine, figures, output, terminal
 from mira_jax.cli import at_least
 from mira_jax.commands import weight_flags
 from mira_jax.data import decode, faces, sampling
-from mira_jax.errors import ExitCode
+from mira_jax.errors import ExitCode, plain
 from mira_jax.interop import convert, torch_compare
 from mira_jax.kernels import dispatch
 
@@ -107,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
       title,
     )
     if not args.json:
-      print(f'picture: {args.out}')
+      terminal.say(f'picture: {args.out}')
   exact = [a.row('logits') for a in agreements if a.dtype == 'float32']
   far = any(not row.relative <= BOUND for row in exact)  # NaN is far, too
   return ExitCode.FAILED if far else ExitCode.OK
@@ -142,19 +141,18 @@ def _print(
   if args.json:
     print(json.dumps([dataclasses.asdict(a) for a in agreements], indent=2))
     return
-  console = rich.console.Console()
   for agreement in agreements:
-    table = rich.table.Table(title=f'{title}, {agreement.dtype}')
+    table = rich.table.Table(title=plain(f'{title}, {agreement.dtype}'))
     table.add_column('layer (d: its gradient)')
     for name in ('max abs', 'mean abs', 'relative', '1 - cosine'):
       table.add_column(name, justify='right', no_wrap=True)
     for row in agreement.rows:
       numbers = (row.max_abs, row.mean_abs, row.relative, 1 - row.cosine)
-      table.add_row(row.name, *(f'{x:.1e}' for x in numbers))
-    console.print(table)
-    console.print(f'{agreement.dtype}: top-1 agrees in {agreement.top1:.0%}')
+      table.add_row(plain(row.name), *(f'{x:.1e}' for x in numbers))
+    terminal.show(table)
+    terminal.say(f'{agreement.dtype}: top-1 agrees in {agreement.top1:.0%}')
   for agreement in agreements:
     if agreement.dtype == 'float32':
       passed = agreement.row('logits').relative <= BOUND
-      word = '[green]pass' if passed else '[bold red]FAIL'
-      console.print(f'float32 logits within {BOUND:.0e}: {word}')
+      word = 'pass' if passed else 'FAIL'
+      terminal.say(f'float32 logits within {BOUND:.0e}: {word}')

@@ -16,11 +16,11 @@ import argparse
 import pathlib
 
 import rich.console
-import rich.markup
 import rich.table
 
+from mira_jax import terminal
 from mira_jax.commands import weight_flags
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, plain
 from mira_jax.interop import convert, sources
 
 TORCH = '.torch.safetensors'
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
   write = convert.write_torch if to_torch else convert.write
   write(path, converted)
   _tell(converted)
-  print(f'{"PyTorch names" if to_torch else "weights"}: {path}')
+  terminal.say(f'{"PyTorch names" if to_torch else "weights"}: {path}')
   return ExitCode.OK
 
 
@@ -73,7 +73,7 @@ def _check_destination(args: argparse.Namespace, path: pathlib.Path) -> None:
 def _tell(converted: convert.Converted) -> None:
   table = rich.table.Table(show_header=False, box=None, pad_edge=False)
   for name, text in convert.summary(converted):
-    table.add_row(name, rich.markup.escape(text))
-  rich.console.Console().print(table)
+    table.add_row(name, plain(text))
+  terminal.show(table)
   for remark in converted.remarks:
-    print(f'note: {remark}')
+    terminal.say(f'note: {remark}')

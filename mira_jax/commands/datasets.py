@@ -14,6 +14,7 @@ import rich
 import rich.box
 import rich.table
 
+from mira_jax import terminal
 from mira_jax.data import dataset
 from mira_jax.data.builders import BUILDERS, Builder
 from mira_jax.errors import ExitCode, MiraInputError
@@ -35,13 +36,13 @@ def run(args: argparse.Namespace) -> int:
     table.add_column(column, justify='right' if right else 'left')
   for builder in BUILDERS.values():
     table.add_row(*_row(builder), 'yes' if _names(builder.name, here) else '')
-  rich.print(table)
+  terminal.show(table)
   for builder in BUILDERS.values():
-    print(f'{builder.name}: {builder.title}, ask at {builder.ask}')
-    print(f'  {", ".join(builder.class_names)}')
+    terminal.say(f'{builder.name}: {builder.title}, ask at {builder.ask}')
+    terminal.say(f'  {", ".join(builder.class_names)}')
   for prepared in here.values():
     splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
-    print(f'here: {prepared.name}, {splits}: {prepared.directory}')
+    terminal.say(f'here: {prepared.name}, {splits}: {prepared.directory}')
   return ExitCode.OK
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 
+from mira_jax import terminal
 from mira_jax.cli import at_least
 from mira_jax.data import encode, faces, synthetic
 from mira_jax.errors import ExitCode, MiraInputError
@@ -38,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     raise MiraInputError('bad_size', str(args.size), 'use an even size')
   clip = _clip(args)
   path = encode.write_video(args.out, clip.frames, synthetic.FPS)
-  print(
+  terminal.say(
     f'{path}: {args.expression}, action units {clip.action_units or "none"}, '
     f'onset {clip.onset}, apex {clip.apex}, offset {clip.offset}'
   )

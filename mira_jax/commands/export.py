@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 
-from mira_jax import devices, engine, export, memory
+from mira_jax import devices, engine, export, memory, terminal
 from mira_jax.errors import ExitCode
 
 
@@ -52,6 +52,6 @@ def run(args: argparse.Namespace) -> int:
     dtype=args.dtype,
     force=args.force,
   )
-  print(f'golden pair: within {difference:.1e} of the engine')
-  print(f'export for {", ".join(platforms)}: {args.out}')
+  terminal.say(f'golden pair: within {difference:.1e} of the engine')
+  terminal.say(f'export for {", ".join(platforms)}: {args.out}')
   return ExitCode.OK

@@ -28,6 +28,7 @@ from mira_jax import (
   feature_file,
   memory,
   output,
+  terminal,
   training,
 )
 from mira_jax.cli import at_least
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
   scorer, card, told = engine.load_backbone(
     path, args.batch_size, weight_flags.wishes(args)
   )
-  print(told)
+  terminal.say(*str(told).split('\n'))
   rules, source = card['preprocessing'], sources.weights_path(path)
   parts = [_split(scorer, dataset, split, rules, args) for split in splits]
   arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
@@ -84,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
   }
   feature_file.write(out, arrays, dataset.class_names, about)
   count, dim = arrays['features'].shape
-  print(
+  terminal.say(
     f'features: {out} ({count} clips of {", ".join(splits)}, {dim} numbers)'
   )
   return ExitCode.OK
@@ -116,7 +117,9 @@ def _split(
   )
   features, kept = scorer.features(batches, len(source), args.views)
   if len(kept) < len(source):
-    print(f'{len(source) - len(kept)} damaged clips of {split} are left out')
+    terminal.say(
+      f'{len(source) - len(kept)} damaged clips of {split} are left out'
+    )
   return {
     'features': features,
     'split': np.full(len(kept), split),

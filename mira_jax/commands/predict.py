@@ -17,17 +17,19 @@ say, or a folder that `mira export` wrote, which has no attention to picture.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import functools
 import itertools
-import json
+import os
 import pathlib
 import sys
-from collections.abc import Collection
+import textwrap
+import traceback
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
-import rich
 
 from mira_jax import (
   devices,
@@ -37,11 +39,12 @@ from mira_jax import (
   memory,
   output,
   report,
+  terminal,
 )
 from mira_jax.cli import at_least
 from mira_jax.commands import weight_flags
 from mira_jax.data import decode, gather, trees, webcam
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, plain
 from mira_jax.interop import convert
 
 DEFAULT_RUN = 'runs/quickstart'
@@ -128,7 +131,7 @@ def add_arguments(parser: argparse.ArgumentParser):
     '--format',
     choices=FORMATS,
     default='table',
-    help='what is printed; jsonl and csv clip by clip (default: table)',
+    help='what is printed, clip by clip (default: table)',
   )
   parser.add_argument('--json', action='store_true', help='--format=json')
   devices.add_argument(parser)
@@ -156,29 +159,53 @@ def run(args: argparse.Namespace) -> int:
   devices.start(args.device)
   engine.use_compile_cache()
   model, card = _load(args)
-  size = model.image_size
-  shown = _Printer(form, card['class_names'])
   taken: set[str | None] = set()
-  read = functools.partial(_read, args, size)
-  for clip, video in gather.ahead(read, clips, args.threads):
-    try:
-      if isinstance(video, MiraInputError):
-        raise video
-      picture = out and _free_name(out, clip, taken)
-      taken.add(picture)
-      shown.add(_predict(args, model, card, clip, video, picture))
-    except MiraInputError as error:
-      if error.code in ('out_of_memory', 'no_camera'):
-        raise
-      shown.fail(clip, error)
-  for failure in found.failures:
-    error = MiraInputError(failure.code, failure.path, failure.hint)
-    shown.fail(failure.path, error)
-  shown.end()
+  read = functools.partial(_read, args, model.image_size)
+  with _Printer(form, clips, card['class_names']) as shown:
+    for clip, video in gather.ahead(read, clips, args.threads):
+      try:
+        with _reported(clip):
+          if isinstance(video, Exception):
+            raise video
+          picture = out and _free_name(out, clip, taken)
+          taken.add(picture)
+          result = _predict(args, model, card, clip, video, picture)
+      except MiraInputError as error:
+        if error.code == 'no_camera':
+          raise
+        shown.fail(clip, error)
+      else:
+        shown.add(result)
+    for failure in found.failures:
+      error = MiraInputError(failure.code, failure.path, failure.hint)
+      shown.fail(failure.path, error)
   for why, count in found.dropped().items():
-    print(f'mira: passed over: {count} {why}', file=sys.stderr)
-  failed = shown.failures or found.unread
+    terminal.say(f'mira: passed over: {count} {why}', error=True)
+  failed = shown.failed or found.unread
   return ExitCode.USAGE if failed else ExitCode.OK
+
+
+@contextlib.contextmanager
+def _reported(clip: str) -> Iterator[None]:
+  """Turns whatever goes wrong with a clip into one line: others go on.
+
+  Raises:
+    MiraInputError: instead of any other error ('unexpected').
+  """
+  try:
+    with memory.explained(clip):
+      yield
+  except MiraInputError:
+    raise
+  except Exception as error:
+    terminal.check()
+    hint = f'{type(error).__name__}: {error}'
+    if isinstance(error, OSError):  # that says which file, and why
+      raise MiraInputError('not_written', clip, hint) from error
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f'{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}'
+    hint = f'{hint[:300]} ({place}); the other clips go on, please report it'
+    raise MiraInputError('unexpected', clip, hint) from error
 
 
 def _check_clips(args: argparse.Namespace) -> None:
@@ -318,51 +345,76 @@ def _free_name(
   folder: pathlib.Path, clip: str, taken: Collection[str | None]
 ) -> str:
   """DIR/NAME.png; numbered if a clip of that name came before."""
-  stem = pathlib.Path(clip).resolve().stem
+  # As long as the names of files may be, with a number and a suffix.
+  stem = os.fsdecode(os.fsencode(pathlib.Path(clip).resolve().stem)[:240])
   names = itertools.chain([stem], (f'{stem}_{i}' for i in itertools.count(2)))
   paths = (str(folder / f'{name}.png') for name in names)
   return next(path for path in paths if path not in taken)
 
 
 class _Printer:
-  """Prints results in one of FORMATS; lines of jsonl and csv as they come."""
+  """Prints results in one of FORMATS, each as it comes.
 
-  def __init__(self, form: str, class_names: list[str]):
+  Use as a context manager, whose end also completes what was begun when the
+  command is stopped.
+  """
+
+  def __init__(self, form: str, clips: list[str], class_names: list[str]):
     self._form, self._names = form, class_names
-    self._results: list[dict[str, Any]] = []
+    console = terminal.console().width
+    self._width = report.name_width(clips, class_names, console)
     self._csv = csv.writer(sys.stdout, lineterminator='\n')
-    self.failures: list[tuple[str, MiraInputError]] = []
-    if form == 'csv':
-      self._csv.writerow(
-        ['clip', 'second', 'label', 'probability', *class_names]
-      )
+    self._began = False
+    self._notes: list[str] = []
+    self.failed = False
+
+  def __enter__(self) -> _Printer:
+    if self._form == 'json':
+      print('[', end='', flush=True)
+    elif self._form == 'csv':
+      self._cells('clip', 'second', 'label', 'probability', *self._names)
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    if self._form == 'json':
+      print('\n]' if self._began else ']', flush=True)
+    terminal.say(*self._notes)
 
   def add(self, result: dict[str, Any]) -> None:
-    """Tells of a clip."""
-    if self._form == 'jsonl':
-      self._line(self._as_json(result))
+    """Prints what a clip is."""
+    if self._form in ('json', 'jsonl'):
+      self._row(self._as_json(result))
     elif self._form == 'csv':
       timeline = result.get('timeline')
       rows = result['probabilities'][None] if timeline is None else timeline
       for second, row in enumerate(rows):
         best = int(row.argmax())
         numbers = (f'{x:.6f}' for x in (row[best], *row))
-        when = '' if timeline is None else second
-        self._csv.writerow([result['clip'], when, self._names[best], *numbers])
-      sys.stdout.flush()
+        when = '' if timeline is None else str(second)
+        self._cells(result['clip'], when, self._names[best], *numbers)
     else:
-      self._results.append(result)
+      self._table(result)
 
   def fail(self, clip: str, error: MiraInputError) -> None:
-    """Tells of a clip that cannot be classified."""
-    self.failures.append((clip, error))
-    if self._form == 'jsonl':
-      self._line({'clip': clip, 'error': error.code, 'hint': error.hint})
-    if self._form in ('jsonl', 'csv'):
-      print(f'mira: {error}', file=sys.stderr)
+    """Prints why a clip cannot be classified."""
+    self.failed = True
+    if self._form in ('json', 'jsonl'):
+      self._row({'clip': clip, 'error': error.code, 'hint': error.hint})
+    print(f'mira: {error}', file=sys.stderr, flush=True)
 
-  def _line(self, row: dict[str, Any]) -> None:
-    print(json.dumps(row, ensure_ascii=False), flush=True)
+  def _cells(self, *cells: str) -> None:
+    self._csv.writerow(map(plain, cells))
+    sys.stdout.flush()
+
+  def _row(self, row: dict[str, Any]) -> None:
+    encoding = sys.stdout.encoding or 'utf-8'
+    if self._form == 'jsonl':
+      print(terminal.as_json(row, encoding=encoding), flush=True)
+      return
+    text = terminal.as_json(row, encoding=encoding, indent=2)
+    text = textwrap.indent(text, '  ')
+    print(f'{"," * self._began}\n{text}', end='', flush=True)
+    self._began = True
 
   def _as_json(self, result: dict[str, Any]) -> dict[str, Any]:
     rest = {
@@ -378,37 +430,22 @@ class _Printer:
     )
     return told | rest
 
-  def end(self) -> None:
-    """Prints what is printed at once."""
-    if self._form in ('jsonl', 'csv'):
-      return
-    if self._form == 'json':
-      rows = [self._as_json(result) for result in self._results]
-      rows += [
-        {'clip': clip, 'error': error.code, 'hint': error.hint}
-        for clip, error in self.failures
-      ]
-      print(json.dumps(rows, indent=2, ensure_ascii=False))
-    elif self._results:
-      self._table()
-    for _, error in self.failures:
-      print(f'mira: {error}', file=sys.stderr)
-
-  def _table(self) -> None:
-    results = self._results
-    rich.print(
-      report.prediction_table(
-        [result['clip'] for result in results],
-        np.stack([result['probabilities'] for result in results]),
-        self._names,
-      )
+  def _table(self, result: dict[str, Any]) -> None:
+    clip = result['clip']
+    table = report.prediction_table(
+      clip,
+      result['probabilities'],
+      self._names,
+      width=self._width,
+      header=not self._began,
     )
-    for result in results:
-      if 'timeline' in result:
-        rich.print(
-          report.timeline_table(result['clip'], result['timeline'], self._names)
-        )
-      if result['flags']:
-        print(f'{result["clip"]}: {", ".join(result["flags"])}')
-      if 'picture' in result:
-        print(f'picture: {result["picture"]}')
+    self._began = True
+    terminal.show(table)
+    if 'timeline' in result:
+      terminal.show(
+        report.timeline_table(clip, result['timeline'], self._names)
+      )
+    if result['flags']:
+      self._notes.append(f'{clip}: {", ".join(result["flags"])}')
+    if 'picture' in result:
+      self._notes.append(f'picture: {result["picture"]}')

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 
+from mira_jax import terminal
 from mira_jax.cli import at_least
 from mira_jax.data import crop, prepare, synthetic
 from mira_jax.data.builders import BUILDERS
@@ -146,8 +147,7 @@ def run(args: argparse.Namespace) -> int:
       beam_options=args.beam_option,
       **common,
     )
-  print(report)
-  print(f'report: {args.out}/{REPORT_NAME}')
+  terminal.say(*str(report).split('\n'), f'report: {args.out}/{REPORT_NAME}')
   return ExitCode.OK
 
 
@@ -162,5 +162,5 @@ def _draw(args: argparse.Namespace) -> int:
     seed=args.seed,
     workers=args.workers,
   )
-  print(f'prepared {folder}')
+  terminal.say(f'prepared {folder}')
   return ExitCode.OK

@@ -14,15 +14,21 @@ numbers of neighbours are shown beside.
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 
 import numpy as np
-import rich
 from rich import box
 from rich.table import Table
 
-from mira_jax import feature_file, memory, outcome, output, probe, report
+from mira_jax import (
+  feature_file,
+  memory,
+  outcome,
+  output,
+  probe,
+  report,
+  terminal,
+)
 from mira_jax.data import splits
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.metrics import score
@@ -92,13 +98,13 @@ def run(args: argparse.Namespace) -> int:
   title = f'{args.method}, {args.protocol}: {pathlib.Path(args.features).name}'
   if args.test:
     title += f' -> {pathlib.Path(args.test).name}'
-  text = json.dumps(told, indent=2, ensure_ascii=False)
+  text = terminal.as_json(told, indent=2)
   if args.json:
     print(text)
   else:
     _print(args, result, folds, names, title)
   if out:
-    (out / 'folds.json').write_text(text + '\n')
+    (out / 'folds.json').write_text(text + '\n', encoding='utf-8')
     path = report.write_evaluation(
       out,
       matrix=outcome.pooled(folds),
@@ -107,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
       title=title,
     )
     if not args.json:  # of which the document is all that is printed
-      print(f'scores: {path}')
+      terminal.say(f'scores: {path}')
   return ExitCode.OK
 
 
@@ -180,15 +186,15 @@ def _print(
 ) -> None:
   if args.protocol == 'split':
     print_matrix = report.evaluation_table(folds[0].matrix, names, title)
-    rich.print(print_matrix)
+    terminal.show(print_matrix)
   else:
-    rich.print(outcome.folds_table(folds, names, title))
+    terminal.show(outcome.folds_table(folds, names, title))
   if args.method == 'knn':
-    rich.print(_sweep(result))
+    terminal.show(_sweep(result))
   else:
     chosen = {name: result.chosen.count(name) for name in result.chosen}
     told = ', '.join(f'{name} ({n})' for name, n in chosen.items())
-    print(f'selected within the training clips (folds): {told}')
+    terminal.say(f'selected within the training clips (folds): {told}')
 
 
 def _sweep(result: probe.Result) -> Table:

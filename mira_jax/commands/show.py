@@ -12,7 +12,7 @@ import argparse
 
 import numpy as np
 
-from mira_jax import figures
+from mira_jax import figures, terminal
 from mira_jax.cli import at_least
 from mira_jax.data import dataset, decode
 from mira_jax.errors import ExitCode
@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     [f'{prepared.class_names[c.label]}  {c.clip_id}' for c in clips],
   )
   splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
-  print(f'{prepared.name}: {splits}; {", ".join(prepared.class_names)}')
-  print(f'picture: {path}')
+  terminal.say(f'{prepared.name}: {splits}; {", ".join(prepared.class_names)}')
+  terminal.say(f'picture: {path}')
   return ExitCode.OK
 
 

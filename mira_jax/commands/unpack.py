@@ -16,6 +16,7 @@ import warnings
 
 import rich.filesize
 
+from mira_jax import terminal
 from mira_jax.data import archives
 from mira_jax.errors import ExitCode, MiraInputError
 
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
   """Unpacks, and says how much."""
   ask = _ask if args.ask_password else None
   done = archives.unpack(args.archives, args.out, ask=ask)
-  print(
+  terminal.say(
     f'{args.out}: {done.files} files unpacked '
     f'({rich.filesize.decimal(done.size)}), {done.skipped} skipped '
     'that were there'

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from mira_jax import engine, export, memory
+from mira_jax import engine, export, memory, terminal
 from mira_jax.cli import at_least
 from mira_jax.data import dataset, verify
 from mira_jax.errors import ExitCode
@@ -38,16 +38,18 @@ def run(args: argparse.Namespace) -> int:
   verdict = verify.verify(prepared, args.workers)
   seconds = time.perf_counter() - start
   clips = ', '.join(f'{name} {n}' for name, n in verdict.clips.items())
-  print(f'{prepared.name} {dataset.fingerprint(prepared)}: {clips}')
-  print(f'{verdict.frames} frames decoded in {seconds:.1f} s')
+  terminal.say(f'{prepared.name} {dataset.fingerprint(prepared)}: {clips}')
+  terminal.say(f'{verdict.frames} frames decoded in {seconds:.1f} s')
   for problem in verdict.problems[:_SHOWN]:
-    print(f'problem: {problem}')
+    terminal.say(f'problem: {problem}')
   if len(verdict.problems) > _SHOWN:
-    print(f'and {len(verdict.problems) - _SHOWN} more')
+    terminal.say(f'and {len(verdict.problems) - _SHOWN} more')
   if verdict.problems:
-    print('prepare it again, or copy it again from where it was prepared')
+    terminal.say(
+      'prepare it again, or copy it again from where it was prepared'
+    )
     return ExitCode.FAILED
-  print('all is well')
+  terminal.say('all is well')
   return ExitCode.OK
 
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
 def _try_out(path: str) -> int:
   engine.use_compile_cache()
   difference = export.verify(path)
-  print(
+  terminal.say(
     f'{path}: every file is as it was written, and the golden pair agrees '
     f'within {difference:.1e}'
   )

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 
 import cv2
@@ -186,9 +187,18 @@ def _around(
 # Faces.
 
 
-@functools.cache
+class _PerThread(threading.local):
+  """A detector for each thread: it changes while it looks, and loads long."""
+
+  @functools.cached_property
+  def cascade(self) -> cv2.CascadeClassifier:
+    return _cascade()
+
+
+_mine = _PerThread()
+
+
 def _cascade() -> cv2.CascadeClassifier:
-  """One for each process: it takes long to load, and cannot be pickled."""
   try:
     path = pathlib.Path(cv2.data.haarcascades, _CASCADE)
     cascade = cv2.CascadeClassifier(os.fspath(path))
@@ -216,7 +226,7 @@ def _faces(frame: np.ndarray) -> list[np.ndarray]:
   gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
   gray = cv2.resize(gray, size, interpolation=method)
   smallest = (round(_SMALLEST_FACE * _WORKING_SIDE),) * 2
-  found = _cascade().detectMultiScale(
+  found = _mine.cascade.detectMultiScale(
     gray, scaleFactor=1.1, minNeighbors=3, minSize=smallest
   )
   # OpenCV's threads report in any order.

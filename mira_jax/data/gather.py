@@ -64,21 +64,21 @@ def read_face(
 
 def ahead(
   read: Callable[[str], Result], names: Iterable[str], threads: int
-) -> Iterator[tuple[str, Result | MiraInputError]]:
+) -> Iterator[tuple[str, Result | Exception]]:
   """What `read` makes of each name, in order, while the one before is used.
 
   At most `threads` + 1 results are held.
 
   Args:
-    read: may raise MiraInputError, which is then its result.
+    read: may raise an error, which is then its result.
     names: any number of them.
     threads: that read at the same time.
   """
 
-  def attempt(name: str) -> Result | MiraInputError:
+  def attempt(name: str) -> Result | Exception:
     try:
       return read(name)
-    except MiraInputError as error:
+    except Exception as error:
       return error
 
   waiting: collections.deque[tuple[str, futures.Future]] = collections.deque()

@@ -20,7 +20,7 @@ import rich.console
 import rich.markup
 import rich.progress
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, plain
 
 Job = TypeVar('Job')
 Result = TypeVar('Result')
@@ -76,7 +76,7 @@ def progress_bar(
     console=console,
     disable=not console.is_terminal,
   ) as progress:
-    task = progress.add_task(rich.markup.escape(title), total=total)
+    task = progress.add_task(rich.markup.escape(plain(title)), total=total)
     yield functools.partial(progress.advance, task)
 
 

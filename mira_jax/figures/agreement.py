@@ -14,8 +14,11 @@ from mira_jax.figures.style import (
   INK,
   MUTED,
   VERMILLION,
+  drawn,
   legend_above,
   save,
+  text,
+  texts,
   tidy,
 )
 
@@ -39,6 +42,7 @@ def agreement_figure(
   return save(path, figure, **arrays, **values)
 
 
+@drawn
 def build_agreement_figure(
   relative: Mapping[str, Mapping[str, float]], title: str
 ) -> Figure:
@@ -58,7 +62,7 @@ def build_agreement_figure(
     _draw(panel, relative, name, gradient)
   axes[0].set_ylabel('largest difference / largest number', color=MUTED)
   legend_above(axes[-1])
-  figure.suptitle(title, color=INK, fontsize=13, x=0.01, ha='left')
+  figure.suptitle(text(title, 100), color=INK, fontsize=13, x=0.01, ha='left')
   return figure
 
 
@@ -82,10 +86,11 @@ def _draw(panel, relative, name: str, gradient: bool) -> None:
       color=colour,
     )
   panel.set_yscale('log')
+  panel.yaxis.set_major_formatter('{x:.0e}')
   panel.set_title(name, loc='left', color=INK, fontsize=11)
   panel.set_xticks(
     range(len(names)),
-    [n.removeprefix('d ').removeprefix('block ') for n in names],
+    texts(n.removeprefix('d ').removeprefix('block ') for n in names),
     fontsize=8,
     rotation=60 if len(names) > 16 else 0,
   )

@@ -11,14 +11,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from rich.cells import cell_len
 
 from mira_jax import metrics
 from mira_jax.figures.style import (
   CYCLE,
   INK,
   MUTED,
+  drawn,
   legend_above,
   save,
+  text,
+  texts,
   tidy,
 )
 
@@ -36,6 +40,7 @@ def confusion_figure(
   return save(path, figure, matrix=matrix, class_names=np.array(class_names))
 
 
+@drawn
 def build_confusion_figure(
   matrix: np.ndarray, class_names: Sequence[str], title: str
 ) -> Figure:
@@ -43,7 +48,9 @@ def build_confusion_figure(
   scores, count = metrics.score(matrix), len(matrix)
   rows = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   side = max(0.78 * count, 4.4)
-  longest = max(map(len, class_names))
+  class_names = texts(class_names, 40)
+  title = text(title)
+  longest = max(map(cell_len, class_names))
   left, right, top = 0.75 + 0.1 * longest, 1.0, 1.25
   bottom = 0.9 + 0.07 * longest
   width, height = left + side + right, top + side + bottom
@@ -77,7 +84,7 @@ def build_confusion_figure(
     f'{scores.clips} clips  ·  {scores.present} of {count} classes present'
   )
   edge = 0.3 / width
-  size = min(16, 115 * (width - 0.6) / max(len(title), 1))
+  size = min(16, 115 * (width - 0.6) / max(cell_len(title), 1))
   figure.text(edge, 1 - 0.45 / height, title, size=size, weight='bold')
   figure.text(edge, 1 - 0.85 / height, line, size=11, color=MUTED)
   return figure
@@ -117,6 +124,7 @@ def curves_figure(
   return save(path, build_curves_figure(rows), **arrays)
 
 
+@drawn
 def build_curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
   """Draws one panel per kind of value in the rows of a metrics.jsonl.
 
@@ -145,7 +153,7 @@ def build_curves_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
       style = {'lw': 1.1}
       if len(step) <= 60:
         style = {'lw': 1.8, 'marker': 'o', 'ms': 4, 'zorder': 3}
-      axes.plot(step, value, color=color, label=key, **style)
+      axes.plot(step, value, color=color, label=text(key, 24), **style)
     axes.set_title(title, size=13, loc='left', color=INK)
     axes.set_xlabel('step', color=MUTED, size=10)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -186,6 +194,7 @@ def contact_sheet(
   return save(path, figure, titles=np.array(titles), **strips)
 
 
+@drawn
 def build_contact_sheet(
   clips: Sequence[np.ndarray], titles: Sequence[str]
 ) -> Figure:
@@ -208,7 +217,7 @@ def build_contact_sheet(
     axes.imshow(strip)
     axes.set_anchor('W')
     axes.set_axis_off()
-    axes.set_title(title, size=11, loc='left', color=INK, pad=5)
+    axes.set_title(text(title, 72), size=11, loc='left', color=INK, pad=5)
   return figure
 
 

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+from rich.cells import cell_len
 
 from mira_jax.figures.style import (
   BLUE,
@@ -21,8 +22,11 @@ from mira_jax.figures.style import (
   MUTED,
   VERMILLION,
   WIDTH,
+  drawn,
   legend_above,
   save,
+  text,
+  texts,
   tidy,
 )
 
@@ -135,6 +139,7 @@ def clip_figure(
   return save(path, build_clip_figure(picture), **arrays)
 
 
+@drawn
 def build_clip_figure(picture: ClipPicture) -> Figure:
   """Draws frames, gain, attention before / after / change, and classes."""
   figure, grid, row = _clip_grid(picture)
@@ -193,7 +198,9 @@ def _clip_grid(picture: ClipPicture) -> tuple[Figure, GridSpec, dict]:
 def _headline(figure: Figure, picture: ClipPicture) -> None:
   """Title, verdict, and what a column stands for."""
   best = int(np.argmax(picture.probabilities))
-  verdict = f'{picture.class_names[best]} {picture.probabilities[best]:.0%}'
+  verdict = text(picture.class_names[best], 30)
+  verdict += f' {picture.probabilities[best]:.0%}'
+  title = text(picture.title)
   caption = 'Each column is one frame.'
   if picture.tubelet > 1:
     caption = (
@@ -204,9 +211,9 @@ def _headline(figure: Figure, picture: ClipPicture) -> None:
   if len(picture.shown) < len(picture.before):
     caption += f' {len(picture.shown)} of {len(picture.before)} slots shown.'
   # Title and verdict share a line: 88 characters of 17 points fill it.
-  size = 17 * min(1, 88 / (len(picture.title) + len(verdict)))
-  for x, drop, text, style in (
-    (_EDGE, 0.42, picture.title, {'size': size, 'weight': 'bold'}),
+  size = 17 * min(1, 88 / (cell_len(title) + cell_len(verdict)))
+  for x, drop, line, style in (
+    (_EDGE, 0.42, title, {'size': size, 'weight': 'bold'}),
     (_EDGE, 0.8, caption, {'size': 11, 'color': MUTED}),
     (
       WIDTH - _RIGHT,
@@ -216,21 +223,14 @@ def _headline(figure: Figure, picture: ClipPicture) -> None:
     ),
   ):
     y = 1 - drop / figure.get_figheight()
-    figure.text(x / WIDTH, y, text, va='center', **style)
+    figure.text(x / WIDTH, y, line, va='center', **style)
 
 
-def _row_label(axes: Axes, text: str) -> None:
+def _row_label(axes: Axes, label: str) -> None:
   box = axes.get_position()
-  middle = (box.y0 + box.y1) / 2
-  axes.figure.text(
-    _EDGE / WIDTH,
-    middle,
-    text,
-    size=11,
-    color=INK,
-    va='center',
-    linespacing=1.4,
-  )
+  x, y = _EDGE / WIDTH, (box.y0 + box.y1) / 2
+  style = {'size': 11, 'color': INK, 'va': 'center', 'linespacing': 1.4}
+  axes.figure.text(x, y, label, **style)
 
 
 def _image_row(
@@ -389,8 +389,7 @@ def _draw_classes(axes: Axes, picture: ClipPicture) -> None:
     axes.text(value + 0.012, place, f'{value:.1%}', va='center', size=10)
   tidy(axes, grid='x')
   axes.spines['bottom'].set_visible(False)
-  names = [picture.class_names[i] for i in order]
-  names = [n if len(n) <= 22 else f'{n[:21]}…' for n in names]
+  names = texts([picture.class_names[i] for i in order], 22)
   axes.set_yticks(range(len(order)), names)
   axes.tick_params(axis='y', labelcolor=INK, labelsize=11)
   axes.set_ylim(max(len(order), 4) - 0.4, -0.6)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from mira_jax.figures.style import INK, MUTED, WIDTH, save
+from mira_jax.figures.style import INK, MUTED, WIDTH, drawn, save, text
 
 _SHOWN = 8  # frames of a clip
 _ROWS = ('input', 'masked', 'filled in')
@@ -26,6 +26,7 @@ def reconstruction_figure(
   return save(path, figure, video=video, masked=masked, filled=filled)
 
 
+@drawn
 def build_reconstruction_figure(
   video: np.ndarray, masked: np.ndarray, filled: np.ndarray, title: str
 ) -> Figure:
@@ -43,6 +44,7 @@ def build_reconstruction_figure(
   side = (WIDTH - left) / _SHOWN
   height = head + clips * (3 * side + gap)
   figure = Figure(figsize=(left + side * len(shown), height))
+  title = text(title)
   figure.text(0.01, 1 - 0.3 / height, title, color=INK, size=13, va='center')
   for clip in range(clips):
     strips = (video[clip] / 255, masked[clip].clip(0, 1), filled[clip])

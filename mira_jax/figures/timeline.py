@@ -10,7 +10,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from mira_jax.figures.style import CYCLE, FAINT, INK, MUTED, save, tidy
+from mira_jax.figures.style import (
+  CYCLE,
+  FAINT,
+  INK,
+  MUTED,
+  drawn,
+  save,
+  text,
+  texts,
+  tidy,
+)
 
 _NAMED = 6  # classes with a colour of their own; the others are one
 
@@ -27,6 +37,7 @@ def timeline_figure(
   return save(path, figure, timeline=timeline, class_names=names)
 
 
+@drawn
 def build_timeline_figure(
   timeline: np.ndarray, class_names: Sequence[str], title: str
 ) -> Figure:
@@ -40,10 +51,11 @@ def build_timeline_figure(
   order = np.argsort(-timeline.mean(0), kind='stable')
   named, others = order[:_NAMED], order[_NAMED:]
   layers = [timeline[:, i] for i in named]
-  labels, colours = [class_names[i] for i in named], list(CYCLE[: len(named)])
+  labels = texts([class_names[i] for i in named], 24)
+  colours = list(CYCLE[: len(named)])
   if len(others):
     layers.append(timeline[:, others].sum(1))
-    one = class_names[others[0]]
+    one = text(class_names[others[0]], 24)
     labels.append(one if len(others) == 1 else f'{len(others)} others')
     colours.append(FAINT)
   figure = Figure(figsize=(10, 3.8), layout='constrained')
@@ -59,7 +71,7 @@ def build_timeline_figure(
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   axes.yaxis.set_major_formatter(PercentFormatter(1))
   axes.set_xlabel('second', color=MUTED)
-  axes.set_title(title, loc='left', color=INK, fontsize=13)
+  axes.set_title(text(title), loc='left', color=INK, fontsize=13)
   tidy(axes, grid='y')
   axes.legend(
     frameon=False,

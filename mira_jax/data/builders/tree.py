@@ -89,8 +89,9 @@ class Tree:
     if packed := archives.find_archives(self.root):
       names = ' '.join(shlex.quote(str(group[0])) for group in packed[:3])
       hint += f' Unpack first: mira unpack {names} --out {self.root}.'
-    hint += f' Expected:\n{self.layout}'
-    raise MiraInputError('wrong_root', self.root, hint)
+    hint += ' Expected:'
+    below = f'\n{self.layout}'
+    raise MiraInputError('wrong_root', self.root, hint, below=below)
 
 
 def plain(name: str) -> str:

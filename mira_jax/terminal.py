@@ -1,0 +1,195 @@
+"""What every command shares: its streams, Ctrl-C, and one line for an error."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import errno
+import io
+import json
+import os
+import select
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from mira_jax.errors import ExitCode, MiraInputError, plain
+
+if TYPE_CHECKING:
+  import rich.console
+
+INTERRUPTED = 130  # the exit code after Ctrl-C
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_came = threading.Event()  # Ctrl-C, since the command began
+
+
+# ----- what is printed -------------------------------------------------------
+
+
+def say(*lines: str, error: bool = False) -> None:
+  """Prints lines at once; see `errors.plain` for what is escaped in them."""
+  for line in lines:
+    print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def show(table: rich.console.RenderableType) -> None:
+  """Prints a table of rich."""
+  console().print(table)
+
+
+def console(**options: Any) -> rich.console.Console:
+  """A console of rich to which text is text: no markup, emoji or guesses."""
+  import rich.console  # Takes its time, and many commands print no table.
+
+  return rich.console.Console(
+    markup=False, emoji=False, highlight=False, **options
+  )
+
+
+def as_json(value: Any, *, encoding: str = 'utf-8', **options: Any) -> str:
+  """JSON that any text fits in, and that is safe to print.
+
+  Letters are themselves in UTF-8. What a terminal obeys, or cannot show, is
+  escaped as JSON does: a reader gets back what it was.
+  """
+  if codecs.lookup(encoding).name != 'utf-8':
+    return json.dumps(value, **options)
+  lines = json.dumps(value, ensure_ascii=False, **options).split('\n')
+  return '\n'.join(
+    line
+    if line.isprintable()
+    else ''.join(c if plain(c) == c else json.dumps(c)[1:-1] for c in line)
+    for line in lines
+  )
+
+
+def expand_home(arguments: list[str]) -> list[str]:
+  """A command line with `~` after `=` expanded, which shells leave alone."""
+  expanded = []
+  for arg in arguments:
+    flag, equals, value = arg.partition('=')
+    if flag.startswith('-') and value.startswith('~'):
+      value = ','.join(map(os.path.expanduser, value.split(',')))
+    expanded.append(flag + equals + value)
+  return expanded
+
+
+# ----- a command --------------------------------------------------------------
+
+
+def run(name: str, command: Callable[[], int | None]) -> int:
+  """Runs a command; what a person did wrong becomes one line.
+
+  Args:
+    name: before the colon of that line.
+    command: gives its exit code; None: OK.
+
+  Returns:
+    An exit code, see `errors.ExitCode`; `INTERRUPTED` after Ctrl-C.
+  """
+  _open_streams()
+  try:
+    with _interruptible():
+      try:
+        return int(command() or ExitCode.OK)
+      finally:
+        sys.stdout.flush()
+  except MiraInputError as error:
+    return _fail(f'{name}: {error}', error.exit_code)
+  except KeyboardInterrupt:
+    return _fail(f'{name}: interrupted', INTERRUPTED)
+  except OSError as error:
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+      # `mira ... | head`. Python flushes once more when it ends.
+      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+      return int(ExitCode.OK)
+    if error.errno not in _FULL:
+      return _fail(plain(f'{name}: {error}'), ExitCode.USAGE)
+    path = error.filename or 'a file of the results'
+    hint = f'make room, then the same command goes on ({error.strerror})'
+    line = plain(f'{name}: not_written: {path}: {hint}')
+    return _fail(line, ExitCode.CHECKPOINT)
+
+
+def leave_on_interrupt(name: str) -> None:
+  """Ends the process at Ctrl-C, wherever it is: for imports, and for its end.
+
+  Only for a process that is the command's own, and in which nothing is lost.
+  """
+
+  def leave(*_: Any) -> None:
+    os.write(2, f'{name}: interrupted\n'.encode())
+    os._exit(INTERRUPTED)
+
+  signal.signal(signal.SIGINT, leave)
+
+
+def check() -> None:
+  """Raises KeyboardInterrupt if Ctrl-C came, and something swallowed it."""
+  if _came.is_set():
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+  """Raises KeyboardInterrupt at Ctrl-C, also where Python ignores errors.
+
+  One that is raised while an object is collected, or in a callback of C, is
+  given to `sys.unraisablehook`, which cannot raise: it sends the signal again.
+  """
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  _came.clear()
+  main, hook = threading.get_ident(), sys.unraisablehook
+
+  def receive(*_: Any) -> None:
+    _came.set()
+    raise KeyboardInterrupt
+
+  def send_again(what: Any) -> None:
+    if not issubclass(what.exc_type, KeyboardInterrupt):
+      hook(what)
+      return
+    again = threading.Timer(0.05, signal.pthread_kill, (main, signal.SIGINT))
+    again.daemon = True
+    again.start()
+
+  before = signal.signal(signal.SIGINT, receive)
+  sys.unraisablehook = send_again
+  try:
+    yield
+  except Exception as error:
+    # Some turn it into an error of their own, such as failed imports.
+    if _came.is_set():
+      raise KeyboardInterrupt from error
+    raise
+  finally:
+    signal.signal(signal.SIGINT, before)
+    sys.unraisablehook = hook
+
+
+def _open_streams() -> None:
+  """Streams that take any text, and are there."""
+  for name in ('stdout', 'stderr'):
+    stream = getattr(sys, name)
+    if stream is None:  # `mira ... >&-`
+      setattr(sys, name, open(os.devnull, 'w'))  # noqa: SIM115
+    elif isinstance(stream, io.TextIOWrapper):
+      stream.reconfigure(errors='backslashreplace')
+
+
+def _fail(line: str, code: int) -> int:
+  with contextlib.suppress(OSError):
+    sys.stdout.flush()
+    print(line, file=sys.stderr, flush=True)
+  return int(code)
+
+
+def _nobody_reads() -> bool:
+  """Whether the other end of standard output is closed."""
+  poll = select.poll()
+  poll.register(1, 0)
+  return any(event & select.POLLERR for _, event in poll.poll(0))
