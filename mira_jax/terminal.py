@@ -43,9 +43,11 @@ def console(**options: Any) -> rich.console.Console:
   """A console of rich to which text is text: no markup, emoji or guesses."""
   import rich.console  # Takes its time, and many commands print no table.
 
-  return rich.console.Console(
-    markup=False, emoji=False, highlight=False, **options
-  )
+  class Console(rich.console.Console):
+    def on_broken_pipe(self) -> None:
+      raise  # To `run`, instead of an exit code of rich's own.
+
+  return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def as_json(value: Any, *, encoding: str = 'utf-8', **options: Any) -> str:

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
+import subprocess
+import sys
+
 import cv2
 import numpy as np
 import pytest
+from fontTools.fontBuilder import FontBuilder
+from fontTools.pens.ttGlyphPen import TTGlyphPen
+from matplotlib import font_manager
 from matplotlib.figure import Figure
 
 from mira_jax import figures
 from mira_jax.figures import style
 
+ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ('neutral', 'happiness', 'surprise')
 PROBABILITIES = np.array([0.1, 0.7, 0.2])
 
@@ -210,3 +219,116 @@ def test_contact_sheet(tmp_path):
   np.testing.assert_array_equal(strip[:, -48:], clips[0][-1])
   with pytest.raises(ValueError, match='3 clips for 1 titles'):
     figures.build_contact_sheet(clips, ['a'])
+
+
+# ----- names ------------------------------------------------------------------
+
+ODD = ('Ha$p$y', '$\\frac{', 'سعيد', '\x1b[31mx\n', 'gbk\udcb6', 'a' * 300)
+
+
+def _draw_all(folder: pathlib.Path, names: tuple[str, ...]) -> list[str]:
+  """One picture of each kind with these names; what is said on them."""
+  count = len(names)
+  shares = np.linspace(1, 2, count)
+  shares /= shares.sum()
+  fields = {'probabilities': shares, 'class_names': names, 'title': names[0]}
+  figures.clip_figure(folder / 'clip.png', **_clip() | fields)
+  matrix = np.eye(count, dtype=int)
+  figures.confusion_figure(folder / 'c.png', matrix, names, names[1])
+  seconds = np.tile(shares, (3, 1))
+  figures.timeline_figure(folder / 't.png', seconds, names, names[1])
+  figures.contact_sheet(folder / 's.png', [_faces(8)] * count, names)
+  rows = {'float32': {name: 1e-5 for name in names}}
+  figures.agreement_figure(folder / 'a.png', rows, names[1])
+  video, shown = np.zeros((1, 2, 8, 8, 3), np.uint8), np.zeros((1, 2, 8, 8, 3))
+  figures.reconstruction_figure(folder / 'r.png', video, shown, shown, names[1])
+  curves = [{'step': i, 'loss': 1.0, f'{names[1]}/war': 0.5} for i in (0, 1)]
+  figures.curves_figure(folder / 'l.png', curves)
+  figure = figures.build_confusion_figure(matrix, names, names[1])
+  return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+
+def test_names_are_text(tmp_path, recwarn):
+  labels = _draw_all(tmp_path, ODD)
+  assert tuple(labels[:3]) == ODD[:3]
+  assert labels[3:5] == [r'\x1b[31mx\n', r'gbk\udcb6']
+  assert labels[5] == f'{"a" * 20}…{"a" * 19}'
+  assert len(list(tmp_path.glob('*.png'))) == 7
+  assert not [w for w in recwarn if 'Glyph' in str(w.message)]
+  stored = np.load(tmp_path / 'c.npz')['class_names']
+  assert tuple(stored) == ODD  # as they are
+
+
+def _font(path: pathlib.Path, family: str, letters: str) -> None:
+  """A font of squares, for these letters only."""
+  pen = TTGlyphPen(None)
+  pen.moveTo((50, 0))
+  for point in ((50, 800), (850, 800), (850, 0)):
+    pen.lineTo(point)
+  pen.closePath()
+  names = ['.notdef', *(f'u{ord(c):04x}' for c in letters)]
+  builder = FontBuilder(1000, isTTF=True)
+  builder.setupGlyphOrder(names)
+  builder.setupCharacterMap({ord(c): f'u{ord(c):04x}' for c in letters})
+  builder.setupGlyf(dict.fromkeys(names, pen.glyph()))
+  builder.setupHorizontalMetrics(dict.fromkeys(names, (900, 50)))
+  builder.setupHorizontalHeader(ascent=800, descent=-200)
+  builder.setupNameTable({'familyName': family, 'styleName': 'Regular'})
+  builder.setupOS2(sTypoAscender=800, usWeightClass=400)
+  builder.setupPost()
+  builder.save(path)
+
+
+def test_letters_come_from_another_font_or_are_escaped(
+  tmp_path, monkeypatch, recwarn
+):
+  rare = '\ue0f1\ue0f2'  # of private use: no font of a machine should have them
+  monkeypatch.setattr(style, '_fonts', {})
+  names = (rare, f'{rare}!')
+
+  def labels() -> list[str]:
+    figure = figures.build_confusion_figure(np.eye(2, dtype=int), names, rare)
+    style.save(tmp_path / 'x.png', figure)
+    return [label.get_text() for label in figure.axes[0].get_yticklabels()]
+
+  assert labels()[0] == r'\ue0f1\ue0f2'
+  _font(tmp_path / 'rare.ttf', 'Rare Squares', rare)
+  manager = font_manager.fontManager
+  monkeypatch.setattr(manager, 'ttflist', list(manager.ttflist))
+  manager.addfont(tmp_path / 'rare.ttf')
+  assert labels() == list(names)
+  assert list(style._fonts) == ['DejaVu Sans', 'Rare Squares']
+  assert not [w for w in recwarn if 'Glyph' in str(w.message)]
+
+
+# What `mira` finds as it is started from a notebook, by a person of taste.
+_PROGRAM = """
+import sys
+from mira_jax import figures
+assert 'matplotlib' not in sys.modules
+import numpy as np
+figures.timeline_figure('x.png', np.full((4, 2), 0.5), ['a', 'b'], 'x')
+"""
+
+
+def test_settings_of_a_person_change_no_picture(tmp_path):
+  tasteful = 'text.usetex: True\nfont.size: 40\nno.such.key: 1\nbackend: x\n'
+  pictures = []
+  for settings in ('', tasteful):
+    folder = tmp_path / f'{bool(settings)}'
+    folder.mkdir()
+    environment = os.environ | {'PYTHONPATH': str(ROOT)}
+    if settings:
+      (folder / 'matplotlibrc').write_text(settings)
+      environment['MPLBACKEND'] = 'module://matplotlib_inline.backend_inline'
+    done = subprocess.run(
+      [sys.executable, '-c', _PROGRAM],
+      cwd=folder,
+      env=environment,
+      capture_output=True,
+      text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    pictures.append((folder / 'x.png').read_bytes())
+  assert pictures[0] == pictures[1]

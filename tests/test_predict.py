@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
 import pathlib
+import signal
+import subprocess
+import sys
 import threading
+import time
 
 import cv2
 import jax
@@ -14,9 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mira_jax import cli, engine, int8
-from mira_jax.data import encode, faces, gather
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax import cli, engine, figures, int8, terminal
+from mira_jax.data import decode, encode, faces, gather
+from mira_jax.errors import ExitCode, MiraInputError, plain
 from mira_jax.mira import MiraConfig
 from test_cli import NAMES, save_model
 from test_decode import make_video
@@ -127,6 +133,129 @@ def test_threads_and_company_change_nothing(capsys, tree, model):
   for threads in (1, 4):
     together = predict(capsys, tree, weights, '--json', f'--threads={threads}')
     assert json.loads(together[0]) == alone
+
+
+# ----- what goes wrong with one clip ------------------------------------------
+
+
+@pytest.fixture
+def odd_names(tmp_path):
+  """Three clips, of which the middle one has a name that is no text at all."""
+  names = ['$a$', 'gbk\udcb6 \x1b[31m\n[red]\u202e', 'z']
+  (tmp_path / 'clips').mkdir()
+  for name in names:
+    make_video(tmp_path / 'clips' / f'{name}.mp4')
+  return tmp_path / 'clips', [str(tmp_path / f'clips/{n}.mp4') for n in names]
+
+
+def test_names_are_shown_and_kept(
+  capsys, odd_names, model, tmp_path, monkeypatch
+):
+  monkeypatch.setenv('COLUMNS', '300')
+  folder, clips = odd_names
+  out = tmp_path / 'pictures'
+  arguments = ['predict', str(folder), f'--weights={model}', f'--out={out}']
+  assert cli.main([*arguments, '--format=json']) == ExitCode.OK
+  text = capsys.readouterr().out
+  assert [row['clip'] for row in json.loads(text)] == clips
+  assert '\x1b' not in text
+  pictures = {path.stem for path in out.glob('*.png')}
+  assert pictures == {pathlib.Path(clip).stem for clip in clips}
+  shown = plain(pathlib.Path(clips[1]).name)
+  for form in ('table', 'csv'):
+    text, _ = predict(capsys, folder, f'--weights={model}', f'--format={form}')
+    assert shown in text
+    assert '\x1b' not in text
+
+
+@pytest.mark.parametrize(
+  ('form', 'trouble', 'code'),
+  [
+    ('json', MemoryError(), 'out_of_memory'),
+    ('json', ValueError('a\nb'), 'unexpected'),
+    ('json', OSError(errno.ENOSPC, 'No space left', 'x'), 'not_written'),
+    ('table', ValueError(), 'unexpected'),
+    ('csv', ValueError(), 'unexpected'),
+    ('jsonl', ValueError(), 'unexpected'),
+  ],
+)
+def test_the_other_clips_go_on(
+  capsys, odd_names, model, tmp_path, monkeypatch, form, trouble, code
+):
+  draw = figures.clip_figure
+
+  def fails_once(path, *args):
+    if pathlib.Path(path).stem == '$a$':
+      raise trouble
+    return draw(path, *args)
+
+  monkeypatch.setattr(figures, 'clip_figure', fails_once, raising=False)
+  code_of_all = cli.main([
+    *('predict', str(odd_names[0] / '?a?.mp4'), str(odd_names[0] / 'z.mp4')),
+    *(f'--weights={model}', f'--out={tmp_path / "p"}', f'--format={form}'),
+  ])  # fmt: skip
+  text, err = capsys.readouterr()
+  assert code_of_all == ExitCode.USAGE
+  assert err.startswith(f'mira: {code}: ')
+  assert err.count('\n') == 1
+  assert 'z.mp4' in text.replace('\n', '')
+  if form == 'json':
+    assert [row.get('error') for row in json.loads(text)] == [code, None]
+
+
+@pytest.mark.parametrize('form', ['table', 'json', 'jsonl', 'csv'])
+def test_an_interrupt_keeps_what_is_there(
+  capsys, tree, model, monkeypatch, form
+):
+  read = decode.read_clip
+
+  def interrupted(path, **options):
+    if str(path).endswith('.mkv'):
+      signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+      time.sleep(1)
+    return read(path, **options)
+
+  monkeypatch.setattr(decode, 'read_clip', interrupted)
+  first = str(tree / 'a.mp4')
+  code = cli.main([
+    *('predict', first, first, str(tree / 'b/c.mkv'), '--threads=1'),
+    *(f'--weights={model}', '--no-picture', f'--format={form}'),
+  ])  # fmt: skip
+  text, err = capsys.readouterr()
+  assert code == terminal.INTERRUPTED
+  assert err == 'mira: interrupted\n'
+  if form == 'json':
+    rows = json.loads(text)
+    assert rows
+    assert all(row['clip'] == first for row in rows)
+  else:
+    assert 'a.mp4' in text.replace('\n', '')
+
+
+def test_any_stream_and_no_matplotlib(tree, model, tmp_path):
+  """As from a notebook, into a log that takes nothing but ASCII."""
+  clip = tmp_path / 'Ƭ\udcb6.mp4'
+  clip.write_bytes((tree / 'a.mp4').read_bytes())
+  program = """
+import sys
+from mira_jax import cli
+codes = [cli.main([*sys.argv[1:], f'--format={x}']) for x in ('jsonl', 'csv')]
+assert 'matplotlib' not in sys.modules
+sys.exit(max(codes))
+"""
+  done = subprocess.run(
+    [
+      *(sys.executable, '-c', program, 'predict', clip, '--no-picture'),
+      f'--weights={model}',
+    ],
+    env=os.environ
+    | {'PYTHONIOENCODING': 'ascii:strict', 'MPLBACKEND': 'module://absent'},
+    capture_output=True,
+  )
+  assert (done.returncode, done.stderr) == (ExitCode.OK, b'')
+  row, _, cells = done.stdout.splitlines()
+  assert json.loads(row)['clip'] == str(clip)
+  assert rb'\u01ac\udcb6.mp4' in cells
 
 
 # ----- batches ----------------------------------------------------------------
@@ -251,6 +380,23 @@ def test_the_largest_face_is_cut_out(capsys, tmp_path, model):
   tracked = json.loads(text)[0]['classes']
   whole = predict(capsys, tmp_path / 'scene', f'--weights={model}', '--json')
   assert json.loads(whole[0])[0]['classes'] != tracked
+
+
+def test_threads_find_the_same_faces(capsys, tmp_path, model):
+  for clip in range(10):
+    scene = np.full((8, 160, 200, 3), 90, np.uint8)
+    scene[:, 5 * clip : 5 * clip + 96, 9 * clip : 9 * clip + 96] = (
+      faces.draw_clip(
+        clip, split='test', seed=0, size=96, num_frames=8, difficulty='macro'
+      ).frames
+    )
+    encode.write_video(tmp_path / f'{clip}.mp4', scene, 25)
+  arguments = [tmp_path, f'--weights={model}', '--track', '--json']
+  one, four = (
+    json.loads(predict(capsys, *arguments, f'--threads={n}')[0]) for n in (1, 4)
+  )
+  assert len({row['probability'] for row in one}) == 10
+  assert one == four
 
 
 def test_nobody_is_one_line(capsys, tree, model):

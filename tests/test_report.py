@@ -8,6 +8,7 @@ import json
 
 import numpy as np
 import pytest
+from rich import cells
 from rich.console import Console, RenderableType
 
 from mira_jax import report
@@ -76,19 +77,29 @@ def test_bars_are_as_long_as_the_recall():
   assert bars == {'neutral': 21, 'happiness': 18}  # of 24
 
 
-def test_prediction_table_sorts_and_keeps_brackets():
-  probabilities = np.array([[0.1, 0.2, 0.7], [0.5, 0.3, 0.2]])
-  text = _print(
-    report.prediction_table(
-      ['[bold]a.mp4', 'b.mp4'], probabilities, NAMES, top=2
+def test_prediction_tables_sort_and_keep_brackets():
+  clips = ['[bold]a.mp4', 'a\x1b[31m\nvery long name.mp4', ':smile: 张.mp4']
+  width = report.name_width(clips, NAMES, 90)
+  text = ''.join(
+    _print(
+      report.prediction_table(
+        clip, np.array(row), NAMES, width=width, header=not i, top=2
+      )
+    )
+    for i, (clip, row) in enumerate(
+      zip(clips, ([0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0, 0, 1]), strict=True)
     )
   )
   assert _line(text, 'a.mp4')[:2] == ['[bold]a.mp4', 'fear']
-  assert _line(text, 'b.mp4')[:2] == ['b.mp4', 'neutral']
-  words = text.split()
-  assert [words.count(name) for name in NAMES] == [1, 2, 1]
-  assert '70.0 %' in text
+  line = _line(text, 'very')
+  assert line[:4] == [r'a\x1b[31m\nvery', 'long', 'name.mp4', 'neutral']
+  assert _line(text, '张')[:3] == [':smile:', '张.mp4', 'fear']
+  assert text.count('probability') == 1
   assert '10.0 %' not in text
+  # One below the other, whatever the names.
+  ends = {cells.cell_len(x) for x in text.splitlines() if x.endswith(' %')}
+  assert len(ends) == 1
+  assert report.name_width(['x' * 500], NAMES, 80) < 40
 
 
 def test_prediction_dict_is_sorted_json():
