@@ -173,7 +173,7 @@ def test_names_are_shown_and_kept(
   [
     ('json', MemoryError(), 'out_of_memory'),
     ('json', ValueError('a\nb'), 'unexpected'),
-    ('json', OSError(errno.ENOSPC, 'No space left', 'x'), 'not_written'),
+    ('json', OSError(errno.ENOSPC, 'No space left', 'x'), 'os_error'),
     ('table', ValueError(), 'unexpected'),
     ('csv', ValueError(), 'unexpected'),
     ('jsonl', ValueError(), 'unexpected'),

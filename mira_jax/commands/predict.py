@@ -201,7 +201,7 @@ def _reported(clip: str) -> Iterator[None]:
     terminal.check()
     hint = f'{type(error).__name__}: {error}'
     if isinstance(error, OSError):  # that says which file, and why
-      raise MiraInputError('not_written', clip, hint) from error
+      raise MiraInputError('os_error', clip, hint) from error
     frames = traceback.extract_tb(error.__traceback__)
     place = f'{pathlib.Path(frames[-1].filename).name}:{frames[-1].lineno}'
     hint = f'{hint[:300]} ({place}); the other clips go on, please report it'
@@ -238,7 +238,7 @@ def _load(args: argparse.Namespace) -> tuple[engine.Scorer, dict[str, Any]]:
   if args.weights:
     found = convert.read(args.weights, weight_flags.wishes(args))
     for remark in found.remarks:
-      print(f'note: {remark}', file=sys.stderr)
+      terminal.say(f'note: {remark}', error=True)
     return engine.load(found, args.weights, size, **options)
   return engine.load_run(args.workdir, size, **options)
 

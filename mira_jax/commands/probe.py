@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+import sys
 
 import numpy as np
 from rich import box
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     title += f' -> {pathlib.Path(args.test).name}'
   text = terminal.as_json(told, indent=2)
   if args.json:
-    print(text)
+    print(terminal.as_json(told, encoding=sys.stdout.encoding, indent=2))
   else:
     _print(args, result, folds, names, title)
   if out:
