@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import gzip
 import os
+import pathlib
 import re
+import struct
 import zipfile
 
 import openpyxl
@@ -17,6 +19,7 @@ from mira_jax.data import cells, prepare, tables
 from mira_jax.errors import ExitCode, MiraInputError
 
 HEAD = 'path,label\n'
+STORED = pathlib.Path(__file__).parent / 'stored'
 
 
 @pytest.fixture
@@ -168,11 +171,15 @@ def test_a_word_that_may_be_a_class(read, word):
   rare = read(_of_labels(*['pain', 'joy'] * 20, word))
   assert set(_labels(rare)) == {'pain', 'joy'}
   assert rare.dropped == {f'no label ({word})': 1}
-  between = _of_labels(*['pain', 'joy'] * 4, word)
-  with pytest.raises(MiraInputError, match=r'unclear_label.*1 of 9 rows'):
+  between = _of_labels('NA', *['pain', 'joy'] * 4, word)
+  with pytest.raises(MiraInputError, match=r'unclear_label') as caught:
     read(between)
-  assert len(read(between, missing=[word.upper()]).rows) == 8
-  assert len(read(between, missing=['']).rows) == 9
+  assert caught.value.hint == (
+    f'1 of 9 rows have the label {word!r}: say --missing=NA,{word} if it is '
+    'none, --missing=NA if it is a class'
+  )
+  assert len(read(between, missing=['NA', word.upper()]).rows) == 8
+  assert len(read(between, missing=['NA']).rows) == 9
 
 
 def test_the_other_of_two_classes_may_be_rare(read):
@@ -324,6 +331,26 @@ def test_numbers_and_truth_of_cells(book):
   assert book(
     {'a': [rows[0], [7, '#N/A', 2.0, True], [8, 1, 1, False]]}
   ).dropped == {'no label (#N/A)': 1, 'marked as not valid': 1}
+
+
+@pytest.mark.parametrize('name', ['clips.xls', 'clips.xlsx'])
+def test_what_libreoffice_writes(name):
+  listing = tables.read_table(STORED / name)
+  assert [(r.path, r.label, r.fold, r.subject) for r in listing.rows] == [
+    ('a/1.mp4', 'happy', 1, '001'),  # a formula
+    ('a/2.mp4', 'sad', 2, '002'),
+    ('005', 'glücklich', 1, '003'),  # 5, shown with three digits
+  ]
+  assert listing.dropped == {'no label (#N/A)': 1, 'marked as not valid': 1}
+
+
+def test_a_ring_of_sectors_ends(tmp_path):
+  data = bytearray((STORED / 'clips.xls').read_bytes())
+  sector = struct.unpack_from('<i', data, 60)[0]  # the table of short sectors
+  struct.pack_into('<128i', data, 512 + 512 * sector, *[1, 0] * 64)
+  (tmp_path / 't.xls').write_bytes(data)
+  with pytest.raises(MiraInputError, match=r'bad_table.*form a ring'):
+    tables.read_table(tmp_path / 't.xls')
 
 
 def test_one_cell_far_out_takes_no_time(book):

@@ -107,22 +107,35 @@ def _xlsx_cell(
       return ''
     why = 'a formula without its value: open the table in a spreadsheet '
     return Odd('', why + 'program and save it')
-  shown = _value(value)
-  digits = re.fullmatch('0+', cell.number_format or '')  # 007 is 7, shown so
-  return shown.zfill(len(digits[0])) if digits else shown
+  return _value(value, cell.number_format)
 
 
 def _xls(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   if 'EncryptedPackage'.encode('utf-16-le') in data:
     raise bad_table(path, 'it has a password: save it without one')
+  _refuse_rings(data, path)
   book = xlrd.open_workbook(
-    file_contents=data, ragged_rows=True, logfile=io.StringIO()
+    file_contents=data,
+    ragged_rows=True,
+    formatting_info=True,
+    logfile=io.StringIO(),
   )
   return [
     _grid(sheet.name, path, _xls_rows, sheet)
     for sheet in book.sheets()
     if sheet.visibility == 0
   ]
+
+
+def _refuse_rings(data: bytes, path: str | os.PathLike[str]) -> None:
+  """Refuses a file whose short sectors xlrd would follow for ever."""
+  parts = xlrd.compdoc.CompDoc(data, logfile=io.StringIO())
+  for entry in parts.dirlist:
+    sector, steps = entry.first_SID, 0
+    while 0 <= sector < len(parts.SSAT):
+      sector, steps = parts.SSAT[sector], steps + 1
+      if steps > len(parts.SSAT):
+        raise bad_table(path, 'no readable Excel file: its sectors form a ring')
 
 
 def _xls_rows(
@@ -135,17 +148,19 @@ def _xls_rows(
       xlrd.xldate_as_datetime, datemode=sheet.book.datemode
     ),
   }
+  styles, formats = sheet.book.xf_list, sheet.book.format_map
   with _excel_errors(path):
     for i in range(sheet.nrows):
-      row = sheet.row(i)
-      yield (
-        i + 1,
-        [_value(kinds.get(c.ctype, lambda v: v)(c.value)) for c in row],
-      )
+      row = []
+      for cell in sheet.row(i):
+        value = kinds.get(cell.ctype, lambda v: v)(cell.value)
+        shown = formats[styles[cell.xf_index].format_key].format_str
+        row.append(_value(value, shown))
+      yield i + 1, row
 
 
-def _value(value: object) -> str:
-  """Text of a value of a sheet, where all numbers are floats."""
+def _value(value: object, shown: str | None) -> str:
+  """Text of a value that is shown in a format; all numbers are floats."""
   if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
     why = f'a date ({value}) that Excel may have made of other text: format '
     return Odd(str(value), why + 'the column as text and write it again')
@@ -153,7 +168,9 @@ def _value(value: object) -> str:
     why = 'a number of which Excel keeps 15 digits: write it as text'
     return Odd(str(value), why)
   if isinstance(value, float) and value.is_integer():
-    return str(int(value))
+    value = int(value)
+  if isinstance(value, int) and re.fullmatch('0+', shown or ''):
+    return str(value).zfill(len(shown))  # 7 is 007 to who wrote it
   return str(value)
 
 
@@ -168,5 +185,5 @@ def _excel_errors(path: str | os.PathLike[str]) -> Iterator[None]:
   except MiraInputError:
     raise
   except Exception as error:
-    why = str(error)[:200] or type(error).__name__
+    why = str(error).partition('\n')[0][:200] or type(error).__name__
     raise bad_table(path, f'no readable Excel file: {why}') from error

@@ -18,6 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from mira_jax.data import cells
 from mira_jax.data.cells import bad_table, short
 from mira_jax.data.listing import (
+  FACTS,
   Listing,
   Row,
   listed,
@@ -60,12 +61,10 @@ _WHOLE = {  # fields of whole numbers, and the largest
 }
 _FASTEST = 100_000  # frames per second
 _HEADER_ROWS = 40  # SAMM has a dozen rows of text above its header
-_LONGEST = {'path': 4096}
-_LONGEST_CELL = 255  # characters
 _CONTROL = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
 
 
-@dataclasses.dataclass(kw_only=True)
+@dataclasses.dataclass
 class Table:
   """A table whose header is found; iterating reads its rows.
 
@@ -92,15 +91,8 @@ class Table:
     for line, row in itertools.islice(self.grid.rows(), self.start, None):
       if any(row) or any(isinstance(cell, cells.Odd) for cell in row):
         self._check_width(line, row)
-        yield (
-          line,
-          {
-            field: self._cell(
-              field, name, line, row[at] if at < len(row) else ''
-            )
-            for field, (at, name) in self.columns.items()
-          },
-        )
+        row += [''] * (self.width - len(row))
+        yield line, {f: self._cell(f, line, row) for f in self.columns}
 
   def __str__(self) -> str:
     names = [
@@ -118,20 +110,21 @@ class Table:
       hint += '; from R, use row.names=FALSE'
     raise bad_table(self.path, hint)
 
-  def _cell(self, field: str, name: str, line: int, cell: str) -> str:
-    where = f'line {line}, column {short(name)}'
+  def _cell(self, field: str, line: int, row: Sequence[str]) -> str:
+    at, name = self.columns[field]
+    cell, where = row[at], f'line {line}, column {short(name)}'
     if isinstance(cell, cells.Odd):
       raise bad_table(self.path, f'{where}: {cell.why}')
-    most = _LONGEST.get(field, _LONGEST_CELL)
+    if field == 'label':
+      return cell  # `listing.listed` says what a class may be called
+    most = 4096 if field == 'path' else 255
     if len(cell) > most:
-      hint = f'{where}: {short(cell)} has more than {most} characters'
-      raise bad_table(self.path, hint)
-    if _CONTROL.search(cell):
-      code = 'bad_label' if field == 'label' else 'bad_table'
-      hint = f'{where}: {short(cell)} has a line break or another control '
-      hint += 'character: take it out'
-      raise MiraInputError(code, self.path, hint)
-    return cell
+      why = f'has more than {most} characters'
+    elif _CONTROL.search(cell):
+      why = 'has a line break or another control character'
+    else:
+      return cell
+    raise bad_table(self.path, f'{where}: {short(cell)} {why}')
 
 
 def read_table(
@@ -176,16 +169,12 @@ def read_table(
   rows = _in_splits(rows, splits, dropped, path)
   if missing is None:
     rows = _either(rows, dropped, remarks, path)
-  columns = {
-    field: f'column {name}' for field, (_, name) in table.columns.items()
+  facts = zip(('label', 'split', 'subject', 'fold'), FACTS, strict=True)
+  sources = {
+    fact: f'column {table.columns[field][1]}'
+    for field, fact in facts
+    if field in table.columns
   }
-  said = {
-    'classes': 'label',
-    'splits': 'split',
-    'folds': 'fold',
-    'people': 'subject',
-  }
-  sources = {what: columns[f] for what, f in said.items() if f in columns}
   return listed(rows, path, dropped=dropped, remarks=remarks, sources=sources)
 
 
@@ -261,15 +250,8 @@ def _with_header(
       continue
     seen = collections.Counter(plain(name) for name in row)
     twice = (name for _, name in columns.values() if seen[plain(name)] > 1)
-    table = Table(
-      path=path,
-      grid=grid,
-      columns=columns,
-      width=len(row),
-      start=i + 1,
-      twice=next(twice, ''),
-    )
-    return table, []
+    found = Table(path, grid, columns, len(row), i + 1, next(twice, ''))
+    return found, []
   return None, [row for _, row in head]
 
 
@@ -277,7 +259,8 @@ def _columns(
   header: Sequence[str], names: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[int, str]]:
   """Where a header has the fields of `names`, and how it calls them."""
-  places = {plain(name): (i, name) for i, name in enumerate(header)}
+  shown = [n if n.isprintable() else repr(n)[1:-1] for n in header]
+  places = {plain(name): (i, shown[i]) for i, name in enumerate(header)}
   found = {
     field: next((places[a] for a in aliases if a in places), None)
     for field, aliases in names.items()
@@ -400,14 +383,16 @@ def _either(
   counts = collections.Counter(row.label for row in rows)
   words = [word for word in counts if word.lower() in EITHER]
   single = len(counts) - len(words) < 2
+  known = [r[10:-1] for r in dropped if r.startswith('no label (')]
   for word in words:
     have = f'{counts[word]} of {len(rows)} rows have the label {word!r}'
+    as_none = f'--missing={",".join([*known, word])}'
     if single or counts[word] >= OFTEN * len(rows):
-      remarks.append(f'{have}, taken as a class; else: --missing={word}')
+      remarks.append(f'{have}, taken as a class; if it is none: {as_none}')
     elif counts[word] < RARE * len(rows):
       dropped[f'no label ({word})'] += counts[word]
     else:
-      hint = f'{have}: say --missing={word} if it is none, --missing= if it is '
-      raise MiraInputError('unclear_label', path, f'{hint}a class')
-  none = {word for word in words if f'no label ({word})' in dropped}
-  return [row for row in rows if row.label not in none]
+      as_class = f'--missing={",".join(known)}'
+      hint = f'{have}: say {as_none} if it is none, {as_class} if it is a class'
+      raise MiraInputError('unclear_label', path, hint)
+  return [row for row in rows if f'no label ({row.label})' not in dropped]
