@@ -33,6 +33,7 @@ from mira_jax.errors import MiraInputError, data_error
 
 VERSION = '1.1.0'  # of the features of a record; a newer major is refused
 INDEX = 'index.json'  # split -> fields of ClipIndex, each a list
+_NAMES = 'class_names'  # in the metadata, too: TFDS keeps one name per line
 _CLIPS_PER_SHARD = 1024
 _CLIPS_PER_WRITE = 64  # TFDS rewrites its metadata at every call
 
@@ -111,7 +112,16 @@ _COLUMNS = tuple(field.name for field in dataclasses.fields(ClipIndex))
 
 
 def _clip_index(columns: Mapping[str, list]) -> ClipIndex:
-  return ClipIndex(**{name: np.array(x) for name, x in columns.items()})
+  """Raises ValueError or TypeError for columns that are none."""
+  index = ClipIndex(**{name: np.array(x) for name, x in columns.items()})
+  for name in _COLUMNS:
+    column = getattr(index, name)
+    kinds = 'U' if name in ('clip_id', 'subject') else 'i'
+    if column.shape != index.label.shape or column.ndim != 1:
+      raise ValueError(f'{name} has another shape than label')
+    if column.size and column.dtype.kind not in kinds:
+      raise ValueError(f'{name} is of another type')
+  return index
 
 
 def _columns(source: ClipSource) -> dict[str, list]:
@@ -291,26 +301,48 @@ def fingerprint(dataset: PreparedDataset) -> str:
 
 def _load(folder: pathlib.Path) -> PreparedDataset:
   try:
-    info = tfds.builder_from_directory(folder).info
-    names = tuple(info.features['label'].names)
-    metadata = json.loads((folder / 'metadata.json').read_text())
+    made, missing, version = _read_metadata(folder)
   except Exception as error:  # TFDS raises bare errors of many kinds here
     hint = f'its metadata cannot be read, prepare it again ({error})'
-    raise data_error('damaged', folder, hint) from error
-  if info.version.major > int(VERSION.split('.')[0]):
-    hint = f'version {info.version} is newer than {VERSION}: update mira_jax'
+    raise data_error('damaged', folder, ' '.join(hint.split())) from error
+  if version > int(VERSION.split('.')[0]):
+    hint = f'version {version} is newer than {VERSION}: update mira_jax'
     raise data_error('too_new', folder, hint)
-  files = [f for split in info.splits.values() for f in split.filepaths]
-  if missing := [f.name for f in files if not f.exists()]:
+  if missing:
     hint = f'record files are missing, copy it again: {", ".join(missing[:3])}'
     raise data_error('damaged', folder, hint)
-  return PreparedDataset(
+  _check_names(made)
+  return made
+
+
+def _read_metadata(
+  folder: pathlib.Path,
+) -> tuple[PreparedDataset, list[str], int]:
+  """The dataset, names of files that are missing, and its major version."""
+  info = tfds.builder_from_directory(folder).info
+  files = [f for split in info.splits.values() for f in split.filepaths]
+  made = PreparedDataset(
     directory=folder,
     name=info.name,
-    class_names=names,
+    class_names=tuple(info.features['label'].names),
     splits={key: split.num_examples for key, split in info.splits.items()},
-    metadata=metadata,
+    metadata=dict(json.loads((folder / 'metadata.json').read_text())),
   )
+  for split in made.splits:
+    ClipSource(folder, split)
+  missing = [file.name for file in files if not file.exists()]
+  return made, missing, info.version.major
+
+
+def _check_names(made: PreparedDataset) -> None:
+  """Holds the class names against those that were written."""
+  written = made.metadata.pop(_NAMES, None)
+  if written is None or tuple(written) == made.class_names:
+    return  # datasets before this version have no second copy
+  pairs = itertools.zip_longest(written, made.class_names)
+  i, (old, new) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+  hint = f'class {i} was written as {old!r} and is read as {new!r}; prepare '
+  raise data_error('damaged', made.directory, f'{hint}it again')
 
 
 def _find(root: pathlib.Path) -> list[pathlib.Path]:
@@ -339,7 +371,9 @@ def new_info(
     builder=identity,
     description=description,
     features=records.features(class_names),
-    metadata=tfds.core.MetadataDict(metadata or {}),
+    metadata=tfds.core.MetadataDict(
+      (metadata or {}) | {_NAMES: list(class_names)}
+    ),
     disable_shuffling=True,
   )
 

@@ -183,13 +183,11 @@ def label_problem(name: str) -> str:
   return ''
 
 
-def check_class_names(names: Iterable[str]) -> list[str]:
-  """The names. Raises MiraInputError('bad_label') for one that TFDS loses."""
-  names = list(names)
+def check_class_names(names: Iterable[str]) -> None:
+  """Raises MiraInputError('bad_label') for a name that cannot be stored."""
   for name in names:
     if problem := label_problem(name):
-      raise data_error('bad_label', escaped(name), problem)
-  return names
+      raise data_error('bad_label', ascii(name), problem)
 
 
 @functools.cache
@@ -214,13 +212,19 @@ def split_word(name: str, *, of_folder: bool = False) -> str:
   return found[0] or (found[-1] if of_folder else '')
 
 
-def escaped(name: str) -> str:
-  r"""A file's name that can be written as UTF-8.
+def escaped(name: str, controls: bool = True) -> str:
+  r"""A file's name that can be written as UTF-8, on one line.
 
-  Bytes that are no UTF-8 become \xHH, and a backslash before such a text
-  becomes \x5c, so that no two names become one.
+  Bytes that are no UTF-8, and control characters, become \xHH, and a backslash
+  before such a text becomes \x5c, so that no two names become one.
+
+  Args:
+    name: as `os.listdir` gives it.
+    controls: whether control characters are escaped, too.
   """
   raw = re.sub(rb'\\(?=x[0-9a-f]{2})', rb'\\x5c', os.fsencode(name))
+  if controls:
+    raw = re.sub(rb'[\0-\x1f\x7f]', lambda m: rb'\x%02x' % m[0][0], raw)
   return raw.decode('utf-8', 'backslashreplace')
 
 

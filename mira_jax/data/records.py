@@ -16,6 +16,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.proto import tf_example_pb2
 
+from mira_jax.data.listing import check_class_names
+
 
 @dataclasses.dataclass(kw_only=True)
 class Clip:
@@ -58,7 +60,12 @@ class Clip:
 
 
 def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
-  """The TFDS features of a Clip."""
+  """The TFDS features of a Clip.
+
+  Raises:
+    MiraInputError: a class name cannot be stored ('bad_label').
+  """
+  check_class_names(class_names)
   # Frames are handed over as bytes: encoding an array would import TensorFlow.
   image = tfds.features.Image(encoding_format='jpeg')
   text, integer = tfds.features.Text(), tfds.features.Scalar(np.int32)

@@ -134,7 +134,8 @@ def scan_folder(root: str | os.PathLike[str]) -> Listing:
     if why:
       found.passed_over[why][label] += 1
     else:
-      rows.append(Row(path=path, label=escaped(label), split=split))
+      label = escaped(label, controls=False)
+      rows.append(Row(path=path, label=label, split=split))
   for name in layout.empty_folders(root, clips):
     found.passed_over['folders without clips beside the splits'][name] += 1
   return listed(
