@@ -21,6 +21,8 @@ _SPLITS = {
   **dict.fromkeys(('eval', 'evaluation'), 'val'),
 }
 _APPENDED = re.compile(r'(set|data|split|part|videos|clips|frames|images)$')
+# In UTF-8: what moves a cursor or breaks a line.
+_CONTROLS = re.compile(rb'[\0-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]')
 _MAX_LABEL = 200  # characters
 FACTS = ('classes', 'splits', 'people', 'folds')
 
@@ -224,7 +226,7 @@ def escaped(name: str, controls: bool = True) -> str:
   """
   raw = re.sub(rb'\\(?=x[0-9a-f]{2})', rb'\\x5c', os.fsencode(name))
   if controls:
-    raw = re.sub(rb'[\0-\x1f\x7f]', lambda m: rb'\x%02x' % m[0][0], raw)
+    raw = _CONTROLS.sub(lambda m: b''.join(rb'\x%02x' % b for b in m[0]), raw)
   return raw.decode('utf-8', 'backslashreplace')
 
 

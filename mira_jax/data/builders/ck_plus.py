@@ -91,7 +91,7 @@ def _action_units(folder: pathlib.Path) -> str:
 
 
 def _texts(folder: pathlib.Path) -> list[pathlib.Path]:
-  return sorted(folder.glob('*.txt')) if folder.is_dir() else []
+  return sorted(folder.glob('[!.]*.txt')) if folder.is_dir() else []
 
 
 BUILDER = Builder(

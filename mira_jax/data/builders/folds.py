@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 
 from mira_jax.data.builders.builder import leak
+from mira_jax.data.builders.tree import visible
 from mira_jax.data.listing import natural
 
 Entry = tuple[str, str]  # clip and class, as `read` gives them
@@ -23,7 +24,10 @@ def find_lists(folder: pathlib.Path, suffixes: tuple[str, ...]) -> Lists:
   lists: dict[int, dict[str, pathlib.Path]] = {}
   files = (f for f in folder.rglob('*') if f.suffix.lower() in suffixes)
   for file in sorted(files, key=lambda f: natural(str(f))):
-    name = file.relative_to(folder).with_suffix('').as_posix().lower()
+    inside = file.relative_to(folder)
+    if len(visible(inside.parts)) < len(inside.parts):
+      continue
+    name = inside.with_suffix('').as_posix().lower()
     parts = re.findall('train|test', name)
     numbers = re.findall(r'\d+', name)
     if parts and numbers:

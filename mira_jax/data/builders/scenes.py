@@ -10,12 +10,13 @@ labels. CAER's paper counts 13 201 clips, a user 13 175.
 from __future__ import annotations
 
 import functools
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 
 from mira_jax.data import container
 from mira_jax.data.builders.builder import Builder, Clips
-from mira_jax.data.builders.tree import Tree, plain, subfolders
+from mira_jax.data.builders.tree import Tree, plain, subfolders, visible
 from mira_jax.data.listing import Row, natural
 
 AFEW_CLASSES = (
@@ -60,10 +61,9 @@ def list_clips(
 
 
 def _rows(folder: pathlib.Path, split: str, label: str) -> list[Row]:
+  names = sorted(visible(os.listdir(folder)), key=natural)
   files = [
-    file
-    for file in sorted(folder.iterdir(), key=lambda f: natural(f.name))
-    if file.suffix.lower() in container.SUFFIXES
+    folder / name for name in names if name.lower().endswith(container.SUFFIXES)
   ]
   return [
     Row(

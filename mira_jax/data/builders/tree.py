@@ -11,9 +11,9 @@ import os
 import pathlib
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from mira_jax.data import archives
+from mira_jax.data import archives, trees
 from mira_jax.data.listing import natural
 from mira_jax.errors import MiraInputError
 
@@ -60,10 +60,10 @@ class Tree:
     fits = re.compile(pattern, re.IGNORECASE).fullmatch
     found = []
     for where, folders, names in os.walk(self.root):
-      folders.sort(key=natural)
+      folders[:] = sorted(visible(folders), key=natural)
       found += [
         pathlib.Path(where, name)
-        for name in sorted(names, key=natural)
+        for name in sorted(visible(names), key=natural)
         if fits(name)
       ]
     return found
@@ -106,10 +106,15 @@ def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
   """Folders right below one, in natural order; none if it is not there."""
   try:
     with os.scandir(folder) as entries:
-      names = [e.name for e in entries if e.is_dir() and e.name[0] != '.']
+      names = [e.name for e in entries if os.path.isdir(e.path)]
   except OSError:
     return []
-  return [folder / name for name in sorted(names, key=natural)]
+  return [folder / name for name in sorted(visible(names), key=natural)]
+
+
+def visible(names: Iterable[str]) -> list[str]:
+  """Names without those of hidden files and of systems' own."""
+  return [name for name in names if not trees.is_hidden(name)]
 
 
 def _top(root: pathlib.Path, layout: str) -> pathlib.Path:
@@ -125,17 +130,26 @@ def _top(root: pathlib.Path, layout: str) -> pathlib.Path:
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   with os.scandir(folder) as entries:
     names = [e.name for e in entries if e.is_file()]
-  return [folder / name for name in sorted(names, key=natural)]
+  return [folder / name for name in sorted(visible(names), key=natural)]
 
 
 def _folders(root: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
-  """A folder and those below it, the upper ones first."""
-  level = [root]
+  """A folder and those below it, the upper ones first.
+
+  A link is followed once on a way down, and not to a folder above it.
+  """
+  level = [(root, False)]
   for _ in range(depth + 1):
-    yield from level
-    below = [subfolders(folder) for folder in level]
-    level = [f for folders in below if len(folders) <= _MOST_PARTS
-             for f in folders]  # fmt: skip
+    yield from (folder for folder, _ in level)
+    below = []
+    for folder, is_linked in level:
+      inside = subfolders(folder)
+      for path in inside if len(inside) <= _MOST_PARTS else ():
+        is_link = path.is_symlink()
+        circles = is_link and folder.resolve().is_relative_to(path.resolve())
+        if not (circles or (is_link and is_linked)):
+          below.append((path, is_linked or is_link))
+    level = below
 
 
 def _first(

@@ -39,7 +39,7 @@ def _rows(folder: pathlib.Path, split: str) -> Iterator[Row]:
   for speaker in subfolders(folder):
     for recording in subfolders(speaker):
       source = f'{speaker.name}/{recording.name}'
-      for file in sorted(recording.glob('*.mp4')):
+      for file in sorted(recording.glob('[!.]*.mp4')):
         yield Row(
           path=str(file),
           clip_id=f'{source}/{file.stem}',
