@@ -291,3 +291,48 @@ def test_an_index_needs_no_place_to_be_kept(tmp_path):
   (folder / f'{dataset.INDEX}.{os.getpid()}.part').mkdir()  # in the way
   assert _rows(dataset.open(tmp_path).index('train')) == _facts(_clips(4))
   assert not (folder / dataset.INDEX).exists()
+
+
+# ----- damage -----------------------------------------------------------------
+
+
+def test_a_class_name_that_changes_is_noticed(tmp_path):
+  folder = _write(tmp_path, train=_clips(4))
+  names = folder / 'label.labels.txt'
+  names.write_text(names.read_text().replace('a b', 'a c'))
+  with pytest.raises(MiraInputError) as caught:
+    dataset.open(tmp_path)
+  assert caught.value.code == 'damaged'
+  assert "'a b' and is read as 'a c'" in caught.value.hint
+  names.write_text('x\nÜberrascht\na b\n')
+  assert _code(dataset.open, tmp_path) == ('damaged', ExitCode.DATA)
+  # Datasets of older versions have no second copy.
+  metadata = folder / 'metadata.json'
+  metadata.write_text('{"size": 16}')
+  assert dataset.open(tmp_path).class_names == ('x', 'Überrascht', 'a b')
+
+
+def test_no_damage_to_metadata_is_a_traceback(tmp_path):
+  folder = _write(tmp_path, train=_clips(3), test=_clips(1))
+  rng = np.random.default_rng(0)
+  files = [f for f in folder.iterdir() if f.suffix in ('.json', '.txt')]
+  assert len(files) == 5
+  errors = []
+  for file in sorted(files):
+    whole = file.read_bytes()
+    for i in rng.choice(len(whole), min(30, len(whole)), replace=False):
+      flipped = whole[i] ^ (1 << int(rng.integers(8)))
+      file.write_bytes(whole[:i] + bytes([flipped]) + whole[i + 1 :])
+      try:
+        made = dataset.open(tmp_path)
+        for split in made.splits:
+          made.source(split)
+          made.index(split)
+        pool.of_dataset(made, list(made.splits))
+      except MiraInputError as error:
+        errors.append(error)
+    file.write_bytes(whole)
+  assert len(errors) > 60
+  assert {error.exit_code for error in errors} == {ExitCode.DATA}
+  assert not any('\n' in str(error) for error in errors)
+  assert dataset.open(tmp_path).splits == {'train': 3, 'test': 1}

@@ -8,6 +8,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -133,6 +134,39 @@ def test_threads_and_company_change_nothing(capsys, tree, model):
   for threads in (1, 4):
     together = predict(capsys, tree, weights, '--json', f'--threads={threads}')
     assert json.loads(together[0]) == alone
+
+
+def test_what_a_folder_holds_else_is_counted(capsys, tree, model, tmp_path):
+  shutil.copytree(tree, tmp_path / 'clips', symlinks=True)
+  clips = tmp_path / 'clips'
+  for name in ('.hidden.mp4', 'cover.jpg', 'notes.txt'):
+    (clips / name).write_bytes(b'x')
+  arguments = (f'--weights={model}', '--format=jsonl', '--no-picture')
+
+  def run() -> tuple[int, list[str], str]:
+    code = cli.main(['predict', str(clips), *arguments])
+    out, err = capsys.readouterr()
+    return code, [json.loads(line) for line in out.splitlines()], err
+
+  code, rows, err = run()
+  assert code == ExitCode.OK
+  assert len(rows) == 3
+  assert err.splitlines()[-3:] == [
+    'mira: passed over: 1 hidden or of the system: .hidden.mp4',
+    'mira: passed over: 1 pictures beside videos',
+    'mira: passed over: 2 of another kind: .txt',
+  ]
+  (clips / 'old.rmvb').write_bytes(b'x')
+  assert run()[0] == ExitCode.USAGE
+  (clips / 'old.rmvb').unlink()
+  (clips / 'linked').symlink_to(tmp_path.parent)
+  code, rows, _ = run()
+  assert code == ExitCode.USAGE
+  assert rows[-1] == {
+    'clip': 'linked',
+    'error': 'outside_root',
+    'hint': 'the link leads out of the folder; copy what it leads to',
+  }
 
 
 # ----- what goes wrong with one clip ------------------------------------------

@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import pathlib
+import unicodedata
 
 import cv2
 import numpy as np
@@ -442,3 +443,129 @@ def test_subjects_come_from_paths_only_when_all_show_one(tmp_path):
     table = _table(tmp_path / 't.csv', text.format(last))
     rows = tables.read_table(table).rows
     assert [row.subject for row in rows] == subjects
+
+
+def _people(out: pathlib.Path) -> dict[str, set[str]]:
+  opened = dataset.open(out)
+  return {s: {*opened.index(s).subject.tolist()} - {''} for s in opened.splits}
+
+
+@pytest.mark.parametrize(
+  ('change', 'unknown'),
+  [
+    (lambda i, name: '' if i == 7 else name, 1),
+    (lambda i, name: 'NA' if i in (7, 19) else name, 2),
+    (lambda i, name: str(int(name)) if i % 2 else name, 0),
+    (lambda i, name: (f'S{name}', f's{int(name)} ', name)[i % 3], 0),
+  ],
+  ids=['missing', 'marks', 'zeros', 'words'],
+)
+def test_known_people_stay_on_one_side(tmp_path, change, unknown):
+  for i in range(24):
+    _frames(tmp_path / 'root' / str(i), count=1)
+  rows = [
+    f'{i},{"ab"[i % 2]},{change(i, f"{i // 4 + 1:02}")}' for i in range(24)
+  ]
+  table = _table(tmp_path / 't.csv', '\n'.join(['path,label,subject', *rows]))
+  report = _prepare(tmp_path / 'root', tmp_path / 'out', table=table)
+  sides = _people(tmp_path / 'out')
+  assert not sides['train'] & sides['test']
+  assert len(sides['train'] | sides['test']) == 6
+  assert report.found['people'].startswith('6, from column subject')
+  assert report.found['folds'] == 'none named'
+  said = [text for text in report.warnings if 'name no person' in text]
+  assert len(said) == bool(unknown)
+  if unknown:
+    assert said[0].startswith(f'{unknown} of 24 clips')
+
+
+def test_people_on_both_sides_of_a_named_split_are_named(tmp_path):
+  _tree(tmp_path / 'root', *'1234')
+  text = 'path,label,split,subject,fold\n1,a,train,7,1\n2,b,train,8,2\n'
+  text += '3,a,test,07,1\n4,b,test,9,1\n'
+  table = _table(tmp_path / 't.csv', text)
+  report = _prepare(tmp_path / 'root', tmp_path / 'out', table=table)
+  assert 'people in more than one split: 07' in report.warnings
+  assert not [text for text in report.warnings if 'one fold' in text]
+  assert report.found == {
+    'classes': '2, from column label',
+    'splits': '2, from column split',
+    'people': "3, from column subject ('7' is '07')",
+    'folds': '2, from column fold',
+  }
+  assert 'people: 3, from' in str(report)
+
+
+def test_names_that_look_the_same_are_found(tmp_path):
+  names = [unicodedata.normalize('NFD', name) for name in ('José', 'Zoë')]
+  _tree(tmp_path / 'root', *(f'{n}/CLIP' for n in names), 'A', 'a')
+  text = 'path,label\nx/José/clip,a\nZoë\\Clip,b\nA,a\na,b\nÁ,b\n'
+  table = _table(tmp_path / 't.csv', text)
+  report = _prepare(
+    tmp_path / 'root', tmp_path / 'out', table=table, test_fraction=0
+  )
+  ids = _ids(tmp_path / 'out', 'train')
+  assert ids == [*(f'{n}/CLIP' for n in names), 'A', 'a']
+  assert [(f.path, f.code) for f in report.failures] == [('Á', 'not_found')]
+
+
+def test_segments_of_one_file_are_clips_of_their_own(tmp_path):
+  _frames(tmp_path / 'root' / 'long', count=40, first=1)
+  _frames(tmp_path / 'root' / 'one', count=9, first=1)
+  miniatures.video(
+    tmp_path / 'root' / 'v.mp4', np.zeros((20, 32, 32, 3), np.uint8)
+  )
+  text = """path,label,onset,apex,offset
+long,a,1,3,10
+long,b,21,24,30
+long,b,21,24,30
+v.mp4,a,0,,4
+v.mp4,b,10,,19
+v.mp4,b,90,,99
+one,a,2,3,4
+"""
+  table = _table(tmp_path / 't.csv', text)
+  report = _prepare(
+    tmp_path / 'root', tmp_path / 'out', table=table, test_fraction=0
+  )
+  clips = {c.clip_id: c for c in dataset.open(tmp_path / 'out').source('train')}
+  assert {name: len(clip) for name, clip in clips.items()} == {
+    'long#1-10': 10,
+    'long#21-30': 10,
+    'v.mp4#0-4': 5,
+    'v.mp4#10-19': 10,
+    'one': 9,  # the only row of it: marks, no cut
+  }
+  second = clips['long#21-30']
+  assert (second.onset, second.apex, second.offset) == (0, 3, 9)
+  assert int(decode.decode_jpeg(second.frames[0])[9, 9, 0]) == pytest.approx(
+    42, abs=2
+  )
+  assert report.dropped == {'listed twice': 1}
+  assert [(f.path, f.code) for f in report.failures] == [
+    ('v.mp4#90-99', 'empty')
+  ]
+
+
+def test_segments_that_share_frames_are_in_one_split(tmp_path):
+  _frames(tmp_path / 'root' / 'long', count=40)
+
+  def run(rows: str) -> prepare.Report:
+    table = _table(tmp_path / 't.csv', 'path,label,onset,offset,split\n' + rows)
+    return _prepare(tmp_path / 'root', tmp_path / 'out', table=table)
+
+  rows = 'long,a,1,30,train\nlong,a,2,5,train\nlong,b,{},40,test\n'
+  assert _error(run, rows.format(20)).code == 'leak'
+  assert run(rows.format(31)).counts['test'] == {'a': 0, 'b': 1}
+
+
+def test_rows_of_shadow_files_are_passed_over(tmp_path):
+  root = _tree(tmp_path / 'root', '1', '2')
+  shadow = root / '__MACOSX' / '._1.mp4'
+  shadow.parent.mkdir()
+  shadow.write_bytes(b'x')
+  text = 'path,label\n1,a\n2,b\n__MACOSX/._1.mp4,c\n'
+  table = _table(tmp_path / 't.csv', text)
+  report = _prepare(root, tmp_path / 'out', table=table)
+  assert report.class_names == ['a', 'b']
+  assert report.dropped == {'of the system, such as __MACOSX': 1}

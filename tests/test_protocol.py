@@ -248,8 +248,41 @@ def test_an_index_that_does_not_fit_is_damaged(tmp_path):
   made = prepare(tmp_path, 'short', ('a', 'b'), {'train': [(0, '', -1)] * 3})
   path = made.directory / dataset.INDEX
   path.write_text(path.read_text().replace('[0, 0, 0]', '[0, 0]'))
-  with pytest.raises(MiraInputError, match='2 of 3'):
+  with pytest.raises(MiraInputError, match='another shape'):
     made.index('train')
   path.write_text('{')
   with pytest.raises(MiraInputError, match='damaged'):
     made.index('train')
+
+
+@pytest.mark.parametrize(
+  'options', [{'protocol': 'loso'}, {'protocol': 'folds', 'num_folds': 3}]
+)
+def test_clips_of_unknown_people_are_in_no_fold(tmp_path, caplog, options):
+  names = ['1', '01', 'S1', 'NA', '2', '02', '?', '3', '3.0', '']
+  rows = [(i % 2, name, -1) for i, name in enumerate(names)]
+  made = prepare(tmp_path, 'mixed', ('a', 'b'), {'train': rows})
+  assert len(protocol.fold_names([made], **options)) == 3
+  for fold in range(3):
+    parts = protocol.parts([made], fold=fold, val_fraction=0, **options)
+    assert not people(parts.train) & people(parts.test)
+    assert people(parts.train) | people(parts.test) == {'S1', '02', '3.0'}
+    assert len(everything(parts)) == 7
+  assert '3 of 10 clips are in no fold' in caplog.text
+
+
+def test_validation_clips_are_of_other_people_even_where_some_are_unknown():
+  names = [f's{i // 4}' if i % 9 else '' for i in range(60)]
+  held, rule = splits.hold_out(names, [0] * 60, 0.3, seed=0)
+  sides = [{names[i] for i in s} - {''} for s in (held, {*range(60)} - held)]
+  assert not sides[0] & sides[1]
+  assert 'by subject' in rule
+  assert 12 <= len(held) <= 24
+
+
+def test_a_dataset_with_val_alone_says_how_to_test_on_it(tmp_path):
+  rows = [(i % 2, '', -1) for i in range(6)]
+  made = prepare(tmp_path, 'afew', ('a', 'b'), {'train': rows, 'val': rows})
+  with pytest.raises(MiraInputError, match=r'--config\.eval\.split=val'):
+    protocol.parts([made])
+  assert len(protocol.parts([made], test_split='val').test) == 6
