@@ -163,7 +163,7 @@ def test_what_a_folder_holds_else_is_counted(capsys, tree, model, tmp_path):
   code, rows, _ = run()
   assert code == ExitCode.USAGE
   assert rows[-1] == {
-    'clip': 'linked',
+    'clip': str(clips / 'linked'),
     'error': 'outside_root',
     'hint': 'the link leads out of the folder; copy what it leads to',
   }

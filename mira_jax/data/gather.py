@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import glob
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -39,6 +40,10 @@ def expand(name: str, *, allow_gif: bool = False) -> trees.Walk:
     suffixes = container.SUFFIXES + (('.gif',) if allow_gif else ())
     found = trees.walk(name, suffixes)
     found.clips = [os.path.join(name, c) if c else name for c in found.clips]
+    found.failures = [
+      dataclasses.replace(failure, path=os.path.join(name, failure.path))
+      for failure in found.failures
+    ]
   if not (found.clips or found.failures):
     found.clips = [name]
   return found
