@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pathlib
+import shlex
 import subprocess
 import sys
 
@@ -119,11 +120,14 @@ def test_fine_tuning_starts_from_a_pretraining(
   cfg.train.init_from = str(pretrained)
   cfg.train.epochs = 1
   cfg.optim.lr = cfg.optim.final_lr = 0.0
-  loop.train(cfg, tmp_path)
+  workdir = tmp_path / "a run's folder $x"
+  loop.train(cfg, workdir)
   shown = capsys.readouterr().out
   assert 'fresh: 4 tensors' in shown
   assert 'ignored: ' in shown
-  ours, _ = load_weights(tmp_path / 'weights.safetensors')
+  (line,) = (x for x in shown.splitlines() if x.startswith('scores: '))
+  assert shlex.split(line)[1:] == ['python', 'eval.py', f'--workdir={workdir}']
+  ours, _ = load_weights(workdir / 'weights.safetensors')
   theirs, _ = load_weights(pretrained / 'weights.safetensors')
   np.testing.assert_array_equal(
     ours['params']['encoder']['block_0']['attn']['qkv']['kernel'],

@@ -16,10 +16,10 @@ from multiprocessing import connection
 from typing import TypeVar
 
 import cv2
-import rich.console
 import rich.markup
 import rich.progress
 
+from mira_jax import terminal
 from mira_jax.errors import ExitCode, MiraInputError, plain
 
 Job = TypeVar('Job')
@@ -69,7 +69,7 @@ def progress_bar(
   column: rich.progress.ProgressColumn | None = None,
 ) -> Iterator[Callable[[int], None]]:
   """Gives `advance(amount)`; shown on a terminal only."""
-  console = rich.console.Console(stderr=True)
+  console = terminal.console(stderr=True)
   with rich.progress.Progress(
     *rich.progress.Progress.get_default_columns(),
     column or rich.progress.MofNCompleteColumn(),
