@@ -122,11 +122,11 @@ REFERENCE = table(
     'use_mean_pooling': (True, None),
     'use_cls': (False, None),
     'imagenet_default_mean_and_std': (True, None),
-    'use_learnable_pos_emb': (False, None),
   },
   # Told by the tensors, of training alone, or of where and how it ran.
   without_meaning="""
-    model nb_classes use_st_block decoder_depth init_scale
+    model nb_classes use_st_block use_learnable_pos_emb decoder_depth
+    init_scale
     drop fc_drop_rate attn_drop_rate drop_path
     batch_size epochs start_epoch update_freq use_checkpoint with_checkpoint
     opt opt_eps opt_betas clip_grad momentum weight_decay weight_decay_end
