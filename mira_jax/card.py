@@ -40,7 +40,7 @@ _RANGES = {
   'image_size': (1, 2**13),
   'patch': (1, 2**13),
   'tubelet': (1, 2**14),
-  'mlp_ratio': (0.01, 64),
+  'mlp_ratio': (0.01, 2**16),
   'norm_eps': (1e-30, 1),
   'last_norm_eps': (1e-30, 1),
   'mira_last_blocks': (0, 256),
@@ -49,7 +49,7 @@ _RANGES = {
   'decoder_dim': (1, 2**15),
   'decoder_depth': (0, 256),
   'decoder_heads': (1, 2**10),
-  'decoder_mlp_ratio': (0.01, 64),
+  'decoder_mlp_ratio': (0.01, 2**16),
   'mask_ratio': (0.01, 0.99),
 }
 _MODEL = typing.get_type_hints(ViViT) | {

@@ -17,8 +17,9 @@ import json
 import logging
 import os
 import pathlib
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from mira_jax import sharding
+from mira_jax import files, sharding
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.steps import TrainState
 
@@ -37,8 +38,11 @@ MANIFEST = 'MIRA_INTEGRITY.json'
 WEIGHTS, STATE, META = 'weights', 'state', 'meta'
 _WEIGHTS_FIELDS = ('params', 'mira', 'average')
 # Names of folders that are no steps (any more).
+_STEP = re.compile('0|[1-9][0-9]{0,17}')
 _CORRUPT, _REMOVED, _PART = '.corrupt', '.removed', '.manifest'
 _UNCOMMITTED = '.orbax-checkpoint-tmp'
+_TRIES = 20  # to read a step of a run that removes old ones meanwhile
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, RecursionError)
 _THREADS = min(8, os.cpu_count() or 1)  # hashlib releases the interpreter
 
 
@@ -56,7 +60,7 @@ def seal(folder: pathlib.Path, accuracy: float | None) -> None:
   """Writes the manifest of a step's folder, whole or not at all.
 
   Args:
-    folder: whose files are complete.
+    folder: whose files are complete, named after the step.
     accuracy: that the step scored; None was not measured.
   """
   names = sorted(_sizes(folder))
@@ -66,7 +70,8 @@ def seal(folder: pathlib.Path, accuracy: float | None) -> None:
     name: {'size': (folder / name).stat().st_size, 'sha256': digest}
     for name, digest in zip(names, sums, strict=True)
   }
-  _write_manifest(folder, {'accuracy': accuracy, 'files': files})
+  step = int(folder.name)
+  _write_manifest(folder, {'step': step, 'accuracy': accuracy, 'files': files})
 
 
 def _write_manifest(folder: pathlib.Path, content: dict[str, Any]) -> None:
@@ -81,9 +86,35 @@ def read_manifest(folder: pathlib.Path) -> dict[str, Any] | None:
   try:
     content = json.loads((folder / MANIFEST).read_text())
     stated = content.pop('seal')
-  except (OSError, ValueError, LookupError, TypeError, AttributeError):
+  except (*_UNREADABLE, AttributeError):
     return None
-  return content if stated == _seal_of(content) else None
+  sealed = stated == _seal_of(content) and _is_manifest(content)
+  return content if sealed else None
+
+
+def _is_manifest(content: Mapping[str, Any]) -> bool:
+  accuracy, files_ = content.get('accuracy'), content.get('files')
+  return (
+    (accuracy is None or type(accuracy) in (int, float))
+    and isinstance(files_, dict)
+    and all(
+      isinstance(x, dict) and {'size', 'sha256'} <= x.keys()
+      for x in files_.values()
+    )
+  )
+
+
+def _step_of(folder: pathlib.Path, manifest: Mapping[str, Any]) -> Any:
+  """The step that a folder was written for; None when nothing says so.
+
+  A manifest of version 0.1.0 lacks it; then the sealed facts of the run say it.
+  """
+  if 'step' in manifest:
+    return manifest['step']
+  try:
+    return json.loads((folder / META / 'metadata').read_bytes())['step']
+  except _UNREADABLE:
+    return None
 
 
 def _seal_of(content: Mapping[str, Any]) -> str:
@@ -114,9 +145,19 @@ def verify(folder: pathlib.Path, part: str = '') -> str:
     folder: of the step.
     part: only the files whose paths begin so.
   """
+  try:
+    return _trouble(folder, part)
+  except OSError as error:
+    return f'{error.filename} cannot be read: {error.strerror}'
+
+
+def _trouble(folder: pathlib.Path, part: str) -> str:
   manifest = read_manifest(folder)
   if manifest is None:
     return f'{MANIFEST} is missing or unreadable'
+  step = _step_of(folder, manifest)
+  if step is not None and str(step) != folder.name:
+    return f'it was written as step {step} and renamed'
   expected, actual = (
     {name: x for name, x in files.items() if name.startswith(part)}
     for files in (manifest['files'], _sizes(folder))
@@ -151,6 +192,9 @@ class Checkpoints:
       seed, the batch size and the dataset's fingerprint.
     defaults: values of facts that checkpoints of older versions lack, by name;
       'model.mira.floor' is that of a field within the fact 'model.mira'.
+
+  Attributes:
+    pending: what was saved with the state that was restored.
   """
 
   def __init__(
@@ -162,6 +206,7 @@ class Checkpoints:
     self._directory = pathlib.Path(directory).absolute()
     self._identity = json.loads(json.dumps(identity))
     self._defaults = json.loads(json.dumps(defaults or {}))
+    self.pending: dict[str, Any] = {}
     self._writer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(WEIGHTS, STATE, META)
     )
@@ -169,6 +214,10 @@ class Checkpoints:
     self._sealing: concurrent.futures.Future | None = None
     self._bytes = 0  # of a state
     if jax.process_index() == 0:
+      if self._directory.exists() and not self._directory.is_dir():
+        hint = 'it is not a folder; put the checkpoints of the run there, or '
+        hint += 'choose a new --workdir'
+        raise checkpoint_error('damaged', self._directory, hint)
       self._directory.mkdir(parents=True, exist_ok=True)
       self._clean()
     sharding.meet('checkpoints')
@@ -177,13 +226,20 @@ class Checkpoints:
     for path in self._directory.iterdir():
       name = path.name
       if name.endswith((_REMOVED, _PART)) or _UNCOMMITTED in name:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        folder = path.is_dir() and not path.is_symlink()
+        shutil.rmtree(path) if folder else path.unlink()
+      elif _STEP.fullmatch(name):
+        files.clear_for_folder(path)
 
   def _folder(self, step: int) -> pathlib.Path:
     return self._directory / str(step)
 
   def save(
-    self, step: int, state: TrainState, accuracy: float | None = None
+    self,
+    step: int,
+    state: TrainState,
+    accuracy: float | None = None,
+    pending: Mapping[str, Any] | None = None,
   ) -> None:
     """Starts saving; the arrays may be donated as soon as it returns.
 
@@ -191,6 +247,7 @@ class Checkpoints:
       step: of the run, at most one save each.
       state: whose leaves are arrays.
       accuracy: decides which step is the best; None was not measured.
+      pending: JSON-able, of the log; `restore` gives it back as `pending`.
 
     Raises:
       MiraInputError: it could not be written, or the save before could not.
@@ -198,11 +255,12 @@ class Checkpoints:
     self.wait()
     weights, rest = _parts(state)
     self._bytes = sum(x.nbytes for x in jax.tree.leaves(state))
+    facts = {'step': step, 'pending': dict(pending or {}), **self._identity}
     args = ocp.args.Composite(
       **{
         WEIGHTS: ocp.args.StandardSave(weights),
         STATE: ocp.args.StandardSave(rest),
-        META: ocp.args.JsonSave({'step': step, **self._identity}),
+        META: ocp.args.JsonSave(facts),
       }
     )
     with self._written():
@@ -360,13 +418,15 @@ class Checkpoints:
     Raises:
       MiraInputError: no step is sound.
     """
-    candidates = _best_first(_accuracies(self._directory))
-    step = _first_sound(self._directory, candidates)
+    step = _first_sound(
+      self._directory, lambda: _best_first(_accuracies(self._directory))
+    )
     return step, self._load(step, target)
 
   def _check_identity(self, step: int, force: bool) -> None:
     args = ocp.args.Composite(**{META: ocp.args.JsonRestore()})
     saved = _nested(self._writer.restore(self._folder(step), args=args)[META])
+    self.pending = saved.get('pending', {})
     for name, before, now in self._changes(saved, self._identity):
       told = f'the run was started with {name} {before!r}, not {now!r}'
       if not force:
@@ -448,7 +508,7 @@ def _parts(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
 def steps(directory: pathlib.Path) -> list[int]:
   """Steps on disk, oldest first, sound or not."""
   names = (path.name for path in directory.glob('*') if path.is_dir())
-  return sorted(int(name) for name in names if name.isdecimal())
+  return sorted(int(name) for name in names if _STEP.fullmatch(name))
 
 
 def _accuracies(directory: pathlib.Path) -> dict[int, float | None]:
@@ -468,18 +528,15 @@ def _best_first(accuracy: Mapping[int, float | None]) -> list[int]:
 
 
 def _first_sound(
-  directory: pathlib.Path, candidates: list[int], part: str = ''
+  directory: pathlib.Path, candidates: Callable[[], list[int]], part: str = ''
 ) -> int:
   """The first of some steps that is sound, as host 0 finds it."""
   found = -1
   if jax.process_index() == 0:
-    for step in candidates:
-      trouble = verify(directory / str(step), part)
-      if not trouble:
-        found = step
+    for _ in range(_TRIES):
+      found, gone = _try_in_turn(directory, candidates(), part)
+      if found >= 0 or not gone:
         break
-      text = 'checkpoint %s is damaged (%s) and passed over'
-      logging.warning(text, directory / str(step), trouble)
   if jax.process_count() > 1:
     # Others may have looked before host 0 had sealed the last one.
     found = int(multihost_utils.broadcast_one_to_all(np.array(found)))
@@ -487,6 +544,24 @@ def _first_sound(
     hint = 'not one checkpoint is sound; train again in a new --workdir'
     raise checkpoint_error('damaged', directory, hint)
   return found
+
+
+def _try_in_turn(
+  directory: pathlib.Path, candidates: list[int], part: str
+) -> tuple[int, bool]:
+  """The first sound step, or -1; and whether one was removed meanwhile."""
+  gone = False
+  for step in candidates:
+    folder = directory / str(step)
+    trouble = verify(folder, part)
+    if not trouble:
+      return step, gone
+    if read_manifest(folder) is None:  # it had one just now
+      gone = True
+      continue
+    text = 'checkpoint %s is damaged (%s) and passed over'
+    logging.warning(text, folder, trouble)
+  return -1, gone
 
 
 def choose(directory: pathlib.Path, which: str) -> int:
@@ -500,40 +575,85 @@ def choose(directory: pathlib.Path, which: str) -> int:
   Raises:
     MiraInputError: there is no such step, or it is damaged.
   """
-  accuracy = _accuracies(directory)
-  if which == 'newest':
-    candidates = sorted(accuracy, reverse=True)
-  elif which == 'best':
-    candidates = _best_first(accuracy)
-  else:
-    candidates = [step for step in accuracy if str(step) == which]
-  if not candidates:
-    there = ', '.join(map(str, sorted(accuracy))) or 'none'
+
+  def candidates() -> list[int]:
+    accuracy = _accuracies(directory)
+    if which == 'newest':
+      return sorted(accuracy, reverse=True)
+    if which == 'best':
+      return _best_first(accuracy)
+    return [step for step in accuracy if str(step) == which]
+
+  if not candidates():
+    there = ', '.join(map(str, sorted(_accuracies(directory)))) or 'none'
     hint = f"the steps that can be used are {there}; or 'newest', 'best'"
     raise checkpoint_error('no_step', f'{directory}: {which}', hint)
   return _first_sound(directory, candidates, WEIGHTS)
 
 
 def read_weights(
-  directory: pathlib.Path, step: int, target: Mapping[str, PyTree]
-) -> dict[str, PyTree]:
+  directory: pathlib.Path, which: str, target: Mapping[str, PyTree]
+) -> tuple[int, dict[str, PyTree]]:
   """Some of the weights of a step; nothing else is read.
+
+  A run that saves meanwhile may remove the chosen step; then this chooses
+  again.
 
   Args:
     directory: of checkpoints.
-    step: see `choose`.
+    which: see `choose`.
     target: of 'params', 'mira' and 'average' those that are wanted, leaves as
       in `Checkpoints.restore`.
+
+  Returns:
+    The step, and its weights.
+
+  Raises:
+    MiraInputError: see `choose`; or the weights are of other shapes.
   """
-  target = dict(target)
+  for _ in range(_TRIES):
+    step = choose(directory, which)
+    found = _read_if_it_stays(directory.absolute() / str(step), dict(target))
+    if found is not None:
+      return step, found
+  hint = f'the run removed {_TRIES} steps while they were read; name another, '
+  hint += 'or set --config.train.save_every higher'
+  raise checkpoint_error('no_step', f'{directory}: {which}', hint)
+
+
+def _read_if_it_stays(
+  folder: pathlib.Path, target: dict[str, PyTree]
+) -> dict[str, PyTree] | None:
+  """The weights of a step; None if its folder was removed while reading.
+
+  The removed folder is renamed first, so one that is there afterwards was
+  whole all the time. Without that, missing files might read as zeros.
+  """
   args = ocp.args.PyTreeRestore(
     target,
     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
     partial_restore=True,
   )
-  folder = directory.absolute() / str(step) / WEIGHTS
-  with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-    return reader.restore(folder, args=args)
+  failure, before = None, read_manifest(folder)
+  try:
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+      found = reader.restore(folder / WEIGHTS, args=args)
+  except Exception as error:  # orbax and tensorstore raise many kinds
+    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+      raise
+    failure = error
+  after = read_manifest(folder)
+  stayed = before and after and before['files'] == after['files']
+  if jax.process_count() > 1:
+    all_stayed = multihost_utils.process_allgather(np.array(bool(stayed)))
+    stayed = bool(np.all(all_stayed))
+  if not stayed:
+    return None
+  if failure:
+    first = str(failure).strip().partition('\n')[0][:200]
+    hint = f'its arrays are not those of the configuration of the run ({first})'
+    raise checkpoint_error('run_changed', folder, hint) from failure
+  return found
 
 
 def _megabytes(count: int) -> str:

@@ -284,7 +284,7 @@ def to_json(cfg: Config) -> str:
   return json.dumps(dataclasses.asdict(cfg), indent=2) + '\n'
 
 
-def from_json(text: str) -> Config:
+def from_json(text: str | bytes) -> Config:
   """The inverse of `to_json`.
 
   A field that is missing, as in a run of an older version, has its default.
@@ -293,15 +293,16 @@ def from_json(text: str) -> Config:
     MiraInputError: not JSON, an unknown field, or a wrong type.
   """
   try:
-    return _build(Config, json.loads(text), 'config')
-  except json.JSONDecodeError as error:
+    values = json.loads(text)
+  except (ValueError, RecursionError) as error:
     raise bad_config('config.json', f'it is not JSON ({error})') from error
+  return _build(Config, values, 'config')
 
 
 def _build(cls: type, values: Any, name: str) -> Any:
   fields = {field.name: field for field in dataclasses.fields(cls)}
   if not isinstance(values, dict):
-    hint = f'{values!r} is no group of the fields {", ".join(fields)}'
+    hint = f'{_short(values)} is no group of the fields {", ".join(fields)}'
     raise bad_config(name, hint)
   for key in values:
     if key not in fields:
@@ -314,7 +315,7 @@ def _build(cls: type, values: Any, name: str) -> Any:
   try:
     return cls(**built)
   except ValueError as error:
-    raise bad_config(name, str(error)) from error
+    raise bad_config(name, _short(str(error), 300)) from error
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
@@ -324,9 +325,15 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     return _build(inner, value, name)
   if type(value) in options:  # not isinstance: True is no int here
     return value
-  if type(value) is int and float in options:
+  if type(value) is int and float in options and abs(value) < 2**63:
     return float(value)
-  raise bad_config(name, f'{value!r} is not right: it takes {takes(hint)}')
+  hint = f'{_short(repr(value))} is not right: it takes {takes(hint)}'
+  raise bad_config(name, hint)
+
+
+def _short(value: Any, most: int = 80) -> str:
+  text = value if isinstance(value, str) else repr(value)
+  return text if len(text) <= most else f'{text[:most]}...'
 
 
 def bad_config(name: str, hint: str) -> MiraInputError:
@@ -334,12 +341,13 @@ def bad_config(name: str, hint: str) -> MiraInputError:
   return MiraInputError('bad_config', name, hint)
 
 
-def validate(cfg: Config, devices: int = 1) -> None:
+def validate(cfg: Config, devices: int | None = 1) -> None:
   """Checks types, which files and flags get past, and what they cannot say.
 
   Args:
     cfg: a whole configuration.
-    devices: of all hosts.
+    devices: of all hosts; None leaves out the mesh, as of a run that was
+      trained elsewhere.
 
   Raises:
     MiraInputError: names the first field that is wrong, its value and a fix.
@@ -347,7 +355,7 @@ def validate(cfg: Config, devices: int = 1) -> None:
   _build(Config, dataclasses.asdict(cfg), 'config')
   _check_ranges(cfg)
   _check_model(cfg.model)
-  parts = _check_mesh(cfg, devices)
+  parts = 1 if devices is None else _check_mesh(cfg, devices)
   if cfg.data.batch_size % parts:
     hint = f'{cfg.data.batch_size} must be a multiple of {parts} devices'
     raise bad_config('config.data.batch_size', hint)
@@ -371,41 +379,44 @@ def validate(cfg: Config, devices: int = 1) -> None:
     raise bad_config('config.optim.final_lr', hint)
 
 
-# The range of every number: lowest, and highest or None.
+# The range of every number: lowest, and highest; None is _MOST of whole
+# numbers, which no run needs, and any number else. None of a model is above
+# that of its card (mira_jax.card).
+_MOST = 10**6
 _RANGES = {
-  'model.dim': (1, None),
-  'model.depth': (1, None),
-  'model.heads': (1, None),
-  'model.num_classes': (0, None),
-  'model.frames': (1, None),
-  'model.image_size': (1, None),
-  'model.patch': (1, None),
-  'model.tubelet': (1, None),
-  'model.mlp_ratio': (0.01, None),
+  'model.dim': (1, 2**15),
+  'model.depth': (1, 256),
+  'model.heads': (1, 2**10),
+  'model.num_classes': (0, 10**5),
+  'model.frames': (1, 2**14),
+  'model.image_size': (1, 2**12),
+  'model.patch': (1, 2**12),
+  'model.tubelet': (1, 2**12),
+  'model.mlp_ratio': (0.01, 2**16),
   'model.norm_eps': (1e-30, 1),
   'model.last_norm_eps': (1e-30, 1),
-  'model.mira_last_blocks': (0, None),
+  'model.mira_last_blocks': (0, 256),
   'model.layer_scale': (0, None),
   'model.drop_path': (0, 0.99),
   'model.head_scale': (0, None),
-  'pretrain.decoder_dim': (1, None),
-  'pretrain.decoder_depth': (1, None),
-  'pretrain.decoder_heads': (1, None),
-  'pretrain.decoder_mlp_ratio': (0.01, None),
+  'pretrain.decoder_dim': (1, 2**15),
+  'pretrain.decoder_depth': (1, 256),
+  'pretrain.decoder_heads': (1, 2**10),
+  'pretrain.decoder_mlp_ratio': (0.01, 2**16),
   'pretrain.mask_ratio': (0.01, 0.99),
   'data.fold': (0, None),
   'data.num_folds': (0, None),
   'data.val_fraction': (0, 0.9),
   'data.train_fraction': (0.001, 1),
   'data.repeats': (1, None),
-  'data.rate': (1, None),
+  'data.rate': (1, 10**4),
   'data.batch_size': (1, None),
-  'data.threads': (1, None),
+  'data.threads': (1, 4096),
   'data.max_damaged': (0, 1),
-  'data.train_clips': (1, None),
-  'data.test_clips': (1, None),
+  'data.train_clips': (1, 10**8),
+  'data.test_clips': (1, 10**8),
   'data.synthetic_seed': (0, 2**31 - 1),
-  'data.shift': (0, None),
+  'data.shift': (0, 2**12),
   'data.brightness': (0, 1),
   'data.contrast': (0, 1),
   'data.erase': (0, 1),
@@ -423,14 +434,14 @@ _RANGES = {
   'optim.lr_batch': (0, None),
   'optim.accumulate': (1, None),
   'optim.ema_decay': (0, 0.999999),
-  'optim.max_bad_steps': (0, None),
+  'optim.max_bad_steps': (0, 10**9),
   'optim.spike_sigmas': (0, None),
   'train.epochs': (1, None),
-  'train.log_every': (1, None),
-  'train.save_every': (1, None),
+  'train.log_every': (1, 10**9),
+  'train.save_every': (1, 10**9),
   'train.eval_every': (0, None),
-  'eval.views': (1, None),
-  'eval.look_views': (1, None),
+  'eval.views': (1, 1000),
+  'eval.look_views': (1, 1000),
   'mesh.data': (0, None),
   'mesh.fsdp': (1, None),
   'mesh.model': (1, None),
@@ -483,9 +494,12 @@ def _check_ranges(cfg: Config) -> None:
     value = _get(cfg, name)
     if value is None:
       continue
-    if not low <= value <= (sys.float_info.max if high is None else high):
-      span = f'{low} or more' if high is None else f'{low} to {high}'
-      raise bad_config(f'config.{name}', f'{value} must be {span}')
+    whole = type(value) is int
+    most = high or (_MOST if whole else sys.float_info.max)
+    if not low <= value <= most:
+      span = f'{low} to {most}' if whole or high else f'{low} or more'
+      hint = f'{_short(value)} must be {span}'
+      raise bad_config(f'config.{name}', hint)
   for name, choices in _CHOICES.items():
     if _get(cfg, name) not in choices:
       hint = f'{_get(cfg, name)!r} must be one of {choices}'

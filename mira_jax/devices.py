@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 from collections.abc import Callable
 
 import jax
@@ -12,6 +13,7 @@ from mira_jax.errors import MiraInputError
 
 # Beside an accelerator the CPU stays, second, for what is made on the host.
 PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}
+FILES = 512  # that a process may have open
 _EXTRAS = {'gpu': '.[cuda]', 'tpu': '.[tpu]'}
 HELP = 'devices to compute on; by default the fastest ones that are there'
 
@@ -31,8 +33,10 @@ def start(
     meet: finds the other hosts of a run, as `hosts.join`.
 
   Raises:
-    MiraInputError: there is no such device ('no_device').
+    MiraInputError: there is no such device ('no_device'), or this process may
+      not open enough files ('too_many_files').
   """
+  _allow_files()
   if kind:
     jax.config.update('jax_platforms', PLATFORMS[kind])
   if meet:
@@ -47,6 +51,21 @@ def start(
   if kind in _EXTRAS:
     hint += f", or on a machine with a {kind} pip install '{_EXTRAS[kind]}'"
   raise MiraInputError('no_device', asked, hint)
+
+
+def _allow_files() -> None:
+  """Raises the limit of open files as far as it goes, if that's enough.
+
+  Without this, whatever library opens the last one fails in a way of its own.
+  """
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  if hard == resource.RLIM_INFINITY or hard >= FILES:
+    wanted = max(soft, FILES) if soft >= 0 else soft
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return
+  hint = f'shards, checkpoints and libraries need {FILES}; raise the limit of '
+  hint += f'open files: ulimit -n {FILES}'
+  raise MiraInputError('too_many_files', f'ulimit -n {hard}', hint)
 
 
 def _platforms() -> list[str]:

@@ -12,6 +12,7 @@ from mira_jax import (
   blame,
   checkpoint,
   config,
+  files,
   inputs,
   memory,
   program,
@@ -44,16 +45,32 @@ def train(
       operation that made it so; on one host.
 
   Raises:
-    MiraInputError: the configuration, a dataset or a checkpoint cannot be used;
-      too many clips are damaged, or too many updates in a row not finite.
+    MiraInputError: another process trains into this folder ('locked'); the
+      configuration, a dataset or a checkpoint cannot be used; too many clips
+      are damaged, or too many updates in a row not finite.
     SystemExit: a signal came, and the state is saved; see `ExitCode`.
   """
+  with training.sole_process(workdir):
+    _train(cfg, workdir, strict=strict, force=force, debug_nans=debug_nans)
+
+
+def _train(
+  cfg: config.Config,
+  workdir: pathlib.Path,
+  *,
+  strict: bool,
+  force: bool,
+  debug_nans: bool,
+) -> None:
   # ----- data, model, what is minimised -----
   config.validate(cfg, jax.device_count())
   mesh = sharding.make_mesh(**dataclasses.asdict(cfg.mesh))
   task = tasks.make(cfg, workdir, mesh)
   steps_per_epoch = max(1, len(task.source) // cfg.data.batch_size)
   total = cfg.train.epochs * steps_per_epoch
+  if total >= 2**31:
+    hint = f'{total} steps of int32 cannot be counted; train for fewer'
+    raise config.bad_config(f'config.train.epochs={cfg.train.epochs}', hint)
   first_host = jax.process_index() == 0
   if first_host:
     inputs.tell(task.datasets)
@@ -89,12 +106,17 @@ def train(
       if first_host:
         terminal.say(*f'{cfg.train.init_from}: {told}'.split('\n'))
   if first_host:
-    runlog.replace(workdir / 'config.json', config.to_json(cfg))
+    files.replace(workdir / 'config.json', config.to_json(cfg))
   start = int(state.step)
   every = cfg.train.eval_every * steps_per_epoch
 
   def is_look(step: int) -> bool:
     return step == total or bool(every and step % every == 0)
+
+  # A signal came just when a look was due, and saving could not wait for it.
+  look_due = (
+    start > 0 and is_look(start) and checkpoints.accuracy(start) is None
+  )
 
   # ----- loop -----
   batches = task.batches(start)
@@ -108,6 +130,8 @@ def train(
       total,
       cfg.data.batch_size,
       max_bad_steps=cfg.optim.max_bad_steps,
+      look_due=look_due,
+      pending=checkpoints.pending,
     ) as log,
     memory.measured(
       lambda: train_step.lower(target, batch, step_key),
@@ -115,15 +139,14 @@ def train(
       functools.partial(training.fitting, cfg, sharding.clip_parts(mesh)),
     ),
   ):
-    if start and is_look(start) and checkpoints.accuracy(start) is None:
-      # A signal came just then, and saving could not wait for a look.
+    if look_due:
       checkpoints.rate(start, task.look(start, state, log))
     for step in range(start + 1, total + 1):
       batch = sharding.put_batch(next(batches), mesh)
       with jax.transfer_guard('disallow'):  # nothing moves behind our back
         state, metrics = train_step(state, batch, step_key)
       log.add(step, metrics)
-      if step % cfg.train.log_every == 0 or step == start + 1:
+      if step % cfg.train.log_every == 0 or step == 1:
         log.flush()
 
       checkpoints.check()  # raises if the last one could not be written
@@ -133,13 +156,18 @@ def train(
         continue
 
       # ----- look, save, stop -----
-      log.flush()  # raises when too many updates were not finite
+      # Either raises when too many updates were not finite. Rows are written
+      # at the same steps whether or not the run is stopped in between.
+      if is_look(step) or step % cfg.train.save_every == 0:
+        log.flush()
+      else:
+        log.judge()
       # The state that is held while losses are NaN may be their cause. It is
       # not saved, neither here nor when the run ends for that: it would be the
       # newest checkpoint, from which no other learning rate could go on.
       if not log.in_a_row or step == total:
         accuracy = task.look(step, state, log) if looking else None
-        checkpoints.save(step, state, accuracy)
+        checkpoints.save(step, state, accuracy, log.pending)
         log.saved = step
       if stopping:
         checkpoints.wait()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mira_jax import terminal
+from mira_jax import files, terminal
 from mira_jax.errors import ExitCode, MiraInputError, plain
 from mira_jax.metrics import Scores, check_names, score
 
@@ -94,20 +95,47 @@ def write(
     ],
   }
   path = workdir / NAME
-  text = terminal.as_json(content, indent=2)
-  path.write_text(text + '\n', encoding='utf-8')
+  files.clear_for_file(path)
+  files.replace(path, terminal.as_json(content, indent=2) + '\n')
   return path
 
 
 def read(workdir: pathlib.Path) -> list[Row]:
-  """The results of a finished run; [] when there are none."""
+  """The results of a finished run; [] when there are none.
+
+  Nor are there any, which is warned of, in a file that is damaged.
+  """
   path = workdir / NAME
-  if not path.exists():
+  try:
+    content = json.loads(path.read_bytes())
+    classes = len(content['class_names'])
+    return [_read_row(row, classes) for row in content['results']]
+  except FileNotFoundError:
     return []
-  return [
-    Row(name=row['name'], step=row['step'], matrix=np.array(row['confusion']))
-    for row in json.loads(path.read_text())['results']
-  ]
+  except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    hint = 'the command that trained the run writes it anew'
+    logging.warning('%s is damaged and left out; %s', path, hint)
+    return []
+
+
+def _read_row(row: Mapping[str, Any], classes: int) -> Row:
+  name, step, matrix = (row[key] for key in ('name', 'step', 'confusion'))
+  if type(name) is not str or type(step) is not int:
+    raise ValueError
+  if not is_matrix(matrix, classes):
+    raise ValueError
+  return Row(name=name, step=step, matrix=np.array(matrix))
+
+
+def is_matrix(value: Any, classes: int) -> bool:
+  """Whether JSON is a confusion matrix [K, K] of so many classes."""
+  rows = value if isinstance(value, list) else []
+  return len(rows) == classes and all(
+    isinstance(row, list)
+    and len(row) == classes
+    and all(type(n) is int and 0 <= n < 2**53 for n in row)
+    for row in rows
+  )
 
 
 def table(results: Sequence[Row], title: str) -> RenderableType:

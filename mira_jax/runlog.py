@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
 import jax
@@ -17,9 +17,10 @@ from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from mira_jax import guard, terminal
+from mira_jax import files, guard, outcome, terminal
 from mira_jax.errors import ExitCode, MiraInputError, plain
 
+METRICS, LOOKS = 'metrics.jsonl', 'looks.jsonl'  # in the folder of a run
 _SHORT = {
   'loss': 'loss',
   'accuracy': 'accuracy',
@@ -40,6 +41,9 @@ class Log:
     total: steps of the run.
     batch_size: clips per step, for the speed.
     max_bad_steps: updates in a row that may be not finite.
+    look_due: whether the look of step `start` is made now; what a killed
+      attempt wrote of it is dropped.
+    pending: what `pending` was when the state of step `start` was saved.
 
   Attributes:
     saved: step of the newest checkpoint, to name it; 0 when there is none.
@@ -54,6 +58,8 @@ class Log:
     batch_size: int,
     *,
     max_bad_steps: int = 10,
+    look_due: bool = False,
+    pending: Mapping[str, dict[str, Any]] | None = None,
   ):
     self.saved, self.in_a_row = start, 0
     self._start = start
@@ -61,7 +67,8 @@ class Log:
     self._active = jax.process_index() == 0
     self._batch_size = batch_size
     self.total = total
-    self._pending: dict[int, dict[str, jax.Array]] = {}
+    self._added: dict[int, dict[str, jax.Array]] = {}  # on the device
+    self._pending = {int(step): row for step, row in (pending or {}).items()}
     self._since: float | None = None
     self._console = terminal.console()
     self._bar = rich.progress.Progress(
@@ -74,7 +81,12 @@ class Log:
     )
     self._task = self._bar.add_task('compiling', total=total, completed=start)
     if self._active:
-      self._file = _reopen(workdir / 'metrics.jsonl', start)
+
+      def keep(row: Mapping[str, Any]) -> bool:
+        before = row['step'] == start and 'learning_rate' in row
+        return row['step'] < start + (not look_due) or before
+
+      self._file = _reopen(workdir / METRICS, _is_row, keep)
       self._events = _Events(workdir / 'tensorboard', start)
 
   def __enter__(self) -> Log:
@@ -91,24 +103,39 @@ class Log:
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
     """Keeps the metrics of a step, on the device, until `flush`."""
-    self._pending[step] = metrics
+    self._added[step] = metrics
 
-  def flush(self) -> None:
-    """Waits for the steps that were added, writes the mean of their metrics.
-
-    The mean is that of the steps that were finite, so that one that was
-    skipped does not hide the others.
+  def judge(self) -> None:
+    """Waits for the steps that were added, and reports those skipped.
 
     Raises:
       MiraInputError: too many updates in a row were not finite; it names the
         step, the last good one and the newest checkpoint.
     """
-    if not self._pending:
-      return
-    rows = jax.device_get(self._pending)
-    self._pending = {}
+    rows, self._added = jax.device_get(self._added), {}
     for step, row in rows.items():
-      self._judge(step, row)
+      self._pending[step] = {n: x.item() for n, x in row.items()}
+      self._judge(step, self._pending[step])
+
+  @property
+  def pending(self) -> dict[str, dict[str, Any]]:
+    """Metrics of the steps that no row holds yet, JSON-able."""
+    return {str(step): row for step, row in self._pending.items()}
+
+  def flush(self) -> None:
+    """Writes the mean of the metrics of the steps since the last row.
+
+    The mean is that of the steps that were finite, so that one that was
+    skipped does not hide the others.
+
+    Raises:
+      MiraInputError: see `judge`.
+    """
+    self.judge()
+    rows, self._pending = self._pending, {}
+    if not rows:
+      return
+    step = max(rows)
     last = rows[step]
     finite = [r for r in rows.values() if r['verdict'] != guard.NOT_FINITE]
     averaged = last.keys() - guard.REPORTED if finite else ()
@@ -124,7 +151,7 @@ class Log:
     self._since = now
     self.write(step, mean)
 
-  def _judge(self, step: int, row: dict[str, np.ndarray]) -> None:
+  def _judge(self, step: int, row: dict[str, Any]) -> None:
     """Tells of an update that was skipped; raises after too many."""
     self.in_a_row = int(row['in_a_row'])
     if row['verdict'] == guard.SPIKE:
@@ -135,9 +162,7 @@ class Log:
       raise self._not_finite(step, row)
     self.say(f'step {step}: not finite, skipped ({self.in_a_row} in a row)')
 
-  def _not_finite(
-    self, step: int, row: dict[str, np.ndarray]
-  ) -> MiraInputError:
+  def _not_finite(self, step: int, row: dict[str, Any]) -> MiraInputError:
     newest = f'the newest checkpoint is of step {self.saved}'
     if not self.saved:
       newest = 'there is no checkpoint yet'
@@ -192,6 +217,7 @@ class _Events:
   """
 
   def __init__(self, folder: pathlib.Path, start: int):
+    files.clear_for_folder(folder)
     folder.mkdir(exist_ok=True)
     self._folder = folder
     self._writer = EventsWriter(str(folder / 'events'))
@@ -211,7 +237,7 @@ class _Events:
     self._writer.close()
 
 
-def what_is_not_finite(step: int, row: Mapping[str, np.ndarray]) -> str:
+def what_is_not_finite(step: int, row: Mapping[str, Any]) -> str:
   """What of a step whose update is not finite, in words."""
   for name in ('loss', 'grad_norm'):
     if not np.isfinite(row[name]):
@@ -220,9 +246,8 @@ def what_is_not_finite(step: int, row: Mapping[str, np.ndarray]) -> str:
 
 
 def read(workdir: pathlib.Path) -> list[dict[str, float]]:
-  """The rows of a run's metrics.jsonl."""
-  lines = (workdir / 'metrics.jsonl').read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  """The rows of a run's metrics.jsonl; [] when there are none."""
+  return list(_rows(workdir / METRICS, _is_row)[0].values())
 
 
 class Looks:
@@ -230,10 +255,12 @@ class Looks:
 
   Args:
     workdir: of the run.
+    classes: K of them.
   """
 
-  def __init__(self, workdir: pathlib.Path):
-    self._path = workdir / 'looks.jsonl'
+  def __init__(self, workdir: pathlib.Path, classes: int):
+    self._path = workdir / LOOKS
+    self._classes = classes
 
   def add(self, step: int, matrices: dict[str, np.ndarray]) -> None:
     """Adds a look: the matrix [K, K] of each split that was scored.
@@ -242,28 +269,72 @@ class Looks:
     """
     if jax.process_index() == 0:
       row = {name: matrix.tolist() for name, matrix in matrices.items()}
-      with _reopen(self._path, step - 1) as file:
+      with (
+        _naming(self._path),
+        _reopen(self._path, self._is_look, lambda r: r['step'] < step) as file,
+      ):
         file.write(json.dumps({'step': step, **row}) + '\n')
 
   def read(self) -> dict[int, dict[str, np.ndarray]]:
     """Step -> split -> matrix, of all looks so far."""
-    if not self._path.exists():
-      return {}
-    rows = map(json.loads, self._path.read_text().splitlines())
+    rows = _rows(self._path, self._is_look)[0].values()
     return {
-      row.pop('step'): {name: np.array(x) for name, x in row.items()}
+      row['step']: {n: np.array(x) for n, x in row.items() if n != 'step'}
       for row in rows
     }
 
+  def _is_look(self, row: Mapping[str, Any]) -> bool:
+    return all(
+      outcome.is_matrix(x, self._classes) for n, x in row.items() if n != 'step'
+    )
 
-def _reopen(path: pathlib.Path, start: int) -> IO[str]:
-  """Opens a file of rows to append to, without the rows after `start`."""
-  lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-  # A killed run may have left half a line.
-  whole = [line for line in lines if line.endswith('}\n')]
-  kept = [line for line in whole if json.loads(line)['step'] <= start]
-  replace(path, ''.join(kept))
-  return path.open('a')
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+  return all(
+    type(x) is float or (type(x) is int and abs(x) < 2**63)
+    for x in row.values()
+  )
+
+
+def _rows(
+  path: pathlib.Path, valid: Callable[[Mapping[str, Any]], bool]
+) -> tuple[dict[str, dict[str, Any]], str]:
+  """The sound rows of a file by their lines, and what is wrong with others."""
+  try:
+    whole, _, _ = path.read_bytes().rpartition(b'\n')  # a kill leaves half
+  except FileNotFoundError:
+    return {}, ''
+  except OSError as error:
+    return {}, f'{error.strerror}'
+  rows, wrong = {}, ''
+  for number, line in enumerate(whole.split(b'\n') if whole else (), 1):
+    try:
+      row = json.loads(line)
+      if type(row['step']) is not int or not valid(row):
+        raise ValueError
+    except (ValueError, LookupError, TypeError, RecursionError):
+      wrong = wrong or f'line {number} is not a row'
+    else:
+      rows[line.decode()] = row
+  return rows, wrong
+
+
+def _reopen(
+  path: pathlib.Path,
+  valid: Callable[[Mapping[str, Any]], bool],
+  keep: Callable[[Mapping[str, Any]], bool],
+) -> IO[str]:
+  """Opens a file of rows to append to, with those that are to be kept.
+
+  Of a damaged file the sound rows are kept, and all of it is set aside.
+  """
+  files.clear_for_file(path)
+  rows, wrong = _rows(path, valid)
+  if wrong:
+    files.set_aside(path, wrong)
+  kept = [line for line, row in rows.items() if keep(row)]
+  files.replace(path, ''.join(f'{line}\n' for line in kept))
+  return path.open('a', encoding='utf-8')
 
 
 @contextlib.contextmanager
@@ -274,10 +345,3 @@ def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
   except OSError as error:
     error.filename = error.filename or os.fspath(path)
     raise
-
-
-def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole: a run that is killed leaves what was there."""
-  part = path.with_name(path.name + '.part')
-  part.write_text(text)
-  os.replace(part, path)

@@ -40,18 +40,16 @@ def load(
   cfg = training.read_config(workdir)
   if cfg.pretrain:
     raise engine.no_classifier(workdir)
-  directory = workdir / 'checkpoints'
-  step = checkpoint.choose(directory, which)
   datasets = inputs.open_datasets(cfg.data)
   names = inputs.open_parts(cfg, datasets).train.class_names
   model = engine.build_model(dataclasses.asdict(cfg.model))
-  video = jnp.zeros(program.video_shape(cfg))
+  video = jax.ShapeDtypeStruct(program.video_shape(cfg), jnp.float32)
   fresh = jax.eval_shape(model.init, jax.random.key(0), video)
   params = 'average' if cfg.optim.ema_decay else 'params'
   wanted = {params: fresh['params'], 'mira': fresh.get('mira', {})}
   mesh = sharding.make_mesh()
-  found = checkpoint.read_weights(
-    directory, step, sharding.abstract(wanted, mesh)
+  step, found = checkpoint.read_weights(
+    workdir / 'checkpoints', which, sharding.abstract(wanted, mesh)
   )
   variables = {'params': found[params], 'mira': found['mira']}
   scorer = engine.Engine(model, variables, batch_size, mesh)

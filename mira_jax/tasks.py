@@ -87,7 +87,7 @@ class Classification:
     self.summary = inputs.describe(self._parts)
     training.fit_classes(cfg, self.source.class_names)
     self.program = program.classifier(cfg, mesh, self.source.counts)
-    self._looks = runlog.Looks(workdir)
+    self._looks = runlog.Looks(workdir, len(self.source.class_names))
     self._scorer: engine.Engine | None = None
 
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
@@ -133,7 +133,7 @@ class Classification:
     self._save(workdir / weights.WEIGHTS, chosen, chosen_state)
     if jax.process_index() > 0:
       return
-    figures.curves_figure(workdir / 'curves.png', runlog.read(workdir))
+    _draw_curves(workdir)
     watched = {
       n: x['test'] for n, x in self._looks.read().items() if 'test' in x
     }
@@ -237,9 +237,15 @@ class Pretraining:
     _save_weights(path, state, card, self._mesh)
     if jax.process_index() > 0:
       return
-    figures.curves_figure(workdir / 'curves.png', runlog.read(workdir))
+    _draw_curves(workdir)
     flag = shlex.quote(f'--config.train.init_from={workdir}')
     terminal.say(f'weights:   {path}', f'fine-tune: python train.py {flag} ...')
+
+
+def _draw_curves(workdir: pathlib.Path) -> None:
+  rows = runlog.read(workdir)
+  if any('loss' in row for row in rows):  # the log may have been lost
+    figures.curves_figure(workdir / 'curves.png', rows)
 
 
 def _save_weights(

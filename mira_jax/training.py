@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging as std_logging
 import os
@@ -9,16 +10,20 @@ import pathlib
 import re
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from mira_jax import (
   config,
+  files,
+  lock,
   memory,
   output,
   program,
@@ -28,9 +33,15 @@ from mira_jax import (
   transfer,
 )
 from mira_jax.data.dataset import PreparedDataset, fingerprint
-from mira_jax.errors import ExitCode, MiraInputError, nearest
+from mira_jax.errors import (
+  ExitCode,
+  MiraInputError,
+  checkpoint_error,
+  nearest,
+)
 from mira_jax.interop import recognise, sources
 from mira_jax.models.layers import token_grid
+from mira_jax.weights import LAST, WEIGHTS
 
 # ----- the command line -----------------------------------------------------
 
@@ -160,6 +171,10 @@ class StopSignal:
 
 # ----- what a run keeps ------------------------------------------------------
 
+CONFIG, LOCK = 'config.json', '.lock'
+# Written over whenever a run starts or ends.
+_FILES = (CONFIG, WEIGHTS, LAST, 'curves.png', 'curves.npz')
+
 
 def open_workdir(path: str) -> pathlib.Path:
   """Makes the folder of a run. Raises MiraInputError when it cannot write."""
@@ -169,13 +184,56 @@ def open_workdir(path: str) -> pathlib.Path:
   return output.open_folder(path)
 
 
+@contextlib.contextmanager
+def sole_process(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of a run's folder, and clears the places of its files.
+
+  Of several hosts the first one holds it. Reading a run needs no lock.
+
+  Raises:
+    MiraInputError: another process trains into the folder ('locked').
+  """
+  refused = None
+  with contextlib.ExitStack() as held:
+    if jax.process_index() == 0:
+      files.clear_for_file(workdir / LOCK)
+      try:
+        held.enter_context(lock.hold(workdir / LOCK, checkpoint_error))
+      except MiraInputError as error:
+        refused = error
+    if jax.process_count() > 1:
+      ours = multihost_utils.broadcast_one_to_all(np.array(refused is None))
+      if not ours and refused is None:
+        refused = checkpoint_error('locked', workdir, 'host 0 reports by whom')
+    if refused is not None:
+      raise refused
+    if jax.process_index() == 0:
+      for name in _FILES:
+        files.clear_for_file(workdir / name)
+    yield
+
+
 def read_config(workdir: pathlib.Path) -> config.Config:
-  """The configuration of a run. Raises MiraInputError when there is none."""
-  path = workdir / 'config.json'
+  """The configuration of a run.
+
+  Raises:
+    MiraInputError: there is none ('not_a_run'), or it cannot be used.
+  """
+  path = workdir / CONFIG
   if not path.is_file():
     hint = 'name the folder that train.py was given as --workdir'
     raise MiraInputError('not_a_run', workdir, hint)
-  return config.from_json(path.read_text())
+  try:
+    cfg = config.from_json(path.read_bytes())
+    config.validate(cfg, devices=None)
+  except OSError as error:
+    hint = f'it cannot be read ({error.strerror})'
+    raise config.bad_config(f'{path}', hint) from error
+  except MiraInputError as error:
+    hint = f'{error.path}: {error.hint}; the command that trains the run '
+    hint += 'writes the file anew'
+    raise config.bad_config(f'{path}', hint) from error
+  return cfg
 
 
 # Where data lies, how fast it is read, and how devices share the work may

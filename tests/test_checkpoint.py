@@ -384,6 +384,127 @@ def test_the_steps_before_stay_until_the_new_one_is_sealed(tmp_path, caplog):
   assert len(warnings(caplog)) == 1
 
 
+def test_two_swapped_steps_are_noticed(tmp_path, caplog):
+  save(tmp_path, {1: 0.9, 2: 0.1, 3: 0.5})
+
+  def swap(a, b):
+    (tmp_path / a).rename(tmp_path / 'other')
+    (tmp_path / b).rename(tmp_path / a)
+    (tmp_path / 'other').rename(tmp_path / b)
+
+  swap('2', '3')
+  for step, was in (('2', '3'), ('3', '2')):
+    with pytest.raises(MiraInputError, match='not one checkpoint is sound'):
+      checkpoint.choose(tmp_path, step)
+    (text,) = warnings(caplog)
+    assert f'it was written as step {was} and renamed' in text
+  assert checkpoint.choose(tmp_path, 'newest') == 1
+  assert restore(tmp_path).step == 1
+  swap('2.corrupt', '3.corrupt')
+  for step in '23':
+    (tmp_path / f'{step}.corrupt').rename(tmp_path / step)
+  assert restore(tmp_path).step == 3
+
+
+def test_a_manifest_of_version_0_1_0_is_read(tmp_path, caplog):
+  """It does not hold the step, which the facts of the run do."""
+  save(tmp_path, {1: 0.9, 2: 0.1})
+  for step in (1, 2):
+    manifest = checkpoint.read_manifest(tmp_path / str(step))
+    assert manifest.pop('step') == step
+    checkpoint._write_manifest(tmp_path / str(step), manifest)
+  assert restore(tmp_path).step == 2
+  assert not warnings(caplog)
+  (tmp_path / '2').rename(tmp_path / '3')
+  assert restore(tmp_path).step == 1
+  assert 'it was written as step 2 and renamed' in warnings(caplog)[0]
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    {'accuracy': 'high', 'files': {}},
+    {'accuracy': None, 'files': 5},
+    {'accuracy': None, 'files': {'a': 5}},
+    {'step': [], 'accuracy': 0.5, 'files': {}},
+  ],
+)
+def test_a_sealed_manifest_of_wrong_types_is_damage(tmp_path, caplog, content):
+  save(tmp_path, {1: 0.9, 2: 0.1})
+  checkpoint._write_manifest(tmp_path / '2', content)
+  assert restore(tmp_path).step == 1
+  assert len(warnings(caplog)) == 1
+
+
+def test_names_that_are_no_steps(tmp_path, caplog):
+  save(tmp_path, {1: 0.9})
+  for name in ('007', '\u0663', '9' * 240, '-1', '1e3', '2 '):
+    (tmp_path / name).mkdir()
+  (tmp_path / '2').write_text('a file')
+  (tmp_path / 'x.removed').symlink_to(tmp_path / '1')
+  assert checkpoint.steps(tmp_path) == [1]
+  save(tmp_path, {2: 0.5})
+  (text,) = warnings(caplog)
+  assert f'{tmp_path / "2"} is damaged (it is not a folder)' in text
+  assert (tmp_path / '2.damaged').read_text() == 'a file'
+  assert restore(tmp_path).step == 2
+  shutil.move(tmp_path, tmp_path.with_name('moved'))
+  tmp_path.write_text('')
+  with pytest.raises(MiraInputError, match='it is not a folder'):
+    restore(tmp_path)
+
+
+@pytest.mark.parametrize('when', ['before', 'after'])
+def test_a_step_that_vanishes_while_it_is_read_is_chosen_anew(
+  tmp_path, caplog, monkeypatch, when
+):
+  save(tmp_path, {1: 0.01})
+  wanted = abstract({'params': state(1).params, 'mira': state(1).mira})
+  verify, verified = checkpoint.verify, []
+  with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
+
+    def train_on():  # what is chosen is removed by the third save
+      last = checkpoint.steps(tmp_path)[-1]
+      for step in range(last + 1, last + 4):
+        checkpoints.save(step, state(step), step / 100)
+        checkpoints.wait()
+
+    def verify_meanwhile(folder, part=''):
+      verified.append(folder.name)
+      if when == 'before' and len(verified) < 3:
+        train_on()
+      trouble = verify(folder, part)
+      if when == 'after' and len(verified) < 3:
+        train_on()
+      return trouble
+
+    for which, newest in (('newest', 7), ('best', 13)):
+      verified.clear()
+      with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, 'verify', verify_meanwhile)
+        step, found = checkpoint.read_weights(tmp_path, which, wanted)
+      assert step == newest
+      assert verified[0] == str(newest - 6)
+      assert verified[-1] == str(newest)
+      assert len(verified) > 2
+      expected = {'params': state(step).params, 'mira': state(step).mira}
+      jax.tree.map(np.testing.assert_array_equal, found, expected)
+  assert not warnings(caplog)
+
+
+def test_a_step_that_always_vanishes_ends_in_one_line(tmp_path, monkeypatch):
+  save(tmp_path, {1: 0.9})
+  wanted = {'params': target().params}
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint, '_TRIES', 3)
+    patch.setattr(checkpoint, '_read_if_it_stays', lambda *_: None)
+    with pytest.raises(MiraInputError, match='removed 3 steps while'):
+      checkpoint.read_weights(tmp_path, 'newest', wanted)
+  other = {'params': {'dense': {'kernel': jnp.zeros((7, 7))}}}
+  with pytest.raises(MiraInputError, match='run_changed'):
+    checkpoint.read_weights(tmp_path, '1', abstract(other))
+
+
 def test_a_step_gets_its_accuracy_later(tmp_path):
   with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
     checkpoints.save(1, state(1), 0.5)
@@ -458,7 +579,8 @@ def test_weights_are_read_without_the_optimiser(sharded, tmp_path):
   for which in ('newest', 'best', '1'):
     assert checkpoint.choose(folder, which) == 1
   wanted = {'average': target.average, 'mira': target.mira}
-  found = checkpoint.read_weights(folder, 1, wanted)
+  step, found = checkpoint.read_weights(folder, 'newest', wanted)
+  assert step == 1
   expected = {'average': sharded[1].average, 'mira': sharded[1].mira}
   jax.tree.map(np.testing.assert_array_equal, found, expected)
   with pytest.raises(MiraInputError, match='can be used are 1;') as caught:

@@ -382,7 +382,8 @@ def test_log_names_the_step_whose_loss_is_not_finite(tmp_path):
 @pytest.mark.parametrize('full', ['metrics.jsonl', 'tensorboard'])
 def test_a_full_disk_stops_the_log_and_names_the_file(tmp_path, full):
   count = 500 if full == 'metrics.jsonl' else 0  # that are there already
-  (tmp_path / 'metrics.jsonl').write_text('{"step": 1, "a": 1}\n' * count)
+  rows = (f'{{"step": 1, "a": {i}}}\n' for i in range(count))
+  (tmp_path / 'metrics.jsonl').write_text(''.join(rows))
 
   def write_on():  # and nothing is raised, or waited for, when it is closed
     with runlog.Log(tmp_path, start=2, total=9, batch_size=1) as log:
@@ -488,9 +489,9 @@ def run(place):
 def test_a_run_leaves_everything_behind(run):
   names = {path.name for path in run.iterdir()}
   assert names == {
-    'checkpoints', 'config.json', 'curves.npz', 'curves.png', 'looks.jsonl',
-    'metrics.jsonl', 'outcome.json', 'tensorboard', 'weights-last.safetensors',
-    'weights.safetensors',
+    '.lock', 'checkpoints', 'config.json', 'curves.npz', 'curves.png',
+    'looks.jsonl', 'metrics.jsonl', 'outcome.json', 'tensorboard',
+    'weights-last.safetensors', 'weights.safetensors',
   }  # fmt: skip
   lines = (run / 'metrics.jsonl').read_text().splitlines()
   rows = [json.loads(line) for line in lines]

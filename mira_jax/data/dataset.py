@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -27,6 +26,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
+from mira_jax import lock
 from mira_jax.data import records
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError, data_error
@@ -418,12 +418,7 @@ def sole_writer(out: pathlib.Path, lock_name: str = '.lock') -> Iterator[None]:
   """
   try:
     out.mkdir(parents=True, exist_ok=True)
-    lock = (out / lock_name).open('w')
   except OSError as error:
     raise data_error('not_written', out, str(error)) from error
-  with lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise data_error('locked', out, 'another run writes here') from error
+  with lock.hold(out / lock_name):
     yield
