@@ -399,6 +399,24 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
     tables.read_table(path)
 
 
+def test_rows_that_would_fill_the_memory_are_refused(tmp_path):
+  miniatures.sheet(tmp_path / 'a.xlsx', ROWS)
+  with zipfile.ZipFile(tmp_path / 'a.xlsx', 'a') as file:
+    file.writestr('xl/media/image1.png', b'\x89PNG' + bytes(6 << 20))
+  assert len(tables.read_table(tmp_path / 'a.xlsx').rows) == 2
+  with (
+    zipfile.ZipFile(tmp_path / 'a.xlsx') as made,
+    zipfile.ZipFile(tmp_path / 'b.xlsx', 'w', zipfile.ZIP_DEFLATED) as bomb,
+  ):
+    for name in made.namelist():
+      data = made.read(name)
+      if name.endswith('sheet1.xml'):
+        data = data.replace(b'</row>', b'<c/>' * (2 << 20) + b'</row>', 1)
+      bomb.writestr(name, data)
+  with pytest.raises(MiraInputError, match=r'bad_table.*one of over 4 MiB'):
+    tables.read_table(tmp_path / 'b.xlsx')
+
+
 # The command.
 
 

@@ -20,7 +20,7 @@ from mira_jax.errors import MiraInputError, nearest
 
 MAX_BYTES = 256 << 20  # of a table, packed and unpacked
 MAX_ROWS = 2_000_000
-MAX_CELLS = 60_000_000  # empty ones between others included
+MAX_CELLS = 20_000_000  # empty ones between others included
 _MAX_LINE = 1 << 20
 _BINARY = 'it holds zero bytes: it is neither text nor an Excel file'
 EXCEL = (b'PK', b'\xd0\xcf\x11\xe0')  # what its files start with

@@ -16,14 +16,26 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import openpyxl
 import xlrd
 
-from mira_jax.data.cells import EXCEL, MAX_BYTES, Grid, Odd, bad_table, limited
+from mira_jax.data.cells import (
+  EXCEL,
+  MAX_BYTES,
+  MAX_ROWS,
+  Grid,
+  Odd,
+  bad_table,
+  limited,
+)
 from mira_jax.errors import MiraInputError
 
+# What is no XML, a picture, cannot be read for a sheet, wherever it lies.
+_XML = re.compile(rb'\s*<|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\0')
+_ITEM = re.compile(rb'<(?:\w+:)?(?:row|si)\b')
+_LONGEST = 4 << 20  # bytes of a row, a string or all of what is neither
 _EXACT = 10**15  # Excel keeps 15 digits of a number
 
 
@@ -43,15 +55,32 @@ def _xlsx(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   with zipfile.ZipFile(io.BytesIO(data)) as parts:
     names = parts.namelist()
     size = sum(part.file_size for part in parts.infolist())
-  if size > MAX_BYTES:
-    raise bad_table(path, f'it unpacks to {size >> 20} MiB')
-  if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
-    raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')
+    if size > MAX_BYTES:
+      raise bad_table(path, f'it unpacks to {size >> 20} MiB')
+    if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
+      raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')
+    for name in names:
+      with parts.open(name) as part:
+        _check_part(part, name, path)
   return [
     _grid(sheet.title, path, _xlsx_rows, sheet, data)
     for sheet in _book(data).worksheets
     if sheet.sheet_state == 'visible'
   ]
+
+
+def _check_part(
+  part: IO[bytes], name: str, path: str | os.PathLike[str]
+) -> None:
+  """Refuses what openpyxl would parse for minutes, or hold at once."""
+  count = since = 0
+  while (chunk := part.read(1 << 20)) and (count or since or _XML.match(chunk)):
+    found = [item.start() for item in _ITEM.finditer(chunk)]
+    count += len(found)
+    since = len(chunk) - found[-1] if found else since + len(chunk)
+    if count > MAX_ROWS or since > _LONGEST:
+      hint = f'{name[:80]} has over {MAX_ROWS} entries, or one of over '
+      raise bad_table(path, f'{hint}{_LONGEST >> 20} MiB: save it as CSV')
 
 
 def _grid(
@@ -68,7 +97,7 @@ def _book(data: bytes, values: bool = True) -> Any:
   with warnings.catch_warnings():  # of styles and the like that are not read
     warnings.simplefilter('ignore')
     return openpyxl.load_workbook(
-      io.BytesIO(data), read_only=True, data_only=values
+      io.BytesIO(data), read_only=True, data_only=values, keep_links=False
     )
 
 
