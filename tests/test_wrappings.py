@@ -383,7 +383,7 @@ def test_damaged_safetensors(tmp_path, state):
   data = path.read_bytes()
   for cut in (0, 4, 8, 9, 100, len(data) // 2, len(data) - 1):
     path.write_bytes(data[:cut])
-    refused(path, 'damaged')
+    refused(path, 'damaged' if cut > 8 else 'not_weights')
   path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid')
   refused(path, 'git_lfs_pointer', 'git lfs pull')
   header = json.dumps(
@@ -395,7 +395,7 @@ def test_damaged_safetensors(tmp_path, state):
     read(path)
   broken = state | {'fc_norm.bias': state['fc_norm.bias'].astype(np.complex64)}
   safetensors.numpy.save_file(broken, path)
-  refused(path, 'unsupported', 'fc_norm.bias', 'complex')
+  refused(path, 'unsupported', 'fc_norm.bias')
 
 
 # ----- the commands, and starting from them -----
@@ -440,6 +440,45 @@ def test_training_and_features_read_it_too(tmp_path, source, state):
   same(new, source)
   scorer, _, _ = engine.load_backbone(path, wishes=WISHES)
   same(scorer._variables['params']['norm'], source['params']['norm'])
+
+
+def test_a_foreign_model_of_absurd_size_is_refused(tmp_path):
+  index, _ = parts(tmp_path / 'hf')
+  for name in ('image_size', 'num_frames', 'num_attention_heads'):
+    config = json.dumps(VIDEOMAE | {name: 10**9})
+    index.with_name('config.json').write_text(config)
+    for reader in (convert.read, engine.load_file, engine.load_backbone):
+      with pytest.raises(MiraInputError):
+        reader(tmp_path / 'hf')
+
+
+@pytest.mark.parametrize(
+  'name', ['blocks.99999999.norm1.bias', f'blocks.{"9" * 5000}.norm1.bias']
+)
+def test_a_block_of_absurd_number_is_none(tmp_path, state, name):
+  path = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(state | {name: np.zeros(192)}, path)
+  with pytest.raises(MiraInputError) as caught:
+    read(path)
+  assert len(str(caught.value)) < 3000
+
+
+def test_a_patch_above_the_usual_size_is_no_crash(state):
+  kernel = np.broadcast_to(np.float32(0), (192, 3, 2, 256, 256))
+  tensors = {n: x for n, x in state.items() if 'c_buf' not in n}
+  tensors |= {'patch_embed.proj.weight': kernel}
+  tensors |= {'pos_embed': np.zeros((1, 8, 192), np.float32)}
+  whole = sources.Source(path=pathlib.Path('x'), kind='', state=tensors)
+  with pytest.raises(MiraInputError, match='must be a multiple of 256'):
+    recognise.recognise(whole, recognise.Wishes())
+  assert recognise.grid_of(whole) is None
+
+
+def test_a_size_that_nothing_says_is_no_note(tmp_path, state):
+  """Positions are computed; a usual size would say that they were others."""
+  path = torch_files.save(tmp_path / 'a.pth', state)
+  _, told = transfer.transfer(classifier(mira=MIRA), path, grid=(2, 2, 2))
+  assert told.notes == []
 
 
 # ----- checkpoints as the reference implementation writes them -----

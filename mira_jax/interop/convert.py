@@ -220,7 +220,9 @@ def _put_tensors(
   try:
     variables = torch_names.from_torch(state, template, table, absent)
   except MiraInputError as cause:
-    hint = f'{cause.hint}; --allow-missing PARTS starts missing ones anew'
+    hint = (
+      f'{cause.hint[:2000]}; --allow-missing PARTS starts missing ones anew'
+    )
     raise checkpoint_error(cause.code, source.path, hint) from cause
   found.variables = unflatten(
     restack(flatten(variables), stacked=card['model'].get('scan', False))

@@ -139,12 +139,18 @@ def differences(source: Source, model: Mapping[str, Any]) -> list[str]:
   ]
 
 
-def grid_of(source: Source) -> tuple[int, int, int]:
-  """Tokens in time, height and width that weights were trained with."""
+def grid_of(source: Source) -> tuple[int, int, int] | None:
+  """Tokens in time, height and width that weights were trained with.
+
+  None where nothing says so.
+  """
   prefix = 'encoder.' if source.pretraining else ''
-  sizes = _sizes(source, _said(source)[0], Wishes(), prefix, [])
-  side = sizes['image_size'] // sizes['patch']
-  return sizes['frames'] // sizes['tubelet'], side, side
+  _, tubelet, patch = _first_layer(source, prefix)
+  told = _told(source, _said(source)[0], Wishes(), tubelet, patch)
+  if 'frames' not in told or 'image_size' not in told:
+    return None
+  side = told['image_size'] // patch
+  return told['frames'] // tubelet, side, side
 
 
 def _said(source: Source) -> tuple[dict[str, Any], list[str]]:
@@ -173,14 +179,8 @@ def _tensor(source: Source, name: str) -> Any:
   return tensor
 
 
-def _sizes(
-  source: Source,
-  said: dict[str, Any],
-  wishes: Wishes,
-  prefix: str,
-  remarks: list[str],
-) -> dict[str, int]:
-  """Width, patch, tubelet, frames and pixels, or an error."""
+def _first_layer(source: Source, prefix: str) -> tuple[int, int, int]:
+  """Width, tubelet and patch, which its first layer shows."""
   kernel = _tensor(source, f'{prefix}patch_embed.proj.weight')
   if kernel.ndim != 5 or kernel.shape[1] != 3:
     hint = f'patch_embed.proj.weight is {kernel.shape}, not [C, 3, t, p, p]'
@@ -189,6 +189,18 @@ def _sizes(
   if patch != width:
     hint = f'its tokens have {patch} x {width} pixels; ours are square'
     raise checkpoint_error('unsupported', source.path, hint)
+  return dim, tubelet, patch
+
+
+def _sizes(
+  source: Source,
+  said: dict[str, Any],
+  wishes: Wishes,
+  prefix: str,
+  remarks: list[str],
+) -> dict[str, int]:
+  """Width, patch, tubelet, frames and pixels, or an error."""
+  dim, tubelet, patch = _first_layer(source, prefix)
   told = _told(source, said, wishes, tubelet, patch)
   sizes = {'dim': dim, 'patch': patch, 'tubelet': tubelet}
   for name, usual, unit in (
@@ -243,7 +255,7 @@ def _from_positions(
   length = positions.size // positions.shape[-1]
   if 'frames' not in told and 'image_size' not in told:
     side = (wishes.image_size or _IMAGE_SIZE) // patch
-    if length % side**2 == 0:
+    if side and length % side**2 == 0:
       told['frames'] = length // side**2 * tubelet
   if 'frames' in told and 'image_size' not in told:
     side = math.isqrt(length * tubelet // told['frames'])
@@ -251,13 +263,9 @@ def _from_positions(
 
 
 def _depth(source: Source, prefix: str) -> int:
-  blocks = [
-    int(match[1])
-    for match in (
-      re.match(rf'{re.escape(prefix)}blocks\.(\d+)\.', n) for n in source.state
-    )
-    if match
-  ]
+  name = re.compile(rf'{re.escape(prefix)}blocks\.(\d{{1,4}})\.')
+  found = map(name.match, source.state)
+  blocks = [int(match[1]) for match in found if match]
   if not blocks:
     raise checkpoint_error('other_model', source.path, 'it has no blocks')
   return max(blocks) + 1

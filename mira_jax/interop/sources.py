@@ -107,7 +107,8 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
       for n, x in found.state.items()
     }
     args = _args(tree)
-  place = f'key {found.label!r}' if found.label else 'no key'
+  label = wrappings.shown([found.label])
+  place = f"key '{label}'" if label else 'no key'
   source = Source(path=file, kind=f'{kind}, {place}', state=state, args=args)
   source.notes = notes + _left_out(found.outside)
   if CARD in metadata:
@@ -328,7 +329,7 @@ def _check_state(source: Source) -> None:
   for name, array in source.state.items():
     if not name.isprintable():
       raise checkpoint_error(
-        'not_weights', source.path, f'a tensor is called {name!a}'
+        'not_weights', source.path, f'a tensor is called {name[:99]!a}'
       )
     with np.errstate(over='ignore'):
       array = np.asarray(array, np.float32)

@@ -30,6 +30,9 @@ _AVERAGE = re.compile(
 )
 _DEEPEST = 8  # parts of a prefix
 _SHOWN = 12  # names in an error
+# Of a file that is searched; the largest that are known have some 10,000.
+_MOST_TENSORS = 2**16
+_MOST_MODELS = 16  # of one dict
 
 
 def _names(table: tuple) -> re.Pattern[str]:
@@ -64,19 +67,6 @@ class Candidate:
     return bool(_AVERAGE.search(self.label))
 
 
-def find(tree: Any) -> list[Candidate]:
-  """The models of a tree of dicts, lists and tensors, the best one first.
-
-  The best has the most tensors of a model; of as many, it is no average.
-  """
-  found = [
-    candidate
-    for keys, tensors in _mappings(tree, ())
-    for candidate in _split(keys, tensors)
-  ]
-  return sorted(found, key=lambda c: (-c.fits, c.average))
-
-
 def choose(
   tree: Any, key: str | None, path: Any
 ) -> tuple[Candidate, list[str]]:
@@ -90,12 +80,19 @@ def choose(
   Raises:
     MiraInputError: it has no model, or none at that key.
   """
-  found = find(tree)
+  places = list(_mappings(tree, ()))
+  count = sum(len(tensors) for _, tensors in places)
+  if count > _MOST_TENSORS:
+    hint = f'it has {count} tensors by name, which no program saves'
+    raise checkpoint_error('unsafe_pickle', path, hint)
+  found = [c for keys, tensors in places for c in _split(keys, tensors)]
+  # The most tensors of a model; of as many, no average.
+  found.sort(key=lambda c: (-c.fits, c.average))
   wanted = [
     c for c in found if key is None or f'{c.label}.'.startswith(f'{key}.')
   ]
   if not wanted:
-    raise _error(tree, found, key, path)
+    raise _error(tree, places, found, key, path)
   labels = shown(c.label or 'no key' for c in found)
   notes = []
   if key is None and len(found) > 1:
@@ -113,7 +110,11 @@ def shown(names: Iterable[Any]) -> str:
 
 
 def _error(
-  tree: Any, found: list[Candidate], key: str | None, path: Any
+  tree: Any,
+  places: list[tuple[tuple[str, ...], dict[str, Leaf]]],
+  found: list[Candidate],
+  key: str | None,
+  path: Any,
 ) -> MiraInputError:
   if found:
     labels = shown(c.label or 'no key' for c in found)
@@ -122,7 +123,6 @@ def _error(
   keys = f'its keys are {shown(tree)}' if isinstance(tree, Mapping) else ''
   whole = [tree, *tree.values()] if isinstance(tree, Mapping) else [tree]
   objects = [x.name for x in whole if isinstance(x, pth.Inert)]
-  places = list(_mappings(tree, ()))
   if places:
     hint = 'none of its tensors is of a model that is read here: '
     hint += shown(places[0][1])
@@ -173,6 +173,8 @@ def _split(
     root, count = max(fits.items(), key=lambda item: (item[1], -len(item[0])))
     if models and 2 * count < len(next(iter(models.values()))):
       break
+    if len(models) == _MOST_MODELS:
+      break
     models[root] = [n for n, r in rest.items() if root in r]
     rest = {n: r for n, r in rest.items() if root not in r}
   claimed = {n for names in models.values() for n in names}
@@ -181,12 +183,13 @@ def _split(
     own = [*names, *(n for n in left if n.startswith(root))]
     found = {n.removeprefix(root): state[n] for n in own}
     # A head beside the backbone, 'head.weight' and 'backbone.blocks...'.
-    outside = [n for n in left if not n.startswith(root)]
-    for name in list(outside):
-      near = sorted((r for r in roots[name] if root.startswith(r)), key=len)
-      if near and name.removeprefix(near[-1]) not in found:
-        found[name.removeprefix(near[-1])] = state[name]
-        outside.remove(name)
+    outside = []
+    for name in (n for n in left if not n.startswith(root)):
+      near = max((r for r in roots[name] if root.startswith(r)), default=None)
+      if near is None or name.removeprefix(near) in found:
+        outside.append(name)
+      else:
+        found[name.removeprefix(near)] = state[name]
     label = '.'.join((*keys, *filter(None, root.split('.'))))
     yield Candidate(label=label, state=found, outside=outside, fits=len(names))
 
