@@ -16,7 +16,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-_Values = list[decimal.Decimal]
+_Value = int | decimal.Decimal
+_Values = list[_Value]
 _LEAST_DENSITY = 0.5  # of a number that runs: the share of its range it takes
 
 
@@ -35,10 +36,11 @@ def in_time(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
   stems = [os.path.splitext(name)[0] for name in names]
   words = _split(stems)
   columns = _columns(words)
-  running = _running([*columns, *_hexadecimal(stems)], words)
-  keys = running or [_natural(word) for word in words]
+  running = _running(columns, stems, words)
+  natural = [_natural(word) for word in words]
+  keys = running or natural
   order = sorted(
-    range(len(names)), key=lambda i: (keys[i], _natural(words[i]), names[i])
+    range(len(names)), key=lambda i: (keys[i], natural[i], names[i])
   )
   candidates = [running] if running else columns
   return [names[i] for i in order], _numbers(candidates, order)
@@ -64,22 +66,24 @@ def _split(stems: Sequence[str]) -> list[list[str]]:
   return [re.split(f'({number})', stem) for stem in stems]
 
 
-def _natural(words: Sequence[str]) -> list[tuple[decimal.Decimal, str]]:
+def _natural(words: Sequence[str]) -> list[_Value | str]:
   """A sort key that puts clip2 before clip10, and Clip1 before clip2."""
   return [
-    (decimal.Decimal(word), '') if i % 2 else (_BEFORE, word.casefold())
-    for i, word in enumerate(words)
+    _value(word) if i % 2 else word.casefold() for i, word in enumerate(words)
   ]
 
 
-_BEFORE = decimal.Decimal('-Infinity')  # text sorts before numbers
+def _value(word: str) -> _Value:
+  return decimal.Decimal(word) if '.' in word else int(word)
 
 
 def _columns(words: Sequence[Sequence[str]]) -> list[_Values]:
   """The numbers at each place, counted from the left, then from the right."""
-  rows = [[decimal.Decimal(w) for w in word[1::2]] for word in words]
-  least = min(map(len, rows))
+  rows = [[_value(word) for word in row[1::2]] for row in words]
+  least, most = min(map(len, rows)), max(map(len, rows))
   places = [*range(least), *range(-least, 0)]
+  if least == most:  # the same from both sides
+    places = places[:least]
   return [[row[place] for row in rows] for place in places]
 
 
@@ -89,37 +93,48 @@ def _hexadecimal(stems: Sequence[str]) -> list[_Values]:
   if len({len(row) for row in rows}) > 1:
     return []
   return [
-    [decimal.Decimal(int(word, 16)) for word in column]
+    [int(word, 16) for word in column]
     for column in zip(*rows, strict=True)
-    if re.search('[a-f].*[0-9]|[0-9].*[a-f]', ' '.join(column))
+    if re.search('[a-f]', text := ''.join(column)) and re.search('[0-9]', text)
   ]
 
 
 def _running(
-  columns: Sequence[_Values], words: Sequence[Sequence[str]]
+  columns: Sequence[_Values],
+  stems: Sequence[str],
+  words: Sequence[Sequence[str]],
 ) -> _Values | None:
   """The number that runs; None for the natural order of whole names."""
-  distinct = [column for column in columns if _density(column)]
-  best = max(distinct, key=_density, default=None)
-  if best is None or len(words) < 2:
+  if len(words) < 2:
     return None
-  if _density(best) >= _LEAST_DENSITY or all(x == best for x in distinct):
+  dense = [_density(column) for column in columns]
+  if max(dense, default=0) < _LEAST_DENSITY:
+    more = _hexadecimal(stems)
+    columns = [*columns, *more]
+    dense += map(_density, more)
+  best = int(np.argmax(dense)) if any(dense) else None
+  if best is None:
+    return None
+  others = [x for x, share in zip(columns, dense, strict=True) if share]
+  if dense[best] >= _LEAST_DENSITY or all(x == columns[best] for x in others):
     # 12:00:01.000 follows 12:00:00.960: milliseconds alone would mislead.
-    earlier = columns[: columns.index(best)]
-    return None if any(_is_coarser(x, best) for x in earlier) else best
-  last = [decimal.Decimal(word[-2]) for word in words]
-  differ = len({word[0] for word in words}) > 1
-  return last if differ and _density(last) else None
+    coarser = any(_is_coarser(x, columns[best]) for x in columns[:best])
+    return None if coarser else columns[best]
+  if len({row[0] for row in words}) < 2 or min(map(len, words)) < 2:
+    return None
+  last = [_value(row[-2]) for row in words]
+  return last if _density(last) else None
 
 
 def _density(values: _Values) -> float:
   """How much of the range between its ends a number takes; 0 if twice."""
   if len(set(values)) < len(values):
     return 0.0
-  places = max(0, *(-value.as_tuple().exponent for value in values))
-  whole = sorted(int(value.scaleb(places)) for value in values)
+  decimals = [x for x in values if isinstance(x, decimal.Decimal)]
+  places = max((-x.as_tuple().exponent for x in decimals), default=0)
+  whole = sorted(int(value * 10**places) for value in values)
   steps = [b - a for a, b in itertools.pairwise(whole)]
-  return len(steps) * math.gcd(*steps) / sum(steps) if steps else 1.0
+  return len(steps) * math.gcd(*steps) / sum(steps)
 
 
 def _is_coarser(coarse: _Values, fine: _Values) -> bool:
