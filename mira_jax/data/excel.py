@@ -36,6 +36,7 @@ from mira_jax.errors import MiraInputError
 _XML = re.compile(rb'\s*<|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\0')
 _ITEM = re.compile(rb'<(?:\w+:)?(?:row|si)\b')
 _LONGEST = 4 << 20  # bytes of a row, a string or all of what is neither
+_MOST_XLS = 32 << 20  # of 65,536 rows to a sheet
 _EXACT = 10**15  # Excel keeps 15 digits of a number
 
 
@@ -142,17 +143,21 @@ def _xlsx_cell(
 def _xls(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   if 'EncryptedPackage'.encode('utf-16-le') in data:
     raise bad_table(path, 'it has a password: save it without one')
+  if len(data) > _MOST_XLS:
+    raise bad_table(
+      path, f'it has over {_MOST_XLS >> 20} MiB: save it as .xlsx'
+    )
   _refuse_rings(data, path)
   book = xlrd.open_workbook(
     file_contents=data,
     ragged_rows=True,
     formatting_info=True,
+    on_demand=True,
     logfile=io.StringIO(),
   )
   return [
-    _grid(sheet.name, path, _xls_rows, sheet)
-    for sheet in book.sheets()
-    if sheet.visibility == 0
+    _grid(name, path, _xls_rows, book, i)
+    for i, name in enumerate(book.sheet_names())
   ]
 
 
@@ -168,24 +173,28 @@ def _refuse_rings(data: bytes, path: str | os.PathLike[str]) -> None:
 
 
 def _xls_rows(
-  sheet: Any, path: str | os.PathLike[str]
+  book: Any, number: int, path: str | os.PathLike[str]
 ) -> Iterator[tuple[int, list[str]]]:
-  kinds = {
-    xlrd.XL_CELL_BOOLEAN: bool,
-    xlrd.XL_CELL_ERROR: xlrd.error_text_from_code.get,
-    xlrd.XL_CELL_DATE: functools.partial(
-      xlrd.xldate_as_datetime, datemode=sheet.book.datemode
-    ),
-  }
-  styles, formats = sheet.book.xf_list, sheet.book.format_map
   with _excel_errors(path):
-    for i in range(sheet.nrows):
-      row = []
-      for cell in sheet.row(i):
-        value = kinds.get(cell.ctype, lambda v: v)(cell.value)
-        shown = formats[styles[cell.xf_index].format_key].format_str
-        row.append(_value(value, shown))
-      yield i + 1, row
+    sheet = book.sheet_by_index(number)
+    try:
+      # A hidden sheet is as one without rows.
+      for i in range(sheet.nrows if sheet.visibility == 0 else 0):
+        yield i + 1, [_xls_cell(cell, book) for cell in sheet.row(i)]
+    finally:
+      book.unload_sheet(number)  # of many sheets one is held at a time
+
+
+def _xls_cell(cell: Any, book: Any) -> str:
+  value = cell.value
+  if cell.ctype == xlrd.XL_CELL_BOOLEAN:
+    value = bool(value)
+  elif cell.ctype == xlrd.XL_CELL_ERROR:
+    value = xlrd.error_text_from_code[value]
+  elif cell.ctype == xlrd.XL_CELL_DATE:
+    value = xlrd.xldate_as_datetime(value, book.datemode)
+  style = book.xf_list[cell.xf_index]
+  return _value(value, book.format_map[style.format_key].format_str)
 
 
 def _value(value: object, shown: str | None) -> str:

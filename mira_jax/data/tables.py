@@ -138,7 +138,7 @@ def read_table(
   """Reads an annotation table.
 
   A row is dropped when its file is marked as not valid, its label is missing,
-  or its split starts with another word than train, test, val or dev.
+  or its split is another than those of `listing.split_word`.
 
   Args:
     path: CSV, CSV.GZ, XLSX or XLS.
@@ -360,7 +360,8 @@ def _in_splits(
   if len(other) == len(words):
     counts = ', '.join(f'{short(w)} {n}' for w, n in words.most_common(5))
     hint = (
-      f'a split is train, test, val or a word that starts so; found {counts}'
+      'a split is train, training, trn, test, testing, val, valid, '
+      f'validation, dev or eval, with a number or word behind; found {counts}'
     )
     raise bad_table(path, f'{hint}: change them, or rename the column')
   for i, (word, n) in enumerate(sorted(other.items(), key=lambda x: -x[1])):
@@ -388,11 +389,11 @@ def _either(
     have = f'{counts[word]} of {len(rows)} rows have the label {word!r}'
     as_none = f'--missing={",".join([*known, word])}'
     if single or counts[word] >= OFTEN * len(rows):
-      remarks.append(f'{have}, taken as a class; if it is none: {as_none}')
+      remarks.append(f'{have}, taken as a class; if it is missing: {as_none}')
     elif counts[word] < RARE * len(rows):
       dropped[f'no label ({word})'] += counts[word]
     else:
       as_class = f'--missing={",".join(known)}'
-      hint = f'{have}: say {as_none} if it is none, {as_class} if it is a class'
+      hint = f'{have}: say {as_none} if it is missing, {as_class} if a class'
       raise MiraInputError('unclear_label', path, hint)
   return [row for row in rows if f'no label ({row.label})' not in dropped]
