@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 
 from mira_jax import terminal
+from mira_jax.errors import plain
 
 # Name -> module with `add_arguments(parser)` and `run(args) -> int`. A module
 # is imported only when its command runs, so that `mira --help` is immediate.
@@ -87,7 +88,7 @@ def _run(argv: list[str]) -> int:
       )
   args, rest = parser.parse_known_args(argv)
   if rest and not args.config_flags:
-    parser.error(f'unrecognized arguments: {" ".join(rest)}')
+    parser.error(plain(f'unrecognized arguments: {" ".join(rest)}'))
   args.flags = rest  # such as --config.data.batch_size=256
   return int(args.run(args))
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # the exit code after Ctrl-C
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _came = threading.Event()  # Ctrl-C, since the command began
+_own = threading.Event()  # set: this process is the command's own
 
 
 # ----- what is printed -------------------------------------------------------
@@ -101,7 +102,10 @@ def run(name: str, command: Callable[[], int | None]) -> int:
   except MiraInputError as error:
     return _fail(f'{name}: {error}', error.exit_code)
   except KeyboardInterrupt:
-    return _fail(f'{name}: interrupted', INTERRUPTED)
+    _fail(f'{name}: interrupted', INTERRUPTED)
+    if _own.is_set():  # not waiting for threads that read, or compile
+      os._exit(INTERRUPTED)
+    return INTERRUPTED
   except OSError as error:
     if isinstance(error, BrokenPipeError) and _nobody_reads():
       # `mira ... | head`. Python flushes once more when it ends.
@@ -126,6 +130,7 @@ def leave_on_interrupt(name: str) -> None:
     os._exit(INTERRUPTED)
 
   signal.signal(signal.SIGINT, leave)
+  _own.set()
 
 
 def check() -> None:

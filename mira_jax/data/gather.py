@@ -87,14 +87,14 @@ def ahead(
       return error
 
   waiting: collections.deque[tuple[str, futures.Future]] = collections.deque()
-  with futures.ThreadPoolExecutor(threads) as pool:
-    try:
-      for name in names:
-        waiting.append((name, pool.submit(attempt, name)))
-        if len(waiting) > threads:
-          first, result = waiting.popleft()
-          yield first, result.result()
-      for first, result in waiting:
+  pool = futures.ThreadPoolExecutor(threads)
+  try:
+    for name in names:
+      waiting.append((name, pool.submit(attempt, name)))
+      if len(waiting) > threads:
+        first, result = waiting.popleft()
         yield first, result.result()
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+    for first, result in waiting:
+      yield first, result.result()
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
