@@ -30,6 +30,13 @@ MODES = {
   'plain': None,
 }
 
+PRETRAIN = {
+  'decoder_dim': 8,
+  'decoder_depth': 1,
+  'decoder_heads': 2,
+  'mask_ratio': 0.9,
+}
+
 
 def save(folder, mira, names=NAMES, pretrain=None, **changes):
   """A run in small, as train.py leaves it; its classes are told apart."""
@@ -348,7 +355,7 @@ def test_clips_of_another_shape(exports):
   [
     ({'mira': MiraConfig(statistics='batch')}, 'batch_statistics'),
     ({'mira': MiraConfig(statistics='batch_ema')}, 'batch_statistics'),
-    ({'mira': None, 'pretrain': {'mask': 'tube'}}, 'no_classifier'),
+    ({'mira': None, 'pretrain': PRETRAIN}, 'no_classifier'),
     ({'mira': None, 'names': [], 'num_classes': 0}, 'no_classifier'),
   ],
 )
