@@ -125,6 +125,10 @@ def write(
   except (OSError, safetensors.SafetensorError) as error:
     hint = f'results must have room there ({error})'
     raise MiraInputError('not_writable', out, hint) from error
+  except MiraInputError as error:
+    if error.code != 'not_writable':
+      raise
+    raise MiraInputError('not_writable', out, error.hint) from error
   finally:
     shutil.rmtree(part, ignore_errors=True)
   return difference
