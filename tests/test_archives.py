@@ -295,6 +295,15 @@ def test_a_linked_file_is_replaced_not_followed(tmp_path, out):
   assert _tree(out) == {'1': b'1'}
 
 
+@pytest.mark.parametrize('make', [_zip, _tar])
+def test_a_name_that_comes_twice(tmp_path, out, make):
+  files = {'a/1.mp4': b'one', 'a/./1.mp4': b'two'}
+  with pytest.raises(MiraInputError, match='twice') as caught:
+    archives.unpack([make(tmp_path / 'x', files)], out)
+  assert caught.value.code == 'unsafe_archive'
+  assert (out / 'a/1.mp4').read_bytes() == b'one'
+
+
 def test_bombs(tmp_path, out):
   zeros = bytes(3 << 20)
   path = _zip(tmp_path / 'a.zip', {'1': b'1', 'zeros': zeros})

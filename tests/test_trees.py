@@ -84,7 +84,7 @@ def test_folders_beside_the_splits_are_counted(tmp_path):
     'of another kind: .txt': 1,
     'clips beside the splits: extra': 2,
     'images outside a clip folder': 1,
-    'folders without clips beside the splits: annotations docs': 2,
+    'without clips, beside the splits: annotations docs': 2,
   }
 
 

@@ -7,8 +7,9 @@
 NAME is prepared as its owner delivers it: what is where is found out, damaged
 clips are listed and left out, and counts are held against the owner's. `folder`
 takes any tree of CLASS/CLIP, where CLIP is a video file or a folder of frames,
-below train/ and test/ if these exist; or a table with the columns path and
-label, and if known split, fold and subject. `synthetic_faces` draws its clips.
+with splits (train, valid, test_set, ...) above or below the classes if there
+are any; or a table with the columns path and label, and if known split, fold
+and subject. `synthetic_faces` draws its clips.
 A run that is interrupted goes on when it is started again.
 """
 

@@ -568,6 +568,7 @@ class _Writer:
     self._summary = summary
     self._advance = advance
     self._ready: set[pathlib.Path] = set()
+    self._seen: set[pathlib.Path] = set()
 
   def write(self, member: _Member) -> None:
     """Makes a folder, or a file unless it is there."""
@@ -575,6 +576,10 @@ class _Writer:
     self._make(target if member.folder else target.parent)
     if member.folder:
       return
+    if target in self._seen:
+      hint = f'{member.name!r} is in it twice, and only one could be kept'
+      raise _unsafe(self._archive, hint)
+    self._seen.add(target)
     if _is_there(self._out, member):
       self._summary.skipped += 1
       self._advance(member.size)

@@ -137,7 +137,7 @@ def scan_folder(root: str | os.PathLike[str]) -> Listing:
       label = escaped(label, controls=False)
       rows.append(Row(path=path, label=label, split=split))
   for name in layout.empty_folders(root, clips):
-    found.passed_over['folders without clips beside the splits'][name] += 1
+    found.passed_over['without clips, beside the splits'][name] += 1
   return listed(
     rows,
     root,
