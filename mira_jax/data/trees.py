@@ -108,6 +108,7 @@ def walk(
         waiting.append((path, True))
     _sort_files(at, files, suffixes, found)
   found.clips.sort(key=lambda clip: [natural(x) for x in clip.split(os.sep)])
+  found.failures.sort(key=lambda failure: natural(failure.path))
   return found
 
 
@@ -274,7 +275,9 @@ def _entries(root: str, at: str, found: Walk) -> tuple[list[str], list[str]]:
       for entry in entries:
         if is_hidden(entry.name):
           found.passed_over['hidden or of the system'][entry.name] += 1
-        elif os.path.isdir(entry.path):  # False for a link that goes in circles
+        elif entry.is_dir(follow_symlinks=False) or (
+          entry.is_symlink() and os.path.isdir(entry.path)  # not for a loop
+        ):
           folders.append(entry.name)
         else:
           files.append(entry.name)
