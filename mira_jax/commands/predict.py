@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
           taken.add(picture)
           result = _predict(args, model, card, clip, video, picture)
       except MiraInputError as error:
-        if error.code == 'no_camera':
+        if _is_of_all(error, clip):
           raise
         shown.fail(clip, error)
       else:
@@ -183,6 +183,12 @@ def run(args: argparse.Namespace) -> int:
     terminal.say(f'mira: passed over: {count} {why}', error=True)
   failed = shown.failed or found.unread
   return ExitCode.USAGE if failed else ExitCode.OK
+
+
+def _is_of_all(error: MiraInputError, clip: str) -> bool:
+  """Whether no clip can do better: without a camera, or with such batches."""
+  too_large = error.code == 'out_of_memory' and error.path != clip
+  return error.code == 'no_camera' or too_large
 
 
 @contextlib.contextmanager
