@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import pathlib
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors
-import safetensors.numpy
 from jax import export as jax_export
 
-from mira_jax import augment, engine, output, weights
+from mira_jax import augment, engine, output, untrusted, weights
+from mira_jax.card import check_card, parse_card
 from mira_jax.data import faces
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.models.vivit import ViViT
@@ -49,6 +51,7 @@ class Exported(engine.Scorer):
 
   Attributes:
     card: what card.json says, such as 'class_names' and 'preprocessing'.
+    seconds: that a call may take; then the process ends. None is any time.
     frames: T of the clips that it takes.
     image_size: S of them, in pixels.
     program: as jax sees it.
@@ -61,7 +64,12 @@ class Exported(engine.Scorer):
     arrays: Mapping[str, np.ndarray],
     card: Card,
     batch_size: int = 8,
+    *,
+    folder: str | os.PathLike[str] = '',
+    seconds: float | None = None,
   ):
+    self._file = pathlib.Path(folder) / PROGRAM
+    self.seconds = seconds
     self.program = program
     self.card = card
     self.frames = card['model']['frames']
@@ -72,7 +80,18 @@ class Exported(engine.Scorer):
     self._call = jax.jit(program.call)
 
   def _score_bucket(self, video: np.ndarray) -> np.ndarray:
-    return np.asarray(self._call(self._arrays, video)['probabilities'])
+    try:
+      with untrusted.time_limit(self.seconds, self._file):
+        scores = np.asarray(self._call(self._arrays, video)['probabilities'])
+    # It is somebody else's program, which may fail in any way.
+    except Exception as error:
+      if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
+        raise
+      raise untrusted.bad_program(self._file, error) from error
+    if not np.isfinite(scores).all():
+      hint = 'its probabilities are NaN or infinite; export the model again'
+      raise checkpoint_error('not_finite', self._file, hint)
+    return scores
 
 
 # ----- writing ----------------------------------------------------------------
@@ -347,17 +366,23 @@ def _digest(path: pathlib.Path) -> str:
 # ----- reading ----------------------------------------------------------------
 
 
-def load(folder: str | os.PathLike[str], batch_size: int = 8) -> Exported:
+def load(
+  folder: str | os.PathLike[str],
+  batch_size: int = 8,
+  seconds: float | None = None,
+) -> Exported:
   """Reads an export, after checking every digest.
 
   Args:
     folder: that `write` made.
     batch_size: clips per call, at most; fewer are padded to a power of two.
+    seconds: see `Exported`; for commands, whose process is their own.
 
   Raises:
     MiraInputError: it is no export, a file is missing or changed, another
-      version of jax or of this package is needed, or it was exported for
-      other devices than those that are here.
+      version of jax or of this package is needed, it was exported for other
+      devices than those that are here, or its program would do more than
+      compute ('unsafe_program').
   """
   folder = pathlib.Path(folder)
   card = _read_card(folder)
@@ -380,12 +405,51 @@ def load(folder: str | os.PathLike[str], batch_size: int = 8) -> Exported:
       f'read ({error})'
     )
     raise checkpoint_error('other_jax', folder / PROGRAM, hint) from error
-  arrays = safetensors.numpy.load_file(folder / weights.WEIGHTS)
-  return Exported(program, arrays, card, batch_size)
+  variables, _ = weights.load_weights(folder / weights.WEIGHTS)
+  arrays = weights.flatten(variables)
+  untrusted.check(program, folder / PROGRAM)
+  _check_signature(program, arrays, card, folder / PROGRAM)
+  return Exported(
+    program, arrays, card, batch_size, folder=folder, seconds=seconds
+  )
 
 
-def verify(folder: str | os.PathLike[str]) -> float:
+def _check_signature(
+  program: jax_export.Exported,
+  arrays: Mapping[str, np.ndarray],
+  card: Card,
+  path: pathlib.Path,
+) -> None:
+  """That a program takes the weights and clips of its card, and scores them."""
+  size = card['model']['image_size']
+  video = (card['model']['frames'], size, size, 3)
+  leaves, tree = jax.tree.flatten(((dict(arrays), 0), {}))
+  found = [(x.shape, x.dtype) for x in program.in_avals[:-1]]
+  last = program.in_avals[-1] if program.in_avals else None
+  scores = {'logits': 0, 'probabilities': 0}
+  classes = len(card['class_names'])
+  fits = (
+    program.in_tree == tree
+    and found == [(x.shape, x.dtype) for x in leaves[:-1]]
+    and last.dtype == np.uint8
+    and last.shape[1:] == video
+    and program.out_tree == jax.tree.structure(scores)
+    and all(x.shape[1:] == (classes,) for x in program.out_avals)
+    and all(x.dtype == np.float32 for x in program.out_avals)
+  )
+  if not fits:
+    hint = f'it does not take the weights and clips of {CARD}; export it again'
+    raise checkpoint_error('bad_program', path, hint)
+
+
+def verify(
+  folder: str | os.PathLike[str], seconds: float | None = None
+) -> float:
   """Runs the golden pair: one clip, and all of them at once.
+
+  Args:
+    folder: that `write` made.
+    seconds: see `load`.
 
   Returns:
     The largest difference between probabilities.
@@ -394,9 +458,8 @@ def verify(folder: str | os.PathLike[str]) -> float:
     MiraInputError: see `load`; or probabilities differ by more than the card's
       tolerance ('differs').
   """
-  exported = load(folder, GOLDEN_CLIPS)
-  with np.load(pathlib.Path(folder) / GOLDEN) as golden:
-    clips, expected = golden['clips'], golden['probabilities']
+  exported = load(folder, GOLDEN_CLIPS, seconds)
+  clips, expected = _read_golden(pathlib.Path(folder) / GOLDEN, exported.card)
   found = [exported.probabilities(clips[:n]) for n in (1, len(clips))]
   differences = [np.abs(x - expected[: len(x)]).max() for x in found]
   largest = float(np.max(differences))  # NaN, if there is one
@@ -410,6 +473,41 @@ def verify(folder: str | os.PathLike[str]) -> float:
   return largest
 
 
+def _read_golden(
+  path: pathlib.Path, card: Card
+) -> tuple[np.ndarray, np.ndarray]:
+  """Clips and their probabilities; sizes are checked before memory is taken."""
+  size = card['model']['image_size']
+  shapes = {
+    'clips': (GOLDEN_CLIPS, card['model']['frames'], size, size, 3),
+    'probabilities': (GOLDEN_CLIPS, len(card['class_names'])),
+  }
+  most = (
+    2**16 + math.prod(shapes['clips']) + 8 * math.prod(shapes['probabilities'])
+  )
+  try:
+    with zipfile.ZipFile(path) as archive:
+      if sum(member.file_size for member in archive.infolist()) > most:
+        raise ValueError('it unpacks to more than two clips')
+    with np.load(path) as golden:
+      found = {name: golden[name] for name in shapes}
+    types = [found['clips'].dtype, found['probabilities'].dtype]
+    if types != [np.uint8, np.float32] or shapes != {
+      name: x.shape for name, x in found.items()
+    }:
+      raise ValueError(f'it is not as {CARD} says')
+  except (
+    OSError,
+    ValueError,
+    LookupError,
+    zipfile.BadZipFile,
+    EOFError,
+  ) as error:
+    hint = f'it does not hold the golden pair ({error}); export it again'
+    raise checkpoint_error('damaged', path, hint) from error
+  return found['clips'], found['probabilities']
+
+
 def _read_card(folder: pathlib.Path) -> Card:
   """The card of an export that this version can run."""
   path = folder / CARD
@@ -419,15 +517,46 @@ def _read_card(folder: pathlib.Path) -> Card:
   if not path.is_file():
     raise _missing(path)
   try:
-    card = json.loads(path.read_text(encoding='utf-8'))
+    card = parse_card(path.read_text(encoding='utf-8'), path)
     version = int(card['format'].removeprefix('mira export '))
-    convention = card['calling_convention_version']
     same = card[SEAL] == _seal(card)
-  except (ValueError, KeyError, TypeError, AttributeError) as error:
+  except (*_NOT_A_CARD, MiraInputError) as error:
     raise _changed(path) from error
   if version > FORMAT:
     hint = f'a newer mira_jax wrote it, format {version}; this one has {FORMAT}'
     raise checkpoint_error('too_new', path, hint)
+  try:
+    _check_fields(card)
+  except _NOT_A_CARD as error:
+    if not same:
+      raise _changed(path) from error
+    hint = f'its card lacks what mira export writes, or says more ({error})'
+    raise checkpoint_error('bad_card', path, hint) from error
+  _check_convention(card, path)
+  if not same:
+    raise _changed(path)
+  return check_card(card, path)
+
+
+_NOT_A_CARD = (ValueError, LookupError, TypeError, AttributeError, OSError)
+
+
+def _check_fields(card: Card) -> None:
+  """What `check_card` does not know of an export; raises one of _NOT_A_CARD."""
+  files = {PROGRAM, weights.WEIGHTS, GOLDEN}
+  names = [card['jax_version'], *card['platforms'], *card['files'].values()]
+  if card['files'].keys() != files or not card['platforms']:
+    raise ValueError('files, platforms')
+  if not all(isinstance(name, str) for name in names):
+    raise ValueError('jax_version, platforms, files')
+  if type(card['calling_convention_version']) is not int:
+    raise ValueError('calling_convention_version')
+  if card['golden']['tolerance'] != TOLERANCES[card['model']['dtype']]:
+    raise ValueError('golden.tolerance')
+
+
+def _check_convention(card: Card, path: pathlib.Path) -> None:
+  convention = card['calling_convention_version']
   oldest = jax_export.minimum_supported_calling_convention_version
   newest = jax_export.maximum_supported_calling_convention_version
   if not oldest <= convention <= newest:
@@ -438,9 +567,6 @@ def _read_card(folder: pathlib.Path) -> Card:
       f'{"a newer" if new else "an older"} one, or export anew'
     )
     raise checkpoint_error('too_new' if new else 'too_old', path, hint)
-  if not same:
-    raise _changed(path)
-  return card
 
 
 def _missing(path: pathlib.Path) -> MiraInputError:

@@ -326,12 +326,211 @@ def test_an_export_of_other_versions_and_devices(capsys, copy):
   change_card(copy, calling_convention_version=9, format='mira export 2')
   assert 'too_new' in fails(capsys, 'verify', copy)[1]
   # A program whose fields lie elsewhere, as another jax would have them.
-  (copy / export.PROGRAM).write_bytes(bytes(100))
-  files = {export.PROGRAM: export._digest(copy / export.PROGRAM)}
-  change_card(
-    copy, calling_convention_version=9, format='mira export 1', files=files
-  )
+  change_card(copy, calling_convention_version=9, format='mira export 1')
+  reseal(copy, export.PROGRAM, bytes(100))
   assert 'other_jax' in fails(capsys, 'verify', copy)[1]
+
+
+# ----- programs of somebody else ----------------------------------------------
+
+
+def reseal(folder, name, content):
+  """Puts a file into an export, whose card then fits."""
+  (folder / name).write_bytes(content)
+  card = json.loads((folder / export.CARD).read_text())
+  digest = export._digest(folder / name)
+  change_card(folder, files=card['files'] | {name: digest})
+
+
+def put_program(folder, score, disabled=()):
+  """Replaces the program of an export; its weights and clips stay."""
+  program = export.load(folder).program
+  (arrays, _), _ = jax.tree.unflatten(
+    program.in_tree,
+    [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in program.in_avals],
+  )
+  (batch,) = jax.export.symbolic_shape('b')
+  video = jax.ShapeDtypeStruct((batch, 8, 32, 32, 3), jnp.uint8)
+  checks = [jax.export.DisabledSafetyCheck.custom_call(x) for x in disabled]
+  made = jax.export.export(
+    jax.jit(score), platforms=('cpu',), disabled_checks=checks
+  )(arrays, video)
+  reseal(folder, export.PROGRAM, made.serialize())
+
+
+def scores_of(logits):
+  return {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
+
+
+def brightness(arrays, video):
+  return scores_of(jnp.mean(video / 255, (1, 2, 3))[:, :1] * jnp.ones(7))
+
+
+def with_call(target, **options):
+  """A program with a custom call of native code, deep inside a loop."""
+
+  def score(arrays, video):
+    def body(_, x):
+      call = jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((7,), jnp.float32))
+      return x + call(x, **options)
+
+    noise = jax.lax.fori_loop(0, 2, body, jnp.ones(7))
+    logits = brightness(arrays, video)['logits'] + noise
+    return scores_of(logits)
+
+  return score
+
+
+@pytest.mark.parametrize(
+  'target', ['xla_ffi_python_cpu_callback', 'lapack_sgeqrf_ffi', 'system']
+)
+def test_native_calls_are_refused_before_anything_runs(capsys, copy, target):
+  put_program(copy, with_call(target), [target])
+  code, err = fails(capsys, 'verify', copy)
+  assert code == ExitCode.CHECKPOINT
+  assert f'unsafe_program: {copy / export.PROGRAM}: ' in err
+  assert f'the custom call {target!r}' in err
+  code, err = fails(capsys, 'predict', f'--weights={copy}', 'a.mp4')
+  assert code == ExitCode.CHECKPOINT
+  assert 'unsafe_program' in err
+
+
+def test_programs_that_talk_are_refused(copy):
+  def sum_over_devices(arrays, video):
+    mesh = jax.make_mesh((1,), ('x',))
+    spec = jax.sharding.PartitionSpec()
+    logits = jax.shard_map(
+      lambda x: jax.lax.psum(x, 'x'), mesh=mesh, in_specs=spec, out_specs=spec
+    )(brightness(arrays, video)['logits'])
+    return scores_of(logits)
+
+  put_program(copy, sum_over_devices)
+  with pytest.raises(MiraInputError, match='unsafe_program'):
+    export.load(copy)
+
+
+def test_a_program_of_somebody_else_that_only_computes_runs(copy):
+  put_program(copy, brightness)
+  exported = export.load(copy)
+  np.testing.assert_allclose(exported.probabilities(clips(3)), 1 / 7, atol=1e-6)
+  with pytest.raises(MiraInputError, match='differs'):
+    export.verify(copy)
+
+
+def test_a_program_that_never_ends_is_stopped(copy):
+  def forever(arrays, video):
+    logits = brightness(arrays, video)['logits']
+    x = jax.lax.while_loop(
+      lambda x: x[0, 0] < 2, lambda x: jnp.minimum(x + 1, 1), logits
+    )
+    return scores_of(x)
+
+  put_program(copy, forever)
+  code = (
+    'import sys; from mira_jax import cli, untrusted; untrusted.SECONDS = 3; '
+    'sys.exit(cli.main(sys.argv[1:]))'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, 'verify', str(copy)],
+    capture_output=True, text=True, timeout=100,
+  )  # fmt: skip
+  assert done.returncode == ExitCode.CHECKPOINT
+  assert done.stderr.startswith(f'mira: too_slow: {copy / export.PROGRAM}: ')
+  assert 'did not end within 3 s' in done.stderr
+  assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+def test_numbers_that_are_not_finite_are_an_error(capsys, copy, value):
+  def spoilt(arrays, video):
+    logits = brightness(arrays, video)['logits']
+    return {'logits': logits, 'probabilities': logits + value}
+
+  put_program(copy, spoilt)
+  code, err = fails(capsys, 'verify', copy)
+  assert code == ExitCode.CHECKPOINT
+  assert f'not_finite: {copy / export.PROGRAM}: ' in err
+  with pytest.raises(MiraInputError, match='not_finite'):
+    export.load(copy).probabilities(clips(1))
+
+
+@pytest.mark.parametrize(
+  'score',
+  [
+    lambda arrays, video: jnp.ones(3),
+    lambda arrays, video: scores_of(jnp.ones((video.shape[0], 3))),
+    lambda arrays, video: scores_of(
+      jnp.ones((video.shape[0], 7), jnp.bfloat16)
+    ),
+  ],
+)
+def test_a_program_that_scores_otherwise(copy, score):
+  put_program(copy, score)
+  with pytest.raises(MiraInputError, match='bad_program'):
+    export.load(copy)
+
+
+def test_a_module_that_is_no_stablehlo(copy):
+  program = export.load(copy).program
+  whole = program.mlir_module_serialized
+  for module in (b'', b'ML\xefR', whole[:-500], whole[::-1], bytes(2000)):
+    damaged = dataclasses.replace(program, mlir_module_serialized=module)
+    reseal(copy, export.PROGRAM, damaged.serialize())
+    with pytest.raises(MiraInputError, match='bad_program'):
+      export.load(copy)
+
+
+def test_files_of_a_card_that_fits_are_checked_too(capsys, copy):
+  whole = (copy / export.GOLDEN).read_bytes()
+  with np.load(copy / export.GOLDEN) as golden:
+    arrays = dict(golden)
+  for change in (
+    {'clips': arrays['clips'][:1]},
+    {'clips': arrays['clips'].astype(float)},
+    {'probabilities': np.array([None, {}], object)},
+    {'clips': np.zeros((60, 8, 32, 32, 3), np.uint8)},  # takes little packed
+  ):
+    np.savez_compressed(copy / export.GOLDEN, **(arrays | change))
+    reseal(copy, export.GOLDEN, (copy / export.GOLDEN).read_bytes())
+    code, err = fails(capsys, 'verify', copy)
+    assert (code, 'damaged: ' in err) == (ExitCode.CHECKPOINT, True)
+  reseal(copy, export.GOLDEN, b'PK')
+  assert 'damaged: ' in fails(capsys, 'verify', copy)[1]
+  reseal(copy, export.GOLDEN, whole)
+  for content in (b'', b'{}' * 100):
+    reseal(copy, weights.WEIGHTS, content)
+    assert fails(capsys, 'verify', copy)[0] == ExitCode.CHECKPOINT
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'model': 5},
+    {'model': {'frames': 10**9}},
+    {'class_names': 'abc'},
+    {'class_names': ['a'] * 7 + ['b']},
+    {'preprocessing': {'rate': 0, 'fit': 'crop'}},
+    {'preprocessing': []},
+    {'files': {}},
+    {'files': []},
+    {'files': {export.PROGRAM: 7}},
+    {'platforms': 3},
+    {'platforms': []},
+    {'platforms': [1]},
+    {'golden': {'tolerance': 1e9}},
+    {'golden': None},
+    {'jax_version': None},
+    {'calling_convention_version': '9'},
+    {'format': 7},
+    {'format': 'mira export one'},
+  ],
+  ids=str,
+)
+def test_a_card_that_fits_itself_but_says_wrong_things(capsys, copy, changes):
+  change_card(copy, **changes)
+  code, err = fails(capsys, 'verify', copy)
+  assert code == ExitCode.CHECKPOINT
+  assert 'bad_card: ' in err or 'changed: ' in err
 
 
 def test_what_is_no_export(tmp_path):

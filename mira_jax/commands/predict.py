@@ -40,6 +40,7 @@ from mira_jax import (
   output,
   report,
   terminal,
+  untrusted,
 )
 from mira_jax.cli import at_least
 from mira_jax.commands import weight_flags
@@ -238,7 +239,7 @@ def _load(args: argparse.Namespace) -> tuple[engine.Scorer, dict[str, Any]]:
     if args.dtype or args.int8:
       hint = 'an export is computed as it was exported; leave it out'
       raise MiraInputError('bad_flag', '--dtype, --int8', hint)
-    exported = export.load(args.weights, size)
+    exported = export.load(args.weights, size, untrusted.SECONDS)
     return exported, exported.card
   options = {'dtype': args.dtype, 'eight_bits': args.int8}
   if args.weights:
