@@ -29,7 +29,8 @@ def hold(
   locks, this warns and goes on.
 
   Args:
-    path: of the lock file, made if missing; it is never removed.
+    path: of the lock file, made with its folder if missing; it is never
+      removed.
     error: makes the error of a code, a path and a hint.
 
   Raises:
@@ -37,6 +38,7 @@ def hold(
       written ('not_written').
   """
   try:
+    path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open('ab+', buffering=0)
   except OSError as reason:
     raise error('not_written', path.parent, str(reason)) from reason
