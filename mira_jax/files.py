@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import pathlib
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+  """Says what could not be written, which a full disk does not."""
+  try:
+    yield
+  except OSError as error:
+    error.filename = error.filename or os.fspath(path)
+    raise
 
 
 def replace(path: pathlib.Path, text: str) -> None:
   """Writes a file whole: a process that is killed leaves what was there."""
   part = path.with_name(path.name + '.part')
   clear_for_file(part)
-  part.write_text(text, encoding='utf-8')
-  os.replace(part, path)
+  with naming(path):
+    part.write_text(text, encoding='utf-8')
+    os.replace(part, path)
 
 
 def set_aside(path: pathlib.Path, why: str) -> pathlib.Path:

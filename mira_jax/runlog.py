@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any
 
 import jax
@@ -190,7 +189,7 @@ class Log:
     """Writes one row to the file, to TensorBoard and to the terminal."""
     if not self._active:
       return
-    with _naming(self._file.name):
+    with files.naming(self._file.name):
       self._file.write(json.dumps({'step': step, **row}) + '\n')
       self._file.flush()
     self._events.add(step, row)
@@ -224,7 +223,7 @@ class _Events:
     self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
 
   def add(self, step: int, row: Mapping[str, float]) -> None:
-    with _naming(self._folder):
+    with files.naming(self._folder):
       for name, value in row.items():
         self._write(step, summary=summary.scalar(name, value))
       self._writer.flush()
@@ -270,7 +269,7 @@ class Looks:
     if jax.process_index() == 0:
       row = {name: matrix.tolist() for name, matrix in matrices.items()}
       with (
-        _naming(self._path),
+        files.naming(self._path),
         _reopen(self._path, self._is_look, lambda r: r['step'] < step) as file,
       ):
         file.write(json.dumps({'step': step, **row}) + '\n')
@@ -335,13 +334,3 @@ def _reopen(
   kept = [line for line, row in rows.items() if keep(row)]
   files.replace(path, ''.join(f'{line}\n' for line in kept))
   return path.open('a', encoding='utf-8')
-
-
-@contextlib.contextmanager
-def _naming(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Says what could not be written, which a full disk does not."""
-  try:
-    yield
-  except OSError as error:
-    error.filename = error.filename or os.fspath(path)
-    raise

@@ -20,6 +20,7 @@ from mira_jax import (
   config,
   engine,
   figures,
+  files,
   inputs,
   outcome,
   program,
@@ -245,7 +246,9 @@ class Pretraining:
 def _draw_curves(workdir: pathlib.Path) -> None:
   rows = runlog.read(workdir)
   if any('loss' in row for row in rows):  # the log may have been lost
-    figures.curves_figure(workdir / 'curves.png', rows)
+    path = workdir / 'curves.png'
+    with files.naming(path):
+      figures.curves_figure(path, rows)
 
 
 def _save_weights(
