@@ -62,6 +62,8 @@ NAMES = {
   'stamps': (lambda i: f'{_stamp(40 * i)}.jpg', False),
   'stamps of 30 Hz': (lambda i: f'{_stamp(100 * i // 3)}.jpg', False),
   'two runs': (lambda i: f'run{i // 15}_{i % 15}.jpg', False),
+  'tracks': (lambda i: f'face{i < 12:d}_{i:04}.jpg', True),
+  'frames per minute': (lambda i: f'{9 + i // 20}h{i % 20 * 3:02}.jpg', False),
   'letters': (
     lambda i: f'frame_{chr(97 + i // 26)}{chr(97 + i % 26)}.jpg',
     False,
@@ -78,6 +80,12 @@ def test_names_in_the_order_of_time(kind):
   assert found == names
   if is_number:
     assert numbers.tolist() == list(range(30))
+
+
+@pytest.mark.parametrize('name', ['{}.jpg', 's1_{}.png', '{}_img.bmp'])
+def test_marks_are_in_the_order_of_time(name):
+  names = [name.format(mark) for mark in ('onset', 'apex', 'offset')]
+  assert order.in_time(sorted(names)) == (names, None)
 
 
 def test_numbers_are_those_that_a_table_gives():

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import miniatures
-from mira_jax.data import dataset, decode, prepare, splits, tables
+from mira_jax.data import dataset, decode, prepare, protocol, splits, tables
 from mira_jax.data.listing import Row
 from mira_jax.errors import ExitCode, MiraInputError
 
@@ -545,6 +545,29 @@ one,a,2,3,4
   assert [(f.path, f.code) for f in report.failures] == [
     ('v.mp4#90-99', 'empty')
   ]
+
+
+def test_segments_of_a_recording_are_held_out_together(tmp_path):
+  text = 'path,label,onset,offset\n'
+  for name in ('r0', 'r1', 'r2', 'r3', 'r4', 'r5'):
+    _frames(tmp_path / 'root' / name, count=12, first=1)
+    for i in range(1, 12, 3):  # the same file, written in two ways
+      text += f'{"./" * (i % 2)}{name},{"ab"[i % 2]},{i},{i + 2}\n'
+  table = _table(tmp_path / 't.csv', text)
+  report = _prepare(
+    tmp_path / 'root', tmp_path / 'out', table=table, test_fraction=0.34
+  )
+  assert 'by recording' in report.split_rule
+  found = protocol.parts(
+    [dataset.open(tmp_path / 'out')], val_fraction=0.25, seed=1
+  )
+  sides = [
+    {part[i].clip_id.partition('#')[0] for i in range(len(part))}
+    for part in (found.train, found.val, found.test)
+  ]
+  assert [len(side) for side in sides] == [3, 1, 2]
+  assert len(set.union(*sides)) == 6
+  assert 'by recording' in found.rule
 
 
 def test_segments_that_share_frames_are_in_one_split(tmp_path):

@@ -255,6 +255,12 @@ def test_a_cell_that_cannot_be_is_named(read, column, cell):
   assert len(caught.value.hint) < 200
 
 
+@pytest.mark.parametrize('column', ['participant_id', 'Speaker ID', 'Person'])
+def test_people_are_found_under_usual_names(read, column):
+  rows = read(_table(column, 'S1', 'S2')).rows
+  assert [row.subject for row in rows] == ['S1', 'S2']
+
+
 def test_people_without_a_name_are_not_one_person(read):
   listing = read(_table('subject', 'S1', 'NA', 'None', '?', 'unknown', '-1'))
   assert [row.subject for row in listing.rows] == ['S1', '', '', '', '', '']

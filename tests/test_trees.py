@@ -379,6 +379,7 @@ def test_natural_order_of_any_number_of_digits():
     ('Ann', 'ann', 'ANN '),
     ('José', unicodedata.normalize('NFD', 'José')),
     ('p1\0', 'P01'),
+    ('Ann Lee', 'ann  lee', 'ANN\xa0LEE'),
   ],
 )
 def test_a_person_in_several_spellings_is_one(same):
@@ -400,6 +401,15 @@ def test_marks_of_unknown_people_are_no_person():
   assert people.one_spelling([*marks, '3']) == [''] * len(marks) + ['3']
 
 
+@pytest.mark.parametrize(
+  'names', [['KA', 'NA', 'YM', 'NA', '?'], ['A', 'X', 'B', 'x', '']]
+)
+def test_initials_that_look_like_a_mark_are_a_person(names):
+  found = people.one_spelling(names)
+  assert found[1] == found[3] != ''
+  assert found[-1] == ''
+
+
 def test_the_spelling_that_is_kept_is_the_most_frequent():
   assert people.one_spelling(['1', '01', '01', '2', '02']) == [
     *('01', '01', '01', '02', '02')
@@ -413,3 +423,5 @@ def test_paths_show_people_where_nearly_all_do():
     '',
   ]
   assert people.of_paths([*paths[:3], 'other.mp4']) == [''] * 4
+  sessions = [f'sub-0{i}/happy/s{j}.mp4' for i in (1, 2) for j in (1, 2)]
+  assert people.of_paths(sessions) == ['sub-01', 'sub-01', 'sub-02', 'sub-02']

@@ -151,6 +151,19 @@ def test_the_model_is_taken_and_its_average_when_asked_for(tmp_path, source):
   refused(path, 'bad_key', 'model, model_ema', key='ema')
 
 
+@pytest.mark.parametrize('name', ['ema', 'shadow', 'grads', 'optimizer.fp32'])
+def test_a_copy_that_comes_first_and_is_larger_is_not_taken(
+  tmp_path, source, state, name
+):
+  outer, _, inner = name.partition('.')
+  copy = {n: x + 1 for n, x in state.items()}
+  copy['blocks.0.gamma_1'] = np.ones(8, np.float32)
+  tree = {outer: {inner: copy} if inner else copy, 'model': state}
+  got = read(torch_files.save(tmp_path / 'a.pth', tree))
+  same(got.variables, source)
+  assert any(f'model, {name}' in r for r in got.remarks)
+
+
 def test_two_models_of_one_state_dict(tmp_path, source, state):
   teacher = {n: x + 1 for n, x in state.items()}
   both = under('teacher.', teacher) | under('student.', state)

@@ -19,6 +19,7 @@ import numpy as np
 _Value = int | decimal.Decimal
 _Values = list[_Value]
 _LEAST_DENSITY = 0.5  # of a number that runs: the share of its range it takes
+_MARKS = ('onset', 'apex', 'offset')  # of an expression, in order of time
 
 
 def in_time(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
@@ -69,8 +70,15 @@ def _split(stems: Sequence[str]) -> list[list[str]]:
 def _natural(words: Sequence[str]) -> list[_Value | str]:
   """A sort key that puts clip2 before clip10, and Clip1 before clip2."""
   return [
-    _value(word) if i % 2 else word.casefold() for i, word in enumerate(words)
+    _value(word) if i % 2 else _marked(word.casefold())
+    for i, word in enumerate(words)
   ]
+
+
+def _marked(text: str) -> str:
+  """Text that sorts by the time of marks, where it has any."""
+  marks = '|'.join(_MARKS)
+  return re.sub(marks, lambda m: chr(_MARKS.index(m[0]) + 1), text)
 
 
 def _value(word: str) -> _Value:
@@ -118,8 +126,10 @@ def _running(
   others = [x for x, share in zip(columns, dense, strict=True) if share]
   if dense[best] >= _LEAST_DENSITY or all(x == columns[best] for x in others):
     # 12:00:01.000 follows 12:00:00.960: milliseconds alone would mislead.
-    coarser = any(_is_coarser(x, columns[best]) for x in columns[:best])
-    return None if coarser else columns[best]
+    fine = columns[best]
+    coarser = any(_is_coarser(x, fine) for x in columns[:best])
+    sure = dense[best] >= _LEAST_DENSITY and not _starts_again(fine)
+    return fine if sure or not coarser else None
   if len({row[0] for row in words}) < 2 or min(map(len, words)) < 2:
     return None
   last = [_value(row[-2]) for row in words]
@@ -142,6 +152,17 @@ def _is_coarser(coarse: _Values, fine: _Values) -> bool:
   along = [c for _, c in sorted(zip(fine, coarse, strict=True))]
   changes = sum(a != b for a, b in itertools.pairwise(along))
   return 0 < changes < len(along) - 1 and changes == len(set(along)) - 1
+
+
+def _starts_again(values: _Values) -> bool:
+  """Whether a number takes its last value before 0: of a clock, or digits.
+
+  One that does not counts on while another changes: face1_0005, face0_0006.
+  """
+  least, *_, most = sorted(values)
+  step = (most - least) / max(1, len(values) - 1)
+  ends = (24, 60, 10 ** len(str(int(most))))
+  return least < step + 1 and any(end - step - 1 <= most < end for end in ends)
 
 
 def _numbers(

@@ -19,8 +19,12 @@ _UNKNOWN = {
   *('unknown', 'unk', 'undefined', 'unspecified', 'missing', 'not available'),
 }
 _SAME = dict.fromkeys(('sub', 'subj', 'subject', 'subjectid'), 's')
+# Marks that are people, too, where others are called by as many letters: NA
+# beside KA and YM, X beside A and B. They stay on one side either way.
+_INITIALS = {'na', 'x'}
 # Words that only say that a number is a person.
 _GENERIC = {'s', 'p', 'id', 'pid', 'actor', 'participant', 'person', 'speaker'}
+_SURE_IN_PATH = re.compile(r'(?:sub|subject|actor)[-_]?\d+(?=$|[-_.])', re.I)
 _IN_PATH = re.compile(r'(?:s|sub|subject|actor|id)[-_]?\d+(?=$|[-_.])', re.I)
 _SHARE_OF_PATHS = 0.9
 
@@ -40,6 +44,7 @@ def one_spelling(subjects: Sequence[str]) -> list[str]:
     subjects: of each clip, as written.
   """
   keys = [_key(subject) for subject in subjects]
+  keys = _with_initials(keys, subjects)
   words = {word for word, number in keys if number and word}
   if len(words) == 1 and words <= _GENERIC:
     keys = [('' if number else word, number) for word, number in keys]
@@ -90,11 +95,25 @@ def _key(subject: str) -> _Key:
   if parts := re.fullmatch(r'([^\W\d_]*)[\s_.-]*(\d+)', text):
     word, number = parts.groups()
     return _SAME.get(word, word), number.lstrip('0') or '0'
+  text = re.sub(r'\s+', ' ', text)
   if len(re.findall(r'\d+', text)) <= 2:  # more are rather a checksum
     text = re.sub(r'(?<!\d)0+(?=\d)', '', text)
   return text, ''
 
 
+def _with_initials(keys: Sequence[_Key], subjects: Sequence[str]) -> list[_Key]:
+  """Keys with those of `_INITIALS` that are written as all others are."""
+  others = {word for word, number in keys if word or number}
+  lengths = {len(word) if word.isalpha() else 0 for word in others}
+  texts = [_clean(subject).casefold() for subject in subjects]
+  return [
+    (text, '') if text in _INITIALS and lengths == {len(text)} else key
+    for key, text in zip(keys, texts, strict=True)
+  ]
+
+
 def _of_path(path: str) -> str:
-  matches = map(_IN_PATH.match, reversed(re.split(r'[/\\]', path)))
+  parts = re.split(r'[/\\]', path)[::-1]
+  # In sub-01/s2.mp4 the S is of a session or a scene.
+  matches = (p.match(part) for p in (_SURE_IN_PATH, _IN_PATH) for part in parts)
   return next((match[0] for match in matches if match), '')

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from mira_jax.data.pipeline import Source
 from mira_jax.errors import ExitCode, MiraInputError
 
 _log = logging.getLogger(__name__)
+_SEGMENT = re.compile(r'#\d+-\d+$')  # see `locate.Found.clip_id`
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -28,6 +30,7 @@ class Pool:
     class_names: K names in label order.
     label: int [C].
     subject: str [C], one spelling for each person; '' where unknown.
+    recording: str [C], the same for all segments of one.
     fold: int [C], the stored fold that tests the clip; -1 where there is none.
     dataset: str [C], the name of the dataset that the clip is of.
     sources: where clips are read.
@@ -37,6 +40,7 @@ class Pool:
   class_names: tuple[str, ...]
   label: np.ndarray
   subject: np.ndarray
+  recording: np.ndarray
   fold: np.ndarray
   dataset: np.ndarray
   sources: tuple[Source, ...]
@@ -53,7 +57,7 @@ class Pool:
 
   def take(self, rows: np.ndarray) -> Pool:
     """The clips of a mask [C] or of indices [n], in that order."""
-    names = ('label', 'subject', 'fold', 'dataset', 'where')
+    names = ('label', 'subject', 'recording', 'fold', 'dataset', 'where')
     return dataclasses.replace(
       self, **{n: getattr(self, n)[rows] for n in names}
     )
@@ -94,10 +98,15 @@ def of_dataset(
     _check_labels(dataset, split, part)
   label = new[np.concatenate([part.label for part in parts])]
   subjects = np.concatenate([part.subject for part in parts]).tolist()
+  ids = np.concatenate([part.clip_id for part in parts]).tolist()
   pool = Pool(
     class_names=names,
     label=label,
     subject=np.array(people.one_spelling(subjects), dtype=np.str_),
+    recording=np.array(
+      [f'{dataset.name}/{_SEGMENT.sub("", clip_id)}' for clip_id in ids],
+      dtype=np.str_,
+    ),
     fold=np.concatenate([part.fold for part in parts]),
     dataset=np.full(len(label), dataset.name),
     sources=tuple(dataset.source(split) for split in splits),
@@ -139,7 +148,7 @@ def join(pools: Sequence[Pool]) -> Pool:
   starts = np.cumsum([0] + [len(pool.sources) for pool in pools])
   columns = {
     name: np.concatenate([getattr(pool, name) for pool in pools])
-    for name in ('label', 'fold', 'dataset')
+    for name in ('label', 'recording', 'fold', 'dataset')
   }
   subjects = [
     [s and f'{d}/{s}' for d, s in zip(p.dataset, p.subject, strict=True)]

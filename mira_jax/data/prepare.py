@@ -280,7 +280,12 @@ def _split(
   sources: Mapping[str, str],
 ) -> dict[str, list[Found]]:
   rows = [clip.row for clip in clips]
-  names, report.split_rule = splits.assign(rows, test_fraction, seed)
+  names, report.split_rule = splits.assign(
+    rows,
+    test_fraction,
+    seed,
+    [clip.row.source_id or os.fspath(clip.path) for clip in clips],
+  )
   report.describe(rows, names, sources)
   groups: dict[str, list[Found]] = {'train': [], 'val': [], 'test': []}
   for split, clip in zip(names, clips, strict=True):

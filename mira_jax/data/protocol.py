@@ -155,7 +155,11 @@ def parts(
 def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
   """A mask [C] of clips to hold out, see `splits.hold_out`; and the rule."""
   held, rule = splits.hold_out(
-    pool.subject.tolist(), pool.label.tolist(), fraction, seed
+    pool.subject.tolist(),
+    pool.label.tolist(),
+    fraction,
+    seed,
+    pool.recording.tolist(),
   )
   mask = np.zeros(len(pool), bool)
   mask[sorted(held)] = True

@@ -13,7 +13,10 @@ from mira_jax.errors import MiraInputError
 
 
 def assign(
-  rows: Sequence[Row], test_fraction: float, seed: int
+  rows: Sequence[Row],
+  test_fraction: float,
+  seed: int,
+  recordings: Sequence[str] | None = None,
 ) -> tuple[list[str], str]:
   """The split of every row, and in words who decided it.
 
@@ -24,6 +27,7 @@ def assign(
     rows: labelled clips.
     test_fraction: share of the rows to hold out, 0 <= share < 1.
     seed: of the choice.
+    recordings: see `hold_out`.
   """
   if not 0 <= test_fraction < 1:
     hint = 'use a share from 0 up to, not including, 1'
@@ -32,7 +36,7 @@ def assign(
     return [row.split or 'train' for row in rows], 'as given'
   subjects = [row.subject for row in rows]
   labels = [row.label for row in rows]
-  held_out, rule = hold_out(subjects, labels, test_fraction, seed)
+  held_out, rule = hold_out(subjects, labels, test_fraction, seed, recordings)
   return ['test' if i in held_out else 'train' for i in range(len(rows))], rule
 
 
@@ -41,6 +45,7 @@ def hold_out(
   labels: Sequence[Hashable],
   fraction: float,
   seed: int,
+  recordings: Sequence[str] | None = None,
 ) -> tuple[set[int], str]:
   """Random clips to hold out, and the rule in words.
 
@@ -51,13 +56,21 @@ def hold_out(
     labels: of each clip; else the same share of every class is held out.
     fraction: share of the clips, 0 <= share < 1.
     seed: of the choice.
+    recordings: what each clip was cut from, by default one of its own. Whole
+      recordings are held out where no subject is known.
   """
   rng = np.random.default_rng(seed)
   names = people.one_spelling(subjects)
-  if any(names) and len({*names}) > 1:
-    subjects = [name or f'\0{i}' for i, name in enumerate(names)]
-    rule = f'{fraction:g} held out by subject, seed {seed}'
-    return _by_subject(subjects, fraction, rng), rule
+  recordings = recordings or [*map(str, range(len(names)))]
+  several = len({*names}) > 1
+  if several or 1 < len({*recordings}) < len(recordings):
+    what = 'subject' if several else 'recording'
+    names = names if several else [''] * len(names)
+    groups = [
+      name or f'\0{at}' for name, at in zip(names, recordings, strict=True)
+    ]
+    rule = f'{fraction:g} held out by {what}, seed {seed}'
+    return _by_subject(groups, fraction, rng), rule
   rule = f'{fraction:g} of each class held out, seed {seed}'
   return _by_class(labels, fraction, rng), rule
 

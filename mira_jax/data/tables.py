@@ -31,8 +31,12 @@ from mira_jax.errors import MiraInputError
 COLUMNS = {
   'path': ('filepath', 'path', 'filename', 'file', 'videoname', 'clip'),
   'label': ('annotation', 'label', 'emotion', 'class', '3class', 'expression'),
-  'split': ('datasplit', 'split', 'set', 'partition'),
-  'subject': ('subject', 'subjectid', 'actor', 'actorid', 'participant'),
+  'split': ('datasplit', 'split', 'set', 'subset', 'partition', 'usage'),
+  'subject': (
+    *('subject', 'subjectid', 'actor', 'actorid', 'participant'),
+    *('participantid', 'person', 'personid', 'speaker', 'speakerid'),
+    *('identity', 'patient', 'patientid', 'subj', 'subjid', 'sub', 'subid'),
+  ),
   'fold': ('fold', 'testfold'),
   'fps': ('fps', 'framerate'),
   'onset': ('onsetframe', 'onset'),

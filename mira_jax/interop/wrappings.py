@@ -24,9 +24,11 @@ _WRAPPERS = re.compile(
   r'(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)'
   r'\.'
 )
-# What averages of a model are called, which are not taken unless asked for.
+# What averages of a model, or an optimiser's copies, are called, which are not
+# taken unless asked for.
 _AVERAGE = re.compile(
-  r'(?i)(^|[._])(ema|avg|averaged?|swa|teacher|momentum|target)([._]|$)'
+  r'(?i)(^|[._])(ema|avg|averaged?|swa|teacher|momentum|target|shadow'
+  r'|polyak|grads?|gradients?|optim|optimi[sz]ers?)([._]|$)'
 )
 _DEEPEST = 8  # parts of a prefix
 _SHOWN = 12  # names in an error
@@ -63,7 +65,7 @@ class Candidate:
 
   @property
   def average(self) -> bool:
-    """Whether it is called an average of another."""
+    """Whether it is called an average or a copy of another."""
     return bool(_AVERAGE.search(self.label))
 
 
@@ -86,8 +88,9 @@ def choose(
     hint = f'it has {count} tensors by name, which no program saves'
     raise checkpoint_error('unsafe_pickle', path, hint)
   found = [c for keys, tensors in places for c in _split(keys, tensors)]
-  # The most tensors of a model; of as many, no average.
-  found.sort(key=lambda c: (-c.fits, c.average))
+  # The most tensors of a model; no average if half as many are of none.
+  most = max((c.fits for c in found), default=0)
+  found.sort(key=lambda c: (c.average or 2 * c.fits < most, -c.fits))
   wanted = [
     c for c in found if key is None or f'{c.label}.'.startswith(f'{key}.')
   ]
