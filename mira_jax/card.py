@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
+from mira_jax import ranges
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.kernels.dispatch import IMPLEMENTATIONS
 from mira_jax.kernels.operations import REMAT
@@ -31,27 +32,7 @@ _NAME_LENGTH = 500  # characters of the name of a class
 _WORDS = {int: 'whole number', float: 'number', bool: 'bool', str: 'text'}
 # The range of numbers; of others it is _RANGE.
 _RANGE = (-1e6, 1e6)
-_RANGES = {
-  'dim': (1, 2**15),
-  'depth': (1, 256),
-  'heads': (1, 2**10),
-  'num_classes': (0, 10**5),
-  'frames': (1, 2**14),
-  'image_size': (1, 2**13),
-  'patch': (1, 2**13),
-  'tubelet': (1, 2**14),
-  'mlp_ratio': (0.01, 2**16),
-  'norm_eps': (1e-30, 1),
-  'last_norm_eps': (1e-30, 1),
-  'mira_last_blocks': (0, 256),
-  'drop_path': (0, 0.99),
-  'rate': (1, 10**4),
-  'decoder_dim': (1, 2**15),
-  'decoder_depth': (0, 256),
-  'decoder_heads': (1, 2**10),
-  'decoder_mlp_ratio': (0.01, 2**16),
-  'mask_ratio': (0.01, 0.99),
-}
+_RANGES = ranges.MODEL | ranges.PRETRAIN | {'rate': ranges.RATE}
 _MODEL = typing.get_type_hints(ViViT) | {
   'variant': Literal[VARIANTS],
   'attention': Literal[(None, *IMPLEMENTATIONS)],

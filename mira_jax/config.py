@@ -16,6 +16,7 @@ import types
 import typing
 from typing import Any
 
+from mira_jax import ranges
 from mira_jax.augment import CROP_SCALES, Augment
 from mira_jax.errors import MiraInputError, nearest
 from mira_jax.kernels.dispatch import IMPLEMENTATIONS
@@ -380,36 +381,19 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
 
 
 # The range of every number: lowest, and highest; None is _MOST of whole
-# numbers, which no run needs, and any number else. None of a model is above
-# that of its card (mira_jax.card).
+# numbers, which no run needs, and any number else.
 _MOST = 10**6
 _RANGES = {
-  'model.dim': (1, 2**15),
-  'model.depth': (1, 256),
-  'model.heads': (1, 2**10),
-  'model.num_classes': (0, 10**5),
-  'model.frames': (1, 2**14),
-  'model.image_size': (1, 2**12),
-  'model.patch': (1, 2**12),
-  'model.tubelet': (1, 2**12),
-  'model.mlp_ratio': (0.01, 2**16),
-  'model.norm_eps': (1e-30, 1),
-  'model.last_norm_eps': (1e-30, 1),
-  'model.mira_last_blocks': (0, 256),
+  **{f'model.{name}': span for name, span in ranges.MODEL.items()},
+  **{f'pretrain.{name}': span for name, span in ranges.PRETRAIN.items()},
   'model.layer_scale': (0, None),
-  'model.drop_path': (0, 0.99),
   'model.head_scale': (0, None),
-  'pretrain.decoder_dim': (1, 2**15),
-  'pretrain.decoder_depth': (1, 256),
-  'pretrain.decoder_heads': (1, 2**10),
-  'pretrain.decoder_mlp_ratio': (0.01, 2**16),
-  'pretrain.mask_ratio': (0.01, 0.99),
   'data.fold': (0, None),
   'data.num_folds': (0, None),
   'data.val_fraction': (0, 0.9),
   'data.train_fraction': (0.001, 1),
   'data.repeats': (1, None),
-  'data.rate': (1, 10**4),
+  'data.rate': ranges.RATE,
   'data.batch_size': (1, None),
   'data.threads': (1, 4096),
   'data.max_damaged': (0, 1),

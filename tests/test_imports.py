@@ -24,6 +24,7 @@ FLOORS = {
   'mira_jax.metrics': 0,
   'mira_jax.guard': 0,
   'mira_jax.errors': 0,
+  'mira_jax.ranges': 0,
   'mira_jax.chips': 0,
   'mira_jax.models': 1,
   'mira_jax.cli': 3,
