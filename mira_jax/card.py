@@ -70,7 +70,9 @@ def parse_card(text: str, path: str | os.PathLike[str]) -> Any:
     raise _bad(path, f'is no card in JSON ({str(cause)[:99]})') from cause
 
 
-def check_card(card: Any, path: str | os.PathLike[str]) -> Card:
+def check_card(
+  card: Any, path: str | os.PathLike[str], whose: str = 'its card'
+) -> Card:
   """A card of which every field can be used, or an error that names one.
 
   Fields that are missing have their defaults when the model is built; what is
@@ -79,6 +81,7 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> Card:
   Args:
     card: of JSON.
     path: what it is of, for the error.
+    whose: where its fields are from, for the error.
 
   Raises:
     MiraInputError: 'bad_card'.
@@ -94,12 +97,14 @@ def check_card(card: Any, path: str | os.PathLike[str]) -> Card:
     _fields(card, 'preprocessing', _PREPROCESSING, _PREPROCESSING, more=True)
     _check_names(card, model['num_classes'])
   except ValueError as cause:
-    raise _bad(path, str(cause)) from cause
+    raise _bad(path, str(cause), whose) from cause
   return card
 
 
-def _bad(path: str | os.PathLike[str], hint: str) -> MiraInputError:
-  return checkpoint_error('bad_card', path, f'its card {hint}')
+def _bad(
+  path: str | os.PathLike[str], hint: str, whose: str = 'its card'
+) -> MiraInputError:
+  return checkpoint_error('bad_card', path, f'{whose} {hint}')
 
 
 def _show(value: Any) -> str:

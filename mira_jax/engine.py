@@ -265,12 +265,17 @@ def load_run(
   """
   path = pathlib.Path(workdir) / WEIGHTS
   if not path.exists():
-    hint = (
-      f'there is no {WEIGHTS}; finish the run with train.py first, or score '
-      'a checkpoint of it with eval.py --step=newest'
-    )
-    raise checkpoint_error('not_finished', workdir, hint)
+    raise not_finished(workdir)
   return load_file(path, batch_size, **options)
+
+
+def not_finished(workdir: str | os.PathLike[str]) -> MiraInputError:
+  """The error of a folder without weights."""
+  hint = (
+    f'there is no {WEIGHTS}; finish the run with train.py first, or score '
+    'a checkpoint of it with eval.py --step=newest'
+  )
+  return checkpoint_error('not_finished', workdir, hint)
 
 
 def load_backbone(

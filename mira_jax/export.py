@@ -28,6 +28,7 @@ from mira_jax import augment, engine, output, untrusted, weights
 from mira_jax.card import check_card, parse_card
 from mira_jax.data import faces
 from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.interop import convert, recognise, sources
 from mira_jax.models.vivit import ViViT
 
 Card = dict[str, Any]
@@ -104,16 +105,19 @@ def write(
   platforms: Sequence[str] = PLATFORMS,
   dtype: str | None = None,
   force: bool = False,
+  wishes: recognise.Wishes = recognise.Wishes(),
 ) -> float:
   """Exports a classifier; `out` is there when it was tried out, or not at all.
 
   Args:
-    source: folder of a finished run, or a weights file.
+    source: folder of a finished run, or weights as `interop.convert` reads
+      them.
     out: the new folder.
     platforms: where the program shall run, of PLATFORMS; this machine's must
       be one of them.
     dtype: of the computation, a key of TOLERANCES; the model's own by default.
     force: whether an export at `out` is replaced.
+    wishes: what weights of other programs do not say.
 
   Returns:
     The largest difference between probabilities of the engine and of the files.
@@ -121,22 +125,20 @@ def write(
   Raises:
     MiraInputError: `out` exists, platforms or dtype that there are not, a
       pre-training, batch statistics, weights that cannot be used
-      (`engine.load_file`), no room, or files that do not compute what the
+      (`interop.convert.read`), no room, or files that do not compute what the
       engine does.
   """
   out = pathlib.Path(os.path.abspath(out))
   _check_out(out, force)
   _check_platforms(platforms)
-  run = os.path.isdir(source)
-  scorer, card = (engine.load_run if run else engine.load_file)(source)
-  file = os.path.join(source, weights.WEIGHTS) if run else source
-  variables, _ = weights.load_weights(file)
+  found = _read(source, wishes)
+  scorer, card = engine.load(found, source)
   model = _exportable(scorer.model, card, dtype, source)
   part = out.with_name(out.name + '.part')
   shutil.rmtree(part, ignore_errors=True)  # what a killed export left
   try:
     output.open_folder(part)
-    _write_files(part, model, variables, card, platforms)
+    _write_files(part, model, found.variables, card, platforms)
     difference = verify(part)
     if out.exists():
       shutil.rmtree(out)
@@ -151,6 +153,14 @@ def write(
   finally:
     shutil.rmtree(part, ignore_errors=True)
   return difference
+
+
+def _read(
+  source: str | os.PathLike[str], wishes: recognise.Wishes
+) -> convert.Converted:
+  if os.path.isdir(source) and not sources.weights_path(source).is_file():
+    raise engine.not_finished(source)
+  return convert.read(source, wishes)
 
 
 def is_export(path: str | os.PathLike[str]) -> bool:

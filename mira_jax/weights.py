@@ -181,7 +181,8 @@ def read_arrays(
     raise not_readable(path, cause) from cause
   # Headers can say anything, and types may be younger than NumPy.
   except (safetensors.SafetensorError, ValueError, AttributeError) as cause:
-    code = 'damaged' if start[8:] == b'{' else 'not_weights'
+    named = os.fspath(path).endswith('.safetensors')
+    code = 'damaged' if named or start[8:] == b'{' else 'not_weights'
     hint = f'the file is damaged or of another format ({str(cause)[:200]!a})'
     raise checkpoint_error(code, path, hint) from cause
   if odd:

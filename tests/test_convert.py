@@ -441,6 +441,36 @@ def test_a_videomae_that_classifies_by_a_token_of_the_video(tmp_path):
     convert.read(tmp_path, recognise.Wishes())
 
 
+def test_two_tensors_that_are_one_are_both_named(tmp_path):
+  state, _ = hugging_face('classification')
+  first = 'videomae.encoder.layer.0.layernorm_before.weight'
+  second = first.removeprefix('videomae.')
+  state[second] = state[first] + 1
+  safetensors.numpy.save_file(state, tmp_path / 'model.safetensors')
+  with pytest.raises(MiraInputError, match='the same tensor') as caught:
+    convert.read(tmp_path, recognise.Wishes(heads=3))
+  assert caught.value.code == 'unsupported'
+  assert {first, second} <= set(caught.value.hint.split())
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'image_size': 10**9}, 'its config.json says 1000000000 for model.image'),
+    ({'id2label': {'0': 'a', '1': 'b\nc', '2': 'd'}}, r"names a class 'b\nc'"),
+    ({'id2label': {str(i): 'a\n' * 999 for i in range(9)}}, r'a\na\n'),
+  ],
+)
+def test_an_error_says_which_file_is_wrong(tmp_path, changes, said):
+  folder = save_hugging_face(tmp_path / 'hf', 'classification', **changes)
+  with pytest.raises(MiraInputError) as caught:
+    convert.read(folder, recognise.Wishes())
+  assert said in str(caught.value)
+  assert 'its card' not in str(caught.value)
+  assert '\n' not in caught.value.hint
+  assert len(caught.value.hint) < 1000
+
+
 # ----- the command -----
 
 

@@ -13,10 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
+import torch_files
 from mira_jax import augment, cli, config, engine, export, weights
 from mira_jax.data import decode, faces, sampling
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.interop import convert, huggingface, torch_names
 from mira_jax.mira import MiraConfig
 from runs import file_limit
 
@@ -274,6 +277,36 @@ def test_the_commands(capsys, runs, tmp_path):
   assert cli.main(['export', str(file), str(out), '--force']) == ExitCode.OK
   assert export.load(out).card['model']['mira']['mode'] == 'exact'
   assert [path.name for path in out.parent.iterdir()] == ['out']
+
+
+@pytest.mark.parametrize('wrapped', ['reference', 'hub'])
+def test_weights_of_other_programs(capsys, runs, tmp_path, wrapped):
+  run, out = runs['plain'], tmp_path / 'out'
+  found = convert.read(run)
+  state = torch_names.to_torch(found.variables, torch_names.CLASSIFIER)
+  other = tmp_path / 'other'
+  other.mkdir()
+  if wrapped == 'hub':
+    hub = huggingface.restore(state, vivit=False)
+    hub = {name: np.ascontiguousarray(x) for name, x in hub.items()}
+    safetensors.numpy.save_file(hub, other / 'model.safetensors')
+    config = {'image_size': 32, 'num_frames': 8, 'num_attention_heads': 2}
+    config |= {'layer_norm_eps': 1e-6, 'id2label': dict(enumerate(NAMES))}
+    (other / 'config.json').write_text(json.dumps(config))
+    flags = []
+  else:
+    torch_files.save(other / 'a.pth', {'model': state})
+    flags = ['--heads=2', '--frames=8', '--image-size=32']
+    flags += [f'--classes={",".join(NAMES)}']
+  args = ['export', str(other), str(out), '--platforms=cpu', *flags]
+  assert cli.main(args) == ExitCode.OK
+  assert 'golden pair' in capsys.readouterr().out
+  exported = export.load(out)
+  assert exported.card['class_names'] == NAMES
+  expected = engine.load_run(run)[0].probabilities(clips(2))
+  np.testing.assert_allclose(
+    exported.probabilities(clips(2)), expected, atol=1e-5
+  )
 
 
 @pytest.mark.parametrize(

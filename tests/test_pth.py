@@ -486,6 +486,15 @@ def test_files_before_version_1_6_get_a_hint(tmp_path):
     load(path)
 
 
+def test_a_plain_pickle_is_said_to_be_one(tmp_path):
+  path = tmp_path / 'a.pkl'
+  for protocol in (2, 4, 5):
+    path.write_bytes(pickle.dumps({'x': [1.0, 2.0]}, protocol=protocol))
+    assert code(path) == 'not_weights'
+    with pytest.raises(MiraInputError, match='it is a pickle'):
+      load(path)
+
+
 def test_a_file_that_was_cut(tmp_path):
   path = save(tmp_path / 'a.pth', {'x': FLAT})
   whole = path.read_bytes()

@@ -214,7 +214,7 @@ NEXT = F32 | {'data_offsets': [4, 8]}
 HOSTILE = {
   'deep JSON': (b'{"a":' * 10**5, 'damaged'),
   'no JSON': (b'{"a"}', 'damaged'),
-  'an empty header': (b'', 'not_weights'),
+  'an empty header': (b'', 'damaged'),
   'a negative size': ({'a': F32 | {'shape': [-1]}}, 'damaged'),
   'a size that overflows': ({'a': F32 | {'shape': [2**40, 2**40]}}, 'damaged'),
   'a hundred axes': ({'a': F32 | {'shape': [1] * 100}}, 'damaged'),

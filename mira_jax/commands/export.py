@@ -2,11 +2,12 @@
 
   mira export RUN OUT
 
-RUN is the folder of a finished run, or a weights.safetensors file. OUT is a new
-folder: the program (StableHLO, by jax.export), its weights, a card that says
-how clips are prepared, and clips with the probabilities that they must give.
-What was written is read again and tried out before OUT is there. docs/export.md
-shows how to run it; `mira verify OUT` tries it out on another machine.
+RUN is the folder of a finished run, or any weights that `mira convert` reads,
+with flags for what they do not say. OUT is a new folder: the program
+(StableHLO, by jax.export), its weights, a card that says how clips are
+prepared, and clips with the probabilities that they must give. What was written
+is read again and tried out before OUT is there. docs/export.md shows how to run
+it; `mira verify OUT` tries it out on another machine.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 
 from mira_jax import devices, engine, export, memory, terminal
+from mira_jax.commands import weight_flags
 from mira_jax.errors import ExitCode
 
 
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--force', action='store_true', help='replace an export at OUT'
   )
+  weight_flags.add(parser)
   devices.add_argument(parser)
 
 
@@ -51,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     platforms=platforms,
     dtype=args.dtype,
     force=args.force,
+    wishes=weight_flags.wishes(args),
   )
   terminal.say(f'golden pair: within {difference:.1e} of the engine')
   terminal.say(f'export for {", ".join(platforms)}: {args.out}')

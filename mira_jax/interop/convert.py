@@ -19,6 +19,7 @@ from mira_jax.build import build_autoencoder, build_model
 from mira_jax.card import check_card
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
 from mira_jax.interop import recognise, sources, torch_names, wrappings
+from mira_jax.interop.huggingface_config import NAME
 from mira_jax.models import mae
 from mira_jax.weights import (
   compact,
@@ -97,9 +98,12 @@ def card_of(
   if source.card:
     card, remarks = dict(source.card), []
     _check_wishes(card, wishes, source)
+    whose = 'its card'
   else:
     card, remarks = _card(source, wishes)
-  check_card(card, source.path)
+    beside = source.fields and source.path.with_name(NAME).is_file()
+    whose = f'its {NAME}' if beside else 'what was recognised'
+  check_card(card, source.path, whose)
   return card, remarks
 
 
@@ -146,7 +150,7 @@ def _card(
     remarks.append('its classes are only numbered; name them with --classes')
   if len(names) != count or len(set(names)) != count:
     hint = f'its head has {count} classes; {len(set(names))} are named: '
-    hint += ','.join(names[:20])
+    hint += wrappings.shown(names)
     code = ExitCode.USAGE if wishes.class_names else ExitCode.CHECKPOINT
     raise MiraInputError('bad_classes', source.path, hint, exit_code=code)
   fields = model.fields | {'dtype': 'float32'}

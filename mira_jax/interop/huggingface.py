@@ -156,11 +156,10 @@ def rename(
     raise ValueError(f'{hint}, which is a token of the video, not of a class')
   # The last norm: of the class token, of the tokens of a pre-training.
   norm = 'fc_norm.' if vivit else 'norm.'
-  renamed, notes = {}, []
-  for name, array in state.items():
-    if 'pooler.' not in name:  # nothing that classifies reads it
-      renamed[_new_name(name, norm)] = array
-  renamed = _join_attention(renamed, notes, config)
+  notes: list[str] = []
+  # Nothing that classifies reads a pooler.
+  kept = {n: x for n, x in state.items() if 'pooler.' not in n}
+  renamed = _join_attention(_by_new_names(kept, norm), notes, config)
   if pretraining:
     encoder = ('patch_embed.', 'blocks.', 'norm.')
     renamed = {
@@ -174,6 +173,16 @@ def rename(
   if vivit:
     _fold_class_position(renamed)
   return renamed, notes
+
+
+def _by_new_names(state: Mapping[str, np.ndarray], norm: str) -> State:
+  """Renames tensors; two of one name are a model within another, or worse."""
+  old: dict[str, str] = {}
+  for name in state:
+    first = old.setdefault(_new_name(name, norm), name)
+    if first != name:
+      raise ValueError(f'{first} and {name} are the same tensor of the model')
+  return {new: state[name] for new, name in old.items()}
 
 
 def _new_name(name: str, norm: str) -> str:

@@ -33,6 +33,8 @@ _INDEX_BYTES = 16 * 2**20  # of the list of a zip's members
 # their bytes; a thousand of them on the same ones is an attack.
 _SHARED = 16
 _BIGGEST = 2**48  # a number of a shape
+# The number with which torch.save began its files before they were zips.
+_LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, 'little')
 
 # By the names of storages, which have a type, and of dtypes beside bytes.
 _STORAGES = {
@@ -329,7 +331,7 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
     stream = _Stream(io.FileIO(path))
   except OSError as error:
     raise not_readable(path, error) from error
-  start = stream.peek(2)
+  start = stream.peek(64)
   try:
     archive = zipfile.ZipFile(stream)
   # Damaged headers make anything: names that are no text, fields too short, ...
@@ -346,6 +348,10 @@ def _no_zip(
   if start[:2] == b'PK':
     hint = f'its end is missing or damaged ({pickles.show(str(error))}); '
     return checkpoint_error('damaged', path, hint + 'copy it again')
+  if start[:1] == b'\x80' and _LEGACY not in start[:64]:
+    hint = 'it is a pickle, but not one of torch.save; save its tensors with '
+    hint += 'torch.save or as safetensors'
+    return checkpoint_error('not_weights', path, hint)
   if start[:1] == b'\x80':
     hint = 'it is of PyTorch before 1.6; save it anew with PyTorch: '
     hint += "torch.save(torch.load('OLD', weights_only=True), 'NEW')"
