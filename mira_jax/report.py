@@ -171,7 +171,7 @@ def name_width(
   clips: Sequence[str], class_names: Sequence[str], console: int
 ) -> int:
   """How wide clips are in a table that fits into so many letters."""
-  taken = _widest(class_names, 24) + _BAR + 7 + 6  # and between columns
+  taken = _widest(class_names, 24) + _BAR + 7 + 3 * 3  # between columns
   return min(_widest(clips, 1000), max(20, console - taken))
 
 

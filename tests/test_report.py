@@ -113,3 +113,17 @@ def test_prediction_dict_is_sorted_json():
     'classes': {'fear': 0.625, 'happiness': 0.25, 'neutral': 0.125},
   }
   assert list(found['classes']) == ['fear', 'happiness', 'neutral']
+
+
+@pytest.mark.parametrize('width', [70, 80, 120])
+def test_a_long_clip_leaves_room_for_classes_and_probabilities(width):
+  clip, names = 90 * 'x' + '.mp4', ['Happy', 'Surprise']
+  clips = report.name_width([clip], names, width)
+  text = _print(
+    report.prediction_table(
+      clip, np.array([0.2, 0.8]), names, width=clips, header=True
+    ),
+    width,
+  )
+  assert 'Surprise' in text
+  assert '80.0 %' in text
