@@ -55,7 +55,7 @@ _DATASET = flags.DEFINE_string('dataset', None, "else the run's own.")
 _SPLIT = flags.DEFINE_string(
   'split', None, "of it, or 'all'; else what the run was tested on."
 )
-_VIEWS = flags.DEFINE_integer('views', None, "else the run's own.", 1)
+_VIEWS = flags.DEFINE_integer('views', None, "else the run's own.", 1, 1000)
 _STEP = flags.DEFINE_string(
   'step', None, "a checkpoint, 'newest' or 'best'; else the run's weights."
 )

@@ -44,13 +44,15 @@ SUMMARIES = {
 }
 
 
-def at_least(low: int) -> Callable[[str], int]:
-  """An argparse type: a whole number of at least `low`."""
+def at_least(low: int, *, most: int | None = None) -> Callable[[str], int]:
+  """An argparse type: a whole number of at least `low`, and at most `most`."""
 
   def parse(text: str) -> int:
     value = int(text)
     if value < low:
       raise argparse.ArgumentTypeError(f'{text} is less than {low}')
+    if most is not None and value > most:
+      raise argparse.ArgumentTypeError(f'{text} is more than {most}')
     return value
 
   parse.__name__ = 'whole number'  # what argparse calls it in its errors

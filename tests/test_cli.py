@@ -120,6 +120,27 @@ def test_predictions_do_not_depend_on_the_company(capsys, model, clip):
   assert first == second == json.loads(alone)[0]
 
 
+@pytest.mark.parametrize(
+  ('flag', 'value'),
+  [('--frames', '64'), ('--rate', '9'), ('--mode', 'plain'), ('--key', 'ema')],
+)
+def test_a_flag_that_contradicts_a_run_is_no_silent_wish(
+  capsys, tmp_path, clip, flag, value
+):
+  save_model(tmp_path / 'weights.safetensors', MiraConfig())
+  run = ['--workdir', str(tmp_path), '--no-picture']
+  code, _, err = predict(capsys, clip, *run, flag, value)
+  assert code == ExitCode.USAGE
+  assert 'bad_flag' in err
+  assert f'{flag} {value}' in err
+
+
+def test_no_clip_has_so_many_windows(capsys, clip):
+  with pytest.raises(SystemExit):
+    predict(capsys, clip, '--views', '999999999')
+  assert '999999999 is more than 1000' in capsys.readouterr().err
+
+
 def test_a_run_that_does_not_exist_is_one_line(capsys, tmp_path, clip):
   code, _, err = predict(capsys, clip, '--workdir', str(tmp_path))
   assert code == ExitCode.CHECKPOINT

@@ -580,6 +580,9 @@ def test_segments_that_share_frames_are_in_one_split(tmp_path):
   rows = 'long,a,1,30,train\nlong,a,2,5,train\nlong,b,{},40,test\n'
   assert _error(run, rows.format(20)).code == 'leak'
   assert run(rows.format(31)).counts['test'] == {'a': 0, 'b': 1}
+  error = _error(run, 'long,a,1,9,train\nlong,b,30,20,test\n')
+  assert error.code == 'bad_table'
+  assert 'line 3: offset 20' in error.hint
 
 
 def test_rows_of_shadow_files_are_passed_over(tmp_path):

@@ -53,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser):
     '--gradients', action='store_true', help='of a cross-entropy, too'
   )
   parser.add_argument(
-    '--views', type=at_least(1), default=2, help='windows (default: 2)'
+    '--views',
+    type=at_least(1, most=1000),
+    default=2,
+    help='windows (default: 2)',
   )
   weight_flags.add(parser)
   parser.add_argument(

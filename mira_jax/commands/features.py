@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   weight_flags.add(parser)
   parser.add_argument('--out', required=True, metavar='FILE.npz')
   parser.add_argument('--splits', help='with commas between (default: all)')
-  parser.add_argument('--views', type=at_least(1), default=1)
+  parser.add_argument('--views', type=at_least(1, most=1000), default=1)
   parser.add_argument('--batch-size', type=at_least(1), default=8)
   parser.add_argument('--threads', type=at_least(1), default=16)
   devices.add_argument(parser)

@@ -76,7 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser):
   )
   weight_flags.add(parser)
   parser.add_argument(
-    '--views', type=at_least(1), default=5, help='windows per clip (default: 5)'
+    '--views',
+    type=at_least(1, most=1000),
+    default=5,
+    help='windows per clip (default: 5)',
   )
   parser.add_argument(
     '--out',
@@ -235,14 +238,29 @@ def _load(args: argparse.Namespace) -> tuple[engine.Scorer, dict[str, Any]]:
       hint = 'an export is computed as it was exported; leave it out'
       raise MiraInputError('bad_flag', '--dtype, --int8', hint)
     exported = export.load(args.weights, size, untrusted.SECONDS)
-    return exported, exported.card
+    return _as_wished(args, exported, exported.card, args.weights)
   options = {'dtype': args.dtype, 'eight_bits': args.int8}
   if args.weights:
     found = convert.read(args.weights, weight_flags.wishes(args))
     for remark in found.remarks:
       terminal.say(f'note: {remark}', error=True)
     return engine.load(found, args.weights, size, **options)
-  return engine.load_run(args.workdir, size, **options)
+  found = engine.load_run(args.workdir, size, **options)
+  return _as_wished(args, *found, args.workdir)
+
+
+def _as_wished(
+  args: argparse.Namespace,
+  scorer: engine.Scorer,
+  card: dict[str, Any],
+  path: str,
+) -> tuple[engine.Scorer, dict[str, Any]]:
+  """A model that says all itself, which no flag may contradict."""
+  wishes = weight_flags.wishes(args)
+  if wishes.key:
+    raise MiraInputError('bad_flag', path, f'--key {wishes.key}: it has one')
+  convert.check_wishes(card, wishes, path)
+  return scorer, card
 
 
 def _read(args: argparse.Namespace, size: int, clip: str) -> decode.Video:

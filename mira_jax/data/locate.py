@@ -102,8 +102,8 @@ def unique(clips: Iterable[Found]) -> list[Found]:
   Rows of one file with other onsets and offsets are clips of their own.
 
   Raises:
-    MiraInputError: a clip has two labels ('bad_label') or is in two splits
-      ('leak').
+    MiraInputError: a clip has two labels ('bad_label'), is in two splits
+      ('leak'), or is a segment that ends before it starts ('bad_table').
   """
   clips = list(clips)
   marks: dict[pathlib.Path, set] = collections.defaultdict(set)
@@ -121,6 +121,10 @@ def unique(clips: Iterable[Found]) -> list[Found]:
 
 def _as_segment(clip: Found) -> Found:
   onset, offset = clip.row.onset, clip.row.offset
+  if 0 <= offset < onset:
+    hint = f'line {clip.row.line}: offset {offset} is before onset {onset}, and'
+    hint += ' other rows are segments of it: correct it, or leave both empty'
+    raise MiraInputError('bad_table', clip.clip_id, hint)
   if not 0 <= onset <= offset:
     return clip
   return dataclasses.replace(

@@ -97,7 +97,7 @@ def card_of(
   """
   if source.card:
     card, remarks = dict(source.card), []
-    _check_wishes(card, wishes, source)
+    check_wishes(card, wishes, source.path)
     whose = 'its card'
   else:
     card, remarks = _card(source, wishes)
@@ -162,10 +162,16 @@ def _card(
   }, remarks
 
 
-def _check_wishes(
-  card: Mapping[str, Any], wishes: recognise.Wishes, source: sources.Source
+def check_wishes(
+  card: Mapping[str, Any],
+  wishes: recognise.Wishes,
+  path: str | os.PathLike[str],
 ) -> None:
-  """Refuses a flag that says other than a card, which says everything."""
+  """Refuses a flag that says other than a card, which says everything.
+
+  Raises:
+    MiraInputError: naming the flag ('bad_flag').
+  """
   model, rules = card.get('model') or {}, card.get('preprocessing') or {}
   mira = model.get('mira')
   said = {
@@ -180,7 +186,7 @@ def _check_wishes(
     if wish and wish != value:
       flag = 'classes' if name == 'class_names' else name.replace('_', '-')
       hint = f'--{flag} {wish}: its card says {value}; leave the flag out'
-      raise MiraInputError('bad_flag', source.path, hint)
+      raise MiraInputError('bad_flag', path, hint)
 
 
 def _origin(source: sources.Source) -> dict[str, str]:
