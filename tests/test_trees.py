@@ -416,6 +416,22 @@ def test_the_spelling_that_is_kept_is_the_most_frequent():
   ]
 
 
+@pytest.mark.parametrize('name', ['Actor_0{}', 's{}', 'sub-{}'])
+def test_folders_of_people_are_no_classes(tmp_path, name):
+  for i in (1, 2):
+    folder = tmp_path / 'deep' / name.format(i) / 'happy'
+    folder.mkdir(parents=True)
+    (folder / 'x.mp4').touch()
+    flat = tmp_path / 'flat' / name.format(i)
+    flat.mkdir(parents=True)
+    (flat / 'x.mp4').touch()
+  with pytest.raises(MiraInputError, match=r'unclear_tree.*like a person'):
+    trees.scan_folder(tmp_path / 'deep')
+  rows = trees.scan_folder(tmp_path / 'flat').rows
+  assert [row.label for row in rows] == [name.format(i) for i in (1, 2)]
+  assert [row.subject for row in rows] == ['', '']
+
+
 def test_paths_show_people_where_nearly_all_do():
   paths = [f'S{i:02d}-{i}/x.mp4' for i in range(20)]
   assert people.of_paths([*paths, 'other.mp4']) == [

@@ -121,6 +121,8 @@ def listed(
   subjects = people.one_spelling(written)
   if not any(subjects):
     written = people.of_paths([row.path for row in rows])
+    if [*map(_nfc, written)] == [*map(_nfc, labels)]:  # those name the classes
+      written = [''] * len(rows)
     subjects = people.one_spelling(written)
     said['people'] = 'the names of folders and files'
   said['people'] = said.get('people', '') + _merged(written, subjects)
@@ -134,6 +136,10 @@ def listed(
     remarks=list(remarks),
     sources=said,
   )
+
+
+def _nfc(name: str) -> str:
+  return unicodedata.normalize('NFC', name).casefold()
 
 
 def _labels(rows: Sequence[Row], path: str | os.PathLike[str]) -> list[str]:

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from mira_jax.data import container, decode
+from mira_jax.data import container, decode, people
 from mira_jax.data.listing import (
   Failure,
   Listing,
@@ -128,6 +128,7 @@ def scan_folder(root: str | os.PathLike[str]) -> Listing:
   found = walk(root)
   clips = [tuple(clip.split(os.sep)) for clip in found.clips]
   layout = _layout(clips, root)
+  layout.refuse_people(root, clips)
   rows = []
   for clip in clips:
     path = os.sep.join(clip)
@@ -183,6 +184,17 @@ class _Layout:
     if is_frames:
       return 'images outside a clip folder', '', ''
     return 'videos outside a class folder', '', ''
+
+  def refuse_people(
+    self, root: str | os.PathLike[str], clips: Sequence[Sequence[str]]
+  ) -> None:
+    """Raises MiraInputError('unclear_tree') where classes are below people."""
+    at = len(self.above) + self.order.index('class')
+    inside = [clip for clip in clips if len(clip) > at + 1]
+    names = sorted({clip[at] for clip in inside})
+    below = any(len(clip) > at + 2 for clip in inside)
+    if below and len(names) > 1 and all(people.of_paths(names)):
+      raise _unclear(root, inside, f'{names[0]} looks like a person')
 
   def empty_folders(
     self, root: str | os.PathLike[str], clips: Sequence[Sequence[str]]
@@ -253,15 +265,15 @@ def _are_splits(found: Collection[str]) -> bool:
 
 
 def _unclear(
-  root: str | os.PathLike[str], clips: Sequence[Sequence[str]]
+  root: str | os.PathLike[str], clips: Sequence[Sequence[str]], why: str = ''
 ) -> MiraInputError:
   folders = collections.Counter('/'.join(clip[:-1][:3]) for clip in clips)
   shown = [f'{name}/ ({n})' for name, n in sorted(folders.items())[:8]]
   more = f' and {len(folders) - 8} more' if len(folders) > 8 else ''
   hint = (
-    'it is not clear which folders are splits and which are classes: clips are '
-    f'in {", ".join(shown)}{more}; expected ROOT/CLASS/CLIP, '
-    'ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP with a train and another '
+    'it is not clear which folders are splits and which are classes'
+    f'{why and ", "}{why}: clips are in {", ".join(shown)}{more}; expected '
+    'ROOT/CLASS/CLIP, ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP with a train and another '
     'split; name another --root, or say it in a --table'
   )
   return data_error('unclear_tree', root, escaped(hint))
