@@ -416,7 +416,7 @@ def test_the_spelling_that_is_kept_is_the_most_frequent():
   ]
 
 
-@pytest.mark.parametrize('name', ['Actor_0{}', 's{}', 'sub-{}'])
+@pytest.mark.parametrize('name', ['Actor_0{}', 's{}', 'sub-{}', 'fold_{}'])
 def test_folders_of_people_are_no_classes(tmp_path, name):
   for i in (1, 2):
     folder = tmp_path / 'deep' / name.format(i) / 'happy'

@@ -34,6 +34,7 @@ _SYSTEM = {
 _OTHER_MEDIA = container.OTHER_VIDEOS + container.OTHER_PICTURES
 _FEW = 7  # pictures beside a video that are no frames of a clip
 _SHOWN = 5
+_FOLD = re.compile(r'(?:fold|cv)[-_ ]?\d+', re.IGNORECASE)
 _LEVELS_DOWN = 3  # folders above the splits that are looked through
 
 
@@ -128,7 +129,7 @@ def scan_folder(root: str | os.PathLike[str]) -> Listing:
   found = walk(root)
   clips = [tuple(clip.split(os.sep)) for clip in found.clips]
   layout = _layout(clips, root)
-  layout.refuse_people(root, clips)
+  layout.refuse_others(root, clips)
   rows = []
   for clip in clips:
     path = os.sep.join(clip)
@@ -185,16 +186,24 @@ class _Layout:
       return 'images outside a clip folder', '', ''
     return 'videos outside a class folder', '', ''
 
-  def refuse_people(
+  def refuse_others(
     self, root: str | os.PathLike[str], clips: Sequence[Sequence[str]]
   ) -> None:
-    """Raises MiraInputError('unclear_tree') where classes are below people."""
+    """Refuses a tree whose classes are below people or folds.
+
+    Raises:
+      MiraInputError: with code unclear_tree.
+    """
     at = len(self.above) + self.order.index('class')
     inside = [clip for clip in clips if len(clip) > at + 1]
     names = sorted({clip[at] for clip in inside})
     below = any(len(clip) > at + 2 for clip in inside)
-    if below and len(names) > 1 and all(people.of_paths(names)):
-      raise _unclear(root, inside, f'{names[0]} looks like a person')
+    if (
+      below
+      and len(names) > 1
+      and (all(people.of_paths(names)) or all(map(_FOLD.fullmatch, names)))
+    ):
+      raise _unclear(root, inside, f'{names[0]} looks like a person or a fold')
 
   def empty_folders(
     self, root: str | os.PathLike[str], clips: Sequence[Sequence[str]]
@@ -273,8 +282,8 @@ def _unclear(
   hint = (
     'it is not clear which folders are splits and which are classes'
     f'{why and ", "}{why}: clips are in {", ".join(shown)}{more}; expected '
-    'ROOT/CLASS/CLIP, ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP with a train and another '
-    'split; name another --root, or say it in a --table'
+    'ROOT/CLASS/CLIP, ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP with a '
+    'train and another split; name another --root, or say it in a --table'
   )
   return data_error('unclear_tree', root, escaped(hint))
 
