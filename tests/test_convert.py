@@ -458,7 +458,7 @@ def test_two_tensors_that_are_one_are_both_named(tmp_path):
   [
     ({'image_size': 10**9}, 'its config.json says 1000000000 for model.image'),
     ({'id2label': {'0': 'a', '1': 'b\nc', '2': 'd'}}, r"names a class 'b\nc'"),
-    ({'id2label': {str(i): 'a\n' * 999 for i in range(9)}}, r'a\na\n'),
+    ({'id2label': {str(i): 'ä\n' * 999 for i in range(9)}}, r'ä\nä\n'),
   ],
 )
 def test_an_error_says_which_file_is_wrong(tmp_path, changes, said):

@@ -17,7 +17,7 @@ import numpy as np
 
 from mira_jax.build import build_autoencoder, build_model
 from mira_jax.card import check_card
-from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
+from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error, plain
 from mira_jax.interop import recognise, sources, torch_names, wrappings
 from mira_jax.interop.huggingface_config import NAME
 from mira_jax.models import mae
@@ -150,7 +150,7 @@ def _card(
     remarks.append('its classes are only numbered; name them with --classes')
   if len(names) != count or len(set(names)) != count:
     hint = f'its head has {count} classes; {len(set(names))} are named: '
-    hint += wrappings.shown(names)
+    hint += plain(', '.join(name[:60] for name in names[:12]))
     code = ExitCode.USAGE if wishes.class_names else ExitCode.CHECKPOINT
     raise MiraInputError('bad_classes', source.path, hint, exit_code=code)
   fields = model.fields | {'dtype': 'float32'}
