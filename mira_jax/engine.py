@@ -261,7 +261,8 @@ def load_run(
   """The engine and the card of a finished run; options as of `load`.
 
   Raises:
-    MiraInputError: the run has no weights yet, or see `load_file`.
+    MiraInputError: it is no folder of a run ('not_a_run'), the run has no
+      weights yet ('not_finished'), or see `load_file`.
   """
   path = pathlib.Path(workdir) / WEIGHTS
   if not path.exists():
@@ -270,12 +271,21 @@ def load_run(
 
 
 def not_finished(workdir: str | os.PathLike[str]) -> MiraInputError:
-  """The error of a folder without weights."""
-  hint = (
-    f'there is no {WEIGHTS}; finish the run with train.py first, or score '
-    'a checkpoint of it with eval.py --step=newest'
-  )
-  return checkpoint_error('not_finished', workdir, hint)
+  """The error of what has no weights: no run, or one that goes on."""
+  path = pathlib.Path(workdir)
+  if (path / 'config.json').is_file():
+    hint = (
+      f'there is no {WEIGHTS}; finish the run with train.py first, or score '
+      'a checkpoint of it with eval.py --step=newest'
+    )
+    return checkpoint_error('not_finished', workdir, hint)
+  hint = 'name the folder that train.py was given as --workdir'
+  inside = [x.parent.name for x in sorted(path.glob('*/config.json'))]
+  if inside:
+    hint += f', such as {", ".join(inside[:5])} in it'
+  if path.is_file():
+    hint += '; --weights takes weights alone'
+  return checkpoint_error('not_a_run', workdir, hint)
 
 
 def load_backbone(

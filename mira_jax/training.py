@@ -130,6 +130,12 @@ def _bad_flag(text: str) -> MiraInputError:
   # An error in a configuration file arrives as a whole traceback.
   line = text.strip().splitlines()[-1]
   found = re.match(r'flag (--config(?:\.([\w.]+))?=.*?): ', text)
+  needed = re.search(r'Flag (--\w+) must have a value other than None', line)
+  if needed:
+    example = {'--config': 'configs/quickstart.py', '--workdir': 'runs/mine'}
+    value = example.get(needed[1], 'VALUE')
+    hint = f'it is missing; give it, such as {needed[1]}={value}'
+    return MiraInputError('bad_flag', needed[1], hint)
   if found is None:
     return MiraInputError('bad_flag', 'command line', line)
   if found[2] is None:

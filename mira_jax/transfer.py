@@ -64,7 +64,7 @@ class Transfer:
         more = len(names) - _SHOWN
         told = ', '.join(names[:_SHOWN]) + (f' and {more} more' * (more > 0))
         lines.append(f'{kind}: {len(names)} tensors ({told})')
-    return '\n'.join([*lines, *self.notes])
+    return '\n'.join([*lines, *(f'note: {note}' for note in self.notes)])
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -313,11 +313,16 @@ def _check_shapes(
   if backbone:
     first = backbone[0]
     there, here = (x[first].shape for x in (found.arrays, have))
-    hint = f'{first} is {there} there and {here} here; give the model the size '
-    hint += 'that the weights were trained with'
-    if first == 'params/embed/kernel':
-      tubelet, _, patch, _, dim = there if len(there) == 5 else [0] * 5
-      hint += f' (tubelet {tubelet}, patch {patch}, dim {dim})'
+    hint = f'{first} is {there} in the weights and {here} in this model; give '
+    hint += 'it the size that the weights were trained with'
+    embed = found.arrays.get('params/embed/kernel')
+    size = () if embed is None else embed.shape
+    if len(size) == 5:  # [tubelet, patch, patch, 3, dim]
+      if size[3] != 3:  # PyTorch's [dim, 3, tubelet, patch, patch]
+        size = (*size[2:], size[1], size[0])
+      fields = {'tubelet': size[0], 'patch': size[2], 'dim': size[4]}
+      flags = (f'--config.model.{name}={n}' for name, n in fields.items())
+      hint += f', {" ".join(flags)}'
     if len(backbone) > 1:
       hint += f'; misshapen are {compact(backbone)}'
     raise checkpoint_error('other_size', path, hint)

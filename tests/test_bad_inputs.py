@@ -88,6 +88,10 @@ def test_1_to_17_files_that_are_no_clip(tmp_path, predict, monkeypatch):
       cv2.imencode('.png', np.zeros((9, 9)))[1].tobytes(),
       'not_video',
     ),
+    'face.jpg': (
+      cv2.imencode('.jpg', np.zeros((9, 9)))[1].tobytes(),
+      'not_video',
+    ),
   }
   for name, (content, _) in contents.items():
     (tmp_path / name).write_bytes(content)
@@ -112,6 +116,7 @@ def test_1_to_17_files_that_are_no_clip(tmp_path, predict, monkeypatch):
   assert {n: r['error'] for n, r in rows.items() if 'error' in r} == expected
   assert 'truncated' in rows['cut.mp4']['hint']
   assert 'git lfs pull' in rows['lfs.mp4']['hint']
+  assert 'a folder of pictures' in rows['face.jpg']['hint']
   assert rows['good.mp4']['frames'] == 24
   assert predict('/dev/zero')[1]['zero']['error'] == 'not_regular_file'
 
@@ -127,7 +132,7 @@ def test_7_to_11_clips_that_are_short_or_broken(tmp_path, predict):
   assert code == ExitCode.OK
   assert any(f.startswith('short:') for f in rows['half.webm']['flags'])
   assert rows['one.mp4']['flags'] == ['static']
-  assert (rows['few.mp4']['frames'], rows['few.mp4']['flags']) == (5, [])
+  assert rows['few.mp4']['flags'] == ['repeated:5/16']
   for row in rows.values():
     assert np.isfinite(list(row['classes'].values())).all()
 

@@ -163,6 +163,11 @@ def test_49_is_one_line_of_the_command(tmp_path):
   assert line.endswith('did you mean exact?\n')
 
 
+def test_flags_that_are_missing(tmp_path):
+  line = refused('train.py', f'--workdir={tmp_path}/run')
+  assert line.startswith('train.py: bad_flag: --config: it is missing')
+
+
 def test_49_a_file_that_sets_another_type():
   cfg = config.Config(optim=config.OptimConfig(lr='high'))
   with pytest.raises(MiraInputError, match=r"config\.optim\.lr: 'high'"):

@@ -327,8 +327,12 @@ def test_48_as_many_positions_of_another_grid_are_no_match(tmp_path):
 
 def test_48_another_patch_or_tubelet(tmp_path):
   path = save(tmp_path, variables())
-  with pytest.raises(MiraInputError, match='tubelet 2, patch 8, dim 16'):
+  with pytest.raises(MiraInputError, match=r'tubelet=2 .*patch=8 .*dim=16'):
     transfer.transfer(variables(patch=4), path)
+  theirs = torch_files.save(tmp_path / 'a.pth', {'model': state()})
+  for other in (path, theirs):
+    with pytest.raises(MiraInputError, match=r'tubelet=2 .*patch=8 .*dim=16'):
+      transfer.transfer(variables(dim=32), other)
 
 
 # ----- training -----

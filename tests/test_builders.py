@@ -559,6 +559,9 @@ def test_the_list_of_datasets(downloads, tmp_path, capsys):
     assert name in shown
     assert builder.ask in shown
   assert 'train 12, test 3' in shown.replace('\n', ' ')
+  shutil.copytree(tmp_path / 'data' / 'dfew', tmp_path / 'data' / 'again')
+  assert cli.main(['datasets', '--data-dir', str(tmp_path / 'data')]) == 0
+  assert capsys.readouterr().out.count('here: dfew') == 2
 
 
 def test_every_dataset_shows_its_tree(capsys):

@@ -607,7 +607,7 @@ def test_flags_that_cannot_be(capsys, runs, tmp_path):
     )
     assert code == ExitCode.USAGE
     assert 'bad_platform' in err
-  assert 'not_finished' in fails(capsys, 'export', tmp_path, out)[1]
+  assert 'not_a_run' in fails(capsys, 'export', tmp_path, out)[1]
   assert not list(tmp_path.iterdir())
   # Nothing but an export is replaced.
   out.mkdir()

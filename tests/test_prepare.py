@@ -173,7 +173,25 @@ def test_no_clip_at_all(tmp_path):
   assert (error.code, error.exit_code) == ('no_clips', ExitCode.DATA)
   assert 'ROOT/CLASS/CLIP.mp4' in error.hint
   assert "['a.pdf', 'papers/']" in error.hint
-  assert _error(_prepare, tmp_path / 'x', tmp_path / 'out').code == 'not_found'
+
+
+def test_a_root_that_is_no_folder(tmp_path):
+  table = _table(tmp_path / 't.csv', 'path,label\na.mp4,x\n')
+  for more in ({}, {'table': table}):
+    error = _error(_prepare, tmp_path / 'x', tmp_path / 'out', **more)
+    assert (error.code, error.hint) == ('not_found', 'there is no such folder')
+    error = _error(_prepare, table, tmp_path / 'out', **more)
+    assert error.code == 'not_found'
+    assert error.hint.startswith('it is a file')
+
+
+def test_a_table_whose_clips_are_elsewhere(tmp_path):
+  (tmp_path / 'root').mkdir()
+  rows = ''.join(f'{n}.mp4,x\n' for n in range(5))
+  table = _table(tmp_path / 't.csv', f'path,label\n{rows}')
+  error = _error(_prepare, tmp_path / 'root', tmp_path / 'o', table=table)
+  assert '0.mp4 (not_found), 1.mp4' in error.hint
+  assert 'and 2 more; a table has their paths relative to --root' in error.hint
 
 
 def test_nothing_but_damage(tmp_path):
@@ -284,7 +302,7 @@ def test_quality_is_a_percentage(tmp_path):
 
 def test_a_table_without_a_wanted_row(tmp_path):
   table = _table(tmp_path / 't.csv', 'path,label\na,NA\n')
-  error = _error(_prepare, tmp_path / 'no', tmp_path / 'out', table=table)
+  error = _error(_prepare, tmp_path, tmp_path / 'out', table=table)
   assert (error.code, error.exit_code) == ('no_clips', ExitCode.DATA)
   assert "{'no label (NA)': 1}" in error.hint
 

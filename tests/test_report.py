@@ -99,7 +99,11 @@ def test_prediction_tables_sort_and_keep_brackets():
   # One below the other, whatever the names.
   ends = {cells.cell_len(x) for x in text.splitlines() if x.endswith(' %')}
   assert len(ends) == 1
-  assert report.name_width(['x' * 500], NAMES, 80) < 40
+  width = report.name_width(['x' * 500], NAMES, 80)
+  table = report.prediction_table(
+    'x' * 500, np.array([0.1, 0.7, 0.2]), NAMES, width=width, header=True
+  )
+  assert _line(_print(table, 80), 'xxx')[1] == NAMES[1]  # whole
 
 
 def test_prediction_dict_is_sorted_json():

@@ -354,8 +354,17 @@ def test_engine_names_what_does_not_fit(weights_file, tmp_path):
   scorer, card = engine.load_file(weights_file)
   with pytest.raises(MiraInputError, match='bad_shape'):
     scorer.probabilities(np.zeros((1, 8, 16, 16, 3), np.uint8))
-  with pytest.raises(MiraInputError, match='not_finished'):
+  with pytest.raises(MiraInputError, match='--weights takes'):
+    engine.load_run(weights_file)
+  for name in ('absent', '.'):
+    with pytest.raises(MiraInputError, match='not_a_run'):
+      engine.load_run(tmp_path / name)
+  (tmp_path / 'one').mkdir()
+  (tmp_path / 'one' / 'config.json').touch()
+  with pytest.raises(MiraInputError, match='such as one in it'):
     engine.load_run(tmp_path)
+  with pytest.raises(MiraInputError, match='not_finished'):
+    engine.load_run(tmp_path / 'one')
   variables, _ = load_weights(weights_file)
   card['model']['depth'] = 2
   params, mira = variables['params'], variables['mira']

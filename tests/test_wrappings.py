@@ -286,6 +286,8 @@ def test_what_zero_has_split_says_how_to_join_it(tmp_path, state):
 
 
 def test_other_folders(tmp_path, source, state):
+  refused(tmp_path / 'absent.pth', 'not_found', 'no such file or folder')
+  refused(tmp_path, 'not_found', 'no weights lie in this folder')
   torch_files.save(tmp_path / 'checkpoint-7.pth', {'model': state})
   (tmp_path / 'optimizer.pt').touch()
   (tmp_path / 'log.txt').touch()

@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     right = column in ('clips', 'classes')
     table.add_column(column, justify='right' if right else 'left')
   for builder in BUILDERS.values():
-    table.add_row(*_row(builder), 'yes' if _names(builder.name, here) else '')
+    table.add_row(*_row(builder), 'yes' if _is_here(builder.name, here) else '')
   terminal.show(table)
   for builder in BUILDERS.values():
     terminal.say(f'{builder.name}: {builder.title}, ask at {builder.ask}')
     terminal.say(f'  {", ".join(builder.class_names)}')
-  for prepared in here.values():
+  for prepared in here:
     splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
     terminal.say(f'here: {prepared.name}, {splits}: {prepared.directory}')
   return ExitCode.OK
@@ -59,18 +59,19 @@ def _row(builder: Builder) -> tuple[str, ...]:
   )
 
 
-def _names(builder: str, here: dict[str, dataset.PreparedDataset]) -> list[str]:
-  """Prepared datasets of a builder, such as dfew and dfew_16f."""
-  return [n for n in here if n == builder or n.startswith(f'{builder}_')]
+def _is_here(builder: str, here: list[dataset.PreparedDataset]) -> bool:
+  """Whether a builder's dataset is prepared, such as dfew or dfew_16f."""
+  names = [prepared.name for prepared in here]
+  return any(n == builder or n.startswith(f'{builder}_') for n in names)
 
 
-def _prepared(folder: pathlib.Path) -> dict[str, dataset.PreparedDataset]:
-  """The datasets one or two levels below a folder, by name."""
+def _prepared(folder: pathlib.Path) -> list[dataset.PreparedDataset]:
+  """The datasets one or two levels below a folder."""
   found = {}
   for out in sorted([*folder.glob('*/'), *folder.glob('*/*/')]):
     try:
       prepared = dataset.open(out)
     except MiraInputError:  # not a dataset, or a folder of several
       continue
-    found.setdefault(prepared.name, prepared)
-  return found
+    found[prepared.directory] = prepared
+  return [*found.values()]

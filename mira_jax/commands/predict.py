@@ -301,6 +301,8 @@ def _predict(
   else:
     views, indices = model.cut_views(video, views=args.views, **cut)
     result['probabilities'] = model.probabilities(views).mean(axis=0)
+    if 1 < video.count < indices.shape[1]:  # one frame is 'static' already
+      result['flags'].append(f'repeated:{video.count}/{indices.shape[1]}')
     if picture:
       if len(views) > 1:
         title += f' · window {len(views) // 2 + 1} of {len(views)}'

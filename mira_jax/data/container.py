@@ -26,6 +26,7 @@ SUFFIXES = (
   *('.ts', '.mts', '.m2ts', '.m2t', '.mpg', '.mpeg', '.mpe', '.vob'),
   *('.wmv', '.asf', '.ogv', '.ogm'),
 )
+PICTURES = ('.jpg', '.jpeg', '.png', '.bmp')  # frames of folders
 # Not read: whoever finds one says so.
 OTHER_VIDEOS = (
   *('.rm', '.rmvb', '.mxf', '.dv', '.y4m', '.m1v', '.m2v', '.swf', '.nut'),
@@ -120,6 +121,8 @@ def _open(
 def _conversion(path: str | os.PathLike[str]) -> str:
   """What to do with a file of a kind that is not read; '' for others."""
   stem, kind = os.path.splitext(os.path.basename(path))
+  if kind.lower() in PICTURES:
+    return 'it is a picture; a clip is a video or a folder of pictures'
   if kind.lower() not in OTHER_VIDEOS + OTHER_PICTURES:
     return ''
   to = '.mp4' if kind.lower() in OTHER_VIDEOS else '.png'

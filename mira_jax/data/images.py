@@ -18,7 +18,7 @@ import numpy as np
 from mira_jax.data import container, order
 from mira_jax.errors import MiraInputError
 
-SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp')
+SUFFIXES = container.PICTURES
 MAX_IMAGE_BYTES = 128 << 20  # of a file; its pixels take half as much
 _JPEG_TAIL = 4096  # bytes, behind which cameras put nothing but notes
 

@@ -243,6 +243,7 @@ def _wanted_clips(
   reading: Mapping[str, Any],
 ) -> tuple[list[Found], Report, Mapping[str, str]]:
   bases = [root]
+  trees.check_root(root)
   if table:
     listing = tables.read_table(table, **reading)
     bases.append(pathlib.Path(table).parent)
@@ -480,7 +481,11 @@ def _no_clips(
 ) -> MiraInputError:
   if failures:
     first = ', '.join(f'{f.path} ({f.code})' for f in failures[:3])
-    hint = f'none of {len(failures)} clips can be used, first {first}'
+    hint = f'none of {len(failures)} clips can be used: {first}'
+    if len(failures) > 3:
+      hint += f' and {len(failures) - 3} more'
+    if any(f.code == 'not_found' for f in failures):
+      hint += '; a table has their paths relative to --root or to itself'
   else:
     inside = sorted(escaped(p.name) + '/' * p.is_dir() for p in root.iterdir())
     hint = (

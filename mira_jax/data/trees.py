@@ -38,6 +38,19 @@ _FOLD = re.compile(r'(?:fold|cv)[-_ ]?\d+', re.IGNORECASE)
 _LEVELS_DOWN = 3  # folders above the splits that are looked through
 
 
+def check_root(root: str | os.PathLike[str]) -> None:
+  """Refuses what is no folder.
+
+  Raises:
+    MiraInputError: it is a file, or it is not there ('not_found').
+  """
+  if not os.path.isdir(root):
+    hint = 'there is no such folder'
+    if os.path.lexists(root):
+      hint = 'it is a file; --root takes the folder that holds the clips'
+    raise MiraInputError('not_found', root, hint)
+
+
 @dataclasses.dataclass(kw_only=True)
 class Walk:
   """What is in a folder.
@@ -124,8 +137,7 @@ def scan_folder(root: str | os.PathLike[str]) -> Listing:
     MiraInputError: there is no such folder, splits and classes cannot be told
       apart ('unclear_tree'), or see `listing.listed`.
   """
-  if not os.path.isdir(root):
-    raise MiraInputError('not_found', root, 'no such folder')
+  check_root(root)
   found = walk(root)
   clips = [tuple(clip.split(os.sep)) for clip in found.clips]
   layout = _layout(clips, root)

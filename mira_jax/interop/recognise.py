@@ -280,12 +280,13 @@ def _heads(
 ) -> int:
   """The number of heads of a stack of blocks."""
   flag = f'--{name.replace("_", "-")}'
+  stack = "the decoder's " if name.startswith('decoder') else ''
   heads = getattr(wishes, name) or source.fields.get(name) or usual.get(dim)
   if heads is None:
     hint = (
-      f'width {dim} is of no known size, and shapes do not tell the heads; '
+      f'shapes do not show how many heads there are, and {stack}width {dim} '
+      f'is of no known size; give {flag}=NUMBER'
     )
-    hint += f'give {flag}'
     raise checkpoint_error('unknown_size', source.path, hint)
   if dim % heads:
     hint = f'{heads} heads do not divide width {dim}; give {flag}'

@@ -92,9 +92,10 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
   """
   file = weights_path(path)
   if not file.is_file():
-    raise checkpoint_error(
-      'not_found', file, 'name a file or folder of weights'
-    )
+    hint = 'there is no such file or folder'
+    if os.path.isdir(path):
+      hint = 'no weights lie in this folder; name their file or folder'
+    raise checkpoint_error('not_found', path, hint)
   with contextlib.ExitStack() as stack:
     kind, tree, metadata = _open(file, stack)
     if 'card' in metadata:

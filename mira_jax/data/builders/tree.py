@@ -37,8 +37,7 @@ class Tree:
     self.root = pathlib.Path(root).absolute()
     self.layout = layout
     self.missing: list[str] = []
-    if not self.root.is_dir():
-      raise MiraInputError('not_found', root, 'there is no such folder')
+    trees.check_root(root)
     self.root = _top(self.root, layout)
     self._folders = list(_folders(self.root, _DEPTH))
 
