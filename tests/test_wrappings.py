@@ -164,6 +164,17 @@ def test_a_copy_that_comes_first_and_is_larger_is_not_taken(
   assert any(f'model, {name}' in r for r in got.remarks)
 
 
+def test_models_that_no_name_tells_apart_must_be_chosen(
+  tmp_path, source, state
+):
+  other = {n: x + 1 for n, x in state.items()}
+  path = torch_files.save(tmp_path / 'a.pth', {'rgb': other, 'flow': state})
+  refused(path, 'several_weights', 'rgb, flow; choose one with --key')
+  same(read(path, key='flow').variables, source)
+  torch_files.save(path, {'best_model': other, 'model': state})
+  same(read(path).variables, source)
+
+
 def test_two_models_of_one_state_dict(tmp_path, source, state):
   teacher = {n: x + 1 for n, x in state.items()}
   both = under('teacher.', teacher) | under('student.', state)

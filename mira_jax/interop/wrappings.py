@@ -30,6 +30,8 @@ _AVERAGE = re.compile(
   r'(?i)(^|[._])(ema|avg|averaged?|swa|teacher|momentum|target|shadow'
   r'|polyak|grads?|gradients?|optim|optimi[sz]ers?)([._]|$)'
 )
+# Where programs keep the model of a run, whatever else they keep.
+_PLAIN = ('', 'model', 'module', 'state_dict', 'model_state_dict')
 _DEEPEST = 8  # parts of a prefix
 _SHOWN = 12  # names in an error
 # Of a file that is searched; the largest that are known have some 10,000.
@@ -80,7 +82,8 @@ def choose(
     path: of the file, for errors.
 
   Raises:
-    MiraInputError: it has no model, or none at that key.
+    MiraInputError: it has no model, none at that key, or several of which none
+      has the name of a file's only one.
   """
   places = list(_mappings(tree, ()))
   count = sum(len(tensors) for _, tensors in places)
@@ -96,12 +99,19 @@ def choose(
   ]
   if not wanted:
     raise _error(tree, places, found, key, path)
+  if key is not None or len(found) == 1:
+    return wanted[0], []
   labels = shown(c.label or 'no key' for c in found)
-  notes = []
-  if key is None and len(found) > 1:
-    taken = shown([wanted[0].label or 'no key'])
-    notes.append(f'it has models at {labels}; {taken} is taken, --key another')
-  return wanted[0], notes
+  alike = [
+    c for c in found if (c.fits, c.average) == (found[0].fits, found[0].average)
+  ]
+  plain = [c for c in alike if c.label in _PLAIN] or alike
+  if len(plain) > 1:
+    hint = f'it has models at {labels}; choose one with --key of mira convert'
+    raise checkpoint_error('several_weights', path, hint)
+  taken = shown([plain[0].label or 'no key'])
+  note = f'it has models at {labels}; {taken} is taken, --key another'
+  return plain[0], [note]
 
 
 def shown(names: Iterable[Any]) -> str:
