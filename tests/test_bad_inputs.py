@@ -280,7 +280,7 @@ def test_37_a_sheet_that_is_huge(tmp_path, monkeypatch):
     tmp_path / 't.xlsx', [('path', 'label'), *[('a', 'b')] * 200]
   )
   monkeypatch.setattr(cells, 'MAX_ROWS', 100)
-  with pytest.raises(MiraInputError, match=r'bad_table.*more than 100 rows'):
+  with pytest.raises(MiraInputError, match=r'bad_table.*over 100 rows'):
     tables.read_table(tmp_path / 't.xlsx')
   monkeypatch.setattr(cells, 'MAX_BYTES', 1000)
   with pytest.raises(MiraInputError, match='bad_table'):

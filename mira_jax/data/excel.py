@@ -21,10 +21,9 @@ from typing import IO, Any
 import openpyxl
 import xlrd
 
+from mira_jax.data import cells
 from mira_jax.data.cells import (
   EXCEL,
-  MAX_BYTES,
-  MAX_ROWS,
   Grid,
   Odd,
   bad_table,
@@ -56,7 +55,7 @@ def _xlsx(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   with zipfile.ZipFile(io.BytesIO(data)) as parts:
     names = parts.namelist()
     size = sum(part.file_size for part in parts.infolist())
-    if size > MAX_BYTES:
+    if size > cells.MAX_BYTES:
       raise bad_table(path, f'it unpacks to {size >> 20} MiB')
     if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
       raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')
@@ -79,8 +78,8 @@ def _check_part(
     found = [item.start() for item in _ITEM.finditer(chunk)]
     count += len(found)
     since = len(chunk) - found[-1] if found else since + len(chunk)
-    if count > MAX_ROWS or since > _LONGEST:
-      hint = f'{name[:80]} has over {MAX_ROWS} entries, or one of over '
+    if count > cells.MAX_ROWS or since > _LONGEST:
+      hint = f'{name[:80]} has over {cells.MAX_ROWS} rows, or one of over '
       raise bad_table(path, f'{hint}{_LONGEST >> 20} MiB: save it as CSV')
 
 
