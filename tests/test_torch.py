@@ -243,7 +243,7 @@ def saved(tmp_path_factory):
     variables['params'],
     variables['mira'],
     {
-      'model': fields,
+      'model': fields | {'tubelet': 2},
       'pretrain': None,
       'class_names': list('abcde'),
       'preprocessing': {'rate': 2, 'fit': 'squash'},
