@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import pathlib
-import socket
 import time
 from collections.abc import Callable, Iterator
 
@@ -59,7 +58,7 @@ def hold(
 def _sign(file: int) -> None:
   """Writes who holds the lock; a full disk is for others to report."""
   since = time.strftime('%Y-%m-%d %H:%M:%S')
-  holder = {'pid': os.getpid(), 'host': socket.gethostname(), 'since': since}
+  holder = {'pid': os.getpid(), 'host': os.uname().nodename, 'since': since}
   with contextlib.suppress(OSError):
     os.ftruncate(file, 0)
     os.write(file, json.dumps(holder).encode())
