@@ -6,7 +6,7 @@ import difflib
 import enum
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class ExitCode(enum.IntEnum):
@@ -48,6 +48,12 @@ class MiraInputError(ValueError):
     self.hint = hint
     self.exit_code = exit_code
     super().__init__(plain(f'{code}: {self.path}: {hint}') + below)
+
+
+def some(names: Sequence[str], most: int, separator: str = ', ') -> str:
+  """The first names of many, and how many more there are."""
+  more = f' and {len(names) - most} more' if len(names) > most else ''
+  return separator.join(names[:most]) + more
 
 
 def plain(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax.errors import checkpoint_error
+from mira_jax.errors import checkpoint_error, some
 from mira_jax.interop import recognise, sources, torch_names
 from mira_jax.models.layers import resize_positions
 from mira_jax.weights import (
@@ -61,8 +61,7 @@ class Transfer:
     for kind in ('fresh', 'missing', 'ignored'):
       names = getattr(self, kind)
       if names:
-        more = len(names) - _SHOWN
-        told = ', '.join(names[:_SHOWN]) + (f' and {more} more' * (more > 0))
+        told = some(names, _SHOWN)
         lines.append(f'{kind}: {len(names)} tensors ({told})')
     return '\n'.join([*lines, *(f'note: {note}' for note in self.notes)])
 

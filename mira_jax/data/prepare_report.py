@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from mira_jax.data import people
 from mira_jax.data.listing import Failure, Row, escaped
+from mira_jax.errors import some
 
 REPORT_NAME = 'PREPARE_REPORT.json'
 _NONE = 'none named'
@@ -115,8 +116,7 @@ class Report:
     folds = [row.fold for row in rows]
     for sides, what in ((splits, 'split'), (folds, 'fold')):
       if both := people.on_several_sides(subjects, sides):
-        more = f' and {len(both) - 5} more' if len(both) > 5 else ''
-        names = ', '.join(both[:5]) + more
+        names = some(both, 5)
         self.warnings.append(f'people in more than one {what}: {names}')
 
   def compare(self, found: Mapping[str, int], owner: Mapping[str, int]) -> None:
@@ -128,10 +128,7 @@ class Report:
       if have != want
     ]
     if wrong:
-      more = f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''
-      self.warnings.append(
-        f"not the owner's counts: {', '.join(wrong[:3])}{more}"
-      )
+      self.warnings.append(f"not the owner's counts: {some(wrong, 3)}")
 
   def add_tables(self, paths: Iterable[pathlib.Path]) -> None:
     """Notes the SHA-256 of files."""

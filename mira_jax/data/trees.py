@@ -22,7 +22,7 @@ from mira_jax.data.listing import (
   natural,
   split_word,
 )
-from mira_jax.errors import MiraInputError, data_error
+from mira_jax.errors import MiraInputError, data_error, some
 
 # Names, in lower case, of what systems put beside people's files. A name that
 # starts with a dot is hidden as well: .thumbnails, .ipynb_checkpoints, ._1.mp4.
@@ -289,11 +289,10 @@ def _unclear(
   root: str | os.PathLike[str], clips: Sequence[Sequence[str]], why: str = ''
 ) -> MiraInputError:
   folders = collections.Counter('/'.join(clip[:-1][:3]) for clip in clips)
-  shown = [f'{name}/ ({n})' for name, n in sorted(folders.items())[:8]]
-  more = f' and {len(folders) - 8} more' if len(folders) > 8 else ''
+  shown = [f'{name}/ ({n})' for name, n in sorted(folders.items())]
   hint = (
     'it is not clear which folders are splits and which are classes'
-    f'{why and ", "}{why}: clips are in {", ".join(shown)}{more}; expected '
+    f'{why and ", "}{why}: clips are in {some(shown, 8)}; expected '
     'ROOT/CLASS/CLIP, ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP with a '
     'train and another split; name another --root, or say it in a --table'
   )
@@ -371,5 +370,4 @@ def _are_frames(pictures: Sequence[str], videos: int) -> bool:
 
 def _some(names: Mapping[str, int]) -> str:
   shown = sorted(names, key=natural)
-  more = f' and {len(shown) - _SHOWN} more' * (len(shown) > _SHOWN)
-  return escaped(' '.join(shown[:_SHOWN])) + more
+  return escaped(some(shown, _SHOWN, ' '))

@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from mira_jax.errors import some
+
 Settings = Mapping[str, Any]
 _SHOWN = 12  # names in a remark
 
@@ -48,8 +50,7 @@ class Table:
     unknown = [ascii(name)[1:-1] for name in settings if name not in known]
     if not unknown:
       return []
-    more = len(unknown) - _SHOWN
-    names = ', '.join(unknown[:_SHOWN]) + (f' and {more} more' * (more > 0))
+    names = some(unknown, _SHOWN)
     return [f'{where}: settings of no known meaning are left out: {names}']
 
 

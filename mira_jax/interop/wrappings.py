@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.errors import MiraInputError, checkpoint_error, some
 from mira_jax.interop import huggingface, pth, torch_names
 
 Leaf = np.ndarray | pth.Tensor
@@ -116,10 +116,7 @@ def choose(
 
 def shown(names: Iterable[Any]) -> str:
   """Names of a file for a message: a dozen at most, short and printable."""
-  names = list(names)
-  some = ', '.join(ascii(str(n)[:60])[1:-1] for n in names[:_SHOWN])
-  more = len(names) - _SHOWN
-  return some + (f' and {more} more' if more > 0 else '')
+  return some([ascii(str(n)[:60])[1:-1] for n in names], _SHOWN)
 
 
 def _error(
