@@ -37,12 +37,13 @@ test-lowest:
 	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/lowest.txt \
 	  pytest pillow
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e .
-	$(LOWEST)/bin/python -m pytest tests/test_cli.py tests/test_decode.py \
-	  tests/test_figures.py tests/test_prepare.py tests/test_checkpoint.py
+	$(LOWEST)/bin/python -m pytest tests/cli/test_cli.py tests/video/test_decode.py \
+	  tests/figures/test_figures.py tests/prepare/test_prepare.py \
+	  tests/train/test_checkpoint.py
 
 test-torch: $(STAMP)
 	$(BIN)/python -m pip install --quiet '$(TORCH)' -e '.[torch]'
-	$(BIN)/python -m pytest tests/test_torch.py
+	$(BIN)/python -m pytest tests/parity/test_torch.py
 
 soak: $(STAMP)
 	$(BIN)/python bench/soak.py --seed=$(SEED)

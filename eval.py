@@ -18,6 +18,7 @@ confusion.csv and confusion.png below WORKDIR/eval.
 from __future__ import annotations
 
 from mira_jax import terminal
+from mira_jax.cli import flags as cli_flags
 
 if __name__ == '__main__':  # what follows takes seconds to import
   terminal.leave_on_interrupt('eval.py')
@@ -31,24 +32,17 @@ import numpy as np
 from absl import flags
 from ml_collections import config_flags
 
-from mira_jax import (
-  config,
-  devices,
-  engine,
-  figures,
-  hosts,
-  inputs,
-  loop,
-  outcome,
-  output,
-  report,
-  snapshot,
-  training,
-  weights,
-)
+from mira_jax import config, figures, output
+from mira_jax.cli import hosts
 from mira_jax.data import dataset as prepared
-from mira_jax.data import harmonise, pool
+from mira_jax.data import label_map, pool
+from mira_jax.devices import platform
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.evaluation import metrics, report, results
+from mira_jax.inference import engine
+from mira_jax.train import datasets as inputs
+from mira_jax.train import loop, run_folder, snapshot
+from mira_jax.weights import weights_file
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run or folds.')
 _DATASET = flags.DEFINE_string('dataset', None, "else the run's own.")
@@ -69,12 +63,12 @@ _FOLDS = flags.DEFINE_string('folds', None, "'all', or numbers such as 0,2.")
 _CONFIG = config_flags.DEFINE_config_file(
   'config', help_string='a file, to train the folds that are not trained yet.'
 )
-_DEVICE = flags.DEFINE_enum('device', None, devices.PLATFORMS, devices.HELP)
+_DEVICE = flags.DEFINE_enum('device', None, platform.PLATFORMS, platform.HELP)
 flags.mark_flag_as_required('workdir')
 
 
 def main(_):
-  devices.start(_DEVICE.value, meet=hosts.join)
+  platform.start(_DEVICE.value, meet=hosts.join)
   engine.use_compile_cache()
   workdir = pathlib.Path(_WORKDIR.value)
   if _FOLDS.value is None:
@@ -114,7 +108,7 @@ def _scored(
   run: pathlib.Path,
 ) -> tuple[np.ndarray, tuple[str, ...], dict[str, Any]]:
   """Confusion matrix and class names of a run's test, and what was tested."""
-  cfg = training.read_config(run)
+  cfg = run_folder.read_config(run)
   size = _BATCH_SIZE.value or cfg.data.batch_size
   if _STEP.value:
     scorer, card = snapshot.load(run, _STEP.value, size)
@@ -159,9 +153,9 @@ def _as_the_model_names_them(
   dataset: prepared.PreparedDataset, split: str, card: dict
 ) -> pool.Pool:
   """A split whose labels are the model's; raises where none is common."""
-  known = {harmonise.common_name(n): n for n in card['class_names']}
+  known = {label_map.common_name(n): n for n in card['class_names']}
   rename = {
-    name: known.get(harmonise.common_name(name), '')
+    name: known.get(label_map.common_name(name), '')
     for name in dataset.class_names
   }
   if not any(rename.values()):
@@ -193,7 +187,7 @@ def evaluate_folds(
   if _DATASET.value or _SPLIT.value:
     hint = 'a fold is tested on the clips that it left out; drop that flag'
     raise MiraInputError('bad_flag', '--dataset, --split', hint)
-  base = cfg or training.read_config(_first_fold(workdir))
+  base = cfg or run_folder.read_config(_first_fold(workdir))
   names = inputs.fold_names(base, inputs.open_datasets(base.data))
   if len(names) == 1:
     hint = f'{base.data.protocol!r} has no folds; use folds, loso or lodo'
@@ -221,7 +215,9 @@ def _first_fold(workdir: pathlib.Path) -> pathlib.Path:
 def _finished(workdir: pathlib.Path, numbers: list[int]) -> list[int]:
   """The folds that have weights."""
   found = [
-    n for n in numbers if (workdir / f'fold-{n}' / weights.WEIGHTS).exists()
+    n
+    for n in numbers
+    if (workdir / f'fold-{n}' / weights_file.WEIGHTS).exists()
   ]
   if not found:
     hint = 'no fold is finished; train them with --config=FILE'
@@ -242,22 +238,22 @@ def _chosen(which: str, count: int) -> list[int]:
 
 def _fold(
   run: pathlib.Path, cfg: config.Config | None, number: int, name: str
-) -> tuple[outcome.Fold, tuple[str, ...]]:
+) -> tuple[results.Fold, tuple[str, ...]]:
   """One fold's evaluation and class names; trains it first if need be."""
-  if cfg is not None and not (run / weights.WEIGHTS).exists():
+  if cfg is not None and not (run / weights_file.WEIGHTS).exists():
     if jax.process_index() == 0:
       terminal.say(f'training {name} into {run}')
     mine = copy.deepcopy(cfg)
     mine.data.fold = number
-    loop.train(mine, training.open_workdir(str(run)))
+    loop.train(mine, run_folder.open_workdir(str(run)))
   matrix, class_names, _ = _scored(run)
-  fold = outcome.Fold(name=name, matrix=matrix, results=outcome.read(run))
+  fold = results.Fold(name=name, matrix=matrix, results=results.read(run))
   return fold, class_names
 
 
 def _report_folds(
   workdir: pathlib.Path,
-  scored: list[tuple[outcome.Fold, tuple[str, ...]]],
+  scored: list[tuple[results.Fold, tuple[str, ...]]],
   protocol: str,
   missing: list[str],
 ) -> None:
@@ -271,15 +267,16 @@ def _report_folds(
   if missing:
     count += f' of {len(folds) + len(missing)}'
   title = f'{workdir.resolve().name}: protocol {protocol}, {count} folds'
-  terminal.show(outcome.folds_table(folds, class_names, title, missing))
+  terminal.show(results.folds_table(folds, class_names, title, missing))
   folder = workdir / 'eval' / 'folds'
   folder.mkdir(parents=True, exist_ok=True)
-  whole = outcome.pooled(folds)
+  whole = results.pooled(folds)
   np.savetxt(folder / 'confusion.csv', whole, fmt='%d', delimiter=',')
   picture = folder / 'confusion.png'
-  title = ', '.join(filter(None, [title, 'pooled', outcome.partial(missing)]))
-  figures.confusion_figure(picture, whole, class_names, title)
-  told = outcome.folds_dict(folds, class_names, missing)
+  title = ', '.join(filter(None, [title, 'pooled', results.partial(missing)]))
+  scores = str(metrics.score(whole))
+  figures.confusion_figure(picture, whole, class_names, title, scores)
+  told = results.folds_dict(folds, class_names, missing)
   told |= {'protocol': protocol}
   path = folder / 'folds.json'
   path.write_text(terminal.as_json(told, indent=2) + '\n', encoding='utf-8')
@@ -287,4 +284,4 @@ def _report_folds(
 
 
 if __name__ == '__main__':
-  training.run(main)
+  cli_flags.run(main)

@@ -11,6 +11,7 @@ curves.png and, of a classifier, outcome.json.
 from __future__ import annotations
 
 from mira_jax import terminal
+from mira_jax.cli import flags as cli_flags
 
 if __name__ == '__main__':  # what follows takes seconds to import
   terminal.leave_on_interrupt('train.py')
@@ -18,11 +19,14 @@ if __name__ == '__main__':  # what follows takes seconds to import
 from absl import flags
 from ml_collections import config_flags
 
-from mira_jax import devices, engine, hosts, loop, training
+from mira_jax.cli import hosts
+from mira_jax.devices import platform
+from mira_jax.inference import engine
+from mira_jax.train import loop, run_folder
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='a file.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'folder of the run.')
-_DEVICE = flags.DEFINE_enum('device', None, devices.PLATFORMS, devices.HELP)
+_DEVICE = flags.DEFINE_enum('device', None, platform.PLATFORMS, platform.HELP)
 _FORCE = flags.DEFINE_bool(
   'force', False, 'resume although the configuration or the data changed.'
 )
@@ -39,11 +43,11 @@ flags.mark_flags_as_required(['config', 'workdir'])
 
 
 def main(_):
-  devices.start(_DEVICE.value, meet=hosts.join)
+  platform.start(_DEVICE.value, meet=hosts.join)
   engine.use_compile_cache()
   loop.train(
     _CONFIG.value,
-    training.open_workdir(_WORKDIR.value),
+    run_folder.open_workdir(_WORKDIR.value),
     strict=_RESUME.value == 'strict',
     force=_FORCE.value,
     debug_nans=_DEBUG_NANS.value,
@@ -51,4 +55,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  training.run(main)
+  cli_flags.run(main)

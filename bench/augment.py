@@ -36,7 +36,7 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from mira_jax import augment, mixing, randaugment
+from mira_jax.augment import mixup, randaugment, transforms
 from mira_jax.models.vivit import SIZES, ViViT
 
 BATCH, CLASSES = 2, 7
@@ -68,11 +68,11 @@ def operations(clip: np.ndarray) -> dict[str, Program]:
 
 def rest(clip: np.ndarray) -> Program:
   """All that follows RandAugment, for a batch."""
-  change = augment.Augment(resized_crop=True, erase=0.25)
+  change = transforms.Augment(resized_crop=True, erase=0.25)
 
   def run(key, video, targets):
     keys = jax.random.split(key)
-    return mixing.mix(keys[0], change(keys[1], video), targets)
+    return mixup.mix(keys[0], change(keys[1], video), targets)
 
   return run, (jax.random.key(0), np.stack([clip] * BATCH), jnp.eye(BATCH))
 

@@ -35,7 +35,10 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from mira_jax.data import dataset, decode, pipeline, prepare, synthetic
+from mira_jax.data import dataset, pipeline
+from mira_jax.prepare import prepare
+from mira_jax.synthetic import dataset as synthetic
+from mira_jax.video import decode
 
 TARGET = 150  # clips per second of a core
 TARGET_TWO_CORES = 300  # read, and prepared

@@ -17,7 +17,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
 from bench import paired
 from configs import quickstart
-from mira_jax import config, engine
+from mira_jax import config
+from mira_jax.inference import engine
 
 ARMS = ('scratch', 'pre-trained')
 

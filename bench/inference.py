@@ -68,7 +68,7 @@ def ours(size: str, mode: str, batch: int, args: dict[str, Any]) -> Callable:
   import jax
   import jax.numpy as jnp
 
-  from mira_jax import engine
+  from mira_jax.inference import engine
 
   model = engine.build_model(
     fields(size, mode, args['dtype']) | {'attention': args['attention']}
@@ -84,8 +84,8 @@ def theirs(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
   import torch
   import transformers
 
-  from mira_jax.interop import torch_mira
   from mira_jax.mira import MiraConfig
+  from mira_jax.parity import torch_mira
 
   torch.manual_seed(0)
   own = fields(size, mode, args['dtype'])
@@ -135,8 +135,8 @@ def flop(size: str, mode: str, batch: int, args: argparse.Namespace) -> int:
   """That our model's products need; a multiply and an add are two."""
   import jax
 
-  from mira_jax import engine
   from mira_jax.aot import counts
+  from mira_jax.inference import engine
 
   model = engine.build_model(
     fields(size, mode, args.dtype) | {'attention': args.attention}

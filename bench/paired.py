@@ -18,7 +18,9 @@ import scipy.stats
 from rich import box
 from rich.table import Table
 
-from mira_jax import config, loop, outcome, training
+from mira_jax import config
+from mira_jax.evaluation import results
+from mira_jax.train import loop, run_folder
 
 METRICS = ('war', 'uar', 'macro_f1')
 
@@ -38,9 +40,9 @@ def train(
   for seed in range(seeds):
     for arm in arms:
       folder = pathlib.Path(workdir) / f'{arm.replace(" ", "_")}-{seed}'
-      if not outcome.read(folder):
-        loop.train(configure(arm, seed), training.open_workdir(str(folder)))
-      row = outcome.read(folder)[0]
+      if not results.read(folder):
+        loop.train(configure(arm, seed), run_folder.open_workdir(str(folder)))
+      row = results.read(folder)[0]
       scores = {name: getattr(row.scores, name) for name in METRICS}
       runs.append({'arm': arm, 'seed': seed, 'step': row.step, **scores})
   return runs

@@ -30,9 +30,13 @@ import rich
 from rich import box
 from rich.table import Table
 
-from mira_jax import checkpoint, runlog, weights
-from mira_jax.data import dataset, decode, faces
+from mira_jax.data import dataset
 from mira_jax.errors import ExitCode
+from mira_jax.synthetic import faces
+from mira_jax.train import checkpoint
+from mira_jax.train import log as runlog
+from mira_jax.video import decode
+from mira_jax.weights import weights_file
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAIN_CLIPS, TEST_CLIPS, DAMAGED = 360, 21, 3
@@ -345,9 +349,9 @@ def compare(place: pathlib.Path, total: int) -> list[str]:
   """What differs between the two runs; [] when nothing does."""
   one, two = place / 'undisturbed', place / 'disturbed'
   wrong = []
-  for name in (weights.WEIGHTS, weights.LAST):
-    a, b = (weights.load_weights(run / name) for run in (one, two))
-    flat = [weights.flatten(variables) for variables, _ in (a, b)]
+  for name in (weights_file.WEIGHTS, weights_file.LAST):
+    a, b = (weights_file.load_weights(run / name) for run in (one, two))
+    flat = [weights_file.flatten(variables) for variables, _ in (a, b)]
     wrong += [
       f'{name}: {key}'
       for key in flat[0].keys() | flat[1].keys()

@@ -1,4 +1,4 @@
-"""Imports point downward only; see the table of floors."""
+"""The house holds: imports point downward, and packages form no circle."""
 
 from __future__ import annotations
 
@@ -11,58 +11,39 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# The longest prefix decides. What is not named here is on the floor that runs
-# things (2), which may import neither configuration nor entry points.
-FLOORS = {
-  'mira_jax': 2,
-  'mira_jax.mira': 0,
-  'mira_jax.kernels': 0,
-  'mira_jax.plugins': 0,
-  'mira_jax.augment': 0,
-  'mira_jax.randaugment': 0,
-  'mira_jax.mixing': 0,
-  'mira_jax.metrics': 0,
-  'mira_jax.guard': 0,
-  'mira_jax.errors': 0,
-  'mira_jax.ranges': 0,
-  'mira_jax.chips': 0,
-  'mira_jax.models': 1,
-  'mira_jax.cli': 3,
-  'mira_jax.training': 3,
-  'mira_jax.hosts': 3,
-  'mira_jax.program': 3,
-  'mira_jax.inputs': 3,
-  'mira_jax.snapshot': 3,
-  'mira_jax.tasks': 3,
-  'mira_jax.loop': 3,
-  'mira_jax.commands': 3,
-  'mira_jax.aot.measure': 3,
-  'mira_jax.config': 3,
-  'configs': 3,
-  'train': 3,
-  'eval': 3,
-}
-# Packages that only some modules may import.
+# Folders of mira_jax/ and modules beside them, from the top floor down; a name
+# imports those below it only. A folder counts as one: no circle is possible.
+FLOORS = (
+  ('cli',),
+  ('aot', 'parity'),
+  ('train',),
+  ('inference',),
+  ('weights',),
+  ('config',),
+  ('models', 'prepare'),
+  ('kernels', 'synthetic'),
+  ('augment', 'data'),
+  ('devices', 'video'),
+  ('evaluation',),
+  ('figures',),
+  ('output', 'lock'),
+  ('mira', 'terminal', 'files'),
+  ('errors',),
+)
+ROOMS = {name: -i for i, floor in enumerate(FLOORS) for name in floor}
+# Packages that only some folders may import.
 ONLY = {
-  'flax': ('mira_jax.models',),
-  'orbax': ('mira_jax.checkpoint',),
+  'flax': ('models',),
+  'orbax': ('train',),
+  'matplotlib': ('figures',),
 }
-IDEAS_MAY_USE = {'jax', 'numpy', 'mira_jax'} | sys.stdlib_module_names
-
-
-def covers(prefix, module):
-  return module == prefix or module.startswith(prefix + '.')
-
-
-def floor(module):
-  return FLOORS[max((p for p in FLOORS if covers(p, module)), key=len)]
+# What the method, the kernels and the models need.
+SMALL = {'jax', 'jaxlib', 'flax', 'numpy', 'einops', 'optax', 'mira_jax'}
 
 
 def sources():
   """Module name -> parsed source, for everything that is shipped."""
-  paths = [ROOT / 'train.py', ROOT / 'eval.py']
-  for folder in ('mira_jax', 'configs'):
-    paths += sorted((ROOT / folder).rglob('*.py'))
+  paths = sorted((ROOT / 'mira_jax').rglob('*.py'))
   modules = {}
   for path in paths:
     parts = path.relative_to(ROOT).with_suffix('').parts
@@ -86,48 +67,58 @@ def imports(module):
         yield inner if inner in SOURCES else node.module
 
 
-def test_every_floor_is_there():
-  assert {floor(module) for module in SOURCES} == {0, 1, 2, 3}
-  assert {'mira_jax.mira', 'mira_jax.interop.golden', 'train'} <= set(SOURCES)
+def room(module):
+  """The folder of mira_jax/ that a module is in, or its own name."""
+  return module.removeprefix('mira_jax').removeprefix('.').split('.')[0]
 
 
-@pytest.mark.parametrize('module', SOURCES)
-def test_imports_point_downward(module):
-  for imported in imports(module):
-    if imported.partition('.')[0] in ('mira_jax', 'configs', 'train', 'eval'):
-      assert floor(imported) <= floor(module), f'{module} imports {imported}'
+def test_every_folder_has_a_floor():
+  found = {room(module) for module in SOURCES} - {''}
+  assert found == set(ROOMS)
 
 
-def test_configuration_imports_ideas_only():
-  for imported in imports('mira_jax.config'):
-    if covers('mira_jax', imported):
-      assert floor(imported) == 0, imported
+@pytest.mark.parametrize('name', ROOMS)
+def test_imports_point_downward(name):
+  for module in SOURCES:
+    if room(module) != name:
+      continue
+    for imported in imports(module):
+      assert imported.partition('.')[0] not in ('configs', 'train', 'eval')
+      other = room(imported)
+      if imported.startswith('mira_jax.') and other != name:
+        same = ROOMS[other] == ROOMS[name]
+        assert not same, f'{module} imports {imported} of the same floor'
+        assert ROOMS[other] < ROOMS[name], f'{module} imports {imported}'
 
 
 @pytest.mark.parametrize('package', ONLY)
 def test_packages_are_imported_where_they_belong(package):
   users = {
-    module
+    room(module)
     for module in SOURCES
-    if any(covers(package, imported) for imported in imports(module))
+    if any(name.split('.')[0] == package for name in imports(module))
   }
-  assert users
-  for user in users:
-    assert any(covers(owner, user) for owner in ONLY[package]), user
+  assert users == set(ONLY[package])
 
 
-def test_ideas_need_only_jax_and_numpy():
-  for module in SOURCES:
-    if floor(module) == 0:
-      roots = {name.partition('.')[0] for name in imports(module)}
-      assert roots <= IDEAS_MAY_USE, module
+@pytest.mark.parametrize('name', ['mira', 'kernels', 'models'])
+def test_the_method_needs_few_packages(name):
+  """Also of what it imports of this library, however far down."""
+  todo = {module for module in SOURCES if room(module) == name}
+  seen = set()
+  while todo:
+    module = todo.pop()
+    seen.add(module)
+    roots = {imported.split('.')[0] for imported in imports(module)}
+    assert roots <= SMALL | sys.stdlib_module_names, module
+    todo |= {x for x in imports(module) if x in SOURCES} - seen
 
 
-def test_ideas_and_models_import_without_the_data_packages():
+def test_models_import_without_the_data_packages():
   program = """
 import sys
 for name in ('grain', 'tensorflow_datasets', 'ml_collections', 'tensorflow',
-             'torch', 'optax'):
+             'torch', 'av', 'cv2', 'matplotlib'):
   sys.modules[name] = None
 import mira_jax.mira, mira_jax.kernels.attention
 import mira_jax.models.vivit, mira_jax.models.mae

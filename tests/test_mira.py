@@ -15,7 +15,7 @@ from jax.test_util import check_grads
 import oracle
 from mira_jax import mira
 from mira_jax.kernels import attention as kernels
-from mira_jax.kernels.meaning import attention_map
+from mira_jax.kernels.reference import attention_map
 from mira_jax.mira import (
   MiraConfig,
   ema,

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mira_jax.aot.chips import Chip
 from mira_jax.aot.hlo import Collective
-from mira_jax.chips import Chip
 
 
 class Estimate(NamedTuple):

@@ -19,12 +19,14 @@ from typing import Any
 
 import jax
 
-from mira_jax import chips, config, program, sharding
-from mira_jax.aot import compilers, counts, hlo
+from mira_jax import config
+from mira_jax.aot import chips, compilers, counts, hlo
 from mira_jax.aot.compilers import Target
 from mira_jax.aot.estimate import estimate
+from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.kernels.operations import REMAT
+from mira_jax.train import build
 
 Report = dict[str, Any]  # what --json prints; see docs/aot.md
 
@@ -107,12 +109,12 @@ def compile_here(cfg: config.Config, target: Target) -> Report:
   mesh = sharding.make_mesh(**dataclasses.asdict(cfg.mesh), devices=devices)
   chip = chips.of_kind(devices[0].device_kind)
   share = target.chips / len(devices)
-  made = program.make(cfg, mesh)
-  training = program.training(cfg, made, mesh, steps_per_epoch=1000)
+  made = build.make(cfg, mesh)
+  training = build.training(cfg, made, mesh, steps_per_epoch=1000)
   arguments = (
     training.target,
-    program.abstract_batch(cfg, mesh),
-    program.abstract_key(mesh),
+    build.abstract_batch(cfg, mesh),
+    build.abstract_key(mesh),
   )
   # From here on, for nothing can be computed on devices that are not there.
   with jax.set_mesh(mesh):
@@ -222,16 +224,16 @@ def model_flops(cfg: config.Config) -> int:
   plain.model.scan, plain.model.attention = False, 'meaning'
   plain.data.batch_size = plain.optim.accumulate = plain.data.repeats = 1
   mesh = sharding.make_mesh(devices=jax.devices('cpu')[:1])
-  made = program.make(plain, mesh)
-  video = jax.ShapeDtypeStruct(program.video_shape(plain), jax.numpy.float32)
+  made = build.make(plain, mesh)
+  video = jax.ShapeDtypeStruct(build.video_shape(plain), jax.numpy.float32)
 
   def forward(variables, video):
     if plain.pretrain is None:
       return made.model.apply(variables, video)
-    mask, hidden = program.draw_mask(plain, jax.random.key(0), video.shape)
+    mask, hidden = build.draw_mask(plain, jax.random.key(0), video.shape)
     return made.model.apply(variables, video, mask, num_masked=hidden)
 
-  variables = jax.eval_shape(made.init, program.abstract_key(mesh))
+  variables = jax.eval_shape(made.init, build.abstract_key(mesh))
   jaxpr = jax.jit(forward).trace(variables, video).jaxpr
   times = 1 if plain.optim.freeze_backbone else 3
   return times * counts.flops(jaxpr).total()

@@ -24,9 +24,10 @@ from typing import Protocol
 import grain
 import numpy as np
 
-from mira_jax.data import decode, sampling
+from mira_jax.data import records, sampling
 from mira_jax.data.dataset import Clip
 from mira_jax.errors import MiraInputError, data_error
+from mira_jax.video import decode
 
 _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -203,7 +204,7 @@ class _Reader:
     # A short clip names a frame more than once: it is decoded once.
     decoded = {
       i: decode.resize(frame, self._size, self._fit)
-      for i, frame in decode.read_frames(clip, indices.tolist()).items()
+      for i, frame in records.read_frames(clip, indices.tolist()).items()
     }
     return np.stack([decoded[i] for i in indices.tolist()])
 

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mira_jax.data import harmonise, splits
+from mira_jax.data import holdout, label_map
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.pool import Pool, join, of_dataset
 from mira_jax.errors import ExitCode, MiraInputError, data_error
@@ -66,8 +66,8 @@ def pooled(
     hint = 'two datasets have the same name; prepare one under another --name'
     code = ExitCode.DATA
     raise MiraInputError('same_name', names, hint, exit_code=code)
-  table = harmonise.read_table(classes) if classes else None
-  common, rename = harmonise.harmonise(own, table)
+  table = label_map.read_table(classes) if classes else None
+  common, rename = label_map.harmonise(own, table)
   return [
     of_dataset(d, list(d.splits), common, rename[d.name]) for d in datasets
   ]
@@ -154,7 +154,7 @@ def parts(
 
 def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
   """A mask [C] of clips to hold out, see `splits.hold_out`; and the rule."""
-  held, rule = splits.hold_out(
+  held, rule = holdout.hold_out(
     pool.subject.tolist(),
     pool.label.tolist(),
     fraction,
@@ -194,7 +194,7 @@ def _folds(
     names, tests[known] = np.unique(pool.subject[known], return_inverse=True)
     return names.tolist(), tests
   if num_folds:
-    tests = splits.subject_folds(pool.subject.tolist(), num_folds, seed)
+    tests = holdout.subject_folds(pool.subject.tolist(), num_folds, seed)
     return [f'fold {i + 1}' for i in range(num_folds)], tests
   if len(pool) == 0 or (pool.fold < 0).any():
     hint = 'its clips have no stored folds; set config.data.num_folds to make '

@@ -8,7 +8,8 @@ few.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from mira_jax.data.listing import check_class_names
+from mira_jax.video import decode, images
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -118,3 +120,15 @@ def parse(record: bytes) -> Clip:
 def _scalar(key: str, value: bytes | float) -> bytes | str | float:
   is_text = isinstance(value, bytes) and key != 'video'
   return value.decode() if is_text else value
+
+
+def read_frames(clip: Clip, indices: Iterable[int]) -> dict[int, np.ndarray]:
+  """Some frames of a prepared clip, by their indices: uint8 [H, W, 3], RGB.
+
+  Raises:
+    MiraInputError: a frame cannot be decoded ('damaged').
+  """
+  wanted = sorted(set(indices))
+  if clip.frames:
+    return {i: images.decode_jpeg(clip.frames[i]) for i in wanted}
+  return decode.read_some(io.BytesIO(clip.video), clip.clip_id, wanted)

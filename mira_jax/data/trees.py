@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from mira_jax.data import container, decode, people
+from mira_jax.data import people
 from mira_jax.data.listing import (
   Failure,
   Listing,
@@ -23,6 +23,7 @@ from mira_jax.data.listing import (
   split_word,
 )
 from mira_jax.errors import MiraInputError, data_error, some
+from mira_jax.video import container, decode
 
 # Names, in lower case, of what systems put beside people's files. A name that
 # starts with a dot is hidden as well: .thumbnails, .ipynb_checkpoints, ._1.mp4.

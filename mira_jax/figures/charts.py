@@ -13,7 +13,6 @@ from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.cells import cell_len
 
-from mira_jax import metrics
 from mira_jax.figures.style import (
   CYCLE,
   INK,
@@ -34,18 +33,19 @@ def confusion_figure(
   matrix: np.ndarray,
   class_names: Sequence[str],
   title: str,
+  scores: str,
 ) -> Path:
   """Saves a confusion matrix, int [K, K] with rows = true class."""
-  figure = build_confusion_figure(matrix, class_names, title)
+  figure = build_confusion_figure(matrix, class_names, title, scores)
   return save(path, figure, matrix=matrix, class_names=np.array(class_names))
 
 
 @drawn
 def build_confusion_figure(
-  matrix: np.ndarray, class_names: Sequence[str], title: str
+  matrix: np.ndarray, class_names: Sequence[str], title: str, scores: str
 ) -> Figure:
-  """Draws row percentages and counts, with UAR and WAR above them."""
-  scores, count = metrics.score(matrix), len(matrix)
+  """Draws row percentages and counts, with a line of scores above them."""
+  count = len(matrix)
   rows = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   side = max(0.78 * count, 4.4)
   class_names = texts(class_names, 40)
@@ -79,14 +79,10 @@ def build_confusion_figure(
   figure.colorbar(image, cax=bar, format=PercentFormatter(1))
   bar.tick_params(length=0, labelsize=10, labelcolor=MUTED)
   bar.spines[:].set_visible(False)
-  line = (
-    f'UAR {scores.uar:.2%}  ·  WAR {scores.war:.2%}  ·  '
-    f'{scores.clips} clips  ·  {scores.present} of {count} classes present'
-  )
   edge = 0.3 / width
   size = min(16, 115 * (width - 0.6) / max(cell_len(title), 1))
   figure.text(edge, 1 - 0.45 / height, title, size=size, weight='bold')
-  figure.text(edge, 1 - 0.85 / height, line, size=11, color=MUTED)
+  figure.text(edge, 1 - 0.85 / height, scores, size=11, color=MUTED)
   return figure
 
 

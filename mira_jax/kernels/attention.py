@@ -15,7 +15,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from mira_jax.kernels import dispatch, meaning
+from mira_jax.devices import partition
+from mira_jax.kernels import dispatch, reference
 from mira_jax.mira import (
   FrameGain,
   MiraConfig,
@@ -85,19 +86,19 @@ def redistributed_attention(
   operations = dispatch.IMPLEMENTATIONS[name].operations()
   if gain is None:
     run = functools.partial(operations.biased, bias=None, bias_gradient=False)
-    return dispatch.over_heads(run, q, k, v)
+    return partition.over_heads(run, q, k, v)
   gain = gain.astype(jnp.promote_types(q.dtype, jnp.float32))
   gain = jnp.broadcast_to(gain, q.shape[:2])
   if biased:
     run = functools.partial(operations.biased, bias_gradient=gain_gradient)
-    return dispatch.over_heads(run, q, k, v, log_bias(gain))
+    return partition.over_heads(run, q, k, v, log_bias(gain))
   run = functools.partial(
     operations.redistributed,
     residual_mix=residual_mix,
     floor=floor,
     gain_gradient=gain_gradient,
   )
-  return dispatch.over_heads(run, q, k, v, gain)
+  return partition.over_heads(run, q, k, v, gain)
 
 
 def attention_marginal(
@@ -119,7 +120,7 @@ def attention_marginal(
   """
   name = dispatch.resolve(implementation, dispatch.request(q, k, k, 'exact'))
   operations = dispatch.IMPLEMENTATIONS[name].operations()
-  return dispatch.over_heads(operations.marginal, q, k, mean=True)
+  return partition.over_heads(operations.marginal, q, k, mean=True)
 
 
 def mira_attention(
@@ -189,7 +190,7 @@ def attend_with_maps(
     estimate: from the key marginal or the key energy [B, L] to what MiRA thinks
       of each frame and to the gain of every key, [B or 1, L].
   """
-  before = after = meaning.attention_map(q, k)
+  before = after = reference.attention_map(q, k)
   frames = None
   if config is not None and config.mode == 'exact':
     frames, gain = estimate(key_marginal(before))
@@ -198,8 +199,8 @@ def attend_with_maps(
     )
   elif config is not None:
     frames, gain = estimate(key_energy(k))
-    after = meaning.attention_map(q, k, log_bias(gain))
-  return Attended(meaning.attend(after, v), before, after, frames)
+    after = reference.attention_map(q, k, log_bias(gain))
+  return Attended(reference.attend(after, v), before, after, frames)
 
 
 def _fused(q, k, v, config: MiraConfig | None, estimate, name) -> Attended:

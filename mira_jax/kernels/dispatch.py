@@ -7,24 +7,20 @@ imported when they are first needed.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
-from mira_jax.kernels import cudnn, flash, meaning, streaming
+from mira_jax.devices import partition
+from mira_jax.kernels import cudnn, reference, streaming, vjp
 from mira_jax.kernels.operations import Operations
 
 Array = jax.Array
 Mode = Literal['plain', 'flashlite', 'exact']
 
-# Axes of a mesh that split clips, and the one that splits heads.
-CLIP_AXES = ('data', 'fsdp')
-HEAD_AXIS = 'model'
 
 # Names of devices, such as 'NVIDIA H200' and 'TPU v5 lite'.
 HOPPER = re.compile(r'NVIDIA G?H\d{2,3}\b')
@@ -86,8 +82,8 @@ def request(q: Array, k: Array, v: Array, mode: Mode) -> Request:
       f'q, k, v are {found}; they must be [B, L, H, D] of one shape and dtype'
     )
   batch, length, heads, dim = q.shape
-  batch //= _count(_clip_axes(batch))
-  heads //= _count(_head_axes(heads))
+  batch //= partition.count(partition.clip_axes(batch))
+  heads //= partition.count(partition.head_axes(heads))
   return Request((batch, length, heads, dim), q.dtype, mode, target())
 
 
@@ -149,103 +145,20 @@ def resolve(name: str | None, asked: Request) -> str:
   return name
 
 
-def over_clips(operation: Callable, *arrays: Array) -> Array:
-  """`operation(*arrays)`, each device of a mesh on its own clips.
-
-  A compiler that splits programs over devices cannot look into a kernel, nor
-  split a loop over clips. Arguments and results have clips first, [B, ...].
-  They are split over CLIP_AXES of the ambient mesh; where it has none, or B
-  does not divide by them, every device computes all clips.
-  """
-  if not _splits():
-    return operation(*arrays)
-  clips = PartitionSpec(_clip_axes(arrays[0].shape[0]))
-  return jax.shard_map(
-    operation, in_specs=clips, out_specs=clips, check_vma=False
-  )(*arrays)
-
-
-def over_heads(
-  operation: Callable, *arrays: Array, mean: bool = False
-) -> Array:
-  """`operation(*arrays)`, each device on its own clips and heads.
-
-  Args:
-    operation: of arrays [B, L, H, D] first, which HEAD_AXIS splits as
-      CLIP_AXES do in `over_clips`, and of arrays [B, L] that belong to keys.
-    *arrays: its arguments.
-    mean: whether the result is [B, L], a mean over heads, not [B, L, H, D].
-  """
-  if not _splits():
-    return operation(*arrays)
-  clips = _clip_axes(arrays[0].shape[0])
-  heads = _head_axes(arrays[0].shape[2])
-  tokens, keys = PartitionSpec(clips, None, heads), PartitionSpec(clips)
-
-  def local(*arrays: Array) -> Array:
-    result = operation(*arrays)
-    return jax.lax.pmean(result, heads) if mean and heads else result
-
-  return jax.shard_map(
-    local,
-    in_specs=tuple(tokens if x.ndim == 4 else keys for x in arrays),
-    out_specs=keys if mean else tokens,
-    check_vma=False,
-  )(*arrays)
-
-
-def split_clips(x: Array) -> Array:
-  """`x` [B, ...], and a promise that clips are all that devices share of it.
-
-  Left to itself, a compiler that splits parameters over 'fsdp' at times moves
-  the tokens of all clips instead of the few weights.
-  """
-  clips = _clip_axes(x.shape[0])
-  if not clips or not _splits():
-    return x
-  return jax.lax.with_sharding_constraint(x, PartitionSpec(clips))
-
-
-def _splits() -> bool:
-  """Whether there are devices to share work that no `shard_map` shared yet."""
-  mesh = jax.sharding.get_abstract_mesh()
-  return mesh.size > 1 and not mesh.manual_axes
-
-
-def _clip_axes(batch: int) -> tuple[str, ...]:
-  return _dividing(CLIP_AXES, batch)
-
-
-def _head_axes(heads: int) -> tuple[str, ...]:
-  return _dividing((HEAD_AXIS,), heads)
-
-
-def _dividing(axes: tuple[str, ...], size: int) -> tuple[str, ...]:
-  """Those of the axes that the ambient mesh has, if they divide a size."""
-  mesh = jax.sharding.get_abstract_mesh()
-  axes = tuple(x for x in axes if x in mesh.shape and not mesh.manual_axes)
-  return () if size % _count(axes) else axes
-
-
-def _count(axes: tuple[str, ...]) -> int:
-  mesh = jax.sharding.get_abstract_mesh()
-  return math.prod(mesh.shape[axis] for axis in axes)
-
-
 # ----- the implementations ----------------------------------------------------
 # Pallas takes a while to import: only when its kernels are asked for.
 
 
 def _pallas_gpu() -> Operations:
-  from mira_jax.kernels import pallas_gpu
+  from mira_jax.kernels.gpu import passes
 
-  return flash.operations(pallas_gpu.PASSES)
+  return vjp.operations(passes.PASSES)
 
 
 def _pallas_tpu() -> Operations:
-  from mira_jax.kernels import pallas_tpu
+  from mira_jax.kernels.tpu import passes as pallas_tpu
 
-  return flash.operations(pallas_tpu.PASSES)
+  return vjp.operations(pallas_tpu.PASSES)
 
 
 def _never(asked: Request) -> str | None:
@@ -257,7 +170,7 @@ def _refusal_gpu(asked: Request) -> str | None:
   if asked.target.platform != 'gpu' or not HOPPER.match(asked.target.kind):
     return f'it runs on NVIDIA H100 and H200, not on {asked.target.kind}'
   try:
-    from mira_jax.kernels import pallas_gpu
+    from mira_jax.kernels.gpu import passes as pallas_gpu
   except (ImportError, AttributeError) as error:  # Mosaic GPU still moves
     return f'this jax has no Mosaic GPU that it knows ({error})'
   return pallas_gpu.refusal(asked.shape, asked.dtype)
@@ -266,7 +179,7 @@ def _refusal_gpu(asked: Request) -> str | None:
 def _refusal_tpu(asked: Request) -> str | None:
   if asked.target.platform != 'tpu' or not TPU.match(asked.target.kind):
     return f'it runs on TPU v5e, v5p and v6e, not on {asked.target.kind}'
-  from mira_jax.kernels import pallas_tpu
+  from mira_jax.kernels.tpu import passes as pallas_tpu
 
   return pallas_tpu.refusal(asked.shape, asked.dtype)
 
@@ -279,7 +192,7 @@ def _refusal_cudnn(asked: Request) -> str | None:
 
 
 IMPLEMENTATIONS = {
-  'meaning': Implementation(lambda: meaning.OPERATIONS, _never),
+  'meaning': Implementation(lambda: reference.OPERATIONS, _never),
   'streaming': Implementation(lambda: streaming.OPERATIONS, _never),
   'pallas_gpu': Implementation(_pallas_gpu, _refusal_gpu),
   'pallas_tpu': Implementation(_pallas_tpu, _refusal_tpu),

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mira_jax.kernels import dispatch
+from mira_jax.devices import partition
 from mira_jax.kernels.attention import Attended
 from mira_jax.kernels.operations import REMAT
 from mira_jax.mira import MiraConfig, key_marginal
@@ -62,7 +62,7 @@ class Block(nn.Module):
     self, x: Array, drop_rate: Array | float
   ) -> tuple[Array, Record | None]:
     """[B, L, C] -> [B, L, C] and the record of `block_record`, if asked."""
-    x = dispatch.split_clips(x)
+    x = partition.split_clips(x)
     y, attended = self._attention(self.attention_type, 'attn')(
       self._norm('norm1')(x)
     )

@@ -13,7 +13,7 @@ import einops
 import jax
 import jax.numpy as jnp
 
-from mira_jax.kernels import meaning
+from mira_jax.kernels import reference
 from mira_jax.kernels.attention import (
   Attended,
   attend_with_maps,
@@ -140,8 +140,8 @@ def outside_groups(
     )
   number = jnp.arange(length) // group
   outside = number[:, None] != number[None, :]
-  maps = jax.nn.softmax(meaning.scores(q, k), where=outside)
-  output = meaning.attend(maps, v)
+  maps = jax.nn.softmax(reference.scores(q, k), where=outside)
+  output = reference.attend(maps, v)
   maps = maps if keep_maps else None
   return Attended(output, maps, maps, None)
 

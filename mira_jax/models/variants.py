@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mira_jax.kernels import dispatch
+from mira_jax.devices import partition
 from mira_jax.kernels.attention import Attended
 from mira_jax.models.encoder import Block, Record, block_record
 from mira_jax.models.factorised import (
@@ -143,7 +143,7 @@ class SelfAttentionBlock(Block):
     self, x: Array, drop_rate: Array | float
   ) -> tuple[Array, Record | None]:
     """See `Block`."""
-    x = dispatch.split_clips(x)
+    x = partition.split_clips(x)
     y, spatial = self._attention(SpatialAttention, 'attn')(
       self._norm('norm1')(x)
     )
@@ -172,7 +172,7 @@ class STBlock(Block):
     self, x: Array, drop_rate: Array | float
   ) -> tuple[Array, Record | None]:
     """See `Block`."""
-    x = dispatch.split_clips(x)
+    x = partition.split_clips(x)
     y, attended = self._attention(Attention, 'attn')(self._norm('norm1')(x))
     x = x + self._branch(y, drop_rate, 'scale1')
     x = self._mlp(x, drop_rate)

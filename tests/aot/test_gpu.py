@@ -12,13 +12,13 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from aot import gpu
-from mira_jax.kernels import dispatch, flash
+from mira_jax.kernels import dispatch, vjp
 from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
 
 pytest.importorskip('jax.experimental.pallas.mosaic_gpu')
 
-from mira_jax.kernels import pallas_gpu
+from mira_jax.kernels.gpu import passes
 
 pytestmark = [
   pytest.mark.aot,
@@ -43,7 +43,7 @@ def _report(monkeypatch):
 @pytest.mark.parametrize('shape', gpu.SHAPES.values(), ids=gpu.SHAPES)
 @pytest.mark.parametrize('case', MOST)
 def test_kernels_fit_into_registers(capfd, shape, case):
-  run = functools.partial(gpu.CASES[case].run, pallas_gpu.PASSES)
+  run = functools.partial(gpu.CASES[case].run, passes.PASSES)
   compiled(run, shape)
   log = ''.join(capfd.readouterr())
   assert 1 <= len(gpu.spills(log)) <= gpu.CASES[case].kernels, log
@@ -64,7 +64,7 @@ def test_kernels_fit_into_registers(capfd, shape, case):
 )
 def test_other_shapes_fit(capfd, length, width):
   def run(x):
-    return [gpu.CASES[name].run(pallas_gpu.PASSES, x) for name in MOST]
+    return [gpu.CASES[name].run(passes.PASSES, x) for name in MOST]
 
   compiled(run, (2, length, 3, width))
   log = ''.join(capfd.readouterr())
@@ -76,7 +76,7 @@ def test_other_shapes_fit(capfd, length, width):
 @pytest.mark.parametrize('name', gpu.OPERATIONS)
 def test_both_passes_need_a_few_numbers_per_row(shape, name):
   batch, length, heads, _ = shape
-  operations = flash.operations(pallas_gpu.PASSES)
+  operations = vjp.operations(passes.PASSES)
   program = compiled(lambda x: gpu.both(operations, name, x), shape)
   temporary = program.memory_analysis().temp_size_in_bytes
   assert 0 < temporary < 12 * batch * heads * length * 4

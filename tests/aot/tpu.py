@@ -141,8 +141,8 @@ def _measure_here(chip: Chip) -> dict[str, dict]:
 def _measure_pass(name: str, shape: str, chip: Chip, device) -> dict:
   import time
 
-  from mira_jax.kernels.pallas_tpu import PASSES
-  from mira_jax.kernels.pallas_tpu_blocks import cut
+  from mira_jax.kernels.tpu.blocks import cut
+  from mira_jax.kernels.tpu.passes import PASSES
 
   batch, length, heads, width = SHAPES[shape]
   inputs, options = _arguments(SHAPES[shape], device)
@@ -167,8 +167,8 @@ def _measure_pass(name: str, shape: str, chip: Chip, device) -> dict:
 def _measure_operation(name: str, shape: str, device) -> dict:
   import jax
 
-  from mira_jax.kernels import flash
-  from mira_jax.kernels.pallas_tpu import PASSES
+  from mira_jax.kernels import vjp as flash
+  from mira_jax.kernels.tpu.passes import PASSES
 
   inputs, _ = _arguments(SHAPES[shape], device)
   token, _, _, key = inputs['attend']

@@ -1,0 +1,1 @@
+"""Augmentation of clips and batches."""

@@ -1,0 +1,86 @@
+"""Mixing the clips of a batch, and their targets with them.
+
+Mixup fades every clip into its partner, cutmix pastes a box of the partner into
+it. Neighbours are partners, and the last of an odd batch stays as it is. The
+reference pairs the first clip with the last one: of shuffled clips that is the
+same draw, but over many devices every step would send all its videos through
+the network. Neighbours are on one device, and the same ones on any number.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from mira_jax.augment.transforms import Box
+
+Array = jax.Array
+
+
+def mix(
+  key: Array,
+  video: Array,
+  targets: Array,
+  *,
+  mixup_alpha: float = 0.8,
+  cutmix_alpha: float = 1.0,
+  switch: float = 0.5,
+  probability: float = 1.0,
+  copies: int = 1,
+) -> tuple[Array, Array]:
+  """Mixes all clips alike: one draw, one share and one box for the batch.
+
+  Args:
+    key: of the draw.
+    video: [B, T, H, W, 3], every row a clip that counts.
+    targets: [B, K].
+    mixup_alpha: the share that a clip keeps is Beta(alpha, alpha) distributed;
+      0 leaves mixup out.
+    cutmix_alpha: likewise for cutmix; when both are 0, nothing changes.
+    switch: with which probability it is cutmix, if it may be either.
+    probability: with which anything is mixed.
+    copies: rows of one clip that lie side by side, which are no partners.
+
+  Returns:
+    The mixed video and targets, of the same shapes.
+  """
+  if not (mixup_alpha or cutmix_alpha):
+    return video, targets
+  if not (mixup_alpha and cutmix_alpha):
+    switch = float(cutmix_alpha > 0)
+  happens_key, switch_key, share_key, box_key = jax.random.split(key, 4)
+  cuts = jax.random.bernoulli(switch_key, switch)
+  alpha = jnp.where(cuts, cutmix_alpha, mixup_alpha)
+  happens = jax.random.bernoulli(happens_key, probability)
+  share = jnp.where(happens, jax.random.beta(share_key, alpha, alpha), 1)
+  whole = video.shape[2:4]
+  outside = ~cutmix_box(box_key, share, whole).mask(whole)
+  kept = jnp.where(cuts, outside, share)  # of each pixel, [H, W, 1]
+  # The box has whole pixels and may reach past an edge: targets keep what the
+  # video does.
+  share = jnp.where(cuts, outside.mean(), share)
+  return _blend(kept, video, copies), _blend(share, targets, copies)
+
+
+def cutmix_box(key: Array, share: Array, whole: tuple[int, int]) -> Box:
+  """A box of 1 - share of a frame about a random pixel, cut off at the edges.
+
+  Args:
+    key: of the draw.
+    share: float [], of the frame that stays as it is.
+    whole: height and width of the frame in pixels.
+  """
+  centre = jax.random.randint(key, (2,), 0, jnp.asarray(whole))
+  half = (jnp.sqrt(1 - share) * jnp.asarray(whole)).astype(int) // 2
+  return Box(*(centre - half), *(2 * half))
+
+
+def _blend(share: Array, rows: Array, copies: int) -> Array:
+  return share * rows + (1 - share) * _partners(rows, copies)
+
+
+def _partners(rows: Array, copies: int) -> Array:
+  paired = len(rows) - len(rows) % (2 * copies)
+  pairs = rows[:paired].reshape(-1, 2, copies, *rows.shape[1:])
+  swapped = pairs[:, ::-1].reshape(paired, *rows.shape[1:])
+  return jnp.concatenate([swapped, rows[paired:]])

@@ -1,0 +1,293 @@
+"""Random changes of a clip, as pure functions of a key and a clip.
+
+Every frame of a clip is changed alike: a face that is shifted, mirrored or lit
+differently moves as it did before. A clip is [T, H, W, 3] with values in
+[0, 1]; only `random_erase` takes what `normalise` returned. `Augment` takes the
+uint8 batch of the pipeline and returns what the model is fed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mira_jax.augment.randaugment import rand_augment_clips
+
+Array = jax.Array
+
+# ImageNet statistics of red, green and blue, as in the reference.
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+TRIES = 10  # how often a box is drawn until one fits
+
+# Sides of crops for pre-training, of the whole frame; what comes twice is drawn
+# twice as often.
+CROP_SCALES_BASE = (1, 0.875, 0.75, 0.66)
+CROP_SCALES_LARGE = (1, 0.875, 0.75, 0.66, 0.60, 0.60, 0.55, 0.55)
+CROP_SCALES = {'base': CROP_SCALES_BASE, 'large': CROP_SCALES_LARGE}
+
+
+def to_unit(video: Array) -> Array:
+  """uint8 [..., 3] in 0 to 255 -> float32 [..., 3] in 0 to 1."""
+  return video.astype(jnp.float32) / 255
+
+
+def normalise(video: Array) -> Array:
+  """[..., 3] in 0 to 1 -> zero mean and unit variance over ImageNet."""
+  return (video - jnp.asarray(MEAN)) / jnp.asarray(STD)
+
+
+def denormalise(video: Array) -> Array:
+  """The inverse of `normalise`."""
+  return video * jnp.asarray(STD) + jnp.asarray(MEAN)
+
+
+def prepare(video: Array) -> Array:
+  """uint8 [..., 3] -> float32 [..., 3]: what an unchanged clip becomes."""
+  return normalise(to_unit(video))
+
+
+def flip(key: Array, clip: Array) -> Array:
+  """Mirrors left and right with probability one half."""
+  return jnp.where(jax.random.bernoulli(key), clip[:, :, ::-1], clip)
+
+
+def shift(key: Array, clip: Array, pixels: int) -> Array:
+  """Moves by up to `pixels` either way; borders repeat the last pixel."""
+  padded = jnp.pad(
+    clip, ((0, 0), (pixels, pixels), (pixels, pixels), (0, 0)), mode='edge'
+  )
+  row, column = jax.random.randint(key, (2,), 0, 2 * pixels + 1)
+  return jax.lax.dynamic_slice(padded, (0, row, column, 0), clip.shape)
+
+
+def jitter(
+  key: Array, clip: Array, brightness: float, contrast: float
+) -> Array:
+  """Scales brightness, then contrast about the clip's mean; stays in [0, 1].
+
+  Both factors are uniform in 1 - amount to 1 + amount.
+  """
+  bright_key, contrast_key = jax.random.split(key)
+  bright = jax.random.uniform(
+    bright_key, minval=1 - brightness, maxval=1 + brightness
+  )
+  factor = jax.random.uniform(
+    contrast_key, minval=1 - contrast, maxval=1 + contrast
+  )
+  clip = clip * bright
+  return jnp.clip(clip.mean() + factor * (clip - clip.mean()), 0, 1)
+
+
+class Box(NamedTuple):
+  """A rectangle of whole pixels; it may reach past the edges of a frame."""
+
+  top: Array
+  left: Array
+  height: Array
+  width: Array
+
+  def mask(self, whole: tuple[int, int]) -> Array:
+    """bool [H, W, 1], True inside, for frames of `whole` = H, W pixels."""
+    row = jnp.arange(whole[0])[:, None, None] - self.top
+    column = jnp.arange(whole[1])[:, None] - self.left
+    inside_rows = (row >= 0) & (row < self.height)
+    return inside_rows & (column >= 0) & (column < self.width)
+
+
+def draw_box(
+  key: Array,
+  whole: tuple[int, int],
+  area: tuple[float, float],
+  ratio: tuple[float, float],
+  fallback: tuple[int, int],
+) -> Box:
+  """A box anywhere inside the frame, of a random size: the first that fits.
+
+  Args:
+    key: of the draw.
+    whole: height and width of the frame in pixels.
+    area: lowest and highest share of the frame, drawn uniformly.
+    ratio: lowest and highest width / height, drawn log-uniformly.
+    fallback: height and width of the box in the middle of the frame that is
+      returned when none of `TRIES` fits.
+  """
+  # All tries at once: a loop would run as long as the unluckiest clip's.
+  draws = jax.random.uniform(key, (TRIES, 4))
+  pixels = math.prod(whole) * _between(*area, draws[:, 0])
+  shape = jnp.exp(_between(*map(math.log, ratio), draws[:, 1]))
+  sizes = jnp.sqrt(jnp.stack([pixels / shape, pixels * shape], axis=-1))
+  sizes = jnp.round(sizes).astype(int)
+  room = jnp.asarray(whole) - sizes
+  corners = jnp.floor(draws[:, 2:] * (room + 1)).astype(int)
+  fits = jnp.all((sizes > 0) & (room >= 0), axis=-1)
+  boxes = jnp.concatenate([corners, sizes], axis=-1)
+  middle = [(a - b) // 2 for a, b in zip(whole, fallback, strict=True)]
+  centred = jnp.array([*middle, *fallback])
+  return Box(*jnp.where(fits.any(), boxes[fits.argmax()], centred))
+
+
+def _between(low: float, high: float, share: Array) -> Array:
+  return low + (high - low) * share
+
+
+def stretch(clip: Array, box: Box) -> Array:
+  """Every frame inside the box, bilinearly to the size of the whole frame.
+
+  Centres of pixels lie at halves, nothing is averaged where the box is large,
+  and pixels outside the box do not bleed in: `interpolate` of PyTorch, of the
+  cropped clip.
+  """
+  rows = _bilinear(box.top, box.height, clip.shape[1])
+  columns = _bilinear(box.left, box.width, clip.shape[2])
+  # Two matrix products, because the box is only known on the device. Products
+  # in bfloat16 would lose what 8 bits per colour hold.
+  return jnp.einsum(
+    'yh,thwc,xw->tyxc', rows, clip, columns, precision='highest'
+  )
+
+
+def _bilinear(start: Array, length: Array, size: int) -> Array:
+  """Weights [size, size] of the pixels that each stretched pixel mixes."""
+  centre = (jnp.arange(size) + 0.5) * (length / size) - 0.5
+  source = start + jnp.clip(centre, 0, length - 1)
+  return jnp.maximum(1 - jnp.abs(source[:, None] - jnp.arange(size)), 0)
+
+
+def random_resized_crop(
+  key: Array,
+  clip: Array,
+  *,
+  area: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Array:
+  """Cuts out a random box and stretches it to the clip's own size.
+
+  Args:
+    key: of the draw.
+    clip: [T, H, W, 3].
+    area: of the box, see `draw_box`.
+    ratio: likewise; when no box fits, the largest one in the middle whose
+      ratio lies in this range is taken.
+  """
+  height, width = clip.shape[1:3]
+  largest = (
+    min(height, round(width / ratio[0])),
+    min(width, round(height * ratio[1])),
+  )
+  return stretch(clip, draw_box(key, (height, width), area, ratio, largest))
+
+
+def crop_sizes(side: int, scales: tuple[float, ...]) -> list[tuple[int, int]]:
+  """Every height and width that `multi_scale_crop` draws from.
+
+  All pairs of sides whose places in `scales` differ by one at most. A side
+  that lacks less than 3 pixels is whole.
+  """
+  sides = [int(side * scale) for scale in scales]
+  sides = [side if abs(x - side) < 3 else x for x in sides]
+  return [
+    (height, width)
+    for i, height in enumerate(sides)
+    for j, width in enumerate(sides)
+    if abs(i - j) <= 1
+  ]
+
+
+# Where `multi_scale_crop` puts a box: rows and columns in quarters of the room.
+CORNERS = (
+  *((0, 0), (0, 4), (4, 0), (4, 4)),  # corners
+  *((2, 2), (0, 2), (4, 2), (2, 0), (2, 4)),  # middle, and middles of edges
+  *((1, 1), (1, 3), (3, 1), (3, 3)),  # middles of quarters
+)
+
+
+def multi_scale_crop(
+  key: Array, clip: Array, *, scales: tuple[float, ...]
+) -> Array:
+  """Cuts out one of few boxes and stretches it to the clip's own size.
+
+  The augmentation of pre-training: GroupMultiScaleCrop of temporal segment
+  networks, https://arxiv.org/abs/1608.00859, with 13 places for a box.
+
+  Args:
+    key: of the draw.
+    clip: [T, S, S, 3].
+    scales: of the box, see `crop_sizes`; such as CROP_SCALES_BASE.
+  """
+  side = clip.shape[1]
+  size_key, corner_key = jax.random.split(key)
+  size = jax.random.choice(size_key, jnp.array(crop_sizes(side, scales)))
+  corner = jax.random.choice(corner_key, jnp.array(CORNERS))
+  return stretch(clip, Box(*(corner * ((side - size) // 4)), *size))
+
+
+def random_erase(
+  key: Array,
+  clip: Array,
+  *,
+  probability: float = 0.25,
+  area: tuple[float, float] = (0.02, 1 / 3),
+  ratio: tuple[float, float] = (0.3, 1 / 0.3),
+) -> Array:
+  """Fills a random box with noise from N(0, 1), new in every pixel and frame.
+
+  Args:
+    key: of the draw.
+    clip: [T, H, W, 3], normalised: the noise has the variance of its values.
+    probability: with which anything is erased.
+    area: of the box, see `draw_box`; when no box fits, nothing is erased.
+    ratio: likewise.
+  """
+  whole = clip.shape[1:3]
+  happens_key, box_key, noise_key = jax.random.split(key, 3)
+  box = draw_box(box_key, whole, area, ratio, fallback=(0, 0))
+  erased = box.mask(whole) & jax.random.bernoulli(happens_key, probability)
+  noise = jax.random.normal(noise_key, clip.shape, clip.dtype)
+  return jnp.where(erased, noise, clip)
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Augment:
+  """Changes and normalises a training batch; zeros only normalise."""
+
+  rand_augment: bool = False  # see mira_jax.randaugment
+  multi_scale: str = ''  # a key of CROP_SCALES, or '': no such crop
+  resized_crop: bool = False
+  flip: bool = True
+  shift: int = 0  # pixels
+  brightness: float = 0.0  # largest relative change
+  contrast: float = 0.0
+  erase: float = 0.0  # probability
+
+  def __call__(self, key: Array, video: Array) -> Array:
+    """uint8 [B, T, H, W, 3] -> float32 [B, T, H, W, 3], each clip its own."""
+    keys = jax.random.split(key, len(video))
+    # Seven keys for each clip; the last one of those for RandAugment, which
+    # maps over clips, whereas everything else takes them at once.
+    keys = jax.vmap(lambda key: jax.random.split(key, 7))(keys)
+    if self.rand_augment:
+      video = rand_augment_clips(keys[:, 6], video)
+    return jax.vmap(self._clip)(keys[:, :6], to_unit(video))
+
+  def _clip(self, keys: Array, clip: Array) -> Array:
+    flip_key, shift_key, jitter_key, crop_key, erase_key, scale_key = keys
+    if self.multi_scale:
+      scales = CROP_SCALES[self.multi_scale]
+      clip = multi_scale_crop(scale_key, clip, scales=scales)
+    if self.resized_crop:
+      clip = random_resized_crop(crop_key, clip)
+    if self.flip:
+      clip = flip(flip_key, clip)
+    if self.shift:
+      clip = shift(shift_key, clip, self.shift)
+    if self.brightness or self.contrast:
+      clip = jitter(jitter_key, clip, self.brightness, self.contrast)
+    clip = normalise(clip)
+    if self.erase:
+      clip = random_erase(erase_key, clip, probability=self.erase)
+    return clip

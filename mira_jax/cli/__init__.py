@@ -1,0 +1,1 @@
+"""The commands of `mira`: arguments, calls, printing."""

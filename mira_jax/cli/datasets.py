@@ -1,0 +1,77 @@
+"""List the datasets of the field, and which of them are prepared here.
+
+  mira datasets [--data-dir data]
+
+`mira prepare NAME --help` shows the tree of folders of a download.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+
+import rich
+import rich.box
+import rich.table
+
+from mira_jax import terminal
+from mira_jax.data import dataset
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.prepare.builders import BUILDERS, Builder
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  """Adds where prepared datasets lie."""
+  parser.add_argument(
+    '--data-dir', default='data', help='folder of prepared datasets'
+  )
+
+
+def run(args: argparse.Namespace) -> int:
+  """Prints a table of what is known, and what of it is here."""
+  here = _prepared(pathlib.Path(args.data_dir))
+  table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1))
+  for column in ('name', 'clips', 'classes', 'protocol', 'licence', 'here'):
+    right = column in ('clips', 'classes')
+    table.add_column(column, justify='right' if right else 'left')
+  for builder in BUILDERS.values():
+    table.add_row(*_row(builder), 'yes' if _is_here(builder.name, here) else '')
+  terminal.show(table)
+  for builder in BUILDERS.values():
+    terminal.say(f'{builder.name}: {builder.title}, ask at {builder.ask}')
+    terminal.say(f'  {", ".join(builder.class_names)}')
+  for prepared in here:
+    splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
+    terminal.say(f'here: {prepared.name}, {splits}: {prepared.directory}')
+  return ExitCode.OK
+
+
+def _row(builder: Builder) -> tuple[str, ...]:
+  clips = builder.counts.get('all') or sum(
+    builder.counts.get(split, 0) for split in ('train', 'val', 'test')
+  )
+  return (
+    builder.name,
+    f'{clips:,}'.replace(',', ' '),
+    str(len(builder.class_names)),
+    builder.protocol,
+    builder.licence,
+  )
+
+
+def _is_here(builder: str, here: list[dataset.PreparedDataset]) -> bool:
+  """Whether a builder's dataset is prepared, such as dfew or dfew_16f."""
+  names = [prepared.name for prepared in here]
+  return any(n == builder or n.startswith(f'{builder}_') for n in names)
+
+
+def _prepared(folder: pathlib.Path) -> list[dataset.PreparedDataset]:
+  """The datasets one or two levels below a folder."""
+  found = {}
+  for out in sorted([*folder.glob('*/'), *folder.glob('*/*/')]):
+    try:
+      prepared = dataset.open(out)
+    except MiraInputError:  # not a dataset, or a folder of several
+      continue
+    found[prepared.directory] = prepared
+  return [*found.values()]

@@ -1,0 +1,126 @@
+"""Write the features of the clips of a prepared dataset to one array file.
+
+  mira features DATASET --out FILE.npz (--workdir RUN | --weights FILE)
+
+The model is a finished run, a pre-training as well as a classifier, or any
+weights that `mira convert` reads; its head is not used: features are what is
+pooled after the last norm, averaged over views. The file holds the arrays
+features [C, D], label, clip_id, subject, fold, split [C] and class_names [K],
+and `about`, JSON that says where they are from. `mira probe` reads it, and so
+does numpy.load.
+
+Flags such as --heads are for weights of other programs that do not say it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from mira_jax import output, terminal
+from mira_jax.cli import weight_flags
+from mira_jax.cli.arguments import at_least
+from mira_jax.data import dataset as prepared
+from mira_jax.data import pipeline
+from mira_jax.devices import memory, platform
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.evaluation import feature_file
+from mira_jax.inference import engine
+from mira_jax.train import run_folder
+from mira_jax.weights import sources
+
+
+def add_arguments(parser: argparse.ArgumentParser):
+  """Adds the dataset, the model and where to write."""
+  parser.add_argument('dataset', metavar='DATASET')
+  model = parser.add_mutually_exclusive_group(required=True)
+  model.add_argument('--workdir', metavar='RUN', help='folder of a run')
+  model.add_argument(
+    '--weights', metavar='SRC', help='what `mira convert` reads, instead'
+  )
+  weight_flags.add(parser)
+  parser.add_argument('--out', required=True, metavar='FILE.npz')
+  parser.add_argument('--splits', help='with commas between (default: all)')
+  parser.add_argument('--views', type=at_least(1, most=1000), default=1)
+  parser.add_argument('--batch-size', type=at_least(1), default=8)
+  parser.add_argument('--threads', type=at_least(1), default=16)
+  platform.add_argument(parser)
+
+
+@memory.explained()
+def run(args: argparse.Namespace) -> int:
+  """Writes the file, and says what is in it."""
+  out = pathlib.Path(args.out)
+  if out.suffix != '.npz':
+    raise MiraInputError('bad_name', out, 'end the name in .npz')
+  output.open_folder(out.parent)
+  platform.start(args.device)
+  engine.use_compile_cache()
+  dataset = prepared.open(args.dataset)
+  splits = args.splits.split(',') if args.splits else list(dataset.splits)
+  path = args.workdir or args.weights
+  scorer, card, told = engine.load_backbone(
+    path, args.batch_size, weight_flags.wishes(args)
+  )
+  terminal.say(*str(told).split('\n'))
+  rules, source = card['preprocessing'], sources.weights_path(path)
+  parts = [_split(scorer, dataset, split, rules, args) for split in splits]
+  arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
+  about = {
+    'dataset': dataset.name,
+    'fingerprint': run_folder.fingerprint(dataset),
+    'views': args.views,
+    'weights': str(source),
+    'weights_sha256': _sha256(source),
+    'card': card,
+  }
+  feature_file.write(out, arrays, dataset.class_names, about)
+  count, dim = arrays['features'].shape
+  terminal.say(
+    f'features: {out} ({count} clips of {", ".join(splits)}, {dim} numbers)'
+  )
+  return ExitCode.OK
+
+
+def _sha256(path: pathlib.Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _split(
+  scorer: engine.Engine,
+  dataset: prepared.PreparedDataset,
+  split: str,
+  rules: dict[str, Any],
+  args: argparse.Namespace,
+) -> dict[str, np.ndarray]:
+  """The arrays of a split, without its damaged clips."""
+  source, index = dataset.source(split), dataset.index(split)
+  batches = pipeline.eval_batches(
+    source,
+    frames=scorer.model.frames,
+    size=scorer.model.image_size,
+    batch_size=scorer.batch_size,
+    views=args.views,
+    threads=args.threads,
+    rate=rules['rate'],
+    fit=rules['fit'],
+  )
+  features, kept = scorer.features(batches, len(source), args.views)
+  if len(kept) < len(source):
+    terminal.say(
+      f'{len(source) - len(kept)} damaged clips of {split} are left out'
+    )
+  return {
+    'features': features,
+    'split': np.full(len(kept), split),
+    **{
+      field.name: getattr(index, field.name)[kept]
+      for field in dataclasses.fields(index)
+    },
+  }

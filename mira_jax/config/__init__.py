@@ -1,0 +1,47 @@
+"""The configuration of a run: one tree of plain dataclasses."""
+
+from mira_jax.config.checks import validate
+from mira_jax.config.schema import (
+  Config,
+  DataConfig,
+  EvalConfig,
+  MeshConfig,
+  ModelConfig,
+  OptimConfig,
+  PretrainConfig,
+  TrainConfig,
+  augment,
+  bad_config,
+  datasets,
+  defaults,
+  field_types,
+  final_lr,
+  find_neighbours,
+  from_json,
+  peak_lr,
+  takes,
+  to_json,
+)
+
+__all__ = [
+  'Config',
+  'DataConfig',
+  'EvalConfig',
+  'MeshConfig',
+  'ModelConfig',
+  'OptimConfig',
+  'PretrainConfig',
+  'TrainConfig',
+  'augment',
+  'bad_config',
+  'datasets',
+  'defaults',
+  'field_types',
+  'final_lr',
+  'find_neighbours',
+  'from_json',
+  'peak_lr',
+  'takes',
+  'to_json',
+  'validate',
+]

@@ -1,0 +1,1 @@
+"""Devices: platforms, memory, meshes and sharding."""

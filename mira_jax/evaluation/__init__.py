@@ -1,0 +1,1 @@
+"""Metrics, results, reports and probes."""

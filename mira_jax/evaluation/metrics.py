@@ -1,0 +1,201 @@
+"""Scores of a classifier, all of them functions of its confusion matrix.
+
+Field conventions: WAR, the weighted average recall, is plain accuracy. UAR,
+the unweighted average recall, is the mean recall over the classes that have
+clips: a class absent from the test part is left out and counted out loud
+(`Scores.present`), not scored 0. Macro F1 follows the same rule.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from mira_jax.errors import ExitCode, MiraInputError
+
+_NAMED = 8  # clips that an error names before it says 'and so on'
+
+
+@dataclasses.dataclass(kw_only=True)
+class Scores:
+  """Scores as fractions in [0, 1]; arrays are per class, [K].
+
+  `recall` and `f1` are NaN for a class without clips; `precision` is 0 for a
+  class that was never predicted.
+  """
+
+  war: float
+  uar: float
+  macro_f1: float
+  weighted_f1: float
+  clips: int  # how many clips were scored
+  present: int  # how many of the K classes have clips
+  recall: np.ndarray
+  precision: np.ndarray
+  f1: np.ndarray
+  support: np.ndarray  # clips per class
+
+  def __str__(self) -> str:
+    return (
+      f'UAR {self.uar:.2%}  ·  WAR {self.war:.2%}  ·  {self.clips} clips  ·  '
+      f'{self.present} of {len(self.support)} classes present'
+    )
+
+  def to_dict(self, class_names: Sequence[str]) -> dict[str, object]:
+    """The scores as strict JSON: NaN becomes None, classes go by name.
+
+    Raises:
+      MiraInputError: see `check_names`.
+    """
+    check_names(len(self.support), class_names)
+    totals = ('war', 'uar', 'macro_f1', 'weighted_f1', 'clips', 'present')
+    per_class = ('recall', 'precision', 'f1', 'support')
+    return {name: getattr(self, name) for name in totals} | {
+      'classes': {
+        label: {k: _plain(getattr(self, k)[i]) for k in per_class}
+        for i, label in enumerate(class_names)
+      }
+    }
+
+
+def check_names(count: int, class_names: Sequence[str]) -> None:
+  """Checks that a confusion matrix of so many classes has a name for each.
+
+  Raises:
+    MiraInputError: it has not ('class_count').
+  """
+  if count != len(class_names):
+    few = ', '.join(class_names[:_NAMED])
+    few += ', ...' if len(class_names) > _NAMED else ''
+    raise MiraInputError(
+      'class_count',
+      f'{len(class_names)} class names ({few})',
+      f'the confusion matrix is of {count} classes; score the model again',
+      exit_code=ExitCode.DATA,
+    )
+
+
+def _plain(value: np.generic) -> float | int | None:
+  number = value.item()
+  return None if math.isnan(number) else number
+
+
+def confusion_matrix(
+  labels: np.ndarray, predictions: np.ndarray, num_classes: int
+) -> np.ndarray:
+  """Counts clips by true class (row) and predicted class (column).
+
+  Args:
+    labels: int [N], true classes.
+    predictions: int [N], predicted classes.
+    num_classes: K.
+
+  Returns:
+    int64 [K, K]; row sums are the clips per class.
+
+  Raises:
+    MiraInputError: a class is outside 0..K-1.
+    ValueError: the two differ in length.
+  """
+  labels, predictions = np.asarray(labels), np.asarray(predictions)
+  if labels.shape != predictions.shape or labels.ndim != 1:
+    raise ValueError(
+      f'labels {labels.shape} != predictions {predictions.shape}'
+    )
+  for name, values in (('label', labels), ('prediction', predictions)):
+    wrong = (values < 0) | (values >= num_classes)
+    if wrong.any():
+      raise MiraInputError(
+        'class_range',
+        f'{name} {values[wrong][0]} of clip {np.flatnonzero(wrong)[0]}',
+        f'classes must lie in 0..{num_classes - 1}',
+        exit_code=ExitCode.DATA,
+      )
+  cell = labels.astype(np.int64) * num_classes + predictions.astype(np.int64)
+  counts = np.bincount(cell, minlength=num_classes**2)
+  return counts.reshape(num_classes, num_classes).astype(np.int64)
+
+
+def score(matrix: np.ndarray) -> Scores:
+  """Scores a confusion matrix [K, K] (rows = true class).
+
+  Raises:
+    ValueError: it is not square, or it counts no clip.
+  """
+  matrix = np.asarray(matrix)
+  if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
+    raise ValueError(f'a confusion matrix is square, not {matrix.shape}')
+  hits, support = np.diag(matrix), matrix.sum(1)
+  predicted, clips = matrix.sum(0), int(matrix.sum())
+  if clips == 0:
+    raise ValueError('a confusion matrix without clips has no scores')
+  present = support > 0
+  recall = np.where(present, hits / np.maximum(support, 1), np.nan)
+  # 2 tp / (2 tp + fp + fn): the harmonic mean, defined even at precision 0.
+  f1 = np.where(present, 2 * hits / np.maximum(support + predicted, 1), np.nan)
+  return Scores(
+    war=float(hits.sum() / clips),
+    uar=float(recall[present].mean()),
+    macro_f1=float(f1[present].mean()),
+    weighted_f1=float((f1 * support)[present].sum() / clips),
+    clips=clips,
+    present=int(present.sum()),
+    recall=recall,
+    precision=hits / np.maximum(predicted, 1),
+    f1=f1,
+    support=support,
+  )
+
+
+def average_views(
+  probabilities: np.ndarray, clip: np.ndarray, num_clips: int, views: int
+) -> np.ndarray:
+  """Averages the softmax probabilities of the views of each clip.
+
+  Probabilities are averaged, not logits, and in float64. Strict, because a
+  clip that is missing, or counted twice, changes a score silently.
+
+  Args:
+    probabilities: [N, K] softmax outputs in any order, without padding rows.
+    clip: int [N], the clip of each row.
+    num_clips: how many clips there are.
+    views: how many rows each clip must have.
+
+  Returns:
+    float64 [num_clips, K].
+
+  Raises:
+    MiraInputError: a clip has not exactly `views` rows, or a probability is
+      not finite; the error names the clips.
+  """
+  probabilities, clip = np.asarray(probabilities), np.asarray(clip)
+  if len(probabilities) != len(clip):
+    raise ValueError(f'{len(probabilities)} rows for {len(clip)} clip indices')
+  outside = clip[(clip < 0) | (clip >= num_clips)]
+  if outside.size:
+    raise _clips_error('clip_range', outside, f'indices end at {num_clips - 1}')
+  broken = clip[~np.isfinite(probabilities).all(1)]
+  if broken.size:
+    hint = 'the model gave NaN or infinity for them: check its weights'
+    raise _clips_error('not_finite', broken, hint, ExitCode.NUMERIC)
+  counts = np.bincount(clip, minlength=num_clips)
+  uneven = np.flatnonzero(counts != views)
+  if uneven.size:
+    found = sorted(set(counts[uneven].tolist()))
+    hint = f'each clip must be seen in {views} views, these in {found}'
+    raise _clips_error('view_count', uneven, hint)
+  total = np.zeros((num_clips, probabilities.shape[1]), np.float64)
+  np.add.at(total, clip, probabilities)
+  return total / views
+
+
+def _clips_error(
+  code: str, clips: np.ndarray, hint: str, exit_code: ExitCode = ExitCode.DATA
+) -> MiraInputError:
+  clips = np.unique(clips)
+  names = ', '.join(str(i) for i in clips[:_NAMED])
+  more = f' and {len(clips) - _NAMED} more' if len(clips) > _NAMED else ''
+  return MiraInputError(code, f'clip {names}{more}', hint, exit_code=exit_code)

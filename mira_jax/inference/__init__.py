@@ -1,0 +1,1 @@
+"""Inference: load a model, score clips, export programs."""

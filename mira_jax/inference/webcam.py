@@ -1,0 +1,108 @@
+"""A few seconds of a camera, in memory only."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import sys
+import time
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from mira_jax.errors import MiraInputError
+from mira_jax.video import decode
+
+MAX_SECONDS = 600  # of a recording, which is held in memory
+_RATE = 30.0  # frames per second of a camera that does not say
+
+
+def record(
+  index: int, seconds: float, *, short_side: int | None = None
+) -> decode.Video:
+  """Records a camera, and tells on standard error that it is on.
+
+  Args:
+    index: of the camera, from 0.
+    seconds: to record.
+    short_side: as of `decode.read_video`.
+
+  Raises:
+    MiraInputError: there is no such camera, or it gives nothing ('no_camera');
+      or so long a clip is not read ('too_long').
+  """
+  if seconds > MAX_SECONDS:
+    hint = f'record {MAX_SECONDS} s at most'
+    raise MiraInputError('too_long', f'{seconds} s', hint)
+  with _quiet():
+    capture = cv2.VideoCapture(index)
+    try:
+      if not capture.isOpened():
+        raise _no_camera(f'webcam {index}', 'it cannot be opened')
+      told = f'camera {index} is on for {seconds} s'
+      print(told, file=sys.stderr, flush=True)
+      return read(capture, f'webcam {index}', seconds, short_side=short_side)
+    finally:
+      capture.release()
+
+
+def read(
+  capture: cv2.VideoCapture,
+  name: str,
+  seconds: float,
+  *,
+  short_side: int | None = None,
+) -> decode.Video:
+  """The next seconds of an open camera, or of a video file, as a clip.
+
+  Args:
+    capture: that is open.
+    name: for errors.
+    seconds: to read, in frames of the rate that it tells; a camera that gives
+      fewer, as in the dark, is read until the time is over.
+    short_side: as of `decode.read_video`.
+
+  Raises:
+    MiraInputError: it gives not one frame ('no_camera'), or see
+      `decode.of_frames`.
+  """
+  rate = capture.get(cv2.CAP_PROP_FPS)
+  rate = rate if 1 <= rate <= 500 else _RATE
+  # Shrunk as they come: seconds of a large camera are a gigabyte.
+  frames, start = [], 0.0
+  for frame in _frames(capture, max(1, round(seconds * rate))):
+    start = start or time.monotonic()  # a camera takes its time to begin
+    frames.append(decode.shrink(frame, short_side))
+    past = time.monotonic() - start
+    if past > seconds:
+      rate = min(rate, len(frames) / past)
+      break
+  if not frames:
+    raise _no_camera(name, 'it gives no pictures')
+  return decode.of_frames(name, frames, rate)
+
+
+def _frames(capture: cv2.VideoCapture, count: int) -> Iterator[np.ndarray]:
+  for _ in range(count):
+    there, frame = capture.read()
+    if not there:
+      return
+    yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Without OpenCV's own lines about the backends that it tries."""
+  logging = cv2.utils.logging
+  before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+  try:
+    yield
+  finally:
+    logging.setLogLevel(before)
+
+
+def _no_camera(name: str, trouble: str) -> MiraInputError:
+  there = ', '.join(sorted(glob.glob('/dev/video*'))) or 'no /dev/video*'
+  hint = f'{trouble}; there is {there}; name another with --webcam=INDEX'
+  return MiraInputError('no_camera', name, hint)

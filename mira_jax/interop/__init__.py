@@ -1,1 +1,0 @@
-"""Other frameworks' weights, and proof that the numbers agree."""

@@ -1,0 +1,242 @@
+"""Sweeps of `pallas_gpu` that know the log-sum-exp: for queries, and for keys.
+
+Both recompute P = exp(S - lse) tile by tile. One sweep for both would need 5 U
+instead of 7 U, but several blocks would add to each dq, in any order; with two,
+one warpgroup makes each sum, and gradients are the same in every run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mira_jax.kernels.gpu.sweep import (
+  LOG2E,
+  Context,
+  Tiles,
+  Vector,
+  accumulate,
+  along,
+  full,
+  product,
+  product_pair,
+  sweep,
+  vector,
+)
+
+Array = jax.Array
+
+
+class Slopes(NamedTuple):
+  """What follows from dP, in multiples of P."""
+
+  slope: Array | None = None  # dS
+  weight: Array | float = 1.0  # of g in dv
+  share: Array | float = 1.0  # of what is summed per key
+
+
+# (dP, what rows have, what keys have, repeated over the tile) -> Slopes; dP
+# lies as the tile does, and is None where no v is given.
+Rule = Callable[[Array | None, Sequence[Array], Sequence[Array]], Slopes]
+
+
+def biased(dp, rows, keys) -> Slopes:
+  """softmax(S + bias) v, with row sums delta."""
+  del keys
+  (delta,) = rows
+  slope = dp - delta
+  return Slopes(slope, share=slope)
+
+
+def redistributed(residual_mix: float) -> Rule:
+  """The rule of `Passes.redistribute_backward`."""
+
+  def rule(dp, rows, keys):
+    (rho, pull, delta), (gain,) = rows, keys
+    t = rho * dp - pull
+    slope = (1 - residual_mix) * dp + gain * t - delta
+    return Slopes(slope, (1 - residual_mix) + gain * rho, t)
+
+  return rule
+
+
+def marginal(dp, rows, keys) -> Slopes:
+  """The key marginal, with dL/d marginal and its mean over each row."""
+  del dp
+  (mean,), (gamma,) = rows, keys
+  return Slopes(gamma - mean)
+
+
+def mass(dp, rows, keys) -> Slopes:
+  """What each key receives."""
+  del dp, rows, keys
+  return Slopes()
+
+
+def row_gradient(
+  q: Array,
+  k: Array,
+  v: Array,
+  g: Array,
+  rows: Sequence[Vector],
+  keys: Sequence[Vector],
+  rule: Rule,
+  tiles: Tiles,
+  *,
+  interpret: bool,
+) -> Array:
+  """dq [B, L, H, D], 3 U: every warpgroup keeps queries, keys pass by.
+
+  Args:
+    q: [B, L, H, D].
+    k: [B, L, H, D].
+    v: [B, L, H, D].
+    g: dL/dy, [B, L, H, D].
+    rows: [B, H, L]: the log-sum-exp in units of log 2, and those of the rule.
+    keys: [B, L]: the bias in units of log 2, and those of the rule.
+    rule: gives dS.
+    tiles: sizes.
+    interpret: see `sweep`.
+  """
+  scale = q.shape[-1] ** -0.5
+  shape = tiles.rows, tiles.columns
+
+  def consume(context: Context):
+    query, gradient, *own = context.own
+    (group,) = context.groups
+    lse, *own = (along(vector(x, 0, interpret), 0, shape) for x in own)
+
+    def step(i, dq):
+      group.wait(i)
+      key, value, *passing = group.tile(i)
+      bias, *passing = (
+        along(vector(x, 1, interpret), 1, shape) for x in passing
+      )
+      p, dp = product_pair(
+        (query, key),
+        (gradient, value),
+        lambda s: jnp.exp2(s * (scale * LOG2E) - lse + bias),
+        interpret,
+      )
+      ds = p * rule(dp, own, passing).slope
+      (dq,) = accumulate([dq], [(ds.astype(q.dtype), key)], interpret)
+      group.release(i)
+      return dq
+
+    dq = full((tiles.rows, q.shape[-1]), 0, interpret)
+    return [scale * lax.fori_loop(0, context.count, step, dq)]
+
+  own, stream = [q, g, *rows], [[k, v, *keys]]
+  (dq,) = sweep(
+    consume, own, stream, [q], tiles, products=3, interpret=interpret
+  )
+  return dq
+
+
+def key_gradient(
+  q: Array,
+  k: Array,
+  values: Sequence[Array],
+  rows: Sequence[Vector],
+  keys: Sequence[Vector],
+  rule: Rule,
+  wanted: Sequence[str],
+  tiles: Tiles,
+  *,
+  factor: Vector | None = None,
+  interpret: bool,
+) -> list[Array]:
+  """Sums over queries, 4 U with all: a warpgroup keeps keys, queries pass by.
+
+  Args:
+    q: [B, L, H, D].
+    k: [B, L, H, D].
+    values: v and dL/dy, [B, L, H, D], or nothing.
+    rows: [B, H, L]: the log-sum-exp in units of log 2, and those of the rule.
+    keys: [B, L] those of the rule.
+    rule: gives dS, the weight of dL/dy in dv, and what is summed per key.
+    wanted: of 'dk', 'dv' and 'share'.
+    tiles: sizes.
+    factor: [B, L], of P. All sums of a key share it: a bias is exp(bias) here.
+    interpret: see `sweep`.
+
+  Returns:
+    What is wanted, dk and dv like k, the share float32 [B, H, L].
+  """
+  scale = q.shape[-1] ** -0.5
+  shape = tiles.rows, tiles.columns
+  v, g = ([x] for x in values) if values else ([], [])
+
+  def consume(context: Context):
+    (group,) = context.groups
+    key, *value = context.own[: 1 + len(v)]
+    own = [vector(x, 0, interpret) for x in context.own[1 + len(v) :]]
+    last = own.pop() if factor is not None else None
+    own = [along(x, 0, shape) for x in own]
+
+    def step(i, sums):
+      group.wait(i)
+      query, *passing = group.tile(i)
+      gradient, passing = passing[: len(g)], passing[len(g) :]
+      lse, *passing = (
+        along(vector(x, 1, interpret), 1, shape) for x in passing
+      )
+      p, dp = _softmax(key, query, value, gradient, lse, scale, interpret)
+      terms, share = _terms(rule(dp, passing, own), p, query, gradient, wanted)
+      names = list(terms)
+      new = accumulate([sums[x] for x in names], terms.values(), interpret)
+      group.release(i)
+      new = dict(zip(names, new, strict=True))
+      if 'share' in sums:
+        new['share'] = sums['share'] + share.sum(1)
+      return new
+
+    matrix = tiles.rows, k.shape[-1]
+    sums = {
+      x: full(shape[:1] if x == 'share' else matrix, 0, interpret)
+      for x in wanted
+    }
+    sums = lax.fori_loop(0, context.count, step, sums)
+    if 'dk' in sums:
+      sums['dk'] *= scale
+    if last is not None:
+      tall = along(last, 0, matrix)
+      sums = {x: y * (last if y.ndim == 1 else tall) for x, y in sums.items()}
+    return [sums[x] for x in wanted]
+
+  batch, length, heads, _ = k.shape
+  per_key = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
+  return sweep(
+    consume,
+    [k, *v, *keys, *([] if factor is None else [factor])],
+    [[q, *g, *rows]],
+    [per_key if x == 'share' else k for x in wanted],
+    tiles,
+    products=1 + len(v) + len({'dk', 'dv'} & set(wanted)),
+    interpret=interpret,
+  )
+
+
+def _softmax(key, query, value, gradient, lse, scale, interpret):
+  """P^T and, with values, dP^T."""
+
+  def use(s):
+    return jnp.exp2(s * (scale * LOG2E) - lse)
+
+  if not value:
+    return use(product(key, query, lambda: None, interpret)), None
+  return product_pair((key, query), (*value, *gradient), use, interpret)
+
+
+def _terms(slopes, p, query, gradient, wanted):
+  """What a tile adds to dk and dv, as products; and per key, as a matrix."""
+  terms = {}
+  if 'dv' in wanted:
+    terms['dv'] = (p * slopes.weight).astype(query.dtype), *gradient
+  if 'dk' in wanted:
+    terms['dk'] = (p * slopes.slope).astype(query.dtype), query
+  return terms, p * slopes.share

@@ -1,0 +1,1 @@
+"""Proof that the numbers agree with the reference and with PyTorch."""

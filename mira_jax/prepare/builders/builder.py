@@ -1,0 +1,116 @@
+"""What is known of a dataset, and how its clips are listed."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from mira_jax.data.listing import Row
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.prepare.builders.tree import Tree
+
+
+@dataclasses.dataclass(kw_only=True)
+class Clips:
+  """The clips that a download should hold.
+
+  Attributes:
+    rows: with absolute paths and a clip_id each.
+    class_names: in label order, if not those of the builder.
+    tables: files that said so.
+    dropped: clips that are not wanted, by reason.
+    crop: what `crop.RULES` these clips call for.
+    warnings: what may be a mistake.
+  """
+
+  rows: list[Row]
+  class_names: Sequence[str] = ()
+  tables: list[pathlib.Path] = dataclasses.field(default_factory=list)
+  dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  crop: str = 'none'
+  warnings: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Builder:
+  """A dataset as its owner delivers it.
+
+  Attributes:
+    name: what `mira prepare` calls it.
+    title: its own name and year.
+    class_names: in the label order of its owner.
+    protocol: how it is evaluated, in words.
+    counts: the owner's, by the keys of `tally`; for the default options.
+    licence: in a few words.
+    ask: where a copy is asked for.
+    layout: the tree of a download, for people.
+    options: values of each option of its own, the default one first.
+    list_clips: from a tree and the chosen options to its clips.
+    stores_video: clips stay the video files that they are.
+  """
+
+  name: str
+  title: str
+  class_names: Sequence[str]
+  protocol: str
+  counts: Mapping[str, int]
+  licence: str
+  ask: str
+  layout: str
+  list_clips: Callable[[Tree, Mapping[str, str]], Clips]
+  options: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+  stores_video: bool = False
+
+  def dataset_name(self, options: Mapping[str, str]) -> str:
+    """The name of what is prepared: a choice that is not the default shows."""
+    chosen = [
+      options[key].lower().replace('-', '_')
+      for key, values in self.options.items()
+      if options[key] != values[0]
+    ]
+    return '_'.join([self.name, *chosen])
+
+  def is_default(self, options: Mapping[str, str]) -> bool:
+    """Whether `counts` are those of these options."""
+    return all(options[key] == v[0] for key, v in self.options.items())
+
+
+def tally(rows: Iterable[Row]) -> dict[str, int]:
+  """Clips by 'all', 'subjects', 'SPLIT', 'CLASS', 'SPLIT/CLASS', 'fold K'.
+
+  A fold counts the clips that it tests; 'fold K train' counts the others.
+  """
+  rows = list(rows)
+  found = collections.Counter(all=len(rows))
+  for row in rows:
+    found[row.label] += 1
+    if row.split:
+      found[row.split] += 1
+      found[f'{row.split}/{row.label}'] += 1
+    if row.fold >= 0:
+      found[f'fold {row.fold}'] += 1
+  in_folds = sum(row.fold >= 0 for row in rows)
+  for fold in {row.fold for row in rows if row.fold >= 0}:
+    found[f'fold {fold} train'] = in_folds - found[f'fold {fold}']
+  found['subjects'] = len({row.subject for row in rows if row.subject})
+  return dict(found)
+
+
+def by_fold(row: Row) -> Row:
+  """The clip in the splits of the first fold, which 'train' and 'test' are."""
+  split = 'test' if row.fold == 1 else 'train'
+  return dataclasses.replace(row, split=split)
+
+
+def bad_label(path: pathlib.Path, line: int, label: str, known: str):
+  """The error for a class that a dataset does not have."""
+  hint = f'line {line} has the class {label!r}; the classes are {known}'
+  return MiraInputError('bad_label', path, hint, exit_code=ExitCode.DATA)
+
+
+def leak(path: pathlib.Path, clip: str, why: str) -> MiraInputError:
+  """The error for a clip that would be trained on and tested."""
+  hint = f'clip {clip} {why}; get the lists from the owner again'
+  return MiraInputError('leak', path, hint, exit_code=ExitCode.DATA)

@@ -1,0 +1,170 @@
+"""Finds the parts of a download, wherever its owner or its user put them.
+
+Archives unpack to a folder of their own name, cloud drives add '-002' to it,
+and people name the folder above or below the one that is meant. So the search
+starts above a folder that is a part itself, and finds parts by their names.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Sequence
+
+from mira_jax.data import trees
+from mira_jax.data.listing import natural
+from mira_jax.errors import MiraInputError
+from mira_jax.prepare import archives
+
+_DEPTH = 4  # levels that are searched below the given folder
+_LEVELS_UP = 3
+# A folder with more folders in it holds clips or people, not parts.
+_MOST_PARTS = 300
+_COPY = re.compile(r'(-\d{3}|\s*\(\d+\)|-\d{8}t\d{6}z(-\d+)*)$')
+
+
+class Tree:
+  """A download below `root`.
+
+  Attributes:
+    root: what the user named, or a folder above it if that is a part.
+    layout: what is expected, for people.
+    missing: names of the parts that were needed and not found.
+  """
+
+  def __init__(self, root: str | os.PathLike[str], layout: str):
+    self.root = pathlib.Path(root).absolute()
+    self.layout = layout
+    self.missing: list[str] = []
+    trees.check_root(root)
+    self.root = _top(self.root, layout)
+    self._folders = list(_folders(self.root, _DEPTH))
+
+  def find(self, *names: str) -> pathlib.Path | None:
+    """The folder of one of the names, such as 'Clip/original', or None."""
+    wanted = [[plain(part) for part in name.split('/')] for name in names]
+    return _first(self._folders, wanted)
+
+  def need(self, *names: str) -> pathlib.Path:
+    """As `find`; what is not found is reported by `check`."""
+    found = self.find(*names)
+    if found is None:
+      self.missing.append(names[0])
+      return self.root / names[0]
+    return found
+
+  def files(self, pattern: str) -> list[pathlib.Path]:
+    """Files anywhere below the root whose name fits a regular expression."""
+    fits = re.compile(pattern, re.IGNORECASE).fullmatch
+    found = []
+    for where, folders, names in os.walk(self.root):
+      folders[:] = sorted(visible(folders), key=natural)
+      found += [
+        pathlib.Path(where, name)
+        for name in sorted(visible(names), key=natural)
+        if fits(name)
+      ]
+    return found
+
+  def need_file(self, pattern: str, name: str) -> pathlib.Path:
+    """The first such file; what is not found is reported by `check`."""
+    fits = re.compile(pattern, re.IGNORECASE).fullmatch
+    for folder in self._folders:
+      if files := [f for f in _files(folder) if fits(f.name)]:
+        return files[0]
+    self.missing.append(name)
+    return self.root / name
+
+  def check(self) -> None:
+    """Raises MiraInputError('wrong_root') if a needed part was not found."""
+    if not self.missing:
+      return
+    inside = sorted(p.name + '/' * p.is_dir() for p in self.root.iterdir())
+    hint = (
+      f'not found: {", ".join(self.missing[:3])}. Here are '
+      f'{", ".join(inside[:5]) or "no files"}.'
+    )
+    if packed := archives.find_archives(self.root):
+      names = ' '.join(shlex.quote(str(group[0])) for group in packed[:3])
+      hint += f' Unpack first: mira unpack {names} --out {self.root}.'
+    hint += ' Expected:'
+    below = f'\n{self.layout}'
+    raise MiraInputError('wrong_root', self.root, hint, below=below)
+
+
+def plain(name: str) -> str:
+  """A folder's name without case, punctuation and the marks of copies."""
+  name = name.lower()
+  while (shorter := _COPY.sub('', name)) != name:
+    name = shorter
+  return re.sub(r'[^a-z0-9]+', '', name)
+
+
+def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Folders right below one, in natural order; none if it is not there."""
+  try:
+    with os.scandir(folder) as entries:
+      names = [e.name for e in entries if os.path.isdir(e.path)]
+  except OSError:
+    return []
+  return [folder / name for name in sorted(visible(names), key=natural)]
+
+
+def visible(names: Iterable[str]) -> list[str]:
+  """Names without those of hidden files and of systems' own."""
+  return [name for name in names if not trees.is_hidden(name)]
+
+
+def _top(root: pathlib.Path, layout: str) -> pathlib.Path:
+  """The folder above one that is called like a part of the layout."""
+  whole, *parts = re.split(r'[/\s]+', layout)
+  known = {plain(part) for part in parts} - {plain(whole), ''}
+  for _ in range(_LEVELS_UP):
+    if plain(root.name) in known:
+      root = root.parent
+  return root
+
+
+def _files(folder: pathlib.Path) -> list[pathlib.Path]:
+  with os.scandir(folder) as entries:
+    names = [e.name for e in entries if e.is_file()]
+  return [folder / name for name in sorted(visible(names), key=natural)]
+
+
+def _folders(root: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
+  """A folder and those below it, the upper ones first.
+
+  A link is followed once on a way down, and not to a folder above it.
+  """
+  level = [(root, False)]
+  for _ in range(depth + 1):
+    yield from (folder for folder, _ in level)
+    below = []
+    for folder, is_linked in level:
+      inside = subfolders(folder)
+      for path in inside if len(inside) <= _MOST_PARTS else ():
+        is_link = path.is_symlink()
+        circles = is_link and folder.resolve().is_relative_to(path.resolve())
+        if not (circles or (is_link and is_linked)):
+          below.append((path, is_linked or is_link))
+    level = below
+
+
+def _first(
+  folders: Sequence[pathlib.Path], wanted: Sequence[Sequence[str]]
+) -> pathlib.Path | None:
+  """The first folder whose last names are wanted, at its innermost."""
+  for name in wanted:
+    for folder in folders:
+      parts = [plain(part) for part in folder.parts[-len(name) :]]
+      if parts == list(name):
+        return _innermost(folder)
+  return None
+
+
+def _innermost(folder: pathlib.Path) -> pathlib.Path:
+  """Archives often hold a folder of the name that they are unpacked to."""
+  same = [f for f in subfolders(folder) if plain(f.name) == plain(folder.name)]
+  return _innermost(same[0]) if len(same) == 1 else folder

@@ -1,0 +1,123 @@
+"""Reads every record and every frame of a prepared dataset."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+from mira_jax.data import records
+from mira_jax.data import workers as parallel
+from mira_jax.data.dataset import PreparedDataset
+from mira_jax.data.records import Clip
+from mira_jax.errors import MiraInputError
+from mira_jax.video import decode
+
+_BLOCK = 32  # clips of one job
+
+
+@dataclasses.dataclass(kw_only=True)
+class Verdict:
+  """What was read, and what is wrong with it.
+
+  Attributes:
+    clips: read in each split.
+    frames: decoded in all.
+    problems: one sentence each, with the place of the record.
+  """
+
+  clips: dict[str, int]
+  frames: int
+  problems: list[str]
+
+
+def verify(dataset: PreparedDataset, workers: int | None = None) -> Verdict:
+  """Reads all of a dataset.
+
+  Args:
+    dataset: opened.
+    workers: processes; by default one per core, 0 for this process alone.
+  """
+  jobs = [
+    (split, start)
+    for split, count in dataset.splits.items()
+    for start in range(0, count, _BLOCK)
+  ]
+  clips = dict.fromkeys(dataset.splits, 0)
+  verdict = Verdict(clips=clips, frames=0, problems=[])
+  places: dict[str, list[str]] = collections.defaultdict(list)
+  work = functools.partial(_block, dataset)
+  with parallel.runner(work, len(jobs), workers, 'reading clips') as run:
+    for (split, _), result in zip(jobs, run(jobs), strict=True):
+      ids, frames, problems = result
+      verdict.clips[split] += len(ids)
+      verdict.frames += frames
+      verdict.problems += problems
+      for name in ids:
+        places[name].append(split)
+  verdict.problems += [
+    f'{name} is stored {len(where)} times, in {", ".join(sorted(set(where)))}'
+    for name, where in places.items()
+    if len(where) > 1
+  ]
+  return verdict
+
+
+def _block(
+  dataset: PreparedDataset, job: tuple[str, int]
+) -> tuple[list[str], int, list[str]]:
+  """Names, number of frames and problems of some clips."""
+  split, start = job
+  source, index = dataset.source(split), dataset.index(split)
+  ids, frames, problems = [], 0, []
+  for i in range(start, min(start + _BLOCK, len(source))):
+    try:
+      clip = source[i]
+      found = [*_frame_problems(clip), *_problems(clip, dataset.class_names)]
+    except MiraInputError as error:
+      problems.append(f'{split}[{i}]: {error.hint}')
+      continue
+    known = ('clip_id', 'label', 'subject', 'fold')
+    if any(getattr(clip, n) != getattr(index, n)[i] for n in known):
+      found.append('the index says something else of it')
+    problems += [f'{split}[{i}] {clip.clip_id}: {text}' for text in found]
+    ids.append(clip.clip_id)
+    frames += len(clip)
+  return ids, frames, problems
+
+
+def _frame_problems(clip: Clip) -> list[str]:
+  if not len(clip):
+    return ['it has no frames']
+  if clip.video:
+    try:
+      records.read_frames(clip, [len(clip) - 1])
+    except MiraInputError as error:
+      return [error.hint]
+    return []
+  broken, shapes = [], set()
+  for i, data in enumerate(clip.frames):
+    image = decode.whole_image(data)
+    if image is None:
+      broken.append(i)
+    else:
+      shapes.add(image.shape)
+  problems = []
+  if broken:
+    problems.append(f'frames {broken[:5]} are damaged, {len(broken)} in all')
+  if len(shapes) > 1:
+    problems.append(f'its frames have {len(shapes)} sizes')
+  return problems
+
+
+def _problems(clip: Clip, class_names: Sequence[str]) -> list[str]:
+  problems = []
+  if not 0 <= clip.label < len(class_names):
+    problems.append(f'label {clip.label} of {len(class_names)} classes')
+  for name in ('onset', 'apex', 'offset'):
+    if not -1 <= getattr(clip, name) < len(clip):
+      problems.append(f'{name} {getattr(clip, name)} of {len(clip)} frames')
+  if not 0 <= clip.fps < float('inf'):  # nor NaN
+    problems.append(f'{clip.fps:g} frames per second')
+  return problems

@@ -1,0 +1,1 @@
+"""Synthetic faces: procedural clips and the dataset made of them."""

@@ -1,0 +1,115 @@
+"""Builds the dataset `synthetic_faces`: it needs no download and no licence.
+
+The clips are `faces.draw_clip(0), faces.draw_clip(1), ...` of each split, so a
+dataset is a function of the arguments of `build` and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from mira_jax.data import dataset
+from mira_jax.data import workers as parallel
+from mira_jax.errors import MiraInputError
+from mira_jax.synthetic import faces
+from mira_jax.video import decode
+
+FPS = 25.0  # a blink of five frames then lasts 0.2 s, as people's do
+JPEG_QUALITY = 95
+_LIMITS = {
+  'train_clips': (1, 10_000_000),
+  'test_clips': (1, 10_000_000),
+  'size': (16, 1024),
+  'num_frames': (8, 1024),
+  'seed': (0, 2**32 - 1),
+}
+
+
+def build(
+  out: str | pathlib.Path,
+  *,
+  difficulty: str = 'macro',
+  train_clips: int = 2800,
+  test_clips: int = 420,
+  size: int = 64,
+  num_frames: int = 32,
+  seed: int = 0,
+  workers: int | None = None,
+) -> pathlib.Path:
+  """Draws and writes a dataset; the same bytes for any number of workers.
+
+  Workers are spawned: a script that calls this needs the usual
+  `if __name__ == '__main__'`, or workers=0, which spawns none.
+
+  Args:
+    out: the folder to name as the dataset afterwards.
+    difficulty: 'macro' (strong and long expressions) or 'micro' (weak, brief).
+    train_clips: of the split 'train'; a multiple of 7 has balanced classes.
+    test_clips: of the split 'test', which shows other people.
+    size: pixels per side, 16 or more.
+    num_frames: frames per clip, 8 or more.
+    seed: of everything that is drawn.
+    workers: processes, see `parallel.runner`.
+
+  Returns:
+    The folder of the finished dataset, as `dataset.write`.
+
+  Raises:
+    MiraInputError: with code 'bad_value', or as `dataset.write`.
+  """
+  counts = {'train': train_clips, 'test': test_clips}
+  drawing = {'seed': seed, 'size': size, 'num_frames': num_frames}
+  _check(train_clips=train_clips, test_clips=test_clips, **drawing)
+  if difficulty not in faces.DIFFICULTIES:
+    hint = f'use one of {", ".join(faces.DIFFICULTIES)}'
+    raise MiraInputError('bad_value', f'difficulty={difficulty}', hint)
+  drawing['difficulty'] = difficulty
+  total = sum(counts.values())
+  with parallel.runner(_draw, total, workers, 'drawing faces') as run:
+
+    def clips(split: str) -> Iterator[dataset.Clip]:
+      return run((split, i, drawing) for i in range(counts[split]))
+
+    return dataset.write(
+      out,
+      name=f'synthetic_faces_{difficulty}',
+      class_names=faces.CLASS_NAMES,
+      splits={split: lambda split=split: clips(split) for split in counts},
+      description='Procedurally drawn faces that show seven expressions.',
+      metadata=drawing | {'level': level(difficulty)},
+    )
+
+
+def level(difficulty: str) -> dict[str, Any]:
+  """How strong a difficulty is, as the metadata of a dataset keeps it."""
+  fields = dataclasses.asdict(faces.DIFFICULTIES[difficulty])
+  return json.loads(json.dumps(fields))
+
+
+def _check(**values: int) -> None:
+  for name, value in values.items():
+    low, high = _LIMITS[name]
+    if not isinstance(value, int) or not low <= value <= high:
+      hint = f'use a whole number from {low} to {high}'
+      raise MiraInputError('bad_value', f'{name}={value}', hint)
+
+
+def _draw(job: tuple[str, int, dict[str, Any]]) -> dataset.Clip:
+  """Draws and encodes one clip: (split, index, arguments of draw_clip)."""
+  split, index, drawing = job
+  clip = faces.draw_clip(index, split=split, **drawing)
+  return dataset.Clip(
+    clip_id=f'{split}-{index:06d}',
+    frames=[decode.encode_jpeg(f, JPEG_QUALITY) for f in clip.frames],
+    label=clip.label,
+    subject=clip.subject,
+    fps=FPS,
+    onset=clip.onset,
+    apex=clip.apex,
+    offset=clip.offset,
+    action_units=clip.action_units,
+  )

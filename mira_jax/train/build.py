@@ -1,0 +1,277 @@
+"""The program of a run: all that a configuration computes, without its data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+
+from mira_jax import config
+from mira_jax.devices import sharding
+from mira_jax.kernels import dispatch
+from mira_jax.models import build, mae
+from mira_jax.models.vivit import ViViT
+from mira_jax.train import losses, optim
+from mira_jax.train import step as steps
+
+PyTree = Any
+Model = ViViT | mae.MaskedAutoencoder
+
+
+class Program(NamedTuple):
+  """A model and what it is to learn.
+
+  Attributes:
+    model: that learns.
+    init: random key -> its variables.
+    objective: see `objectives`.
+    attention: which attention will run, and why, in one line.
+  """
+
+  model: Model
+  init: Callable[[jax.Array], PyTree]
+  objective: losses.Objective
+  attention: str
+
+
+def make(cfg: config.Config, mesh: Mesh) -> Program:
+  """The program of a configuration whose number of classes is known.
+
+  Args:
+    cfg: a valid configuration.
+    mesh: the devices.
+
+  Raises:
+    MiraInputError: the attention that it names cannot serve here.
+  """
+  return (autoencoder if cfg.pretrain else classifier)(cfg, mesh)
+
+
+def video_shape(cfg: config.Config, clips: int = 1) -> tuple[int, ...]:
+  """[B, F, H, W, 3] of what the model takes."""
+  model = cfg.model
+  return (clips, model.frames, model.image_size, model.image_size, 3)
+
+
+def classifier(
+  cfg: config.Config, mesh: Mesh, counts: Sequence[int] = ()
+) -> Program:
+  """Classification, see `make`.
+
+  Args:
+    cfg: a valid configuration.
+    mesh: the devices.
+    counts: clips of every class, for `optim.class_weights`.
+  """
+  model = build.build_model(dataclasses.asdict(cfg.model))
+  weights = None
+  if cfg.optim.class_weights == 'inverse_sqrt':
+    even = [1] * model.num_classes  # where no data says more
+    weights = losses.inverse_sqrt_weights(counts if len(counts) else even)
+  objective = losses.classification(
+    model,
+    config.augment(cfg.data),
+    smoothing=cfg.optim.label_smoothing,
+    mixup_alpha=cfg.data.mixup_alpha,
+    cutmix_alpha=cfg.data.cutmix_alpha,
+    copies=cfg.data.repeats,
+    class_weights=weights,
+  )
+  if cfg.optim.freeze_backbone:
+    objective = losses.freeze_backbone(objective)
+  slots, height, width = model.grid
+  tokens = slots, height * width
+  prefix = int(model.pool == 'cls')
+  attention = attention_choice(model, tokens, _rows(cfg), mesh, prefix)
+
+  def init(key: jax.Array) -> PyTree:
+    return model.init(key, jnp.zeros(video_shape(cfg), jnp.float32))
+
+  return Program(model, init, objective, attention)
+
+
+def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
+  """Masked pre-training, see `make`."""
+  fields = {
+    name: value
+    for name, value in dataclasses.asdict(cfg.pretrain).items()
+    if name.startswith('decoder_')
+  }
+  model = build.build_autoencoder(dataclasses.asdict(cfg.model), fields)
+  draw = functools.partial(draw_mask, cfg, shape=video_shape(cfg))
+  mask, hidden = draw(jax.random.key(0))
+  slots = cfg.model.frames // cfg.model.tubelet
+  tokens = slots, (mask.shape[1] - hidden) // slots
+  attention = attention_choice(model, tokens, _rows(cfg), mesh)
+  objective = losses.reconstruction(
+    model,
+    config.augment(cfg.data),
+    kind=cfg.pretrain.mask,
+    ratio=cfg.pretrain.mask_ratio,
+    normalise=cfg.pretrain.normalise_targets,
+  )
+
+  def init(key: jax.Array) -> PyTree:
+    mask, hidden = draw(jax.random.key(0))
+    video = jnp.zeros(video_shape(cfg), jnp.float32)
+    return model.init(key, video, mask, num_masked=hidden)
+
+  return Program(model, init, objective, attention)
+
+
+def draw_mask(
+  cfg: config.Config, key: jax.Array, shape: tuple[int, ...]
+) -> tuple[jax.Array, int]:
+  """The mask of pre-training for videos of a shape, see `mae.draw_mask`."""
+  return mae.draw_mask(
+    key,
+    shape,
+    cfg.model.tubelet,
+    cfg.model.patch,
+    kind=cfg.pretrain.mask,
+    ratio=cfg.pretrain.mask_ratio,
+  )
+
+
+def _rows(cfg: config.Config) -> int:
+  """Clips that go through the model at once, over all devices."""
+  return cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
+
+
+def attention_choice(
+  model: Model,
+  tokens: tuple[int, int],
+  batch_size: int,
+  mesh: Mesh,
+  num_prefix: int = 0,
+) -> str:
+  """Which implementation of attention will run, and why, in one line.
+
+  Args:
+    model: of the encoder's fields.
+    tokens: T slots, and how many tokens of each the encoder sees.
+    batch_size: B.
+    mesh: the devices.
+    num_prefix: class tokens in front of them.
+
+  Raises:
+    MiraInputError: the one that is named cannot serve here.
+  """
+  (slots, places), heads = tokens, model.heads
+  mode = 'plain' if model.mira is None else model.mira.mode
+  length = slots * places
+  if model.variant.startswith('factorised'):  # within frames, without MiRA
+    batch_size, length, mode = batch_size * slots, places, 'plain'
+  if model.variant == 'factorised_dot_product':
+    heads //= 2
+  shape = (batch_size, length + num_prefix, heads, model.dim // model.heads)
+  q = jax.ShapeDtypeStruct(shape, model.dtype)
+  with sharding.ambient(mesh):
+    asked = dispatch.request(q, q, q, mode)
+    if model.attention is None:
+      return 'attention: {} ({})'.format(*dispatch.choose(asked))
+    try:
+      name = dispatch.resolve(model.attention, asked)
+    except dispatch.RefusalError as error:
+      raise config.bad_config('model.attention', str(error)) from error
+  return f'attention: {name} (as configured)'
+
+
+# ----- the step ---------------------------------------------------------------
+
+
+class Training(NamedTuple):
+  """What turns a program into a run.
+
+  Attributes:
+    init: random key -> a fresh state.
+    step: see `steps.make_train_step`.
+    target: shapes and shardings of the state.
+  """
+
+  init: Callable[[jax.Array], steps.TrainState]
+  step: Callable
+  target: steps.TrainState
+
+
+def training(
+  cfg: config.Config,
+  program: Program,
+  mesh: Mesh,
+  steps_per_epoch: int,
+  *,
+  donate: bool = True,
+) -> Training:
+  """The optimiser and the jitted step of a program; it may keep its state."""
+  schedule = optim.warmup_cosine(
+    peak=config.peak_lr(cfg),
+    final=config.final_lr(cfg),
+    warmup_steps=round(cfg.optim.warmup_epochs * steps_per_epoch),
+    total_steps=cfg.train.epochs * steps_per_epoch,
+  )
+  optimizer = make_optimizer(cfg.optim, schedule)
+  step = steps.make_train_step(
+    program.objective,
+    optimizer,
+    schedule,
+    mesh,
+    repeats=cfg.data.repeats,
+    accumulate=cfg.optim.accumulate,
+    ema_decay=cfg.optim.ema_decay,
+    spike_sigmas=cfg.optim.spike_sigmas,
+    donate=donate,
+  )
+  init = functools.partial(
+    steps.init_state,
+    program.init,
+    optimizer,
+    averaged=cfg.optim.ema_decay > 0,
+  )
+  target = steps.abstract(init, abstract_key(mesh), mesh)
+  return Training(init, step, target)
+
+
+def make_optimizer(
+  cfg: config.OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """The optimiser that a configuration asks for."""
+  optimizer = optim.OPTIMIZERS[cfg.name](
+    schedule,
+    weight_decay=cfg.weight_decay,
+    b1=cfg.b1,
+    b2=cfg.b2,
+    clip_norm=cfg.clip_norm,
+    layer_decay=1.0 if cfg.freeze_backbone else cfg.layer_decay,
+  )
+  return optim.head_only(optimizer) if cfg.freeze_backbone else optimizer
+
+
+def abstract_batch(
+  cfg: config.Config, mesh: Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes and shardings of a training batch, see `data.pipeline`."""
+  split = NamedSharding(mesh, sharding.BATCH)
+  clips = cfg.data.batch_size
+  fields = {
+    'video': (video_shape(cfg, clips), jnp.uint8),
+    'label': ((clips,), jnp.int32),
+    'clip': ((clips,), jnp.int32),
+    'mask': ((clips,), jnp.bool_),
+  }
+  return {
+    name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+    for name, (shape, dtype) in fields.items()
+  }
+
+
+def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
+  """The key of a run as the step takes it."""
+  key = jax.eval_shape(lambda: jax.random.key(0))
+  where = sharding.replicated(mesh)
+  return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=where)

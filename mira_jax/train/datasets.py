@@ -1,0 +1,233 @@
+"""What a run reads, from the fields of its configuration."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from mira_jax import config, terminal
+from mira_jax.data import dataset as prepared
+from mira_jax.data import pipeline, pool, protocol, sampling
+from mira_jax.data.dataset import PreparedDataset
+from mira_jax.devices import sharding
+from mira_jax.errors import MiraInputError
+from mira_jax.evaluation.metrics import confusion_matrix
+from mira_jax.inference.engine import Engine
+from mira_jax.synthetic import dataset as synthetic
+
+# Action units that one side of the face shows: 'L12', 'AU12R', '12 left'.
+_LATERAL = re.compile(r'(au)?[lr]\d+|(au)?\d+\s*(l|r|left|right)', re.I)
+
+
+def open_datasets(data: config.DataConfig) -> list[PreparedDataset]:
+  """Opens prepared datasets; makes `synthetic_faces/...` when missing.
+
+  Raises:
+    MiraInputError: there is no such dataset, or the synthetic one there was
+      made with other settings.
+  """
+  paths = [pathlib.Path(name) for name in config.datasets(data)]
+  drawn = [path for path in paths if path.parent.name == 'synthetic_faces']
+  if jax.process_index() == 0:
+    for path in drawn:
+      _make_missing(path, data)
+  sharding.meet('open_datasets')
+  datasets = [prepared.open(path) for path in paths]
+  for path, dataset in zip(paths, datasets, strict=True):
+    if path in drawn:
+      _check_drawn(path, dataset, data)
+  return datasets
+
+
+def tell(datasets: Sequence[PreparedDataset]) -> None:
+  """Prints what is read: name, fingerprint and place of each dataset."""
+  for dataset in datasets:
+    mark = prepared.fingerprint(dataset)
+    terminal.say(f'dataset {dataset.name} {mark}: {dataset.directory}')
+
+
+def _make_missing(path: pathlib.Path, data: config.DataConfig) -> None:
+  try:
+    prepared.open(path)
+  except MiraInputError as error:
+    if error.code != 'not_a_dataset':
+      raise
+    terminal.say(
+      f'drawing {data.train_clips + data.test_clips} clips into {path}'
+    )
+    synthetic.build(
+      path,
+      difficulty=path.name,
+      train_clips=data.train_clips,
+      test_clips=data.test_clips,
+      seed=data.synthetic_seed,
+    )
+
+
+def _check_drawn(
+  path: pathlib.Path, dataset: PreparedDataset, data: config.DataConfig
+) -> None:
+  asked = {'train': data.train_clips, 'test': data.test_clips}
+  seed = dataset.metadata.get('seed')
+  if (dataset.splits, seed) != (asked, data.synthetic_seed):
+    hint = (
+      f'it was drawn with {dataset.splits} and seed {seed}, not {asked} and '
+      f'{data.synthetic_seed}; remove it, or name another folder'
+    )
+    raise config.bad_config(f'config.data.dataset={path}', hint)
+  level = synthetic.level(dataset.metadata['difficulty'])
+  if dataset.metadata.get('level') != level:
+    hint = 'another version of mira_jax drew it; remove it to draw it again'
+    raise config.bad_config(f'config.data.dataset={path}', hint)
+
+
+def open_parts(
+  cfg: config.Config, datasets: Sequence[PreparedDataset]
+) -> protocol.Parts:
+  """The clips to learn from, to choose by and to test on.
+
+  Raises:
+    MiraInputError: see `protocol.parts`; or a flip would swap labels.
+  """
+  data = cfg.data
+  parts = protocol.parts(
+    datasets,
+    protocol=data.protocol,
+    fold=data.fold,
+    num_folds=data.num_folds,
+    classes=data.classes,
+    test_split=cfg.eval.split,
+    val_fraction=data.val_fraction,
+    train_fraction=data.train_fraction,
+    seed=cfg.seed,
+  )
+  lateral = [n for n in parts.train.class_names if _LATERAL.fullmatch(n)]
+  if lateral and data.flip:
+    hint = (
+      f'a mirrored {lateral[0]} is of the other side; use --noconfig.data.flip'
+    )
+    raise config.bad_config('config.data.flip', hint)
+  return parts
+
+
+def fold_names(
+  cfg: config.Config, datasets: Sequence[PreparedDataset]
+) -> list[str]:
+  """The folds of a configuration's protocol, see `protocol.fold_names`."""
+  return protocol.fold_names(
+    datasets,
+    protocol=cfg.data.protocol,
+    num_folds=cfg.data.num_folds,
+    classes=cfg.data.classes,
+  )
+
+
+def open_unlabelled(
+  cfg: config.Config, datasets: Sequence[PreparedDataset]
+) -> tuple[pool.Pool, pool.Pool]:
+  """Clips to pre-train on, and others to look at; labels mean nothing.
+
+  All are of the splits 'train'. A `val_fraction` of 0 gives the same twice, as
+  does one that would hold out nobody.
+  """
+  names = datasets[0].class_names
+  whole = pool.join(
+    [
+      pool.of_dataset(
+        d, ['train'], names, dict.fromkeys(d.class_names, names[0])
+      )
+      for d in datasets
+    ]
+  )
+  if not cfg.data.val_fraction:
+    return whole, whole
+  held, _ = protocol.carve(whole, cfg.data.val_fraction, cfg.seed)
+  if not held.any():
+    return whole, whole
+  return whole.take(~held), whole.take(held)
+
+
+def describe(parts: protocol.Parts) -> str:
+  """One line: how many clips of what are learnt from and tested."""
+  names = '+'.join(dict.fromkeys(parts.train.dataset.tolist()))
+  tested = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
+  val = f', val {len(parts.val)} ({parts.rule})' if parts.val else ''
+  fold = f'{parts.fold_name}: ' if parts.fold_name else ''
+  at = '' if tested == names else f' of {tested}'
+  return (
+    f'{fold}{names}: train {len(parts.train)}{val}, test {len(parts.test)}{at}'
+  )
+
+
+def reading(cfg: config.Config) -> dict[str, Any]:
+  """How clips are read, as arguments of the functions of `pipeline`."""
+  return {
+    'rate': cfg.data.rate,
+    'fit': cfg.data.fit,
+    'threads': cfg.data.threads,
+    'max_damaged': cfg.data.max_damaged,
+  }
+
+
+def train_batches(
+  cfg: config.Config,
+  source: pipeline.Source,
+  start_step: int,
+  mesh: Mesh,
+  window: pipeline.Window = sampling.train_indices,
+) -> Iterator[pipeline.Batch]:
+  """Batches of this host from a step on, see `pipeline.train_batches`."""
+  return pipeline.train_batches(
+    source,
+    frames=cfg.model.frames,
+    size=cfg.model.image_size,
+    batch_size=cfg.data.batch_size,
+    seed=cfg.seed,
+    start_step=start_step,
+    rows=sharding.own_rows(mesh, cfg.data.batch_size),
+    window=window,
+    **reading(cfg),
+  )
+
+
+def score_source(
+  engine: Engine,
+  source: pool.Pool,
+  *,
+  views: int,
+  rate: int,
+  fit: str,
+  threads: int,
+  max_damaged: float,
+) -> np.ndarray:
+  """Confusion matrix [K, K] (rows = true class) of a source.
+
+  Damaged clips are left out, with a warning; too many of them are an error, see
+  `pipeline.eval_batches`.
+  """
+  batches = pipeline.eval_batches(
+    source,
+    frames=engine.model.frames,
+    rate=rate,
+    fit=fit,
+    size=engine.model.image_size,
+    batch_size=engine.batch_size,
+    views=views,
+    rows=engine.rows,
+    threads=threads,
+    max_damaged=max_damaged,
+  )
+  mean, labels, damaged = engine.score_split(batches, len(source), views)
+  if len(damaged):
+    logging.warning(
+      '%d of %d clips are damaged and were left out: %s',
+      *(len(damaged), len(source), damaged[:8].tolist()),
+    )
+  return confusion_matrix(labels, mean.argmax(-1), mean.shape[-1])

@@ -1,0 +1,338 @@
+"""The log of a run: rows of numbers, to files and to the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+from typing import IO, Any
+
+import jax
+import numpy as np
+import rich.progress
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+from mira_jax import files, terminal
+from mira_jax.errors import ExitCode, MiraInputError, plain
+from mira_jax.evaluation import results
+from mira_jax.train import guard
+
+METRICS, LOOKS = 'metrics.jsonl', 'looks.jsonl'  # in the folder of a run
+_SHORT = {
+  'loss': 'loss',
+  'accuracy': 'accuracy',
+  'learning_rate': 'lr',
+  'clips_per_second': 'clips/s',
+}
+
+
+class Log:
+  """Rows of a run: metrics.jsonl, TensorBoard events, terminal.
+
+  On a terminal a progress bar shows the last row; elsewhere rows are printed.
+  Only the first host writes. Use as a context manager.
+
+  Args:
+    workdir: of the run.
+    start: steps done before; later rows of an earlier attempt are dropped.
+    total: steps of the run.
+    batch_size: clips per step, for the speed.
+    max_bad_steps: updates in a row that may be not finite.
+    look_due: whether the look of step `start` is made now; what a killed
+      attempt wrote of it is dropped.
+    pending: what `pending` was when the state of step `start` was saved.
+
+  Attributes:
+    saved: step of the newest checkpoint, to name it; 0 when there is none.
+    in_a_row: updates that were not finite since the last one that was made.
+  """
+
+  def __init__(
+    self,
+    workdir: pathlib.Path,
+    start: int,
+    total: int,
+    batch_size: int,
+    *,
+    max_bad_steps: int = 10,
+    look_due: bool = False,
+    pending: Mapping[str, dict[str, Any]] | None = None,
+  ):
+    self.saved, self.in_a_row = start, 0
+    self._start = start
+    self._max_bad_steps = max_bad_steps
+    self._active = jax.process_index() == 0
+    self._batch_size = batch_size
+    self.total = total
+    self._added: dict[int, dict[str, jax.Array]] = {}  # on the device
+    self._pending = {int(step): row for step, row in (pending or {}).items()}
+    self._since: float | None = None
+    self._console = terminal.console()
+    self._bar = rich.progress.Progress(
+      rich.progress.TextColumn('step {task.completed}/{task.total}'),
+      rich.progress.BarColumn(),
+      rich.progress.TextColumn('{task.description}'),
+      rich.progress.TimeRemainingColumn(),
+      console=self._console,
+      disable=not (self._active and self._console.is_terminal),
+    )
+    self._task = self._bar.add_task('compiling', total=total, completed=start)
+    if self._active:
+
+      def keep(row: Mapping[str, Any]) -> bool:
+        before = row['step'] == start and 'learning_rate' in row
+        return row['step'] < start + (not look_due) or before
+
+      self._file = _reopen(workdir / METRICS, _is_row, keep)
+      self._events = _Events(workdir / 'tensorboard', start)
+
+  def __enter__(self) -> Log:
+    self._bar.start()
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._bar.stop()
+    if self._active:
+      # Nothing is left to write, unless it could not be written before.
+      with contextlib.suppress(OSError):
+        self._events.close()
+        self._file.close()
+
+  def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    """Keeps the metrics of a step, on the device, until `flush`."""
+    self._added[step] = metrics
+
+  def judge(self) -> None:
+    """Waits for the steps that were added, and reports those skipped.
+
+    Raises:
+      MiraInputError: too many updates in a row were not finite; it names the
+        step, the last good one and the newest checkpoint.
+    """
+    rows, self._added = jax.device_get(self._added), {}
+    for step, row in rows.items():
+      self._pending[step] = {n: x.item() for n, x in row.items()}
+      self._judge(step, self._pending[step])
+
+  @property
+  def pending(self) -> dict[str, dict[str, Any]]:
+    """Metrics of the steps that no row holds yet, JSON-able."""
+    return {str(step): row for step, row in self._pending.items()}
+
+  def flush(self) -> None:
+    """Writes the mean of the metrics of the steps since the last row.
+
+    The mean is that of the steps that were finite, so that one that was
+    skipped does not hide the others.
+
+    Raises:
+      MiraInputError: see `judge`.
+    """
+    self.judge()
+    rows, self._pending = self._pending, {}
+    if not rows:
+      return
+    step = max(rows)
+    last = rows[step]
+    finite = [r for r in rows.values() if r['verdict'] != guard.NOT_FINITE]
+    averaged = last.keys() - guard.REPORTED if finite else ()
+    mean = {
+      n: float(np.mean([r[n] for r in finite])) for n in last if n in averaged
+    }
+    mean['learning_rate'] = float(last['learning_rate'])
+    mean |= {n: int(last[n]) for n in ('skipped', 'spikes')}
+    now = time.perf_counter()
+    if self._since is not None:  # the first rows would measure compilation
+      speed = len(rows) * self._batch_size / (now - self._since)
+      mean['clips_per_second'] = round(speed, 1)
+    self._since = now
+    self.write(step, mean)
+
+  def _judge(self, step: int, row: dict[str, Any]) -> None:
+    """Tells of an update that was skipped; raises after too many."""
+    self.in_a_row = int(row['in_a_row'])
+    if row['verdict'] == guard.SPIKE:
+      self.say(f'step {step}: a spike, loss {row["loss"]:.4g}, skipped')
+    if row['verdict'] != guard.NOT_FINITE:
+      return
+    if self.in_a_row > self._max_bad_steps:
+      raise self._not_finite(step, row)
+    self.say(f'step {step}: not finite, skipped ({self.in_a_row} in a row)')
+
+  def _not_finite(self, step: int, row: dict[str, Any]) -> MiraInputError:
+    newest = f'the newest checkpoint is of step {self.saved}'
+    if not self.saved:
+      newest = 'there is no checkpoint yet'
+    elif row['last_good'] <= self._start:
+      newest += '; remove that one, which may be the cause'
+    hint = (
+      f'the last good step is {row["last_good"]}, and {newest}; lower '
+      'config.optim.lr or set config.optim.clip_norm'
+      f'{" and add --force" if self.saved else ""}, or look for the cause with '
+      '--debug_nans'
+    )
+    path, code = what_is_not_finite(step, row), ExitCode.NUMERIC
+    return MiraInputError('not_finite', path, hint, exit_code=code)
+
+  def say(self, text: str) -> None:
+    """Tells the person something, once."""
+    if self._active:
+      self._console.print(plain(text))
+
+  def pause(self) -> None:
+    """Keeps what is done before the next step out of the speed."""
+    self._since = time.perf_counter()
+
+  def write(self, step: int, row: dict[str, float]) -> None:
+    """Writes one row to the file, to TensorBoard and to the terminal."""
+    if not self._active:
+      return
+    with files.naming(self._file.name):
+      self._file.write(json.dumps({'step': step, **row}) + '\n')
+      self._file.flush()
+    self._events.add(step, row)
+    names = {n: short for n, short in _SHORT.items() if n in row}
+    names = names or {n: n for n in row}  # an evaluation
+    text = '  '.join(f'{names[n]} {row[n]:.4g}' for n in names)
+    if not self._console.is_terminal:
+      print(f'step {step}/{self.total}  {text}', flush=True)
+    elif 'loss' in row:
+      self._bar.update(self._task, completed=step, description=text)
+    else:
+      self._console.print(f'step {step}  {text}')
+
+
+class _Events:
+  """Rows for TensorBoard, in the file before the next line is run.
+
+  `tensorboardX.SummaryWriter` has a thread that ends on a full disk, and waits
+  for it ever after.
+
+  Args:
+    folder: of the files, one for each attempt.
+    start: steps done before; TensorBoard hides later ones of other attempts.
+  """
+
+  def __init__(self, folder: pathlib.Path, start: int):
+    files.clear_for_folder(folder)
+    folder.mkdir(exist_ok=True)
+    self._folder = folder
+    self._writer = EventsWriter(str(folder / 'events'))
+    self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
+
+  def add(self, step: int, row: Mapping[str, float]) -> None:
+    with files.naming(self._folder):
+      for name, value in row.items():
+        self._write(step, summary=summary.scalar(name, value))
+      self._writer.flush()
+
+  def _write(self, step: int, **what: Any) -> None:
+    event = Event(step=step, wall_time=time.time(), **what)
+    self._writer.write_event(event)
+
+  def close(self) -> None:
+    self._writer.close()
+
+
+def what_is_not_finite(step: int, row: Mapping[str, Any]) -> str:
+  """What of a step whose update is not finite, in words."""
+  for name in ('loss', 'grad_norm'):
+    if not np.isfinite(row[name]):
+      return f'the {name} of step {step} is {row[name]}'
+  return f'the update of step {step} is not finite'
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, float]]:
+  """The rows of a run's metrics.jsonl; [] when there are none."""
+  return list(_rows(workdir / METRICS, _is_row)[0].values())
+
+
+class Looks:
+  """What a run scored while it trained: confusion matrices, in looks.jsonl.
+
+  Args:
+    workdir: of the run.
+    classes: K of them.
+  """
+
+  def __init__(self, workdir: pathlib.Path, classes: int):
+    self._path = workdir / LOOKS
+    self._classes = classes
+
+  def add(self, step: int, matrices: dict[str, np.ndarray]) -> None:
+    """Adds a look: the matrix [K, K] of each split that was scored.
+
+    Later looks, of an earlier attempt, are dropped.
+    """
+    if jax.process_index() == 0:
+      row = {name: matrix.tolist() for name, matrix in matrices.items()}
+      with (
+        files.naming(self._path),
+        _reopen(self._path, self._is_look, lambda r: r['step'] < step) as file,
+      ):
+        file.write(json.dumps({'step': step, **row}) + '\n')
+
+  def read(self) -> dict[int, dict[str, np.ndarray]]:
+    """Step -> split -> matrix, of all looks so far."""
+    rows = _rows(self._path, self._is_look)[0].values()
+    return {
+      row['step']: {n: np.array(x) for n, x in row.items() if n != 'step'}
+      for row in rows
+    }
+
+  def _is_look(self, row: Mapping[str, Any]) -> bool:
+    return all(
+      results.is_matrix(x, self._classes) for n, x in row.items() if n != 'step'
+    )
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+  return all(
+    type(x) is float or (type(x) is int and abs(x) < 2**63)
+    for x in row.values()
+  )
+
+
+def _rows(
+  path: pathlib.Path, valid: Callable[[Mapping[str, Any]], bool]
+) -> tuple[dict[str, dict[str, Any]], str]:
+  """The sound rows of a file by their lines, and what is wrong with others."""
+  try:
+    whole, _, _ = path.read_bytes().rpartition(b'\n')  # a kill leaves half
+  except FileNotFoundError:
+    return {}, ''
+  except OSError as error:
+    return {}, f'{error.strerror}'
+  rows, wrong = {}, ''
+  for number, line in enumerate(whole.split(b'\n') if whole else (), 1):
+    try:
+      row = json.loads(line)
+      if type(row['step']) is not int or not valid(row):
+        raise ValueError
+    except (ValueError, LookupError, TypeError, RecursionError):
+      wrong = wrong or f'line {number} is not a row'
+    else:
+      rows[line.decode()] = row
+  return rows, wrong
+
+
+def _reopen(
+  path: pathlib.Path,
+  valid: Callable[[Mapping[str, Any]], bool],
+  keep: Callable[[Mapping[str, Any]], bool],
+) -> IO[str]:
+  """Opens a file of rows to append to, with those that are to be kept.
+
+  Of a damaged file the sound rows are kept, and all of it is set aside.
+  """
+  files.clear_for_file(path)
+  rows, wrong = _rows(path, valid)
+  if wrong:
+    files.set_aside(path, wrong)
+  kept = [line for line, row in rows.items() if keep(row)]
+  files.replace(path, ''.join(f'{line}\n' for line in kept))
+  return path.open('a', encoding='utf-8')

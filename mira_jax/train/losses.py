@@ -1,0 +1,191 @@
+"""What training minimises: pure functions of (params, mira, batch, key).
+
+`classification` is fine-tuning, `reconstruction` is masked pre-training. Both
+draw their augmentation from the key, on the device. `steps.make_train_step`
+differentiates what they return.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from mira_jax.augment import mixup
+from mira_jax.augment.transforms import denormalise
+from mira_jax.models import mae
+
+Array = jax.Array
+PyTree = Any
+Batch = Mapping[str, Array]
+Metrics = dict[str, Array]
+Augmentation = Callable[[Array, Array], Array]
+# (params, mira, batch, key) -> loss [], its metrics and the new mira.
+Objective = Callable[
+  [PyTree, PyTree, Batch, Array], tuple[Array, tuple[Metrics, PyTree]]
+]
+
+
+def soft_targets(label: Array, num_classes: int, smoothing: float) -> Array:
+  """int [B] -> float32 [B, K], rows of sum 1.
+
+  Args:
+    label: [B], in 0 to K - 1.
+    num_classes: K.
+    smoothing: s; a class gets s / K, the label 1 - s more.
+  """
+  return optax.smooth_labels(jax.nn.one_hot(label, num_classes), smoothing)
+
+
+def cross_entropy(
+  logits: Array, targets: Array, mask: Array, weights: Array | None = None
+) -> Array:
+  """Mean cross-entropy of the clips whose mask is True; 0 when none is.
+
+  Args:
+    logits: [B, K].
+    targets: [B, K], see `soft_targets`.
+    mask: bool [B].
+    weights: [B] of the clips in the mean; None is 1 for all.
+  """
+  losses = optax.softmax_cross_entropy(logits, targets)
+  if weights is None:
+    return masked_mean(losses, mask)
+  weights = jnp.where(mask, weights, 0)
+  return (losses * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
+
+
+def masked_mean(values: Array, mask: Array) -> Array:
+  """Mean of values [B] where mask [B] is True; 0 when it nowhere is."""
+  total = jnp.where(mask, values, 0).sum()
+  return total / jnp.maximum(mask.sum(), 1)
+
+
+def inverse_sqrt_weights(counts: Sequence[int]) -> list[float]:
+  """Weight of each class from its clips: `n ** -0.5`, scaled to a mean of 1.
+
+  A class without clips has weight 0 and is left out of the mean. The
+  reference's `weighted_ce`.
+  """
+  raw = [n**-0.5 if n else 0.0 for n in counts]
+  scale = sum(n > 0 for n in counts) / sum(raw)
+  return [x * scale for x in raw]
+
+
+def classification(
+  model: Any,
+  augmentation: Augmentation,
+  *,
+  smoothing: float = 0.0,
+  mixup_alpha: float = 0.0,
+  cutmix_alpha: float = 0.0,
+  copies: int = 1,
+  class_weights: Sequence[float] | None = None,
+) -> Objective:
+  """Cross-entropy against soft targets.
+
+  Args:
+    model: flax module with a field `num_classes`, as `models.vivit.ViViT`.
+    augmentation: (key, uint8 video) -> what the model is fed.
+    smoothing: of labels.
+    mixup_alpha: see `mixing.mix`; 0 leaves mixup out.
+    cutmix_alpha: likewise for cutmix. Either needs batches without masked rows.
+    copies: rows of one clip side by side, see there.
+    class_weights: K numbers, of the clips of a class in the mean loss.
+
+  Returns:
+    An objective with the metric accuracy, of the class with the largest target.
+  """
+
+  def objective(params: PyTree, mira: PyTree, batch: Batch, key: Array):
+    augment_key, dropout_key, mix_key = jax.random.split(key, 3)
+    video, targets = mixup.mix(
+      mix_key,
+      augmentation(augment_key, batch['video']),
+      soft_targets(batch['label'], model.num_classes, smoothing),
+      mixup_alpha=mixup_alpha,
+      cutmix_alpha=cutmix_alpha,
+      copies=copies,
+    )
+    logits, updates = model.apply(
+      {'params': params, 'mira': mira},
+      video,
+      train=True,
+      rngs={'dropout': dropout_key},
+      mutable=['mira'],
+    )
+    weights = None
+    if class_weights is not None:
+      weights = jnp.asarray(class_weights, jnp.float32)[batch['label']]
+    loss = cross_entropy(logits, targets, batch['mask'], weights)
+    correct = logits.argmax(-1) == targets.argmax(-1)
+    accuracy = masked_mean(correct, batch['mask'])
+    return loss, ({'accuracy': accuracy}, updates.get('mira', {}))
+
+  return objective
+
+
+def freeze_backbone(objective: Objective) -> Objective:
+  """The same loss, without gradients for anything but the head."""
+
+  def frozen(params: PyTree, mira: PyTree, batch: Batch, key: Array):
+    params = {
+      name: part if name == 'head' else jax.lax.stop_gradient(part)
+      for name, part in params.items()
+    }
+    return objective(params, mira, batch, key)
+
+  return frozen
+
+
+def reconstruction(
+  model: mae.MaskedAutoencoder,
+  augmentation: Augmentation,
+  *,
+  kind: str = 'tube',
+  ratio: float = 0.9,
+  normalise: bool = True,
+) -> Objective:
+  """Mean squared error of the pixels of masked tubelets.
+
+  Args:
+    model: of the decoder's fields.
+    augmentation: (key, uint8 video) -> normalised video.
+    kind: of mask, a key of `mae.MASKS`.
+    ratio: share of a slot's places that are masked.
+    normalise: pixels of every tubelet and channel, see `mae.tubelet_targets`.
+
+  Returns:
+    An objective without further metrics.
+  """
+
+  def objective(params: PyTree, mira: PyTree, batch: Batch, key: Array):
+    augment_key, dropout_key, mask_key = jax.random.split(key, 3)
+    video = augmentation(augment_key, batch['video'])
+    mask, num_masked = mae.draw_mask(
+      mask_key, video.shape, model.tubelet, model.patch, kind=kind, ratio=ratio
+    )
+    targets = mae.tubelet_targets(
+      denormalise(video),
+      tubelet=model.tubelet,
+      patch=model.patch,
+      normalise=normalise,
+    )
+    prediction, updates = model.apply(
+      {'params': params, 'mira': mira},
+      video,
+      mask,
+      num_masked=num_masked,
+      train=True,
+      rngs={'dropout': dropout_key},
+      mutable=['mira'],
+    )
+    loss = mae.reconstruction_loss(
+      prediction.astype(targets.dtype), targets, mask
+    )
+    return loss, ({}, updates.get('mira', {}))
+
+  return objective

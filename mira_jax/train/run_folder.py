@@ -1,0 +1,176 @@
+"""The pieces around the loop: flags, signals, folder, identity, optimiser."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mira_jax import config, files, lock, output
+from mira_jax.data.dataset import PreparedDataset, fingerprint
+from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.weights.weights_file import LAST, WEIGHTS
+
+# ----- the command line -----------------------------------------------------
+
+
+# ----- what a run keeps ------------------------------------------------------
+
+CONFIG, LOCK = 'config.json', '.lock'
+# Written over whenever a run starts or ends.
+_FILES = (CONFIG, WEIGHTS, LAST, 'curves.png', 'curves.npz')
+
+
+def open_workdir(path: str) -> pathlib.Path:
+  """Makes the folder of a run. Raises MiraInputError when it cannot write."""
+  if '://' in path:
+    hint = 'give a local or mounted folder; remote paths are not supported'
+    raise MiraInputError('not_writable', path, hint)
+  return output.open_folder(path)
+
+
+@contextlib.contextmanager
+def sole_process(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of a run's folder, and clears the places of its files.
+
+  Of several hosts the first one holds it. Reading a run needs no lock.
+
+  Raises:
+    MiraInputError: another process trains into the folder ('locked').
+  """
+  refused = None
+  with contextlib.ExitStack() as held:
+    if jax.process_index() == 0:
+      files.clear_for_file(workdir / LOCK)
+      try:
+        held.enter_context(lock.hold(workdir / LOCK, checkpoint_error))
+      except MiraInputError as error:
+        refused = error
+    if jax.process_count() > 1:
+      ours = multihost_utils.broadcast_one_to_all(np.array(refused is None))
+      if not ours and refused is None:
+        refused = checkpoint_error('locked', workdir, 'host 0 reports by whom')
+    if refused is not None:
+      raise refused
+    if jax.process_index() == 0:
+      for name in _FILES:
+        files.clear_for_file(workdir / name)
+    yield
+
+
+def read_config(workdir: pathlib.Path) -> config.Config:
+  """The configuration of a run.
+
+  Raises:
+    MiraInputError: there is none ('not_a_run'), or it cannot be used.
+  """
+  path = workdir / CONFIG
+  if not path.is_file():
+    hint = 'name the folder that train.py was given as --workdir'
+    raise MiraInputError('not_a_run', workdir, hint)
+  try:
+    cfg = config.from_json(path.read_bytes())
+    config.validate(cfg, devices=None)
+  except OSError as error:
+    hint = f'it cannot be read ({error.strerror})'
+    raise config.bad_config(f'{path}', hint) from error
+  except MiraInputError as error:
+    hint = f'{error.path}: {error.hint}; the command that trains the run '
+    hint += 'writes the file anew'
+    raise config.bad_config(f'{path}', hint) from error
+  return cfg
+
+
+# Where data lies, how fast it is read, and how devices share the work may
+# change within a run.
+_MAY_CHANGE = {
+  'mesh': ('data', 'fsdp', 'model'),
+  'model': ('attention', 'remat'),
+  'data': ('dataset', 'threads', 'max_damaged', 'classes'),
+  'optim': ('max_bad_steps',),
+  'train': ('log_every', 'save_every', 'eval_every'),
+  'eval': ('views', 'look_views', 'select_by', 'watch_test'),
+}
+
+
+def identity(cfg: config.Config, fingerprints: Sequence[str]) -> dict[str, Any]:
+  """What must not change when a run is resumed, in groups as of flags."""
+  facts: dict[str, Any] = {'dataset': list(fingerprints)}
+  facts |= dataclasses.asdict(cfg)
+  for group, ignored in _MAY_CHANGE.items():
+    for name in ignored:
+      del facts[group][name]
+  return facts
+
+
+def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
+  """Fills in the number of classes, or checks it.
+
+  Raises:
+    MiraInputError: another number of classes.
+  """
+  found = len(class_names)
+  cfg.model.num_classes = cfg.model.num_classes or found
+  if cfg.model.num_classes != found:
+    hint = f'the data has {found} classes; use that, or 0'
+    name = f'config.model.num_classes={cfg.model.num_classes}'
+    raise config.bad_config(name, hint)
+
+
+def fitting(cfg: config.Config, devices: int, share: float) -> str:
+  """What fits when a step may have a share of its temporary memory.
+
+  Args:
+    cfg: of the run.
+    devices: that share a batch.
+    share: of the memory for what is computed, from 0 to 1.
+
+  Returns:
+    Flags: the largest batch, the fewest parts of this one, rematerialisation.
+    Programs of another size may need somewhat more than their share.
+  """
+  parts, rows = cfg.optim.accumulate, cfg.data.batch_size * cfg.data.repeats
+  batches = [
+    size
+    for size in range(1, int(share * cfg.data.batch_size) + 1)
+    if not size % devices and not size * cfg.data.repeats % (parts * devices)
+  ]
+  more = [
+    k
+    for k in range(parts + 1, rows // devices + 1)
+    if not rows % (k * devices) and parts <= k * share
+  ]
+  ways = [f'--config.data.batch_size={max(batches)} or less'] if batches else []
+  ways += [f'--config.optim.accumulate={more[0]} or more'] if more else []
+  ways += [] if cfg.model.remat else ['--config.model.remat=attention']
+  return f'try {"; ".join(ways or ["a smaller model"])}'
+
+
+def card(
+  cfg: config.Config,
+  datasets: Sequence[PreparedDataset],
+  class_names: Sequence[str],
+  step: int,
+) -> dict[str, Any]:
+  """What a weights file says about itself."""
+  return {
+    # How it was computed says nothing about the weights.
+    'model': dataclasses.asdict(cfg.model) | {'attention': None, 'remat': None},
+    'pretrain': cfg.pretrain and dataclasses.asdict(cfg.pretrain),
+    'class_names': list(class_names),
+    'preprocessing': {
+      'rate': cfg.data.rate,
+      'fit': cfg.data.fit,
+    },
+    'datasets': [
+      {'name': d.name, 'fingerprint': fingerprint(d)} for d in datasets
+    ],
+    'protocol': {'name': cfg.data.protocol, 'fold': cfg.data.fold},
+    'step': step,
+  }

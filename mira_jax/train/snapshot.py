@@ -1,0 +1,52 @@
+"""A run's weights at any of its checkpoints, while it still trains or after."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mira_jax.devices import sharding
+from mira_jax.inference import engine
+from mira_jax.train import build, checkpoint, run_folder
+from mira_jax.train import datasets as inputs
+
+
+def load(
+  workdir: pathlib.Path, which: str, batch_size: int = 8
+) -> tuple[engine.Engine, dict[str, Any]]:
+  """The engine and the card of a checkpoint; see `engine.load_run`.
+
+  Of the checkpoint only what scores is read: the parameters, or their average
+  if the run keeps one, and MiRA's averages. Devices may be others than those
+  that train.
+
+  Args:
+    workdir: of the run; nothing in it is changed.
+    which: 'newest', 'best' or the number of a step.
+    batch_size: clips per call.
+
+  Raises:
+    MiraInputError: there is no such step, it is damaged, or the run is a
+      pre-training.
+  """
+  cfg = run_folder.read_config(workdir)
+  if cfg.pretrain:
+    raise engine.no_classifier(workdir)
+  datasets = inputs.open_datasets(cfg.data)
+  names = inputs.open_parts(cfg, datasets).train.class_names
+  model = engine.build_model(dataclasses.asdict(cfg.model))
+  video = jax.ShapeDtypeStruct(build.video_shape(cfg), jnp.float32)
+  fresh = jax.eval_shape(model.init, jax.random.key(0), video)
+  params = 'average' if cfg.optim.ema_decay else 'params'
+  wanted = {params: fresh['params'], 'mira': fresh.get('mira', {})}
+  mesh = sharding.make_mesh()
+  step, found = checkpoint.read_weights(
+    workdir / 'checkpoints', which, sharding.abstract(wanted, mesh)
+  )
+  variables = {'params': found[params], 'mira': found['mira']}
+  scorer = engine.Engine(model, variables, batch_size, mesh)
+  return scorer, run_folder.card(cfg, datasets, names, step)

@@ -1,0 +1,213 @@
+"""What one step computes: the state, the training step, the evaluation step.
+
+The model is any object with `init` and `apply` as flax modules have them.
+Randomness is an argument: every draw comes from a key folded with the step, so
+a resumed run draws what an uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from mira_jax.devices import sharding
+from mira_jax.train import guard as guards
+from mira_jax.train.losses import Metrics, Objective
+
+Array = jax.Array
+PyTree = Any
+Batch = Mapping[str, Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(kw_only=True)
+class TrainState:
+  """Everything that a step changes.
+
+  Attributes:
+    step: int32 [], how many steps were made, skipped updates among them.
+    params: the 'params' collection.
+    mira: the 'mira' collection (averages of MiRA); {} without.
+    opt_state: of the optimizer.
+    average: exponential moving average of the parameters; {} without.
+    guard: which updates were skipped, see `guard`.
+  """
+
+  step: Array
+  params: PyTree
+  mira: PyTree
+  opt_state: PyTree
+  average: PyTree
+  guard: guards.Guard = dataclasses.field(default_factory=guards.fresh)
+
+  @property
+  def variables(self) -> dict[str, PyTree]:
+    """What `model.apply` takes to score: averaged parameters, if there are."""
+    return {'params': self.average or self.params, 'mira': self.mira}
+
+
+def init_state(
+  init: Callable[[Array], PyTree],
+  optimizer: optax.GradientTransformation,
+  key: Array,
+  *,
+  averaged: bool = False,
+) -> TrainState:
+  """A fresh state.
+
+  Args:
+    init: key -> variables {'params': ...} and, with MiRA, 'mira'.
+    optimizer: as in `optim.adamw`.
+    key: random key.
+    averaged: whether to keep an average of the parameters.
+  """
+  variables = init(key)
+  params = variables['params']
+  return TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    mira=variables.get('mira', {}),
+    opt_state=optimizer.init(params),
+    # Arrays of their own: a state is donated, and no buffer can be twice.
+    average=jax.tree.map(jnp.copy, params) if averaged else {},
+  )
+
+
+def abstract(
+  init: Callable[[Array], TrainState], key: Array, mesh: Mesh
+) -> TrainState:
+  """`init(key)` as shapes with shardings: what a checkpoint restores to."""
+  return sharding.abstract(jax.eval_shape(init, key), mesh)
+
+
+def make_train_step(
+  objective: Objective,
+  optimizer: optax.GradientTransformation,
+  schedule: optax.Schedule,
+  mesh: Mesh,
+  *,
+  repeats: int = 1,
+  accumulate: int = 1,
+  ema_decay: float = 0.0,
+  spike_sigmas: float = 6.0,
+  donate: bool = True,
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
+  """The jitted training step (state, batch, key) -> (state, metrics).
+
+  The state is donated: the one passed in is gone afterwards. `key` is the
+  run's; the step folds itself into it. An update whose loss or gradient is not
+  finite, or whose loss is a spike, is skipped: only `step` and `guard` go on,
+  and everything else stays as it was, to the bit. That is known before the
+  update is computed, so it is written over what was there, in one pass.
+
+  Args:
+    objective: see `objectives`.
+    optimizer: as in `optim.adamw`.
+    schedule: of the optimizer, to report the learning rate.
+    mesh: the devices, see `sharding`.
+    repeats: times that every clip of a batch goes through the model, each time
+      augmented anew (repeated augmentation; Hoffer et al., CVPR 2020).
+    accumulate: parts of equal size that a batch goes through the model in, to
+      need less memory: gradients and metrics are their means. What depends on
+      the batch (mixing, MiRA's batch statistics) then depends on the part.
+    ema_decay: weight of the past in `TrainState.average`; 0 keeps no average.
+    spike_sigmas: see `guard.judge`.
+    donate: False keeps the state that is passed in, at twice the memory.
+
+  Returns:
+    A function whose metrics are scalars: loss, those of the objective,
+    grad_norm, learning_rate, and those of `guard.report`.
+  """
+  differentiate = jax.value_and_grad(objective, has_aux=True)
+
+  def one_part(params: PyTree, mira: PyTree, batch: Batch, key: Array):
+    (loss, (metrics, mira)), grads = differentiate(params, mira, batch, key)
+    return mira, (grads, {'loss': loss, **metrics})
+
+  def whole(params: PyTree, mira: PyTree, batch: Batch, key: Array):
+    batch = {
+      n: einops.repeat(x, 'b ... -> (b r) ...', r=repeats)
+      for n, x in batch.items()
+    }
+    if accumulate == 1:
+      return one_part(params, mira, batch, key)
+    parts = {n: split_batch(x, accumulate) for n, x in batch.items()}
+    keys = jax.random.split(key, accumulate)
+
+    def add(carry, part):
+      mira, total = carry
+      mira, result = one_part(params, mira, *part)
+      return (mira, jax.tree.map(jnp.add, total, result)), None
+
+    zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(one_part, params, mira, *_first((parts, keys)))[1],
+    )
+    (mira, total), _ = jax.lax.scan(add, (mira, zeros), (parts, keys))
+    return mira, jax.tree.map(lambda x: x / accumulate, total)
+
+  def step(state: TrainState, batch: Batch, key: Array):
+    key = jax.random.fold_in(key, state.step)
+    with sharding.ambient(mesh):
+      mira, (grads, metrics) = whole(state.params, state.mira, batch, key)
+    metrics |= {
+      'grad_norm': optax.tree.norm(grads),
+      # The optimizer counts the updates that it made.
+      'learning_rate': schedule(state.step - guards.missed(state.guard)),
+    }
+    finite = guards.all_finite((metrics['loss'], metrics['grad_norm'], mira))
+    guard, verdict = guards.judge(
+      state.guard, metrics['loss'], finite, state.step + 1, spike_sigmas
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    average = _average(state.average, params, ema_decay)
+    news = (params, mira, opt_state, average)
+    olds = (state.params, state.mira, state.opt_state, state.average)
+    keep = verdict == guards.KEPT
+    held = jax.tree.map(lambda new, old: jnp.where(keep, new, old), news, olds)
+    guard, verdict = guards.confirm(
+      state.guard, guard, verdict, guards.all_finite(held)
+    )
+    params, mira, opt_state, average = held
+    state = TrainState(
+      step=state.step + 1,
+      params=params,
+      mira=mira,
+      opt_state=opt_state,
+      average=average,
+      guard=guard,
+    )
+    # The new state lies as the old one did, or the next step would compile
+    # again.
+    where = sharding.shardings(state, mesh)
+    state = jax.lax.with_sharding_constraint(state, where)
+    return state, metrics | guards.report(guard, verdict)
+
+  return jax.jit(step, donate_argnums=0 if donate else ())
+
+
+def split_batch(x: Array, parts: int) -> Array:
+  """Rows [B, ...] -> [parts, B / parts, ...], every parts-th row together.
+
+  Rows that lie side by side on a device then stay there: whole thirds of the
+  batch would each be on a third of the devices.
+  """
+  return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+
+def _first(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: x[0], tree)
+
+
+def _average(past: PyTree, params: PyTree, decay: float) -> PyTree:
+  if not decay:
+    return past
+  return jax.tree.map(lambda a, b: decay * a + (1 - decay) * b, past, params)

@@ -1,0 +1,257 @@
+"""What a run trains: a classifier, or a masked autoencoder before it.
+
+`loop.train` is the same for both; a task says what is read, what is minimised,
+what to look at now and then, and what to leave behind.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from mira_jax import config, figures, files, terminal
+from mira_jax.augment.transforms import denormalise, prepare
+from mira_jax.data import pipeline, pool, sampling
+from mira_jax.data.dataset import PreparedDataset
+from mira_jax.devices import sharding
+from mira_jax.evaluation import results
+from mira_jax.evaluation.metrics import score
+from mira_jax.inference import engine
+from mira_jax.models import mae
+from mira_jax.train import build as program
+from mira_jax.train import datasets as inputs
+from mira_jax.train import log as runlog
+from mira_jax.train import run_folder
+from mira_jax.train import step as steps
+from mira_jax.weights import weights_file
+
+PyTree = Any
+Best = Callable[[], tuple[int, steps.TrainState]]  # restores a checkpoint
+PICTURED = 4  # clips in a picture of a reconstruction
+
+
+class Task(Protocol):
+  """What the loop asks of a task.
+
+  Attributes:
+    datasets: that it reads.
+    source: the clips to learn from.
+    program: what is computed.
+    summary: what is learnt from which data, in one line.
+  """
+
+  datasets: Sequence[PreparedDataset]
+  source: pipeline.Source
+  program: program.Program
+  summary: str
+
+  def batches(self, start: int) -> Iterator[pipeline.Batch]:
+    """Endless batches from a step on."""
+
+  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
+    """Looks at the state; what selects a checkpoint, or -1 if nothing does."""
+
+  def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
+    """Writes what a run leaves, on the first host; `best` restores a state."""
+
+
+def make(cfg: config.Config, workdir: pathlib.Path, mesh: Mesh) -> Task:
+  """The task that a configuration asks for; fills in `model.num_classes`.
+
+  Raises:
+    MiraInputError: the datasets or the model cannot be used as configured.
+  """
+  kind = Pretraining if cfg.pretrain else Classification
+  return kind(cfg, workdir, mesh)
+
+
+class Classification:
+  """Learns classes; chooses by validation clips, reports on test clips."""
+
+  def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
+    self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
+    self.datasets = inputs.open_datasets(cfg.data)
+    self._parts = inputs.open_parts(cfg, self.datasets)
+    self.source = self._parts.train
+    self.summary = inputs.describe(self._parts)
+    run_folder.fit_classes(cfg, self.source.class_names)
+    self.program = program.classifier(cfg, mesh, self.source.counts)
+    self._looks = runlog.Looks(workdir, len(self.source.class_names))
+    self._scorer: engine.Engine | None = None
+
+  def batches(self, start: int) -> Iterator[pipeline.Batch]:
+    return inputs.train_batches(self._cfg, self.source, start, self._mesh)
+
+  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
+    cfg, parts, matrices = self._cfg, self._parts, {}
+    views = cfg.eval.look_views
+    if parts.val is not None:
+      matrices['val'] = self._score(state, parts.val, views)
+    if cfg.eval.watch_test:
+      matrices['test'] = self._score(state, parts.test, views)
+    for name, matrix in matrices.items():
+      scores = score(matrix)
+      log.write(step, {f'{name}_war': scores.war, f'{name}_uar': scores.uar})
+    self._looks.add(step, matrices)
+    if parts.val is None:
+      return -1.0
+    return getattr(score(matrices['val']), cfg.eval.select_by)
+
+  def _score(
+    self, state: steps.TrainState, source: pool.Pool, views: int
+  ) -> np.ndarray:
+    if self._scorer is None:
+      self._scorer = engine.Engine(
+        self.program.model,
+        state.variables,
+        self._cfg.data.batch_size,
+        self._mesh,
+      )
+    self._scorer.update(state.variables)
+    rules = inputs.reading(self._cfg)
+    return inputs.score_source(self._scorer, source, views=views, **rules)
+
+  def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
+    parts, workdir, views = self._parts, self._workdir, self._cfg.eval.views
+    chosen, chosen_state = best() if parts.val is not None else (step, state)
+    final = {
+      at: self._score(kept, parts.test, views)
+      for at, kept in {step: state, chosen: chosen_state}.items()
+    }
+    self._save(workdir / weights_file.LAST, step, state)
+    self._save(workdir / weights_file.WEIGHTS, chosen, chosen_state)
+    if jax.process_index() > 0:
+      return
+    _draw_curves(workdir)
+    watched = {
+      n: x['test'] for n, x in self._looks.read().items() if 'test' in x
+    }
+    rows = results.rows(
+      final, watched, chosen=chosen, last=step, by_val=parts.val is not None
+    )
+    names = parts.test.class_names
+    path = results.write(workdir, rows, names, fold=parts.fold_name)
+    terminal.show(results.table(rows, self.summary))
+    command = shlex.join(['python', 'eval.py', f'--workdir={workdir}'])
+    terminal.say(
+      f'outcome: {path}',
+      f'weights: {workdir / weights_file.WEIGHTS}',
+      f'scores:  {command}',
+    )
+
+  def _save(self, path: pathlib.Path, step: int, state: steps.TrainState):
+    names = self.source.class_names
+    card = run_folder.card(self._cfg, self.datasets, names, step)
+    _save_weights(path, state, card, self._mesh)
+
+
+class Pretraining:
+  """Learns to fill in masked tubelets; pictures what it fills in."""
+
+  def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
+    self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
+    self.datasets = inputs.open_datasets(cfg.data)
+    self.source, self._shown = inputs.open_unlabelled(cfg, self.datasets)
+    # A batch of them, spread out, because neighbours may be of one person.
+    count = min(len(self._shown), cfg.data.batch_size)
+    spread = np.linspace(0, len(self._shown) - 1, count).round().astype(int)
+    self._shown = self._shown.take(spread)
+    names = '+'.join(dataset.name for dataset in self.datasets)
+    self.summary = (
+      f'{names}: pre-train {len(self.source)}, look at {len(self._shown)}'
+    )
+    self.program = program.autoencoder(cfg, mesh)
+    self._fill = jax.jit(self._filled, out_shardings=sharding.replicated(mesh))
+
+  def batches(self, start: int) -> Iterator[pipeline.Batch]:
+    return inputs.train_batches(
+      self._cfg,
+      self.source,
+      start,
+      self._mesh,
+      window=sampling.pretrain_indices,
+    )
+
+  def _filled(self, variables: PyTree, video: jax.Array):
+    """The loss, and videos in [0, 1]: masked and filled in."""
+    model, normalise = self.program.model, self._cfg.pretrain.normalise_targets
+    size = {'tubelet': model.tubelet, 'patch': model.patch}
+    with sharding.ambient(self._mesh):
+      mask, hidden = program.draw_mask(
+        self._cfg, jax.random.key(0), video.shape
+      )
+      normalised = prepare(video)
+      prediction = model.apply(
+        variables, normalised, mask, num_masked=hidden
+      ).astype(jnp.float32)
+    whole = denormalise(normalised)
+    targets = mae.tubelet_targets(whole, **size, normalise=normalise)
+    loss = mae.reconstruction_loss(prediction, targets, mask)
+    shown, filled = mae.reconstruct(
+      prediction, whole, mask, **size, normalise=normalise
+    )
+    return loss, shown, filled
+
+  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
+    cfg = self._cfg
+    batch = next(
+      pipeline.eval_batches(
+        self._shown,
+        frames=cfg.model.frames,
+        size=cfg.model.image_size,
+        batch_size=cfg.data.batch_size,
+        rows=sharding.own_rows(self._mesh, cfg.data.batch_size),
+        **inputs.reading(cfg),
+      )
+    )
+    put = sharding.put_batch(batch, self._mesh)
+    loss, shown, filled = self._fill(state.variables, put['video'])
+    log.write(step, {'held_out_loss': float(loss)})
+    if jax.process_index() == 0:
+      count = min(PICTURED, len(batch['video']))
+      path = figures.reconstruction_figure(
+        self._workdir / 'pictures' / f'reconstruction-{step:07d}.png',
+        batch['video'][:count],
+        np.asarray(shown[:count]),
+        np.asarray(filled[:count]),
+        f'step {step}: loss {float(loss):.3f} on clips that are not trained on',
+      )
+      log.say(f'picture: {path}')
+    return -1.0
+
+  def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
+    workdir = self._workdir
+    path = workdir / weights_file.WEIGHTS
+    card = run_folder.card(self._cfg, self.datasets, (), step)
+    _save_weights(path, state, card, self._mesh)
+    if jax.process_index() > 0:
+      return
+    _draw_curves(workdir)
+    flag = shlex.quote(f'--config.train.init_from={workdir}')
+    terminal.say(f'weights:   {path}', f'fine-tune: python train.py {flag} ...')
+
+
+def _draw_curves(workdir: pathlib.Path) -> None:
+  rows = runlog.read(workdir)
+  if any('loss' in row for row in rows):  # the log may have been lost
+    path = workdir / 'curves.png'
+    with files.naming(path):
+      figures.curves_figure(path, rows)
+
+
+def _save_weights(
+  path: pathlib.Path, state: steps.TrainState, card: dict[str, Any], mesh: Mesh
+) -> None:
+  """Writes what a state scores with; every host must call it."""
+  variables = sharding.gather(state.variables, mesh)
+  if jax.process_index() == 0:
+    weights_file.save_weights(
+      path, variables['params'], variables['mira'], card
+    )

@@ -1,0 +1,1 @@
+"""Video files and frames to RGB arrays, and back."""

@@ -1,0 +1,188 @@
+"""Where a clip's face is: one square per clip, cut out of all its frames.
+
+A square per frame would follow the face, and so take out the head's motion
+and put in the detector's jitter; one per clip leaves motion as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import pathlib
+import threading
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+
+from mira_jax.errors import MiraInputError
+from mira_jax.video.decode import Square
+from mira_jax.video.decode import apply as apply  # beside what makes squares
+
+RULES = ('none', 'center', 'haar', 'boxes')
+# OpenCV's boxes cut into the forehead, and into the chin of a head that moves.
+MARGIN = 1.3
+# The share of the frames a face must be found in. A false alarm rarely comes
+# back at the same place, and a face that turns away often is still seen in
+# some frames.
+MIN_FOUND = 0.25
+
+# Of the frontal cascades, this one had the fewest false alarms.
+_CASCADE = 'haarcascade_frontalface_alt2.xml'
+_WORKING_SIDE = 320  # pixels of the shorter side that faces are looked for in
+_SMALLEST_FACE = 0.1  # of the shorter side
+
+
+def center(width: int, height: int) -> Square:
+  """The largest centred square of a frame of so many pixels."""
+  side = min(width, height)
+  left, top = (width - side) // 2, (height - side) // 2
+  return _shares(left, top, side, width, height)
+
+
+def haar(frames: np.ndarray) -> Square | None:
+  """Finds the face of a clip with OpenCV's Haar cascade.
+
+  Faces at nearly the same place in several frames are one person's. The person
+  with the largest area over all frames wins.
+
+  Args:
+    frames: uint8 [F, H, W, 3], RGB; some eight, spread over the clip.
+
+  Returns:
+    The median of that person's boxes, with a margin of `MARGIN`, moved into
+    the frame. None when nobody is found in `MIN_FOUND` of the frames.
+
+  Raises:
+    MiraInputError: this OpenCV has no cascades ('no_cascade').
+  """
+  needed = max(1, math.ceil(MIN_FOUND * len(frames)))
+  tracks = [t for t in _tracks(map(_faces, frames)) if len(t) >= needed]
+  if not tracks:
+    return None
+  boxes = max(tracks, key=lambda t: sum(box[2] * box[3] for box in t))
+  height, width = frames.shape[1:3]
+  return _around(np.array(boxes), MARGIN, width, height)
+
+
+def from_boxes(boxes: np.ndarray, width: int, height: int) -> Square | None:
+  """A square around the median of boxes, without a margin.
+
+  Args:
+    boxes: float [n, 4], n >= 1; left, top, width and height in pixels.
+    width: of the frame, in pixels.
+    height: of the frame, in pixels.
+
+  Returns:
+    A square as large as the longer side, moved into the frame and shrunk to
+    it; None when the median box lies outside the frame.
+  """
+  x, y, w, h = _median(boxes)
+  if x >= width or y >= height or x + w <= 0 or y + h <= 0:
+    return None
+  return _around(boxes, 1.0, width, height)
+
+
+def _shares(
+  left: float, top: float, side: float, width: int, height: int
+) -> Square:
+  return Square(
+    left=left / width,
+    top=top / height,
+    width=side / width,
+    height=side / height,
+  )
+
+
+def _median(boxes: np.ndarray) -> tuple[float, float, float, float]:
+  """The box of median centre and median size; left, top, width, height."""
+  x, y = np.median(boxes[:, :2] + boxes[:, 2:] / 2, axis=0)
+  w, h = np.median(boxes[:, 2:], axis=0)
+  return float(x - w / 2), float(y - h / 2), float(w), float(h)
+
+
+def _around(
+  boxes: np.ndarray, margin: float, width: int, height: int
+) -> Square:
+  x, y, w, h = _median(boxes)
+  side = min(margin * max(w, h), width, height)
+  left = min(max(0.0, x + (w - side) / 2), width - side)
+  top = min(max(0.0, y + (h - side) / 2), height - side)
+  return _shares(left, top, side, width, height)
+
+
+# Faces.
+
+
+class _PerThread(threading.local):
+  """A detector for each thread: it changes while it looks, and loads long."""
+
+  @functools.cached_property
+  def cascade(self) -> cv2.CascadeClassifier:
+    return _cascade()
+
+
+_mine = _PerThread()
+
+
+def _cascade() -> cv2.CascadeClassifier:
+  try:
+    path = pathlib.Path(cv2.data.haarcascades, _CASCADE)
+    cascade = cv2.CascadeClassifier(os.fspath(path))
+    broken = cascade.empty()
+  except (AttributeError, cv2.error):
+    broken = True
+  if broken:
+    hint = (
+      'it has no Haar cascades: uninstall every opencv package, then '
+      "pip install 'opencv-python-headless>=4.10,<5'"
+    )
+    version = getattr(cv2, '__version__', 'unknown')
+    raise MiraInputError('no_cascade', f'cv2 {version}', hint)
+  return cascade
+
+
+def _faces(frame: np.ndarray) -> list[np.ndarray]:
+  """Boxes of a frame in its own pixels, the largest first."""
+  height, width = frame.shape[:2]
+  # The second bound is for strips, which would become huge.
+  scale = _WORKING_SIDE / min(width, height)
+  scale = min(scale, 4 * _WORKING_SIDE / max(width, height))
+  size = max(1, round(scale * width)), max(1, round(scale * height))
+  method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+  gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
+  gray = cv2.resize(gray, size, interpolation=method)
+  smallest = (round(_SMALLEST_FACE * _WORKING_SIDE),) * 2
+  found = _mine.cascade.detectMultiScale(
+    gray, scaleFactor=1.1, minNeighbors=3, minSize=smallest
+  )
+  # OpenCV's threads report in any order.
+  found = sorted((-w, x, y, h) for x, y, w, h in np.array(found).tolist())
+  return [np.array((x, y, -w, h)) / scale for w, x, y, h in found]
+
+
+def _tracks(frames: Iterable[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
+  """Sorts the boxes of consecutive frames by whose face they are."""
+  tracks: list[list[np.ndarray]] = []
+  for boxes in frames:
+    free = list(tracks)  # a face is in a frame only once
+    for box in boxes:
+      near = [_distance(track[-1], box) for track in free]
+      if near and min(near) < 1:
+        free.pop(int(np.argmin(near))).append(box)
+      else:
+        tracks.append([box])
+  return tracks
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+  """Between two centres, in sides; infinite for faces of unlike size."""
+  small, large = sorted((a[2], b[2]))
+  if large > 2 * small:
+    return math.inf
+  gap = a[:2] + a[2:] / 2 - b[:2] - b[2:] / 2
+  return float(np.hypot(*gap)) / large
+
+
+# Tables of boxes.

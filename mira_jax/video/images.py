@@ -1,0 +1,245 @@
+"""Images in memory and in folders: JPEG, PNG, BMP and WebP to RGB arrays.
+
+What an image says of its size is read before it is decoded: a file of a few
+kilobytes can hold billions of pixels.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import struct
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from mira_jax.errors import MiraInputError
+from mira_jax.video import container, frame_order
+
+SUFFIXES = container.PICTURES
+MAX_IMAGE_BYTES = 128 << 20  # of a file; its pixels take half as much
+_JPEG_TAIL = 4096  # bytes, behind which cameras put nothing but notes
+
+
+def read_image(file: pathlib.Path) -> np.ndarray | None:
+  """RGB pixels of a file; None for what is none or is cut off.
+
+  Raises:
+    MiraInputError: as `read_bytes` and `check_size`.
+  """
+  data = read_bytes(file)
+  return None if data is None else whole_image(data, name=file)
+
+
+def read_bytes(file: pathlib.Path) -> bytes | None:
+  """The bytes of an image; None where the file cannot be read.
+
+  Raises:
+    MiraInputError: it has too many ('too_large'), or this process has too many
+      files open ('not_readable').
+  """
+  try:
+    with open(file, 'rb') as opened:
+      data = opened.read(MAX_IMAGE_BYTES + 1)
+  except OSError as error:
+    if error.errno in (errno.EMFILE, errno.ENFILE):  # no fault of the image
+      raise MiraInputError('not_readable', file, str(error.strerror)) from error
+    return None
+  if len(data) > MAX_IMAGE_BYTES:
+    hint = f'an image has at most {MAX_IMAGE_BYTES >> 20} MiB'
+    raise MiraInputError('too_large', file, hint)
+  return data
+
+
+def whole_image(
+  data: bytes,
+  *,
+  reduced: bool = False,
+  name: str | os.PathLike[str] = '<frame>',
+) -> np.ndarray | None:
+  """RGB pixels of an image; None for what is none or is cut off.
+
+  OpenCV fills a JPEG that is cut off with gray and says nothing.
+
+  Args:
+    data: of the file.
+    reduced: give an eighth of the rows and columns, for a look.
+    name: for errors.
+
+  Raises:
+    MiraInputError: as `check_size`.
+  """
+  is_jpeg = data.startswith(b'\xff\xd8')
+  if is_jpeg and b'\xff\xd9' not in data[-_JPEG_TAIL:]:
+    return None
+  return _decoded(data, cv2.IMREAD_REDUCED_COLOR_8 if reduced else None, name)
+
+
+def decode_jpeg(data: bytes) -> np.ndarray:
+  """The uint8 [H, W, 3] RGB frame of JPEG bytes.
+
+  Raises:
+    MiraInputError: there is none in them ('damaged'), or see `check_size`.
+  """
+  image = _decoded(data, None, '<frame>')
+  if image is None:
+    raise MiraInputError(
+      'damaged', '<frame>', 'its JPEG bytes cannot be decoded'
+    )
+  return image
+
+
+def encode_jpeg(frame: np.ndarray, quality: int = 95) -> bytes:
+  """JPEG bytes of a uint8 [H, W, 3] RGB frame."""
+  bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+  options = (cv2.IMWRITE_JPEG_QUALITY, quality)
+  return cv2.imencode('.jpg', bgr, options)[1].tobytes()
+
+
+def _decoded(
+  data: bytes, how: int | None, name: str | os.PathLike[str]
+) -> np.ndarray | None:
+  size = image_size(data)
+  if size is None:
+    return None
+  check_size(size, name)
+  try:
+    how = cv2.IMREAD_COLOR if how is None else how
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
+  except cv2.error:
+    return None
+  return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def check_size(size: tuple[int, int], name: str | os.PathLike[str]) -> None:
+  """Raises MiraInputError('too_large') for more pixels than are decoded."""
+  if size[0] * size[1] > container.MAX_PIXELS:
+    hint = f'scale it down, it has {size[1]}x{size[0]} pixels'
+    raise MiraInputError('too_large', name, hint)
+
+
+def image_size(data: bytes) -> tuple[int, int] | None:
+  """Height and width that the header of an image tells, as it is stored.
+
+  None for what is no JPEG, PNG, BMP or WebP, and for sizes of nothing.
+  """
+  if data.startswith(b'\xff\xd8'):
+    size = _jpeg_size(data)
+  elif data.startswith(b'\x89PNG\r\n\x1a\n'):
+    size = int.from_bytes(data[20:24]), int.from_bytes(data[16:20])
+  elif data.startswith(b'BM'):
+    how = '<HH' if data[14:15] == b'\x0c' else '<ii'  # the first version
+    width, height = struct.unpack_from(how, data.ljust(26, b'\0'), 18)
+    size = abs(height), width
+  elif data[:4] == b'RIFF' and data[8:12] == b'WEBP':
+    size = _webp_size(data)
+  else:
+    size = None
+  return size if size and min(size) > 0 else None
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+  def number(start: int, stop: int) -> int:
+    return int.from_bytes(data[start:stop], 'little')
+
+  if data[12:16] == b'VP8X':
+    return number(27, 30) + 1, number(24, 27) + 1
+  if data[12:16] == b'VP8L':
+    both = number(21, 25)
+    return (both >> 14 & 0x3FFF) + 1, (both & 0x3FFF) + 1
+  return number(28, 30) & 0x3FFF, number(26, 28) & 0x3FFF
+
+
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+  """Height and width of a JPEG file; None for what is no plain one.
+
+  Plain is what OpenCV shows as it is stored: files with a note of their
+  orientation (Exif) are turned.
+  """
+  if not data.startswith(b'\xff\xd8') or b'Exif\0\0' in data[:64]:
+    return None
+  return image_size(data)
+
+
+def _jpeg_size(data: bytes) -> tuple[int, int] | None:
+  """Of the first frame header, found as libjpeg does."""
+  at = 2
+  while (at := data.find(b'\xff', at)) >= 0 and at + 9 < len(data):
+    marker = data[at + 1]
+    if marker in (0x00, 0xFF, 0x01) or 0xD0 <= marker <= 0xD8:
+      at += 1  # filling, or a marker without a length
+    elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+      height = int.from_bytes(data[at + 5 : at + 7])
+      return height, int.from_bytes(data[at + 7 : at + 9])
+    elif marker in (0xD9, 0xDA):  # the end, or pixels
+      return None
+    else:
+      at += 2 + int.from_bytes(data[at + 2 : at + 4])
+  return None
+
+
+def frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """The non-empty images of a folder in the order of time, see `order`.
+
+  Of images that differ in nothing but the suffix, such as 1.jpg and 1.png, the
+  first in SUFFIXES is taken.
+
+  Raises:
+    MiraInputError: there is no such folder ('not_found'), or it cannot be
+      listed ('not_readable').
+  """
+  try:
+    with os.scandir(path) as entries:
+      names = [e.name for e in entries if _is_frame(e)]
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise MiraInputError(
+      'not_found', path, 'there is no such folder'
+    ) from error
+  except OSError as error:
+    raise MiraInputError('not_readable', path, str(error.strerror)) from error
+  one = {}
+  for name in sorted(names, key=_preference):
+    one.setdefault(os.path.splitext(name)[0], name)
+  names = frame_order.in_time([*one.values()])[0]
+  return [pathlib.Path(path, name) for name in names]
+
+
+def some_frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
+  """As `frame_files`; a folder without images is 'empty'."""
+  files = frame_files(path)
+  if not files:
+    raise MiraInputError(
+      'empty', path, 'the folder has no jpg, png or bmp file'
+    )
+  return files
+
+
+def frame_numbers(files: Sequence[pathlib.Path]) -> np.ndarray:
+  """How a table would number the frames: by file name, else from 0.
+
+  Args:
+    files: of `frame_files`.
+
+  Returns:
+    int64 [n].
+  """
+  numbers = frame_order.in_time([file.name for file in files])[1]
+  return np.arange(len(files)) if numbers is None else numbers
+
+
+def unreadable(path: str | os.PathLike[str], tried: int) -> MiraInputError:
+  """The error of a folder of which no image can be read."""
+  hint = f'none of {tried} images is readable'
+  return MiraInputError('damaged', path, hint)
+
+
+def _preference(name: str) -> tuple[int, str]:
+  return SUFFIXES.index(os.path.splitext(name)[1].lower()), name
+
+
+def _is_frame(entry: os.DirEntry[str]) -> bool:
+  name = entry.name.lower()
+  is_image = name.endswith(SUFFIXES) and not name.startswith('.')
+  return is_image and entry.is_file() and entry.stat().st_size > 0

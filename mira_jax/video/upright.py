@@ -1,0 +1,85 @@
+"""A decoded frame as it is shown: turned, mirrored, with square pixels."""
+
+from __future__ import annotations
+
+import os
+
+import av
+import numpy as np
+
+from mira_jax.video import container, geometry
+
+_MOST_ASPECT = 8.0  # of a pixel; what asks for more is not believed
+
+
+def to_rgb(
+  frame: av.VideoFrame,
+  path: str | os.PathLike[str],
+  short_side: int | None,
+  square: geometry.Square | None,
+  aspect: float = 1.0,
+) -> np.ndarray:
+  """RGB pixels uint8 [H, W, 3].
+
+  Args:
+    frame: of a decoder.
+    path: for errors.
+    short_side: as of `decode.read_video`.
+    square: as of `decode.read_video`.
+    aspect: of a pixel, see `pixel_aspect`.
+
+  Raises:
+    MiraInputError: the square is too small ('too_small').
+  """
+  width, height = _shown_size(frame, aspect)
+  if square is None:  # shrunk while it is converted, which is less work
+    height, width = geometry.shrunk((height, width), short_side)
+  rgb = frame.reformat(width, height, 'rgb24', interpolation='AREA')
+  upright = _turned(rgb.to_ndarray(), _matrix(frame))
+  if square is None:
+    return upright
+  return geometry.cut(upright, path, short_side, square)
+
+
+def upright_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
+  """Width and height of a frame as it is shown."""
+  width, height = _shown_size(frame, aspect)
+  return (height, width) if _swaps(_matrix(frame)) else (width, height)
+
+
+def pixel_aspect(stream: av.VideoStream) -> float:
+  """Width of a pixel over its height; 1 where a file tells none that can be."""
+  aspect = float(stream.sample_aspect_ratio or 1)
+  return aspect if 1 / _MOST_ASPECT <= aspect <= _MOST_ASPECT else 1.0
+
+
+def _shown_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
+  """Width and height before any turn; players change the width."""
+  width = max(1, round(frame.width * aspect))
+  if width * frame.height > container.MAX_PIXELS:
+    width = frame.width
+  return width, frame.height
+
+
+def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+  """(a, b, c, d) of x' = a x + c y, y' = b x + d y, which shows a frame."""
+  for data in frame.side_data:
+    if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
+      rows = np.frombuffer(bytes(data), np.int32)
+      a, b, c, d = (int(x) for x in rows[[0, 1, 3, 4]])
+      return a, b, c, d
+  return 1, 0, 0, 1
+
+
+def _swaps(matrix: tuple[int, int, int, int]) -> bool:
+  """Whether a frame's width becomes its height; odd angles are rounded."""
+  a, b, c, d = map(abs, matrix)
+  return b + c > a + d
+
+
+def _turned(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+  """The image in the one of eight orientations that is nearest."""
+  a, b, c, d = matrix
+  if _swaps(matrix):
+    image, a, d = image.swapaxes(0, 1), c, b
+  return image[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

@@ -1,0 +1,1 @@
+"""Weights files, read and written: ours and those of other programs."""

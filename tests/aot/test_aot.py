@@ -1,0 +1,519 @@
+"""What a step costs, counted: FLOPs, communication, memory, and an estimate."""
+
+from __future__ import annotations
+
+import functools
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from configs import dfew, voxceleb2
+from mira_jax.aot import chips, compilers, counts, hlo, measure
+from mira_jax.aot.estimate import communication, estimate
+from mira_jax.cli import main as cli
+from mira_jax.devices import sharding
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.kernels import vjp
+from mira_jax.kernels.tpu import passes as pallas_tpu
+
+
+def flops(f, *shapes, dtype=jnp.float32) -> counts.Counts:
+  x = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+  return counts.flops(jax.jit(f).trace(*x).jaxpr)
+
+
+# ----- FLOPs ------------------------------------------------------------------
+
+
+def test_a_product_is_a_multiply_and_an_add_per_term():
+  assert flops(jnp.dot, (3, 5), (5, 7)) == {'dot_general': 2 * 3 * 5 * 7}
+  batched = flops(
+    lambda x, y: jnp.einsum('bqd,bkd->bqk', x, y), (2, 3, 5), (2, 7, 5)
+  )
+  assert batched.total() == 2 * 2 * 3 * 7 * 5
+
+
+def test_a_convolution_is_a_product_per_place():
+  def convolve(x, kernel):
+    numbers = ('NHWC', 'HWIO', 'NHWC')
+    return jax.lax.conv_general_dilated(
+      x, kernel, (1, 1), 'SAME', dimension_numbers=numbers
+    )
+
+  total = flops(convolve, (2, 8, 8, 3), (5, 5, 3, 4)).total()
+  assert total == 2 * (2 * 8 * 8 * 4) * (5 * 5 * 3)
+
+
+def test_a_scan_counts_as_often_as_it_runs():
+  def run(x, w):
+    return jax.lax.scan(lambda x, w: (x @ w, None), x, w)[0]
+
+  assert flops(run, (4, 4), (6, 4, 4)).total() == 6 * 2 * 4**3
+
+
+def test_a_branch_counts_if_it_is_the_dearest():
+  def run(x):
+    return jax.lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+  assert flops(run, (4, 4)).total() == 2 * 2 * 4**3
+
+
+def test_what_is_computed_again_counts_again():
+  def loss(x, again):
+    def block(x):
+      return jnp.sin(jnp.sin(x @ x) @ x)
+
+    return (jax.checkpoint(block) if again else block)(x).sum()
+
+  kept, again = (
+    flops(functools.partial(jax.value_and_grad(loss), again=a), (4, 4)).total()
+    for a in (False, True)
+  )
+  # Two products, each with two gradients; and again the two.
+  assert kept == 6 * 2 * 4**3
+  assert again == 8 * 2 * 4**3
+
+
+def test_what_nothing_needs_does_not_count():
+  def run(x, w):
+    def step(carry, w):
+      kept, idle = carry
+      return (kept @ w, idle @ w @ w), kept @ kept @ w
+
+    (kept, _), _ = jax.lax.scan(jax.jit(step), (x, x), w)
+    return kept
+
+  assert flops(run, (4, 4), (6, 4, 4)).total() == 6 * 2 * 4**3
+
+
+def test_a_carry_counts_if_a_later_step_needs_it():
+  def run(x, w):
+    def step(carry, w):
+      kept, first = carry
+      return (kept @ first, first @ w), None
+
+    return jax.lax.scan(step, (x, x), w)[0][0]
+
+  assert flops(run, (4, 4), (6, 4, 4)).total() == 6 * 2 * 2 * 4**3
+
+
+def test_each_device_counts():
+  mesh = sharding.make_mesh()
+  split = jax.shard_map(
+    lambda x, w: x @ w,
+    mesh=mesh,
+    in_specs=(sharding.BATCH, PartitionSpec()),
+    out_specs=sharding.BATCH,
+    check_vma=False,
+  )
+  assert flops(split, (16, 4), (4, 4)).total() == 2 * 16 * 4 * 4
+
+
+SHAPE = (2, 160, 3, 64)
+UNIT = 2 * 2 * 3 * 160 * 160 * 64  # one L x L x D product of all heads
+
+
+def attention(passes, *x):
+  y = vjp.operations(passes).redistributed(
+    *x, jnp.ones(SHAPE[:2]), 0.5, 0.1, True
+  )
+  return y.astype(jnp.float32).sum()
+
+
+@pytest.mark.parametrize(
+  ('name', 'units'),
+  [('pallas_tpu', {3, 5}), ('pallas_gpu', {3 + 7})],  # docs/kernels.md
+)
+def test_kernels_say_what_they_compute(name, units):
+  if name == 'pallas_gpu':
+    pytest.importorskip('jax.experimental.pallas.mosaic_gpu')
+    from mira_jax.kernels.gpu import passes as kernels
+  else:
+    kernels = pallas_tpu
+  attend = functools.partial(attention, kernels.PASSES)
+  found = flops(
+    jax.value_and_grad(attend, (0, 1, 2)), *[SHAPE] * 3, dtype=jnp.bfloat16
+  )
+  del found['dot_general']  # a vector per head
+  assert {x / UNIT for x in found.values()} == units
+
+
+def of_blocks(depth: int, dim: int, tokens: int) -> int:
+  """FLOPs of transformer blocks: 12 C^2 per token, and two L x L products."""
+  return depth * (2 * tokens * 12 * dim**2 + 4 * tokens**2 * dim)
+
+
+@pytest.mark.parametrize(
+  ('size', 'dim', 'depth', 'giga'),
+  [('Ti', 192, 12, None), ('B', 768, 12, 361), ('H', 1280, 32, 2382)],
+)
+def test_a_classifier_needs_its_closed_form(size, dim, depth, giga):
+  cfg = dfew.get_config(f'{size},exact')
+  cfg.model.num_classes, cfg.model.remat = 7, 'full'
+  forward = 2 * 1568 * 1536 * dim + of_blocks(depth, dim, 1568) + 2 * dim * 7
+  assert measure.model_flops(cfg) == 3 * forward
+  if giga:  # twice the multiply-adds that are published
+    assert forward / 1e9 == pytest.approx(giga, rel=0.01)
+  cfg.optim.freeze_backbone = True
+  assert measure.model_flops(cfg) == forward
+
+
+def test_pre_training_needs_its_closed_form():
+  cfg = voxceleb2.get_config('B')
+  forward = (
+    2 * 1568 * 1536 * 768
+    + of_blocks(12, 768, 160)
+    + 2 * 160 * 768 * 384
+    + of_blocks(4, 384, 1568)
+    + 2 * 1408 * 384 * 1536
+  )
+  assert measure.model_flops(cfg) == 3 * forward
+
+
+# ----- communication ----------------------------------------------------------
+
+
+def compiled(f, *arrays) -> str:
+  """The program of arrays given as (shape, partition), on eight devices."""
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  shapes = [
+    jax.ShapeDtypeStruct(s, jnp.float32, sharding=NamedSharding(mesh, p))
+    for s, p in arrays
+  ]
+  whole = NamedSharding(mesh, PartitionSpec())
+  with jax.set_mesh(mesh):
+    return jax.jit(f, out_shardings=whole).lower(*shapes).compile().as_text()
+
+
+SPLIT, WHOLE = PartitionSpec(('data', 'fsdp')), PartitionSpec()
+
+
+def test_gradients_are_summed_over_devices():
+  text = compiled(
+    jax.grad(lambda w, x: jnp.square(x @ w).sum()),
+    *(((32, 16), WHOLE), ((64, 32), SPLIT)),
+  )
+  found = [hlo.Collective('all-reduce', tuple(range(8)), 1, 4 * 32 * 16)]
+  assert hlo.collectives(text) == found
+
+
+def test_communication_in_a_loop_counts_as_often():
+  spec = PartitionSpec(None, ('data', 'fsdp'))
+  text = compiled(
+    lambda w, x: jax.lax.scan(lambda y, x: (y + x.T @ x, None), w, x)[0],
+    *(((16, 16), WHOLE), ((5, 64, 16), spec)),
+  )
+  (found,) = hlo.collectives(text)
+  assert found.kind == 'all-reduce'
+  assert (found.count, found.bytes) == (5, 5 * 4 * 16 * 16)
+
+
+def test_split_parameters_are_gathered_within_their_groups():
+  text = compiled(lambda w: jnp.sin(w), ((32, 16), PartitionSpec('fsdp')))
+  (found,) = hlo.collectives(text)
+  assert (found.kind, len(found.group)) == ('all-gather', 4)
+  assert (found.count, found.bytes) == (1, 4 * 32 * 16)
+
+
+# As a TPU's compiler writes them, but for what nothing reads.
+TPU = """HloModule jit_step, is_scheduled=true
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %a = f32[] parameter(0)
+  %b = f32[] parameter(1)
+  ROOT %sum = f32[] add(%a, %b)
+}
+
+%start (p: bf16[8,128]) -> bf16[32,128] {
+  %p = bf16[8,128]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[32,128]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), \
+channel_id=7, replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+}
+
+%all-reduce-scatter.1 (q: f32[64,16]) -> f32[16,16] {
+  %q = f32[64,16]{1,0} parameter(0)
+  %all-reduce.9 = f32[64,16]{1,0} all-reduce(%q), channel_id=8, \
+replica_groups={{0,2,4,6},{1,3,5,7}}, to_apply=%add
+  %zero = s32[]{:T(128)} constant(0)
+  ROOT %cut = f32[16,16]{1,0} dynamic-slice(%all-reduce.9, %zero, %zero), \
+dynamic_slice_sizes={16,16}
+}
+
+%body (state: (s32[], bf16[8,128], f32[64,16])) -> (s32[], bf16[8,128], \
+f32[64,16]) {
+  %state = (s32[]{:T(128)}, bf16[8,128]{1,0}, f32[64,16]{1,0}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %w = bf16[8,128]{1,0} get-tuple-element(%state), index=1
+  %g = f32[64,16]{1,0} get-tuple-element(%state), index=2
+  %begin = bf16[32,128]{1,0} fusion(%w), kind=kCustom, calls=%start
+  %end = bf16[32,128]{1,0} fusion(%w), kind=kCustom, calls=%start
+  %own = f32[16,16]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.1
+  ROOT %next = (s32[]{:T(128)}, bf16[8,128]{1,0}, f32[64,16]{1,0}) tuple(%i, \
+%w, %g)
+}
+
+%condition (state.1: (s32[], bf16[8,128], f32[64,16])) -> pred[] {
+  %limit = s32[]{:T(128)} constant(12)
+  %state.1 = (s32[]{:T(128)}, bf16[8,128]{1,0}, f32[64,16]{1,0}) parameter(0)
+  %i.1 = s32[]{:T(128)} get-tuple-element(%state.1), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i.1, %limit), direction=LT
+}
+
+ENTRY %main (x: (s32[], bf16[8,128], f32[64,16])) -> f32[] {
+  %x = (s32[]{:T(128)}, bf16[8,128]{1,0}, f32[64,16]{1,0}) parameter(0)
+  %while.1 = (s32[]{:T(128)}, bf16[8,128]{1,0}, f32[64,16]{1,0}) while(%x), \
+condition=%condition, body=%body
+  %y = f32[8,7]{0,1:T(8,128)S(1)} constant({...})
+  %permute-start = (f32[8,7]{0,1}, f32[8,7]{0,1}, u32[]{:S(2)}) \
+collective-permute-start(%y), channel_id=1, source_target_pairs={{0,3},{3,0}}
+  %permute-done = f32[8,7]{0,1} collective-permute-done(%permute-start)
+  %token = token[] after-all()
+  %send.1 = (f32[8,7]{1,0}, u32[], token[]) send(%y, %token), channel_id=9, \
+frontend_attributes={_xla_megascale_target="{1,2,3,4}x{0:255}",\
+_xla_megascale_transfer_type="ALL_REDUCE"}
+  %loss = f32[]{:T(128)} constant(0)
+  ROOT %all-reduce.1 = f32[]{:T(128)} all-reduce(%loss), channel_id=2, \
+replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add
+}
+"""
+
+
+def test_a_tpu_writes_the_same_in_other_words():
+  found = {(x.kind, x.group): x[2:] for x in hlo.collectives(TPU)}
+  assert found == {
+    ('all-gather', (0, 2, 4, 6)): (12, 12 * 2 * 32 * 128),  # written twice
+    ('reduce-scatter', (0, 2, 4, 6)): (12, 12 * 4 * 64 * 16),
+    ('collective-permute', (0, 3)): (1, 4 * 8 * 7),
+    ('all-reduce between slices', (1, 2, 3, 4)): (1, 4 * 8 * 7),
+    ('all-reduce', (0, 2, 4, 6)): (1, 4),
+  }
+
+
+@pytest.mark.parametrize(
+  ('text', 'group'),
+  [
+    ('{{0,1},{2,3}}', (0, 1)),
+    ('[2,2]<=[4]', (0, 1)),
+    ('[2,2]<=[2,2]T(1,0)', (0, 2)),
+    ("mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
+    ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
+    ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", (0, 1)),
+    ("mesh['a'=8] {'a':(2)2}", (0, 2)),
+    ("mesh['a'=2,'b'=2] {'a','b'}", (0, 1, 2, 3)),
+  ],
+)
+def test_groups_are_read_in_every_notation(text, group):
+  line = f'  %r = f32[4]{{0}} all-reduce(%x), replica_groups={text}, b=1'
+  module = (
+    f'ENTRY %m (x: f32[4]) -> f32[4] {{\n  %x = f32[4] parameter(0)\n{line}\n}}'
+  )
+  (found,) = hlo.collectives(module)
+  assert found == ('all-reduce', group, 1, 16)
+
+
+# ----- memory that is read and written ----------------------------------------
+
+LOOP = """HloModule m
+
+%update (all: f32[10,64], new: f32[64], at: s32[]) -> f32[10,64] {
+  %all = f32[10,64]{1,0} parameter(0)
+  %new = f32[64]{0} parameter(1)
+  %at = s32[] parameter(2)
+  %row = f32[1,64]{1,0} bitcast(%new)
+  ROOT %put = f32[10,64]{1,0} dynamic-update-slice(%all, %row, %at, %at)
+}
+
+%take (all.1: f32[10,64], at.1: s32[]) -> f32[64] {
+  %all.1 = f32[10,64]{1,0} parameter(0)
+  %at.1 = s32[] parameter(1)
+  %cut = f32[1,64]{1,0} dynamic-slice(%all.1, %at.1, %at.1)
+  ROOT %flat = f32[64]{0} bitcast(%cut)
+}
+
+ENTRY %main (x: f32[10,64], i: s32[]) -> f32[10,64] {
+  %x = f32[10,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %own = f32[64]{0} fusion(%x, %i), kind=kLoop, calls=%take
+  %chip = f32[64]{0:S(1)} negate(%own)
+  ROOT %y = f32[10,64]{1,0} fusion(%x, %chip, %i), kind=kLoop, calls=%update
+}
+"""
+
+
+def test_of_what_is_sliced_only_the_slice_is_read():
+  row, index = 4 * 64, 4
+  # The slice and its result; what negate reads; the update. What is on the chip
+  # is free.
+  assert hlo.traffic(LOOP) == (2 * row + index) + row + (row + index)
+
+
+AHEAD = """HloModule m
+
+ENTRY %main (x: f32[8,64]) -> f32[8,64] {
+  %x = f32[8,64]{1,0} parameter(0)
+  %room = f32[8,64]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+  %start = ((f32[8,64]{1,0}), f32[2,64]{1,0:S(1)}, s32[]{:S(2)}) slice-start(%x)
+  %done = f32[2,64]{1,0:S(1)} slice-done(%start)
+  %other = ((f32[8,64]{1,0}), f32[2,64]{1,0}, s32[]{:S(2)}) slice-start(%x)
+  %rest = f32[2,64]{1,0} slice-done(%other)
+  ROOT %y = f32[8,64]{1,0} negate(%room)
+}
+"""
+
+
+def test_a_slice_that_is_fetched_ahead_is_read_alone():
+  rows, whole = 2 * 4 * 64, 8 * 4 * 64
+  # Onto the chip: read; into memory: read and written. Room is not filled.
+  assert hlo.traffic(AHEAD) == rows + 2 * rows + 2 * whole
+
+
+def test_a_plain_program_reads_and_writes_its_arrays():
+  shape = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
+  text = jax.jit(lambda x, y: x * y + 1).lower(shape, shape).compile().as_text()
+  assert hlo.traffic(text) == pytest.approx(3 * 4 * 1024**2, rel=0.01)
+
+
+# ----- the estimate -----------------------------------------------------------
+
+
+def test_time_is_of_the_slower_of_two_and_of_the_links():
+  chip = chips.Chip('x', '', 100.0, 1.0, 10.0, 4, 5.0, 1.0)
+  ring = hlo.Collective('all-reduce', (0, 1, 2, 3), 1, 40)
+  found = estimate(
+    chip,
+    model_flops=150.0,
+    hardware_flops=200.0,
+    traffic=50.0,
+    collectives=[ring],
+  )
+  assert found.compute == 2
+  assert found.memory == 5
+  assert found.collectives == 2 * 3 / 4 * 40 / 20
+  assert found.seconds == 8
+  assert found.utilisation == 150 / (8 * 100)
+  assert found.bound == 'memory'
+
+
+@pytest.mark.parametrize(
+  ('kind', 'seconds'),
+  [
+    ('all-reduce', 2 * 0.5 * 40 / 20),
+    ('all-gather', 0.5 * 40 / 20),
+    ('reduce-scatter', 0.5 * 40 / 20),
+    ('all-to-all', 0.5 * 40 / 20),
+    ('collective-permute', 40 / 5),
+    ('all-reduce between slices', 2 * 0.5 * 40 / 1),
+    ('permute between slices', 40 / 1),
+  ],
+)
+def test_collectives_take_what_rings_take(kind, seconds):
+  chip = chips.Chip('x', '', 100.0, 1.0, 10.0, 4, 5.0, 1.0)
+  assert communication(chip, hlo.Collective(kind, (0, 1), 1, 40)) == seconds
+  assert communication(chip, hlo.Collective(kind, (0,), 1, 40)) == 0
+
+
+@pytest.mark.parametrize(
+  ('kind', 'name'),
+  [
+    ('TPU v4', 'v4'),
+    ('TPU v5 lite', 'v5e'),
+    ('TPU v5', 'v5p'),
+    ('TPU v6 lite', 'v6e'),
+    ('NVIDIA H200', 'H200'),
+    ('NVIDIA H100 80GB HBM3', 'H100'),
+  ],
+)
+def test_chips_are_known_by_what_jax_calls_them(kind, name):
+  assert chips.of_kind(kind).name == name
+
+
+def test_an_unknown_chip_has_no_peaks():
+  with pytest.raises(ValueError, match="'cpu', but of v4, v5e"):
+    chips.of_kind('cpu')
+
+
+# ----- what is asked ----------------------------------------------------------
+
+
+@pytest.mark.parametrize('kind', compilers.SLICES)
+def test_slices_have_the_chips_that_are_asked_for(kind):
+  for count in (4, 8, 256, 1024):
+    assert compilers.tpu_of(kind, count).chips == count
+  assert compilers.tpu_of('v5e', 1024) == ('tpu', 'v5e:16x16', 4)
+  assert compilers.tpu_of('v5p', 1024) == ('tpu', 'v5p:8x8x16', 1)
+
+
+def test_what_needs_less_memory_is_tried_from_the_cheapest():
+  cfg = dfew.get_config('B')
+  cfg.data.batch_size = 64
+  tried = [' '.join(names) for names, _ in measure.alternatives(cfg, 8)]
+  full = '--config.model.remat=full'
+  assert tried == [
+    '--config.model.remat=linear',
+    '--config.model.remat=attention',
+    full,
+    f'{full} --config.mesh.fsdp=8',
+    f'{full} --config.mesh.fsdp=8 --config.optim.accumulate=2',
+    f'{full} --config.mesh.fsdp=8 --config.optim.accumulate=4',
+    f'{full} --config.mesh.fsdp=8 --config.optim.accumulate=8',
+  ]
+
+
+@pytest.mark.parametrize(
+  ('flags', 'told'),
+  [
+    (['--topology=v9:2x2'], 'bad_topology: v9:2x2: name a TPU'),
+    (['--topology=v5e', '--scale=7'], 'bad_scale: 7 chips of v5e: use 4, 8'),
+    (['--topology=v5e', '--scale=x'], 'bad_scale: x: give numbers'),
+    (['--gpu=h200', '--scale=8'], 'bad_flag: --gpu: a GPU is compiled for'),
+    (['--gpu=h200', '--config.model.dept=3'], 'did you mean model.depth'),
+    (['--topology=v5e:2x2', '--compiler=nowhere'], 'no_compiler: nowhere'),
+  ],
+)
+def test_mistakes_are_one_line(capsys, monkeypatch, request, flags, told):
+  monkeypatch.chdir(request.config.rootpath)
+  code = cli.main(['aot', 'configs/dfew.py:B', *flags])
+  err = capsys.readouterr().err
+  assert code == ExitCode.USAGE
+  assert err.startswith('mira: ')
+  assert told in err
+  assert err.count('\n') == 1
+
+
+def test_a_configuration_finds_its_neighbours_from_anywhere(tmp_path, request):
+  """`from configs import recipes`, where no configs/ is in the path."""
+  path = request.config.rootpath / 'configs' / 'dfew.py'
+  code = 'import sys; from mira_jax.cli.main import main; sys.exit(main())'
+  done = subprocess.run(
+    [sys.executable, '-c', code, 'aot', f'{path}:B', '--topology=v9:2x2'],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
+  assert done.stderr.startswith('mira: bad_topology: v9')
+  assert done.returncode == ExitCode.USAGE
+
+
+def test_a_missing_compiler_comes_with_its_command():
+  with pytest.raises(MiraInputError) as error:
+    compilers.find('tpu', 'nowhere')
+  assert (
+    'pip install --quiet --no-deps --upgrade --target nowhere libtpu=='
+    in (str(error.value))
+  )
+
+
+def test_memory_is_what_each_device_holds():
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  where = NamedSharding(mesh, PartitionSpec('fsdp'))
+  x = jax.ShapeDtypeStruct((64, 16), jnp.bfloat16, sharding=where)
+  told = 'RESOURCE_EXHAUSTED: HLO temporaries (2.50G) exceeds available HBM'
+  found = measure._memory(None, told, [x], 16 * chips.GIB)
+  assert found['arguments'] == 2 * math.prod((16, 16))
+  assert found['temporaries'] == 2.5 * 2**30
+  assert not found['fits']

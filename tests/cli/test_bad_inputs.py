@@ -1,0 +1,314 @@
+"""What a person sees who hands over a bad clip, table, archive or dataset.
+
+One line, with a code, the path and what to do; never a traceback, never pixels;
+and the other clips of the same command are done. Numbers are those of the list
+that docs/errors.md shows.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import socket
+import struct
+import time
+import zipfile
+
+import cv2
+import numpy as np
+import pytest
+from test_cli import save_model
+from test_decode import make_sound, make_video
+
+import miniatures
+from mira_jax.cli import main as cli
+from mira_jax.data import dataset
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.mira import MiraConfig
+from mira_jax.prepare import cells, prepare, tables
+from mira_jax.video import container, decode, footage
+
+_LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
+
+
+@pytest.fixture(scope='module')
+def weights(tmp_path_factory) -> str:
+  path = tmp_path_factory.mktemp('model') / 'weights.safetensors'
+  return str(save_model(path, MiraConfig()))
+
+
+@pytest.fixture
+def predict(weights, capsys):
+  """Gives `predict(paths)`: exit code, and an answer by file name."""
+
+  def predict(*paths, options=()) -> tuple[int, dict[str, dict]]:
+    names = [os.fspath(path) for path in paths]
+    flags = ['--weights', weights, '--no-picture', '--json', '--views=1']
+    code = cli.main(['predict', *flags, *options, '--', *names])
+    out, err = capsys.readouterr()
+    assert 'Traceback' not in err
+    assert len(err) < 600 * len(paths)  # no pixels
+    return code, {
+      pathlib.Path(row['clip']).name: row for row in json.loads(out)
+    }
+
+  return predict
+
+
+def test_1_to_17_files_that_are_no_clip(tmp_path, predict, monkeypatch):
+  """All in one command, with a good clip last."""
+
+  def no_network(*args, **kwargs):
+    raise AssertionError('the network was used')
+
+  monkeypatch.setattr(socket, 'socket', no_network)
+  whole = make_video(tmp_path / 'good.mp4').read_bytes()
+  with zipfile.ZipFile(tmp_path / 'archive.mp4', 'w') as archive:
+    archive.writestr('a.txt', 'x' * 500)
+  contents = {
+    'empty.mp4': (b'', 'empty'),
+    'text.mp4': (b'hello ' * 99, 'not_video'),
+    'zeros.mp4': (bytes(9999), 'not_video'),
+    'noise.mp4': (np.random.default_rng(0).bytes(9999), 'not_video'),
+    'cut.mp4': (whole[: len(whole) // 2], 'not_video'),
+    'hls.mp4': (b'#EXTM3U\nhttp://127.0.0.1:9/x\n', 'format_not_allowed'),
+    'concat.mp4': (
+      b'ffconcat version 1.0\nfile good.mp4',
+      'format_not_allowed',
+    ),
+    'lfs.mp4': (_LFS, 'git_lfs_pointer'),
+    'image.mp4': (
+      cv2.imencode('.png', np.zeros((9, 9)))[1].tobytes(),
+      'not_video',
+    ),
+    'face.jpg': (
+      cv2.imencode('.jpg', np.zeros((9, 9)))[1].tobytes(),
+      'not_video',
+    ),
+  }
+  for name, (content, _) in contents.items():
+    (tmp_path / name).write_bytes(content)
+  os.mkfifo(tmp_path / 'fifo.mp4')
+  make_sound(tmp_path / 'sound.mp4')
+  make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
+  make_video(tmp_path / 'large.mp4', count=1, width=4608, height=4608)
+  make_video(tmp_path / 'dot.mkv', count=2, codec='ffv1', width=2, height=2)
+  (tmp_path / 'folder').mkdir()
+  expected = {name: code for name, (_, code) in contents.items()} | {
+    'absent.mp4': 'not_found',
+    'folder': 'empty',
+    'fifo.mp4': 'not_regular_file',
+    'archive.mp4': 'not_video',
+    'sound.mp4': 'no_video_stream',
+    'a.gif': 'format_not_allowed',
+    'large.mp4': 'too_large',
+    'dot.mkv': 'too_small',
+  }
+  code, rows = predict(*(tmp_path / n for n in (*expected, 'good.mp4')))
+  assert code == ExitCode.USAGE
+  assert {n: r['error'] for n, r in rows.items() if 'error' in r} == expected
+  assert 'truncated' in rows['cut.mp4']['hint']
+  assert 'git lfs pull' in rows['lfs.mp4']['hint']
+  assert 'a folder of pictures' in rows['face.jpg']['hint']
+  assert rows['good.mp4']['frames'] == 24
+  assert predict('/dev/zero')[1]['zero']['error'] == 'not_regular_file'
+
+
+def test_7_to_11_clips_that_are_short_or_broken(tmp_path, predict):
+  webm = make_video(tmp_path / 'half.webm', codec='libvpx-vp9', count=48)
+  webm.write_bytes(webm.read_bytes()[: webm.stat().st_size // 2])
+  make_video(tmp_path / 'one.mp4', count=1)
+  make_video(tmp_path / 'few.mp4', count=5)
+  code, rows = predict(
+    *(tmp_path / n for n in ('half.webm', 'one.mp4', 'few.mp4'))
+  )
+  assert code == ExitCode.OK
+  assert any(f.startswith('short:') for f in rows['half.webm']['flags'])
+  assert rows['one.mp4']['flags'] == ['static']
+  assert rows['few.mp4']['flags'] == ['repeated:5/16']
+  for row in rows.values():
+    assert np.isfinite(list(row['classes'].values())).all()
+
+
+def test_12_more_video_than_is_read(tmp_path, predict, monkeypatch):
+  path = make_video(tmp_path / 'long.mp4', count=601, fps=1)
+  _, rows = predict(path)
+  assert (rows['long.mp4']['frames'], rows['long.mp4']['flags']) == (601, [])
+  monkeypatch.setattr(decode, 'MAX_FRAMES', 600)
+  _, rows = predict(path)
+  assert rows['long.mp4']['error'] == 'too_long'
+  assert '600 frames' in rows['long.mp4']['hint']
+
+
+def _patched(path: pathlib.Path, box: bytes, offset: int, value: bytes):
+  data = bytearray(path.read_bytes())
+  at = data.index(box) + len(box) + offset
+  data[at : at + len(value)] = value
+  path.write_bytes(data)
+  return path
+
+
+def _frames_or_code(path: pathlib.Path) -> int | str:
+  try:
+    return len(decode.read_video(path).frames)
+  except MiraInputError as error:
+    return error.code
+
+
+def test_14_a_header_that_lies_about_the_size(tmp_path):
+  path = make_video(tmp_path / 'a.mp4')
+  _patched(path, b'avc1', 24, struct.pack('>HH', 60000, 60000))
+  assert decode.read_video(path).frames.shape == (24, 64, 96, 3)
+
+
+@pytest.mark.parametrize('box', [b'stts', b'ctts', b'stsc'])
+def test_15_a_header_that_promises_more_frames(tmp_path, box):
+  path = make_video(tmp_path / 'a.mp4')
+  _patched(path, box, 8, struct.pack('>I', 2**24))
+  start = time.monotonic()
+  assert _frames_or_code(path) in (24, 'too_long', 'damaged', 'not_video')
+  assert time.monotonic() - start < 20
+
+
+def test_20_frame_rates_that_cannot_be(tmp_path, predict):
+  make_video(tmp_path / 'fast.mp4', fps=1000)
+  _, rows = predict(tmp_path / 'fast.mp4')
+  assert (rows['fast.mp4']['fps'], rows['fast.mp4']['frames']) == (0, 24)
+
+
+def test_22_a_gif_on_request(tmp_path, predict):
+  path = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
+  code, rows = predict(path, options=['--allow-gif'])
+  assert code == ExitCode.OK
+  assert rows['a.gif']['frames'] == 24
+
+
+def test_23_names_of_every_kind(tmp_path, predict, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  video = make_video(tmp_path / 'a.mp4').read_bytes()
+  names = [
+    '-leading.mp4',
+    'two words.mp4',
+    '顔のビデオ.mp4',
+    'é' * 125 + '.mp4',
+  ]
+  for name in names:
+    pathlib.Path(name).write_bytes(video)
+  code, rows = predict(*names)
+  assert code == ExitCode.OK
+  assert set(rows) == set(names)
+
+
+def test_25_a_black_clip_has_little_to_say(tmp_path, predict):
+  miniatures.video(tmp_path / 'black.mp4', np.zeros((20, 64, 64, 3), np.uint8))
+  code, rows = predict(tmp_path / 'black.mp4')
+  assert code == ExitCode.OK
+  assert rows['black.mp4']['flags'] == ['low_signal']
+  assert np.isfinite(list(rows['black.mp4']['classes'].values())).all()
+
+
+# Datasets and tables; 28 to 35 with owners' downloads are in test_builders.py,
+# 38 is in test_archives.py, 39 to 41 are in test_storage.py.
+
+
+def _prepare(capsys, *arguments: str) -> tuple[int, str]:
+  code = cli.main(['prepare', 'folder', '--workers=0', *arguments])
+  out, err = capsys.readouterr()
+  assert 'Traceback' not in err
+  return code, out + err
+
+
+def test_24_no_face_is_told(tmp_path, capsys):
+  miniatures.images(tmp_path / 'root/a/1', miniatures.scene(0))
+  miniatures.images(tmp_path / 'root/a/2', 0 * miniatures.scene(0))
+  code, shown = _prepare(
+    capsys, f'--root={tmp_path}/root', f'--out={tmp_path}/out', '--crop=haar'
+  )
+  assert code == ExitCode.OK
+  assert 'left out: 1 no_face' in shown
+
+
+def test_27_a_link_out_of_the_root(tmp_path, capsys):
+  miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
+  make_video(tmp_path / 'outside.mp4')
+  (tmp_path / 'root/a/2.mp4').symlink_to(tmp_path / 'outside.mp4')
+  code, shown = _prepare(
+    capsys, f'--root={tmp_path}/root', f'--out={tmp_path}/out'
+  )
+  assert code == ExitCode.OK
+  assert 'left out: 1 outside_root' in shown
+
+
+def test_29_and_32_labels_and_leaks_of_a_table(tmp_path, capsys):
+  for i in range(4):
+    miniatures.images(tmp_path / f'root/{i}', miniatures.face(i))
+  table = tmp_path / 't.csv'
+
+  def run(text: str) -> tuple[int, str]:
+    table.write_text(text)
+    where = [f'--root={tmp_path}/root', f'--out={tmp_path}/out']
+    return _prepare(capsys, *where, f'--table={table}')
+
+  code, shown = run('path,label\n0,Happy\n1,happy\n')
+  assert code == ExitCode.USAGE
+  assert 'bad_label' in shown
+  assert 'line 3' in shown
+  code, shown = run('path,label,split\n0,a,train\n0,a,test\n')
+  assert code == ExitCode.DATA
+  assert 'leak' in shown
+
+
+def test_36_a_class_without_clips_to_test(tmp_path, capsys):
+  for split, label in (('train', 'a'), ('train', 'b'), ('test', 'a')):
+    miniatures.images(tmp_path / f'root/{split}/{label}/1', miniatures.face(0))
+  code, shown = _prepare(
+    capsys, f'--root={tmp_path}/root', f'--out={tmp_path}/out'
+  )
+  assert code == ExitCode.OK
+  assert 'warning: test has no clip of b' in shown
+
+
+def test_37_a_sheet_that_is_huge(tmp_path, monkeypatch):
+  miniatures.sheet(
+    tmp_path / 't.xlsx', [('path', 'label'), *[('a', 'b')] * 200]
+  )
+  monkeypatch.setattr(cells, 'MAX_ROWS', 100)
+  with pytest.raises(MiraInputError, match=r'bad_table.*over 100 rows'):
+    tables.read_table(tmp_path / 't.xlsx')
+  monkeypatch.setattr(cells, 'MAX_BYTES', 1000)
+  with pytest.raises(MiraInputError, match='bad_table'):
+    tables.read_table(tmp_path / 't.xlsx')
+
+
+def test_39_a_folder_that_cannot_be_written(tmp_path, capsys):
+  miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
+  (tmp_path / 'file').write_text('')
+  code, shown = _prepare(
+    capsys, f'--root={tmp_path}/root', f'--out={tmp_path}/file'
+  )
+  assert code == ExitCode.DATA
+  assert 'not_written' in shown
+
+
+def test_41_what_a_killed_run_left_is_cleaned(tmp_path):
+  miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
+  stale = tmp_path / 'out/root' / f'incomplete.{dataset.VERSION}'
+  stale.mkdir(parents=True)
+  prepare.prepare_folder(tmp_path / 'root', tmp_path / 'out', workers=0)
+  assert not stale.exists()
+
+
+def test_42_a_dataset_of_a_newer_version(tmp_path, capsys, monkeypatch):
+  miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
+  prepare.prepare_folder(tmp_path / 'root', tmp_path / 'out', workers=0)
+  monkeypatch.setattr(dataset, 'VERSION', '0.9.0')
+  assert cli.main(['show', str(tmp_path / 'out')]) == ExitCode.DATA
+  assert 'too_new' in capsys.readouterr().err
+
+
+def test_limits_are_those_that_are_documented():
+  assert container.MAX_FILE_BYTES == 64 << 30
+  assert container.MAX_PIXELS == 16_000_000
+  assert decode.MAX_FRAMES == 1_000_000
+  assert footage.MAX_DECODED_BYTES == 4 << 30

@@ -1,0 +1,565 @@
+"""What a person sees whose run, machine or report is not as it should be.
+
+One line, with a code, the value and what to do; never a traceback. Numbers are
+those of the list that docs/errors.md shows; test_bad_inputs.py has the first
+42 of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import io
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from ml_collections import config_flags
+from rich.console import Console
+from test_config import parse
+from test_decode import make_video
+from test_runs import tiny, write
+
+import runs
+from mira_jax import config, output
+from mira_jax.cli import flags as cli_flags
+from mira_jax.cli import main as cli
+from mira_jax.devices import memory, platform
+from mira_jax.errors import ExitCode, MiraInputError, nearest
+from mira_jax.evaluation import metrics, report, results
+from mira_jax.inference import engine, webcam
+from mira_jax.train import checkpoint, run_folder
+from mira_jax.video import decode
+from mira_jax.weights import weights_file
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = ('Happy', 'Sad', 'Fear')
+
+
+def start(*arguments: str, gib: float = 0, **options) -> subprocess.Popen:
+  """Starts a command, with an address space of so many GiB if not 0."""
+  environment = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+  environment.pop('XLA_FLAGS', None)
+  if gib:
+    limit = f'ulimit -v {int(gib * 2**20)} && exec "$@"'
+    arguments = ('sh', '-c', limit, 'sh', *arguments)
+  return subprocess.Popen(
+    arguments,
+    env=environment | options,
+    cwd=ROOT,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+
+
+def refused(*arguments: str, gib: float = 0, **options) -> str:
+  """The one line of a command that must exit with USAGE."""
+  with start(sys.executable, *arguments, gib=gib, **options) as process:
+    _, err = process.communicate(timeout=120)
+  assert process.returncode == ExitCode.USAGE, err
+  assert err.count('\n') == 1, err
+  return err
+
+
+@pytest.fixture(scope='module')
+def levels(tmp_path_factory) -> str:
+  folder = tmp_path_factory.mktemp('levels')
+  return write(folder, 'levels', NAMES, {'train': 36, 'test': 9})
+
+
+def save_run(run: pathlib.Path, cfg: config.Config) -> pathlib.Path:
+  """What a run of an untrained model would leave."""
+  run.mkdir(parents=True)
+  cfg.model.num_classes = len(NAMES)
+  fields = dataclasses.asdict(cfg.model)
+  model, side = engine.build_model(fields), cfg.model.image_size
+  init, video = jax.jit(model.init), (1, cfg.model.frames, side, side, 3)
+  variables = init(jax.random.key(0), jnp.zeros(video))
+  card = {
+    'model': fields,
+    'class_names': list(NAMES),
+    'preprocessing': {'rate': cfg.data.rate, 'fit': cfg.data.fit},
+  }
+  params, mira = variables['params'], variables.get('mira', {})
+  weights_file.save_weights(run / weights_file.WEIGHTS, params, mira, card)
+  (run / 'config.json').write_text(config.to_json(cfg))
+  return run
+
+
+@pytest.fixture(scope='module')
+def small(levels, tmp_path_factory) -> pathlib.Path:
+  return save_run(tmp_path_factory.mktemp('small') / 'run', tiny(levels))
+
+
+# ----- 49: configurations ---------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('override', 'says'),
+  [
+    ('--config.optim.lrr=1', 'did you mean optim.lr'),
+    ('--config.model.mira.mod=exact', 'did you mean model.mira.mode'),
+    ('--config.data.batch_size=many', 'it takes a whole number'),
+    ('--config.optim.lr=high', 'it takes a number'),
+    ('--config.data.flip=7', 'it takes true or false'),
+    ('--config.model=3', 'it takes fields of its own'),
+    ('--config.model.mira=3', 'it takes fields of its own, or none'),
+    ('--config.optim.lr=-1', '-1.0 must be 0 or more'),
+    ('--config.model.heads=3', '128 must be a multiple of heads 3'),
+    ('--config.data.batch_size=30', 'must be a multiple of 4 devices'),
+  ],
+)
+def test_49_configurations_that_cannot_be(monkeypatch, override, says):
+  monkeypatch.chdir(ROOT)
+  with pytest.raises(MiraInputError) as caught:
+    config.validate(parse(override), devices=4)
+  assert caught.value.code == 'bad_config'
+  assert caught.value.exit_code == ExitCode.USAGE
+  assert says in str(caught.value)
+  assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ('argument', 'near'),
+  [
+    ('quickstart.py:exat', 'exact'),
+    ('quickstart_pretrain.py:plane', 'plain'),
+    ('dfew.py:B,flashlit', 'flashlite'),
+    ('voxceleb2.py:TI', 'Ti'),
+  ],
+)
+def test_49_the_argument_of_a_file(monkeypatch, argument, near):
+  monkeypatch.chdir(ROOT)
+  argv = ['train.py', f'--config=configs/{argument}']
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  with pytest.raises(MiraInputError, match=f'did you mean {near}') as caught:
+    cli_flags.parse_flags(argv, values)
+  assert caught.value.code == 'bad_config'
+  assert caught.value.path == argv[1]
+
+
+def test_49_is_one_line_of_the_command(tmp_path):
+  command = ('train.py', f'--workdir={tmp_path}/run')
+  line = refused(*command, '--config=configs/quickstart.py:exat')
+  assert line.startswith('train.py: bad_config: --config=')
+  assert line.endswith('did you mean exact?\n')
+
+
+def test_flags_that_are_missing(tmp_path):
+  line = refused('train.py', f'--workdir={tmp_path}/run')
+  assert line.startswith('train.py: bad_flag: --config: it is missing')
+
+
+def test_49_a_file_that_sets_another_type():
+  cfg = config.Config(optim=config.OptimConfig(lr='high'))
+  with pytest.raises(MiraInputError, match=r"config\.optim\.lr: 'high'"):
+    config.validate(cfg)
+
+
+def test_49_config_json_of_another_version():
+  tree = json.loads(config.to_json(config.Config(seed=3)))
+  del tree['eval'], tree['optim']['ema_decay'], tree['model']['mira']['floor']
+  assert config.from_json(json.dumps(tree)) == config.Config(seed=3)
+  tree['optim']['wieght_decay'] = 0.1
+  with pytest.raises(MiraInputError, match='did you mean weight_decay') as e:
+    config.from_json(json.dumps(tree))
+  assert (e.value.code, e.value.path) == (
+    'bad_config',
+    'config.optim.wieght_decay',
+  )
+
+
+def test_49_words_that_are_near():
+  assert nearest('exat', ('plain', 'exact')) == '; did you mean exact?'
+  assert nearest('xyz', ('plain', 'exact')) == ''
+
+
+def test_dashes_in_the_names_of_flags(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  cfg = parse('--config.optim.weight-decay=0.25')
+  assert cfg.optim.weight_decay == 0.25
+  cfg = parse('--config.data.dataset=a-b/c-d', '--noconfig.data.rand-augment')
+  assert cfg.data.dataset == 'a-b/c-d'  # values keep theirs
+  with pytest.raises(MiraInputError, match=r'did you mean optim\.weight_decay'):
+    parse('--config.optim.weight-deca=1')
+
+
+# 50, another dataset, seed or batch, is in test_training.py and test_runs.py,
+# 51, a damaged checkpoint, is in test_checkpoint.py.
+
+
+# ----- 52: folders that cannot be written to --------------------------------
+
+
+def test_52_a_disk_without_room(tmp_path):
+  with (
+    runs.file_limit(output.PROBE - 1),
+    pytest.raises(MiraInputError, match='File too large') as caught,
+  ):
+    run_folder.open_workdir(str(tmp_path / 'run'))
+  assert caught.value.code == 'not_writable'
+  assert output.open_folder(tmp_path / 'run') == tmp_path / 'run'
+  assert not list((tmp_path / 'run').iterdir())
+
+
+def test_52_a_file_where_a_folder_should_be(tmp_path, capsys, small, levels):
+  (tmp_path / 'file').write_text('')
+  run, out = f'--workdir={small}', f'--out={tmp_path}/file/x'
+  clip = make_video(tmp_path / 'a.mp4')
+  for command in (
+    ['predict', str(clip), out],
+    ['features', levels, f'{out}/f.npz'],
+  ):
+    assert cli.main([*command, run]) == ExitCode.USAGE
+    shown, err = capsys.readouterr()
+    assert err.startswith('mira: not_writable: ')
+    assert (err.count('\n'), shown) == (1, '')  # before any work
+
+
+def mounted(folder: pathlib.Path, how: str, *arguments: str) -> tuple[int, str]:
+  """A command that sees a file system of its own in a folder."""
+  script = f'mount -t tmpfs -o {how} none {folder} && exec "$@"'
+  command = ('unshare', '-rm', 'sh', '-c', script, 'sh', *arguments)
+  with start(*command) as process:
+    _, err = process.communicate(timeout=120)
+  return process.returncode, err
+
+
+@pytest.mark.parametrize(
+  ('how', 'says'),
+  [('size=16k', 'No space left on device'), ('ro', 'Read-only file system')],
+)
+def test_52_before_training_starts(tmp_path, levels, how, says):
+  try:
+    code, err = mounted(tmp_path, how, 'true')
+  except FileNotFoundError:
+    code, err = 1, 'no unshare'
+  if code:
+    pytest.skip(f'no file system of its own: {err}')
+  code, err = mounted(
+    tmp_path, how, sys.executable, 'train.py', f'--workdir={tmp_path}/run',
+    '--config=configs/quickstart.py', f'--config.data.dataset={levels}',
+  )  # fmt: skip
+  assert (code, err.count('\n')) == (ExitCode.USAGE, 1)
+  assert f'not_writable: {tmp_path}/run: ' in err
+  assert says in err
+
+
+# 53, losses that are not finite, is in test_training.py.
+
+
+# ----- 54: reports ----------------------------------------------------------
+
+
+def shown(renderable) -> str:
+  console = Console(file=io.StringIO(), width=80)
+  console.print(renderable)
+  return console.file.getvalue()
+
+
+def test_54_more_classes_than_names(tmp_path):
+  matrix, names = np.eye(4, dtype=int), ('a', 'b', 'c')
+  fold = results.Fold(name='one', matrix=matrix)
+  row = results.Row(name='last', step=1, matrix=matrix)
+  reports = [
+    lambda: metrics.score(matrix).to_dict(names),
+    lambda: report.evaluation_table(matrix, names, 'title'),
+    lambda: report.write_evaluation(
+      tmp_path / 'eval', matrix=matrix, class_names=names, metadata={}, title=''
+    ),
+    lambda: results.matrix_table(matrix, names),
+    lambda: results.folds_table([fold], names, 'title'),
+    lambda: results.folds_dict([fold], names),
+    lambda: results.write(tmp_path, [row], names, fold=''),
+  ]
+  for make in reports:
+    with pytest.raises(MiraInputError, match=r'3 class names.* 4 classes') as e:
+      make()
+    assert e.value.code == 'class_count'
+  assert not list(tmp_path.iterdir())
+
+
+def test_54_folds_of_other_classes():
+  folds = [
+    results.Fold(name=f'fold {i}', matrix=np.eye(k, dtype=int))
+    for i, k in enumerate((3, 4))
+  ]
+  with pytest.raises(MiraInputError, match='fold 0: 3, fold 1: 4'):
+    results.pooled(folds)
+
+
+def test_54_forty_classes_stay_readable():
+  names = [f'compound expression {i}' for i in range(40)]
+  matrix = 10 * np.eye(40, dtype=int)
+  matrix[3, 7], matrix[5, 2] = 9, 4
+  text = shown(report.evaluation_table(matrix, names, 'title'))
+  assert all(f'{name} ' in text for name in names)
+  assert '…' not in text
+  fold = results.Fold(name='one', matrix=matrix)
+  text = shown(results.folds_table([fold], names, 'title'))
+  assert '…' not in text
+  # 9 of 19 clips, then 4 of 14; and nothing that did not happen.
+  first, second = text[text.index('confused most often') :].splitlines()[4:6]
+  assert first.split() == [
+    *names[3].split(),
+    *names[7].split(),
+    '9',
+    '47.4',
+    '%',
+  ]
+  assert second.split()[-3:] == ['4', '28.6', '%']
+  assert len(text[text.index('confused most often') :].splitlines()) == 7
+
+
+@pytest.mark.slow
+def test_54_a_missing_fold_makes_a_report_partial(tmp_path, levels):
+  cfg = tiny(levels, data={'protocol': 'folds'})
+  for number in (0, 2):
+    cfg.data.fold = number
+    save_run(tmp_path / f'fold-{number}', cfg)
+  (tmp_path / 'fold-2' / weights_file.WEIGHTS).unlink()  # not finished
+  command = (sys.executable, 'eval.py', f'--workdir={tmp_path}')
+  with start(*command, '--folds=all', COLUMNS='80') as process:
+    text, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  assert 'protocol folds, 1 of 3 folds' in text
+  assert 'PARTIAL, without fold 1, fold 2' in text
+  told = json.loads((tmp_path / 'eval/folds/folds.json').read_text())
+  assert (told['partial'], told['missing']) == (True, ['fold 1', 'fold 2'])
+  assert [fold['name'] for fold in told['folds']] == ['fold 0']
+  assert (tmp_path / 'eval/folds/confusion.png').is_file()
+  (tmp_path / 'fold-0' / weights_file.WEIGHTS).unlink()
+  with start(*command, '--folds=all') as process:
+    _, err = process.communicate(timeout=120)
+  assert process.returncode == ExitCode.CHECKPOINT
+  assert 'no fold is finished' in err
+
+
+def test_54_marks_of_partial_reports():
+  folds = [results.Fold(name='one', matrix=np.eye(2, dtype=int))]
+  assert results.folds_dict(folds, ('a', 'b'))['partial'] is False
+  assert 'PARTIAL' not in shown(results.folds_table(folds, ('a', 'b'), ''))
+  names = [f'subject {i}' for i in range(9)]
+  assert results.partial(names).endswith('subject 3, 5 more')
+  assert results.folds_dict(folds, ('a', 'b'), names)['missing'] == names
+
+
+# ----- 55: cameras ----------------------------------------------------------
+
+
+def test_55_a_camera_that_is_not_there(capfd, small):
+  before = time.monotonic()
+  code = cli.main(['predict', '--webcam=97', f'--workdir={small}'])
+  _, err = capfd.readouterr()  # what OpenCV writes itself, too
+  assert code == ExitCode.USAGE
+  there = ', '.join(sorted(glob.glob('/dev/video*'))) or 'no /dev/video*'
+  assert err.startswith('mira: no_camera: webcam 97: ')
+  assert there in err
+  assert err.count('\n') == 1
+  assert time.monotonic() - before < 30
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'code'),
+  [
+    ([], 'bad_flag'),
+    (['--webcam=0', 'a.mp4'], 'bad_flag'),
+    (['--webcam=97', '--seconds=601'], 'too_long'),
+  ],
+)
+def test_55_flags_that_do_not_go_together(capsys, small, arguments, code):
+  run = f'--workdir={small}'
+  assert cli.main(['predict', run, *arguments]) == ExitCode.USAGE
+  assert capsys.readouterr().err.startswith(f'mira: {code}: ')
+
+
+def test_55_frames_of_a_camera_are_a_clip(tmp_path):
+  """A video file is read as a camera is, through the same class of OpenCV."""
+  path = make_video(tmp_path / 'a.mp4', count=60, fps=20)
+  whole = decode.read_video(path, short_side=32)
+  clip = webcam.read(cv2.VideoCapture(str(path)), 'file', 2, short_side=32)
+  assert (len(clip.frames), clip.fps, clip.flags) == (40, 20, whole.flags)
+  apart = np.abs(clip.frames.astype(int) - whole.frames[:40])
+  assert apart.mean() < 4  # two decoders, RGB in both
+  short = webcam.read(cv2.VideoCapture(str(path)), 'file', 9)
+  assert short.frames.shape == (60, 64, 96, 3)
+  with pytest.raises(MiraInputError, match=r'no_camera.*gives no pictures'):
+    webcam.read(cv2.VideoCapture(), 'closed', 1)
+
+
+# ----- 56: devices ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('kind', 'extra'), [('gpu', '.[cuda]'), ('tpu', '.[tpu]')]
+)
+def test_56_a_device_that_is_not_there(tmp_path, small, levels, kind, extra):
+  if jax.default_backend() == kind:
+    pytest.skip(f'there is a {kind}')
+  device, run = f'--device={kind}', f'--workdir={tmp_path}/run'
+  commands = {
+    'gpu': ('train.py', '--config=configs/quickstart.py', run),
+    'tpu': ('-m', 'mira_jax.cli.main', 'features', levels, f'--workdir={small}',
+            f'--out={tmp_path}/f.npz'),
+  }  # fmt: skip
+  line = refused(*commands[kind], device)
+  assert f'no_device: {device}: JAX finds cpu here' in line
+  assert f"pip install '{extra}'" in line
+  assert not list(tmp_path.iterdir())
+
+
+def test_56_a_platform_of_the_environment(small):
+  command = ('eval.py', f'--workdir={small}')
+  line = refused(*command, JAX_PLATFORMS='cuda')
+  assert 'no_device: JAX_PLATFORMS=cuda: JAX finds cpu here' in line
+
+
+def test_56_the_cpu_can_be_asked_for(tmp_path, capsys, small):
+  clip = make_video(tmp_path / 'a.mp4')
+  rest = ['--device=cpu', '--no-picture', f'--workdir={small}']
+  assert cli.main(['predict', str(clip), *rest]) == ExitCode.OK
+  assert set(platform.PLATFORMS) == {'cpu', 'gpu', 'tpu'}
+
+
+# ----- 57: two interrupts ---------------------------------------------------
+
+
+SHORT = (
+  '--config=configs/quickstart.py:plain', '--config.model.dim=16',
+  '--config.model.depth=1', '--config.model.heads=2',
+  '--config.model.frames=4', '--config.model.image_size=16',
+  '--config.model.patch=8', '--config.optim.name=adamw',
+  '--config.data.batch_size=8', '--config.data.threads=2',
+  '--config.train.epochs=2', '--config.train.log_every=1',
+  '--config.train.eval_every=0', '--config.train.save_every=3',
+  '--config.model.mlp_ratio=10000',  # 60 MB, which take a while to save
+)  # fmt: skip
+
+
+def trained(call: tuple[str, ...], run: pathlib.Path) -> tuple[str, dict]:
+  with start(*call) as process:
+    text, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  return text, weights_file.load_weights(run / weights_file.LAST)[0]
+
+
+@pytest.mark.slow
+def test_57_a_second_interrupt_while_the_first_is_handled(tmp_path, levels):
+  call = (sys.executable, 'train.py', *SHORT, f'--config.data.dataset={levels}')
+  run = tmp_path / 'twice'
+  saved = run / 'checkpoints'
+  with start(*call, f'--workdir={run}') as process:
+    for line in process.stdout:
+      if line.startswith('step 4/'):
+        break
+    process.send_signal(signal.SIGINT)
+    # It stops after a later step than 3, which was saved before.
+    while not [p for p in saved.iterdir() if not p.name.startswith('3')]:
+      assert process.poll() is None
+      time.sleep(0.005)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+  assert process.returncode == ExitCode.PREEMPTED
+  sealed = [
+    p.name for p in saved.iterdir() if (p / checkpoint.MANIFEST).exists()
+  ]
+  assert sealed == ['3']  # the second one did not wait
+  text, resumed = trained((*call, f'--workdir={run}'), run)
+  assert 'step 4/' in text
+  assert 'step 3/' not in text
+  assert not list(saved.glob('*tmp*'))
+  whole = tmp_path / 'whole'
+  _, undisturbed = trained((*call, f'--workdir={whole}'), whole)
+  jax.tree.map(np.testing.assert_array_equal, resumed, undisturbed)
+
+
+# ----- 58: memory -----------------------------------------------------------
+
+GIB = 5.0  # of address space, which is refused and never used
+WIDE = {'model': {'mlp_ratio': 16000.0, 'image_size': 64, 'mira': None}}
+
+
+@pytest.fixture(scope='module')
+def wide(levels, tmp_path_factory) -> pathlib.Path:
+  """A model that is small, and whose activations are not."""
+  cfg = tiny(levels, data={'batch_size': 64}, **WIDE)
+  return save_run(tmp_path_factory.mktemp('wide') / 'run', cfg)
+
+
+@pytest.mark.slow
+def test_58_too_little_memory_to_train(tmp_path, levels):
+  wide = [
+    f'--config.data.dataset={levels}', f'--workdir={tmp_path}',
+    '--config.model.mlp_ratio=16000', '--config.model.image_size=64',
+    '--config.data.batch_size=32',
+  ]  # fmt: skip
+  line = refused('train.py', *SHORT, *wide, gib=GIB)
+  assert 'out_of_memory: a step of 32 clips: it needs' in line
+  assert 'of a device that has 5.0 GiB' in line
+  assert '--config.data.batch_size=8 or less' in line
+  assert '--config.optim.accumulate=4 or more' in line
+  assert not (tmp_path / weights_file.WEIGHTS).exists()
+
+
+def test_58_too_little_memory_to_score(wide):
+  line = refused('eval.py', f'--workdir={wide}', gib=GIB)
+  assert 'out_of_memory: 64 clips at once: it needs' in line
+  assert 'or fewer: --batch-size of eval.py' in line
+
+
+def test_58_too_little_memory_to_predict(tmp_path, wide):
+  clip = make_video(tmp_path / 'a.mp4')
+  line = refused(
+    '-m', 'mira_jax.cli.main', 'predict', str(clip), str(clip),
+    f'--workdir={wide}', '--views=64', '--no-picture', gib=GIB,
+  )  # fmt: skip
+  assert 'out_of_memory: 64 clips at once: it needs' in line
+
+
+def test_58_memory_that_only_numpy_wanted():
+  with (
+    pytest.raises(MiraInputError, match='out_of_memory: Unable to allocate'),
+    memory.explained(),
+  ):
+    np.zeros(2**60, np.uint8)
+
+
+def test_58_what_a_program_needs():
+  """[N] and [N] to [N, N] that is sorted, and one number."""
+  program = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0).sum())
+  found = memory.need(program.lower(jnp.ones(512)))
+  assert found.fixed == 4 * 512 + 4
+  assert 4 * 512**2 <= found.temporary <= 3 * 4 * 512**2
+  assert memory.capacity() > 2**20
+
+
+@pytest.mark.parametrize(
+  ('share', 'batch', 'parts'),
+  [
+    # Of 24 rows over 2 devices: batches are even, parts divide 12.
+    (0.9, 20, 2),
+    (0.3, 6, 4),
+    (0.1, 2, 12),
+    (0.05, None, None),
+  ],
+)
+def test_58_the_batch_that_fits(share, batch, parts):
+  cfg = config.Config(data=config.DataConfig(batch_size=24))
+  text = run_folder.fitting(cfg, 2, share)
+  assert (f'batch_size={batch} or less' in text) == (batch is not None)
+  assert (f'accumulate={parts} or more' in text) == (parts is not None)
+  assert '--config.model.remat' in text
+  cfg.model.remat = True
+  assert '--config.model.remat' not in run_folder.fitting(cfg, 2, share)

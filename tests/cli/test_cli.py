@@ -1,0 +1,224 @@
+"""The `mira` command as a person uses it, on real files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mira_jax import config
+from mira_jax.cli import main as cli
+from mira_jax.data import dataset
+from mira_jax.errors import ExitCode
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.synthetic import faces
+from mira_jax.video import encode
+from mira_jax.weights import weights_file
+
+SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
+NAMES = list(faces.CLASS_NAMES)
+
+
+def save_model(path: pathlib.Path, mira: MiraConfig | None) -> pathlib.Path:
+  """An untrained model in a weights file, as a finished run leaves one."""
+  fields = dataclasses.asdict(
+    config.ModelConfig(
+      dim=16, depth=2, heads=2, num_classes=7, image_size=32, patch=8, mira=mira
+    )
+  )
+  model = engine.build_model(fields)
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 32, 32, 3)))
+  card = {
+    'model': fields,
+    'class_names': NAMES,
+    'preprocessing': {'rate': 2, 'fit': 'crop'},
+  }
+  return weights_file.save_weights(
+    path, variables['params'], variables.get('mira', {}), card
+  )
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory) -> str:
+  path = tmp_path_factory.mktemp('model') / 'weights.safetensors'
+  return str(save_model(path, MiraConfig()))
+
+
+@pytest.fixture(scope='module')
+def clip(tmp_path_factory) -> str:
+  path = tmp_path_factory.mktemp('clips') / 'a face.mp4'
+  assert cli.main(['draw', str(path), '--size=64', '--expression=Happy']) == 0
+  return str(path)
+
+
+def predict(capsys, *args: str) -> tuple[int, str, str]:
+  code = cli.main(['predict', *args])
+  out, err = capsys.readouterr()
+  return code, out, err
+
+
+def test_predict_writes_probabilities_and_a_picture(
+  capsys, tmp_path, model, clip
+):
+  out = str(tmp_path / 'pictures')
+  code, text, _ = predict(capsys, clip, '--weights', model, '--out', out)
+  assert code == ExitCode.OK
+  assert any(name in text for name in NAMES)
+  picture = tmp_path / 'pictures' / 'a face.png'
+  assert str(picture.name) in text.replace('\n', '')
+  assert picture.read_bytes().startswith(b'\x89PNG')
+  arrays = np.load(picture.with_suffix('.npz'))
+  # Both marginals are shares of all attention.
+  np.testing.assert_allclose(arrays['before'].sum(), 1, rtol=1e-5)
+  np.testing.assert_allclose(arrays['after'].sum(), 1, rtol=1e-5)
+  assert arrays['gain'].shape == (2, 8)
+  assert ((arrays['gain'] >= 0.7) & (arrays['gain'] <= 1.4)).all()
+
+
+def test_json_is_one_document_and_failures_are_in_it(
+  capsys, tmp_path, model, clip
+):
+  bad = tmp_path / 'notes.mp4'
+  bad.write_text('not a video')
+  code, text, err = predict(
+    capsys, clip, str(bad), '--weights', model, '--json', '--no-picture'
+  )
+  good, failed = json.loads(text)
+  assert code == ExitCode.USAGE
+  assert sum(good['classes'].values()) == pytest.approx(1, abs=1e-5)
+  assert good['label'] == max(good['classes'], key=good['classes'].get)
+  assert good['frames'] == 32
+  assert failed == {
+    'clip': str(bad),
+    'error': 'not_video',
+    'hint': failed['hint'],
+  }
+  assert 'not_video' in err
+  assert 'Traceback' not in err
+
+
+def test_a_plain_model_has_no_gains(capsys, tmp_path, clip):
+  path = save_model(tmp_path / 'plain.safetensors', None)
+  out = str(tmp_path / 'pictures')
+  code, _, _ = predict(capsys, clip, '--weights', str(path), '--out', out)
+  arrays = np.load(tmp_path / 'pictures' / 'a face.npz')
+  assert code == ExitCode.OK
+  assert 'gain' not in arrays
+  assert 'after' not in arrays
+
+
+def test_predictions_do_not_depend_on_the_company(capsys, model, clip):
+  _, alone, _ = predict(
+    capsys, clip, '--weights', model, '--json', '--no-picture'
+  )
+  _, twice, _ = predict(
+    capsys, clip, clip, '--weights', model, '--json', '--no-picture'
+  )
+  first, second = json.loads(twice)
+  assert first == second == json.loads(alone)[0]
+
+
+@pytest.mark.parametrize(
+  ('flag', 'value'),
+  [('--frames', '64'), ('--rate', '9'), ('--mode', 'plain'), ('--key', 'ema')],
+)
+def test_a_flag_that_contradicts_a_run_is_no_silent_wish(
+  capsys, tmp_path, clip, flag, value
+):
+  save_model(tmp_path / 'weights.safetensors', MiraConfig())
+  run = ['--workdir', str(tmp_path), '--no-picture']
+  code, _, err = predict(capsys, clip, *run, flag, value)
+  assert code == ExitCode.USAGE
+  assert 'bad_flag' in err
+  assert f'{flag} {value}' in err
+
+
+def test_no_clip_has_so_many_windows(capsys, clip):
+  with pytest.raises(SystemExit):
+    predict(capsys, clip, '--views', '999999999')
+  assert '999999999 is more than 1000' in capsys.readouterr().err
+
+
+def test_a_run_that_does_not_exist_is_one_line(capsys, tmp_path, clip):
+  code, _, err = predict(capsys, clip, '--workdir', str(tmp_path))
+  assert code == ExitCode.CHECKPOINT
+  assert err.count('\n') == 1
+  assert 'train.py' in err
+
+
+@pytest.mark.skipif(
+  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no folder of samples'
+)
+def test_a_real_clip(capsys, tmp_path, model):
+  clip = SAMPLES / 'clips' / 'talking_face_224px_25fps.mp4'
+  code, text, _ = predict(
+    capsys, str(clip), '--weights', model, '--json', '--out', str(tmp_path)
+  )
+  (row,) = json.loads(text)
+  assert code == ExitCode.OK
+  assert row['frames'] == 107
+  assert row['fps'] == pytest.approx(25)
+  assert pathlib.Path(row['picture']).stat().st_size > 50_000
+
+
+def test_prepare_folder_then_read(capsys, tmp_path):
+  for name in ('Happy', 'Sad'):
+    for index in range(3):
+      drawn = faces.draw_clip(
+        index, seed=1, split='train', difficulty='macro', num_frames=8
+      )
+      path = tmp_path / 'clips' / name / f'{index}.mp4'
+      encode.write_video(path, drawn.frames, 25)
+  (tmp_path / 'clips' / 'Sad' / 'broken.mp4').write_bytes(b'\0' * 100)
+  out = tmp_path / 'out'
+  code = cli.main(
+    [
+      *('prepare', 'folder', '--root', str(tmp_path / 'clips')),
+      *('--out', str(out), '--size', '32', '--workers', '1'),
+    ]
+  )
+  text = capsys.readouterr().out
+  prepared = dataset.open(out)
+  assert code == ExitCode.OK
+  assert 'left out: 1 not_video' in text
+  assert prepared.class_names == ('Happy', 'Sad')
+  assert sum(prepared.splits.values()) == 6
+  report = json.loads((out / 'PREPARE_REPORT.json').read_text())
+  assert [failure['path'] for failure in report['failures']]
+
+
+def test_prepare_draws_faces(capsys, tmp_path):
+  code = cli.main(
+    [
+      *('prepare', 'synthetic_faces', '--out', str(tmp_path / 'out')),
+      *('--train-clips', '7', '--test-clips', '7', '--workers', '1'),
+      *('--num-frames', '8', '--difficulty', 'micro'),
+    ]
+  )
+  assert code == ExitCode.OK
+  prepared = dataset.open(tmp_path / 'out')
+  assert prepared.splits == {'train': 7, 'test': 7}
+  assert prepared.class_names == faces.CLASS_NAMES
+
+
+@pytest.mark.parametrize('command', ['', *cli.COMMANDS])
+def test_help_names_every_command(capsys, command):
+  with pytest.raises(SystemExit) as stop:
+    cli.main([*([command] if command else []), '--help'])
+  assert stop.value.code == 0
+  text = capsys.readouterr().out
+  if not command:
+    assert all(name in text for name in cli.COMMANDS)
+
+
+def test_an_unknown_command_exits_with_usage():
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['fly'])
+  assert stop.value.code == ExitCode.USAGE

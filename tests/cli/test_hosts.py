@@ -1,0 +1,229 @@
+"""Several real processes that meet on loopback train one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import runs
+from mira_jax.data import dataset
+from mira_jax.errors import ExitCode
+from mira_jax.video import decode
+from mira_jax.weights.weights_file import load_weights
+
+ROOT = pathlib.Path(__file__).parents[2]
+DEVICES = 4  # of all processes together
+STEPS = 24
+FLAGS = (
+  '--config=configs/quickstart.py', '--config.model.dim=32',
+  '--config.model.depth=1', '--config.model.heads=4',
+  '--config.model.frames=4', '--config.model.image_size=16',
+  '--config.model.drop_path=0.1', '--config.model.mira.statistics=batch_ema',
+  '--config.data.batch_size=8', '--config.data.threads=2',
+  '--config.data.val_fraction=0.2', '--config.train.epochs=8',
+  '--config.train.eval_every=4', '--config.train.log_every=1',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with a prepared dataset of 30 clips to learn from, 9 to test."""
+  folder = tmp_path_factory.mktemp('hosts')
+
+  def split(count, seed):
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+      level = 60 + 60 * (i % 3)
+      video = np.clip(rng.normal(level, 20, (8, 16, 16, 3)), 0, 255)
+      frames = [decode.encode_jpeg(x) for x in video.astype(np.uint8)]
+      yield dataset.Clip(clip_id=f'{seed}-{i}', frames=frames, label=i % 3)
+
+  dataset.write(
+    folder / 'data',
+    name='levels',
+    class_names=('dark', 'grey', 'bright'),
+    splits={'train': lambda: split(30, 0), 'test': lambda: split(9, 1)},
+    description='Clips that differ in brightness.',
+  )
+  return folder
+
+
+def free_port():
+  with socket.socket() as server:
+    server.bind(('127.0.0.1', 0))
+    return server.getsockname()[1]
+
+
+def start(place, script, count, *flags, cluster='flags'):
+  """Starts a command on some hosts; every device is a simulated one."""
+  port = free_port()
+  processes = []
+  for i in range(count):
+    environment = os.environ | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': runs.xla_flags(DEVICES // count),
+      'JAX_COMPILATION_CACHE_DIR': str(place / f'cache-{count}'),
+      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+      'PYTHONPATH': str(ROOT),
+    }
+    mine = []
+    if count > 1:
+      mine = [f'--coordinator=127.0.0.1:{port}', f'--hosts={count}']
+      mine.append(f'--host={i}')
+    if cluster == 'slurm':  # what srun says; the port comes from the job
+      mine = ['--distributed']
+      environment |= {
+        'SLURM_JOB_ID': str(port),
+        'SLURM_STEP_NODELIST': '127.0.0.1',
+        'SLURM_NTASKS': str(count),
+        'SLURM_PROCID': str(i),
+        'SLURM_LOCALID': str(i),
+        'SLURM_STEP_NUM_NODES': '1',
+      }
+    command = [sys.executable, script, *mine, *flags]
+    processes.append(
+      subprocess.Popen(
+        command, env=environment, cwd=ROOT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+      )
+    )  # fmt: skip
+  return processes
+
+
+def finish(processes):
+  """Waits for all; their exit codes, and what each said."""
+  try:
+    said = [process.communicate(timeout=300) for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [process.returncode for process in processes], said
+
+
+def train(place, name, count, *flags, **options):
+  flags = [
+    *FLAGS, f'--config.data.dataset={place / "data"}',
+    f'--workdir={place / name}', *flags,
+  ]  # fmt: skip
+  return start(place, 'train.py', count, *flags, **options)
+
+
+def losses(run):
+  rows = [json.loads(x) for x in (run / 'metrics.jsonl').read_text().split('\n')
+          if x]  # fmt: skip
+  found = {row['step']: row['loss'] for row in rows if 'loss' in row}
+  assert list(found) == list(range(1, STEPS + 1))
+  return np.array(list(found.values()))
+
+
+def weights(run):
+  return load_weights(run / 'weights-last.safetensors')[0]
+
+
+@pytest.fixture(scope='module')
+def alone(place):
+  codes, said = finish(train(place, 'alone', 1))
+  assert codes == [0], said
+  return place / 'alone'
+
+
+def assert_same_run(run, alone):
+  np.testing.assert_allclose(losses(run), losses(alone), rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4),
+    weights(run),
+    weights(alone),
+  )
+  for name in ('looks.jsonl', 'outcome.json'):
+    assert (run / name).read_text() == (alone / name).read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('count', 'mesh', 'cluster'),
+  [
+    (2, {}, 'flags'),
+    (4, {'fsdp': 4}, 'flags'),
+    # Heads of one clip on two hosts, which then read the same clips.
+    (4, {'fsdp': 2, 'model': 2}, 'flags'),
+    (2, {'model': 4}, 'slurm'),
+  ],
+  ids=str,
+)
+def test_hosts_train_the_run_of_one(place, alone, count, mesh, cluster):
+  name = '-'.join(['hosts', str(count), *mesh])
+  flags = [f'--config.mesh.{axis}={size}' for axis, size in mesh.items()]
+  codes, said = finish(train(place, name, count, *flags, cluster=cluster))
+  assert codes == [0] * count, said
+  assert_same_run(place / name, alone)
+  assert f'of {count} hosts' in said[0][0]
+  for out, _ in said[1:]:  # host 0 speaks for all
+    assert 'step' not in out
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_host_stops_all_and_one_host_goes_on(place, alone):
+  flags = ['--config.mesh.fsdp=2', '--config.train.eval_every=0']
+  processes = train(place, 'stopped', 2, *flags)
+  for line in processes[0].stdout:
+    if line.startswith('step 3/'):
+      processes[1].send_signal(signal.SIGTERM)
+      break
+  codes, said = finish(processes)
+  assert codes == [ExitCode.PREEMPTED] * 2, said
+  assert 'the same command resumes' in said[0][0]
+  assert not (place / 'stopped' / 'weights-last.safetensors').exists()
+  codes, said = finish(train(place, 'stopped', 1, flags[1]))
+  assert codes == [0], said
+  np.testing.assert_allclose(
+    losses(place / 'stopped'), losses(alone), rtol=1e-5
+  )
+
+
+@pytest.mark.slow
+def test_hosts_score_every_clip_once(place, alone):
+  codes, said = finish(
+    start(place, 'eval.py', 2, f'--workdir={alone}', '--views=2')
+  )
+  assert codes == [0, 0], said
+  (path,) = (alone / 'eval').glob('*/scores.json')
+  assert json.loads(path.read_text())['scores']['clips'] == 9
+  assert 'WAR' in said[0][0]
+  lines = said[1][0].splitlines()  # host 0 speaks for all
+  assert all(line.startswith('[Gloo]') for line in lines)
+
+
+@pytest.mark.parametrize(
+  ('flags', 'words'),
+  [
+    (['--distributed'], 'no_cluster: --distributed: this is no TPU pod'),
+    (['--hosts=2', '--host=1'], 'bad_flag: --coordinator: name all three'),
+    (
+      ['--coordinator=127.0.0.1:1', '--hosts=2', '--host=2'],
+      'bad_flag: --host=2: hosts are counted from 0: use 0 to 1',
+    ),
+    (
+      [
+        '--coordinator=127.0.0.1:1',
+        '--hosts=2',
+        '--host=1',
+        '--host_timeout=2',
+      ],
+      'no_host: 127.0.0.1:1: host 0 does not answer',
+    ),
+  ],
+)
+def test_hosts_that_cannot_meet(place, flags, words):
+  (process,) = train(place, 'nobody', 1, *flags)
+  codes, said = finish([process])
+  assert codes == [ExitCode.USAGE], said
+  assert words in said[0][1]

@@ -1,0 +1,275 @@
+"""Whole runs as recipes chain them: pre-train, fine-tune, folds, datasets."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import pathlib
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import runs
+from mira_jax import config
+from mira_jax.data import dataset
+from mira_jax.errors import MiraInputError
+from mira_jax.evaluation import results
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.train import log, loop, run_folder
+from mira_jax.weights.weights_file import load_weights
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def write(folder, name, class_names, counts):
+  """A prepared dataset of `runs.clips`, so many of each split."""
+  dataset.write(
+    folder / name,
+    name=name,
+    class_names=class_names,
+    splits={s: lambda s=s, n=n: runs.clips(s, n) for s, n in counts.items()},
+    description='Clips that differ in brightness.',
+  )
+  return str(folder / name)
+
+
+@pytest.fixture(scope='module')
+def levels(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('levels')
+  names = ('Happy', 'Sad', 'Fear')
+  return write(folder, 'levels', names, {'train': 36, 'test': 9})
+
+
+@pytest.fixture(scope='module')
+def lights(tmp_path_factory):
+  """The same clips in another vocabulary."""
+  folder = tmp_path_factory.mktemp('lights')
+  names = ('happiness', 'sadness', 'fearful')
+  return write(folder, 'lights', names, {'train': 27})
+
+
+def tiny(path, **groups):
+  """A configuration that learns the levels in seconds."""
+  cfg = config.Config(
+    model=config.ModelConfig(
+      dim=16, depth=1, heads=2, frames=4, image_size=16, head_scale=1.0,
+      mira=MiraConfig(),
+    ),
+    data=config.DataConfig(
+      dataset=path, rate=1, batch_size=8, threads=2, flip=False, shift=0,
+      brightness=0.0, contrast=0.0,
+    ),
+    optim=config.OptimConfig(name='muon', lr=1e-2),
+    train=config.TrainConfig(epochs=12, log_every=4, eval_every=4),
+  )  # fmt: skip
+  for group, fields in groups.items():
+    for name, value in fields.items():
+      setattr(getattr(cfg, group) if group != 'top' else cfg, name, value)
+  return cfg
+
+
+def pretraining(path, **groups):
+  cfg = tiny(path, **groups)
+  cfg.pretrain = config.PretrainConfig(
+    decoder_dim=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.5
+  )
+  cfg.model.mira = MiraConfig(statistics='batch_ema')
+  return cfg
+
+
+def command(script, *arguments):
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': runs.xla_flags(2),
+    'PYTHONPATH': str(ROOT),
+    'COLUMNS': '120',
+  }
+  return subprocess.run(
+    [sys.executable, script, *arguments],
+    env=environment, cwd=ROOT, text=True, capture_output=True, timeout=600,
+  )  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def pretrained(levels, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('pretrained')
+  loop.train(pretraining(levels), workdir)
+  return workdir
+
+
+def test_pretraining_leaves_pictures_and_weights(pretrained):
+  rows = log.read(pretrained)
+  held_out = [row['held_out_loss'] for row in rows if 'held_out_loss' in row]
+  assert len(held_out) == 3
+  assert held_out[-1] < held_out[0]
+  pictures = sorted(p.name for p in (pretrained / 'pictures').glob('*.png'))
+  assert len(pictures) == 3
+  arrays = np.load(next((pretrained / 'pictures').glob('*.npz')))
+  assert arrays['filled'].shape == arrays['video'].shape == (4, 4, 16, 16, 3)
+  _, card = load_weights(pretrained / 'weights.safetensors')
+  assert card['pretrain']['mask_ratio'] == 0.5
+  assert card['model']['num_classes'] == 0
+
+
+def test_fine_tuning_starts_from_a_pretraining(
+  levels, pretrained, tmp_path, capsys
+):
+  cfg = tiny(levels)
+  cfg.train.init_from = str(pretrained)
+  cfg.train.epochs = 1
+  cfg.optim.lr = cfg.optim.final_lr = 0.0
+  workdir = tmp_path / "a run's folder $x"
+  loop.train(cfg, workdir)
+  shown = capsys.readouterr().out
+  assert 'fresh: 4 tensors' in shown
+  assert 'ignored: ' in shown
+  (line,) = (x for x in shown.splitlines() if x.startswith('scores: '))
+  assert shlex.split(line)[1:] == ['python', 'eval.py', f'--workdir={workdir}']
+  ours, _ = load_weights(workdir / 'weights.safetensors')
+  theirs, _ = load_weights(pretrained / 'weights.safetensors')
+  np.testing.assert_array_equal(
+    ours['params']['encoder']['block_0']['attn']['qkv']['kernel'],
+    theirs['params']['encoder']['block_0']['attn']['qkv']['kernel'],
+  )
+
+
+def test_a_pretraining_is_no_classifier(pretrained):
+  with pytest.raises(MiraInputError, match='init_from'):
+    engine.load_run(pretrained)
+
+
+def test_weights_to_start_from_must_be_there(levels, tmp_path):
+  cfg = tiny(levels, train={'init_from': str(tmp_path / 'absent')})
+  with pytest.raises(MiraInputError, match='random weights') as caught:
+    loop.train(cfg, run_folder.open_workdir(str(tmp_path / 'run')))
+  assert caught.value.exit_code == 4
+  assert not (tmp_path / 'run' / 'weights.safetensors').exists()
+
+
+def test_a_linear_probe_trains_the_head_alone(levels, pretrained, tmp_path):
+  cfg = tiny(levels)
+  cfg.train.init_from = str(pretrained)
+  cfg.optim.freeze_backbone = True
+  cfg.optim.layer_decay = 0.75  # means nothing here, and does no harm
+  loop.train(cfg, tmp_path)
+  ours, _ = load_weights(tmp_path / 'weights-last.safetensors')
+  theirs, _ = load_weights(pretrained / 'weights.safetensors')
+  for part in ('embed', 'encoder'):
+    for name, x in ours['params'][part].items():
+      if not isinstance(x, dict):
+        np.testing.assert_array_equal(x, theirs['params'][part][name])
+  assert ours['params']['head']['kernel'].any()
+
+
+def test_every_option_of_a_step_runs_together_and_resumes(levels, tmp_path):
+  cfg = tiny(levels)
+  cfg.data.repeats = 2
+  cfg.data.val_fraction = 0.25
+  cfg.optim = config.OptimConfig(
+    lr=1e-2, lr_batch=16, warmup_epochs=1, layer_decay=0.75, clip_norm=1.0,
+    accumulate=2, ema_decay=0.9, label_smoothing=0.1,
+    class_weights='inverse_sqrt',
+  )  # fmt: skip
+  whole = copy.deepcopy(cfg)
+  loop.train(whole, tmp_path / 'whole')
+  rates = [r['learning_rate'] for r in log.read(tmp_path / 'whole')
+           if 'learning_rate' in r]  # fmt: skip
+  assert max(rates) == pytest.approx(1e-2 * 8 / 16, rel=1e-3)
+  assert results.read(tmp_path / 'whole')[0].name == results.CHOSEN
+  # The average of the parameters is what the file holds.
+  params = load_weights(tmp_path / 'whole' / 'weights-last.safetensors')[0]
+  again = copy.deepcopy(cfg)
+  loop.train(again, tmp_path / 'whole')  # nothing is left to do
+  same = load_weights(tmp_path / 'whole' / 'weights-last.safetensors')[0]
+  np.testing.assert_array_equal(
+    params['params']['head']['kernel'], same['params']['head']['kernel']
+  )
+  again.optim.ema_decay = 0.5
+  with pytest.raises(MiraInputError, match=r'optim\.ema_decay 0\.9, not 0\.5'):
+    loop.train(again, tmp_path / 'whole')
+
+
+def test_lateral_units_are_not_mirrored(tmp_path, levels):
+  sided = write(
+    tmp_path, 'sided', ('L12', 'R12', 'AU4'), {'train': 9, 'test': 3}
+  )
+  cfg = tiny(sided, data={'flip': True})
+  with pytest.raises(MiraInputError, match=r'noconfig\.data\.flip'):
+    loop.train(cfg, tmp_path / 'run')
+
+
+@pytest.mark.slow
+def test_folds_are_trained_and_then_only_scored(levels, tmp_path):
+  flags = [
+    '--config=configs/quickstart.py', f'--config.data.dataset={levels}',
+    '--config.data.protocol=folds', '--config.model.dim=16',
+    '--config.model.depth=1', '--config.model.heads=2',
+    '--config.model.frames=4', '--config.model.image_size=16',
+    '--config.data.batch_size=8', '--config.data.rate=1',
+    '--noconfig.data.flip', '--config.data.brightness=0',
+    '--config.data.contrast=0', '--config.train.epochs=12',
+  ]  # fmt: skip
+  place = f'--workdir={tmp_path / "all"}'
+  done = command('eval.py', place, '--folds=all', *flags)
+  assert done.returncode == 0, done.stderr
+  assert 'training fold 2' in done.stdout
+  told = json.loads((tmp_path / 'all/eval/folds/folds.json').read_text())
+  assert [fold['name'] for fold in told['folds']] == [
+    'fold 0', 'fold 1', 'fold 2',
+  ]  # fmt: skip
+  assert np.sum(told['pooled_confusion']) == 45  # every clip once
+  assert told['pooled']['war'] > 0.8
+  assert set(told['folds'][0]['runs']) == {
+    results.CHOSEN, results.LAST, results.BEST_ON_TEST,
+  }  # fmt: skip
+  again = command('eval.py', place, '--folds=all')
+  assert again.returncode == 0, again.stderr
+  assert 'training' not in again.stdout
+  assert 'mean ± standard deviation' in again.stdout
+  assert 'pooled' in again.stdout
+  wrong = command('eval.py', place, '--folds=0,3')
+  assert wrong.returncode == 2
+  assert 'numbers from 0 to 2' in wrong.stderr
+  assert wrong.stderr.count('\n') == 1
+
+
+@pytest.mark.slow
+def test_a_run_is_tested_on_another_dataset_by_class_names(
+  levels, lights, tmp_path
+):
+  cfg = tiny(levels)
+  loop.train(cfg, run_folder.open_workdir(str(tmp_path / 'run')))
+  done = command(
+    'eval.py', f'--workdir={tmp_path / "run"}', f'--dataset={lights}',
+    '--split=all',
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  (path,) = (tmp_path / 'run' / 'eval').glob('lights-all/scores.json')
+  told = json.loads(path.read_text())
+  assert told['scores']['clips'] == 27
+  assert told['class_names'] == ['Happy', 'Sad', 'Fear']
+  assert told['scores']['war'] > 0.8
+
+  held = f'--workdir={tmp_path / "run"}', '--int8'
+  done = command('eval.py', *held)
+  assert done.returncode == 0, done.stderr
+  (path,) = (tmp_path / 'run' / 'eval').glob('levels-test-int8/scores.json')
+  assert json.loads(path.read_text())['scores']['war'] > 0.8
+  wrong = command('eval.py', *held, '--step=newest')
+  assert wrong.returncode == 2
+  assert wrong.stderr.startswith('eval.py: bad_flag: --int8: ')
+
+
+@pytest.mark.slow
+def test_leaving_a_dataset_out_trains_on_the_others(levels, lights, tmp_path):
+  cfg = tiny(f'{levels},{lights}', data={'protocol': 'lodo', 'fold': 1})
+  loop.train(cfg, tmp_path)
+  assert cfg.model.num_classes == 3
+  (first, *_) = results.read(tmp_path)
+  assert first.matrix.sum() == 27
+  assert first.scores.war > 0.8

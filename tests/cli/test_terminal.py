@@ -1,0 +1,193 @@
+"""What every command shares: what is printed, Ctrl-C, closed streams."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import pathlib
+import pwd
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from mira_jax import output, terminal
+from mira_jax.cli import main as cli
+from mira_jax.errors import ExitCode, MiraInputError, plain
+
+ROOT = pathlib.Path(__file__).parents[2]
+ODD = 'gbk\udcb6 \x1b]0;x\x07\n\u202e\x9b 张 Ba$$ [red]😀\u200d'
+SHOWN = r'gbk\udcb6 \x1b]0;x\x07\n\u202e\x9b 张 Ba$$ [red]😀' + '\u200d'
+
+
+def test_what_a_terminal_obeys_is_escaped(capsys):
+  assert plain(ODD) == SHOWN
+  for kept in ('', 'ab', 'José', 'جدا', 'می\u200cخواهم', 'ａ\u3000\u202f.mp4'):
+    assert plain(kept) == kept
+  error = MiraInputError('not_found', ODD, f'no {ODD}')
+  assert str(error) == f'not_found: {SHOWN}: no {SHOWN}'
+  assert (error.path, error.hint) == (ODD, f'no {ODD}')  # exact, for JSON
+  terminal.say(ODD)
+  terminal.console(width=200).print(':smile: [red]a[/] [link=x]')
+  assert capsys.readouterr().out == f'{SHOWN}\n:smile: [red]a[/] [link=x]\n'
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'ascii', 'latin-1', 'gbk'])
+def test_json_gives_back_what_it_was(encoding):
+  row = {ODD: [ODD, 1.5, {'x': 'é\u2028'}]}
+  for options in ({}, {'indent': 2}):
+    text = terminal.as_json(row, encoding=encoding, **options)
+    assert json.loads(text.encode(encoding)) == row
+    assert all(c == '\n' or plain(c) == c for c in text)
+  assert ('张' in text) == (encoding == 'utf-8')
+
+
+def test_home_is_expanded_after_the_equals_sign(monkeypatch, capsys, tmp_path):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  given = ['--out=~/p', '--a=~/x,~/y', '--b=a~', '~/c', '--d', '~', '--e=~no/z']
+  home = str(tmp_path)
+  assert terminal.expand_home(given) == [
+    f'--out={home}/p', f'--a={home}/x,{home}/y', *given[2:],
+  ]  # fmt: skip
+  monkeypatch.chdir(tmp_path)
+  assert cli.main(['datasets', '--data-dir=~/data']) == ExitCode.OK
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_user_without_home_has_a_cache(monkeypatch, capsys):
+  def unknown(_):
+    raise KeyError
+
+  for name in ('HOME', 'XDG_CACHE_HOME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr(pwd, 'getpwuid', unknown)
+  folder = output.cache()
+  assert folder == output.cache()
+  assert folder.stat().st_mode & 0o777 == 0o700
+  assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_a_full_disk_is_one_line(capsys):
+  def full():
+    raise OSError(errno.ENOSPC, 'No space left on device', 'a\nb')
+
+  assert terminal.run('x', full) == ExitCode.CHECKPOINT
+  assert capsys.readouterr().err.startswith(r'x: not_written: a\nb: make room')
+
+
+# ----- processes --------------------------------------------------------------
+
+
+def start(program: str, **options) -> subprocess.Popen:
+  environment = os.environ | {'PYTHONPATH': str(ROOT)} | options.pop('env', {})
+  return subprocess.Popen(
+    [sys.executable, '-c', program],
+    stdout=options.pop('stdout', subprocess.PIPE),
+    stderr=subprocess.PIPE,
+    env=environment,
+    text=True,
+    **options,
+  )
+
+
+_IMPORTS = """
+from mira_jax import terminal
+terminal.leave_on_interrupt('mira')
+import time
+print('now', flush=True)
+time.sleep(60)
+"""
+_LOST = """
+import sys, time
+from mira_jax import terminal
+import gc
+class Slow:
+  def __del__(self):
+    wait()
+def wait(*_):
+  print('now', flush=True)
+  time.sleep(1)
+def command():
+  {}
+  time.sleep(60)
+sys.exit(terminal.run('mira', command))
+"""
+_SWALLOWED = """
+  try:
+    wait()
+  except BaseException as error:
+    raise ImportError('x') from error
+"""
+
+
+@pytest.mark.parametrize(
+  'program',
+  [
+    _IMPORTS,
+    _LOST.format('wait()'),
+    _LOST.format('gc.callbacks.append(wait); gc.collect()'),
+    _LOST.format('Slow()'),
+    _LOST.format(_SWALLOWED.strip()),
+  ],
+  ids=['import', 'plain', 'collector', 'destructor', 'swallowed'],
+)
+def test_one_interrupt_is_enough(program):
+  process = start(program)
+  assert process.stdout.readline() == 'now\n'
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=20)
+  assert process.returncode == terminal.INTERRUPTED
+  assert err == 'mira: interrupted\n'
+
+
+def test_an_interrupt_that_was_swallowed_is_found(monkeypatch):
+  def command():
+    try:
+      signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+      terminal.check()
+
+  before = signal.getsignal(signal.SIGINT)
+  assert terminal.run('mira', command) == terminal.INTERRUPTED
+  assert signal.getsignal(signal.SIGINT) is before
+
+
+_DATASETS = """
+import sys
+from mira_jax.cli import main as cli
+sys.exit(cli.main(['datasets']))
+"""
+
+
+def test_a_reader_may_leave():
+  end, other = os.pipe()
+  os.close(end)
+  process = start(_DATASETS, stdout=other)
+  os.close(other)
+  assert process.communicate(timeout=60)[1] == ''
+  assert process.returncode == ExitCode.OK
+
+
+@pytest.mark.parametrize('closed', ['>&-', '>&- 2>&-'])
+def test_streams_may_be_closed(closed):
+  done = subprocess.run(
+    ['sh', '-c', f'exec "$0" -c "$1" {closed}', sys.executable, _DATASETS],
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    timeout=60,
+  )
+  assert (done.returncode, done.stdout, done.stderr) == (ExitCode.OK, b'', b'')
+
+
+def test_any_text_can_be_printed_anywhere():
+  program = f"""
+import sys
+from mira_jax import terminal
+sys.exit(terminal.run('mira', lambda: print({ODD!a})))
+"""
+  process = start(program, env={'PYTHONIOENCODING': 'ascii:strict'})
+  text, err = process.communicate(timeout=20)
+  assert (process.returncode, err) == (ExitCode.OK, '')
+  assert r'gbk\udcb6' in text

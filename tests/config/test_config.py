@@ -1,0 +1,168 @@
+"""Configurations: typed overrides, checks with a fix, a strict round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from mira_jax import config
+from mira_jax.cli import flags as cli_flags
+from mira_jax.devices import sharding
+from mira_jax.errors import MiraInputError
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.models.vivit import ViViT
+from mira_jax.train import build
+
+
+def parse(*overrides: str, mode: str = 'exact') -> config.Config:
+  """What train.py gets from its command line."""
+  argv = ['train.py', f'--config=configs/quickstart.py:{mode}', *overrides]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  cli_flags.parse_flags(argv, values)
+  return values.config
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch, request):
+  monkeypatch.chdir(request.config.rootpath)
+
+
+def test_model_fields_are_the_models():
+  ours = {field.name for field in dataclasses.fields(config.ModelConfig)}
+  theirs = {field.name for field in dataclasses.fields(ViViT)}
+  assert ours == theirs - {'parent', 'name'}
+
+
+@pytest.mark.parametrize('mode', ['plain', 'exact', 'flashlite'])
+def test_quickstart_is_valid_and_survives_json(mode):
+  cfg = parse(mode=mode)
+  config.validate(cfg)
+  assert (cfg.model.mira and cfg.model.mira.mode) == (
+    None if mode == 'plain' else mode
+  )
+  assert config.from_json(config.to_json(cfg)) == cfg
+
+
+def test_overrides_have_the_type_of_their_field():
+  cfg = parse(
+    '--config.optim.lr=3e-4',
+    '--config.data.batch_size=8',
+    '--config.model.mira.mode=flashlite',
+    '--config.model.mira_last_blocks=2',
+    '--noconfig.data.flip',
+  )
+  assert cfg.optim.lr == 3e-4
+  assert cfg.data.batch_size == 8
+  assert cfg.model.mira == MiraConfig(mode='flashlite')
+  assert cfg.model.mira_last_blocks == 2
+  assert cfg.data.flip is False
+
+
+def test_mira_is_switched_off_by_a_flag():
+  assert parse('--config.model.mira=none').model.mira is None
+
+
+@pytest.mark.parametrize(
+  ('override', 'says'),
+  [
+    ('--config.optim.lrr=1', 'did you mean optim.lr'),
+    ('--config.datset.batch_size=8', 'data.batch_size'),
+    ('--config.data.batch_size=many', 'many'),
+    ('--config.data.batch_size=1.5', '1.5'),
+    ('--config.data.flip=7', '7'),
+    ('stray', 'flags start with --'),
+  ],
+)
+def test_bad_overrides_are_rejected(override, says):
+  with pytest.raises(MiraInputError, match=says.replace('.', r'\.')):
+    parse(override)
+
+
+def test_bad_files_and_modes_are_rejected():
+  with pytest.raises(MiraInputError, match='use plain, exact or flashlite'):
+    parse(mode='fast')
+  values = flags.FlagValues()
+  argv = ['train.py', '--config=configs/nowhere.py']
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
+  with pytest.raises(MiraInputError, match='no such file'):
+    cli_flags.parse_flags(argv, values)
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('model.heads', 5),  # does not divide dim 128
+    ('model.patch', 7),
+    ('model.tubelet', 3),
+    ('model.depth', 0),
+    ('model.pool', 'max'),
+    ('model.dtype', 'float16'),
+    ('model.mira.mode', 'fast'),
+    ('model.drop_path', 1.0),
+    ('data.batch_size', 30),  # not over 4 devices
+    ('data.rate', 0),
+    ('optim.lr', -1e-3),
+    ('optim.lr', float('nan')),
+    ('optim.lr', float('inf')),
+    ('optim.final_lr', 1.0),
+    ('optim.label_smoothing', 1.0),
+    ('train.log_every', 0),
+    ('eval.views', 0),
+    ('seed', -1),
+  ],
+)
+def test_validate_names_the_value(name, value):
+  cfg = parse()
+  config.validate(cfg, devices=4)
+  *path, last = name.split('.')
+  node = cfg
+  for part in path:
+    node = getattr(node, part)
+  setattr(node, last, value)
+  with pytest.raises(MiraInputError, match='bad_config: config') as caught:
+    config.validate(cfg, devices=4)
+  assert str(value) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda tree: tree.update(sed=1),
+    lambda tree: tree['optim'].update(lr='high'),
+    lambda tree: tree['data'].update(batch_size=True),
+    lambda tree: tree['model']['mira'].update(mode='fast'),
+    lambda tree: tree.update(model=None),
+  ],
+)
+def test_from_json_is_strict(change):
+  tree = json.loads(config.to_json(config.Config()))
+  change(tree)
+  with pytest.raises(MiraInputError, match='bad_config'):
+    config.from_json(json.dumps(tree))
+
+
+def test_from_json_takes_a_whole_number_for_a_float():
+  cfg = config.Config(optim=config.OptimConfig(lr=1))
+  assert config.from_json(config.to_json(cfg)).optim.lr == 1.0
+  with pytest.raises(MiraInputError, match='not JSON'):
+    config.from_json('{')
+
+
+def test_the_attention_that_will_run_is_named_with_its_reason():
+  cfg = parse()
+
+  def choice():
+    model = engine.build_model(dataclasses.asdict(cfg.model))
+    return build.attention_choice(model, (8, 16), 8, sharding.make_mesh())
+
+  line = choice()
+  assert line == 'attention: meaning (maps of 128 tokens are small)'
+  cfg.model.attention = 'pallas_tpu'
+  with pytest.raises(MiraInputError, match='v6e, not on cpu'):
+    choice()

@@ -1,0 +1,340 @@
+"""Prepared datasets: what is written is read, without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import os
+import pathlib
+import pickle
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+import runs
+from mira_jax.data import dataset, pool
+from mira_jax.data.dataset import Clip
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.video import decode
+
+
+def _clips(count: int) -> list[Clip]:
+  frame = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+  return [
+    Clip(
+      clip_id=f'happy/clip {i} é',
+      frames=[decode.encode_jpeg(frame + i + j) for j in range(1 + i % 3)],
+      label=i % 2,
+      subject=f's{i}',
+      fps=12.5,
+      onset=0,
+      apex=i,
+      action_units='6+12',
+      fold=i % 5,
+    )
+    for i in range(count)
+  ]
+
+
+def _write(out: pathlib.Path, **splits: list[Clip]) -> pathlib.Path:
+  return dataset.write(
+    out,
+    name='toy',
+    class_names=['Überrascht', 'a b'],
+    splits={key: lambda clips=clips: clips for key, clips in splits.items()},
+    description='Toy clips.',
+    metadata={'size': 16},
+  )
+
+
+def _code(call, *args, **kwargs) -> tuple[str, ExitCode]:
+  with pytest.raises(MiraInputError) as caught:
+    call(*args, **kwargs)
+  return caught.value.code, caught.value.exit_code
+
+
+def test_clips_come_back_equal_and_in_order(tmp_path):
+  train, test = _clips(150), _clips(3)
+  folder = _write(tmp_path, train=train, test=test)
+  opened = dataset.open(tmp_path)
+  assert opened.directory == folder == tmp_path / 'toy' / dataset.VERSION
+  assert opened.name == 'toy'
+  assert opened.class_names == ('Überrascht', 'a b')
+  assert opened.splits == {'train': 150, 'test': 3}
+  assert opened.metadata == {'size': 16}
+  source = opened.source('train')
+  assert [source[i] for i in range(len(source))] == train
+  assert list(opened.source('test')) == test
+
+
+def test_a_split_of_several_files_keeps_its_order(tmp_path, monkeypatch):
+  monkeypatch.setattr(dataset, '_CLIPS_PER_SHARD', 4)
+  monkeypatch.setattr(dataset, '_CLIPS_PER_WRITE', 3)
+  folder = _write(tmp_path, train=_clips(10))
+  assert len(list(folder.glob('*.array_record*'))) == 3
+  assert list(dataset.open(tmp_path).source('train')) == _clips(10)
+
+
+def test_a_source_pickles_by_its_path(tmp_path):
+  _write(tmp_path, train=_clips(4))
+  data = pickle.dumps(dataset.open(tmp_path).source('train'))
+  assert len(data) < 500
+  assert pickle.loads(data)[3] == _clips(4)[3]
+
+
+def test_tensorflow_is_neither_imported_nor_the_network_used(tmp_path):
+  program = """
+    import sys
+    def watch(event, args):
+      name = str(args[0]) if args else ''
+      if event.startswith('socket.') or (
+          event == 'import' and name.split('.')[0] == 'tensorflow'):
+        raise SystemExit(f'{event} {args}')
+    sys.addaudithook(watch)
+    import tensorflow_datasets.core.shuffle as shuffle
+    shuffle.MAX_MEM_BUFFER_SIZE = 1  # a split of 1000 MiB, made small
+    import numpy as np
+    from mira_jax.data import dataset, pipeline
+    from mira_jax.video import decode
+    image = np.zeros((16, 16, 3), np.uint8)
+    clip = dataset.Clip(
+      clip_id='a', frames=[decode.encode_jpeg(image)], label=0)
+    dataset.write(
+      sys.argv[1], name='toy', class_names=['a'], description='',
+      splits={'train': lambda: [clip] * 3})
+    source = dataset.open(sys.argv[1]).source('train')
+    batch = next(pipeline.train_batches(
+      source, frames=2, rate=1, size=16, batch_size=2, seed=0))
+    assert batch['video'].shape == (2, 2, 16, 16, 3)
+    assert 'tensorflow' not in sys.modules
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(program), str(tmp_path)],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout == done.stderr == ''
+
+
+def test_a_failed_or_killed_run_leaves_nothing_that_opens(tmp_path):
+  def broken():
+    yield from _clips(100)
+    raise RuntimeError('the power went')
+
+  with pytest.raises(RuntimeError, match='power'):
+    dataset.write(
+      tmp_path,
+      name='toy',
+      class_names=['a', 'b'],
+      splits={'train': broken},
+      description='',
+    )
+  stale = tmp_path / 'toy' / f'incomplete.{dataset.VERSION}'
+  assert not stale.exists()
+  _write(tmp_path / 'other', train=_clips(2))
+  (tmp_path / 'other' / 'toy' / dataset.VERSION).rename(stale)
+  assert _code(dataset.open, tmp_path) == ('not_a_dataset', ExitCode.DATA)
+  _write(tmp_path, train=_clips(2))
+  assert not stale.exists()
+
+
+def test_two_writers_at_once_are_refused(tmp_path):
+  with (tmp_path / '.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert _code(_write, tmp_path, train=_clips(1))[0] == 'locked'
+
+
+def test_a_dataset_is_never_overwritten(tmp_path):
+  _write(tmp_path, train=_clips(1))
+  assert _code(_write, tmp_path, train=_clips(2))[0] == 'exists'
+  assert dataset.open(tmp_path).splits == {'train': 1}
+
+
+def test_what_cannot_be_written(tmp_path):
+  assert _code(_write, tmp_path / 'a', train=[])[0] == 'no_clips'
+  (tmp_path / 'file').write_text('')
+  assert _code(_write, tmp_path / 'file', train=_clips(1))[0] == 'not_written'
+  with pytest.raises(MiraInputError, match='bad_name'):
+    dataset.write(
+      tmp_path, name='A b', class_names=['a'], splits={}, description=''
+    )
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path):
+  clip = Clip(clip_id='a', frames=[os.urandom(200_000)], label=0)
+  with runs.file_limit(100_000):
+    code = _code(_write, tmp_path, train=[clip] * 3)
+  assert code == ('not_written', ExitCode.DATA)
+  assert not list((tmp_path / 'toy').iterdir())
+
+
+def test_an_empty_split_is_left_out(tmp_path):
+  _write(tmp_path, train=_clips(2), val=[])
+  opened = dataset.open(tmp_path)
+  assert opened.splits == {'train': 2}
+  assert _code(opened.source, 'val')[0] == 'no_split'
+
+
+def test_the_folder_must_hold_one_dataset(tmp_path):
+  nothing = ('not_a_dataset', ExitCode.DATA)
+  assert _code(dataset.open, tmp_path) == nothing
+  assert _code(dataset.open, tmp_path / 'absent') == nothing
+  folder = _write(tmp_path / 'a', train=_clips(1))
+  _write(tmp_path / 'b', train=_clips(1))
+  assert dataset.open(folder).splits == {'train': 1}
+  folder.rename(tmp_path / 'a' / '1.0.0')
+  (tmp_path / 'b' / 'toy' / dataset.VERSION).rename(tmp_path / 'b' / '1.0.0')
+  assert _code(dataset.open, tmp_path)[0] == 'several_datasets'
+
+
+@pytest.mark.parametrize('name', ['features.json', 'dataset_info.json'])
+@pytest.mark.parametrize('content', ['', '{"name": 3', '[]'])
+def test_damaged_metadata(tmp_path, name, content):
+  folder = _write(tmp_path, train=_clips(1))
+  (folder / name).write_text(content)
+  assert _code(dataset.open, tmp_path) == ('damaged', ExitCode.DATA)
+
+
+def test_missing_records(tmp_path):
+  folder = _write(tmp_path, train=_clips(1))
+  next(folder.glob('*.array_record*')).unlink()
+  assert _code(dataset.open, tmp_path) == ('damaged', ExitCode.DATA)
+
+
+@pytest.mark.parametrize('damage', ['flip', 'cut', 'empty'])
+def test_a_damaged_record_is_an_error_when_it_is_read(tmp_path, damage):
+  folder = _write(tmp_path, train=_clips(40))
+  records = next(folder.glob('*.array_record*'))
+  data = bytearray(records.read_bytes())
+  if damage == 'flip':
+    data[5000] ^= 0xFF  # inside one of the records, which come first
+  else:
+    data = data[: len(data) // 2] if damage == 'cut' else b''
+  records.write_bytes(data)
+  source = dataset.open(tmp_path).source('train')
+  codes = []
+  for i in range(len(source)):
+    try:
+      assert source[i] == _clips(40)[i]
+    except MiraInputError as error:
+      codes.append((error.code, error.exit_code))
+  assert codes == [('damaged', ExitCode.DATA)] * (1 if damage == 'flip' else 40)
+
+
+def test_a_newer_version_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(dataset, 'VERSION', '2.0.0')
+  _write(tmp_path, train=_clips(1))
+  monkeypatch.setattr(dataset, 'VERSION', '1.0.0')
+  assert _code(dataset.open, tmp_path)[0] == 'too_new'
+
+
+# ----- the index ------------------------------------------------------------
+
+
+def _rows(index: dataset.ClipIndex) -> list[tuple]:
+  columns = (index.clip_id, index.label, index.subject, index.fold)
+  return list(zip(*(x.tolist() for x in columns), strict=True))
+
+
+def _facts(clips: list[Clip]) -> list[tuple]:
+  return [(c.clip_id, c.label, c.subject, c.fold) for c in clips]
+
+
+def test_the_index_says_what_the_records_say(tmp_path):
+  folder = _write(tmp_path, train=_clips(70), test=_clips(3))
+  written = (folder / dataset.INDEX).read_text()
+  made = dataset.open(tmp_path)
+  for split, count in (('train', 70), ('test', 3)):
+    index = made.index(split)
+    assert _rows(index) == _facts(_clips(count))
+    assert index.label.dtype == index.fold.dtype == np.int64
+  assert _code(made.index, 'val')[0] == 'no_split'
+  # A dataset that has none gets the same one, which then stays.
+  (folder / dataset.INDEX).unlink()
+  assert _rows(made.index('test')) == _facts(_clips(3))
+  assert (folder / dataset.INDEX).read_text() == written
+  assert not list(folder.glob('*.part'))
+
+
+def test_labels_may_be_numpy_integers(tmp_path):
+  clip = dataclasses.replace(_clips(1)[0], label=np.int32(1), fold=np.int64(2))
+  _write(tmp_path, train=[clip])
+  index = dataset.open(tmp_path).index('train')
+  assert (index.label.tolist(), index.fold.tolist()) == ([1], [2])
+
+
+def test_a_damaged_record_has_a_row_of_its_own(tmp_path):
+  folder = _write(tmp_path, train=_clips(40))
+  records = next(folder.glob('*.array_record*'))
+  data = bytearray(records.read_bytes())
+  data[5000] ^= 0xFF
+  records.write_bytes(data)
+  (folder / dataset.INDEX).unlink()
+  made = dataset.open(tmp_path)
+  index, whole = made.index('train'), _facts(_clips(40))
+  (bad,) = np.flatnonzero(index.label < 0)
+  assert _code(made.source('train').__getitem__, int(bad))[0] == 'damaged'
+  whole[bad] = ('', -1, '', -1)
+  assert _rows(index) == whole
+  # Nobody takes label -1 for the last class.
+  kept = pool.of_dataset(made, ['train'])
+  assert bad not in kept.where[:, 1]
+  assert kept.counts == np.bincount(np.delete(index.label, bad)).tolist()
+
+
+def test_an_index_needs_no_place_to_be_kept(tmp_path):
+  folder = _write(tmp_path, train=_clips(4))
+  (folder / dataset.INDEX).unlink()
+  (folder / f'{dataset.INDEX}.{os.getpid()}.part').mkdir()  # in the way
+  assert _rows(dataset.open(tmp_path).index('train')) == _facts(_clips(4))
+  assert not (folder / dataset.INDEX).exists()
+
+
+# ----- damage -----------------------------------------------------------------
+
+
+def test_a_class_name_that_changes_is_noticed(tmp_path):
+  folder = _write(tmp_path, train=_clips(4))
+  names = folder / 'label.labels.txt'
+  names.write_text(names.read_text().replace('a b', 'a c'))
+  with pytest.raises(MiraInputError) as caught:
+    dataset.open(tmp_path)
+  assert caught.value.code == 'damaged'
+  assert "'a b' and is read as 'a c'" in caught.value.hint
+  names.write_text('x\nÜberrascht\na b\n')
+  assert _code(dataset.open, tmp_path) == ('damaged', ExitCode.DATA)
+  # Datasets of older versions have no second copy.
+  metadata = folder / 'metadata.json'
+  metadata.write_text('{"size": 16}')
+  assert dataset.open(tmp_path).class_names == ('x', 'Überrascht', 'a b')
+
+
+def test_no_damage_to_metadata_is_a_traceback(tmp_path):
+  folder = _write(tmp_path, train=_clips(3), test=_clips(1))
+  rng = np.random.default_rng(0)
+  files = [f for f in folder.iterdir() if f.suffix in ('.json', '.txt')]
+  assert len(files) == 5
+  errors = []
+  for file in sorted(files):
+    whole = file.read_bytes()
+    for i in rng.choice(len(whole), min(30, len(whole)), replace=False):
+      flipped = whole[i] ^ (1 << int(rng.integers(8)))
+      file.write_bytes(whole[:i] + bytes([flipped]) + whole[i + 1 :])
+      try:
+        made = dataset.open(tmp_path)
+        for split in made.splits:
+          made.source(split)
+          made.index(split)
+        pool.of_dataset(made, list(made.splits))
+      except MiraInputError as error:
+        errors.append(error)
+    file.write_bytes(whole)
+  assert len(errors) > 60
+  assert {error.exit_code for error in errors} == {ExitCode.DATA}
+  assert not any('\n' in str(error) for error in errors)
+  assert dataset.open(tmp_path).splits == {'train': 3, 'test': 1}

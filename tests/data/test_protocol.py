@@ -1,0 +1,289 @@
+"""Who is trained on and who is tested: nothing leaks, nothing is lost."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mira_jax.data import dataset, holdout, label_map, pool, protocol
+from mira_jax.errors import MiraInputError
+from mira_jax.video import decode
+
+FRAME = decode.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+
+
+def prepare(folder, name, class_names, clips):
+  """A dataset of one-frame clips: split -> rows (label, subject, fold)."""
+
+  def stream(split):
+    for i, (label, subject, fold) in enumerate(clips[split]):
+      yield dataset.Clip(
+        clip_id=f'{name}-{split}-{i}',
+        frames=[FRAME],
+        label=label,
+        subject=subject,
+        fold=fold,
+      )
+
+  dataset.write(
+    folder / name,
+    name=name,
+    class_names=class_names,
+    splits={s: lambda s=s: stream(s) for s in clips},
+    description='Black.',
+  )
+  return dataset.open(folder / name)
+
+
+@pytest.fixture(scope='module')
+def film(tmp_path_factory):
+  """20 training clips of 10 people, 6 test clips of 3 others, 3 folds."""
+  return prepare(
+    tmp_path_factory.mktemp('film'),
+    'film',
+    ('Happy', 'Sad'),
+    {
+      'train': [(i % 2, f'p{i // 2}', i % 3) for i in range(20)],
+      'test': [(i % 2, f'q{i // 2}', i % 3) for i in range(6)],
+    },
+  )
+
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+  """Another vocabulary, another order, and a class that film lacks."""
+  return prepare(
+    tmp_path_factory.mktemp('lab'),
+    'lab',
+    ('fear', 'sadness', 'happiness'),
+    {'train': [(i % 3, f'p{i % 4}', -1) for i in range(12)]},
+  )
+
+
+def ids(source):
+  return [source[i].clip_id for i in range(len(source))]
+
+
+def people(source):
+  return set(source.subject.tolist())
+
+
+def everything(parts):
+  return [x for p in (parts.train, parts.val, parts.test) if p for x in ids(p)]
+
+
+def test_a_split_carves_people_from_train_alone(film):
+  parts = protocol.parts([film], val_fraction=0.2)
+  assert ids(parts.test) == [f'film-test-{i}' for i in range(6)]
+  assert len(parts.val) == 4
+  assert not people(parts.val) & people(parts.train)
+  assert sorted(everything(parts)) == sorted(
+    [f'film-train-{i}' for i in range(20)] + ids(parts.test)
+  )
+  assert 'by subject' in parts.rule
+  assert protocol.parts([film], val_fraction=0).val is None
+
+
+def test_another_seed_holds_out_other_people(film):
+  held = [
+    people(protocol.parts([film], val_fraction=0.2, seed=s).val)
+    for s in range(4)
+  ]
+  assert len({frozenset(x) for x in held}) > 1
+  assert held[0] == people(protocol.parts([film], val_fraction=0.2).val)
+
+
+def test_a_split_named_val_is_taken_instead(tmp_path):
+  rows = [(i % 2, '', -1) for i in range(6)]
+  made = prepare(
+    tmp_path, 'own', ('a', 'b'), {'train': rows, 'val': rows[:2], 'test': rows}
+  )
+  parts = protocol.parts([made])
+  assert (len(parts.train), len(parts.val), len(parts.test)) == (6, 2, 6)
+  assert parts.rule == 'the split val'
+
+
+def test_stored_folds_test_every_clip_once(film):
+  assert protocol.fold_names([film], protocol='folds') == [
+    'fold 0',
+    'fold 1',
+    'fold 2',
+  ]
+  tested = []
+  for fold in range(3):
+    parts = protocol.parts([film], protocol='folds', fold=fold)
+    assert set(parts.test.fold) == {fold}
+    assert len(everything(parts)) == len(set(everything(parts))) == 26
+    tested += ids(parts.test)
+  assert len(tested) == len(set(tested)) == 26
+
+
+@pytest.mark.parametrize(
+  ('options', 'count'), [({'protocol': 'loso'}, 13), ({'num_folds': 4}, 4)]
+)
+def test_no_person_is_on_two_sides(film, options, count):
+  options = {'protocol': 'folds', **options}
+  assert len(protocol.fold_names([film], **options)) == count
+  tested = []
+  for fold in range(count):
+    parts = protocol.parts([film], fold=fold, val_fraction=0.2, **options)
+    sides = [people(p) for p in (parts.train, parts.val, parts.test)]
+    assert sum(map(len, sides)) == len(set.union(*sides)) == 13
+    tested += ids(parts.test)
+  assert len(tested) == len(set(tested)) == 26
+
+
+def test_folds_of_subjects_are_of_like_size():
+  subjects = [f's{i}' for i in range(10) for _ in range(i + 1)]
+  folds = holdout.subject_folds(subjects, 3, seed=0)
+  sizes = np.bincount(folds)
+  assert sizes.sum() == 55
+  assert np.ptp(sizes) <= 3  # the smallest people come last and even it out
+
+
+def test_leaving_a_dataset_out_tests_all_of_it_under_common_names(film, lab):
+  parts = protocol.parts([film, lab], protocol='lodo', fold=1)
+  assert parts.fold_name == 'lab'
+  assert parts.test.class_names == ('happiness', 'sadness')
+  # Fear is in one dataset only: a third of the lab's clips are left out.
+  assert len(parts.test) == 8
+  assert set(parts.test.dataset) == {'lab'}
+  for i in range(8):
+    clip = parts.test[i]
+    number = int(clip.clip_id.split('-')[-1])
+    assert clip.label == {1: 1, 2: 0}[number % 3]  # in the lab: 1 sad, 2 happy
+  assert set(parts.train.dataset) == {'film'}
+  assert len(parts.train) + len(parts.val) == 26
+  # Person p1 of one is not person p1 of the other.
+  assert not people(parts.train) & people(parts.test)
+
+
+def test_a_table_says_otherwise(film, lab, tmp_path):
+  table = tmp_path / 'classes.csv'
+  table.write_text(
+    'dataset,class,common\nlab,fear,upset\nfilm,Sad,upset\n'
+    'lab,sadness,\nlab,happiness,happy\nfilm,Happy,happy\n'
+  )
+  parts = protocol.parts(
+    [film, lab], protocol='lodo', fold=1, classes=str(table)
+  )
+  assert parts.test.class_names == ('happy', 'upset')
+  assert parts.test.counts == [4, 4]
+  numbers = [int(x.split('-')[-1]) for x in ids(parts.test)]
+  assert {n % 3 for n in numbers} == {0, 2}  # fear and happiness
+
+
+@pytest.mark.parametrize(
+  ('options', 'says'),
+  [
+    ({'protocol': 'folds', 'fold': 3}, '0 to 2'),
+    ({'protocol': 'lodo'}, 'two datasets'),
+    ({'test_split': 'dev'}, 'the splits are train, test'),
+    ({'protocol': 'folds', 'num_folds': 14}, '13 subjects'),
+    ({'protocol': 'folds', 'num_folds': 1}, '2 or more'),
+  ],
+)
+def test_what_cannot_be_done_is_named(film, options, says):
+  with pytest.raises(MiraInputError, match=says):
+    protocol.parts([film], **options)
+
+
+def test_datasets_without_folds_or_people_say_so(lab, tmp_path):
+  with pytest.raises(MiraInputError, match=r'config\.data\.num_folds'):
+    protocol.parts([lab], protocol='folds')
+  rows = [(i % 2, '', -1) for i in range(4)]
+  unknown = prepare(tmp_path, 'unknown', ('a', 'b'), {'train': rows})
+  with pytest.raises(MiraInputError, match='no_subjects'):
+    protocol.parts([unknown], protocol='loso')
+  with pytest.raises(MiraInputError, match='no_common_classes'):
+    protocol.parts([lab, unknown], protocol='lodo')
+  with pytest.raises(MiraInputError, match='same_name'):
+    protocol.parts([lab, lab], protocol='lodo')
+
+
+def test_few_labels_keep_every_class(film):
+  parts = protocol.parts([film], val_fraction=0, train_fraction=0.2)
+  assert parts.train.counts == [2, 2]
+  parts = protocol.parts([film], val_fraction=0, train_fraction=0.001)
+  assert parts.train.counts == [1, 1]
+
+
+def test_common_names():
+  assert label_map.common_name('Happy') == 'happiness'
+  assert label_map.common_name('SAD ') == 'sadness'
+  assert label_map.common_name('calm') == 'calm'
+  assert set(label_map.COMMON.values()) & label_map.COMMON.keys() == set()
+
+
+@pytest.mark.parametrize(
+  ('text', 'says'), [('dataset,class\na,b\n', 'no column for common')]
+)
+def test_a_table_of_other_columns_is_refused(tmp_path, text, says):
+  path = tmp_path / 'table.csv'
+  path.write_text(text)
+  with pytest.raises(MiraInputError, match=says):
+    label_map.read_table(path)
+  with pytest.raises(MiraInputError, match='not_found'):
+    label_map.read_table(tmp_path / 'absent.csv')
+
+
+def test_a_pool_reads_the_clip_that_it_names(film, lab):
+  both = pool.join(
+    [
+      pool.of_dataset(film, ['test']),
+      pool.of_dataset(
+        lab,
+        ['train'],
+        film.class_names,
+        {'fear': '', 'sadness': 'Sad', 'happiness': 'Happy'},
+      ),
+    ]
+  )
+  picked = both.take(np.array([7, 0]))
+  assert ids(picked) == ['lab-train-2', 'film-test-0']
+  assert picked.subject.tolist() == ['lab/p2', 'film/q0']
+  assert [picked[i].label for i in range(2)] == picked.label.tolist() == [0, 0]
+
+
+def test_an_index_that_does_not_fit_is_damaged(tmp_path):
+  made = prepare(tmp_path, 'short', ('a', 'b'), {'train': [(0, '', -1)] * 3})
+  path = made.directory / dataset.INDEX
+  path.write_text(path.read_text().replace('[0, 0, 0]', '[0, 0]'))
+  with pytest.raises(MiraInputError, match='another shape'):
+    made.index('train')
+  path.write_text('{')
+  with pytest.raises(MiraInputError, match='damaged'):
+    made.index('train')
+
+
+@pytest.mark.parametrize(
+  'options', [{'protocol': 'loso'}, {'protocol': 'folds', 'num_folds': 3}]
+)
+def test_clips_of_unknown_people_are_in_no_fold(tmp_path, caplog, options):
+  names = ['1', '01', 'S1', 'NA', '2', '02', '?', '3', '3.0', '']
+  rows = [(i % 2, name, -1) for i, name in enumerate(names)]
+  made = prepare(tmp_path, 'mixed', ('a', 'b'), {'train': rows})
+  assert len(protocol.fold_names([made], **options)) == 3
+  for fold in range(3):
+    parts = protocol.parts([made], fold=fold, val_fraction=0, **options)
+    assert not people(parts.train) & people(parts.test)
+    assert people(parts.train) | people(parts.test) == {'S1', '02', '3.0'}
+    assert len(everything(parts)) == 7
+  assert '3 of 10 clips are in no fold' in caplog.text
+
+
+def test_validation_clips_are_of_other_people_even_where_some_are_unknown():
+  names = [f's{i // 4}' if i % 9 else '' for i in range(60)]
+  held, rule = holdout.hold_out(names, [0] * 60, 0.3, seed=0)
+  sides = [{names[i] for i in s} - {''} for s in (held, {*range(60)} - held)]
+  assert not sides[0] & sides[1]
+  assert 'by subject' in rule
+  assert 12 <= len(held) <= 24
+
+
+def test_a_dataset_with_val_alone_says_how_to_test_on_it(tmp_path):
+  rows = [(i % 2, '', -1) for i in range(6)]
+  made = prepare(tmp_path, 'afew', ('a', 'b'), {'train': rows, 'val': rows})
+  with pytest.raises(MiraInputError, match=r'--config\.eval\.split=val'):
+    protocol.parts([made])
+  assert len(protocol.parts([made], test_split='val').test) == 6

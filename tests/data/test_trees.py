@@ -1,0 +1,438 @@
+"""Folders and names as people have them: clips, splits, classes, people."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import time
+import unicodedata
+
+import av
+import numpy as np
+import pytest
+
+import miniatures
+from mira_jax.cli import main as cli
+from mira_jax.data import dataset, listing, people, trees
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.inference import find_clips
+from mira_jax.prepare import prepare
+from mira_jax.prepare.builders.tree import Tree
+from mira_jax.video import decode
+
+FRAMES = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), np.uint8)
+
+
+def _files(root: pathlib.Path, *paths: str) -> pathlib.Path:
+  root.mkdir(exist_ok=True)
+  for path in paths:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_bytes(b'x')
+  return root
+
+
+def _tree(*splits: str, names: str = '{}/{}/1.mp4') -> list[str]:
+  return [names.format(s, c) for s in splits for c in ('happy', 'sad')]
+
+
+def _said(root: pathlib.Path) -> set[tuple[str, str, str]]:
+  rows = trees.scan_folder(root).rows
+  return {(row.path, row.split, row.label) for row in rows}
+
+
+# ----- splits and classes -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('train', 'other', 'split'),
+  [
+    ('train', 'valid', 'val'),
+    ('Training', 'TESTING', 'test'),
+    ('train_set', 'test_set', 'test'),
+    ('trainset', 'validation-set', 'val'),
+    ('tr', 'dev', 'val'),
+    ('TRAIN', 'Eval', 'val'),
+    ('CAER_train', 'CAER_test', 'test'),
+    ('01-train', '02-test', 'test'),
+  ],
+)
+def test_splits_have_any_usual_name(tmp_path, train, other, split):
+  root = _files(tmp_path / 'r', *_tree(train, other))
+  assert _said(root) == {
+    (f'{folder}/{c}/1.mp4', name, c)
+    for folder, name in ((train, 'train'), (other, split))
+    for c in ('happy', 'sad')
+  }
+
+
+def test_folders_beside_the_splits_are_counted(tmp_path):
+  beside = ('extra/1.mp4', 'extra/2.mp4', '__MACOSX/train/happy/._1.mp4')
+  more = ('notes.txt', 'docs/figure.png', '.git/config')
+  root = _files(tmp_path / 'r', *_tree('train', 'test'), *beside, *more)
+  (root / 'annotations').mkdir()
+  found = trees.scan_folder(root)
+  assert found.class_names == ['happy', 'sad']
+  assert len(found.rows) == 4
+  assert found.dropped == {
+    'hidden or of the system: .git __MACOSX': 2,
+    'of another kind: .txt': 1,
+    'clips beside the splits: extra': 2,
+    'images outside a clip folder': 1,
+    'without clips, beside the splits: annotations docs': 2,
+  }
+
+
+@pytest.mark.parametrize('above', ['data', 'a/b/c'])
+def test_folders_above_the_splits_are_looked_through(tmp_path, above):
+  clips = _tree('train', 'test', names=above + '/{}/{}/1.mp4')
+  found = trees.scan_folder(_files(tmp_path / 'r', *clips, 'readme.png'))
+  assert {(r.split, r.label) for r in found.rows} == {
+    (split, label) for split in ('train', 'test') for label in ('happy', 'sad')
+  }
+  assert found.sources['classes'] == f'the folders {above}/SPLIT/CLASS'
+
+
+def test_splits_may_be_below_the_classes(tmp_path):
+  clips = ('happy/train/1.mp4', 'happy/val/2.mp4', 'sad/train/c/0001.jpg')
+  assert _said(_files(tmp_path / 'r', *clips)) == {
+    ('happy/train/1.mp4', 'train', 'happy'),
+    ('happy/val/2.mp4', 'val', 'happy'),
+    ('sad/train/c', 'train', 'sad'),
+  }
+
+
+@pytest.mark.parametrize(
+  'clips',
+  [
+    ('test/1.mp4', 'happy/1.mp4', 'sad/1.mp4'),
+    ('happy/train/1.mp4', 'happy/test/1.mp4', 'sad/1.mp4'),
+    tuple(_tree('a/train', 'a/test', 'b/train', 'b/test')),
+  ],
+)
+def test_a_tree_that_is_not_clear_is_shown(tmp_path, clips):
+  with pytest.raises(MiraInputError) as caught:
+    trees.scan_folder(_files(tmp_path / 'r', *clips))
+  assert caught.value.code == 'unclear_tree'
+  assert caught.value.exit_code == ExitCode.DATA
+  assert os.path.dirname(clips[0]) + '/ (1)' in caught.value.hint
+
+
+@pytest.mark.parametrize(
+  'clips',
+  [
+    ('testy/1.mp4', 'devastated/1.mp4', 'contest/1.mp4'),
+    ('happy/test_1/0001.jpg', 'happy/train_1/0001.jpg', 'sad/2/0001.jpg'),
+  ],
+)
+def test_what_only_looks_like_a_split_is_a_class_or_a_clip(tmp_path, clips):
+  rows = trees.scan_folder(_files(tmp_path / 'r', *clips)).rows
+  assert {row.label for row in rows} == {clip.split('/')[0] for clip in clips}
+  assert {row.split for row in rows} == {''}
+
+
+def test_a_table_calls_splits_by_the_same_words():
+  words = {
+    'Validation': 'val',
+    'valid': 'val',
+    'eval_set': 'val',
+    'tr': 'train',
+  }
+  words |= {'TEST': 'test', 'test(single-labeled)': 'test', '': ''}
+  words |= {'5-fold_check_train': '', 'train_test': '', 'none': ''}
+  assert {word: listing.split_word(word) for word in words} == words
+
+
+@pytest.mark.parametrize(
+  'other', ['Happy', unicodedata.normalize('NFD', 'Überrascht')]
+)
+def test_a_class_has_one_spelling_in_all_splits(tmp_path, other):
+  name = 'happy' if other == 'Happy' else 'Überrascht'
+  root = _files(tmp_path / 'r', f'train/{name}/1.mp4', f'test/{other}/1.mp4')
+  if other == 'Happy':
+    with pytest.raises(MiraInputError, match=r'bad_label.*Happy/1\.mp4'):
+      trees.scan_folder(root)
+  else:  # looks the same, and is
+    assert trees.scan_folder(root).class_names == ['Überrascht']
+
+
+# ----- what is a clip ---------------------------------------------------------
+
+
+def test_hidden_and_system_folders_hold_no_clip_at_any_depth(tmp_path):
+  clips = ('a/1/0001.jpg', 'a/1/0002.jpg', 'b/2.mp4')
+  hidden = (
+    'a/1/.ipynb_checkpoints/0001-checkpoint.jpg',
+    'a/1/@eaDir/SYNOPHOTO_THUMB_M.jpg',
+    'b/.thumbnails/2.jpg',
+    'b/._2.mp4',
+    'b/Thumbs.db',
+    '$RECYCLE.BIN/3.mp4',
+    'lost+found/4.mp4',
+    '__MACOSX/a/1/._0001.jpg',
+  )
+  root = _files(tmp_path / 'r', *clips, *hidden)
+  assert trees.walk(root).clips == ['a/1', 'b/2.mp4']
+  assert [r.path for r in trees.scan_folder(root).rows] == ['a/1', 'b/2.mp4']
+  found = find_clips.expand(str(root))
+  assert found.clips == [str(root / 'a/1'), str(root / 'b/2.mp4')]
+  (why,) = found.dropped()
+  assert why.startswith('hidden or of the system: ')
+  assert found.dropped()[why] == len(hidden)
+  assert not found.unread
+  # A folder that is named is looked into, whatever it is called.
+  assert trees.walk(root / 'lost+found').clips == ['4.mp4']
+
+
+def test_few_pictures_beside_a_video_are_no_clip(tmp_path):
+  root = _files(
+    tmp_path / 'r',
+    *(f'cover/v{i}.mp4' for i in range(9)),
+    *(f'cover/v{i}.jpg' for i in range(9)),
+    'cover/poster.png',
+    'frames/preview.mp4',
+    *(f'frames/{i:04d}.jpg' for i in range(9)),
+  )
+  found = trees.walk(root)
+  assert found.frames == {'frames'}
+  assert found.clips == [
+    *(f'cover/v{i}.mp4' for i in range(9)),
+    'frames',
+    'frames/preview.mp4',
+  ]
+  assert found.dropped() == {'pictures beside videos': 10}
+
+
+def test_other_kinds_are_counted_and_leave_exit_code_2(tmp_path):
+  root = _files(tmp_path / 'r', 'a/1.mp4', 'a/2.rmvb', 'a/3.MXF', 'b.txt')
+  found = find_clips.expand(str(root))
+  assert found.dropped() == {'of another kind: .MXF .rmvb .txt': 3}
+  assert found.unread
+  (root / 'a/2.rmvb').unlink()
+  (root / 'a/3.MXF').unlink()
+  assert not find_clips.expand(str(root)).unread
+
+
+@pytest.mark.parametrize(
+  ('name', 'codec'),
+  [
+    ('a.wmv', 'wmv2'),
+    ('a.MPG', 'mpeg2video'),
+    ('a.mts', 'mpeg2video'),
+    ('a.vob', 'mpeg2video'),
+    ('a.ogv', 'libvpx'),
+    ('a.divx', 'mpeg4'),
+  ],
+)
+def test_old_formats_are_read(tmp_path, name, codec):
+  forms = {'.mts': 'mpegts', '.divx': 'avi', '.ogv': 'ogg', '.vob': 'vob'}
+  form = forms.get(os.path.splitext(name)[1])
+  with av.open(str(tmp_path / name), 'w', format=form) as file:
+    stream = file.add_stream(codec, rate=25)
+    stream.width = stream.height = 64
+    for i in range(12):
+      image = np.full((64, 64, 3), 20 * i, np.uint8)
+      frame = av.VideoFrame.from_ndarray(image, format='rgb24')
+      file.mux(stream.encode(frame))
+    file.mux(stream.encode())
+  assert trees.walk(tmp_path).clips == [name]
+  video = decode.read_clip(tmp_path / name, short_side=32)
+  assert abs(len(video) - 12) <= 1
+
+
+def test_a_format_that_is_not_read_says_what_to_convert_it_to(tmp_path, capsys):
+  (tmp_path / 'a b.rmvb').write_bytes(b'.RMF' + bytes(999))
+  root = _files(tmp_path / 'r', 'c/x.rmvb')
+  code = cli.main(['prepare', 'folder', f'--root={root}', f'--out={root}/o'])
+  assert code == ExitCode.DATA
+  assert '1 of another kind: .rmvb' in capsys.readouterr().err
+  with pytest.raises(MiraInputError) as caught:
+    decode.read_clip(tmp_path / 'a b.rmvb', short_side=32)
+  assert "ffmpeg -i 'a b.rmvb' 'a b.mp4'" in caught.value.hint
+
+
+# ----- links ------------------------------------------------------------------
+
+
+def test_links_are_followed_inside_and_counted_outside(tmp_path):
+  root = _files(tmp_path / 'r', 'pool/1.mp4', 'own/2.mp4', 'own/deep/3.mp4')
+  _files(tmp_path / 'elsewhere', '4.mp4')
+  (root / 'linked').symlink_to('pool')
+  (root / 'outside').symlink_to(tmp_path / 'elsewhere')
+  (root / 'own/up').symlink_to('..')
+  (root / 'own/self').symlink_to('self')
+  (root / 'gone.mp4').symlink_to('nowhere.mp4')
+  found = trees.walk(root)
+  assert found.clips == [
+    'gone.mp4',
+    'linked/1.mp4',
+    'own/2.mp4',
+    'own/deep/3.mp4',
+    'pool/1.mp4',
+  ]
+  assert [(f.path, f.code) for f in found.failures] == [
+    ('outside', 'outside_root')
+  ]
+  assert found.unread
+  assert found.dropped() == {
+    'links in circles or in linked folders: up': 1,
+    'of another kind: no suffix': 1,
+  }
+
+
+def test_folders_that_link_each_other_end_soon(tmp_path):
+  root = _files(tmp_path / 'r', 'a/1.mp4', 'b/2.mp4')
+  for i in range(40):
+    (root / f'l{i}').symlink_to('.')
+    (root / 'a' / f'l{i}').symlink_to('../b')
+    (root / 'b' / f'l{i}').symlink_to('../a')
+  start = time.monotonic()
+  assert {'a/1.mp4', 'b/2.mp4'} <= set(trees.walk(root).clips)
+  assert Tree(root, 'X/a').find('a') == root / 'a'
+  assert time.monotonic() - start < 5
+
+
+def test_a_class_that_links_into_another_is_seen(tmp_path):
+  miniatures.images(tmp_path / 'r/a/1', FRAMES)
+  (tmp_path / 'r/b').mkdir()
+  (tmp_path / 'r/b/1').symlink_to('../a/1')
+  with pytest.raises(MiraInputError, match='bad_label'):
+    prepare.prepare_folder(tmp_path / 'r', tmp_path / 'o', workers=0)
+
+
+# ----- names ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'name',
+  [b'\xc6\xac\xb6\xce.mp4', b'a\nb', b'plain', rb'\xff', b'\\\\x0a', b'\x7f'],
+)
+def test_escaped_names_are_utf8_on_one_line_and_can_be_read_back(name):
+  text = listing.escaped(os.fsdecode(name))
+  assert text.isprintable()
+  data = re.sub(
+    rb'\\x([0-9a-f]{2})',
+    lambda m: bytes.fromhex(m[1].decode()),
+    text.encode(),
+  )
+  assert data == name
+  if name == b'plain':
+    assert text == 'plain'
+
+
+def test_a_clip_whose_name_is_no_utf8_is_prepared(tmp_path, capsys):
+  for folder in ('a/1', 'a/2', 'b/1'):
+    miniatures.images(tmp_path / 'r' / folder, FRAMES)
+  root = os.fsencode(tmp_path / 'r')
+  os.rename(root + b'/a/2', root + b'/a/\xb6\xce')
+  os.rename(root + b'/b', root + b'/b\xff')
+  (tmp_path / 'r/a/broken\udcb6.mp4').write_bytes(b'no video')
+  arguments = [f'--root={tmp_path}/r', f'--out={tmp_path}/o', '--workers=0']
+  code = cli.main(['prepare', 'folder', '--test-fraction=0', *arguments])
+  assert code == ExitCode.OK
+  opened = dataset.open(tmp_path / 'o')
+  assert opened.class_names == ('a', r'b\xff')
+  assert sorted(opened.index('train').clip_id) == [
+    'a/1',
+    r'a/\xb6\xce',
+    r'b\xff/1',
+  ]
+  assert r'broken\\xb6' in (tmp_path / 'o' / prepare.REPORT_NAME).read_text()
+  assert 'left out: 1 not_video' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['a\nb', 'a\x1bb', 'a\u2028b', '\t', ''])
+def test_a_class_name_that_cannot_be_stored_is_refused(tmp_path, name):
+  with pytest.raises(MiraInputError, match='bad_label'):
+    dataset.write(
+      tmp_path,
+      name='toy',
+      class_names=['c', name],
+      splits={},
+      description='',
+    )
+  if len(name) == 3:
+    root = _files(tmp_path / 'r', f'{name}/1.mp4')
+    with pytest.raises(MiraInputError, match=r'^bad_label:[ -~]*$'):
+      trees.scan_folder(root)
+
+
+def test_natural_order_of_any_number_of_digits():
+  names = ['a2', 'a10', '9', '10', '1' * 5000]
+  ordered = sorted(reversed(names), key=listing.natural)
+  assert ordered == ['9', '10', '1' * 5000, 'a2', 'a10']
+
+
+# ----- people -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  'same',
+  [
+    ('1', '01', '001', '1.0', ' 1 '),
+    ('S01', 's01', 'S01 ', 's1', 'S-1', 'sub01', 'Subject 1', '1'),
+    ('Ann', 'ann', 'ANN '),
+    ('José', unicodedata.normalize('NFD', 'José')),
+    ('p1\0', 'P01'),
+    ('Ann Lee', 'ann  lee', 'ANN\xa0LEE'),
+  ],
+)
+def test_a_person_in_several_spellings_is_one(same):
+  names = people.one_spelling([*same, 'Bob', same[0]])
+  assert {*names[: len(same)]} == {names[-1]}
+  assert names[-2] == 'Bob'
+  assert people.one_spelling(names) == names
+
+
+@pytest.mark.parametrize(
+  'others', [('1', '10'), ('S1', 'P1'), ('1', 'S1', 'P1'), ('ann', 'anne')]
+)
+def test_other_people_stay_others(others):
+  assert len({*people.one_spelling(others)}) == len(others)
+
+
+def test_marks_of_unknown_people_are_no_person():
+  marks = ['NA', 'nan', '-', '?', '', ' ', 'N/A', 'None', 'unknown', '-1']
+  assert people.one_spelling([*marks, '3']) == [''] * len(marks) + ['3']
+
+
+@pytest.mark.parametrize(
+  'names', [['KA', 'NA', 'YM', 'NA', '?'], ['A', 'X', 'B', 'x', '']]
+)
+def test_initials_that_look_like_a_mark_are_a_person(names):
+  found = people.one_spelling(names)
+  assert found[1] == found[3] != ''
+  assert found[-1] == ''
+
+
+def test_the_spelling_that_is_kept_is_the_most_frequent():
+  assert people.one_spelling(['1', '01', '01', '2', '02']) == [
+    *('01', '01', '01', '02', '02')
+  ]
+
+
+@pytest.mark.parametrize('name', ['Actor_0{}', 's{}', 'sub-{}', 'fold_{}'])
+def test_folders_of_people_are_no_classes(tmp_path, name):
+  for i in (1, 2):
+    folder = tmp_path / 'deep' / name.format(i) / 'happy'
+    folder.mkdir(parents=True)
+    (folder / 'x.mp4').touch()
+    flat = tmp_path / 'flat' / name.format(i)
+    flat.mkdir(parents=True)
+    (flat / 'x.mp4').touch()
+  with pytest.raises(MiraInputError, match=r'unclear_tree.*like a person'):
+    trees.scan_folder(tmp_path / 'deep')
+  rows = trees.scan_folder(tmp_path / 'flat').rows
+  assert [row.label for row in rows] == [name.format(i) for i in (1, 2)]
+  assert [row.subject for row in rows] == ['', '']
+
+
+def test_paths_show_people_where_nearly_all_do():
+  paths = [f'S{i:02d}-{i}/x.mp4' for i in range(20)]
+  assert people.of_paths([*paths, 'other.mp4']) == [
+    *(f'S{i:02d}' for i in range(20)),
+    '',
+  ]
+  assert people.of_paths([*paths[:3], 'other.mp4']) == [''] * 4
+  sessions = [f'sub-0{i}/happy/s{j}.mp4' for i in (1, 2) for j in (1, 2)]
+  assert people.of_paths(sessions) == ['sub-01', 'sub-01', 'sub-02', 'sub-02']

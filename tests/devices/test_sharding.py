@@ -1,0 +1,225 @@
+"""One run on any mesh: where arrays lie, and that no loss knows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from mira_jax import config
+from mira_jax.devices import sharding
+from mira_jax.mira import MiraConfig
+from mira_jax.train import build
+
+AXES = {'data': 2, 'fsdp': 4, 'model': 2}
+
+
+@pytest.mark.parametrize(
+  ('name', 'shape', 'expected'),
+  [
+    # Of an optimiser's moments as of parameters.
+    ('opt_state/0/mu/encoder/block_0/attn/qkv/kernel', (768, 3, 12, 64),
+     P('fsdp', None, 'model')),
+    ('params/encoder/blocks/attn/qkv/kernel', (12, 768, 3, 12, 64),
+     P(None, 'fsdp', None, 'model')),
+    ('params/encoder/block_0/attn/proj/kernel', (12, 64, 768),
+     P('model', None, 'fsdp')),
+    ('params/encoder/block_0/attn/q_bias', (12, 64), P('model')),
+    ('average/encoder/block_0/mlp/fc1/kernel', (768, 3072),
+     P('fsdp', 'model')),
+    ('params/encoder/block_0/mlp/fc1/bias', (3072,), P('model')),
+    ('params/encoder/block_0/mlp/fc2/kernel', (3072, 768),
+     P('model', 'fsdp')),
+    # Too small, of no rule, or not divisible.
+    ('params/encoder/block_0/norm1/scale', (768,), P()),
+    ('params/embed/kernel', (2, 16, 16, 3, 768),
+     P(None, None, None, None, 'fsdp')),
+    ('params/encoder/block_0/attn/qkv/kernel', (30, 3, 3, 10),
+     P()),
+    ('step', (), P()),
+  ],
+)  # fmt: skip
+def test_every_array_has_its_place(name, shape, expected):
+  assert sharding.partition(name, shape, AXES) == expected
+
+
+def test_a_mesh_uses_every_device():
+  mesh = sharding.make_mesh(fsdp=2, model=2)
+  assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'model': 2}
+  assert sharding.clip_parts(mesh) == 4
+  assert sharding.own_rows(mesh, 8).tolist() == list(range(8))
+  assert sharding.describe(mesh) == 'devices: 8 cpu, data 2 x fsdp 2 x model 2'
+  with pytest.raises(ValueError, match=r'data 3 x fsdp 2 x model 1 .* 8'):
+    sharding.make_mesh(data=3, fsdp=2)
+  with pytest.raises(ValueError, match='fsdp 16'):
+    sharding.make_mesh(fsdp=16)
+
+
+# ----- the same run in every split --------------------------------------------
+
+
+def splits(count):
+  """Every (data, fsdp, model) of so many devices."""
+  sizes = [n for n in (1, 2, 4, 8) if n <= count]
+  return [
+    split
+    for split in itertools.product(sizes, repeat=3)
+    if np.prod(split) == count
+  ]
+
+
+SPLITS = [split for count in (1, 2, 4, 8) for split in splits(count)]
+
+
+def tiny(mode, **optim):
+  """A model that every axis of a mesh divides, up to 8 devices."""
+  mira = None
+  if mode != 'plain':
+    mira = MiraConfig(mode=mode, statistics='batch_ema')
+  return config.Config(
+    model=config.ModelConfig(
+      dim=64, depth=2, heads=8, num_classes=3, frames=4, image_size=16,
+      head_scale=1.0, mira=mira, drop_path=0.2, scan=True,
+    ),
+    data=config.DataConfig(
+      batch_size=8, shift=0, flip=False, brightness=0.0, contrast=0.0
+    ),
+    optim=config.OptimConfig(warmup_epochs=0, ema_decay=0.9, **optim),
+    train=config.TrainConfig(epochs=1),
+  )  # fmt: skip
+
+
+def losses(cfg, split, steps=3):
+  """Losses of some steps on a mesh, and the state after them."""
+  rng = np.random.default_rng(0)
+  batch = {
+    'video': rng.integers(0, 256, build.video_shape(cfg, 8), np.uint8),
+    'label': np.arange(8, dtype=np.int32) % 3,
+    'clip': np.arange(8, dtype=np.int32),
+    'mask': np.ones(8, bool),
+  }
+  data, fsdp, model = split
+  devices = jax.devices()[: data * fsdp * model]
+  mesh = sharding.make_mesh(data=data, fsdp=fsdp, model=model, devices=devices)
+  run = build.training(cfg, build.make(cfg, mesh), mesh, 10)
+  where = jax.tree.map(lambda x: x.sharding, run.target)
+  key = jax.device_put(jax.random.key(0), sharding.replicated(mesh))
+  state = jax.device_put(fresh(cfg), where)
+  found = []
+  with jax.set_mesh(mesh):
+    lowered = run.step.lower(state, sharding.put_batch(batch, mesh), key)
+    step = lowered.compile()  # raises if the state does not lie as before
+    for _ in range(steps):
+      state, metrics = step(state, sharding.put_batch(batch, mesh), key)
+      found.append(float(metrics['loss']))
+  return np.array(found), state
+
+
+@functools.cache
+def drawn(text):
+  """A fresh state of a configuration, on the host."""
+  cfg = config.from_json(text)
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+  run = build.training(cfg, build.make(cfg, mesh), mesh, 10)
+  return jax.device_get(jax.jit(run.init)(jax.random.key(0)))
+
+
+def fresh(cfg):
+  return drawn(config.to_json(cfg))
+
+
+@pytest.fixture(scope='module')
+def alone():
+  """Losses on one device, by mode."""
+  return {
+    mode: losses(tiny(mode), (1, 1, 1))[0]
+    for mode in ('plain', 'exact', 'flashlite')
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('mode', 'split'),
+  [
+    *itertools.product(['exact', 'flashlite'], SPLITS[1:]),
+    ('plain', (2, 2, 2)),
+  ],
+  ids=str,
+)
+def test_every_split_has_the_same_losses(alone, mode, split):
+  found, state = losses(tiny(mode), split)
+  np.testing.assert_allclose(found, alone[mode], rtol=1e-5)
+  _, fsdp, model = split
+  kernel = state.params['encoder']['blocks']['mlp']['fc1']['kernel']
+  for x in (kernel, state.average['encoder']['blocks']['mlp']['fc1']['kernel']):
+    assert x.addressable_shards[0].data.size * fsdp * model == x.size
+  moments = [
+    x for x in jax.tree.leaves(state.opt_state) if x.shape == kernel.shape
+  ]
+  assert len(moments) == 2
+  for x in moments:
+    assert x.sharding.is_equivalent_to(kernel.sharding, x.ndim)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'attention': 'streaming'},
+    {'remat': 'full'},
+    {'remat': 'linear'},
+    {'scan': False},
+    {'variant': 'factorised_self_attention'},
+  ],
+  ids=str,
+)
+def test_so_has_every_way_to_compute_it(change):
+  cfg = tiny('exact')
+  cfg.model = dataclasses.replace(cfg.model, **change)
+  expected, _ = losses(cfg, (1, 1, 1))
+  found, _ = losses(cfg, (2, 2, 2))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'optim',
+  [
+    {'name': 'muon'},
+    {'accumulate': 2, 'clip_norm': 0.5, 'layer_decay': 0.75},
+  ],
+  ids=str,
+)
+def test_so_has_every_optimiser(optim):
+  cfg = tiny('exact', **optim)
+  expected, _ = losses(cfg, (1, 1, 1))
+  for split in ((1, 2, 2), (1, 4, 1), (1, 1, 4)):
+    found, _ = losses(cfg, split)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_so_has_pre_training():
+  cfg = tiny('exact')
+  cfg.model.variant = 'joint'
+  cfg.pretrain = config.PretrainConfig(
+    decoder_dim=32, decoder_depth=1, decoder_heads=2, mask_ratio=0.5
+  )
+  expected, _ = losses(cfg, (1, 1, 1))
+  for split in ((2, 2, 2), (1, 1, 4)):  # 4 do not divide the decoder's heads
+    found, _ = losses(cfg, split)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_so_has_mixing():
+  cfg = tiny('exact')
+  cfg.data.mixup_alpha, cfg.data.cutmix_alpha = 0.8, 1.0
+  expected, _ = losses(cfg, (1, 1, 1))
+  found, _ = losses(cfg, (2, 2, 2))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)

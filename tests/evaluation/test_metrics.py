@@ -1,0 +1,157 @@
+"""Scores against constants worked out by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.evaluation import metrics
+
+# FERV39k test part, 7,847 clips, ViT-L with flashLite: the reference matrix.
+FERV39K = np.array(
+  [
+    [105, 29, 112, 25, 125, 65, 6],
+    [30, 826, 257, 24, 154, 77, 25],
+    [26, 215, 1284, 49, 191, 182, 11],
+    [10, 70, 164, 173, 114, 79, 28],
+    [26, 207, 341, 55, 785, 56, 17],
+    [18, 55, 248, 27, 56, 1064, 5],
+    [7, 139, 105, 30, 72, 29, 49],
+  ]
+)
+
+
+def test_reference_matrix():
+  scores = metrics.score(FERV39K)
+  assert scores.clips == 7847
+  assert 100 * scores.uar == pytest.approx(44.41, abs=0.005)
+  assert 100 * scores.war == pytest.approx(54.62, abs=0.005)
+  expected = [22.48, 59.30, 65.58, 27.12, 52.79, 72.23, 11.37]
+  np.testing.assert_allclose(100 * scores.recall, expected, atol=0.005)
+
+
+def test_confusion_matrix_rows_are_true_classes():
+  matrix = metrics.confusion_matrix(
+    np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 1, 1, 2, 2]), 4
+  )
+  assert matrix.dtype == np.int64
+  np.testing.assert_array_equal(
+    matrix, [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 0]]
+  )
+
+
+def test_scores_by_hand():
+  # Recalls 3/4 and 1/2; precisions 3/4 and 1/2; F1 the same; 6 clips.
+  scores = metrics.score(np.array([[3, 1], [1, 1]]))
+  assert scores.war == pytest.approx(4 / 6)
+  assert scores.uar == pytest.approx((3 / 4 + 1 / 2) / 2)
+  assert scores.macro_f1 == pytest.approx((3 / 4 + 1 / 2) / 2)
+  assert scores.weighted_f1 == pytest.approx((4 * 3 / 4 + 2 * 1 / 2) / 6)
+  np.testing.assert_allclose(scores.precision, [3 / 4, 1 / 2])
+
+
+def test_precision_is_not_recall():
+  # Class 1 is never predicted: precision 0, recall 0, F1 0, all finite.
+  scores = metrics.score(np.array([[4, 0], [1, 0]]))
+  np.testing.assert_allclose(scores.recall, [1, 0])
+  np.testing.assert_allclose(scores.precision, [4 / 5, 0])
+  np.testing.assert_allclose(scores.f1, [8 / 9, 0])
+
+
+def test_absent_class_is_left_out_and_counted():
+  # Class 2 has no clip although it was predicted once.
+  scores = metrics.score(np.array([[2, 0, 0], [0, 1, 1], [0, 0, 0]]))
+  assert scores.present == 2
+  assert scores.uar == pytest.approx((1 + 1 / 2) / 2)
+  assert scores.macro_f1 == pytest.approx((1 + 2 / 3) / 2)
+  assert np.isnan(scores.recall[2])
+  assert np.isnan(scores.f1[2])
+  assert scores.precision[2] == 0
+
+
+def test_uar_of_equal_support_is_war():
+  rng = np.random.default_rng(0)
+  matrix = rng.multinomial(30, [0.4, 0.3, 0.2, 0.1], size=4)
+  scores = metrics.score(matrix)
+  assert scores.uar == pytest.approx(scores.war)
+
+
+def test_to_dict_is_strict_json():
+  scores = metrics.score(np.array([[2, 0], [0, 0]]))
+  plain = json.loads(json.dumps(scores.to_dict(('a', 'b')), allow_nan=False))
+  assert plain['war'] == 1.0
+  assert plain['present'] == 1
+  assert plain['classes']['a'] == {
+    'recall': 1.0,
+    'precision': 1.0,
+    'f1': 1.0,
+    'support': 2,
+  }
+  assert plain['classes']['b']['recall'] is None
+  with pytest.raises(ValueError, match=r'3 class names .* 2 classes'):
+    scores.to_dict(('a', 'b', 'c'))
+
+
+@pytest.mark.parametrize(
+  ('labels', 'predictions', 'named'),
+  [([0, 3], [0, 0], 'label 3 of clip 1'), ([0], [-1], 'prediction -1')],
+)
+def test_class_outside_the_range(labels, predictions, named):
+  with pytest.raises(MiraInputError, match=named) as caught:
+    metrics.confusion_matrix(np.array(labels), np.array(predictions), 3)
+  assert caught.value.exit_code == ExitCode.DATA
+
+
+def test_shapes_are_checked():
+  with pytest.raises(ValueError, match='labels'):
+    metrics.confusion_matrix(np.array([0]), np.array([0, 1]), 2)
+  with pytest.raises(ValueError, match='square'):
+    metrics.score(np.ones((2, 3), int))
+  with pytest.raises(ValueError, match='without clips'):
+    metrics.score(np.zeros((2, 2), int))
+
+
+def test_average_views_in_any_order():
+  # Clip 1: the mean of probabilities picks class 0 (.4505 against .375), the
+  # mean of logits would pick class 1 (.05 * .7 > .9 * .001).
+  probabilities = np.array(
+    [[0.9, 0.05, 0.05], [0.2, 0.8, 0], [0.001, 0.7, 0.299], [0.4, 0.6, 0]],
+    np.float32,
+  )
+  mean = metrics.average_views(probabilities, np.array([1, 0, 1, 0]), 2, 2)
+  assert mean.dtype == np.float64
+  np.testing.assert_allclose(
+    mean, [[0.3, 0.7, 0], [0.4505, 0.375, 0.1745]], rtol=1e-6
+  )
+
+
+def test_average_views_names_uneven_clips():
+  half = np.full((5, 2), 0.5)
+  with pytest.raises(MiraInputError, match=r'clip 1: .*2 views.*\[1\]'):
+    metrics.average_views(half, np.array([0, 0, 1, 2, 2]), 3, 2)
+  with pytest.raises(MiraInputError, match=r'clip 1, 2: .*\[0, 3\]'):
+    metrics.average_views(half, np.array([0, 0, 1, 1, 1]), 3, 2)
+
+
+def test_average_views_names_many_clips_in_one_line():
+  with pytest.raises(MiraInputError, match=r'clip 0, 1, .*, 7 and 12 more'):
+    metrics.average_views(np.zeros((0, 2)), np.zeros(0, int), 20, 1)
+
+
+def test_average_views_refuses_other_clips_and_nan():
+  half = np.full((2, 2), 0.5)
+  with pytest.raises(MiraInputError, match='clip_range: clip 5'):
+    metrics.average_views(half, np.array([0, 5]), 2, 1)
+  half[1, 0] = np.nan
+  with pytest.raises(MiraInputError, match='not_finite: clip 1') as caught:
+    metrics.average_views(half, np.array([0, 1]), 2, 1)
+  assert caught.value.exit_code == ExitCode.NUMERIC
+
+
+def test_scores_as_a_line():
+  scores = metrics.score(np.array([[9, 1, 0], [5, 15, 0], [0, 0, 0]]))
+  line = 'UAR 82.50%  ·  WAR 80.00%  ·  30 clips  ·  2 of 3 classes present'
+  assert str(scores) == line

@@ -1,0 +1,553 @@
+"""Probes of frozen features: by hand, by an oracle, and without leaks."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mira_jax.augment import transforms
+from mira_jax.cli import main as cli
+from mira_jax.config import ModelConfig
+from mira_jax.data import dataset
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.evaluation import feature_file, probe
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.video import decode
+from mira_jax.weights import weights_file as weights
+
+# ----- nearest neighbours ---------------------------------------------------
+
+# Directions at 0, 60 and 90 degrees; lengths do not matter.
+TRAIN = np.array([[2.0, 0.0], [0.5, 0.75**0.5], [0.0, 3.0]])
+LABELS = np.array([0, 1, 1])
+
+
+def test_votes_by_hand():
+  test = np.array([[5.0, 0.0]])  # similarities 1, 1/2 and 0
+  votes = probe.knn_votes(
+    TRAIN, LABELS, test, ks=(1, 2, 3), num_classes=2, temperature=0.5
+  )
+  np.testing.assert_allclose(votes[1], [[1, 0]])
+  two = np.exp([2.0, 1.0])
+  np.testing.assert_allclose(votes[2], [two / two.sum()])
+  three = np.exp([2.0, 1.0, 0.0])
+  expected = np.array([[three[0], three[1] + three[2]]]) / three.sum()
+  np.testing.assert_allclose(votes[3], expected)
+
+
+def test_small_temperatures_do_not_overflow():
+  votes = probe.knn_votes(
+    TRAIN, LABELS, TRAIN, ks=(3,), num_classes=2, temperature=1e-4
+  )
+  np.testing.assert_allclose(votes[3], np.eye(2)[LABELS], atol=1e-12)
+
+
+def test_the_greatest_are_what_a_stable_sort_gives():
+  rng = np.random.default_rng(0)
+  values = rng.integers(0, 5, (30, 40)).astype(np.float32)
+  values[rng.random(values.shape) < 0.2] = -np.inf
+  for count in (1, 6, 39, 40):
+    order = np.argsort(-values, axis=1, kind='stable')[:, :count]
+    np.testing.assert_array_equal(probe.greatest(values, count), order)
+
+
+def test_of_clips_that_are_the_same_the_first_counts():
+  rng = np.random.default_rng(2)
+  once = rng.normal(size=(101, 768))
+  labels = np.repeat([0, 1], 101)
+  votes = probe.knn_votes(
+    np.concatenate([once, once]), labels, rng.normal(size=(400, 768)),
+    ks=(1,), num_classes=2,
+  )  # fmt: skip
+  assert (votes[1][:, 0] == 1).all()
+
+
+def test_more_neighbours_than_clips_are_refused():
+  for k in (0, 4):
+    with pytest.raises(MiraInputError, match='there are 3 training clips'):
+      probe.knn_votes(TRAIN, LABELS, TRAIN, ks=(1, k), num_classes=2)
+
+
+def test_a_clip_is_no_neighbour_of_its_own_group():
+  groups = np.array(['a', 'a', 'b'])
+  votes = probe.knn_votes(
+    TRAIN, LABELS, TRAIN, ks=(1,), num_classes=2, apart=(groups, groups)
+  )
+  # The first two have the third alone, the third has the second.
+  assert votes[1].argmax(1).tolist() == [1, 1, 1]
+  alone = np.array(['a', 'a', 'a'])
+  votes = probe.knn_votes(
+    TRAIN, LABELS, TRAIN, ks=(1,), num_classes=2, apart=(alone, alone)
+  )
+  np.testing.assert_array_equal(votes[1], np.full((3, 2), 0.5))
+
+
+def test_blocks_of_rows_change_nothing(monkeypatch):
+  rng = np.random.default_rng(0)
+  train, test = rng.normal(size=(40, 5)), rng.normal(size=(23, 5))
+  labels = rng.integers(0, 3, 40)
+  options = {'ks': (1, 7), 'num_classes': 3}
+  whole = probe.knn_votes(train, labels, test, **options)
+  monkeypatch.setattr(probe, '_ROWS', 4)
+  parts = probe.knn_votes(train, labels, test, **options)
+  for k in (1, 7):
+    np.testing.assert_allclose(whole[k], parts[k], rtol=1e-12)
+    np.testing.assert_allclose(whole[k].sum(1), 1)
+
+
+def test_k_is_chosen_without_the_own_subject():
+  # Every person's two clips are alike, and of unlike classes; across people
+  # the class shows. With the own subject, k=1 would look perfectly wrong.
+  rng = np.random.default_rng(1)
+  person = np.repeat(np.arange(20), 2)
+  labels = np.tile([0, 1], 20)
+  kind = np.where(labels, 1.0, -1.0)[:, None] * np.array([[1.0, 0, 0]])
+  noise = rng.normal(0, 0.8, (40, 3))
+  features = kind + noise
+  same = features.copy()
+  same[1::2] = same[::2]  # the two clips of a person are the same
+  apart = probe.knn_votes(
+    same, labels, same, ks=(1,), num_classes=2, apart=(person, person)
+  )
+  alone = np.arange(40)
+  with_own = probe.knn_votes(
+    same, labels, same, ks=(1,), num_classes=2, apart=(alone, alone)
+  )
+  assert (with_own[1].argmax(1) == labels).mean() == 0
+  assert (apart[1].argmax(1) == labels).mean() > 0.2
+
+
+# ----- a linear map ---------------------------------------------------------
+
+
+def blobs(seed=0, count=120, classes=3, dim=6, spread=1.0):
+  rng = np.random.default_rng(seed)
+  centres = 2 * np.eye(classes, dim)
+  labels = np.arange(count) % classes
+  return centres[labels] + rng.normal(0, spread, (count, dim)), labels
+
+
+@pytest.mark.parametrize('balanced', [False, True])
+@pytest.mark.parametrize('penalty', [1e-3, 0.1, 10.0])
+def test_the_linear_map_is_where_the_gradient_vanishes(penalty, balanced):
+  features, labels = blobs()
+  features, labels = features[:80], np.where(labels == 2, 1, labels)[:80]
+  features[:, 5] = 3.0  # constant: it can say nothing
+  fitted = probe.fit_linear(
+    features, labels, num_classes=3, penalty=penalty, balanced=balanced
+  )
+
+  def loss(weights, bias):
+    x = (jnp.asarray(features) - fitted.mean) / fitted.scale
+    logs = jax.nn.log_softmax(x @ weights + bias)
+    told = logs[jnp.arange(len(labels)), labels]
+    if balanced:  # 27 clips of one class, 53 of another, none of the third
+      fit = -(told[labels == 0].mean() + told[labels == 1].mean()) / 2
+    else:
+      fit = -told.mean()
+    return fit + penalty / 2 * jnp.square(weights).sum()
+
+  with jax.enable_x64(True):
+    gradients = jax.grad(loss, (0, 1))(
+      jnp.asarray(fitted.weights), jnp.asarray(fitted.bias)
+    )
+  for gradient in gradients:
+    np.testing.assert_allclose(gradient, 0, atol=2e-7)
+  assert (fitted.weights[5] == 0).all()
+  probabilities = fitted.probabilities(features)
+  np.testing.assert_allclose(probabilities.sum(1), 1)
+  # Under a strong penalty the bias is left, and says the class of most clips.
+  right = (probabilities.argmax(1) == labels).mean()
+  assert right > 0.7 or (penalty == 10 and not balanced and right == 53 / 80)
+
+
+def test_scales_of_features_do_not_matter():
+  features, labels = blobs()
+  fits = [
+    probe.fit_linear(
+      features * s + 7, labels, num_classes=3, penalty=0.1
+    ).probabilities(features * s + 7)
+    for s in (1.0, np.array([1e-3, 1, 10, 1e3, 5, 2]))
+  ]
+  np.testing.assert_allclose(*fits, atol=1e-5)
+
+
+def test_a_penalty_is_chosen_on_what_was_held_out():
+  features, labels = blobs(count=30, dim=25, spread=2.0)
+  held = np.arange(30) >= 20
+  best = probe.choose_penalty(features, labels, held, num_classes=3)
+  uar = {}
+  for penalty in probe.PENALTIES:
+    fitted = probe.fit_linear(
+      features[~held], labels[~held], num_classes=3, penalty=penalty
+    )
+    right = fitted.probabilities(features[held]).argmax(1) == labels[held]
+    uar[penalty] = np.mean([right[labels[held] == k].mean() for k in range(3)])
+  assert min(uar.values()) < max(uar.values())
+  assert best == max(p for p in uar if uar[p] == max(uar.values()))
+  nothing = np.zeros(30, bool)
+  assert (
+    probe.choose_penalty(features, labels, nothing, num_classes=3)
+    in probe.PENALTIES
+  )
+
+
+# ----- protocols ------------------------------------------------------------
+
+METHODS = {
+  'knn': probe.knn_method(3, (1, 3, 9)),
+  'linear': probe.linear_method(3, lambda labels, groups: groups == groups[0]),
+}
+
+
+def people(count=60):
+  """Features file of 6 people with unequal numbers of clips."""
+  features, labels = blobs(count=count, spread=1.5)
+  starts = np.array([0, 4, 10, 22, 30, 45])
+  person = np.searchsorted(starts, np.arange(count), side='right')
+  return {
+    'features': features.astype(np.float32),
+    'label': labels,
+    'clip_id': np.array([f'c{i}' for i in range(count)]),
+    'subject': np.array([f's{i}' for i in person]),
+    'fold': person % 3,
+    'split': np.where(person < 4, 'train', 'test'),
+    'class_names': np.array(['a', 'b', 'c']),
+    'about': np.array(json.dumps({'dataset': 'd', 'weights_sha256': 'w'})),
+  }
+
+
+def run(data, protocol, method):
+  return probe.run(
+    METHODS[method],
+    data['features'],
+    data['label'],
+    data['subject'],
+    feature_file.partition(data, protocol),
+    3,
+  )
+
+
+def test_nobody_is_trained_on_and_tested():
+  data = people()
+  for protocol, folds in (('loso', 6), ('folds', 3), ('split', 1)):
+    tests = feature_file.partition(data, protocol)
+    assert len(tests) == folds
+    for train, test in tests.values():
+      trained, tested = (set(data['subject'][m]) for m in (train, test))
+      assert trained
+      assert tested
+      assert not trained & tested
+    if protocol != 'split':
+      assert (sum(test for _, test in tests.values()) == 1).all()
+      for train, test in tests.values():
+        assert (train == ~test).all()
+  assert list(feature_file.partition(data, 'loso')) == [
+    f's{i}' for i in range(1, 7)
+  ]
+
+
+@pytest.mark.parametrize('method', METHODS)
+def test_what_is_tested_decides_nothing(method):
+  data = people()
+  one = data['subject'] == 's3'
+  clean = run(data, 'loso', method)
+  at = clean.folds.index('s3')
+  # Other labels: the same choice and predictions, scored against other truths.
+  relabelled = data | {'label': np.where(one, 2 - data['label'], data['label'])}
+  found = run(relabelled, 'loso', method)
+  assert found.chosen[at] == clean.chosen[at]
+  np.testing.assert_array_equal(
+    found.matrices[at][::-1], clean.matrices[at], 'rows swap, no more'
+  )
+  # Other features of all tested clips but one: that one is seen as before.
+  last = np.flatnonzero(one)[-1]
+  junk = data['features'].copy()
+  others = one & (np.arange(len(one)) != last)
+  junk[others] = 100 * np.random.default_rng(3).normal(size=(others.sum(), 6))
+  args = (data['features'][~one], data['label'][~one], data['subject'][~one])
+  before, after = (
+    METHODS[method](*args, features[one])
+    for features in (data['features'], junk)
+  )
+  assert list(before) == list(after)
+  assert all(before[name][-1] == after[name][-1] for name in before)
+
+
+def test_a_sweep_pools_the_same_clips_for_every_setting():
+  data = people()
+
+  def method(train, labels, groups, test):
+    some = {'k=1': 0, 'k=50': 1} if len(train) >= 50 else {'k=1': 0}
+    return {name: np.full(len(test), i) for name, i in some.items()}
+
+  tests = feature_file.partition(data, 'loso')
+  result = probe.run(
+    method, data['features'], data['label'], data['subject'], tests, 3
+  )
+  assert result.sweep.keys() == {'k=1'}
+  assert result.sweep['k=1'].sum() == 60
+
+
+# ----- files ----------------------------------------------------------------
+
+
+def save(path, data):
+  rows = {name: data[name] for name in feature_file.ROWS}
+  names = tuple(data['class_names'].tolist())
+  feature_file.write(path, rows, names, feature_file.about(data))
+  return str(path)
+
+
+def test_files_come_back_equal(tmp_path):
+  data = people()
+  found = feature_file.read(save(tmp_path / 'new' / 'a.npz', data))
+  assert found.keys() == data.keys()
+  for name in data:
+    np.testing.assert_array_equal(found[name], data[name])
+
+
+@pytest.mark.parametrize(
+  ('change', 'says'),
+  [
+    ({'label': np.full(60, -1)}, 'labels must be'),
+    ({'label': np.full(60, 3)}, '0 to 2'),
+    ({'label': np.full(60, 0.5)}, 'whole numbers'),
+    ({'fold': np.zeros(59, int)}, 'fold is not of 60 clips'),
+    ({'features': np.zeros(60)}, 'not clips by numbers'),
+    ({'about': np.array('{')}, 'about is not JSON'),
+    ({'features': np.full((60, 6), np.nan)}, 'not_finite'),
+  ],
+)
+def test_arrays_that_do_not_fit_together_are_named(tmp_path, change, says):
+  path = tmp_path / 'a.npz'
+  np.savez(path, **people() | change)
+  with pytest.raises(MiraInputError, match=says):
+    feature_file.read(path)
+
+
+def other(**about):
+  """Features of other people's clips."""
+  told = {'dataset': 'e', 'weights_sha256': 'w'} | about
+  return people() | {'about': np.array(json.dumps(told))}
+
+
+def test_one_file_is_trained_on_and_another_tested():
+  both = feature_file.train_and_test(people(), other())
+  train, test = feature_file.partition(both, 'split')['test']
+  assert (train.sum(), test.sum()) == (60, 60)
+  # s1 of one dataset is not s1 of another.
+  assert not set(both['subject'][train]) & set(both['subject'][test])
+
+
+@pytest.mark.parametrize(
+  ('test', 'code'),
+  [
+    (other(dataset='d'), 'clip_in_both: c0'),
+    (other(weights_sha256='v'), 'other_weights'),
+    (other() | {'features': np.zeros((60, 5))}, 'other_weights'),
+    (other() | {'class_names': np.array(['a', 'c', 'b'])}, 'other_classes'),
+  ],
+)
+def test_files_that_cannot_be_compared(test, code):
+  with pytest.raises(MiraInputError, match=code):
+    feature_file.train_and_test(people(), test)
+
+
+# ----- the commands ---------------------------------------------------------
+
+MODEL = ModelConfig(
+  dim=16, depth=1, heads=2, num_classes=3, frames=4, image_size=16,
+  head_scale=1.0, mira=MiraConfig(),
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A dataset of 9 people and an untrained model's weights."""
+  folder = tmp_path_factory.mktemp('probe')
+
+  def stream(split, count):
+    rng = np.random.default_rng(len(split))
+    levels = (np.full(8, 60), np.full(8, 190), np.linspace(190, 60, 8))
+    for i in range(count):
+      level = levels[i % 3][:, None, None, None]
+      video = np.clip(level + rng.normal(0, 9, (8, 16, 16, 3)), 0, 255)
+      yield dataset.Clip(
+        clip_id=f'{split}{i}',
+        frames=[decode.encode_jpeg(f) for f in video.astype(np.uint8)],
+        label=i % 3,
+        subject=f'{split}-{i // 3}',
+      )
+
+  dataset.write(
+    folder / 'data',
+    name='levels',
+    class_names=('dark', 'bright', 'fading'),
+    splits={
+      'train': lambda: stream('train', 18), 'test': lambda: stream('test', 9)
+    },
+    description='Clips that differ in brightness.',
+  )  # fmt: skip
+  model = engine.build_model(dataclasses.asdict(MODEL))
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 16, 16, 3)))
+  card = {
+    'model': dataclasses.asdict(MODEL),
+    'class_names': ['dark', 'bright', 'fading'],
+    'preprocessing': {'rate': 1, 'fit': 'crop'},
+  }
+  weights.save_weights(
+    folder / 'run' / weights.WEIGHTS, variables['params'], variables['mira'],
+    card,
+  )  # fmt: skip
+  out = folder / 'features.npz'
+  code = cli.main(
+    ['features', str(folder / 'data'), '--workdir', str(folder / 'run'),
+     '--out', str(out), '--views', '2']
+  )  # fmt: skip
+  assert code == ExitCode.OK
+  return folder
+
+
+def test_features_are_the_models_for_every_clip(place):
+  with np.load(place / 'features.npz') as file:
+    data = dict(file)
+  assert data['features'].shape == (27, 16)
+  assert data['features'].dtype == np.float32
+  assert data['clip_id'][[0, 18]].tolist() == ['train0', 'test0']
+  assert data['split'].tolist() == ['train'] * 18 + ['test'] * 9
+  assert data['label'].tolist() == [0, 1, 2] * 9
+  assert data['class_names'].tolist() == ['dark', 'bright', 'fading']
+  about = json.loads(str(data['about']))
+  assert about['dataset'] == 'levels'
+  content = (place / 'run' / weights.WEIGHTS).read_bytes()
+  assert about['weights_sha256'] == hashlib.sha256(content).hexdigest()
+  # Of one clip, as the model computes them: two windows, averaged.
+  made = dataset.open(place / 'data')
+  clip = made.source('test')[4]
+  scorer, _, _ = engine.load_backbone(place / 'run')
+  frames = np.stack([decode.decode_jpeg(f) for f in clip.frames])
+  views, _ = scorer.cut_views(frames, rate=1, views=2, fit='crop')
+  expected = scorer.model.apply(
+    scorer._variables, transforms.prepare(jnp.asarray(views))
+  ).mean(0)
+  np.testing.assert_allclose(
+    data['features'][22], expected, rtol=1e-4, atol=1e-5
+  )
+
+
+@pytest.mark.parametrize('method', ['knn', 'linear'])
+@pytest.mark.parametrize('protocol', ['split', 'loso'])
+def test_probes_from_the_command_line(place, capsys, method, protocol):
+  out = place / f'{method}-{protocol}'
+  code = cli.main(
+    ['probe', str(place / 'features.npz'), '--method', method, '--protocol',
+     protocol, '--out', str(out), '--k', '1,3']
+  )  # fmt: skip
+  shown = capsys.readouterr().out
+  assert code == ExitCode.OK
+  assert 'selected within the training clips' in shown
+  told = json.loads((out / 'folds.json').read_text())
+  assert len(told['folds']) == (1 if protocol == 'split' else 9)
+  assert told['pooled']['clips'] == (9 if protocol == 'split' else 27)
+  # Brightness shows in the features of any network.
+  assert told['pooled']['war'] > 0.6
+  assert {'uf1', 'uar'} <= told['pooled'].keys()
+  if method == 'knn':
+    assert told['sweep'].keys() == {'k=1', 'k=3'}
+    assert 'k=3' in shown
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'says'),
+  [
+    (['--protocol', 'folds'], 'no_folds: folds: 27 clips'),
+    (['--k', '0'], 'bad_k'),
+    (['--k', '1,19'], 'there are 18 training clips'),
+    (['--k', 'many'], 'whole numbers'),
+    (['--temperature', '0'], 'above 0'),
+  ],
+)
+def test_what_cannot_be_probed_is_named(place, capsys, arguments, says):
+  code = cli.main(['probe', str(place / 'features.npz'), *arguments])
+  assert code in (ExitCode.USAGE, ExitCode.DATA)
+  error = capsys.readouterr().err
+  assert says in error
+  assert error.count('\n') == 1
+
+
+def test_another_file_is_tested_and_json_is_one_document(
+  place, tmp_path, capsys
+):
+  files = []
+  for split in ('train', 'test'):
+    files.append(str(tmp_path / f'{split}.npz'))
+    code = cli.main(
+      ['features', str(place / 'data'), '--workdir', str(place / 'run'),
+       '--out', files[-1], '--views', '2', '--splits', split]
+    )  # fmt: skip
+    assert code == ExitCode.OK
+  capsys.readouterr()
+
+  def told(*arguments):
+    assert cli.main(['probe', *arguments, '--json', '--k', '1,5']) == 0
+    return json.loads(capsys.readouterr().out)
+
+  apart = told(files[0], '--test', files[1], '--out', str(tmp_path / 'out'))
+  whole = told(str(place / 'features.npz'))
+  assert apart['pooled_confusion'] == whole['pooled_confusion']
+  assert apart['chosen'] == whole['chosen']
+  assert (tmp_path / 'out' / 'scores.json').exists()
+  code = cli.main(['probe', files[0], '--test', str(place / 'features.npz')])
+  assert code == ExitCode.DATA
+  assert 'clip_in_both' in capsys.readouterr().err
+  code = cli.main(['probe', files[0], '--test', files[1], '--protocol=loso'])
+  assert code == ExitCode.USAGE
+  assert 'leave --protocol out' in capsys.readouterr().err
+
+
+def test_a_backbone_with_holes_gives_no_features(place, tmp_path):
+  variables, card = weights.load_weights(place / 'run' / weights.WEIGHTS)
+  del variables['params']['encoder']['block_0']['mlp']
+  path = tmp_path / 'holes.safetensors'
+  weights.save_weights(path, variables['params'], variables['mira'], card)
+  with pytest.raises(MiraInputError, match=r'lacks \d tensors.*block_0/mlp'):
+    engine.load_backbone(path)
+
+
+def test_a_configuration_finds_its_neighbours_from_anywhere(tmp_path, request):
+  """`from configs import recipes`, where no configs/ is in the path."""
+  path = request.config.rootpath / 'configs' / 'dfew.py'
+  code = 'import runpy, sys; from mira_jax import config; '
+  code += 'config.find_neighbours(sys.argv[1]); runpy.run_path(sys.argv[1])'
+  command = [sys.executable, '-c', code, str(path)]
+  subprocess.run(command, cwd=tmp_path, check=True)
+
+
+def test_other_files_are_no_features(place, tmp_path, capsys):
+  path = tmp_path / 'other.npz'
+  np.savez(path, features=np.zeros((2, 2)))
+  assert cli.main(['probe', str(path)]) == ExitCode.USAGE
+  assert 'it has no label' in capsys.readouterr().err
+  path.write_bytes(b'nothing')
+  assert cli.main(['probe', str(path)]) == ExitCode.USAGE
+  error = capsys.readouterr().err
+  assert 'mira features' in error
+  assert 'pickle' not in error
+  assert cli.main(['probe', str(tmp_path / 'absent.npz')]) == ExitCode.USAGE
+  assert 'No such file' in capsys.readouterr().err
+  code = cli.main(
+    ['features', str(place / 'data'), '--workdir', str(place / 'run'), '--out',
+     str(tmp_path / 'x.npy')]
+  )  # fmt: skip
+  assert code == ExitCode.USAGE
+  assert 'end the name in .npz' in capsys.readouterr().err

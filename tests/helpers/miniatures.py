@@ -1,0 +1,346 @@
+"""Downloads in small: the owners' names, nesting, tables and codes.
+
+Each function lays out a tree as `mira_jax.prepare.builders` describes it, with
+drawn faces inside, and returns the number of clips that can be used.
+"""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import av
+import cv2
+import numpy as np
+import openpyxl
+
+from mira_jax.prepare.builders import crema_d, ferv39k, mafw, scenes
+from mira_jax.synthetic import faces
+from mira_jax.video import decode
+
+FRAMES = 10
+
+
+@functools.cache
+def face(number: int, size: int = 96) -> np.ndarray:
+  """A drawn clip, uint8 [FRAMES, size, size, 3]."""
+  clip = faces.draw_clip(
+    number,
+    seed=0,
+    split='train',
+    difficulty='macro',
+    size=size,
+    num_frames=FRAMES,
+  )
+  return clip.frames
+
+
+def scene(number: int, width: int = 320, height: int = 180) -> np.ndarray:
+  """A face off the centre of a larger picture, [FRAMES, H, W, 3]."""
+  frames = np.full((FRAMES, height, width, 3), 90, np.uint8)
+  frames[:, 40:168, 150:278] = face(number, 128)
+  return frames
+
+
+def images(
+  folder: pathlib.Path,
+  frames: np.ndarray,
+  name: Callable[[int], str] = '{}.jpg'.format,
+  first: int = 1,
+) -> None:
+  """Writes frames as images, numbered from `first`."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for i, frame in enumerate(frames, start=first):
+    path = folder / name(i)
+    if path.suffix == '.jpg':
+      path.write_bytes(decode.encode_jpeg(frame, 92))
+    else:
+      cv2.imwrite(str(path), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+
+
+def video(path: pathlib.Path, frames: np.ndarray, fps: int = 25) -> None:
+  """Writes frames as a video; the suffix says of which kind."""
+  codec = {'.flv': 'flv1', '.avi': 'mpeg4'}.get(path.suffix, 'libx264')
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with av.open(str(path), 'w') as container:
+    stream = container.add_stream(codec, rate=fps)
+    stream.height, stream.width = frames.shape[1:3]
+    stream.pix_fmt = 'yuv420p'
+    stream.bit_rate = 2_000_000
+    for frame in frames:
+      picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
+      container.mux(stream.encode(picture))
+    container.mux(stream.encode())
+
+
+def sheet(path: pathlib.Path, rows: Iterable[Sequence]) -> None:
+  """Writes an Excel file."""
+  book = openpyxl.Workbook()
+  for row in rows:
+    book.active.append(list(row))
+  path.parent.mkdir(parents=True, exist_ok=True)
+  book.save(path)
+
+
+def text(path: pathlib.Path, content: str, encoding: str = 'utf-8') -> None:
+  """Writes a text file as it is, line ends included."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(content.encode(encoding))
+
+
+def make_dfew(root: pathlib.Path) -> int:
+  """15 clips in five folds, below a folder that the cloud added."""
+  base = root / 'DFEW-part2'
+  clips = {number: number % 7 + 1 for number in range(1595, 1610)}
+  for number in clips:
+    images(
+      base / f'Clip/clip_224x224/{number:05d}',
+      face(number),
+      '{}.jpg'.format,
+    )
+    images(
+      base / f'Clip/clip_224x224_16f/{number:05d}',
+      face(number),
+      f'{number:05d}_{{:05d}}.jpg'.format,
+    )
+    part = (number - 1) // 1600 + 1
+    video(base / f'Clip/original/part_{part}/{number}.mp4', scene(number))
+  for fold in range(1, 6):
+    tested = [n for n in clips if n % 5 == fold - 1]
+    trained = [n for n in clips if n not in tested]
+    for part, numbers in (('train', trained), ('test', tested)):
+      lines = [f'{n},{clips[n]}' for n in numbers]
+      place = f'EmoLabel_DataSplit/{part}(single-labeled)/set_{fold}.csv'
+      text(base / place, '\r\n'.join(['video_name,label', *lines]))
+  return len(clips)
+
+
+def make_mafw(root: pathlib.Path) -> int:
+  """22 clips: two of each class; a compound set of twelve beside it."""
+  names = [mafw.CLASS_NAMES[n % 11] for n in range(22)]
+  for number in range(1, 23):
+    video(root / f'data/clips/{number:05d}.mp4', scene(number))
+    images(
+      root / f'data/frames/{number:05d}',
+      scene(number),
+      '{:04d}.png'.format,
+      first=0,
+    )
+  for kind, numbers in (('single', range(1, 23)), ('compound', range(1, 13))):
+    for fold in range(1, 6):
+      for part in ('train', 'test'):
+        chosen = [n for n in numbers if (n % 5 == fold - 1) == (part == 'test')]
+        plain, captioned = [], []
+        for n in chosen:
+          label = names[n - 1]
+          if kind == 'compound' and n % 2:
+            label = f'{label}_{names[(n + 3) % 22]}'
+          plain.append(f'{n:05d}.mp4 {label}')
+          captioned.append(f'{n:05d}.mp4\t{label}\t他很惊讶\tHe is surprised')
+        place = f'Train & Test Set/{kind}'
+        end = f'set_{fold}/{part}.txt'
+        text(root / place / 'no_caption' / end, '\r\n'.join(plain))
+        text(
+          root / place / 'with_caption' / end,
+          '\n'.join(captioned),
+          encoding='gb18030',
+        )
+  return 22
+
+
+def make_ferv39k(root: pathlib.Path) -> int:
+  """14 clips of two scenes, as a cloud drive unpacks them."""
+  inner = '2_ClipsforFaceCrop-002/2_ClipsforFaceCrop'
+  number = 0
+  lines: dict[str, list[str]] = {'train': [], 'test': []}
+  for scene_name in ('Crime', 'DailyLife'):
+    for label in ferv39k.CLASS_NAMES:
+      number += 1
+      clip = f'{scene_name}/{label}/{number:04d}'
+      images(root / inner / clip, face(number), '{:08d}.jpg'.format)
+      split = 'test' if scene_name == 'DailyLife' else 'train'
+      lines[split].append(f'{clip} {label}')
+  for split, rows in lines.items():
+    path = root / f'4_setups/All_scenes/{split}_All.csv'
+    text(path, '\n'.join(rows) + '\n')
+  return number
+
+
+def make_crema_d(root: pathlib.Path) -> int:
+  """Five actors, one of each fold, with six emotions each; one wrong file."""
+  actors = (1001, 1019, 1037, 1055, 1076)
+  number, votes = 0, [('', 'FileName', 'VoiceVote', 'FaceVote')]
+  for actor in actors:
+    for code in crema_d.CODES:
+      name = f'{actor}_MTI_{code}_XX'
+      video(root / f'VideoFlash/{name}.flv', scene(number), fps=30)
+      vote = 'H' if number % 2 else 'H:N'
+      votes.append((str(number), name, 'A', vote))
+      number += 1
+  rows = '\n'.join(','.join(f'"{c}"' for c in row) for row in votes)
+  text(root / 'processedResults/summaryTable.csv', rows)
+  return number - 1  # 1076_MTI_SAD_XX is known to be wrong
+
+
+def make_ravdess(root: pathlib.Path) -> int:
+  """Actors 1 and 5, eight emotions each; with and without sound."""
+  for actor in (1, 5):
+    archive = f'Video_Speech_Actor_{actor:02d}/Actor_{actor:02d}'
+    for emotion in range(1, 9):
+      end = f'01-{emotion:02d}-01-01-01-{actor:02d}.mp4'
+      frames = scene(8 * actor + emotion)
+      video(root / archive / f'01-{end}', frames, fps=30)
+      video(root / archive / f'02-{end}', frames, fps=30)
+  return 16
+
+
+def make_afew(root: pathlib.Path) -> int:
+  """Two clips of each class; the same names in both splits."""
+  return _scenes(root, ('Train_AFEW', 'Val_AFEW'), scenes.AFEW_CLASSES)
+
+
+def make_caer(root: pathlib.Path) -> int:
+  """Three clips of each class."""
+  return _scenes(
+    root / 'CAER', ('train', 'validation', 'test'), scenes.CAER_CLASSES
+  )
+
+
+def _scenes(
+  root: pathlib.Path, splits: Sequence[str], class_names: Sequence[str]
+) -> int:
+  for i, split in enumerate(splits):
+    for k, label in enumerate(class_names):
+      video(root / split / label / f'{k + 1:04d}.avi', scene(7 * i + k))
+  return len(splits) * len(class_names)
+
+
+_CODING = ('Subject', 'Filename', 'OnsetFrame', 'ApexFrame', 'OffsetFrame',
+           'Action Units', 'Estimated Emotion')  # fmt: skip
+
+
+def make_casme2(root: pathlib.Path) -> int:
+  """Two people with six clips each; one apex is unknown."""
+  emotions = (
+    'happiness',
+    'disgust',
+    'repression',
+    'surprise',
+    'others',
+    'fear',
+  )
+  rows = [(*_CODING[:4], '', *_CODING[4:])]
+  for person in (1, 2):
+    for k, emotion in enumerate(emotions):
+      name, first = f'EP{k + 2:02d}_01f', 40 + k
+      apex = '/' if k == 0 else first + 4
+      rows.append((person, name, first, apex, '', first + 8, '4+L12', emotion))
+      number = 6 * person + k
+      for folder, pattern, frames in (
+        ('CASME2_RAW_selected', 'img{}.jpg', scene(number)),
+        ('Cropped', 'reg_img{}.jpg', face(number)),
+      ):
+        place = root / folder / f'sub{person:02d}' / name
+        images(place, frames, pattern.format, first)
+  sheet(root / 'CASME2-coding-20140508.xlsx', rows)
+  (root / 'CASME2_RAW_selected/sub01/EP02_01f/img.lnk').write_bytes(b'L')
+  return len(rows) - 1
+
+
+def make_samm(root: pathlib.Path) -> int:
+  """Three people with four clips each; text above the header of the sheet."""
+  rows = [[f'SAMM notes {i}'] for i in range(12)] + [
+    ['Subject', 'Filename', 'Inducement Code', 'Onset Frame', 'Apex Frame',
+     'Offset Frame', 'Duration', 'Micro', 'Action Units', 'Estimated Emotion',
+     'Objective Classes', 'Notes']
+  ]  # fmt: skip
+  emotions = ('Anger', 'Happiness', 'Surprise', 'Other')
+  for person in (6, 7, 11):
+    for k, emotion in enumerate(emotions):
+      name, first = f'{person:03d}_{k + 1}_2', 5562 + 10 * k
+      offset = first - 5 if k == 3 else first + 8  # the last is a mistake
+      rows.append([person, name, 1, first, first + 5, offset, 9, 'Micro - 1/2',
+                   '4 or 7', emotion, 3, ''])  # fmt: skip
+      place = root / 'SAMM' / f'{person:03d}' / name
+      pattern = f'{person:03d}_{{:05d}}.jpg'.format
+      images(place, scene(4 * person + k), pattern, first)
+  sheet(root / 'SAMM_Micro_FACS_Codes_v2.xlsx', rows)
+  return 12
+
+
+def make_mmew(root: pathlib.Path) -> int:
+  """Three people with four clips each."""
+  rows = [_CODING]
+  base = root / 'MMEW_Final'
+  for person in (1, 2, 30):
+    for k, emotion in enumerate(('happiness', 'surprise', 'disgust', 'others')):
+      name = f'S{person:02d}-{k + 1:02d}-001'
+      rows.append((person, name, 1, 5, 9, '6+12', emotion))
+      images(base / 'Micro_Expression' / emotion / name, face(4 * person + k))
+  sheet(base / 'MMEW_Micro_Exp.xlsx', rows)
+  return len(rows) - 1
+
+
+def make_smic(root: pathlib.Path) -> int:
+  """Three people with three clips each, of the fast camera."""
+  for person in (1, 3, 20):
+    for k, (code, label) in enumerate(
+      (('ne', 'negative'), ('po', 'positive'), ('sur', 'surprise'))
+    ):
+      place = f'HS/s{person}/micro/{label}/s{person}_{code}_01'
+      number = 3 * person + k
+      images(
+        root / 'SMIC_all_raw' / place,
+        scene(number),
+        'image{:06d}.jpg'.format,
+        first=12345,
+      )
+      images(
+        root / 'SMIC_all_cropped' / place,
+        face(number),
+        'reg_image{:06d}.bmp'.format,
+        first=12345,
+      )
+  return 9
+
+
+def make_ck_plus(root: pathlib.Path) -> int:
+  """Four people; each has a sequence without a label."""
+  number = 0
+  for person in (5, 10, 11, 999):
+    for clip in (1, 2, 3):
+      place, number = f'S{person:03d}/{clip:03d}', number + 1
+      stem = f'S{person:03d}_{clip:03d}_{{:08d}}'
+      frames = scene(number)
+      name = f'{stem}.png'.format
+      images(root / 'cohn-kanade-images' / place, frames, name)
+      last = stem.format(FRAMES)
+      facs = '  1.0000000e+00   0.0000000e+00\n  1.2000000e+01   3.0\n'
+      text(root / 'FACS' / place / f'{last}_facs.txt', facs)
+      if clip < 3:
+        code = f'   {number % 7 + 1}.0000000e+00\n'
+        text(root / 'Emotion' / place / f'{last}_emotion.txt', code)
+      else:
+        (root / 'Emotion' / place).mkdir(parents=True)
+  return 8
+
+
+def make_voxceleb2(root: pathlib.Path) -> int:
+  """Ten clips of two speakers, and one that has sound only."""
+  number = 0
+  for part, speaker in (('dev', 'id00012'), ('dev', 'id00015'),
+                        ('test', 'id00017')):  # fmt: skip
+    for recording in ('21Uxsk56VDQ', '_raOc3-IRsw'):
+      for clip in (1, 2):
+        number += 1
+        place = f'{part}/mp4/{speaker}/{recording}/{clip:05d}.mp4'
+        video(root / place, face(number))
+  return number
+
+
+DATASETS = {
+  name.removeprefix('make_'): make
+  for name, make in list(globals().items())
+  if name.startswith('make_')
+}

@@ -1,0 +1,168 @@
+"""Runs in small, as a user starts them: a dataset, flags, command lines."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mira_jax import config
+from mira_jax.data import dataset
+from mira_jax.mira import MiraConfig
+from mira_jax.train import guard
+from mira_jax.video import decode
+
+ROOT = pathlib.Path(__file__).parents[2]
+CLASSES = ('dark', 'bright')
+# Of jax.jit: fusions as everybody compiles them. Without (conftest.py), the
+# same numbers are rounded otherwise in another program.
+USUAL_FUSIONS = (
+  {'xla_cpu_use_fusion_emitters': True}
+  if 'fusion_emitters' in os.environ.get('XLA_FLAGS', '')
+  else {}
+)
+
+
+def levels(folder: pathlib.Path, train: int = 27) -> pathlib.Path:
+  """A prepared dataset: clips of 16 pixels that are dark or bright."""
+
+  def split(count: int, seed: int) -> Iterator[dataset.Clip]:
+    rng = np.random.default_rng(seed)
+    for i in range(count):
+      noise = rng.normal((70, 180)[i % 2], 20, (8, 16, 16, 3))
+      frames = np.clip(noise, 0, 255).astype(np.uint8)
+      jpegs = [decode.encode_jpeg(frame) for frame in frames]
+      yield dataset.Clip(clip_id=f'{seed}-{i}', frames=jpegs, label=i % 2)
+
+  dataset.write(
+    folder,
+    name='levels',
+    class_names=CLASSES,
+    splits={'train': lambda: split(train, 0), 'test': lambda: split(9, 1)},
+    description='Clips that differ in brightness.',
+  )
+  return folder
+
+
+def clips(split: str, count: int) -> Iterator[dataset.Clip]:
+  """Clips that are dark, bright or fading, of people named after numbers."""
+  rng = np.random.default_rng(len(split))
+  levels = (np.full(8, 60), np.full(8, 190), np.linspace(190, 60, 8))
+  for i in range(count):
+    level = levels[i % 3][:, None, None, None]
+    video = np.clip(level + rng.normal(0, 20, (8, 16, 16, 3)), 0, 255)
+    yield dataset.Clip(
+      clip_id=f'{split}-{i}',
+      frames=[decode.encode_jpeg(f) for f in video.astype(np.uint8)],
+      label=i % 3,
+      subject=f'{split}{i // 3}',
+      fold=i // 3 % 3,
+    )
+
+
+def tiny(data: pathlib.Path, epochs: int = 4) -> config.Config:
+  """A run of three steps per epoch, with all that a state can hold."""
+  return config.Config(
+    model=config.ModelConfig(
+      dim=16,
+      depth=1,
+      heads=2,
+      frames=4,
+      image_size=16,
+      mira=MiraConfig(statistics='batch_ema'),
+      drop_path=0.2,
+    ),
+    data=config.DataConfig(dataset=str(data), batch_size=8, threads=2),
+    optim=config.OptimConfig(ema_decay=0.9),
+    train=config.TrainConfig(
+      epochs=epochs, log_every=1, save_every=4, eval_every=2
+    ),
+  )
+
+
+def log_row(
+  step: int,
+  loss: float,
+  verdict: int = guard.KEPT,
+  in_a_row: int = 0,
+  skipped: int = 0,
+) -> dict[str, jax.Array]:
+  """What a step tells the log."""
+  numbers = {'skipped': skipped, 'spikes': 0, 'in_a_row': in_a_row}
+  numbers |= {'last_good': step - in_a_row, 'verdict': verdict}
+  return {
+    'loss': jnp.float32(loss),
+    'grad_norm': jnp.float32(loss),
+    'learning_rate': jnp.float32(0.5),
+    **{name: jnp.int32(x) for name, x in numbers.items()},
+  }
+
+
+@contextlib.contextmanager
+def file_limit(size: int) -> Iterator[None]:
+  """No file may get longer, in bytes: a disk that is full, but for this."""
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+  try:
+    yield
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+FLAGS = (
+  '--config=configs/quickstart.py',
+  '--config.model.dim=16',
+  '--config.model.depth=1',
+  '--config.model.heads=2',
+  '--config.model.frames=4',
+  '--config.model.image_size=16',
+  '--config.model.drop_path=0.2',
+  '--config.model.mira.statistics=batch_ema',
+  '--config.optim.ema_decay=0.9',
+  '--config.data.batch_size=8',
+  '--config.data.threads=2',
+  '--config.train.log_every=1',
+  '--config.train.eval_every=0',
+)
+
+
+def xla_flags(devices: int) -> str:
+  """Those of the tests, and so many simulated devices."""
+  count = f'--xla_force_host_platform_device_count={devices}'
+  return f'{os.environ.get("XLA_FLAGS", "")} {count}'.strip()
+
+
+def command(
+  cache: pathlib.Path, script: str, *arguments: str, devices: int = 1
+) -> dict[str, Any]:
+  """A command line for `subprocess`, with a shared cache of programs."""
+  environment = os.environ | {
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': xla_flags(devices),
+    'JAX_COMPILATION_CACHE_DIR': str(cache),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'PYTHONPATH': str(ROOT),
+  }
+  return {
+    'args': [sys.executable, script, *arguments],
+    'env': environment,
+    'cwd': ROOT,
+    'text': True,
+  }
+
+
+def finish(call: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+  """Runs a command to its end."""
+  return subprocess.run(**call, capture_output=True, timeout=300)

@@ -1,0 +1,140 @@
+"""The Hopper kernels: results in the interpreter, and what they lower to."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.pallas.mosaic_gpu import barrier_arrive
+
+import plain_passes
+from aot import gpu
+from mira_jax.kernels import vjp
+from mira_jax.kernels.gpu import passes
+from mira_jax.kernels.gpu.sweep import Group, Tiles
+
+# A private part of jax, which may move.
+interpreter = pytest.importorskip(
+  'jax._src.pallas.mosaic_gpu.interpret.interpret_pallas_call',
+  reason='this jax has no interpreter of Mosaic GPU kernels',
+)
+params = pytest.importorskip('jax._src.pallas.mosaic_gpu.interpret.params')
+
+PASSES = passes.passes(interpret=True)
+SMALL = Tiles(64, 32, warpgroups=2, stages=2)
+
+
+@contextlib.contextmanager
+def interpreted():
+  """Runs kernels here, and fails if two threads race for memory."""
+  # The copy engine reads zeros beyond the end of an array.
+  options = params.InterpretGPUParams(
+    detect_races=True,
+    out_of_bounds_reads='uninitialized',
+    uninitialized_memory='zero',
+  )
+  try:
+    with params.force_gpu_interpret_mode(options):
+      yield
+    assert not interpreter.get_races().races_found, 'threads race'
+  finally:
+    interpreter.reset_gpu_interpret_mode_state()
+
+
+def draw(shape) -> gpu.Inputs:
+  rng = np.random.default_rng(0)
+  x = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), gpu.shapes(shape)
+  )
+  gain = jnp.exp(x.gain / 4)
+  _, lse = plain_passes.attend(x.q, x.k, x.v, None)
+  return x._replace(gain=gain, lse=lse, bias=x.bias / 2)
+
+
+def assert_near(ours, plain, narrow=4e-3, wide=1e-5):
+  """Every array in norm; limits for those in bfloat16 and in float32."""
+  ours, plain = jax.tree.leaves(ours), jax.tree.leaves(plain)
+  for one, other in zip(ours, plain, strict=True):
+    assert one.shape == other.shape
+    limit = narrow if one.dtype == jnp.bfloat16 else wide
+    one, other = (np.asarray(x, np.float64) for x in (one, other))
+    assert np.linalg.norm(one - other) < limit * np.linalg.norm(other)
+
+
+def wide(x: gpu.Inputs) -> gpu.Inputs:
+  return jax.tree.map(lambda x: x.astype(jnp.float32), x)
+
+
+def check_pass(case, shape):
+  """A pass on bfloat16, against the oracle on the same numbers in float32."""
+  run, x = gpu.CASES[case].run, draw(shape)
+  with interpreted():
+    ours = run(PASSES, x)
+  assert_near(ours, run(plain_passes.PASSES, wide(x)))
+
+
+@pytest.mark.parametrize(
+  'case', [x for x in gpu.CASES if x not in gpu.LESS_THAN_OTHERS]
+)
+def test_passes_agree_with_the_oracle(monkeypatch, case):
+  """Four ragged tiles through two places of a ring; 101 is padded to 104."""
+  monkeypatch.setattr(passes, 'tiles', lambda *_: SMALL)
+  check_pass(case, (1, 101, 1, 80))
+
+
+@pytest.mark.skipif(
+  jax.__version_info__ < (0, 11), reason='its detector knows no fences'
+)
+def test_a_missing_fence_is_a_race(monkeypatch):
+  monkeypatch.setattr(
+    Group, 'release', lambda self, i: barrier_arrive(self.free.at[self.slot(i)])
+  )
+  monkeypatch.setattr(passes, 'tiles', lambda *_: SMALL)
+  with pytest.raises(AssertionError, match='race'):
+    check_pass('attend', (1, 104, 1, 16))
+
+
+def test_clips_heads_and_blocks_are_told_apart():
+  check_pass('attend', (2, 136, 2, 16))
+
+
+@pytest.mark.parametrize('name', gpu.OPERATIONS)
+def test_operations_and_gradients(name):
+  """With three warpgroups."""
+  x = draw((1, 160, 1, 64))
+  with interpreted():
+    ours = gpu.both(vjp.operations(PASSES), name, x)
+  plain = gpu.both(vjp.operations(plain_passes.PASSES), name, wide(x))
+  # Sums over a row's gradient start from an output rounded to bfloat16.
+  assert_near(ours, plain, narrow=5e-3, wide=1e-3)
+
+
+@pytest.mark.parametrize('shape', [*gpu.SHAPES.values(), (2, 393, 12, 64)])
+def test_every_pass_lowers_to_kernels(shape):
+  for name, (run, kernels) in gpu.CASES.items():
+    run = jax.jit(functools.partial(run, passes.PASSES))
+    lowered = run.trace(gpu.shapes(shape)).lower(lowering_platforms=('cuda',))
+    text = lowered.as_text()
+    assert text.count('custom_call @mosaic_gpu') == kernels, name
+
+
+@pytest.mark.parametrize(
+  ('shape', 'dtype', 'word'),
+  [
+    ((2, 1568, 12, 64), jnp.float32, 'float32'),
+    ((2, 1568, 12, 72), jnp.bfloat16, '72'),
+    ((2, 1568, 12, 144), jnp.bfloat16, '144'),
+    ((65536, 160, 12, 64), jnp.bfloat16, '65536'),
+  ],
+)
+def test_refusals_say_why(shape, dtype, word):
+  assert word in passes.refusal(shape, dtype)
+
+
+@pytest.mark.parametrize('shape', gpu.SHAPES.values(), ids=gpu.SHAPES)
+def test_serves_what_models_ask_for(shape):
+  assert passes.refusal(shape, jnp.bfloat16) is None

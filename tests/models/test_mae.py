@@ -1,0 +1,336 @@
+"""Masked pre-training: printed numbers, masks, targets, order of tokens."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mira_jax.augment.transforms import MEAN, STD
+from mira_jax.mira import MiraConfig
+from mira_jax.models.mae import (
+  MaskedAutoencoder,
+  reconstruction_loss,
+  split_tokens,
+  take_tokens,
+  tube_mask,
+  tubelet_targets,
+)
+from mira_jax.models.variants import BLOCKS
+from mira_jax.models.vivit import SIZES
+from mira_jax.weights import torch_names
+from oracle import formula_state, formula_video
+
+TINY = {
+  'dim': 32,
+  'depth': 2,
+  'heads': 2,
+  'decoder_dim': 16,
+  'decoder_depth': 1,
+  'decoder_heads': 2,
+}
+# Two of the four places of a slot are hidden, in all eight slots.
+MASK = np.tile(np.array([False, True, True, False]), (2, 8))
+HIDDEN = 16
+
+
+def shapes_of(model, size=32, num_masked=HIDDEN):
+  tokens = 8 * (size // model.patch) ** 2
+  return jax.eval_shape(
+    functools.partial(model.init, num_masked=num_masked),
+    jax.random.key(0),
+    jax.ShapeDtypeStruct((1, 16, size, size, 3), jnp.float32),
+    jax.ShapeDtypeStruct((1, tokens), jnp.bool_),
+  )
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def by_formula(model):
+  """Variables of the autoencoder, filled by the published formula."""
+  template = shapes_of(model)
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape), template)
+  names = torch_names.to_torch(zeros, torch_names.AUTOENCODER)
+  state = formula_state({name: x.shape for name, x in names.items()})
+  state |= {
+    name: np.full(x.shape, 1 / x.size)
+    for name, x in names.items()
+    if name.endswith('c_buf')
+  }
+  return torch_names.from_torch(state, template, torch_names.AUTOENCODER)
+
+
+# Of the decoder width, heads and depth; then parameters in all, in the encoder
+# and in the decoder, as the reference has them.
+@pytest.mark.parametrize(
+  ('size', 'decoder', 'total', 'encoder', 'decoder_total'),
+  [
+    ('S', (192, 3, 4), 24_029_376, 21_879_936, 2_075_520),
+    ('B', (384, 6, 4), 94_210_944, 86_227_200, 7_688_448),
+    ('L', (512, 8, 12), 342_996_992, 303_860_736, 38_611_456),
+    ('H', (640, 8, 12), 692_487_296, 631_607_040, 60_060_416),
+  ],
+)
+def test_parameter_counts(size, decoder, total, encoder, decoder_total):
+  width, heads, depth = decoder
+  model = MaskedAutoencoder(
+    **SIZES[size],
+    decoder_dim=width,
+    decoder_depth=depth,
+    decoder_heads=heads,
+    mira=MiraConfig(statistics='batch_ema'),
+  )
+  variables = shapes_of(model, 224, 1408)
+  params = variables['params']
+  assert count(params) == total
+  parts = ('embed', 'encoder', 'norm')
+  assert sum(count(params[name]) for name in parts) == encoder
+  parts = ('decoder', 'decoder_norm', 'decoder_head')
+  assert sum(count(params[name]) for name in parts) == decoder_total
+  # MiRA sits in the encoder alone.
+  assert variables['mira'].keys() == {'encoder'}
+  assert len(variables['mira']['encoder']) == SIZES[size]['depth']
+
+
+def targets_of(video):
+  """Targets of a video that is already normalised."""
+  return tubelet_targets(
+    video * np.array(STD) + np.array(MEAN), tubelet=2, patch=16
+  )
+
+
+PRINTED = [
+  (None, 1.037515124, [0.342846240, 0.345458247, 0.302650074], None),
+  (
+    'exact',
+    1.037517405,
+    [0.342809214, 0.345402848, 0.302583530],
+    [
+      0.12364704,
+      0.12645487,
+      0.12687055,
+      0.12515164,
+      0.12672853,
+      0.12336205,
+      0.12260252,
+      0.12518280,
+    ],
+  ),
+  (
+    'flashlite',
+    1.037517042,
+    [0.342733102, 0.345303916, 0.302474684],
+    [
+      0.11841805,
+      0.11583536,
+      0.11701588,
+      0.12514999,
+      0.12744216,
+      0.12629669,
+      0.13695992,
+      0.13288195,
+    ],
+  ),
+]
+
+
+@pytest.mark.parametrize(('mode', 'loss', 'first', 'average'), PRINTED)
+def test_pretraining_gives_the_printed_numbers(x64, mode, loss, first, average):
+  mira = mode and MiraConfig(mode=mode, statistics='batch_ema')
+  model = MaskedAutoencoder(**TINY, mira=mira, dtype=jnp.float64)
+  video = formula_video(2, 16, 32)
+  run = jax.jit(
+    functools.partial(
+      model.apply, num_masked=HIDDEN, train=True, mutable=['mira']
+    )
+  )
+  prediction, updates = run(by_formula(model), video, MASK)
+  assert prediction.shape == (2, 16, 1536)
+  np.testing.assert_allclose(prediction[0, 0, :3], first, rtol=0, atol=1e-9)
+  value = reconstruction_loss(prediction, targets_of(video), MASK)
+  np.testing.assert_allclose(value, loss, rtol=0, atol=1e-9)
+  if average is None:
+    assert not updates
+  else:
+    got = updates['mira']['encoder']['block_0']['attn']['confidence']
+    np.testing.assert_allclose(got, average, rtol=0, atol=1e-8)
+
+
+def test_targets_are_the_printed_ones(x64):
+  targets = targets_of(formula_video(2, 16, 32))
+  _, masked = split_tokens(jnp.asarray(MASK), HIDDEN)
+  labels = take_tokens(targets, masked)
+  np.testing.assert_allclose(
+    labels[0, 0, :3],
+    [-0.505628292, -1.411116019, -0.534534850],
+    rtol=0,
+    atol=1e-9,
+  )
+
+
+def test_targets_have_mean_zero_and_deviation_one_per_channel(x64):
+  video = np.random.default_rng(0).uniform(size=(2, 4, 8, 8, 3))
+  targets = tubelet_targets(video, tubelet=2, patch=4)
+  assert targets.shape == (2, 8, 96)
+  pixels = targets.reshape(2, 8, 32, 3)
+  np.testing.assert_allclose(pixels.mean(2), 0, atol=1e-13)
+  np.testing.assert_allclose(pixels.std(2, ddof=1), 1, rtol=1e-4)
+
+
+def test_targets_without_normalisation_are_the_pixels():
+  video = np.random.default_rng(0).uniform(size=(1, 4, 8, 8, 3))
+  targets = tubelet_targets(video, tubelet=2, patch=4, normalise=False)
+  # Token (1, 0, 1): frames 2 and 3, rows 0 to 3, columns 4 to 7.
+  np.testing.assert_array_equal(
+    targets[0, 5].reshape(2, 4, 4, 3), video[0, 2:, :4, 4:]
+  )
+
+
+def test_flat_tubelets_have_finite_targets():
+  targets = tubelet_targets(jnp.full((1, 2, 4, 4, 3), 0.5), tubelet=2, patch=4)
+  np.testing.assert_array_equal(targets, 0)
+
+
+# Masks.
+
+
+def test_tube_mask_hides_the_same_places_in_every_slot():
+  mask = tube_mask(jax.random.key(0), 5, 8, 196, 0.9)
+  assert mask.shape == (5, 1568)
+  assert mask.dtype == jnp.bool_
+  slots = np.asarray(mask).reshape(5, 8, 196)
+  np.testing.assert_array_equal(slots.sum(2), 176)
+  np.testing.assert_array_equal(slots, slots[:, :1].repeat(8, axis=1))
+  assert len({slot.tobytes() for slot in slots[:, 0]}) == 5
+
+
+def test_tube_mask_follows_the_key():
+  one, same, other = (
+    tube_mask(jax.random.key(i), 2, 2, 50, 0.5) for i in (1, 1, 2)
+  )
+  np.testing.assert_array_equal(one, same)
+  assert (one != other).any()
+
+
+def test_tube_mask_hides_every_place_equally_often():
+  mask = tube_mask(jax.random.key(0), 4000, 1, 10, 0.3)
+  # 4000 draws of 0.3 have a standard deviation of 0.0072.
+  np.testing.assert_allclose(mask.mean(0), 0.3, atol=0.036)
+
+
+@pytest.mark.parametrize('ratio', [0.0, 1.0])
+def test_tube_mask_at_its_ends(ratio):
+  mask = tube_mask(jax.random.key(0), 1, 2, 4, ratio)
+  assert (mask == bool(ratio)).all()
+
+
+# Order of tokens.
+
+
+def test_tokens_keep_their_order_on_both_sides():
+  mask = jnp.array([[False, True, False, True], [True, True, False, False]])
+  visible, masked = split_tokens(mask, 2)
+  np.testing.assert_array_equal(visible, [[0, 2], [2, 3]])
+  np.testing.assert_array_equal(masked, [[1, 3], [0, 1]])
+
+
+def test_take_tokens_repeats_a_shared_table():
+  table = jnp.arange(6.0).reshape(1, 3, 2)
+  got = take_tokens(table, jnp.array([[2, 0], [1, 1]]))
+  np.testing.assert_array_equal(got, [[[4, 5], [0, 1]], [[2, 3], [2, 3]]])
+
+
+def test_loss_by_hand():
+  mask = jnp.array([[True, False, True]])
+  targets = jnp.array([[[1.0], [100.0], [3.0]]])
+  prediction = jnp.array([[[0.0], [5.0]]])
+  # Tokens 0 and 2: errors 1 and 2.
+  assert reconstruction_loss(prediction, targets, mask) == 2.5
+
+
+def model_and_inputs(**options):
+  model = MaskedAutoencoder(**TINY, **options)
+  video = jnp.asarray(formula_video(2, 16, 32), jnp.float32)
+  init = jax.jit(functools.partial(model.init, num_masked=HIDDEN))
+  return model, init(jax.random.key(0), video, MASK), video
+
+
+def test_hidden_pixels_cannot_be_seen():
+  model, variables, video = model_and_inputs(
+    mira=MiraConfig(statistics='batch_ema')
+  )
+  run = jax.jit(functools.partial(model.apply, num_masked=HIDDEN))
+  # Place 1 of the 2 x 2 places is hidden, place 0 is not.
+  hidden = video.at[:, :, :16, 16:].set(7.0)
+  shown = video.at[:, :, :16, :16].set(7.0)
+  before = run(variables, video, MASK)
+  np.testing.assert_array_equal(run(variables, hidden, MASK), before)
+  assert np.abs(run(variables, shown, MASK) - before).max() > 1e-4
+
+
+def test_frames_of_mira_are_the_slots_of_visible_tokens():
+  model, variables, video = model_and_inputs(mira=MiraConfig())
+  run = jax.jit(functools.partial(model.apply, num_masked=HIDDEN, record=True))
+  prediction, records = run(variables, video, MASK)
+  assert prediction.shape == (2, 16, 1536)
+  assert len(records) == 2
+  assert records[0]['gain'].shape == (2, 8)
+  # Two visible tokens in each of the eight slots.
+  assert records[0]['before'].shape == (2, 16)
+  share = records[0]['before'].reshape(2, 8, 2).sum(2)
+  np.testing.assert_allclose(records[0]['confidence'], share, rtol=1e-5)
+
+
+def test_mask_token_starts_within_its_bounds():
+  token = model_and_inputs()[1]['params']['mask_token']
+  assert np.abs(token).max() <= 0.02
+  assert np.unique(token).size == 16
+
+
+def test_a_video_of_another_size_is_named():
+  with pytest.raises(ValueError, match=r'\(16, 30, 32\).*multiple of'):
+    tubelet_targets(jnp.zeros((1, 16, 30, 32, 3)), tubelet=2, patch=16)
+  with pytest.raises(ValueError, match=r'\(16, 30, 30\).*multiple of'):
+    shapes_of(MaskedAutoencoder(**TINY), size=30)
+
+
+@pytest.mark.parametrize('mode', [None, 'exact'])
+@pytest.mark.parametrize('variant', [n for n in BLOCKS if n != 'joint'])
+def test_variants_are_pretrained_too(variant, mode):
+  model = MaskedAutoencoder(
+    **TINY,
+    variant=variant,
+    mira=mode and MiraConfig(mode=mode, statistics='batch_ema'),
+  )
+  video = formula_video(2, 16, 32).astype(np.float32)
+  init = jax.jit(functools.partial(model.init, num_masked=HIDDEN))
+  variables = init(jax.random.key(0), video, MASK)
+
+  def loss(params):
+    prediction, updates = model.apply(
+      variables | {'params': params},
+      video,
+      MASK,
+      num_masked=HIDDEN,
+      train=True,
+      mutable=['mira'],
+    )
+    return reconstruction_loss(prediction, targets_of(video), MASK), updates
+
+  step = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (_, updates), grads = step(variables['params'])
+  assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads['encoder']))
+  moved = jax.tree.leaves(updates)
+  assert len(moved) == (2 if mode else 0)
+  assert all((x != 1 / 8).any() for x in moved)
+
+
+def test_two_encoders_are_not_pretrained():
+  model = MaskedAutoencoder(**TINY, variant='factorised_encoder')
+  with pytest.raises(ValueError, match='factorised_encoder'):
+    shapes_of(model)

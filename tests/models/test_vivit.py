@@ -1,0 +1,577 @@
+"""The video transformer: sizes, printed numbers, and what must not matter."""
+
+from __future__ import annotations
+
+import functools
+
+import flax.traverse_util as traverse
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from mira_jax.mira import MiraConfig
+from mira_jax.models.encoder import Block, Encoder
+from mira_jax.models.layers import resize_positions, sinusoid
+from mira_jax.models.vivit import SIZES, ViViT
+from mira_jax.weights import torch_names
+from oracle import formula_state, formula_video
+
+TINY = {
+  'dim': 32,
+  'depth': 2,
+  'heads': 2,
+  'num_classes': 7,
+  'frames': 8,
+  'image_size': 32,
+}
+
+
+def shapes_of(model):
+  """Shapes of the variables, without making any array."""
+  side = model.image_size
+  video = jax.ShapeDtypeStruct((1, model.frames, side, side, 3), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), video)
+
+
+def count(tree):
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def by_formula(model, dtype=np.float64):
+  """Variables of the classifier, filled by the published formula."""
+  template = shapes_of(model)
+  zeros = jax.tree.map(lambda x: np.zeros(x.shape, dtype), template)
+  names = torch_names.to_torch(zeros, torch_names.CLASSIFIER)
+  state = formula_state({name: x.shape for name, x in names.items()})
+  state |= {
+    name: np.full(x.shape, 1 / x.size)
+    for name, x in names.items()
+    if name.endswith('c_buf')
+  }
+  variables = torch_names.from_torch(state, template, torch_names.CLASSIFIER)
+  return jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
+
+
+def stack_blocks(tree):
+  """encoder/block_i/... as encoder/blocks/... with a leading depth axis."""
+  encoder = dict(tree['encoder'])
+  blocks = [encoder.pop(f'block_{i}') for i in range(len(encoder))]
+  stacked = jax.tree.map(lambda *x: np.stack(x), *blocks)
+  return {**tree, 'encoder': {**encoder, 'blocks': stacked}}
+
+
+def largest_difference(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  return max(
+    float(np.abs(np.asarray(x) - np.asarray(y)).max())
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )
+
+
+# Sizes.
+
+
+@pytest.mark.parametrize(
+  ('size', 'seven', 'eleven'),
+  [
+    ('S', 21_882_631, 21_884_171),
+    ('B', 86_232_583, 86_235_659),
+    ('L', 303_867_911, 303_872_011),
+    ('H', 631_616_007, 631_621_131),
+  ],
+)
+def test_parameter_counts(size, seven, eleven):
+  plain = shapes_of(ViViT(**SIZES[size], num_classes=7))
+  mira = shapes_of(ViViT(**SIZES[size], num_classes=11, mira=MiraConfig()))
+  assert plain.keys() == {'params'}
+  assert count(plain) == seven
+  assert count(mira['params']) == eleven
+  depth = SIZES[size]['depth']
+  assert [x.shape for x in jax.tree.leaves(mira['mira'])] == [(8,)] * depth
+
+
+@pytest.mark.parametrize('mode', ['exact', 'flashlite'])
+def test_mira_adds_no_parameter(mode):
+  plain = shapes_of(ViViT(**TINY))
+  mira = shapes_of(ViViT(**TINY, mira=MiraConfig(mode=mode)))
+  assert mira['params'] == plain['params']
+  assert mira['params']['encoder']['block_0']['attn'].keys() == {
+    'q_bias',
+    'v_bias',
+    'qkv',
+    'proj',
+  }
+
+
+def test_variables_of_the_plain_model_serve_mira():
+  plain, mira = ViViT(**TINY), ViViT(**TINY, mira=MiraConfig())
+  variables = by_formula(plain, np.float32)
+  video = jnp.asarray(formula_video(1, 8, 32), jnp.float32)
+  logits = jax.jit(mira.apply)(variables, video)
+  with_buffers = jax.jit(mira.apply)(by_formula(mira, np.float32), video)
+  np.testing.assert_array_equal(logits, with_buffers)
+
+
+def test_options_add_only_their_own_parameters():
+  def names(**options):
+    params = shapes_of(ViViT(**TINY, **options))['params']
+    return set(traverse.flatten_dict(params, sep='/'))
+
+  plain = names()
+  assert names(pool='cls') - plain == {'cls'}
+  assert names(positions='learned') - plain == {'positions'}
+  assert names(layer_scale=0.1) - plain == {
+    f'encoder/block_{i}/scale{j}' for i in (0, 1) for j in (1, 2)
+  }
+  assert names(mlp_ratio=2.0) == plain
+  no_head = shapes_of(ViViT(**TINY | {'num_classes': 0}))['params']
+  assert 'head' not in no_head
+
+
+# Positions.
+
+
+@pytest.mark.parametrize(
+  ('dim', 'total'),
+  [
+    (768, 245744.989567),
+    (384, 122425.857873),
+    (1024, 327909.206615),
+    (512, 163460.932658),
+    (1280, 410130.259973),
+    (640, 204714.511272),
+  ],
+)
+def test_position_table_sums(dim, total):
+  table = sinusoid(1568, dim)
+  assert table.dtype == np.float32
+  np.testing.assert_allclose(
+    table.astype(np.float64).sum(), total, rtol=0, atol=6e-7
+  )
+
+
+def test_position_table_entries():
+  table = sinusoid(1568, 768)
+  first = [0.84147096, 0.54030228, 0.82843077, 0.56009150]
+  last = [0.60894841, -0.79320985, 0.09323163, -0.99564445]
+  np.testing.assert_allclose(table[1, :4], first, atol=6e-9)
+  np.testing.assert_allclose(table[1567, :4], last, atol=6e-9)
+  np.testing.assert_allclose(
+    table[1567, -2:], [0.15981568, 0.98714685], atol=6e-9
+  )
+
+
+def test_resizing_positions_keeps_what_it_must():
+  table = jnp.asarray(sinusoid(4 * 2 * 3, 5))
+  assert resize_positions(table, (4, 2, 3), (4, 2, 3)) is table
+  assert resize_positions(table, (4, 2, 3), (8, 5, 6)).shape == (240, 5)
+  constant = resize_positions(jnp.ones((24, 5)), (4, 2, 3), (8, 5, 6))
+  np.testing.assert_allclose(constant, 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize('positions', ['sinusoidal', 'learned'])
+def test_other_sizes_need_interpolation_asked_for(positions):
+  model = ViViT(**TINY, positions=positions, mira=MiraConfig())
+  video = jnp.zeros((1, 8, 32, 32, 3))
+  variables = jax.jit(model.init)(jax.random.key(0), video)
+  larger = jnp.zeros((1, 12, 48, 64, 3))
+  with pytest.raises(ValueError, match=r'\(6, 3, 4\).*\(4, 2, 2\)') as error:
+    model.apply(variables, larger)
+  assert 'interpolate_positions=True' in str(error.value)
+  run = functools.partial(model.apply, record=True, interpolate_positions=True)
+  logits, records = jax.jit(run)(variables, larger)
+  assert logits.shape == (1, 7)
+  assert np.isfinite(logits).all()
+  assert records[0]['gain'].shape == (1, 6)
+
+
+# Printed numbers.
+
+LOGITS = [
+  (
+    None,
+    None,
+    [
+      -0.595466621,
+      -0.596342918,
+      -0.2997024,
+      0.131643895,
+      0.469128101,
+      0.535275061,
+      0.2942572,
+    ],
+    -0.530463435,
+  ),
+  (
+    'exact',
+    None,
+    [
+      -0.595587806,
+      -0.598187634,
+      -0.302339396,
+      0.129545828,
+      0.468628111,
+      0.536625552,
+      0.296776417,
+    ],
+    -0.530367217,
+  ),
+  (
+    'flashlite',
+    None,
+    [
+      -0.595917641,
+      -0.597033565,
+      -0.30028402,
+      0.131464915,
+      0.469442114,
+      0.535923546,
+      0.29491279,
+    ],
+    -0.530631263,
+  ),
+  (
+    'flashlite',
+    1,
+    [
+      -0.595712784,
+      -0.596680854,
+      -0.299961512,
+      0.131594413,
+      0.469313228,
+      0.535601341,
+      0.294559921,
+    ],
+    -0.530496831,
+  ),
+]
+
+
+@pytest.mark.parametrize(('mode', 'last', 'first', 'second'), LOGITS)
+def test_logits_are_the_printed_ones(x64, mode, last, first, second):
+  model = ViViT(
+    **TINY,
+    mira=mode and MiraConfig(mode=mode),
+    mira_last_blocks=last,
+    dtype=jnp.float64,
+  )
+  logits = jax.jit(model.apply)(by_formula(model), formula_video(2, 8, 32))
+  assert logits.dtype == jnp.float64
+  np.testing.assert_allclose(logits[0], first, rtol=0, atol=1e-8)
+  np.testing.assert_allclose(logits[1, 0], second, rtol=0, atol=1e-8)
+
+
+# What must not matter.
+
+
+def step(model, variables, video, key=None):
+  """Loss, updates and gradients of one training step."""
+
+  def loss(params):
+    logits, updates = model.apply(
+      variables | {'params': params},
+      video,
+      train=True,
+      mutable=['mira'],
+      rngs={} if key is None else {'dropout': key},
+    )
+    return jnp.sin(3 * logits).sum(), updates
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
+
+
+TRAINED = {**TINY, 'mira': MiraConfig(statistics='batch_ema')}
+
+
+def test_scan_is_the_unrolled_loop(x64):
+  unrolled = ViViT(**TRAINED, dtype=jnp.float64)
+  scanned = ViViT(**TRAINED, scan=True, dtype=jnp.float64)
+  variables, video = by_formula(unrolled), formula_video(2, 8, 32)
+  stacked = {name: stack_blocks(tree) for name, tree in variables.items()}
+  assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
+    lambda x: x.shape, shapes_of(scanned)
+  )
+  (value, updates), gradients = step(unrolled, variables, video)
+  (other, scanned_updates), scanned_gradients = step(scanned, stacked, video)
+  np.testing.assert_allclose(other, value, rtol=1e-12)
+  assert largest_difference(scanned_gradients, stack_blocks(gradients)) < 1e-11
+  moved = stack_blocks(updates['mira'])
+  assert largest_difference(scanned_updates['mira'], moved) < 1e-14
+
+
+@pytest.mark.parametrize(
+  ('scan', 'policy'),
+  [(False, 'attention'), (True, 'attention'), (True, 'full'), (True, 'linear')],
+)
+def test_remat_changes_no_number_and_moves_the_average_once(x64, scan, policy):
+  plain = ViViT(**TRAINED, scan=scan, drop_path=0.5, dtype=jnp.float64)
+  remat = plain.clone(remat=policy)
+  variables = by_formula(ViViT(**TRAINED))  # in float64, by its default
+  if scan:
+    variables = {name: stack_blocks(x) for name, x in variables.items()}
+  video, key = formula_video(2, 8, 32), jax.random.key(3)
+  (value, updates), gradients = step(plain, variables, video, key)
+  (other, again), recomputed = step(remat, variables, video, key)
+  np.testing.assert_allclose(other, value, rtol=1e-12)
+  assert largest_difference(recomputed, gradients) < 1e-11
+  assert largest_difference(again, updates) < 1e-15
+  assert largest_difference(again['mira'], variables['mira']) > 1e-6
+
+
+@pytest.mark.parametrize('mira', [None, MiraConfig()], ids=['plain', 'exact'])
+@pytest.mark.parametrize('scan', [False, True])
+def test_remat_computes_no_attention_twice(scan, mira):
+  tokens = jnp.ones((1, 16, 8))
+
+  def exponentials(remat: str | None) -> int:
+    model = Encoder(
+      depth=2,
+      heads=2,
+      num_frames=4,
+      mira=mira,
+      attention='streaming',
+      remat=remat,
+      scan=scan,
+    )
+    variables = model.init(jax.random.key(0), tokens)
+
+    def loss(params):
+      return model.apply(variables | {'params': params}, tokens)[0].sum()
+
+    # Only softmaxes have any.
+    jaxpr = jax.make_jaxpr(jax.grad(loss))(variables['params'])
+    return str(jaxpr).count('= exp ')
+
+  assert exponentials('attention') == exponentials(None) > 0
+  assert exponentials('linear') == exponentials(None)
+  assert exponentials('full') > exponentials(None)
+
+
+def test_average_moves_one_step_towards_the_batch(x64):
+  model = ViViT(**TRAINED, dtype=jnp.float64)
+  variables, video = by_formula(model), formula_video(2, 8, 32)
+  _, records = jax.jit(functools.partial(model.apply, record=True))(
+    variables, video
+  )
+  (_, updates), _ = step(model, variables, video)
+  # In evaluation the confidence on record is the batch mean, and what enters
+  # the first block is the same in training.
+  got = updates['mira']['encoder']['block_0']['attn']['confidence']
+  want = 0.9 * 0.25 + 0.1 * records[0]['confidence'][0]
+  np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+# Options.
+
+
+def test_cls_pooling_reads_the_first_token():
+  model = ViViT(**TINY, pool='cls', mira=MiraConfig(), head_scale=50.0)
+  video = jnp.asarray(formula_video(2, 8, 32), jnp.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), video)
+  run = jax.jit(functools.partial(model.apply, record=True))
+  logits, records = run(variables, video)
+  length = 1 + 4 * 4
+  assert logits.shape == (2, 7)
+  assert records[0]['output'].shape == (2, length, 32)
+  assert records[0]['gain'].shape == (2, 4)
+  assert records[0]['after'].shape == (2, length)
+  np.testing.assert_allclose(records[0]['confidence'].sum(-1), 1, rtol=1e-6)
+  x = records[-1]['output'][:, 0]
+  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  want = x @ variables['params']['head']['kernel']
+  np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
+
+
+def test_learned_positions_reach_the_output():
+  model = ViViT(**TINY, positions='learned', head_scale=50.0)
+  video = jnp.asarray(formula_video(1, 8, 32), jnp.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), video)
+  run = jax.jit(model.apply)
+  before = run(variables, video)
+  params = variables['params'] | {
+    'positions': variables['params']['positions'] + jnp.arange(32.0)
+  }
+  assert np.abs(run({'params': params}, video) - before).max() > 1e-3
+
+
+def test_no_classes_returns_features():
+  model = ViViT(**TINY | {'num_classes': 0})
+  video = jnp.asarray(formula_video(2, 8, 32), jnp.float32)
+  features, _ = jax.jit(model.init_with_output)(jax.random.key(0), video)
+  assert features.shape == (2, 32)
+  # The final LayerNorm starts at scale 1 and shift 0.
+  np.testing.assert_allclose(features.mean(-1), 0, atol=1e-5)
+  np.testing.assert_allclose(features.std(-1), 1, rtol=1e-2)
+
+
+def test_layer_scale_zero_silences_the_blocks():
+  model = ViViT(**TINY, layer_scale=0.0)
+  video = jnp.asarray(formula_video(1, 8, 32), jnp.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), video)
+  run = jax.jit(functools.partial(model.apply, record=True))
+  _, records = run(variables, video)
+  np.testing.assert_array_equal(records[0]['output'], records[1]['output'])
+  ones = model.clone(layer_scale=1.0)
+  bare = model.clone(layer_scale=None)
+  with_ones = jax.jit(ones.init)(jax.random.key(0), video)
+  params = traverse.flatten_dict(with_ones['params'])
+  params = {k: x for k, x in params.items() if not k[-1].startswith('scale1')}
+  params = {k: x for k, x in params.items() if not k[-1].startswith('scale2')}
+  without = {'params': traverse.unflatten_dict(params)}
+  np.testing.assert_array_equal(
+    jax.jit(ones.apply)(with_ones, video), jax.jit(bare.apply)(without, video)
+  )
+
+
+def test_drop_path_loses_whole_branches_and_keeps_the_mean():
+  block = Block(heads=2, num_frames=2, train=True, drop_path=True)
+  x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 8)), jnp.float32)
+  clips = jnp.broadcast_to(x, (4096, 6, 8))
+  params = block.init(jax.random.key(0), x, 0.0)['params']
+  # Only the branch of the MLP is left: the other projects to zero.
+  params['attn']['proj'] = jax.tree.map(jnp.zeros_like, params['attn']['proj'])
+  run = jax.jit(
+    lambda rate, key: (
+      block.apply({'params': params}, clips, rate, rngs={'dropout': key})[0]
+      - clips
+    )
+  )
+  whole = run(0.0, jax.random.key(1))
+  dropped = run(0.25, jax.random.key(1))
+  lost = np.asarray(jnp.all(dropped == 0, axis=(1, 2)))
+  # 4096 draws of 0.25 have a standard deviation of 0.0068.
+  assert abs(lost.mean() - 0.25) < 0.035
+  np.testing.assert_allclose(
+    dropped[~lost], whole[~lost] / 0.75, rtol=1e-3, atol=1e-5
+  )
+
+
+def test_drop_path_rises_linearly_to_the_last_block():
+  rates = []
+
+  def spy(call, args, options, context):
+    if isinstance(context.module, Block) and context.method_name == '__call__':
+      rates.append(float(args[1]))
+    return call(*args, **options)
+
+  model = ViViT(**TINY | {'depth': 5}, drop_path=0.1)
+  video = jnp.zeros((1, 8, 32, 32, 3))
+  with nn.intercept_methods(spy):
+    model.init(jax.random.key(0), video)
+  np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0.075, 0.1], rtol=1e-6)
+
+
+def test_drop_path_follows_the_key_and_is_off_in_evaluation():
+  model = ViViT(**TINY, drop_path=0.9, head_scale=50.0)
+  video = jnp.asarray(formula_video(8, 8, 32), jnp.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), video)
+
+  @jax.jit
+  def train(key):
+    return model.apply(variables, video, train=True, rngs={'dropout': key})
+
+  one, same, other = (train(jax.random.key(i)) for i in (1, 1, 2))
+  np.testing.assert_array_equal(one, same)
+  assert np.abs(one - other).max() > 1e-3
+  np.testing.assert_array_equal(
+    jax.jit(model.apply)(variables, video),
+    jax.jit(model.clone(drop_path=0.0).apply)(variables, video),
+  )
+
+
+@pytest.mark.parametrize('mode', [None, 'exact', 'flashlite'])
+def test_bfloat16_stays_near_float32(mode):
+  mira = mode and MiraConfig(mode=mode)
+  single = ViViT(**TINY, mira=mira)
+  half = single.clone(dtype=jnp.bfloat16)
+  variables = by_formula(single, np.float32)
+  video = jnp.asarray(formula_video(2, 8, 32), jnp.float32)
+  want = jax.jit(single.apply)(variables, video)
+  got = jax.jit(half.apply)(variables, video)
+  assert got.dtype == jnp.float32
+  assert {x.dtype for x in jax.tree.leaves(shapes_of(half))} == {
+    jnp.dtype('float32')
+  }
+  assert 0 < np.abs(got - want).max() < 0.03 * np.abs(want).max()
+
+
+# Records.
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_records_have_their_names_and_shapes(scan):
+  model = ViViT(**TINY, mira=MiraConfig(mode='flashlite'), scan=scan)
+  video = jnp.asarray(formula_video(3, 8, 32), jnp.float32)
+  variables = jax.jit(model.init)(jax.random.key(0), video)
+  run = jax.jit(functools.partial(model.apply, record=True))
+  logits, records = run(variables, video)
+  np.testing.assert_allclose(
+    logits, jax.jit(model.apply)(variables, video), atol=1e-6
+  )
+  frames = ('gain', 'prior', 'score', 'confidence', 'concentration')
+  assert len(records) == 2
+  for record in records:
+    assert {name: x.shape for name, x in record.items()} == {
+      'attention_before': (3, 2, 16, 16),
+      'attention_after': (3, 2, 16, 16),
+      'before': (3, 16),
+      'after': (3, 16),
+      'output': (3, 16, 32),
+    } | dict.fromkeys(frames, (3, 4))
+    np.testing.assert_allclose(record['after'].sum(-1), 1, rtol=1e-5)
+    assert np.abs(record['after'] - record['before']).max() > 1e-5
+
+
+def test_records_lack_gains_where_mira_is_not():
+  model = ViViT(**TINY, mira=MiraConfig(), mira_last_blocks=1)
+  variables = shapes_of(model)
+  assert variables['mira']['encoder'].keys() == {'block_1'}
+  _, (first, second) = jax.eval_shape(
+    functools.partial(model.apply, record=True),
+    variables,
+    jnp.zeros((1, 8, 32, 32, 3)),
+  )
+  assert 'gain' not in first
+  assert second['gain'].shape == (1, 4)
+
+
+# Errors.
+
+
+@pytest.mark.parametrize(
+  ('shape', 'words'),
+  [
+    ((8, 32, 32, 3), r'\(8, 32, 32, 3\)'),
+    ((1, 8, 32, 32, 1), r'\(1, 8, 32, 32, 1\)'),
+    ((1, 7, 32, 32, 3), r'\(7, 32, 32\).*\(2, 16, 16\)'),
+    ((1, 8, 30, 32, 3), r'\(8, 30, 32\).*\(2, 16, 16\)'),
+    ((1, 8, 64, 64, 3), r'\(4, 4, 4\).*\(4, 2, 2\)'),
+  ],
+)
+def test_errors_name_the_shape_of_the_video(shape, words):
+  model = ViViT(**TINY)
+  with pytest.raises(ValueError, match=words):
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_scan_with_mira_in_some_blocks_is_an_error():
+  model = ViViT(**TINY, mira=MiraConfig(), mira_last_blocks=1, scan=True)
+  with pytest.raises(ValueError, match='last 1 of 2'):
+    shapes_of(model)
+
+
+def test_heads_that_do_not_divide_the_width_are_an_error():
+  model = ViViT(**TINY | {'heads': 5})
+  with pytest.raises(ValueError, match=r'32.*5|5.*32'):
+    shapes_of(model)
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'), [('pool', 'max'), ('positions', 'fixed')]
+)
+def test_unknown_options_are_an_error(field, value):
+  model = ViViT(**TINY, **{field: value})
+  with pytest.raises(ValueError, match=value):
+    shapes_of(model)

@@ -1,0 +1,253 @@
+"""The reference's own numbers, through this package."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+import oracle
+from mira_jax.cli import main as cli
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.kernels import dispatch, vjp
+from mira_jax.kernels.tpu import passes
+from mira_jax.parity import golden
+
+DIRECTORY = pathlib.Path(__file__).parents[1] / 'golden'
+CASES = golden.read_cases(DIRECTORY)
+SMALL = 'attention_flashlite_instance_train'
+
+# A directory with every golden case, where one is at hand.
+MORE = os.environ.get('MIRA_GOLDEN', '')
+MORE_CASES = golden.read_cases(MORE) if MORE else []
+
+
+def name_of(case):
+  return case['name']
+
+
+def check(directory, case, dtype):
+  """Runs a case and returns how many of its results were compared."""
+  checks = golden.run_case(directory, case, dtype)
+  failed = [check for check in checks if not check.passed]
+  assert not failed
+  return len(checks)
+
+
+def results(directory, case):
+  """How many arrays of a case are results rather than inputs."""
+  inputs = ('param/', 'video_bcthw', 'label', 'mask')
+  with np.load(pathlib.Path(directory) / f'{case["name"]}.npz') as arrays:
+    return sum(
+      not name.startswith(inputs)
+      and not name.endswith('/cotangent')
+      and (not name.endswith('/x') or name.endswith('grad/x'))
+      for name in arrays
+    )
+
+
+def test_cases_cover_every_mode_in_training():
+  seen = {
+    (case['kind'], case['mode'], case['stats_mode'])
+    for case in CASES
+    if case['training']
+  }
+  for mode in ('exact', 'flashlite'):
+    for statistics in ('instance', 'batch', 'batch_ema'):
+      assert ('attention', mode, statistics) in seen
+  assert {case['kind'] for case in CASES} == {
+    'attention',
+    'finetune',
+    'pretrain',
+  }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+@pytest.mark.parametrize('case', CASES, ids=name_of)
+def test_case_passes(case, dtype):
+  assert check(DIRECTORY, case, dtype) == results(DIRECTORY, case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('attention', 'dtype'), [('streaming', 'float64'), ('pallas_tpu', 'float32')]
+)
+@pytest.mark.parametrize('case', CASES, ids=name_of)
+def test_case_passes_through_kernels(monkeypatch, case, attention, dtype):
+  interpreted = dispatch.Implementation(
+    lambda: vjp.operations(passes.passes(interpret=True)),
+    lambda request: None,
+  )
+  monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'pallas_tpu', interpreted)
+  checks = golden.run_case(DIRECTORY, case, dtype, attention)
+  assert not [check for check in checks if not check.passed]
+  assert any('grad' in check.quantity for check in checks)
+
+
+@pytest.mark.slow
+def test_whole_model_agrees_fully_with_the_norm_weights_unrounded(tmp_path):
+  # The file stores the LayerNorm weights 1 + x of the run rounded to float32;
+  # docs/numerics.md says how x was recovered. Nothing else is changed here.
+  name = 'pretrain_exact'
+  case = next(case for case in CASES if case['name'] == name)
+  with np.load(DIRECTORY / f'{name}.npz') as arrays:
+    arrays = dict(arrays)
+  with np.load(DIRECTORY / f'{name}_norm_offsets.npz') as offsets:
+    for key, offset in offsets.items():
+      weight = 1 + offset.astype(np.float64)
+      stored = arrays[f'param/{key}']
+      np.testing.assert_array_equal(weight.astype(np.float32), stored)
+      arrays[f'param/{key}'] = weight
+  np.savez(tmp_path / f'{name}.npz', **arrays)
+  relative = {
+    check.quantity: check.relative
+    for check in golden.run_case(tmp_path, case)
+    if arrays[check.quantity].dtype == np.float64
+  }
+  assert relative.keys() == {
+    'pred',
+    'loss',
+    'buffer_after/encoder.blocks.0.attn.c_buf',
+    'buffer_after/encoder.blocks.1.attn.c_buf',
+  }
+  assert max(relative.values()) < 1e-13
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not MORE, reason='MIRA_GOLDEN names no directory')
+@pytest.mark.parametrize('case', MORE_CASES, ids=name_of)
+def test_every_case_passes(case):
+  assert check(MORE, case, 'float64') == results(MORE, case)
+
+
+def one_case(folder, change=None):
+  """A directory with one small case, one of its arrays changed."""
+  case = next(case for case in CASES if case['name'] == SMALL)
+  (folder / 'cases.json').write_text(json.dumps([case]))
+  if change is None:
+    shutil.copy(DIRECTORY / f'{SMALL}.npz', folder)
+    return case
+  with np.load(DIRECTORY / f'{SMALL}.npz') as arrays:
+    arrays = dict(arrays)
+  np.savez(folder / f'{SMALL}.npz', **arrays | change(arrays))
+  return case
+
+
+def nudged(arrays):
+  return {'step0/y': arrays['step0/y'] * (1 + 1e-8)}
+
+
+def test_a_nudge_of_1e_8_fails_that_quantity_alone(tmp_path):
+  case = one_case(tmp_path, nudged)
+  failed = [c for c in golden.run_case(tmp_path, case) if not c.passed]
+  assert [c.quantity for c in failed] == ['step0/y']
+  assert failed[0].relative == pytest.approx(1e-8, rel=1e-3)
+
+
+@pytest.mark.parametrize('wrong', [np.nan, np.inf])
+def test_numbers_that_are_not_finite_fail(tmp_path, wrong):
+  case = one_case(
+    tmp_path, lambda arrays: {'step0/ema': np.full((1, 4), wrong)}
+  )
+  failed = [c for c in golden.run_case(tmp_path, case) if not c.passed]
+  assert [c.quantity for c in failed] == ['step0/ema']
+
+
+def test_another_shape_fails_and_is_named(tmp_path):
+  case = one_case(tmp_path, lambda arrays: {'step0/ema': np.ones((1, 5))})
+  failed = [c for c in golden.run_case(tmp_path, case) if not c.passed]
+  assert [c.quantity for c in failed] == ['step0/ema: (1, 4), not (1, 5)']
+
+
+def test_a_result_that_nothing_computes_is_an_error(tmp_path):
+  case = one_case(tmp_path, lambda arrays: {'step0/stat/new': np.ones(3)})
+  with pytest.raises(MiraInputError, match='step0/stat/new'):
+    golden.run_case(tmp_path, case)
+
+
+def test_command_passes_and_prints_the_count(tmp_path, capsys):
+  one_case(tmp_path)
+  code = cli.main(['compare', 'golden', str(tmp_path), '--brief'])
+  assert code == ExitCode.OK
+  assert '0 fail' in capsys.readouterr().out
+
+
+def test_command_fails_on_a_nudge(tmp_path, capsys):
+  one_case(tmp_path, nudged)
+  code = cli.main(['compare', 'golden', str(tmp_path)])
+  assert code == ExitCode.FAILED == 1
+  out = capsys.readouterr().out
+  assert '1 fail' in out
+  assert 'FAIL' in out
+
+
+def test_command_names_an_unknown_case(tmp_path, capsys):
+  one_case(tmp_path)
+  code = cli.main(['compare', 'golden', str(tmp_path), '--case', 'nothing'])
+  assert code == ExitCode.USAGE
+  error = capsys.readouterr().err
+  assert 'nothing' in error
+  assert SMALL in error
+
+
+def test_command_names_what_is_missing(tmp_path, capsys):
+  assert cli.main(['compare', 'golden', str(tmp_path)]) == ExitCode.USAGE
+  assert 'cases.json' in capsys.readouterr().err
+  one_case(tmp_path)
+  (tmp_path / f'{SMALL}.npz').unlink()
+  assert cli.main(['compare', 'golden', str(tmp_path)]) == ExitCode.USAGE
+  assert f'{SMALL}.npz' in capsys.readouterr().err
+
+
+def test_no_case_at_all_is_not_a_pass(tmp_path):
+  (tmp_path / 'cases.json').write_text('[]')
+  assert cli.main(['compare', 'golden', str(tmp_path)]) != ExitCode.OK
+
+
+@pytest.mark.parametrize('broken', ['cases.json', f'{SMALL}.npz'])
+def test_command_names_a_file_that_cannot_be_read(tmp_path, capsys, broken):
+  one_case(tmp_path)
+  (tmp_path / broken).write_bytes(b'not what it says')
+  assert cli.main(['compare', 'golden', str(tmp_path)]) == ExitCode.USAGE
+  assert broken in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('dtype', ['float64', 'float32'])
+@pytest.mark.parametrize('mode', ['exact', 'flashlite'])
+def test_case_with_one_token_per_frame_passes(tmp_path, mode, dtype):
+  case = next(
+    case for case in CASES if case['name'] == f'attention_{mode}_instance_train'
+  )
+  case = case | {'frames': 24, 'tokens_per_frame': 1, 'name': 'single'}
+  source = DIRECTORY / f'attention_{mode}_instance_train.npz'
+  with np.load(source) as arrays:
+    inputs = ('param/', 'step0/x', 'step0/cotangent')
+    arrays = {n: x for n, x in arrays.items() if n.startswith(inputs)}
+  state = {n.removeprefix('param/'): x.astype(float) for n, x in arrays.items()}
+  x = arrays['step0/x'].astype(float)
+  batch, length, width = x.shape
+  bias = np.concatenate([state['q_bias'], 0 * state['q_bias'], state['v_bias']])
+  qkv = x @ state['qkv.weight'].T + bias
+  heads = qkv.reshape(batch, length, 3, case['heads'], -1)
+  result = oracle.attention(
+    *heads.transpose(2, 0, 3, 1, 4),
+    frames=24,
+    mode=mode,
+    statistics='instance',
+    train=True,
+    average=np.full(24, 1 / 24),
+    hyper=oracle.Hyper(),
+  )
+  y = result.y.swapaxes(1, 2).reshape(batch, length, width)
+  arrays['step0/y'] = y @ state['proj.weight'].T + state['proj.bias']
+  for name, array in zip(
+    ['c', 'H', 'f', 'pi', 'alpha'], result[1:6], strict=True
+  ):
+    arrays[f'step0/stat/{name}'] = array
+  np.savez(tmp_path / 'single.npz', **arrays)
+  assert check(tmp_path, case, dtype) == 6

@@ -1,0 +1,321 @@
+"""Our numbers beside those of live PyTorch: `make test-torch` installs it.
+
+Weights are random: sizes Ti, S and B, one block of L and of H at full width.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mira_jax.augment import transforms
+from mira_jax.cli import main as cli
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.models.vivit import SIZES
+from mira_jax.parity import torch_compare
+from mira_jax.weights import (
+  convert,
+  huggingface_config,
+  infer_model,
+  weights_file,
+)
+
+torch = pytest.importorskip('torch')
+torch_mira = pytest.importorskip('mira_jax.parity.torch_mira')
+
+SMALL = {
+  'dim': 48,
+  'depth': 3,
+  'heads': 3,
+  'num_classes': 5,
+  'frames': 8,
+  'image_size': 32,
+  'patch': 8,
+  'dtype': 'float32',
+}
+EXACT, FLASHLITE = {'mode': 'exact'}, {'mode': 'flashlite'}
+
+
+def spread(fields, seed=0):
+  """Variables that are not at their start, where biases are 0."""
+  model = engine.build_model(fields)
+  side, frames = fields['image_size'], fields['frames']
+  video = jnp.zeros((1, frames, side, side, 3))
+  variables = jax.device_get(jax.jit(model.init)(jax.random.key(seed), video))
+  rng = np.random.default_rng(seed)
+  deviation = 0.5 / np.sqrt(fields['dim'])
+  params = jax.tree.map(
+    lambda x: x + rng.normal(0, deviation, x.shape).astype(np.float32),
+    variables['params'],
+  )
+  return {**variables, 'params': params}
+
+
+def clips(fields, count=2):
+  side = fields['image_size']
+  rng = np.random.default_rng(1)
+  # Brightness moves, so that frames are told apart.
+  video = rng.integers(0, 120, (count, fields['frames'], side, side, 3))
+  ramp = np.linspace(0, 130, fields['frames']).astype(int)
+  return (video + ramp[:, None, None, None]).astype(np.uint8)
+
+
+def worst(agreement, gradients=False):
+  rows = [r for r in agreement.rows if r.name.startswith('d ') == gradients]
+  assert rows
+  return max(row.relative for row in rows)
+
+
+@pytest.mark.parametrize('gelu', ['exact', 'tanh'])
+@pytest.mark.parametrize('kind', ['VideoMAE', 'Vivit'])
+def test_plain_models_are_those_of_hugging_face(kind, gelu):
+  pytest.importorskip('transformers')
+  fields = SMALL | {'gelu': gelu}
+  if kind == 'Vivit':
+    fields |= {'pool': 'cls', 'positions': 'learned'}
+  variables = spread(fields)
+  peer = torch_compare.peer(fields, variables)
+  assert f'{kind}ForVideoClassification' in peer.name
+  before = {n: x.clone() for n, x in peer.module.state_dict().items()}
+  found = torch_compare.compare(
+    fields, variables, peer, clips(fields), gradients=True
+  )
+  assert worst(found) < 5e-6
+  assert worst(found, gradients=True) < 2e-5
+  assert found.top1 == 1
+  names = [row.name for row in found.rows]
+  blocks = [f'block {i}' for i in (1, 2, 3)]
+  assert names[:4] == [*blocks, 'logits']
+  embed = ['d embed'] if kind == 'VideoMAE' else []
+  assert names[4:] == [*embed, *(f'd {x}' for x in blocks), 'd head']
+  for name, tensor in peer.module.state_dict().items():  # left as it was
+    assert torch.equal(tensor, before[name])
+
+
+ODD = {'layer_norm_eps': 1e-3, 'intermediate_size': 61, 'hidden_size': 28,
+       'num_attention_heads': 2, 'num_hidden_layers': 2, 'num_frames': 4,
+       'image_size': [16, 16], 'num_labels': 3}  # fmt: skip
+KINDS = {
+  'VideoMAE': {'patch_size': 8, 'tubelet_size': 2, 'hidden_act': 'gelu_new'},
+  'Vivit': {'tubelet_size': [2, 8, 8], 'qkv_bias': False},
+}
+
+
+@pytest.mark.parametrize('saved', ['folder', 'state dict', 'within a wrapper'])
+@pytest.mark.parametrize('kind', KINDS)
+def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
+  transformers = pytest.importorskip('transformers')
+  torch.manual_seed(0)
+  cfg = getattr(transformers, f'{kind}Config')(**ODD, **KINDS[kind])
+  module = getattr(transformers, f'{kind}ForVideoClassification')(cfg).eval()
+  with torch.no_grad():
+    for parameter in module.parameters():
+      parameter.add_(0.2 * torch.randn_like(parameter))
+  if saved == 'folder':
+    module.save_pretrained(tmp_path)
+  else:
+    state = module.state_dict()
+    if saved == 'within a wrapper':
+      state = {'state_dict': {f'model.{n}': x for n, x in state.items()}}
+    cfg.save_pretrained(tmp_path)
+    torch.save(state, tmp_path / 'pytorch_model.bin')
+  rules = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.3, 0.4, 0.9],
+           'rescale_factor': 1 / 200, 'offset': False}  # fmt: skip
+  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(rules))
+  video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3))
+  pixels = (video / 200 - rules['image_mean']) / rules['image_std']
+  with torch.no_grad():
+    theirs = module(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).float())
+  got = convert.read(tmp_path, infer_model.Wishes())
+  logits = engine.build_model(got.card['model']).apply(
+    got.variables, transforms.prepare(jnp.asarray(video, jnp.uint8))
+  )
+  np.testing.assert_allclose(logits, theirs.logits, atol=1e-5)
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_the_table_has_every_field_of_the_configurations(kind):
+  transformers = pytest.importorskip('transformers')
+  found = getattr(transformers, f'{kind}Config')().to_dict().keys()
+  table = huggingface_config.CONFIG
+  known = {*table.used, *table.only, *table.without_meaning}
+  assert not found - known
+
+
+@pytest.mark.parametrize('statistics', ['instance', 'batch', 'batch_ema'])
+@pytest.mark.parametrize('mode', ['exact', 'flashlite'])
+def test_mira_is_that_of_the_module(mode, statistics):
+  fields = SMALL | {'mira': {'mode': mode, 'statistics': statistics}}
+  variables = spread(fields)
+  peer = torch_compare.peer(fields, variables)
+  video = clips(fields, 3)
+  found = torch_compare.compare(fields, variables, peer, video, gradients=True)
+  assert worst(found) < 1e-5
+  assert worst(found, gradients=True) < 5e-5
+  rounded = torch_compare.compare(
+    fields, variables, peer, video, dtype='bfloat16'
+  )
+  assert 1e-4 < worst(rounded) < 0.05
+  assert rounded.row('logits').cosine > 0.999
+  # And it is MiRA that is compared: without it logits are others.
+  plain = torch_compare.with_mira(fields | {'mira': None}, variables)
+  apart = torch_compare.compare(fields, variables, plain, video)
+  assert worst(apart) > 1e-4
+
+
+@pytest.mark.parametrize('attention', ['streaming', 'meaning'])
+def test_every_option_of_mira_is_in_both(attention):
+  mira = {
+    'mode': 'exact',
+    'residual_mix': 0.3,
+    'floor': 0.01,
+    'gain_min': 0.5,
+    'gain_max': 2.0,
+    'power': 0.8,
+    'confidence_weight': 0.9,
+    'uniform_mix': 0.4,
+  }
+  fields = SMALL | {'mira': mira, 'mira_last_blocks': 2}
+  variables = spread(fields)
+  found = torch_compare.compare(
+    fields,
+    variables,
+    torch_compare.peer(fields, variables),
+    clips(fields),
+    gradients=True,
+    attention=attention,
+  )
+  assert worst(found) < 1e-5
+  assert worst(found, gradients=True) < 1e-4
+
+
+def test_a_training_step_moves_the_same_average():
+  fields = SMALL | {'mira': {'mode': 'exact', 'statistics': 'batch_ema'}}
+  variables = spread(fields)
+  video = np.asarray(clips(fields, 4), np.float32) / 255
+  model = engine.build_model(fields)
+  _, moved = model.apply(variables, video, train=True, mutable=['mira'])
+  peer = torch_compare.peer(fields, variables)
+  peer.module.train()
+  peer.module(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy()))
+  for i, block in enumerate(peer.module.blocks):
+    ours = moved['mira']['encoder'][f'block_{i}']['attn']['confidence']
+    np.testing.assert_allclose(block.attn.c_buf[0], ours, rtol=1e-5)
+    assert not np.allclose(ours, 1 / 4, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mira', [None, EXACT, FLASHLITE], ids=str)
+@pytest.mark.parametrize(
+  ('size', 'depth'), [('Ti', 12), ('S', 12), ('B', 12), ('L', 1), ('H', 1)]
+)
+def test_every_size_agrees(size, depth, mira):
+  fields = {
+    **SIZES[size],
+    'depth': depth,
+    'num_classes': 7,
+    'frames': 16,
+    'image_size': 224,
+    'dtype': 'float32',
+    'mira': mira,
+  }
+  variables = spread(fields)
+  peer = torch_compare.peer(fields, variables)
+  found = torch_compare.compare(fields, variables, peer, clips(fields, 1))
+  assert found.row('logits').relative <= 2e-5, found.row('logits')
+  assert worst(found) <= 1e-4
+
+
+# ----- the command ------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory):
+  """A weights file with MiRA."""
+  fields = SMALL | {'mira': EXACT}
+  variables = spread(fields)
+  return weights_file.save_weights(
+    tmp_path_factory.mktemp('w') / 'w.safetensors',
+    variables['params'],
+    variables['mira'],
+    {
+      'model': fields | {'tubelet': 2},
+      'pretrain': None,
+      'class_names': list('abcde'),
+      'preprocessing': {'rate': 2, 'fit': 'squash'},
+    },
+  )
+
+
+def test_the_command_shows_layers_and_draws_them(saved, tmp_path, capsys):
+  picture = tmp_path / 'new' / 'x.png'
+  arguments = ['compare', 'torch', '--weights', str(saved)]
+  code = cli.main([*arguments, '--gradients', f'--out={picture}'])
+  told = capsys.readouterr().out
+  assert code == ExitCode.OK, told
+  for text in ('torch_mira (exact)', 'block 3', 'd head', 'bfloat16: top-1'):
+    assert text in told
+  assert picture.stat().st_size > 20_000
+  assert cli.main([*arguments, '--json', '--dtype=float32']) == ExitCode.OK
+  (found,) = json.loads(capsys.readouterr().out)
+  assert found['dtype'] == 'float32'
+  assert [row['name'] for row in found['rows']][-1] == 'logits'
+
+
+def test_the_command_takes_a_module_of_ones_own(saved, tmp_path, capsys):
+  (tmp_path / 'model.py').write_text(
+    textwrap.dedent("""
+      from mira_jax.parity import torch_mira
+      from mira_jax.mira import MiraConfig
+
+      def right():
+        return torch_mira.VideoTransformer(
+          dim=48, depth=3, heads=3, num_classes=5, frames=8, image_size=32,
+          patch=8, mira=MiraConfig(mode='exact'))
+
+      def wrong():
+        return torch_mira.VideoTransformer(
+          dim=48, depth=3, heads=3, num_classes=5, frames=8, image_size=32,
+          patch=8, mira=MiraConfig(mode='flashlite'))
+
+      def small():
+        return torch_mira.VideoTransformer(
+          dim=24, depth=3, heads=3, num_classes=5, frames=8, image_size=32,
+          patch=8)
+    """)
+  )
+  arguments = ['compare', 'torch', f'--weights={saved}', '--dtype=float32']
+  module = f'--module={tmp_path}/model.py'
+  assert cli.main([*arguments, f'{module}:right']) == ExitCode.OK
+  assert cli.main([*arguments, f'{module}:wrong']) == ExitCode.FAILED
+  assert 'FAIL' in capsys.readouterr().out
+  for name, code in (('small', 4), ('absent', 2)):
+    assert cli.main([*arguments, f'{module}:{name}']) == code
+    assert capsys.readouterr().err.count('\n') == 1
+
+
+def test_models_that_no_peer_computes_are_refused():
+  fields = SMALL | {'variant': 'factorised_encoder'}
+  with pytest.raises(MiraInputError, match=r'unsupported: variant .*--module'):
+    torch_compare.peer(fields, spread(fields))
+
+
+def test_the_attention_stands_in_another_model():
+  # What a person with a PyTorch model writes: MiRA instead of their attention.
+  torch.manual_seed(0)
+  layer = torch_mira.Attention(24, 3, 4, MiraConfig(mode='flashlite'))
+  x = torch.randn(2, 20, 24, requires_grad=True)
+  layer(x).square().sum().backward()
+  assert layer.frames.gain.shape == (2, 4)
+  assert torch.isfinite(x.grad).all()
+  with torch.no_grad():
+    plain = torch_mira.Attention(24, 3, 4)
+    plain.load_state_dict(layer.state_dict(), strict=False)
+    assert not torch.allclose(plain(x), layer(x), atol=1e-6)

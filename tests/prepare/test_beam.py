@@ -1,0 +1,255 @@
+"""Beam writes what `dataset.write` writes, and goes on where it stopped."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from mira_jax.data import dataset
+from mira_jax.errors import MiraInputError
+from mira_jax.prepare import beam
+from mira_jax.prepare.resolve import Failure
+from mira_jax.video import decode
+
+JOBS = {'train': range(40), 'test': range(100, 103)}
+BAD = {0, 17, *range(24, 32)}  # the fourth of five shards has no clip at all
+CLASSES = ['a', 'b', 'c']
+FRAME = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
+
+
+def _work(job: int, log: str = ''):
+  """Even jobs have flags; `log` is a folder that learns which jobs ran."""
+  if log:
+    pathlib.Path(log, str(job)).touch()
+  if job in BAD:
+    return Failure(path=f'{job}.mp4', code='unreadable', hint='é')
+  clip = dataset.Clip(
+    clip_id=f'{job}.mp4 é',
+    frames=[decode.encode_jpeg(FRAME + job + j) for j in range(1 + job % 3)],
+    label=job % 2,
+    subject=f's{job}',
+    fps=12.5,
+    fold=job % 5,
+  )
+  return clip if job % 2 else (clip, ('truncated: 3 of 4', 'rotated'))
+
+
+def _write(out: pathlib.Path, work=_work, **changes) -> beam.Written:
+  settings = dict(
+    name='toy',
+    class_names=CLASSES,
+    splits=JOBS,
+    description='Toy clips.',
+    metadata={'size': 16},
+    jobs_per_shard=8,
+  )
+  return beam.write(out, work=work, **settings | changes)
+
+
+def _clips(jobs):
+  results = [_work(job) for job in jobs if job not in BAD]
+  return [
+    result[0] if isinstance(result, tuple) else result for result in results
+  ]
+
+
+def _plainly(out: pathlib.Path) -> pathlib.Path:
+  return dataset.write(
+    out,
+    name='toy',
+    class_names=CLASSES,
+    splits={key: functools.partial(_clips, jobs) for key, jobs in JOBS.items()},
+    description='Toy clips.',
+    metadata={'size': 16},
+  )
+
+
+def _raw(folder: pathlib.Path, split: str) -> list[bytes]:
+  source = tfds.builder_from_directory(folder).as_data_source(
+    split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+  )
+  return [source[i] for i in range(len(source))]
+
+
+def _info(folder: pathlib.Path) -> dict:
+  """What TFDS keeps, without what depends on the number of files."""
+  info = json.loads((folder / 'dataset_info.json').read_text())
+  for split in info['splits']:
+    split.pop('filepathTemplate')
+    split['shardLengths'] = sum(map(int, split['shardLengths']))
+  return info
+
+
+@pytest.fixture(autouse=True)
+def _needs_beam(request):
+  if 'without_beam' not in request.node.name:
+    pytest.importorskip('apache_beam')
+
+
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory) -> pathlib.Path:
+  return _plainly(tmp_path_factory.mktemp('plain'))
+
+
+def test_beam_writes_what_dataset_writes(tmp_path, plain):
+  written = _write(tmp_path)
+  assert written.folder == tmp_path / 'toy' / dataset.VERSION
+  opened = dataset.open(tmp_path)
+  assert opened.splits == {'train': 30, 'test': 3}
+  for split, jobs in JOBS.items():
+    assert list(opened.source(split)) == _clips(jobs)
+    assert _raw(written.folder, split) == _raw(plain, split)
+  for name in ('features.json', 'metadata.json', dataset.INDEX):
+    assert (written.folder / name).read_text() == (plain / name).read_text()
+  assert _info(written.folder) == _info(plain)
+
+
+def test_failures_counts_and_flags_are_returned(tmp_path):
+  written = _write(tmp_path)
+  assert [f.path for f in written.failures] == [f'{i}.mp4' for i in sorted(BAD)]
+  assert written.failures[0] == _work(0)
+  assert written.counts == {
+    'train': {'a': 15, 'b': 15, 'c': 0},
+    'test': {'a': 2, 'b': 1, 'c': 0},
+  }
+  assert written.flags == {'truncated': 17, 'rotated': 17}
+
+
+def test_shards_are_numbered_without_gaps_and_nothing_else_is_left(tmp_path):
+  folder = _write(tmp_path).folder
+  records = sorted(p.name for p in folder.glob('*array_record*'))
+  train = [f'toy-train.array_record-0000{i}-of-00004' for i in range(4)]
+  assert records == ['toy-test.array_record-00000-of-00001', *train]
+  assert not list(tmp_path.rglob('*.part'))
+  assert [p.name for p in folder.parent.iterdir()] == [dataset.VERSION]
+
+
+def _stopped(out: pathlib.Path, monkeypatch) -> pathlib.Path:
+  """All shards, but no dataset of them yet."""
+  with monkeypatch.context() as patch:
+    patch.setattr(beam, '_publish', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+      _write(out)
+  with pytest.raises(MiraInputError, match='not_a_dataset'):
+    dataset.open(out)
+  return out / 'toy' / f'incomplete.{dataset.VERSION}'
+
+
+def _log(folder: pathlib.Path) -> tuple[functools.partial, pathlib.Path]:
+  folder.mkdir()
+  return functools.partial(_work, log=str(folder)), folder
+
+
+def _ran(log: pathlib.Path) -> list[int]:
+  return sorted(int(path.name) for path in log.iterdir())
+
+
+@pytest.mark.parametrize('damage', [os.remove, lambda p: os.truncate(p, 9)])
+def test_only_a_missing_or_damaged_shard_is_done_again(
+  tmp_path, plain, monkeypatch, damage
+):
+  records = _stopped(tmp_path / 'out', monkeypatch)
+  damage(records / 'toy-train.array_record-00002-of-00005')
+  work, log = _log(tmp_path / 'log')
+  written = _write(tmp_path / 'out', work)
+  assert _ran(log) == list(range(16, 24))
+  assert _raw(written.folder, 'train') == _raw(plain, 'train')
+  assert len(written.failures) == len(BAD)
+
+
+def test_a_shard_that_raised_is_done_again(tmp_path, plain):
+  broken = tmp_path / 'broken'
+  broken.touch()
+  work = functools.partial(_breaks_at_20, broken=str(broken))
+  with pytest.raises(MiraInputError, match='the power went') as caught:
+    _write(tmp_path / 'out', work)
+  assert caught.value.code == 'beam_failed'
+  broken.unlink()
+  written = _write(tmp_path / 'out', work)
+  assert _raw(written.folder, 'train') == _raw(plain, 'train')
+
+
+def _breaks_at_20(job: int, broken: str):
+  if job == 20 and os.path.exists(broken):
+    raise RuntimeError('the power went')
+  return _work(job)
+
+
+@pytest.mark.parametrize(
+  'changes',
+  [
+    {'metadata': {'size': 8}},
+    {'class_names': ['a', 'b', 'd']},
+    {'splits': {'train': range(1, 41), 'test': range(101, 104)}},
+    {'jobs_per_shard': 2},
+  ],
+)
+def test_shards_of_another_run_are_not_used(tmp_path, monkeypatch, changes):
+  _stopped(tmp_path / 'out', monkeypatch)
+  work, log = _log(tmp_path / 'log')
+  folder = _write(tmp_path / 'out', work, **changes).folder
+  splits = changes.get('splits', JOBS)
+  assert _ran(log) == [job for jobs in splits.values() for job in jobs]
+  assert len(_raw(folder, 'train')) == len(_clips(splits['train']))
+
+
+def test_without_clips_there_is_no_dataset_and_no_shard(tmp_path):
+  with pytest.raises(MiraInputError, match='unreadable') as caught:
+    _write(tmp_path, splits={'train': range(24, 32)})
+  assert caught.value.code == 'no_clips'
+  assert not list(tmp_path.glob('toy/*'))
+
+
+def test_a_dataset_is_not_written_over(tmp_path, plain):
+  shutil.copytree(plain.parents[1], tmp_path / 'copy')
+  with pytest.raises(MiraInputError, match='exists'):
+    _write(tmp_path / 'copy')
+
+
+def test_an_unknown_runner_is_named(tmp_path):
+  with pytest.raises(MiraInputError, match='NoRunner') as caught:
+    _write(tmp_path, runner='NoRunner')
+  assert caught.value.code == 'beam_failed'
+
+
+def test_without_beam_the_hint_says_what_to_install(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'apache_beam', None)
+  with pytest.raises(MiraInputError, match=r'mira-jax\[beam\]') as caught:
+    _write(tmp_path)
+  assert caught.value.code == 'no_beam'
+  assert not list(tmp_path.iterdir())
+
+
+def test_tensorflow_is_not_imported_and_nothing_is_downloaded(tmp_path):
+  program = """
+    import os, sys
+    def watch(event, args):
+      name = str(args[0]) if args else ''
+      if event in ('socket.getaddrinfo', 'urllib.Request') or (
+          event == 'import' and name.split('.')[0] == 'tensorflow'):
+        print(event, args, file=sys.stderr, flush=True)
+        os._exit(1)
+    sys.addaudithook(watch)
+    import pathlib
+    import test_beam
+    test_beam._write(pathlib.Path(sys.argv[1]))
+    assert 'tensorflow' not in sys.modules
+  """
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(program), str(tmp_path)],
+    cwd=pathlib.Path(__file__).parent,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr

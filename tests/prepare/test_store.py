@@ -1,0 +1,374 @@
+"""What is kept of a clip, and what survives when preparing is stopped."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+import miniatures
+import runs
+from mira_jax.data import dataset, records
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.prepare import prepare, store, verify
+from mira_jax.prepare.journal import Journal
+from mira_jax.video import decode
+
+
+def _clip(folder: pathlib.Path, number: int = 0, suffix: str = '.jpg') -> None:
+  miniatures.images(folder, miniatures.face(number), f'{{}}{suffix}'.format)
+
+
+def _tree(root: pathlib.Path, count: int = 4, suffix: str = '.jpg'):
+  for i in range(count):
+    _clip(root / 'ab'[i % 2] / str(i), i % 7, suffix)
+  return root
+
+
+def _prepare(root, out, **options) -> list[dataset.Clip]:
+  settings = {'workers': 0, 'test_fraction': 0} | options
+  prepare.prepare_folder(root, out, **settings)
+  return list(dataset.open(out).source('train'))
+
+
+def _error(call, *args, **options) -> MiraInputError:
+  with pytest.raises(MiraInputError) as caught:
+    call(*args, **options)
+  return caught.value
+
+
+# Frames.
+
+
+def test_jpeg_files_that_need_no_change_are_kept_as_they_are(tmp_path):
+  root = _tree(tmp_path / 'root')
+  clips = _prepare(root, tmp_path / 'out')
+  for clip in clips:
+    files = decode.frame_files(root / clip.clip_id)
+    assert clip.frames == [file.read_bytes() for file in files]
+  small = _prepare(root, tmp_path / 'small', size=32)
+  assert decode.decode_jpeg(small[0].frames[0]).shape == (32, 32, 3)
+
+
+def test_other_images_are_coded_as_jpeg(tmp_path):
+  clips = _prepare(_tree(tmp_path / 'root', suffix='.png'), tmp_path / 'out')
+  frames = records.read_frames(clips[0], range(len(clips[0])))
+  for i, frame in enumerate(miniatures.face(0)):
+    assert np.abs(frame.astype(int) - frames[i]).mean() < 3
+
+
+def test_a_jpeg_that_is_cut_off_is_left_out(tmp_path):
+  """OpenCV would fill it with gray and not say so."""
+  root = _tree(tmp_path / 'root', 2)
+  cut = root / 'a/0/5.jpg'
+  cut.write_bytes(cut.read_bytes()[:-200])
+  report = prepare.prepare_folder(root, tmp_path / 'out', workers=0)
+  assert report.flags == {'partial': 1}
+  clip = next(
+    c
+    for c in dataset.open(tmp_path / 'out').source('train')
+    if 'a' in c.clip_id
+  )
+  assert len(clip) == miniatures.FRAMES - 1
+  assert decode.whole_image(cut.read_bytes()) is None
+
+
+def test_frames_of_other_sizes_follow_the_first(tmp_path):
+  root = _tree(tmp_path / 'root', 2)
+  large = cv2.resize(miniatures.face(3)[0], (150, 120))
+  (root / 'a/0/4.jpg').write_bytes(decode.encode_jpeg(large))
+  clips = _prepare(root, tmp_path / 'out')
+  shapes = {decode.decode_jpeg(frame).shape for frame in clips[0].frames}
+  assert shapes == {(96, 96, 3)}
+
+
+# Crops.
+
+
+def test_faces_are_cut_out_and_clips_without_one_are_told(tmp_path):
+  root = tmp_path / 'root'
+  miniatures.images(root / 'a/face', miniatures.scene(0))
+  miniatures.images(root / 'a/black', 0 * miniatures.scene(0))
+  report = prepare.prepare_folder(
+    root, tmp_path / 'out', crop_rule='haar', workers=0, test_fraction=0
+  )
+  assert [(f.path, f.code) for f in report.failures] == [('a/black', 'no_face')]
+  clip = dataset.open(tmp_path / 'out').source('train')[0]
+  height, width, _ = decode.decode_jpeg(clip.frames[0]).shape
+  assert height == width
+  assert 80 <= height <= 180
+  assert len(clip) == miniatures.FRAMES
+
+
+def test_a_table_of_boxes_says_where_faces_are(tmp_path):
+  root = tmp_path / 'root'
+  for name in ('1', '2', '3'):
+    miniatures.images(root / 'a' / name, miniatures.scene(0), '{}.png'.format)
+  table = tmp_path / 'boxes.csv'
+  table.write_text('clip,x,y,w,h\na/1,150,40,128,128\na/2,900,0,5,5\n')
+  report = prepare.prepare_folder(
+    root, tmp_path / 'out', boxes=table, workers=0, test_fraction=0
+  )
+  assert {f.path: f.code for f in report.failures} == {
+    'a/2': 'no_face',
+    'a/3': 'no_face',
+  }
+  frame = decode.decode_jpeg(
+    dataset.open(tmp_path / 'out').source('train')[0].frames[0]
+  )
+  assert np.abs(frame.astype(int) - miniatures.face(0, 128)[0]).mean() < 3
+
+
+def test_center_cuts_the_middle(tmp_path):
+  root = tmp_path / 'root'
+  miniatures.images(root / 'a/1', miniatures.scene(0))
+  clip = _prepare(root, tmp_path / 'out', crop_rule='center')[0]
+  assert decode.decode_jpeg(clip.frames[0]).shape == (180, 180, 3)
+
+
+def test_boxes_need_a_table(tmp_path):
+  root = _tree(tmp_path / 'root')
+  error = _error(_prepare, root, tmp_path / 'out', crop_rule='boxes')
+  assert (error.code, error.exit_code) == ('bad_crop', ExitCode.USAGE)
+
+
+# Time.
+
+
+def test_a_decoder_that_never_ends_is_stopped(tmp_path, monkeypatch):
+  def for_ever(*args, **kwargs):
+    while True:
+      time.sleep(0.01)
+
+  miniatures.video(tmp_path / 'root/a/1.mp4', miniatures.face(0))
+  _clip(tmp_path / 'root/a/2')
+  monkeypatch.setattr(store, 'MAX_SECONDS', 0.2)
+  monkeypatch.setattr(decode, 'read_clip', for_ever)
+  report = prepare.prepare_folder(
+    tmp_path / 'root', tmp_path / 'out', workers=0, test_fraction=0
+  )
+  assert [(f.path, f.code) for f in report.failures] == [
+    ('a/1.mp4', 'too_slow')
+  ]
+  assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+
+
+# The journal.
+
+
+def test_a_journal_is_read_again(tmp_path):
+  with Journal(tmp_path / 'j', 'key') as journal:
+    journal.put(7, b'seven')
+    journal.put(2, b'')
+  with Journal(tmp_path / 'j', 'key') as journal:
+    assert (len(journal), journal[7], journal[2]) == (2, b'seven', b'')
+    assert 3 not in journal
+    journal.put(3, b'three')
+  with Journal(tmp_path / 'j', 'key') as journal:
+    assert len(journal) == 3
+    journal.remove()
+  assert not (tmp_path / 'j').exists()
+
+
+def test_a_journal_of_other_work_is_thrown_away(tmp_path):
+  with Journal(tmp_path / 'j', 'key') as journal:
+    journal.put(7, b'seven')
+  with Journal(tmp_path / 'j', 'other') as journal:
+    assert len(journal) == 0
+
+
+@pytest.mark.parametrize('cut', [1, 4, 5, 12, 24])
+def test_a_torn_entry_is_cut_off(tmp_path, cut):
+  with Journal(tmp_path / 'j', 'key') as journal:
+    journal.put(1, b'first')
+    journal.put(2, b'second')
+  data = (tmp_path / 'j').read_bytes()
+  (tmp_path / 'j').write_bytes(data[:-cut])
+  with Journal(tmp_path / 'j', 'key') as journal:
+    assert 1 in journal
+    assert 2 not in journal
+    journal.put(2, b'again')
+  with Journal(tmp_path / 'j', 'key') as journal:
+    assert (journal[1], journal[2]) == (b'first', b'again')
+
+
+def test_a_damaged_entry_is_done_again(tmp_path):
+  with Journal(tmp_path / 'j', 'key') as journal:
+    journal.put(1, b'first')
+    journal.put(2, b'second')
+  data = bytearray((tmp_path / 'j').read_bytes())
+  data[-1] ^= 1
+  (tmp_path / 'j').write_bytes(data)
+  with Journal(tmp_path / 'j', 'key') as journal:
+    assert list(map(journal.__contains__, (1, 2))) == [True, False]
+
+
+# Runs that are stopped.
+
+
+# A shell that runs this in the background ignores it, as its children then do.
+_COMMAND = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from mira_jax.cli import main as cli
+sys.exit(cli.main())
+"""
+
+
+def _start(root, out, workers) -> subprocess.Popen:
+  arguments = [f'--root={root}', f'--out={out}', f'--workers={workers}']
+  command = ['prepare', 'folder', *arguments, '--test-fraction=0']
+  return subprocess.Popen(
+    [sys.executable, '-c', _COMMAND, *command],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _wait_for(path: pathlib.Path, size: int, process) -> None:
+  end = time.monotonic() + 60
+  while not path.exists() or path.stat().st_size < size:
+    assert process.poll() is None, process.communicate()
+    assert time.monotonic() < end
+    time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+  ('sent', 'workers'),
+  [(signal.SIGKILL, 2), (signal.SIGINT, 0), (signal.SIGTERM, 2)],
+)
+def test_a_second_start_goes_on(tmp_path, sent, workers):
+  root = _tree(tmp_path / 'root', 240, '.png')
+  process = _start(root, tmp_path / 'out', workers)
+  _wait_for(tmp_path / 'out' / '.journal', 500_000, process)
+  process.send_signal(sent)
+  process.communicate(timeout=60)  # its workers end, too
+  assert process.returncode != 0
+  assert _error(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
+  report = prepare.prepare_folder(
+    root, tmp_path / 'out', workers=0, test_fraction=0
+  )
+  assert 5 < report.resumed < 240
+  assert f'{report.resumed} clips were done before' in str(report)
+  clips = list(dataset.open(tmp_path / 'out').source('train'))
+  assert clips == _prepare(root, tmp_path / 'undisturbed')
+  assert not (tmp_path / 'out' / '.journal').exists()
+
+
+def test_clips_that_failed_are_tried_again(tmp_path, monkeypatch):
+  root = _tree(tmp_path / 'root')
+  whole = (root / 'a/0/1.jpg').read_bytes()
+  for file in (root / 'a/0').iterdir():
+    file.write_bytes(b'')
+  write = dataset.write
+  monkeypatch.setattr(dataset, 'write', _stops_at_the_end)
+  with pytest.raises(KeyboardInterrupt):
+    _prepare(root, tmp_path / 'out')
+  monkeypatch.setattr(dataset, 'write', write)
+  (root / 'a/0/1.jpg').write_bytes(whole)
+  assert len(_prepare(root, tmp_path / 'out')) == 4
+
+
+def _stops_at_the_end(out, splits, **_):
+  for clips in splits.values():
+    list(clips())
+  raise KeyboardInterrupt
+
+
+def test_two_at_once_are_refused(tmp_path):
+  root = _tree(tmp_path / 'root')
+  (tmp_path / 'out').mkdir()
+  with (tmp_path / 'out' / '.prepare.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    error = _error(_prepare, root, tmp_path / 'out')
+  assert (error.code, error.exit_code) == ('locked', ExitCode.DATA)
+
+
+def test_a_full_disk_is_an_error_and_nothing_looks_complete(tmp_path):
+  root = _tree(tmp_path / 'root', 40, '.png')
+  with runs.file_limit(300_000):
+    error = _error(_prepare, root, tmp_path / 'out')
+  assert (error.code, error.exit_code) == ('not_written', ExitCode.DATA)
+  assert _error(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
+  report = prepare.prepare_folder(
+    root, tmp_path / 'out', workers=0, test_fraction=0
+  )
+  assert 0 < report.resumed < 40
+  assert len(dataset.open(tmp_path / 'out').source('train')) == 40
+
+
+def test_a_dataset_that_is_there_is_refused_before_any_work(tmp_path):
+  root = _tree(tmp_path / 'root')
+  _prepare(root, tmp_path / 'out')
+  for file in (root / 'a/0').iterdir():
+    os.truncate(file, 0)
+  assert _error(_prepare, root, tmp_path / 'out').code == 'exists'
+  assert not (tmp_path / 'out' / '.journal').exists()
+
+
+# Verification.
+
+
+def test_all_is_well_with_what_was_prepared(tmp_path):
+  _prepare(_tree(tmp_path / 'root', 40), tmp_path / 'out')
+  for workers in (0, 2):
+    verdict = verify.verify(dataset.open(tmp_path / 'out'), workers)
+    assert verdict.problems == []
+    assert verdict.clips == {'train': 40}
+    assert verdict.frames == 40 * miniatures.FRAMES
+
+
+def test_every_kind_of_damage_is_found(tmp_path):
+  whole = _prepare(_tree(tmp_path / 'root', 2), tmp_path / 'first')[0]
+
+  def clip(**changes) -> dataset.Clip:
+    fields = {f: getattr(whole, f) for f in whole.__dataclass_fields__}
+    return dataset.Clip(**fields | changes)
+
+  frames = whole.frames
+  small = decode.encode_jpeg(miniatures.face(0, 32)[0])
+  clips = [
+    clip(clip_id='ok'),
+    clip(clip_id='cut', frames=[frames[0][:-99], *frames[1:]]),
+    clip(clip_id='sizes', frames=[*frames[1:], small]),
+    clip(clip_id='none', frames=[]),
+    clip(clip_id='mark', apex=10),
+    clip(clip_id='video', frames=[], video=b'\0' * 99, video_frames=3),
+    clip(clip_id='twice'),
+    clip(clip_id='twice'),
+  ]
+  dataset.write(
+    tmp_path / 'out',
+    name='toy',
+    class_names=['a', 'b'],
+    splits={'train': lambda: clips},
+    description='',
+  )
+  prepared = dataset.open(tmp_path / 'out')
+  assert verify.verify(prepared, 0).problems == [
+    'train[1] cut: frames [0] are damaged, 1 in all',
+    'train[2] sizes: its frames have 2 sizes',
+    'train[3] none: it has no frames',
+    'train[4] mark: apex 10 of 10 frames',
+    'train[5] video: no video format fits it; copy it again',
+    'twice is stored 2 times, in train',
+  ]
+  records = next(prepared.directory.glob('*.array_record*'))
+  data = bytearray(records.read_bytes())
+  data[5000] ^= 0xFF
+  records.write_bytes(data)
+  assert 'prepare it again' in verify.verify(prepared, 0).problems[0]
+  index = prepared.directory / dataset.INDEX
+  index.write_text(index.read_text().replace('"mark"', '"park"'))
+  texts = ' '.join(verify.verify(prepared, 0).problems)
+  assert 'mark: apex 10 of 10 frames' in texts
+  assert 'the index says something else of it' in texts

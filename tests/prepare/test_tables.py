@@ -1,0 +1,451 @@
+"""Tables as spreadsheet programs, R, pandas and people write them."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import os
+import pathlib
+import re
+import struct
+import zipfile
+
+import openpyxl
+import pytest
+
+import miniatures
+from mira_jax.cli import main as cli
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.prepare import cells, prepare, tables
+
+HEAD = 'path,label\n'
+STORED = pathlib.Path(__file__).parents[1] / 'stored'
+
+
+@pytest.fixture
+def read(tmp_path):
+  """Gives `read(content, **options)`: the listing of a table."""
+
+  def read(content: str | bytes, **options):
+    data = content.encode() if isinstance(content, str) else content
+    (tmp_path / 't.csv').write_bytes(data)
+    return tables.read_table(tmp_path / 't.csv', **options)
+
+  return read
+
+
+def _labels(listing) -> list[str]:
+  return [row.label for row in listing.rows]
+
+
+def _table(column: str, *values: str, labels: str = 'ab') -> str:
+  lines = (f'{i},{labels[i % len(labels)]},{v}\n' for i, v in enumerate(values))
+  return f'path,label,{column}\n' + ''.join(lines)
+
+
+def _of_labels(*labels: str) -> str:
+  return HEAD + ''.join(f'{i},{label}\n' for i, label in enumerate(labels))
+
+
+# Encodings.
+
+
+@pytest.mark.parametrize(
+  ('encoding', 'shown'),
+  [
+    ('utf-8', 'utf-8'),
+    ('utf-8-sig', 'utf-8'),
+    ('utf-16', 'utf-16-le'),  # Excel's "Unicode Text"
+    ('utf-16-le', 'utf-16-le'),
+    ('utf-16-be', 'utf-16-be'),
+    ('utf-32', 'utf-32-le'),
+    ('utf-32-be', 'utf-32-be'),
+  ],
+)
+@pytest.mark.parametrize('word', ['glücklich', '喜び', 'радость', '😀'])
+def test_unicode_is_recognised(read, encoding, shown, word):
+  listing = read(f'path\tlabel\na/é.mp4\t{word}\n'.encode(encoding))
+  assert [(r.path, r.label) for r in listing.rows] == [('a/é.mp4', word)]
+  assert listing.remarks == [f'{shown}, tabs; columns path, label; 1 rows']
+
+
+def test_a_mark_of_gb18030_is_believed(read):
+  assert _labels(read(('\ufeff' + HEAD + '1,高兴\n').encode('gb18030'))) == [
+    '高兴'
+  ]
+
+
+@pytest.mark.parametrize(
+  ('encoding', 'word'),
+  [('cp1252', 'enttäuscht'), ('cp932', '悲しみ'), ('cp1251', 'грусть')],
+)
+def test_other_encodings_are_asked_for(read, encoding, word):
+  data = f'{HEAD}0,ok\n1,{word}\n'.encode(encoding)
+  with pytest.raises(MiraInputError, match=r'bad_encoding.*line 3') as caught:
+    read(data)
+  assert f'--encoding={encoding} reads {word!r}' in caught.value.hint
+  assert _labels(read(data, encoding=encoding)) == ['ok', word]
+
+
+def test_an_encoding_that_does_not_fit(read):
+  with pytest.raises(MiraInputError, match=r'bad_encoding.*line 2 is not asc'):
+    read(HEAD + '1,é\n', encoding='ascii')
+  for name in ('cp1225', 'rot13', 'a\0b', 'undefined'):
+    with pytest.raises(MiraInputError, match='bad_encoding'):
+      read(HEAD, encoding=name)
+  with pytest.raises(MiraInputError, match='did you mean cp125'):
+    read(HEAD, encoding='cp1225')
+  with pytest.raises(MiraInputError, match=r'bad_table.*zero bytes'):
+    read(b'\x80\x04\x95\0\0\0\0 a pickle')
+  with pytest.raises(MiraInputError, match=r'bad_table.*zero bytes'):
+    read(HEAD + '1,a\0b\n')
+
+
+# Delimiters and headers.
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    'Clips of the study, coded by A, B and C\npath;label\n1;a, b\n',
+    'path, label, and so on\npath;label\n1;a, b\n',
+    'sep=;\r\npath;label\r\n1;a, b\r\n',
+    '"sep=^"\npath^label\n1^a, b\n',
+    ',,\nStudy,,\n\npath,label,note\n1,"a, b",\n',
+    'path|label\n1|a, b\n',
+    '"path" "label"\n"1" "a, b"\n',
+    'path\tlabel\r1\ta, b\r',
+    '"","path","label"\n"7","1","a, b"\n',
+    'path,label\n="1","a, b"\n',
+  ],
+)
+def test_the_header_says_what_the_delimiter_is(read, content):
+  rows = read(content).rows
+  assert [(row.path, row.label) for row in rows] == [('1', 'a, b')]
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    (HEAD + '1,a\n2,b, really\n', r'line 3 has 3 cells, and its header 2'),
+    ('"path" "label"\n"1" "x" "a"\n', r'line 2.*row.names=FALSE'),
+    ('path,label,Label\n1,a,b\n', r"two columns are called 'Label'"),
+    ('datei;klasse\n1;a\n', r"no column for the path.*found 'datei'"),
+    ('<table><tr><td>path</td></tr></table>', r'HTML or XML'),
+    (HEAD + '1,a' + ',' * 2_000_000, r'a line has more than'),
+  ],
+)
+def test_tables_that_would_be_misread(read, content, message):
+  with pytest.raises(MiraInputError, match=f'bad_table.*{message}'):
+    read(content)
+
+
+def test_the_report_names_the_columns(read):
+  listing = read('Clip;Emotion;Frame Rate\n1;a;29,97\n')
+  assert listing.rows[0].fps == 29.97
+  assert listing.remarks == [
+    'utf-8, semicolons; columns path=Clip, label=Emotion, fps=Frame Rate; '
+    '1 rows'
+  ]
+
+
+# Labels.
+
+
+@pytest.mark.parametrize(
+  'word', ['NA', 'N/A', '#N/A', 'n/a', '<NA>', 'null', 'NaN', '?', '-', '']
+)
+def test_a_missing_label_is_no_class(read, word):
+  listing = read(_of_labels(*['happy', 'sad', word] * 4))
+  assert set(_labels(listing)) == {'happy', 'sad'}
+  assert list(listing.dropped.values()) == [4]
+  kept = read(_of_labels(*['happy', 'sad', word] * 4), missing=[])
+  assert kept.class_names == sorted({'happy', 'sad', word} - {''})
+
+
+@pytest.mark.parametrize('word', ['none', 'False', '-1'])
+def test_a_word_that_may_be_a_class(read, word):
+  often = read(_of_labels(*['pain', 'joy', word] * 4))
+  assert _labels(often).count(word) == 4
+  assert f"4 of 12 rows have the label '{word}'" in often.remarks[1]
+  rare = read(_of_labels(*['pain', 'joy'] * 20, word))
+  assert set(_labels(rare)) == {'pain', 'joy'}
+  assert rare.dropped == {f'no label ({word})': 1}
+  between = _of_labels('NA', *['pain', 'joy'] * 4, word)
+  with pytest.raises(MiraInputError, match=r'unclear_label') as caught:
+    read(between)
+  assert caught.value.hint == (
+    f'1 of 9 rows have the label {word!r}: say --missing=NA,{word} if it is '
+    'missing, --missing=NA if a class'
+  )
+  assert len(read(between, missing=['NA', word.upper()]).rows) == 8
+  assert len(read(between, missing=['NA']).rows) == 9
+
+
+def test_the_other_of_two_classes_may_be_rare(read):
+  assert set(_labels(read(_of_labels(*['True'] * 40, 'False')))) == {
+    'True',
+    'False',
+  }
+
+
+@pytest.mark.parametrize('cell', ['"ang\nry"', 'a\x1b[31m', 'a\u2028b'])
+def test_control_characters_of_labels(read, cell):
+  with pytest.raises(MiraInputError, match=r'bad_label') as caught:
+    read(f'{HEAD}1,{cell}\n')
+  assert str(caught.value).isprintable()
+
+
+# Other columns.
+
+
+def test_truth_values_as_programs_write_them(read):
+  values = ['1.0', '0.0', 'TRUE', 'false', 'Yes', 'n', '', 'None']
+  listing = read(_table('valid', *values))
+  assert [row.path for row in listing.rows] == ['0', '2', '4']
+  assert listing.dropped == {
+    'marked as not valid': 3,
+    'not marked as valid or not': 2,
+  }
+  with pytest.raises(MiraInputError, match=r"line 2: valid is 'wahr'"):
+    read(_table('valid', 'WAHR'))
+
+
+def test_words_of_splits(read):
+  listing = read(_table('split', 'Training', 'test', 'dev', 'probe', ''))
+  assert [row.split for row in listing.rows] == ['train', 'test', 'val']
+  assert listing.dropped == {"another split ('probe')": 1, 'no split': 1}
+  assert len(read(_table('split', '', 'NA')).rows) == 2
+  with pytest.raises(MiraInputError, match=r"found '0' 2, '1' 1"):
+    read(_table('split', '0', '0', '1'))
+  many = read(_table('split', 'test', *map(str, range(50)))).dropped
+  assert len(many) == 4
+  assert many['another split (others)'] == 47
+
+
+def test_numbers_as_programs_write_them(read):
+  values = ['1', '2.0', '1e1', '3E+00', 'fold 4', 'set_5', '', 'NA', '/', '-1']
+  folds = [row.fold for row in read(_table('fold', *values)).rows]
+  assert folds == [1, 2, 10, 3, 4, 5, -1, -1, -1, -1]
+
+
+@pytest.mark.parametrize(
+  ('column', 'cell'),
+  [
+    ('fold', '99999999999'),
+    ('fold', '9' * 400),
+    ('fold', '-3'),
+    ('fold', '1.5'),
+    ('fold', 'first'),
+    ('fold', '1e999'),
+    ('onset', '"1,000"'),
+    ('onset', str(2**31)),
+    ('apex', 'x' * 5000),
+    ('fps', '-25'),
+    ('fps', 'inf'),
+    ('fps', '1e300'),
+    ('subject', 's\x0b1'),
+    ('subject', '1' * 300),
+  ],
+)
+def test_a_cell_that_cannot_be_is_named(read, column, cell):
+  with pytest.raises(MiraInputError, match=r'bad_table.*line 3') as caught:
+    read(_table(column, '', cell))
+  assert column in caught.value.hint
+  assert len(caught.value.hint) < 200
+
+
+@pytest.mark.parametrize('column', ['participant_id', 'Speaker ID', 'Person'])
+def test_people_are_found_under_usual_names(read, column):
+  rows = read(_table(column, 'S1', 'S2')).rows
+  assert [row.subject for row in rows] == ['S1', 'S2']
+
+
+def test_people_without_a_name_are_not_one_person(read):
+  listing = read(_table('subject', 'S1', 'NA', 'None', '?', 'unknown', '-1'))
+  assert [row.subject for row in listing.rows] == ['S1', '', '', '', '', '']
+
+
+# Excel.
+
+
+@pytest.fixture
+def book(tmp_path):
+  """Gives `book({title: rows}, **options)`: the listing of a workbook."""
+
+  def book(sheets, edit=lambda book: None, **options):
+    made = openpyxl.Workbook()
+    made.remove(made.active)
+    for title, rows in sheets.items():
+      sheet = made.create_sheet(title)
+      for row in rows:
+        sheet.append(row)
+    edit(made)
+    made.save(tmp_path / 't.xlsx')
+    return tables.read_table(tmp_path / 't.xlsx', **options)
+
+  return book
+
+
+ROWS = [['path', 'label'], ['1', 'a'], ['2', 'b']]
+
+
+def test_the_sheet_that_has_the_columns_is_read(book):
+  listing = book({'README': [['about']], 'clips': ROWS})
+  assert _labels(listing) == ['a', 'b']
+  assert listing.remarks == ["sheet 'clips'; columns path, label; 2 rows"]
+
+  def hide(made):
+    made['old'].sheet_state = 'hidden'
+
+  assert len(book({'old': ROWS, 'new': ROWS[:2]}, hide).rows) == 1
+
+
+def test_one_of_several_sheets_is_asked_for(book):
+  sheets = {'train': ROWS, 'test': ROWS[:2]}
+  with pytest.raises(MiraInputError, match=r"'train', 'test' with --sheet"):
+    book(sheets)
+  assert len(book(sheets, sheet='test').rows) == 1
+  with pytest.raises(MiraInputError, match=r"no sheet 'x'; its sheets are"):
+    book(sheets, sheet='x')
+
+
+def test_what_excel_changes_is_refused(book):
+  long = 123456789012345678
+  for cell in (datetime.datetime(2024, 3, 4), datetime.time(3, 4), long):
+    with pytest.raises(
+      MiraInputError, match=r"bad_table.*line 2, col.*'label'"
+    ):
+      book({'a': [['path', 'label', 'note'], ['1', cell, None]]})
+    assert book({'a': [['path', 'label', 'note'], ['1', 'a', cell]]}).rows
+
+
+def test_formulas_must_have_been_computed(book):
+  rows = [['path', 'label', 'note'], ['1', '="a"', None], ['2', 'b', '=1+1']]
+  with pytest.raises(MiraInputError, match=r'line 2.*formula without its valu'):
+    book({'a': rows})
+  assert len(book({'a': [rows[0], rows[2]]}).rows) == 1
+
+
+def test_numbers_and_truth_of_cells(book):
+  def zeros(made):
+    made['a']['A2'].number_format = '000'
+
+  rows = [['path', 'label', 'fold', 'valid'], [7, 1.0, 2.0, True]]
+  row = book({'a': rows}, zeros).rows[0]
+  assert (row.path, row.label, row.fold) == ('007', '1', 2)
+  assert book(
+    {'a': [rows[0], [7, '#N/A', 2.0, True], [8, 1, 1, False]]}
+  ).dropped == {'no label (#N/A)': 1, 'marked as not valid': 1}
+
+
+@pytest.mark.parametrize('name', ['clips.xls', 'clips.xlsx'])
+def test_what_libreoffice_writes(name):
+  listing = tables.read_table(STORED / name)
+  assert [(r.path, r.label, r.fold, r.subject) for r in listing.rows] == [
+    ('a/1.mp4', 'happy', 1, '001'),  # a formula
+    ('a/2.mp4', 'sad', 2, '002'),
+    ('005', 'glücklich', 1, '003'),  # 5, shown with three digits
+  ]
+  assert listing.dropped == {'no label (#N/A)': 1, 'marked as not valid': 1}
+
+
+def test_a_ring_of_sectors_ends(tmp_path):
+  data = bytearray((STORED / 'clips.xls').read_bytes())
+  sector = struct.unpack_from('<i', data, 60)[0]  # the table of short sectors
+  struct.pack_into('<128i', data, 512 + 512 * sector, *[1, 0] * 64)
+  (tmp_path / 't.xls').write_bytes(data)
+  with pytest.raises(MiraInputError, match=r'bad_table.*form a ring'):
+    tables.read_table(tmp_path / 't.xls')
+
+
+def test_one_cell_far_out_takes_no_time(book):
+  def far(made):
+    made['a']['XFD1048576'] = 'x'
+
+  listing = book({'a': ROWS}, far)
+  assert _labels(listing) == ['a', 'b']
+  assert listing.dropped == {'no label': 1}
+
+
+def test_other_spreadsheets_are_said_to_be_others(tmp_path):
+  with zipfile.ZipFile(tmp_path / 't.ods', 'w') as file:
+    file.writestr('mimetype', 'application/vnd.oasis.opendocument.spreadsheet')
+  with pytest.raises(MiraInputError, match=r'bad_table.*save it as .xlsx'):
+    tables.read_table(tmp_path / 't.ods')
+  (tmp_path / 't.csv').write_text(HEAD)
+  with pytest.raises(MiraInputError, match=r"no sheet 'a': it is a text file"):
+    tables.read_table(tmp_path / 't.csv', sheet='a')
+
+
+# What attacks.
+
+
+def test_only_regular_files_are_read(tmp_path):
+  os.mkfifo(tmp_path / 'pipe.csv')
+  (tmp_path / 'endless.csv').symlink_to('/dev/zero')
+  for name in ('pipe.csv', 'endless.csv'):
+    with pytest.raises(MiraInputError, match='not_regular_file'):
+      tables.read_table(tmp_path / name)
+  with pytest.raises(MiraInputError, match='bad_table'):
+    tables.read_table(tmp_path)
+  with pytest.raises(MiraInputError, match='not_found'):
+    tables.read_table(tmp_path / 'a\0b')
+
+
+def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
+  monkeypatch.setattr(cells, 'MAX_BYTES', 1 << 20)
+  path = tmp_path / 'bomb.csv.gz'
+  path.write_bytes(gzip.compress(bytes(2 << 20)))
+  with pytest.raises(MiraInputError, match=r'bad_table.*more than 1 MiB'):
+    tables.read_table(path)
+  monkeypatch.setattr(cells, 'MAX_CELLS', 100)
+  path.write_text(HEAD + '1,a\n' * 60)
+  with pytest.raises(MiraInputError, match=r'bad_table.*100 cells'):
+    tables.read_table(path)
+
+
+def test_rows_that_would_fill_the_memory_are_refused(tmp_path):
+  miniatures.sheet(tmp_path / 'a.xlsx', ROWS)
+  with zipfile.ZipFile(tmp_path / 'a.xlsx', 'a') as file:
+    file.writestr('xl/media/image1.png', b'\x89PNG' + bytes(6 << 20))
+  assert len(tables.read_table(tmp_path / 'a.xlsx').rows) == 2
+  with (
+    zipfile.ZipFile(tmp_path / 'a.xlsx') as made,
+    zipfile.ZipFile(tmp_path / 'b.xlsx', 'w', zipfile.ZIP_DEFLATED) as bomb,
+  ):
+    for name in made.namelist():
+      data = made.read(name)
+      if name.endswith('sheet1.xml'):
+        data = data.replace(b'</row>', b'<c/>' * (2 << 20) + b'</row>', 1)
+      bomb.writestr(name, data)
+  with pytest.raises(MiraInputError, match=r'bad_table.*one of over 4 MiB'):
+    tables.read_table(tmp_path / 'b.xlsx')
+
+
+# The command.
+
+
+def test_the_flags_reach_the_table(tmp_path, capsys):
+  for i in range(4):
+    miniatures.images(tmp_path / f'root/{i}', miniatures.face(i))
+  table = tmp_path / 't.csv'
+  table.write_bytes(
+    'path;label\n0;froh\n1;ärger\n2;froh\n3;x\n'.encode('cp1252')
+  )
+
+  def run(*flags: str) -> tuple[int, str]:
+    where = [f'--root={tmp_path}/root', f'--out={tmp_path}/out']
+    where += ['--workers=0', f'--table={table}']
+    code = cli.main(['prepare', 'folder', *where, *flags])
+    return code, ''.join(capsys.readouterr())
+
+  code, shown = run()
+  assert code == ExitCode.USAGE
+  assert re.search(r"bad_encoding.*--encoding=cp1252 reads 'ärger'", shown)
+  code, shown = run('--encoding=cp1252', '--missing=x,y')
+  assert code == ExitCode.OK
+  assert 'table: cp1252, semicolons; columns path, label; 4 rows' in shown
+  assert 'passed over: 1 no label (x)' in shown
+  report = (tmp_path / 'out' / prepare.REPORT_NAME).read_text()
+  assert 'cp1252, semicolons' in report

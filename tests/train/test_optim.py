@@ -1,0 +1,235 @@
+"""Layer-wise decay of the learning rate: factors, and what they multiply."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax.contrib
+import pytest
+
+import runs
+from mira_jax import config
+from mira_jax.errors import MiraInputError
+from mira_jax.models.vivit import ViViT
+from mira_jax.train import build, optim
+
+PyTree = Any
+
+# Two blocks and a decay of 1/2: powers of two, which scale without rounding.
+HALVES = {
+  'embed': 1 / 8,
+  'positions': 1 / 8,
+  'cls': 1 / 8,
+  'block_0': 1 / 4,
+  'block_1': 1 / 2,
+  'blocks': np.array([1 / 4, 1 / 2]),
+  'norm': 1.0,
+  'head': 1.0,
+}
+
+
+def shapes(depth: int, scan: bool = False) -> PyTree:
+  """Shapes of a small classifier that has every kind of parameter."""
+  model = ViViT(
+    dim=4,
+    depth=depth,
+    heads=2,
+    num_classes=3,
+    frames=4,
+    image_size=8,
+    patch=4,
+    pool='cls',
+    positions='learned',
+    layer_scale=0.1,
+    scan=scan,
+  )
+  video = jax.ShapeDtypeStruct((1, 4, 8, 8, 3), jnp.float32)
+  return jax.eval_shape(model.init, jax.random.key(0), video)['params']
+
+
+def draw(tree: PyTree, seed: int, dtype: Any = np.float32) -> PyTree:
+  """Standard normal arrays of these shapes."""
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: rng.standard_normal(x.shape).astype(dtype), tree
+  )
+
+
+def flat(tree: PyTree) -> dict[str, Any]:
+  """Leaves by name, such as 'encoder/block_0/mlp/fc1/kernel'."""
+  return {
+    jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def halves(name: str, ndim: int) -> np.ndarray:
+  """The entry of HALVES for a leaf, to be multiplied with it."""
+  first, second, *_ = [*name.split('/'), '']
+  factor = np.asarray(HALVES[second if first == 'encoder' else first])
+  return factor.reshape(-1, *[1] * (ndim - 1)) if factor.ndim else factor
+
+
+def first_update(
+  optimizer: optax.GradientTransformation, params: PyTree, grads: PyTree
+) -> PyTree:
+  """The updates of a fresh optimiser, compiled: leaf by leaf takes seconds."""
+
+  @functools.partial(jax.jit, compiler_options=runs.USUAL_FUSIONS)
+  def update(params, grads):
+    return optimizer.update(grads, optimizer.init(params), params)[0]
+
+  return update(params, grads)
+
+
+# ----- factors --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+  ('depth', 'printed'),
+  [  # of the layers 0, 1, 2, depth and depth + 1
+    (12, [0.023757, 0.031676, 0.042235, 0.75, 1]),
+    (24, [0.000753, 0.001003, 0.001338, 0.75, 1]),
+    (32, [0.000075, 0.000100, 0.000134, 0.75, 1]),
+  ],
+)
+def test_scales_are_the_references(depth, printed):
+  found = {}
+  for name, scale in flat(optim.layer_scales(shapes(depth), 0.75)).items():
+    part = name.removeprefix('encoder/').split('/')[0]
+    found.setdefault(part, set()).add(round(float(scale), 6))
+  first, second, third, last, after = ({x} for x in printed)
+  assert found['embed'] == found['positions'] == found['cls'] == first
+  assert found['block_0'] == second
+  assert found['block_1'] == third
+  assert found[f'block_{depth - 1}'] == last
+  assert found['norm'] == found['head'] == after
+  assert len(found) == depth + 5
+
+
+def test_stacked_blocks_have_the_scales_of_single_ones():
+  depth = 12
+  stacked = optim.layer_scales(shapes(depth, scan=True), 0.75)
+  single = optim.layer_scales(shapes(depth), 0.75)
+  blocks = single['encoder']
+  single['encoder'] = {
+    'blocks': jax.tree.map(
+      lambda *leaves: np.stack(leaves),
+      *(blocks[f'block_{i}'] for i in range(depth)),
+    )
+  }
+  # Stacked factors have the axes of their leaves, but for the first of size 1.
+  squeezed = jax.tree.map(np.squeeze, stacked)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-15), squeezed, single
+  )
+  for name, leaf in flat(shapes(depth, scan=True)['encoder']).items():
+    scale = flat(stacked['encoder'])[name]
+    assert scale.shape == (depth, *[1] * (leaf.ndim - 1))
+
+
+def test_parameters_without_an_encoder_are_refused():
+  with pytest.raises(KeyError, match='encoder'):
+    optim.layer_scales({'kernel': np.ones((2, 2))}, 0.5)
+
+
+# ----- updates --------------------------------------------------------------
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_adamw_steps_as_worked_out_by_hand(x64, scan):
+  tree = shapes(2, scan)
+  params, grads = draw(tree, 0, np.float64), draw(tree, 1, np.float64)
+  optimizer = optim.adamw(
+    lambda step: 0.1, weight_decay=0.3, clip_norm=1.0, layer_decay=0.5
+  )
+  updates = first_update(optimizer, params, grads)
+  norm = np.sqrt(sum(np.sum(x**2) for x in jax.tree.leaves(grads)))
+  params, grads = flat(params), flat(grads)
+  for name, update in flat(updates).items():
+    # The first step's moments, freed of their bias, are g and g * g.
+    g = grads[name] / norm
+    direction = g / (np.abs(g) + 1e-8)
+    if name.endswith('kernel'):
+      direction += 0.3 * params[name]
+    expected = -0.1 * halves(name, update.ndim) * direction
+    np.testing.assert_allclose(update, expected, rtol=1e-10, err_msg=name)
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_every_leaf_has_its_share_of_the_learning_rate(name, scan):
+  tree = shapes(2, scan)
+  params, grads = draw(tree, 0), draw(tree, 1)
+  plain, decayed = (
+    flat(
+      first_update(
+        build.make_optimizer(
+          config.OptimConfig(name=name, layer_decay=decay), lambda step: 1e-3
+        ),
+        params,
+        grads,
+      )
+    )
+    for decay in (1.0, 0.5)
+  )
+  for leaf, update in decayed.items():
+    assert np.abs(update).min() > 0
+    np.testing.assert_allclose(
+      update, plain[leaf] * halves(leaf, update.ndim), rtol=1e-5, err_msg=leaf
+    )
+
+
+@pytest.mark.parametrize('name', ['adamw', 'muon'])
+def test_a_decay_of_one_is_the_bare_optimiser(name):
+  def rate(step):
+    return 0.1
+
+  if name == 'adamw':
+    bare = optax.adamw(rate, weight_decay=0.3, mask=optim.decayed)
+  else:
+    bare = optax.contrib.muon(
+      rate,
+      weight_decay=0.3,
+      weight_decay_mask=optim.decayed,
+      adam_weight_decay=0.0,
+      consistent_rms=0.2,
+      muon_weight_dimension_numbers=optim.matrix_axes,
+    )
+  params, grads = draw(shapes(1), 0), draw(shapes(1), 1)
+  ours = optim.OPTIMIZERS[name](rate, weight_decay=0.3, layer_decay=1.0)
+  # As trees they must be one, for checkpoints to fit.
+  states = [jax.eval_shape(x.init, params) for x in (bare, ours)]
+  assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    first_update(ours, params, grads),
+    first_update(bare, params, grads),
+  )
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_updates_keep_their_type(x64, dtype):
+  params = draw(shapes(2, scan=True), 0, dtype)
+  optimizer = optim.adamw(lambda step: 0.1, layer_decay=0.5)
+  updates = jax.eval_shape(
+    lambda x: optimizer.update(x, optimizer.init(x), x)[0], params
+  )
+  assert {x.dtype.name for x in jax.tree.leaves(updates)} == {dtype}
+
+
+# ----- configuration --------------------------------------------------------
+
+
+@pytest.mark.parametrize('decay', [0.0, -0.5, 1.1, float('nan')])
+def test_a_decay_that_is_none_is_refused(decay):
+  cfg = config.Config(optim=config.OptimConfig(layer_decay=0.75))
+  config.validate(cfg)
+  cfg.optim.layer_decay = decay
+  with pytest.raises(MiraInputError, match=r'config\.optim\.layer_decay'):
+    config.validate(cfg)

@@ -1,0 +1,358 @@
+"""Pieces of a training step: each against what it stands for."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mira_jax.augment import transforms
+from mira_jax.config import ModelConfig
+from mira_jax.devices import sharding
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.models import build, mae
+from mira_jax.train import losses as objectives
+from mira_jax.train import optim
+from mira_jax.train import step as steps
+
+KEY = jax.random.key(0)
+MODEL = ModelConfig(
+  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16,
+  head_scale=1.0, mira=MiraConfig(),
+)  # fmt: skip
+
+
+def clips(count: int, seed: int = 0):
+  rng = np.random.default_rng(seed)
+  return {
+    'video': rng.integers(0, 256, (count, 4, 16, 16, 3), np.uint8),
+    'label': np.arange(count, dtype=np.int32) % 3,
+    'mask': np.ones(count, bool),
+  }
+
+
+def prepared(key, video):
+  del key
+  return transforms.prepare(video)
+
+
+def start(optimizer, objective=None, model=MODEL, averaged=False, **options):
+  """A fresh state and a function (state, batch) -> (state, metrics)."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:4])
+  flax = engine.build_model(dataclasses.asdict(model))
+  if objective is None:
+    objective = objectives.classification(flax, prepared)
+  init = functools.partial(
+    steps.init_state,
+    lambda key: flax.init(key, jnp.zeros((1, 4, 16, 16, 3))),
+    optimizer,
+    averaged=averaged,
+  )
+  where = jax.tree.map(lambda x: x.sharding, steps.abstract(init, KEY, mesh))
+  state = jax.jit(init, out_shardings=where)(KEY)
+  jitted = steps.make_train_step(
+    objective, optimizer, lambda step: jnp.zeros(()), mesh, **options
+  )
+  key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
+
+  def step(state, batch):
+    with jax.set_mesh(mesh):
+      return jitted(state, sharding.put_batch(batch, mesh), key)
+
+  return state, step
+
+
+def assert_close(a, b, **tolerance):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+# ----- accumulation, repetition, averages -----------------------------------
+
+
+@pytest.mark.parametrize('parts', [2, 3])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts):
+  # Plain SGD, statistics per clip, no draws: the mean of means is the mean.
+  batch = clips(12)
+  whole, step = start(optax.sgd(1.0))
+  apart, part_step = start(optax.sgd(1.0), accumulate=parts)
+  whole, a = step(whole, batch)
+  apart, b = part_step(apart, batch)
+  assert_close(whole.params, apart.params, rtol=1e-4, atol=2e-6)
+  assert a.keys() == b.keys()
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-4)
+
+
+def test_parts_are_made_of_rows_that_lie_together():
+  # Two devices hold rows 0 to 3 and 4 to 7; each part has two rows of both.
+  parts = steps.split_batch(jnp.arange(8), 2)
+  np.testing.assert_array_equal(parts, [[0, 2, 4, 6], [1, 3, 5, 7]])
+
+
+def one_step(objective, batch, **options):
+  """Metrics of a step of an objective that has one parameter."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:4])
+  optimizer = optax.sgd(0.0)
+  state = steps.init_state(
+    lambda key: {'params': {'bias': jnp.zeros(2)}}, optimizer, KEY
+  )
+  state = jax.device_put(state, sharding.replicated(mesh))
+  step = steps.make_train_step(
+    objective, optimizer, lambda step: 0.0, mesh, **options
+  )
+  with jax.set_mesh(mesh):
+    return step(state, sharding.put_batch(batch, mesh), KEY)[1]
+
+
+def test_every_part_draws_for_itself():
+  def noisy(params, mira, batch, key):
+    del batch
+    draw = jax.random.uniform(key)
+    loss = params['bias'].sum() * 0 + draw
+    return loss, ({'square': jnp.square(draw)}, mira)
+
+  row = one_step(noisy, clips(16), accumulate=4)
+  keys = jax.random.split(jax.random.fold_in(KEY, 0), 4)
+  draws = np.array([jax.random.uniform(key) for key in keys])
+  assert len(set(draws.tolist())) == 4
+  np.testing.assert_allclose(row['loss'], draws.mean(), rtol=1e-6)
+  np.testing.assert_allclose(row['square'], (draws**2).mean(), rtol=1e-6)
+
+
+def test_mira_goes_from_part_to_part():
+  ema = dataclasses.replace(MODEL, mira=MiraConfig(statistics='batch_ema'))
+  state, step = start(optax.sgd(0.0), model=ema, accumulate=2)
+  once, one_step = start(optax.sgd(0.0), model=ema)
+  batch = clips(16)
+  halves = [{n: x[i::2] for n, x in batch.items()} for i in range(2)]
+  state, _ = step(state, batch)
+  for half in halves:
+    once, _ = one_step(once, half)
+  assert_close(state.mira, once.mira, rtol=1e-5)
+
+
+def test_repeated_clips_are_augmented_anew_each_time():
+  def spy(params, mira, batch, key):
+    # How the objectives augment: a key for every row.
+    draws = jax.vmap(jax.random.uniform)(
+      jax.random.split(key, len(batch['label']))
+    )
+    loss = params['bias'].sum() * 0
+    weighted = (draws * batch['label']).sum()
+    return loss, (
+      {'rows': len(batch['label']), 'labels': batch['label'].sum(),
+       'distinct': jnp.unique(draws, size=99, fill_value=0).astype(bool).sum(),
+       'weighted': weighted},
+      mira,
+    )  # fmt: skip
+
+  batch = clips(4)
+  row = one_step(spy, batch, repeats=3)
+  assert row['rows'] == row['distinct'] == 12
+  assert row['labels'] == 3 * batch['label'].sum()
+  draws = jax.vmap(jax.random.uniform)(
+    jax.random.split(jax.random.fold_in(KEY, 0), 12)
+  )
+  expected = (draws * np.repeat(batch['label'], 3)).sum()
+  np.testing.assert_allclose(row['weighted'], expected, rtol=1e-6)
+
+
+def test_the_average_is_exponential_and_is_what_is_scored():
+  state, step = start(optax.sgd(1.0), averaged=True, ema_decay=0.75)
+  first = jax.tree.map(np.asarray, state.params)
+  assert_close(state.average, first, rtol=0)
+  expected = first
+  for i in range(3):
+    state, _ = step(state, clips(8, seed=i))
+    expected = jax.tree.map(
+      lambda a, b: 0.75 * a + 0.25 * np.asarray(b), expected, state.params
+    )
+  assert_close(state.average, expected, rtol=1e-5, atol=1e-7)
+  assert state.variables['params'] is state.average
+  plain, _ = start(optax.sgd(1.0))
+  assert plain.average == {}
+  assert plain.variables['params'] is plain.params
+
+
+def test_clipping_bounds_the_norm_of_the_gradient():
+  grads = {'kernel': jnp.full((3, 3), 2.0), 'bias': jnp.full((3,), -1.0)}
+  params = jax.tree.map(jnp.zeros_like, grads)
+  norm = float(optax.tree.norm(grads))  # sqrt(9 * 4 + 3)
+  assert norm == pytest.approx(39**0.5)
+  for limit in (1.0, 100.0):
+    # Adam at its first step hides the scale: look at its first moment, 0.1 g.
+    optimizer = optim.adamw(lambda step: 1.0, b1=0.9, clip_norm=limit)
+    _, state = optimizer.update(grads, optimizer.init(params), params)
+    moment = optax.tree.get(state, 'mu')
+    assert float(optax.tree.norm(moment)) == pytest.approx(
+      0.1 * min(norm, limit), rel=1e-5
+    )
+
+
+# ----- class weights --------------------------------------------------------
+
+
+def test_class_weights_are_the_references():
+  # n ** -0.5 for 1, 4 and 16 clips: 1, 1/2, 1/4, scaled to a sum of 3.
+  weights = objectives.inverse_sqrt_weights([1, 4, 16])
+  np.testing.assert_allclose(weights, np.array([4, 2, 1]) * 3 / 7)
+  weights = objectives.inverse_sqrt_weights([1, 0, 4])
+  np.testing.assert_allclose(weights, [4 / 3, 0, 2 / 3])
+
+
+def test_a_weighted_mean_divides_by_the_weights():
+  logits = jnp.log(jnp.array([[0.5, 0.5], [0.2, 0.8], [0.9, 0.1]]))
+  targets = jnp.eye(2)[jnp.array([0, 1, 1])]
+  mask = jnp.array([True, True, False])
+  weights = jnp.array([3.0, 1.0, 100.0])
+  loss = objectives.cross_entropy(logits, targets, mask, weights)
+  np.testing.assert_allclose(
+    loss, -(3 * np.log(0.5) + np.log(0.8)) / 4, rtol=1e-6
+  )
+
+
+def test_a_step_weighs_classes():
+  flax = engine.build_model(dataclasses.asdict(MODEL))
+  only = objectives.classification(
+    flax, prepared, class_weights=[0.0, 1.0, 0.0]
+  )
+  batch = clips(8)
+  picked = batch | {'mask': batch['label'] == 1}
+  state, step = start(optax.sgd(0.0), only)
+  plain_state, plain_step = start(optax.sgd(0.0))
+  _, a = step(state, batch)
+  _, b = plain_step(plain_state, picked)
+  np.testing.assert_allclose(a['loss'], b['loss'], rtol=1e-5)
+
+
+# ----- a frozen backbone ----------------------------------------------------
+
+
+def test_a_frozen_backbone_does_not_move_and_costs_no_gradient():
+  flax = engine.build_model(dataclasses.asdict(MODEL))
+  objective = objectives.freeze_backbone(
+    objectives.classification(flax, prepared)
+  )
+  optimizer = optim.head_only(optim.adamw(lambda step: 0.1, weight_decay=0.5))
+  state, step = start(optimizer, objective)
+  before = jax.tree.map(np.asarray, state.params)
+  state, _ = step(state, clips(8))
+  after = jax.tree.map(np.asarray, state.params)
+  for name in before:
+    moved = [
+      bool((a != b).any())
+      for a, b in zip(
+        jax.tree.leaves(before[name]), jax.tree.leaves(after[name]), strict=True
+      )
+    ]
+    assert all(moved) if name == 'head' else not any(moved), name
+  variables = {'params': before, 'mira': {}}
+  grads = jax.grad(lambda p: objective(p, {}, clips(8), KEY)[0])(
+    variables['params']
+  )
+  rest = {n: x for n, x in grads.items() if n != 'head'}
+  assert float(optax.tree.norm(rest)) == 0
+  assert float(optax.tree.norm(grads['head'])) > 0
+
+
+# ----- masked pre-training --------------------------------------------------
+
+
+def autoencoder(mode='exact'):
+  return build.build_autoencoder(
+    dataclasses.asdict(MODEL)
+    | {'mira': mode and {'mode': mode, 'statistics': 'batch_ema'}},
+    {'decoder_dim': 8, 'decoder_depth': 1, 'decoder_heads': 2},
+  )
+
+
+@pytest.mark.parametrize('kind', ['tube', 'random'])
+def test_a_mask_hides_the_same_number_in_every_slot(kind):
+  mask, hidden = mae.draw_mask(
+    KEY, (5, 16, 224, 224, 3), 2, 16, kind=kind, ratio=0.9
+  )
+  assert mask.shape == (5, 1568)
+  assert hidden == 8 * 176
+  slots = np.asarray(mask).reshape(5, 8, 196)
+  assert (slots.sum(-1) == 176).all()
+  same = (slots == slots[:, :1]).all(axis=(1, 2))
+  assert same.all() if kind == 'tube' else not same.any()
+  assert (slots[0] != slots[1]).any()
+
+
+def test_pretraining_learns_and_moves_mira():
+  model = autoencoder()
+  objective = objectives.reconstruction(model, prepared, ratio=0.5)
+  optimizer = optim.adamw(lambda step: 3e-3, b2=0.95)
+  mesh = sharding.make_mesh(devices=jax.devices()[:4])
+
+  def init(key):
+    mask, hidden = mae.draw_mask(
+      key, (1, 4, 16, 16, 3), 2, 8, kind='tube', ratio=0.5
+    )
+    return model.init(
+      key, jnp.zeros((1, 4, 16, 16, 3)), mask, num_masked=hidden
+    )
+
+  state = jax.jit(functools.partial(steps.init_state, init, optimizer))(KEY)
+  state = jax.device_put(state, sharding.replicated(mesh))
+  before = jax.tree.map(np.asarray, state.mira)
+  step = steps.make_train_step(objective, optimizer, lambda s: 0.0, mesh)
+  rng = np.random.default_rng(0)
+  ramp = np.linspace(0, 255, 16)[None, None, None, :, None]
+  losses = []
+  for _ in range(60):
+    level = rng.uniform(0.2, 1, (8, 1, 1, 1, 1))
+    video = np.broadcast_to(level * ramp, (8, 4, 16, 16, 3)).astype(np.uint8)
+    with jax.set_mesh(mesh):
+      state, row = step(state, sharding.put_batch({'video': video}, mesh), KEY)
+    losses.append(float(row['loss']))
+  assert losses[-1] < 0.3 * losses[0]
+  moved = jax.tree.map(lambda a, b: (a != b).any(), before, state.mira)
+  assert all(jax.tree.leaves(moved))
+
+
+def test_the_targets_of_a_step_are_those_of_the_unchanged_pixels():
+  # A model that predicts the true targets has no loss.
+  model = autoencoder(None)
+  rng = np.random.default_rng(1)
+  video = rng.integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+  targets = mae.tubelet_targets(jnp.asarray(video) / 255, tubelet=2, patch=8)
+
+  @dataclasses.dataclass
+  class Oracle:
+    tubelet = 2
+    patch = 8
+
+    def apply(self, variables, video, mask, *, num_masked, **_):
+      _, masked = mae.split_tokens(mask, num_masked)
+      return mae.take_tokens(targets, masked), {}
+
+  assert model.tubelet == Oracle.tubelet
+  objective = objectives.reconstruction(Oracle(), prepared, ratio=0.5)
+  loss, (metrics, mira) = objective({}, {}, {'video': jnp.asarray(video)}, KEY)
+  assert float(loss) < 1e-8
+  assert (metrics, mira) == ({}, {})
+
+
+def test_a_perfect_prediction_is_the_video_again():
+  rng = np.random.default_rng(2)
+  video = jnp.asarray(rng.uniform(size=(2, 4, 16, 16, 3)), jnp.float32)
+  mask, hidden = mae.draw_mask(KEY, video.shape, 2, 8, kind='random', ratio=0.5)
+  targets = mae.tubelet_targets(video, tubelet=2, patch=8)
+  _, masked = mae.split_tokens(mask, hidden)
+  shown, filled = mae.reconstruct(
+    mae.take_tokens(targets, masked), video, mask, tubelet=2, patch=8
+  )
+  np.testing.assert_allclose(filled, video, atol=1e-5)
+  grey = np.asarray(shown == 0.5).all(-1)
+  assert grey.mean() == pytest.approx(0.5)  # and the rest is untouched
+  np.testing.assert_array_equal(
+    np.asarray(shown)[~grey], np.asarray(video)[~grey]
+  )

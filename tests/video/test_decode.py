@@ -1,0 +1,445 @@
+"""Decoding of real files, made here with PyAV: sound, odd and hostile."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import struct
+
+import av
+import cv2
+import numpy as np
+import pytest
+
+from mira_jax.errors import MiraInputError
+from mira_jax.video import container, decode, footage, upright
+
+SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
+needs_samples = pytest.mark.skipif(
+  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no folder of samples'
+)
+
+
+def make_video(
+  path: pathlib.Path,
+  *,
+  count: int = 24,
+  width: int = 96,
+  height: int = 64,
+  codec: str = 'libx264',
+  pixels: str = 'yuv420p',
+  fps: int = 25,
+  **options: str,
+) -> pathlib.Path:
+  """Gray frames that brighten by 8, with a red quarter at the top left."""
+  with av.open(str(path), 'w') as file:
+    stream = file.add_stream(codec, rate=fps, options=options)
+    stream.width, stream.height, stream.pix_fmt = width, height, pixels
+    for i in range(count):
+      image = np.full((height, width, 3), 8 * i % 256, np.uint8)
+      image[: height // 2, : width // 2] = (255, 0, 0)
+      frame = av.VideoFrame.from_ndarray(image, 'rgb24')
+      file.mux(stream.encode(frame))
+    file.mux(stream.encode())
+  return path
+
+
+def make_sound(path: pathlib.Path) -> None:
+  """A second of silence, and no pictures."""
+  with av.open(str(path), 'w') as file:
+    stream = file.add_stream('aac', rate=44100)
+    frame = av.AudioFrame.from_ndarray(
+      np.zeros((1, 44100), np.float32), 'fltp', 'mono'
+    )
+    frame.sample_rate = 44100
+    file.mux(stream.encode(frame))
+    file.mux(stream.encode())
+
+
+def _code(path) -> str:
+  with pytest.raises(MiraInputError) as caught:
+    decode.read_clip(path)
+  assert caught.value.path == os.fspath(path)
+  return caught.value.code
+
+
+@pytest.mark.parametrize(
+  ('name', 'codec', 'pixels'),
+  [
+    ('a.mp4', 'libx264', 'yuv420p'),
+    ('a.webm', 'libvpx-vp9', 'yuv420p'),
+    ('a.avi', 'mpeg4', 'yuv420p'),
+    ('a.flv', 'libx264', 'yuv420p'),
+    ('a.ts', 'libx264', 'yuv420p'),
+    ('ten_bit.mkv', 'libx264', 'yuv420p10le'),
+    ('full_chroma.mkv', 'libx264', 'yuv444p'),
+    ('alpha.mkv', 'ffv1', 'bgra'),
+    ('-leading: dash ü.mp4', 'libx264', 'yuv420p'),
+  ],
+)
+def test_every_frame_comes_as_rgb(tmp_path, name, codec, pixels):
+  path = make_video(tmp_path / name, codec=codec, pixels=pixels)
+  video = decode.read_video(path)
+  assert video.frames.shape == (24, 64, 96, 3)
+  assert video.frames.dtype == np.uint8
+  assert video.fps == 25
+  assert video.flags == ()
+  np.testing.assert_allclose(video.frames[0, 8, 8], (255, 0, 0), atol=6)
+  gray = video.frames[:, 48, 72].astype(int)
+  assert np.abs(gray - 8 * np.arange(24)[:, None]).max() <= 8
+
+
+def test_gray_pixels_become_three_channels(tmp_path):
+  path = make_video(tmp_path / 'a.mkv', codec='ffv1', pixels='gray')
+  frame = decode.read_video(path).frames[9]
+  assert (frame == frame[..., :1]).all()
+
+
+def test_frames_shrink_while_decoding_but_never_grow(tmp_path):
+  path = make_video(tmp_path / 'a.mp4')
+  assert decode.read_clip(path, short_side=32).frames.shape[1:3] == (32, 48)
+  assert decode.read_clip(path, short_side=500).frames.shape[1:3] == (64, 96)
+
+
+def test_odd_sizes_are_kept(tmp_path):
+  path = make_video(tmp_path / 'a.mkv', codec='ffv1', width=97, height=33)
+  assert decode.read_video(path).frames.shape[1:3] == (33, 97)
+
+
+def turn(path: pathlib.Path, height: int) -> pathlib.Path:
+  """Marks an mp4 as one to show a quarter turn clockwise."""
+  data = bytearray(path.read_bytes())
+  # The matrix of the turn, 40 bytes into the track header:
+  # x' = height - y, y' = x, in fixed point with 16 (the last one: 30) bits.
+  one = 1 << 16
+  matrix = (0, one, 0, -one, 0, 0, height * one, 0, 1 << 30)
+  struct.pack_into('>9i', data, data.index(b'tkhd') + 44, *matrix)
+  path.write_bytes(data)
+  return path
+
+
+def test_a_rotated_clip_is_upright(tmp_path):
+  path = turn(make_video(tmp_path / 'a.mp4'), 64)
+  frames = decode.read_video(path).frames
+  assert frames.shape == (24, 96, 64, 3)
+  np.testing.assert_allclose(frames[0, 8, -8], (255, 0, 0), atol=6)
+  assert frames[0, 8, 8].max() < 10
+  kept, width, height = decode.glance(path, 3, 32)
+  assert (kept.shape, width, height) == ((3, 48, 32, 3), 64, 96)
+  corner = decode.Square(left=0.5, top=0, width=0.5, height=1 / 3)
+  cut = decode.read_video(path, square=corner).frames
+  np.testing.assert_array_equal(cut, frames[:, :32, 32:])
+
+
+def test_a_frame_rate_that_cannot_be_is_unknown(tmp_path):
+  path = make_video(tmp_path / 'a.mp4', fps=1000)
+  assert decode.read_video(path).fps == 0
+
+
+def test_one_frame_is_flagged(tmp_path):
+  video = decode.read_video(make_video(tmp_path / 'a.mp4', count=1))
+  assert video.flags == ('static',)
+
+
+def test_a_truncated_webm_gives_what_is_there(tmp_path):
+  path = make_video(tmp_path / 'a.webm', codec='libvpx-vp9')
+  data = path.read_bytes()
+  path.write_bytes(data[: len(data) * 2 // 3])
+  video = decode.read_video(path)
+  count = len(video.frames)
+  assert 4 <= count < 24
+  assert video.flags == (f'short:{round(100 * count / 24)}%',)
+
+
+def test_damaged_packets_give_the_frames_before_them(tmp_path):
+  # Every frame is a key frame of its own, and the second half is noise.
+  path = make_video(tmp_path / 'a.mp4', count=40, g='1', bf='0')
+  with av.open(str(path)) as file:
+    starts = [p.pos for p in file.demux(video=0) if p.pos]
+  data = bytearray(path.read_bytes())
+  noise = np.random.default_rng(0).bytes(starts[-1] - starts[20])
+  data[starts[20] : starts[-1]] = noise
+  path.write_bytes(data)
+  video = decode.read_video(path)
+  assert 'partial' in video.flags
+  assert 4 <= len(video.frames) < 40
+  data[starts[2] : starts[20]] = data[starts[20] : starts[20] + 1] * (
+    starts[20] - starts[2]
+  )
+  path.write_bytes(data)
+  assert _code(path) == 'damaged'
+
+
+def test_files_that_are_no_clip(tmp_path):
+  def file(name: str, data: bytes) -> pathlib.Path:
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+  noise = np.random.default_rng(0).bytes(50_000)
+  lfs = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
+  os.mkfifo(tmp_path / 'fifo.mp4')
+  assert _code(tmp_path / 'absent.mp4') == 'not_found'
+  assert _code(tmp_path / ('x' * 300)) == 'not_found'
+  assert _code(tmp_path / 'fifo.mp4') == 'not_regular_file'
+  assert _code('/dev/zero') == 'not_regular_file'
+  assert _code(file('empty.mp4', b'')) == 'empty'
+  assert _code(file('text.mp4', b'hello ' * 100)) == 'not_video'
+  assert _code(file('noise.mp4', noise)) == 'not_video'
+  assert _code(file('zeros.mp4', bytes(50_000))) == 'not_video'
+  assert _code(file('image.mp4', cv2.imencode('.png', np.zeros((9, 9)))[1]))
+  assert _code(file('pointer.mp4', lfs)) == 'git_lfs_pointer'
+
+
+@pytest.mark.parametrize('kept', [0.3, 0.5, 0.7])
+def test_part_of_an_mp4_looks_truncated(tmp_path, kept):
+  path = make_video(tmp_path / 'a.mp4')
+  data = path.read_bytes()
+  path.write_bytes(data[: int(kept * len(data))])
+  with pytest.raises(MiraInputError, match=r'not_video.*truncated'):
+    decode.read_video(path)
+
+
+@pytest.mark.parametrize(
+  ('text', 'codes'),
+  [
+    ('ffconcat version 1.0\nfile {}\n', {'format_not_allowed'}),
+    ('\n# x\nffconcat version 1.0\nfile {}\n', {'not_video'}),
+    ('#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n', {'format_not_allowed'}),
+    ('#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{}\n', {'format_not_allowed'}),
+  ],
+)
+def test_a_playlist_reads_no_other_file(tmp_path, text, codes):
+  make_video(tmp_path / 'secret.mp4')
+  path = tmp_path / 'list.mp4'
+  path.write_text(text.format('secret.mp4'))
+  assert {_code(path)} == codes
+
+
+def test_animated_gif_and_sound_are_refused(tmp_path):
+  gif = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
+  assert _code(gif) == 'format_not_allowed'
+  make_sound(tmp_path / 'sound.mp4')
+  assert _code(tmp_path / 'sound.mp4') == 'no_video_stream'
+
+
+def test_limits(tmp_path, monkeypatch):
+  path = make_video(tmp_path / 'a.mp4')
+  monkeypatch.setattr(decode, 'MAX_FRAMES', 23)
+  assert _code(path) == 'too_long'
+  monkeypatch.setattr(container, 'MAX_FILE_BYTES', 100)
+  assert _code(path) == 'too_large'
+
+
+def test_memory_is_limited(tmp_path, monkeypatch):
+  path = make_video(tmp_path / 'a.mp4')
+  whole = decode.read_video(path).frames
+  monkeypatch.setattr(footage, 'MAX_DECODED_BYTES', 20 * 64 * 96 * 3)
+  long = decode.read_video(path)
+  with pytest.raises(MiraInputError, match='too_long'):
+    long.frames  # noqa: B018, it decodes
+  np.testing.assert_array_equal([*long.take([3, 3, 23])], whole[[3, 3, 23]])
+  assert len(decode.read_video(path, short_side=32).frames) == 24
+
+
+def test_frames_of_too_many_or_too_few_pixels(tmp_path):
+  wide = make_video(tmp_path / 'a.mp4', count=1, width=4608, height=4608)
+  assert _code(wide) == 'too_large'
+  tiny = make_video(
+    tmp_path / 'a.mkv', count=2, codec='ffv1', width=2, height=2
+  )
+  assert _code(tiny) == 'too_small'
+
+
+def _write_frames(folder: pathlib.Path, names: list[str]) -> None:
+  folder.mkdir()
+  for i, name in enumerate(names):
+    image = np.full((20, 30, 3), (0, 0, 10 * i), np.uint8)
+    cv2.imwrite(str(folder / name), image)
+
+
+def test_frames_of_a_folder_come_in_numeric_order(tmp_path):
+  names = ['1.png', '2.PNG', 'x_9.bmp', 'x_10.png', '007_00011.png']
+  _write_frames(tmp_path / 'clip', names)
+  (tmp_path / 'clip' / '3.png').touch()
+  (tmp_path / 'clip' / '.4.png').write_bytes(b'x')
+  (tmp_path / 'clip' / 'Thumbs.db').write_bytes(b'x')
+  video = decode.read_clip(tmp_path / 'clip')
+  assert video.frames.shape == (5, 20, 30, 3)
+  assert video.frames[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
+  assert video.fps == 0
+  assert video.flags == ('low_signal',)  # each is of one colour
+
+
+def test_odd_folders(tmp_path):
+  _write_frames(tmp_path / 'clip', ['1.png', '2.png'])
+  small = np.zeros((10, 15, 3), np.uint8)
+  cv2.imwrite(str(tmp_path / 'clip' / '3.png'), small)
+  (tmp_path / 'clip' / '4.jpg').write_bytes(b'no image')
+  video = decode.read_clip(tmp_path / 'clip')
+  assert video.frames.shape == (3, 20, 30, 3)
+  assert video.flags == ('partial', 'low_signal')
+  (tmp_path / 'none').mkdir()
+  assert _code(tmp_path / 'none') == 'empty'
+  (tmp_path / 'bad').mkdir()
+  (tmp_path / 'bad' / '1.jpg').write_bytes(b'no image')
+  assert _code(tmp_path / 'bad') == 'damaged'
+  with pytest.raises(MiraInputError, match='not_found'):
+    decode.read_frames_folder(tmp_path / 'absent')
+
+
+def _numbered_frames(folder: pathlib.Path, count: int) -> pathlib.Path:
+  """Noise that differs from frame to frame, 48 x 36 pixels."""
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for i in range(count):
+    image = rng.integers(0, 256, (36, 48, 3), np.uint8)
+    cv2.imwrite(str(folder / f'{i}.png'), image)
+  return folder
+
+
+@pytest.mark.parametrize('kind', ['video', 'folder'])
+def test_a_square_is_cut_before_frames_shrink(tmp_path, kind):
+  if kind == 'video':
+    path = make_video(tmp_path / 'a.mp4')
+  else:
+    path = _numbered_frames(tmp_path / 'clip', 3)
+  whole = decode.read_clip(path).frames
+  square = decode.Square(left=0.25, top=0.1, width=0.5 * 3 / 4, height=0.5)
+  cut = [decode.apply(frame, square) for frame in whole]
+  side = cut[0].shape[0]
+  frames = decode.read_clip(path, square=square).frames
+  np.testing.assert_array_equal(frames, cut)
+  frames = decode.read_clip(path, square=square, short_side=12).frames
+  np.testing.assert_array_equal(frames, [decode.shrink(f, 12) for f in cut])
+  frames = decode.read_clip(path, square=square, short_side=500).frames
+  assert frames.shape[1:3] == (side, side)
+
+
+def test_memory_is_limited_after_the_cut(tmp_path, monkeypatch):
+  path = make_video(tmp_path / 'a.mp4')
+  monkeypatch.setattr(footage, 'MAX_DECODED_BYTES', 24 * 32 * 32 * 3)
+  square = decode.Square(left=0, top=0, width=1 / 3, height=1 / 2)
+  video = decode.read_video(path, square=square)
+  assert video.frames.shape == (24, 32, 32, 3)
+  # A view would keep the whole frame.
+  assert decode.apply(np.zeros((64, 96, 3), np.uint8), square).base is None
+
+
+def test_a_square_of_too_few_pixels(tmp_path):
+  square = decode.Square(left=0, top=0, width=1 / 24, height=1 / 16)
+  for path in (
+    make_video(tmp_path / 'a.mp4'),
+    _numbered_frames(tmp_path / 'clip', 2),
+  ):
+    with pytest.raises(MiraInputError, match='too_small'):
+      decode.read_clip(path, square=square)
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 8, 24, 100])
+@pytest.mark.parametrize('short_side', [None, 20])
+def test_a_glance_at_a_folder(tmp_path, monkeypatch, count, short_side):
+  path = _numbered_frames(tmp_path / 'clip', 24)
+  whole = decode.read_clip(path, short_side=short_side).frames
+  read = []
+  imdecode = cv2.imdecode
+  monkeypatch.setattr(
+    cv2, 'imdecode', lambda *args: read.append(args) or imdecode(*args)
+  )
+  frames, width, height = decode.glance(path, count, short_side)
+  expected = whole[decode.spaced(24, count)]
+  np.testing.assert_array_equal(frames, expected)
+  assert (width, height) == (48, 36)
+  assert len(read) == min(count, 24)
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 8, 12, 24, 100])
+def test_a_glance_at_a_video(tmp_path, count):
+  path = make_video(tmp_path / 'a.mkv', codec='ffv1', pixels='bgra')
+  whole = decode.read_clip(path, short_side=32).frames
+  frames, width, height = decode.glance(path, count, 32)
+  assert (width, height) == (96, 64)
+  # Every frame has a gray value of its own, so it says which one it is.
+  found = [int(np.flatnonzero((whole == f).all((1, 2, 3)))[0]) for f in frames]
+  assert len(found) == min(count, 24)
+  assert found == sorted(set(found))
+  if 2 * count >= 24:
+    assert found == decode.spaced(24, count).tolist()
+  elif count > 1:
+    steps = np.diff([*found, 24])
+    assert steps.max() <= 2 * 24 / count
+
+
+def test_a_glance_holds_few_frames(tmp_path, monkeypatch):
+  path = make_video(tmp_path / 'a.mp4', count=200)
+  converted = []
+  to_rgb = upright.to_rgb
+  monkeypatch.setattr(
+    upright, 'to_rgb', lambda *args: converted.append(1) or to_rgb(*args)
+  )
+  assert len(decode.glance(path, 4, None)[0]) == 4
+  assert len(converted) < 40
+
+
+def test_a_glance_at_odd_clips(tmp_path, monkeypatch):
+  folder = _numbered_frames(tmp_path / 'clip', 6)
+  (folder / '0.png').write_bytes(b'no image')
+  cv2.imwrite(str(folder / '5.png'), np.zeros((18, 24, 3), np.uint8))
+  frames, width, height = decode.glance(folder, 3, None)
+  assert (frames.shape, width, height) == ((2, 36, 48, 3), 48, 36)
+
+  def code(path) -> str:
+    with pytest.raises(MiraInputError) as caught:
+      decode.glance(path, 4, None)
+    return caught.value.code
+
+  for i in range(6):
+    (folder / f'{i}.png').write_bytes(b'no image')
+  assert code(folder) == 'damaged'
+  (tmp_path / 'none').mkdir()
+  assert code(tmp_path / 'none') == 'empty'
+  assert code(tmp_path / 'absent.mp4') == 'not_found'
+  video = make_video(tmp_path / 'a.mp4')
+  monkeypatch.setattr(decode, 'MAX_FRAMES', 5)
+  assert code(video) == 'too_long'
+  assert code(folder) == 'too_long'
+
+
+def test_jpeg_keeps_the_colours():
+  image = np.zeros((32, 32, 3), np.uint8)
+  image[:] = (200, 100, 30)
+  back = decode.decode_jpeg(decode.encode_jpeg(image))
+  np.testing.assert_allclose(back.astype(int), image, atol=4)
+
+
+@pytest.mark.parametrize('data', [b'', b'\xff\xd8\xff', b'text'])
+def test_bytes_that_are_no_jpeg(data):
+  with pytest.raises(MiraInputError, match='damaged'):
+    decode.decode_jpeg(data)
+
+
+def test_resize_squashes_or_crops():
+  image = np.zeros((4, 8, 3), np.uint8)
+  image[:, 2:6] = 255  # the middle square is white
+  assert (decode.resize(image, 4, 'crop') == 255).all()
+  squashed = decode.resize(image, 4)
+  assert squashed[0, :, 0].tolist() == [0, 255, 255, 0]
+  assert decode.resize(image, 16).shape == (16, 16, 3)
+  with pytest.raises(ValueError, match='squash'):
+    decode.resize(image, 4, 'pad')
+
+
+@needs_samples
+@pytest.mark.parametrize(
+  ('name', 'count', 'fps'),
+  [
+    ('clips/talking_face_224px_25fps.mp4', 107, 25),
+    ('frames_jpg', 3, 0),
+    ('frames_png', 3, 0),
+  ],
+)
+def test_sample_clips(name, count, fps):
+  video = decode.read_clip(SAMPLES / name)
+  assert video.frames.shape == (count, 224, 224, 3)
+  assert video.fps == fps
+  assert video.flags == ()

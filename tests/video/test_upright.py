@@ -1,0 +1,269 @@
+"""Videos come as players show them; images that are bombs are refused."""
+
+from __future__ import annotations
+
+import fractions
+import os
+import pathlib
+import resource
+import struct
+import zlib
+
+import av
+import cv2
+import numpy as np
+import pytest
+from test_decode import make_video
+
+from mira_jax.data import dataset, records
+from mira_jax.errors import MiraInputError
+from mira_jax.prepare import prepare
+from mira_jax.video import decode, images
+
+_ONE = 1 << 16
+
+
+def shown_by(
+  path: pathlib.Path, matrix: tuple[float, float, float, float]
+) -> pathlib.Path:
+  """Writes (a, b, c, d) of x' = a x + c y, y' = b x + d y into an mp4."""
+  data = bytearray(path.read_bytes())
+  a, b, c, d = (round(_ONE * x) for x in matrix)
+  whole = (a, b, 0, c, d, 0, 0, 0, 1 << 30)
+  struct.pack_into('>9i', data, data.index(b'tkhd') + 44, *whole)
+  path.write_bytes(data)
+  return path
+
+
+# What each of Exif's eight orientations does to an image [H, W, 3].
+ORIENTATIONS = {
+  (1, 0, 0, 1): lambda x: x,
+  (-1, 0, 0, 1): lambda x: x[:, ::-1],
+  (-1, 0, 0, -1): lambda x: x[::-1, ::-1],
+  (1, 0, 0, -1): lambda x: x[::-1],
+  (0, 1, 1, 0): lambda x: x.swapaxes(0, 1),
+  (0, 1, -1, 0): lambda x: np.rot90(x, -1),
+  (0, -1, -1, 0): lambda x: np.rot90(x, 2).swapaxes(0, 1),
+  (0, -1, 1, 0): lambda x: np.rot90(x),
+  (0.98, 0.17, -0.17, 0.98): lambda x: x,  # by ten degrees
+  (-0.17, 0.98, -0.98, -0.17): lambda x: np.rot90(x, -1),
+  (-2, 0, 0, 2): lambda x: x[:, ::-1],  # and twice as large
+  (0, 0, 0, 0): lambda x: x,
+}
+
+
+@pytest.mark.parametrize('matrix', ORIENTATIONS)
+def test_eight_orientations(tmp_path, matrix):
+  path = make_video(tmp_path / 'a.mp4', count=3)
+  plain = decode.read_video(path).frames[2]
+  shown_by(path, matrix)
+  expected = ORIENTATIONS[matrix](plain)
+  frames = decode.read_video(path).frames
+  np.testing.assert_array_equal(frames[2], expected)
+  kept, width, height = decode.glance(path, 3, None)
+  np.testing.assert_array_equal(kept, frames)
+  assert (height, width) == expected.shape[:2]
+  stored = path.read_bytes()
+  clip = dataset.Clip(clip_id='a', label=0, video=stored, video_frames=3)
+  np.testing.assert_array_equal(records.read_frames(clip, [2])[2], expected)
+
+
+@pytest.mark.parametrize('suffix', ['mkv', 'webm', 'mov'])
+@pytest.mark.parametrize('quarters', [1, 2, 3])
+def test_other_files_that_are_turned(tmp_path, suffix, quarters):
+  path = tmp_path / f'a.{suffix}'
+  codec = 'libvpx' if suffix == 'webm' else 'libx264'
+  with av.open(str(path), 'w') as file:
+    stream = file.add_stream(codec, rate=25)
+    stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
+    stream.set_display_rotation(90 * quarters)
+    image = np.full((64, 96, 3), 60, np.uint8)
+    image[:32, :48] = (255, 0, 0)
+    for _ in range(6):
+      file.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
+    file.mux(stream.encode())
+  frame = decode.read_video(path).frames[3].astype(int)
+  np.testing.assert_allclose(frame, np.rot90(image, quarters), atol=60)
+
+
+def _wide(path: pathlib.Path, aspect: fractions.Fraction) -> pathlib.Path:
+  """Frames 96 x 64 whose pixels have an aspect."""
+  with av.open(str(path), 'w') as file:
+    stream = file.add_stream('libx264', rate=25)
+    stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
+    stream.codec_context.sample_aspect_ratio = aspect
+    for i in range(24):
+      image = np.full((64, 96, 3), 10 * i, np.uint8)
+      image[:, :48] = (255, 0, 0)
+      file.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
+    file.mux(stream.encode())
+  return path
+
+
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'ts', 'avi'])
+@pytest.mark.parametrize(
+  ('aspect', 'width'),
+  [((2, 1), 192), ((16, 15), 102), ((8, 9), 85), ((1, 1), 96), ((900, 1), 96)],
+)
+def test_pixels_that_are_not_square(tmp_path, suffix, aspect, width):
+  path = _wide(tmp_path / f'a.{suffix}', fractions.Fraction(*aspect))
+  assert decode.read_video(path).size == (64, width)
+  assert decode.read_video(path, short_side=32).size == (
+    32 if width >= 64 else 64,
+    round(width / 2),
+  )
+  assert decode.glance(path, 1, None)[1:] == (width, 64)
+  if suffix == 'mp4':
+    turned = decode.read_video(shown_by(path, (0, 1, -1, 0)))
+    assert turned.size == (width, 64)
+
+
+@pytest.mark.parametrize('suffix', ['mkv', 'mov', 'ts'])
+def test_the_larger_of_two_pictures(tmp_path, suffix):
+  path = tmp_path / f'a.{suffix}'
+  with av.open(str(path), 'w') as file:
+    streams = []
+    for width, height in ((64, 48), (160, 120)):
+      stream = file.add_stream('libx264', rate=30)
+      stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
+      streams.append(stream)
+    for i in range(9):
+      for stream in streams:
+        image = np.full((stream.height, stream.width, 3), 20 * i, np.uint8)
+        frame = av.VideoFrame.from_ndarray(image, 'rgb24')
+        file.mux(stream.encode(frame))
+    for stream in streams:
+      file.mux(stream.encode())
+  video = decode.read_video(path)
+  assert (video.count, video.size) == (9, (120, 160))
+
+
+def test_a_size_that_changes_in_the_middle(tmp_path):
+  sizes = ((64, 48), (128, 96), (32, 24))
+  joined = b''
+  for i, (width, height) in enumerate(sizes):
+    part = tmp_path / f'{i}.ts'
+    make_video(part, count=8, width=width, height=height)
+    joined += part.read_bytes()
+  (tmp_path / 'a.ts').write_bytes(joined)
+  video = decode.read_video(tmp_path / 'a.ts')
+  assert video.frames.shape == (24, 48, 64, 3)
+  large = make_video(tmp_path / 'l.ts', count=1, width=4608, height=4608)
+  (tmp_path / 'b.ts').write_bytes(joined + large.read_bytes())
+  assert decode.read_video(tmp_path / 'b.ts').frames.shape[1:] == (48, 64, 3)
+
+
+# Images.
+
+
+def _png(width: int, height: int) -> bytes:
+  """A whole gray PNG of zeros, a kilobyte for each megapixel."""
+
+  def chunk(kind: bytes, data: bytes) -> bytes:
+    check = struct.pack('>I', zlib.crc32(kind + data))
+    return struct.pack('>I', len(data)) + kind + data + check
+
+  header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
+  rows = zlib.compress(bytes((width + 7) // 8 + 1) * height)
+  return (
+    b'\x89PNG\r\n\x1a\n'
+    + chunk(b'IHDR', header)
+    + chunk(b'IDAT', rows)
+    + chunk(b'IEND', b'')
+  )
+
+
+def _bomb(suffix: str) -> bytes:
+  if suffix == '.png':
+    return _png(30_000, 30_000)
+  image = np.zeros((4096, 4096), np.uint8)
+  return cv2.imencode(suffix, image)[1].tobytes()
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp', '.webp'])
+def test_an_image_of_too_many_pixels_is_not_decoded(
+  tmp_path, monkeypatch, suffix
+):
+  folder = tmp_path / 'root/a/1'
+  folder.mkdir(parents=True)
+  bomb = _bomb(suffix)
+  name = '1.jpg' if suffix == '.webp' else f'1{suffix}'
+  (folder / name).write_bytes(bomb)
+
+  def decoded(*_):
+    raise AssertionError('it was decoded')
+
+  monkeypatch.setattr(cv2, 'imdecode', decoded)
+  for read in (
+    decode.read_clip,
+    lambda path: decode.glance(path, 8, None),
+    lambda path: decode.decode_jpeg(bomb),
+    lambda path: decode.whole_image(bomb, reduced=True),
+  ):
+    with pytest.raises(MiraInputError, match='too_large'):
+      read(folder)
+  with pytest.raises(MiraInputError, match=r'no_clips.*too_large'):
+    prepare.prepare_folder(tmp_path / 'root', tmp_path / 'out', workers=0)
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.webp'])
+@pytest.mark.parametrize('shape', [(40, 50, 3), (33, 17)])
+def test_headers_tell_the_size(suffix, shape):
+  data = cv2.imencode(suffix, np.zeros(shape, np.uint8))[1].tobytes()
+  assert images.image_size(data) == shape[:2]
+  assert images.whole_image(data).shape == (*shape[:2], 3)
+  for cut in range(0, 40):
+    images.image_size(data[:cut])  # raises nothing
+
+
+def test_a_jpeg_with_odd_segments_is_measured():
+  data = cv2.imencode('.jpg', np.zeros((40, 50, 3)))[1].tobytes()
+  thumbnail = cv2.imencode('.jpg', np.zeros((8, 8, 3)))[1].tobytes()
+  note = b'\xff\xe5' + (len(thumbnail) + 2).to_bytes(2) + thumbnail
+  odd = data[:2] + note + b'\xff\xff\xff' + data[3:]
+  assert images.image_size(odd) == (40, 50)
+  assert images.whole_image(odd).shape == (40, 50, 3)
+  assert images.image_size(b'\xff\xd8' + note) is None
+
+
+def test_a_file_of_too_many_bytes_is_not_read(tmp_path):
+  with open(tmp_path / '1.jpg', 'wb') as file:
+    file.truncate(images.MAX_IMAGE_BYTES + 1)  # takes no disk
+  with pytest.raises(MiraInputError, match=r'too_large.*128 MiB'):
+    decode.read_clip(tmp_path)
+
+
+def test_other_formats_by_these_names_are_no_images(tmp_path):
+  data = cv2.imencode('.tiff', np.zeros((40, 50, 3), np.uint8))[1].tobytes()
+  (tmp_path / '1.png').write_bytes(data)
+  with pytest.raises(MiraInputError, match='damaged'):
+    decode.read_clip(tmp_path)
+
+
+def test_no_frame_is_lost_where_few_files_may_be_open(tmp_path):
+  video = make_video(tmp_path / 'a.mp4', count=9)
+  folder = tmp_path / 'clip'
+  folder.mkdir()
+  for i in range(9):
+    image = np.full((32, 32, 3), 20 * i, np.uint8)
+    (folder / f'{i}.jpg').write_bytes(decode.encode_jpeg(image))
+  files = decode.frame_files(folder)
+  most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  used = len(os.listdir('/proc/self/fd'))
+  try:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 4, hard))
+    for _ in range(20):  # files are closed
+      assert decode.read_clip(folder).count == 9
+      assert decode.read_clip(video).count == 9
+      with pytest.raises(MiraInputError, match='not_video'):
+        decode.read_video(files[0])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    for read in (
+      lambda: decode.read_video(video),
+      lambda: decode.read_clip(folder),
+      lambda: images.read_image(files[0]),
+    ):
+      with pytest.raises(MiraInputError, match='not_readable'):
+        read()
+  finally:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

@@ -1,0 +1,413 @@
+"""What a person sees who hands over bad weights, or weights of another model.
+
+One line, with a code, the path and what to do, and nothing of a file is run.
+Numbers are those of the list that docs/errors.md shows.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import safetensors.numpy
+
+import torch_files
+from mira_jax import config
+from mira_jax.cli import main as cli
+from mira_jax.devices import sharding
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.models.layers import resize_positions
+from mira_jax.train import init_from, step
+from mira_jax.weights import torch_names, warm_start, weights_file
+
+NAMES = ('angry', 'happy', 'sad')
+CONFIG = config.ModelConfig(
+  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16,
+  head_scale=1.0, mira=MiraConfig(),
+)  # fmt: skip
+
+
+def variables(seed=0, **changes):
+  """Numbers of no meaning in the shapes of a model."""
+  model = engine.build_model(dataclasses.asdict(CONFIG) | changes)
+  side = model.image_size
+  video = jax.ShapeDtypeStruct((1, model.frames, side, side, 3), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), video)
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), shapes
+  )
+
+
+def save(path, tree, names=NAMES, **changes):
+  card = {
+    'model': dataclasses.asdict(CONFIG) | changes,
+    'class_names': list(names),
+    'preprocessing': {'rate': 1, 'fit': 'crop'},
+  }
+  return weights_file.save_weights(
+    path / 'ours.safetensors', tree['params'], tree.get('mira', {}), card
+  )
+
+
+def state(**changes):
+  """A whole state dict of PyTorch, with numbers of no meaning."""
+  return torch_names.to_torch(variables(**changes), torch_names.CLASSIFIER)
+
+
+def convert(capsys, path, *flags):
+  """Runs the command. Gives its exit code and what it says of an error."""
+  out = path.parent / 'out.safetensors'
+  code = cli.main(
+    ['convert', str(path), str(out), '--image-size=16', '--heads=2', *flags]
+  )
+  shown, err = capsys.readouterr()
+  assert 'Traceback' not in err
+  assert err.count('\n') == (code != 0)
+  assert out.exists() == (code == 0)
+  return code, err or shown
+
+
+# ----- 43 to 46: files -----
+
+
+def test_43_an_exploit_runs_nothing(tmp_path, capsys):
+  attack = torch_files.Call(
+    torch_files.Global('posix.system'), f'touch {tmp_path}/touched'
+  )
+  path = torch_files.save(
+    tmp_path / 'a.pth', {'model': state(), 'args': attack}
+  )
+  warm_start.transfer(variables(), path)
+  assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+  assert convert(capsys, path)[0] == 0
+  (tmp_path / 'out.safetensors').unlink()
+  # Nor does it where a tensor depends on it, which is an error.
+  attack.args += (np.zeros(3, np.float32),)
+  torch_files.save(path, {'model': state() | {'head.bias': attack}})
+  code, told = convert(capsys, path)
+  assert code == ExitCode.CHECKPOINT
+  assert 'unsupported' in told
+  assert 'depends on posix.system' in told
+  assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+
+
+def test_44_a_file_before_pytorch_1_6(tmp_path, capsys):
+  path = tmp_path / 'a.pth'
+  path.write_bytes(b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.')
+  code, told = convert(capsys, path)
+  assert code == ExitCode.CHECKPOINT
+  assert 'legacy_pth' in told
+  assert 'torch.save(torch.load(' in told
+
+
+def test_45_every_tensor_that_does_not_fit_is_named(tmp_path, capsys):
+  tensors = state()
+  del tensors['blocks.1.norm2.bias'], tensors['blocks.0.norm1.weight']
+  tensors['blocks.0.odd.weight'] = np.zeros(2, np.float32)
+  tensors['fc_norm.bias'] = np.zeros(3, np.float32)
+  path = torch_files.save(tmp_path / 'a.pth', tensors)
+  code, told = convert(capsys, path)
+  assert code == ExitCode.CHECKPOINT
+  for part in ('blocks.1.norm2.bias', 'blocks.0.norm1.weight',
+               'odd.weight', 'fc_norm.bias is (3,), not (16,)'):  # fmt: skip
+    assert part in told
+  # Allowing one part allows no other, and nothing else than missing.
+  assert convert(capsys, path, '--allow-missing=encoder')[0] != 0
+
+
+def test_45_a_part_may_be_missing_if_asked(tmp_path, capsys):
+  tensors = state()
+  del tensors['fc_norm.bias'], tensors['fc_norm.weight']
+  path = torch_files.save(tmp_path / 'a.pth', tensors)
+  code, told = convert(capsys, path)
+  assert code == ExitCode.CHECKPOINT
+  assert 'missing: fc_norm' in told
+  assert convert(capsys, path, '--allow-missing=head')[0] != 0
+  code, told = convert(capsys, path, '--allow-missing=neck')
+  assert (code, 'embed, encoder, head, norm' in told) == (ExitCode.USAGE, True)
+  code, told = convert(capsys, path, '--allow-missing=norm')
+  assert code == 0
+  assert '2 tensors: params/norm/bias, params/norm/scale' in told
+  got, _ = weights_file.load_weights(tmp_path / 'out.safetensors')
+  np.testing.assert_array_equal(got['params']['norm']['scale'], np.ones(16))
+
+
+def test_45_training_starts_from_a_whole_backbone(tmp_path):
+  path = save(tmp_path, variables(seed=1), frames=4)
+  own = variables(variant='st_block')
+  with pytest.raises(MiraInputError, match='bad_weights') as caught:
+    warm_start.transfer(own, path)
+  assert 'encoder/block_*/framewise_attn/qkv/kernel (2)' in str(caught.value)
+  assert 'allow_missing=encoder' in caught.value.hint
+  new, told = warm_start.transfer(own, path, allow_missing=['encoder'])
+  assert all('framewise' in name for name in told.missing)
+  block = new['params']['encoder']['block_0']
+  assert block['framewise_attn']['qkv']['kernel'].any()
+
+
+def test_45_a_file_of_ours_names_them_too(tmp_path):
+  tree = variables()
+  del tree['params']['encoder']['block_0']['norm1']
+  with pytest.raises(MiraInputError, match='bad_weights') as caught:
+    engine.load_file(save(tmp_path, tree))
+  for name in ('bias', 'scale'):
+    assert f'params/encoder/block_0/norm1/{name}' in str(caught.value)
+
+
+@pytest.mark.parametrize('kind', ['pth', 'safetensors', 'overflow', 'ours'])
+def test_46_numbers_that_are_none(tmp_path, kind):
+  tensors = state()
+  name = 'blocks.1.mlp.fc1.bias'
+  tensors[name] = tensors[name].astype(np.float64)
+  tensors[name][2] = {'pth': np.nan, 'overflow': 1e300}.get(kind, np.inf)
+  path = tmp_path / 'a.pth'
+  if kind == 'safetensors':
+    safetensors.numpy.save_file(tensors, path)
+  elif kind == 'ours':
+    tree, name = variables(), 'params/norm/scale'
+    tree['params']['norm']['scale'][0] = np.nan
+    path = save(tmp_path, tree)
+  else:
+    torch_files.save(path, tensors)
+  with pytest.raises(MiraInputError, match='not_finite') as caught:
+    warm_start.transfer(variables(), path)
+  assert name in str(caught.value)
+
+
+@pytest.mark.parametrize('shape', [(), (0,), (16, 0, 2, 8, 8), (1, 2, 3)])
+def test_45_tensors_of_absurd_shapes(tmp_path, capsys, shape):
+  tensors = state(positions='learned', pool='cls')
+  for name in (
+    'patch_embed.proj.weight', 'blocks.0.mlp.fc1.bias', 'head.weight',
+    'blocks.0.attn.c_buf', 'pos_embed', 'cls_token',
+  ):  # fmt: skip
+    broken = tensors | {name: np.zeros(shape, np.float32)}
+    path = torch_files.save(tmp_path / 'a.pth', broken)
+    code, told = convert(capsys, path)
+    assert code == ExitCode.CHECKPOINT
+    assert name in told or 'trained with' in told, (name, told)
+    own = variables(positions='learned', pool='cls')
+    if name in ('head.weight', 'blocks.0.attn.c_buf'):  # these start anew
+      new, told = warm_start.transfer(own, path)
+      assert jax.tree.map(np.shape, new) == jax.tree.map(np.shape, own)
+      assert len(told.fresh + told.missing) == 1
+    else:
+      with pytest.raises(MiraInputError):
+        warm_start.transfer(own, path)
+
+
+@pytest.mark.parametrize('card', ['{', '[]', '{"model": {"frames": "x"}}'])
+def test_45_a_card_that_describes_nothing(tmp_path, capsys, card):
+  path = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(state(), path, {'mira_card': card})
+  code, told = convert(capsys, path)
+  assert (code, 'bad_card' in told) == (ExitCode.CHECKPOINT, True)
+
+
+# ----- 47: classes -----
+
+
+@pytest.mark.parametrize(
+  ('theirs', 'said'),
+  [
+    (NAMES, None),
+    (('happy', 'angry', 'sad'), 'order of its classes was happy, angry, sad'),
+    (('anger', 'happy', 'sad'), 'its classes were anger, happy, sad'),
+  ],
+)
+def test_47_a_head_is_taken_for_the_same_classes_alone(tmp_path, theirs, said):
+  source, own = variables(seed=1), variables()
+  path = save(tmp_path, source, names=theirs)
+  new, told = warm_start.transfer(own, path, class_names=NAMES)
+  taken = source if said is None else own
+  np.testing.assert_array_equal(
+    new['params']['head']['kernel'], taken['params']['head']['kernel']
+  )
+  np.testing.assert_array_equal(
+    new['params']['norm']['scale'], source['params']['norm']['scale']
+  )
+  if said:
+    assert said in str(told)
+    assert told.fresh == ['params/head/bias', 'params/head/kernel']
+    assert 'params/head/kernel [16, 3]' in told.ignored
+  else:
+    assert (told.fresh, told.notes) == ([], [])
+
+
+def test_47_a_head_without_names_is_not_taken(tmp_path):
+  path = torch_files.save(tmp_path / 'a.pth', {'model': state(seed=1)})
+  _, told = warm_start.transfer(variables(), path, class_names=NAMES)
+  assert told.fresh == ['params/head/bias', 'params/head/kernel']
+  assert 'do not name their classes (mira convert --classes does)' in str(told)
+
+
+# ----- 48: sizes -----
+
+
+def test_48_sizes_that_do_not_divide(tmp_path, capsys):
+  cfg = config.Config(model=dataclasses.replace(CONFIG, frames=15))
+  with pytest.raises(MiraInputError, match='of tubelet 2, such as 14'):
+    config.validate(cfg)
+  path = torch_files.save(tmp_path / 'a.pth', state(mira=None))
+  code, told = convert(capsys, path, '--frames=15')
+  assert code == ExitCode.CHECKPOINT
+  assert '--frames 15 must be a multiple of 2, such as 14' in told
+
+
+def test_48_another_number_of_frames_than_the_buffer(tmp_path, capsys):
+  path = torch_files.save(tmp_path / 'a.pth', state())
+  code, told = convert(capsys, path, '--frames=8')
+  assert code == ExitCode.CHECKPOINT
+  assert 'it was trained with 4' in told
+
+
+def test_48_averages_of_other_slots_start_anew(tmp_path):
+  source = variables(seed=1)
+  path = save(tmp_path, source)
+  own = variables(frames=8)
+  new, told = warm_start.transfer(own, path, grid=(4, 2, 2))
+  np.testing.assert_array_equal(
+    new['mira']['encoder']['block_0']['attn']['confidence'],
+    own['mira']['encoder']['block_0']['attn']['confidence'],
+  )
+  assert len(told.missing) == 2
+  assert "MiRA's averages start anew: they are of 2 slots, not 4" in str(told)
+  assert 'computed for 4 x 2 x 2 tokens, not 2 x 2 x 2' in str(told)
+
+
+@pytest.mark.parametrize('kind', ['ours', 'pth'])
+def test_48_learned_positions_are_interpolated_on_request(tmp_path, kind):
+  source = variables(seed=1, positions='learned', mira=None)
+  if kind == 'ours':
+    path = save(tmp_path, source, positions='learned', mira=None)
+  else:
+    # Eight positions tell no grid; the buffer tells two slots.
+    tensors = torch_names.to_torch(source, torch_names.CLASSIFIER)
+    for i in range(2):
+      buffer = np.full((1, 2), 0.5, np.float32)
+      tensors[f'blocks.{i}.attn.c_buf'] = buffer
+    path = torch_files.save(tmp_path / 'a.pth', tensors)
+  own = variables(frames=8, positions='learned', mira=None)
+  with pytest.raises(MiraInputError, match='interpolate_positions') as caught:
+    warm_start.transfer(own, path, grid=(4, 2, 2))
+  assert '2 x 2 x 2 tokens' in caught.value.hint
+  new, told = warm_start.transfer(own, path, grid=(4, 2, 2), interpolate=True)
+  np.testing.assert_array_equal(
+    new['params']['positions'],
+    resize_positions(source['params']['positions'], (2, 2, 2), (4, 2, 2)),
+  )
+  assert 'interpolated from 2 x 2 x 2 to 4 x 2 x 2' in str(told)
+
+
+def test_48_as_many_positions_of_another_grid_are_no_match(tmp_path):
+  """2 slots of 4 x 4 tokens are as many as 8 slots of 2 x 2."""
+  changes = {'positions': 'learned', 'mira': None}
+  source = variables(image_size=32, **changes)
+  path = save(tmp_path, source, image_size=32, **changes)
+  own = variables(frames=16, **changes)
+  assert own['params']['positions'].shape == (32, 16)
+  with pytest.raises(MiraInputError, match='2 x 4 x 4'):
+    warm_start.transfer(own, path, grid=(8, 2, 2))
+
+
+def test_48_another_patch_or_tubelet(tmp_path):
+  path = save(tmp_path, variables())
+  with pytest.raises(MiraInputError, match=r'tubelet=2 .*patch=8 .*dim=16'):
+    warm_start.transfer(variables(patch=4), path)
+  theirs = torch_files.save(tmp_path / 'a.pth', {'model': state()})
+  for other in (path, theirs):
+    with pytest.raises(MiraInputError, match=r'tubelet=2 .*patch=8 .*dim=16'):
+      warm_start.transfer(variables(dim=32), other)
+
+
+# ----- training -----
+
+
+def test_training_starts_from_what_convert_reads(tmp_path):
+  source = variables(seed=1)
+  tensors = torch_names.to_torch(source, torch_names.CLASSIFIER)
+  path = torch_files.save(
+    tmp_path / 'mp_rank_00_model_states.pt', {'module': tensors}
+  ).parent
+  cfg = config.Config(model=CONFIG)
+  cfg.train.init_from = str(path)
+  mesh = sharding.make_mesh()
+  own = variables()
+  fresh = step.init_state(lambda _: own, optax.sgd(0.1), None)
+  got, told = init_from.start_from(cfg, NAMES, fresh, mesh)
+  np.testing.assert_array_equal(
+    got.params['encoder']['block_1']['attn']['qkv']['kernel'],
+    source['params']['encoder']['block_1']['attn']['qkv']['kernel'],
+  )
+  assert 'the head starts anew' in str(told)
+  cfg.train.init_from = str(tmp_path / 'absent')
+  with pytest.raises(MiraInputError, match='random weights'):
+    init_from.start_from(cfg, NAMES, fresh, mesh)
+
+
+# ----- what no module may do -----
+
+MODULES = sorted((pathlib.Path(__file__).parents[2] / 'mira_jax').rglob('*.py'))
+
+
+def unsafe_calls(source):
+  """What a source calls that could run what a file says."""
+  for node in ast.walk(ast.parse(source)):
+    if not isinstance(node, ast.Call):
+      continue
+    name = ast.unparse(node.func)
+    options = {k.arg: ast.unparse(k.value) for k in node.keywords}
+    if re.fullmatch(
+      r'eval|exec|(\w*[pP]ickle|dill|joblib|marshal|shelve)\.(loads?|open)|'
+      r'os\.(system|popen)|yaml\.(load|unsafe_load)',
+      name,
+    ) or (name == 'torch.load' and options.get('weights_only') != 'True'):
+      yield name
+    for option in ('shell', 'allow_pickle'):
+      if options.get(option) not in (None, 'False'):
+        yield f'{name}({option})'
+
+
+def test_the_scan_finds_what_it_looks_for():
+  for call in (
+    'pickle.load(f)', 'pickle.loads(b)', 'eval(x)', 'exec(x)',
+    'torch.load(f)', 'torch.load(f, weights_only=False)',
+    'np.load(f, allow_pickle=True)', 'subprocess.run(x, shell=True)',
+    'np.load(f, allow_pickle=trusted)',
+  ):  # fmt: skip
+    assert list(unsafe_calls(call)), call
+  for call in (
+    'torch.load(f, weights_only=True)', 'np.load(f)', 'json.loads(x)',
+    'np.load(f, allow_pickle=False)', 'model.eval()', 'jnp.load(f)',
+  ):  # fmt: skip
+    assert not list(unsafe_calls(call)), call
+
+
+def test_no_module_runs_what_a_file_says():
+  assert len(MODULES) > 90
+  found = {
+    path.name: calls
+    for path in MODULES
+    if (calls := list(unsafe_calls(path.read_text())))
+  }
+  # Jobs of a worker, which the same run wrote; docs/beam.md says so.
+  assert found == {'beam.py': ['pickle.loads']}
+
+
+def test_no_other_module_knows_pickle():
+  users = [
+    path.name
+    for path in MODULES
+    if re.search(r'^\s*(import|from) pickle\b', path.read_text(), re.MULTILINE)
+  ]
+  assert users == ['beam.py']

@@ -1,0 +1,529 @@
+"""Weights of other programs become ours, and ours theirs."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+
+import torch_files
+from mira_jax import config
+from mira_jax.augment import transforms
+from mira_jax.cli import main as cli
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.models import build, mae
+from mira_jax.weights import (
+  convert,
+  infer_model,
+  sources,
+  torch_names,
+  weights_file,
+)
+
+SIZE = {'dim': 192, 'depth': 1, 'heads': 3, 'patch': 4, 'image_size': 8}
+CLIP = (1, 4, 8, 8, 3)
+NAMES = ['angry', 'happy', 'sad']
+
+
+def fields(**changes):
+  return (
+    dataclasses.asdict(
+      config.ModelConfig(**SIZE, num_classes=3, frames=4, mlp_ratio=1.0)
+    )
+    | changes
+  )
+
+
+def randomised(variables, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), variables
+  )
+
+
+def classifier(**changes):
+  model = engine.build_model(fields(**changes))
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(CLIP))
+  return randomised(shapes)
+
+
+def autoencoder(**changes):
+  decoder = {'decoder_dim': 192, 'decoder_depth': 2, 'decoder_heads': 3}
+  model = build.build_autoencoder(fields(**changes), decoder)
+  mask, hidden = mae.draw_mask(
+    jax.random.key(0), CLIP, 2, 4, kind='tube', ratio=0.5
+  )
+  shapes = jax.eval_shape(
+    lambda key: model.init(key, jnp.zeros(CLIP), mask, num_masked=hidden),
+    jax.random.key(0),
+  )
+  return randomised(shapes)
+
+
+def state_of(variables):
+  table = (
+    torch_names.AUTOENCODER
+    if 'mask_token' in variables['params']
+    else torch_names.CLASSIFIER
+  )
+  return torch_names.to_torch(variables, table)
+
+
+def same(a, b):
+  assert jax.tree.structure(a) == jax.tree.structure(b)
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_array_equal(x, y)
+
+
+def read(path, *, class_names=NAMES, allow_missing=(), **wishes):
+  wishes = {'image_size': 8, 'class_names': class_names} | wishes
+  return convert.read(
+    path, infer_model.Wishes(allow_missing=allow_missing, **wishes)
+  )
+
+
+# ----- the authors' files -----
+
+
+@pytest.mark.parametrize('wrapped', ['model', 'module', 'bare', 'safetensors'])
+@pytest.mark.parametrize('prefix', ['', 'module.', 'backbone.', 'encoder.'])
+def test_a_classifier_wherever_its_tensors_are(tmp_path, wrapped, prefix):
+  source = classifier(mira=dataclasses.asdict(MiraConfig()))
+  state = {f'{prefix}{name}': x for name, x in state_of(source).items()}
+  path = tmp_path / 'checkpoint-best.pth'
+  if wrapped == 'safetensors':
+    safetensors.numpy.save_file(state, path)
+  elif wrapped == 'bare':
+    torch_files.save(path, state)
+  else:
+    torch_files.save(path, {wrapped: state, 'epoch': 3})
+  got = read(path)
+  same(got.variables, source)
+  model = got.card['model']
+  assert {n: model[n] for n in SIZE} == SIZE
+  assert (model['frames'], model['tubelet']) == (4, 2)  # 2 slots of c_buf
+  assert (model['num_classes'], model['mlp_ratio']) == (3, 1.0)
+  assert (model['mira']['mode'], model['mira']['statistics']) == (
+    'exact', 'instance'
+  )  # fmt: skip
+  assert any('--mode=flashlite' in remark for remark in got.remarks)
+  assert got.card['source'] == {
+    'name': path.name,
+    'kind': got.kind,
+    'sha256': hashlib.sha256(path.read_bytes()).hexdigest(),
+  }
+
+
+def test_a_folder_of_deepspeed_in_half_precision(tmp_path):
+  source = classifier(mira=None)
+  halves = {n: x.astype(np.float16) for n, x in state_of(source).items()}
+  tree = {'module': halves, 'epoch': 3, 'skipped_steps': 0, 'ds_config': {}}
+  torch_files.save(tmp_path / 'mp_rank_00_model_states.pt', tree)
+  got = read(tmp_path, frames=4)
+  assert got.kind.startswith('DeepSpeed')
+  assert got.card['model']['mira'] is None
+  expected = jax.tree.map(
+    lambda x: x.astype(np.float16).astype(np.float32), source
+  )
+  same(got.variables, expected)
+  (tmp_path / 'mp_rank_01_model_states.pt').touch()
+  with pytest.raises(MiraInputError, match='split over several'):
+    read(tmp_path)
+
+
+@pytest.mark.parametrize('flashlite', [False, True])
+def test_the_settings_of_the_run_tell_the_mode(tmp_path, flashlite):
+  source = autoencoder(mira=dataclasses.asdict(MiraConfig()))
+  path = tmp_path / 'checkpoint-199.pth'
+  torch_files.save(
+    path,
+    torch_files.checkpoint(
+      state_of(source),
+      use_fmp_flashlite=flashlite,
+      fmp_use_residual=False,
+    ),
+  )
+  got = read(path, class_names=())
+  same(got.variables, source)
+  mira = got.card['model']['mira']
+  assert mira['mode'] == ('flashlite' if flashlite else 'exact')
+  assert (mira['statistics'], mira['residual_mix']) == ('batch_ema', 1.0)
+  decoder = {n: got.card['pretrain'][n] for n in ('decoder_dim',
+             'decoder_depth', 'decoder_heads', 'mask_ratio')}  # fmt: skip
+  assert list(decoder.values()) == [192, 2, 3, 0.9]
+  assert not any('assumed' in r and 'mode' in r for r in got.remarks)
+  # As a file, it is what train.py can start from.
+  out = convert.write(tmp_path / 'out.safetensors', got)
+  assert weights_file.load_weights(out)[1]['pretrain']['mask'] == 'tube'
+
+
+def test_what_shapes_tell_of_the_model(tmp_path):
+  path = tmp_path / 'a.pth'
+  mira = dataclasses.asdict(MiraConfig())
+  for changes in (
+    {'mira': mira, 'mira_last_blocks': 1, 'depth': 2},
+    {'variant': 'st_block', 'mira': None},
+    {'pool': 'cls', 'positions': 'learned', 'mira': None},
+    {'layer_scale': 0.1, 'mira': mira},
+  ):
+    source = classifier(**changes)
+    torch_files.save(path, state_of(source))
+    told = changes['mira'] or changes.get('positions')
+    got = read(path, **({} if told else {'frames': 4}))
+    same(got.variables, source)
+    for name, value in changes.items():
+      assert got.card['model'][name] == value
+
+
+def test_every_size_of_the_authors_is_known_by_its_width():
+  for name, size in infer_model.SIZES.items():
+    kernel = np.broadcast_to(np.float32(0), (size['dim'], 3, 2, 16, 16))
+    state = {
+      'patch_embed.proj.weight': kernel,
+      f'blocks.{size["depth"] - 1}.norm1.bias': kernel,
+      'blocks.0.mlp.fc1.bias': np.broadcast_to(0, (4 * size['dim'],)),
+    }
+    source = sources.Source(path='x', kind='', state=state)
+    got = infer_model.recognise(source, infer_model.Wishes()).fields
+    assert infer_model.size_name(got) == name
+    assert (got['frames'], got['image_size'], got['mira']) == (16, 224, None)
+
+
+def test_what_cannot_be_recognised_is_asked_for(tmp_path):
+  path = tmp_path / 'a.pth'
+  torch_files.save(path, state_of(classifier(dim=24, mira=None)))
+  with pytest.raises(MiraInputError, match='--heads'):
+    read(path)
+  with pytest.raises(MiraInputError, match='5 heads do not divide'):
+    read(path, heads=5)
+  assert read(path, heads=2, frames=4).card['model']['heads'] == 2
+
+
+def test_modes_may_be_chosen(tmp_path):
+  path = tmp_path / 'a.pth'
+  source = classifier(mira=dataclasses.asdict(MiraConfig()))
+  torch_files.save(path, state_of(source))
+  plain = read(path, mode='plain')
+  assert plain.card['model']['mira'] is None
+  assert plain.ignored == ['blocks.0.attn.c_buf']
+  same(plain.variables['params'], source['params'])
+  torch_files.save(path, state_of({'params': source['params']}))
+  flashlite = read(path, mode='flashlite', frames=4)
+  assert flashlite.card['model']['mira']['mode'] == 'flashlite'
+  average = flashlite.variables['mira']['encoder']['block_0']['attn']
+  np.testing.assert_array_equal(average['confidence'], [0.5, 0.5])
+  assert len(flashlite.missing) == 1
+
+
+# ----- there and back -----
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('make', [classifier, autoencoder])
+def test_ours_to_torch_to_ours_is_bitwise(tmp_path, make, scan):
+  mira = dataclasses.asdict(MiraConfig(mode='flashlite', temperature=0.3))
+  source = make(mira=mira, depth=2, scan=scan)
+  pretrain = None
+  if make is autoencoder:
+    decoder = {'decoder_dim': 192, 'decoder_depth': 2, 'decoder_heads': 3}
+    pretrain = dataclasses.asdict(config.PretrainConfig(**decoder))
+  card = {
+    'model': fields(mira=mira, depth=2, scan=scan),
+    'pretrain': pretrain,
+    'class_names': NAMES,
+    'preprocessing': {'rate': 2, 'fit': 'squash'},
+  }
+  ours = weights_file.save_weights(
+    tmp_path / 'a.safetensors', source['params'], source['mira'], card
+  )
+  there = convert.write_torch(tmp_path / 'b.safetensors', read(ours))
+  with safetensors.safe_open(there, framework='numpy') as file:
+    assert file.metadata()['format'] == 'pt'
+    names = set(file.keys())
+  encoder = 'encoder.' * (make is autoencoder)
+  assert f'{encoder}blocks.1.attn.qkv.weight' in names
+  back = read(there, class_names=())
+  same(back.variables, source)
+  assert back.card | {'source': None} == card | {'source': None}
+  again = convert.write_torch(tmp_path / 'c.safetensors', back)
+  first, second = (safetensors.numpy.load_file(x) for x in (there, again))
+  assert first.keys() == second.keys()
+  for name, array in first.items():
+    assert array.tobytes() == second[name].tobytes()
+
+
+def test_torch_to_ours_to_torch_is_bitwise(tmp_path):
+  state = state_of(classifier(mira=dataclasses.asdict(MiraConfig())))
+  path = torch_files.save(tmp_path / 'a.pth', {'model': state})
+  ours = convert.write(tmp_path / 'b.safetensors', read(path))
+  there = convert.write_torch(tmp_path / 'c.safetensors', read(ours))
+  got = safetensors.numpy.load_file(there)
+  assert got.keys() == state.keys()
+  for name, array in state.items():
+    assert got[name].tobytes() == array.tobytes()
+
+
+def test_a_model_that_the_authors_do_not_have(tmp_path):
+  source = classifier(variant='factorised_encoder', mira=None)
+  card = {'model': fields(mira=None), 'class_names': NAMES}
+  got = convert.Converted(variables=source, card=card, kind='')
+  with pytest.raises(MiraInputError, match='unsupported'):
+    convert.write_torch(tmp_path / 'a.safetensors', got)
+  assert not list(tmp_path.iterdir())
+
+
+# ----- Hugging Face -----
+# The numbers are what transformers 5.24 computed, in float64, with the weights
+# and the video below.
+
+BLOCK = {
+  'attention.attention.{}.weight': (12, 12),
+  'attention.output.dense.bias': (12,),
+  'attention.output.dense.weight': (12, 12),
+  'intermediate.dense.bias': (24,),
+  'intermediate.dense.weight': (24, 12),
+  'layernorm_after.bias': (12,),
+  'layernorm_after.weight': (12,),
+  'layernorm_before.bias': (12,),
+  'layernorm_before.weight': (12,),
+  'output.dense.bias': (12,),
+  'output.dense.weight': (12, 24),
+}
+VIDEO = np.random.default_rng(1).integers(0, 256, (2, 4, 16, 16, 3))
+CONFIG = {
+  'hidden_size': 12,
+  'num_attention_heads': 3,
+  'num_hidden_layers': 2,
+  'intermediate_size': 24,
+  'num_frames': 4,
+  'image_size': 16,
+  'num_channels': 3,
+  'id2label': {'1': 'happy', '0': 'angry', '2': 'sad'},
+}
+VIDEOMAE = CONFIG | {
+  'model_type': 'videomae',
+  'hidden_act': 'gelu',
+  'layer_norm_eps': 1e-12,
+  'patch_size': 8,
+  'tubelet_size': 2,
+  'decoder_num_attention_heads': 2,
+}
+VIVIT = CONFIG | {
+  'model_type': 'vivit',
+  'hidden_act': 'gelu_fast',
+  'layer_norm_eps': 1e-6,
+  'tubelet_size': [2, 8, 8],
+}
+
+
+def blocks(prefix, count, dim, biases):
+  shapes = {}
+  for i in range(count):
+    for name, shape in BLOCK.items():
+      shape = tuple(n * dim // 12 for n in shape)
+      for kind in ('query', 'key', 'value')[: 1 + 2 * ('{}' in name)]:
+        shapes[f'{prefix}.{i}.{name.format(kind)}'] = shape
+    for name in biases:
+      shapes[f'{prefix}.{i}.attention.attention.{name}'] = (dim,)
+  return shapes
+
+
+def hugging_face(kind):
+  """Tensors and config.json of a tiny model."""
+  vivit = kind == 'vivit'
+  base = 'vivit' if vivit else 'videomae'
+  biases = (
+    ('query.bias', 'key.bias', 'value.bias') if vivit else ('q_bias', 'v_bias')
+  )
+  shapes = blocks(f'{base}.encoder.layer', 2, 12, biases)
+  projection = f'{base}.embeddings.patch_embeddings.projection'
+  shapes |= {f'{projection}.weight': (12, 3, 2, 8, 8)}
+  shapes |= {f'{projection}.bias': (12,)}
+  if kind == 'pretraining':
+    shapes |= blocks('decoder.decoder_layers', 1, 6, biases) | {
+      'encoder_to_decoder.weight': (6, 12),
+      'mask_token': (1, 1, 6),
+      'decoder.head.weight': (384, 6),
+      'decoder.head.bias': (384,),
+      'decoder.norm.weight': (6,),
+      'decoder.norm.bias': (6,),
+    }
+  else:
+    shapes |= {'classifier.weight': (3, 12), 'classifier.bias': (3,)}
+  norm = 'fc_norm' if kind == 'classification' else f'{base}.layernorm'
+  shapes |= {f'{norm}.weight': (12,), f'{norm}.bias': (12,)}
+  if vivit:
+    shapes |= {
+      'vivit.embeddings.cls_token': (1, 1, 12),
+      'vivit.embeddings.position_embeddings': (1, 9, 12),
+    }
+  rng = np.random.default_rng(0)
+  state = {
+    name: (0.3 * rng.normal(size=shapes[name])).astype(np.float32)
+    for name in sorted(shapes)
+  }
+  return state, VIVIT if vivit else VIDEOMAE
+
+
+def save_hugging_face(folder, kind, file='model.safetensors', **changes):
+  state, about = hugging_face(kind)
+  folder.mkdir(exist_ok=True)
+  (folder / 'config.json').write_text(json.dumps(about | changes))
+  if file.endswith('.bin'):
+    torch_files.save(folder / file, state)
+  else:
+    safetensors.numpy.save_file(state, folder / file, {'format': 'pt'})
+  return folder
+
+
+LOGITS = {
+  'classification': [
+    [-0.38955653235662974, -0.2624749519848907, 0.2184527697215912],
+    [-0.35099494788230534, -0.1944007384141484, 0.28236313413067204],
+  ],
+  'vivit': [
+    [0.005866892858250844, -0.8959487108125058, 0.24830904552970307],
+    [-0.05176467264993764, -0.8640757905735013, 0.28500318591962526],
+  ],
+}
+
+
+@pytest.mark.parametrize('file', ['model.safetensors', 'pytorch_model.bin'])
+@pytest.mark.parametrize('kind', LOGITS)
+def test_a_classifier_of_hugging_face_computes_the_same(tmp_path, kind, file):
+  folder = save_hugging_face(tmp_path / 'hf', kind, file)
+  got = convert.read(folder, infer_model.Wishes())
+  path = convert.write(tmp_path / 'a.safetensors', got)
+  scorer, card = engine.load_file(path)
+  assert card['class_names'] == ['angry', 'happy', 'sad']
+  assert card['model']['gelu'] == ('tanh' if kind == 'vivit' else 'exact')
+  logits = scorer.model.apply(
+    got.variables, transforms.prepare(jnp.asarray(VIDEO, jnp.uint8))
+  )
+  np.testing.assert_allclose(logits, LOGITS[kind], atol=2e-6)
+
+
+def test_a_pretraining_of_hugging_face_computes_the_same(tmp_path):
+  folder = save_hugging_face(tmp_path / 'hf', 'pretraining')
+  got = convert.read(folder, infer_model.Wishes())
+  decoder = {n: x for n, x in got.card['pretrain'].items() if 'decoder' in n}
+  model = build.build_autoencoder(got.card['model'], decoder)
+  mask = np.array([[0, 1, 1, 0] * 2] * 2, bool)
+  video = transforms.prepare(jnp.asarray(VIDEO, jnp.uint8))
+  logits = model.apply(got.variables, video, mask, num_masked=4)
+  expected = [0.13301438790162623, -0.5024517094588061,
+              -0.429800340069468, 1.3094845390600405]  # fmt: skip
+  np.testing.assert_allclose(logits[1, 2, :4], expected, atol=5e-6)
+  assert got.card['class_names'] == []
+
+
+@pytest.mark.parametrize(
+  ('kind', 'changes', 'reason'),
+  [
+    ('classification', {'hidden_act': 'relu'}, "'relu'"),
+    ('vivit', {'num_channels': 1}, 'num_channels is 1'),
+  ],
+)
+def test_a_model_of_hugging_face_that_ours_cannot_be(
+  tmp_path, kind, changes, reason
+):
+  folder = save_hugging_face(tmp_path / 'hf', kind, **changes)
+  with pytest.raises(MiraInputError, match=reason) as caught:
+    convert.read(folder, infer_model.Wishes())
+  assert caught.value.code == 'unsupported'
+
+
+def test_a_videomae_that_classifies_by_a_token_of_the_video(tmp_path):
+  state, _ = hugging_face('classification')
+  state = {n: x for n, x in state.items() if 'fc_norm' not in n}
+  safetensors.numpy.save_file(state, tmp_path / 'model.safetensors')
+  with pytest.raises(MiraInputError, match='use_mean_pooling'):
+    convert.read(tmp_path, infer_model.Wishes())
+
+
+def test_two_tensors_that_are_one_are_both_named(tmp_path):
+  state, _ = hugging_face('classification')
+  first = 'videomae.encoder.layer.0.layernorm_before.weight'
+  second = first.removeprefix('videomae.')
+  state[second] = state[first] + 1
+  safetensors.numpy.save_file(state, tmp_path / 'model.safetensors')
+  with pytest.raises(MiraInputError, match='the same tensor') as caught:
+    convert.read(tmp_path, infer_model.Wishes(heads=3))
+  assert caught.value.code == 'unsupported'
+  assert {first, second} <= set(caught.value.hint.split())
+
+
+@pytest.mark.parametrize(
+  ('changes', 'said'),
+  [
+    ({'image_size': 10**9}, 'its config.json says 1000000000 for model.image'),
+    ({'id2label': {'0': 'a', '1': 'b\nc', '2': 'd'}}, r"names a class 'b\nc'"),
+    ({'id2label': {str(i): 'ä\n' * 999 for i in range(9)}}, r'ä\nä\n'),
+  ],
+)
+def test_an_error_says_which_file_is_wrong(tmp_path, changes, said):
+  folder = save_hugging_face(tmp_path / 'hf', 'classification', **changes)
+  with pytest.raises(MiraInputError) as caught:
+    convert.read(folder, infer_model.Wishes())
+  assert said in str(caught.value)
+  assert 'its card' not in str(caught.value)
+  assert '\n' not in caught.value.hint
+  assert len(caught.value.hint) < 1000
+
+
+# ----- the command -----
+
+
+def run(capsys, *args):
+  code = cli.main(['convert', *map(str, args)])
+  out, err = capsys.readouterr()
+  assert 'Traceback' not in err
+  return code, out, err
+
+
+def test_the_command_says_what_it_recognised(tmp_path, capsys):
+  state = state_of(classifier(mira=dataclasses.asdict(MiraConfig())))
+  path = torch_files.save(tmp_path / 'best.pth', {'model': state})
+  out = tmp_path / 'ours.safetensors'
+  code, text, _ = run(
+    capsys, path, out, '--mode=flashlite', '--classes=angry,happy,sad',
+    '--image-size=8', '--rate=2', '--fit=squash',
+  )  # fmt: skip
+  assert code == ExitCode.OK
+  for part in ("key 'model'", 'width 192, 1 blocks, 3 heads', '2 x 2 x 2',
+               'flashlite, instance', '3: angry, happy, sad',
+               '20 tensors'):  # fmt: skip
+    assert part in text, part
+  card = weights_file.load_weights(out)[1]
+  assert card['preprocessing'] == {'rate': 2, 'fit': 'squash'}
+  back = tmp_path / 'theirs.torch.safetensors'
+  assert run(capsys, out, back)[0] == ExitCode.OK
+  assert safetensors.numpy.load_file(back).keys() == state.keys()
+  chosen = tmp_path / 'chosen.safetensors'
+  assert run(capsys, out, chosen, '--to=torch')[0] == ExitCode.OK
+  assert safetensors.numpy.load_file(chosen).keys() == state.keys()
+
+
+def test_files_are_not_written_over_by_mistake(tmp_path, capsys):
+  state = state_of(classifier(mira=None))
+  path = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(state, path)
+  out = tmp_path / 'b.safetensors'
+  assert run(capsys, path, path)[0] == ExitCode.USAGE
+  assert run(capsys, path, tmp_path / 'b.pth')[0] == ExitCode.USAGE
+  out.write_text('precious')
+  code, _, err = run(capsys, path, out)
+  assert (code, 'exists' in err) == (ExitCode.USAGE, True)
+  assert out.read_text() == 'precious'
+  code, _, err = run(capsys, path, tmp_path / 'c.safetensors', '--classes=a,b')
+  assert (code, 'has 3 classes; 2 are named' in err) == (ExitCode.USAGE, True)
+  assert not (tmp_path / 'c.safetensors').exists()

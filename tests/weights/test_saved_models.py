@@ -1,0 +1,545 @@
+"""What training programs put around a model, and how files of it are split."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from test_convert import (
+  VIDEOMAE,
+  autoencoder,
+  classifier,
+  hugging_face,
+  same,
+  state_of,
+)
+
+import torch_files
+from mira_jax.cli import main as cli
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.models import build
+from mira_jax.video import decode
+from mira_jax.weights import convert, infer_model, sources, warm_start
+
+WISHES = infer_model.Wishes(image_size=8)
+MIRA = dataclasses.asdict(MiraConfig())
+SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'), 'checkpoints')
+
+
+def under(prefix, state):
+  return {f'{prefix}{name}': x for name, x in state.items()}
+
+
+def read(path, **wishes):
+  return convert.read(path, dataclasses.replace(WISHES, **wishes))
+
+
+def refused(path, code, *words, **wishes):
+  """The one error of a file, by every reader."""
+  with pytest.raises(MiraInputError) as caught:
+    read(path, **wishes)
+  assert caught.value.code == code, caught.value
+  for word in words:
+    assert word in str(caught.value), (word, str(caught.value))
+  assert '\n' not in str(caught.value)
+  if not wishes:
+    for reader in (engine.load_file, engine.load_backbone, sources.read):
+      with pytest.raises(MiraInputError, match=code):
+        reader(path)
+
+
+@pytest.fixture(scope='module')
+def source():
+  return classifier(mira=MIRA)
+
+
+@pytest.fixture(scope='module')
+def state(source):
+  return state_of(source)
+
+
+# ----- keys and prefixes -----
+
+
+@pytest.mark.parametrize(
+  'keys',
+  ['state_dict', 'model_state_dict', 'model_state', 'model_ema', 'net',
+   'my_weights', 'state model', 'checkpoint trainer 0 params'],
+)  # fmt: skip
+@pytest.mark.parametrize('file', ['pth', 'bare'])
+def test_a_model_is_found_under_any_key(tmp_path, source, state, keys, file):
+  tree = state
+  for key in reversed(keys.split()):
+    tree = [tree] if key == '0' else {key: tree}
+  if file == 'pth':  # an optimiser has tensors, too, and more of them
+    moments = {i: {'exp_avg': np.zeros(3)} for i in range(99)}
+    tree = {'optimizer': {'state': moments}, **tree, 'best': 0.5}
+  path = torch_files.save(tmp_path / 'a.ckpt', tree)
+  got = read(path)
+  same(got.variables, source)
+  assert keys.replace(' ', '.') in got.kind
+
+
+@pytest.mark.parametrize(
+  'prefix',
+  ['_orig_mod.', 'module._orig_mod.', '_orig_mod.module.', 'model.',
+   'backbone.module.', 'module.model.backbone.', 'encoder.', 'net.encoder.',
+   'student.', 'a.b.c.'],
+)  # fmt: skip
+@pytest.mark.parametrize('kind', ['pth', 'safetensors'])
+def test_prefixes_are_stripped_until_names_fit(
+  tmp_path, source, state, prefix, kind
+):
+  path = tmp_path / f'a.{kind}'
+  if kind == 'pth':
+    torch_files.save(path, {'state_dict': under(prefix, state)})
+  else:
+    safetensors.numpy.save_file(under(prefix, state), path)
+  got = read(path)
+  same(got.variables, source)
+  assert got.ignored == []
+
+
+@pytest.mark.parametrize('prefix', ['', 'module.', 'model.module.'])
+def test_the_encoder_of_a_pretraining_stays_beside_its_decoder(
+  tmp_path, prefix
+):
+  source = autoencoder(mira=MIRA)
+  path = torch_files.save(
+    tmp_path / 'a.pth', {'model': under(prefix, state_of(source))}
+  )
+  same(read(path).variables, source)
+
+
+def test_wrappers_within_names_are_none_of_them(tmp_path, source, state):
+  inner = {
+    n.replace('blocks.0.', 'blocks.0._checkpoint_wrapped_module.'): x
+    for n, x in under('_fsdp_wrapped_module.', state).items()
+  }
+  path = torch_files.save(tmp_path / 'a.pth', {'model': inner})
+  same(read(path).variables, source)
+
+
+# ----- several models, and what is beside one -----
+
+
+def test_the_model_is_taken_and_its_average_when_asked_for(tmp_path, source):
+  other = classifier(mira=MIRA, num_classes=3)
+  average = {n: x + 1 for n, x in state_of(other).items()}
+  path = torch_files.save(
+    tmp_path / 'a.pth',
+    {'model_ema': under('module.', average), 'model': state_of(source)},
+  )
+  got = read(path)
+  same(got.variables, source)
+  assert "key 'model'" in got.kind
+  note = next(r for r in got.remarks if '--key' in r)
+  assert 'model, model_ema' in note
+  got = read(path, key='model_ema')
+  np.testing.assert_array_equal(
+    got.variables['params']['head']['bias'],
+    source['params']['head']['bias'] + 1,
+  )
+  assert not any('--key' in r for r in got.remarks)
+  refused(path, 'bad_key', 'model, model_ema', key='ema')
+
+
+@pytest.mark.parametrize('name', ['ema', 'shadow', 'grads', 'optimizer.fp32'])
+def test_a_copy_that_comes_first_and_is_larger_is_not_taken(
+  tmp_path, source, state, name
+):
+  outer, _, inner = name.partition('.')
+  copy = {n: x + 1 for n, x in state.items()}
+  copy['blocks.0.gamma_1'] = np.ones(8, np.float32)
+  tree = {outer: {inner: copy} if inner else copy, 'model': state}
+  got = read(torch_files.save(tmp_path / 'a.pth', tree))
+  same(got.variables, source)
+  assert any(f'model, {name}' in r for r in got.remarks)
+
+
+def test_models_that_no_name_tells_apart_must_be_chosen(
+  tmp_path, source, state
+):
+  other = {n: x + 1 for n, x in state.items()}
+  path = torch_files.save(tmp_path / 'a.pth', {'rgb': other, 'flow': state})
+  refused(path, 'several_weights', 'rgb, flow; choose one with --key')
+  same(read(path, key='flow').variables, source)
+  torch_files.save(path, {'best_model': other, 'model': state})
+  same(read(path).variables, source)
+
+
+def test_two_models_of_one_state_dict(tmp_path, source, state):
+  teacher = {n: x + 1 for n, x in state.items()}
+  both = under('teacher.', teacher) | under('student.', state)
+  path = torch_files.save(tmp_path / 'a.pth', {'state_dict': both})
+  same(read(path).variables, source)
+  got = read(path, key='state_dict.teacher')
+  np.testing.assert_array_equal(
+    got.variables['params']['norm']['bias'],
+    source['params']['norm']['bias'] + 1,
+  )
+
+
+def test_a_head_beside_its_backbone_is_its_head(tmp_path, source, state):
+  tensors = under('backbone.', state)
+  for name in ('head.weight', 'head.bias'):
+    tensors[name] = tensors.pop(f'backbone.{name}')
+  path = torch_files.save(tmp_path / 'a.pth', {'model': tensors})
+  same(read(path).variables, source)
+
+
+def test_what_is_no_part_of_the_model_is_left_out(tmp_path, source, state):
+  extra = np.ones(7, np.float32)
+  path = torch_files.save(
+    tmp_path / 'a.pth',
+    {'model': state | {'criterion.weight': extra, 'aux_head.0.bias': extra}},
+  )
+  got = read(path)
+  same(got.variables, source)
+  assert any('criterion.weight' in r and 'aux_head' in r for r in got.remarks)
+  for name in ('blocks.0.attn.bias_table', 'time_embed.weight', 'reg_token'):
+    torch_files.save(path, {'model': state | {name: extra}})
+    refused(path, 'weights_mismatch', f'extra: {name}', image_size=8)
+
+
+@pytest.mark.parametrize('norm', [True, False])
+def test_a_backbone_without_a_classifier(tmp_path, source, state, norm):
+  lost = ('head.', 'cls_head.') if norm else ('head.', 'fc_norm.')
+  tensors = under(
+    'backbone.', {n: x for n, x in state.items() if not n.startswith(lost)}
+  )
+  tensors['cls_head.fc_cls.weight'] = np.ones((3, 192), np.float32)
+  path = torch_files.save(tmp_path / 'a.pth', {'state_dict': tensors})
+  got = read(path)
+  assert got.card['class_names'] == []
+  same(got.variables['params']['encoder'], source['params']['encoder'])
+  assert any('cls_head' in r for r in got.remarks)
+  assert norm != any('params/norm' in r for r in got.remarks)
+  with pytest.raises(MiraInputError, match=r'no_classifier.*without a head'):
+    engine.load(got, path)
+  scorer, card, told = engine.load_backbone(path, wishes=WISHES)
+  assert scorer.model.num_classes == 0
+  assert len(told.fresh) == (0 if norm else 2)
+  assert card['preprocessing'] == {'rate': 4, 'fit': 'crop'}
+
+
+def test_files_without_a_model_say_what_they_have(tmp_path):
+  path = tmp_path / 'a.pth'
+  torch_files.save(path, {'model': {'conv1.weight': np.zeros(3)}, 'epoch': 3})
+  refused(path, 'other_model', 'conv1.weight', 'keys are model, epoch')
+  torch_files.save(path, {'model_name': 'x', 'epoch\x1b[2J': 3})
+  refused(path, 'not_weights', r'keys are model_name, epoch\x1b[2J')
+  whole = torch_files.Call(torch_files.Global('models.Net'))
+  torch_files.save(path, {'net': whole})
+  refused(path, 'not_weights', 'models.Net', 'state_dict()')
+  torch_files.save(path, [1, 2])
+  refused(path, 'not_weights')
+
+
+def test_a_flag_that_contradicts_a_card_is_no_silent_wish(tmp_path, source):
+  path = torch_files.save(tmp_path / 'a.pth', state_of(source))
+  ours = convert.write(tmp_path / 'a.safetensors', read(path))
+  assert read(ours, heads=3).kind == 'weights of ours'
+  for wishes in ({'heads': 4}, {'mode': 'plain'}, {'class_names': ('a',)}):
+    with pytest.raises(MiraInputError, match=r'bad_flag.*its card says'):
+      read(ours, **wishes)
+  refused(ours, 'bad_key', key='model')
+
+
+# ----- folders of DeepSpeed -----
+
+
+def deepspeed(folder, state, **more):
+  folder.mkdir(parents=True)
+  tree = {'module': state, 'ds_version': '0.16.6', 'optimizer': None, **more}
+  return torch_files.save(folder / 'mp_rank_00_model_states.pt', tree)
+
+
+def test_folders_of_deepspeed_are_followed(tmp_path, source, state):
+  deepspeed(tmp_path / 'run' / 'global_step10', state)
+  same(read(tmp_path / 'run').variables, source)  # the only one
+  deepspeed(tmp_path / 'run' / 'global_step20', under('module.', state))
+  refused(tmp_path / 'run', 'several_weights', 'global_step10, global_step20')
+  (tmp_path / 'run' / 'latest').write_text('global_step20\n')
+  got = read(tmp_path / 'run')
+  same(got.variables, source)
+  assert got.kind == "DeepSpeed file, key 'module'"
+  for text in ('../run/global_step10', '..', '', 'absent', 'x' * 9999):
+    (tmp_path / 'run' / 'latest').write_text(text)
+    refused(tmp_path / 'run', 'several_weights')
+
+
+def test_what_zero_has_split_says_how_to_join_it(tmp_path, state):
+  empty = {n: np.zeros((0,), np.float16) for n in state}
+  path = deepspeed(tmp_path / 'one', empty)
+  refused(path, 'split_weights', 'zero_to_fp32.py')
+  shards = tmp_path / 'three'
+  shards.mkdir()
+  for kind in ('model', 'optim'):
+    shard = shards / f'zero_pp_rank_0_mp_rank_00_{kind}_states.pt'
+    torch_files.save(shard, {'module': empty})
+    refused(shard, 'split_weights', 'zero_to_fp32.py')
+  refused(shards, 'split_weights', 'zero_to_fp32.py')
+  halves = {n: x.astype(np.float16) for n, x in state.items()}
+  path = deepspeed(tmp_path / 'two', halves)
+  assert not any('zero_to_fp32' in r for r in read(path).remarks)
+  (path.parent / 'zero_pp_rank_0_mp_rank_00_optim_states.pt').touch()
+  assert any('zero_to_fp32' in r for r in read(path.parent).remarks)
+  (path.parent / 'mp_rank_01_model_states.pt').touch()
+  refused(path.parent, 'split_weights', 'several files')
+
+
+def test_other_folders(tmp_path, source, state):
+  refused(tmp_path / 'absent.pth', 'not_found', 'no such file or folder')
+  refused(tmp_path, 'not_found', 'no weights lie in this folder')
+  torch_files.save(tmp_path / 'checkpoint-7.pth', {'model': state})
+  (tmp_path / 'optimizer.pt').touch()
+  (tmp_path / 'log.txt').touch()
+  same(read(tmp_path).variables, source)
+  torch_files.save(tmp_path / 'checkpoint-9.pth', {'model': state})
+  refused(tmp_path, 'several_weights', 'checkpoint-7.pth, checkpoint-9.pth')
+  dcp = tmp_path / 'dcp'
+  dcp.mkdir()
+  (dcp / '__0_0.distcp').touch()
+  refused(dcp, 'split_weights', 'dcp_to_torch')
+  refused(tmp_path / 'absent', 'not_found')
+
+
+# ----- folders of Hugging Face -----
+
+
+def parts(folder, kind='safetensors', **changes):
+  """A model in two parts, and the names of its index and of its parts."""
+  stem = 'model' if kind == 'safetensors' else 'pytorch_model'
+  state, _ = hugging_face('classification')
+  names = sorted(state)
+  files = [f'{stem}-0000{i}-of-00002.{kind}' for i in (1, 2)]
+  folder.mkdir(parents=True)
+  (folder / 'config.json').write_text(json.dumps(VIDEOMAE))
+  places = {}
+  for file, some in zip(files, (names[:9], names[9:]), strict=True):
+    tensors = {n: state[n] for n in some}
+    places |= dict.fromkeys(some, file)
+    if kind == 'safetensors':
+      safetensors.numpy.save_file(tensors, folder / file)
+    else:
+      torch_files.save(folder / file, tensors)
+  index = folder / f'{stem}.{kind}.index.json'
+  index.write_text(json.dumps({'weight_map': places | changes}))
+  return index, files
+
+
+@pytest.mark.parametrize('kind', ['safetensors', 'bin'])
+def test_parts_are_one_model(tmp_path, kind):
+  whole = tmp_path / 'whole'
+  whole.mkdir()
+  (whole / 'config.json').write_text(json.dumps(VIDEOMAE))
+  state, _ = hugging_face('classification')
+  safetensors.numpy.save_file(state, whole / 'model.safetensors')
+  expected = convert.read(whole)
+  index, files = parts(tmp_path / 'hf', kind)
+  for path in (tmp_path / 'hf', index):
+    got = convert.read(path)
+    same(got.variables, expected.variables)
+    assert got.card['model'] == expected.card['model']
+  refused(tmp_path / 'hf' / files[0], 'split_weights', 'name the folder')
+  (tmp_path / 'hf' / files[1]).unlink()
+  refused(tmp_path / 'hf', 'damaged', files[1])
+  shutil.copy(tmp_path / 'hf' / files[0], tmp_path / 'hf' / files[1])
+  refused(tmp_path / 'hf', 'damaged', 'lack')
+
+
+@pytest.mark.parametrize(
+  'place', ['../secret', '/etc/passwd', '..', '', 'a/b', '\0', 7, None, {}]
+)
+def test_parts_are_within_their_folder(tmp_path, place):
+  parts(tmp_path / 'hf', **{'fc_norm.bias': place})
+  torch_files.save(tmp_path / 'secret', {'fc_norm.bias': np.zeros(12)})
+  refused(tmp_path / 'hf', 'damaged')
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['', '[]', '{', '{"weight_map": []}', '{"weight_map": {"a": ["b"]}}',
+   '{}', '[' * 200_000, '{"a":' * 200_000, 'null', '"\\ud800"'],
+)  # fmt: skip
+def test_side_files_that_are_damaged(tmp_path, text):
+  index, _ = parts(tmp_path / 'hf')
+  config = index.with_name('config.json')
+  for file in (index, config):
+    whole = file.read_text()
+    file.write_text(text)
+    if text.startswith('{') and text.endswith('}') and file == config:
+      continue  # an object, in which nothing is said
+    refused(tmp_path / 'hf', 'damaged', file.name)
+    file.write_text(whole)
+
+
+def test_the_cache_of_the_hub_is_full_of_links(tmp_path):
+  parts(tmp_path / 'files')
+  root = tmp_path / 'models--a--b'
+  snapshot, blobs = root / 'snapshots' / 'c0ffee', root / 'blobs'
+  snapshot.mkdir(parents=True)
+  blobs.mkdir()
+  (root / 'refs').mkdir()
+  (root / 'refs' / 'main').write_text('c0ffee')
+  for i, file in enumerate(sorted((tmp_path / 'files').iterdir())):
+    shutil.copy(file, blobs / f'{i:040x}')
+    (snapshot / file.name).symlink_to(f'../../blobs/{i:040x}')
+  expected = convert.read(tmp_path / 'files')
+  for path in (snapshot, root):
+    got = convert.read(path)
+    same(got.variables, expected.variables)
+    assert got.card['model'] == expected.card['model']
+
+
+# ----- files that are damaged -----
+
+
+def test_damaged_safetensors(tmp_path, state):
+  path = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(state, path)
+  data = path.read_bytes()
+  for cut in (0, 4, 8, 9, 100, len(data) // 2, len(data) - 1):
+    path.write_bytes(data[:cut])
+    refused(path, 'damaged')
+  path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid')
+  refused(path, 'git_lfs_pointer', 'git lfs pull')
+  header = json.dumps(
+    {'patch_embed.proj.weight': {'dtype': 'F8_E4M3', 'shape': [2],
+                                 'data_offsets': [0, 2]}}
+  ).encode()  # fmt: skip
+  path.write_bytes(len(header).to_bytes(8, 'little') + header + b'\0\0')
+  with pytest.raises(MiraInputError):
+    read(path)
+  broken = state | {'fc_norm.bias': state['fc_norm.bias'].astype(np.complex64)}
+  safetensors.numpy.save_file(broken, path)
+  refused(path, 'unsupported', 'fc_norm.bias')
+
+
+# ----- the commands, and starting from them -----
+
+
+@pytest.fixture
+def clip(tmp_path):
+  folder = tmp_path / 'clip'
+  folder.mkdir()
+  rng = np.random.default_rng(0)
+  for i in range(8):
+    frame = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+    (folder / f'{i}.jpg').write_bytes(decode.encode_jpeg(frame))
+  return folder
+
+
+def test_predict_reads_what_convert_reads(tmp_path, capsys, clip, state):
+  path = torch_files.save(
+    tmp_path / 'a.ckpt', {'state_dict': under('model.', state)}
+  )
+  predict = ['predict', str(clip), '--no-picture', '--json', '--views=1']
+  flags = ['--image-size=8', '--mode=exact', '--rate=1']
+  assert cli.main([*predict, '--weights', str(path), *flags]) == ExitCode.OK
+  shown, notes = capsys.readouterr()
+  (direct,) = json.loads(shown)
+  assert sorted(direct['classes']) == ['0', '1', '2']
+  assert notes.count('only numbered') == 1
+  ours = tmp_path / 'ours.safetensors'
+  assert cli.main(['convert', str(path), str(ours), *flags]) == ExitCode.OK
+  capsys.readouterr()
+  assert cli.main([*predict, '--weights', str(ours)]) == ExitCode.OK
+  assert json.loads(capsys.readouterr()[0]) == [direct]
+  assert cli.main([*predict, '--weights', str(tmp_path / 'x')]) == 4
+  assert 'not_found' in capsys.readouterr().err
+
+
+def test_training_and_features_read_it_too(tmp_path, source, state):
+  path = torch_files.save(
+    tmp_path / 'a.pth', {'net': under('_orig_mod.backbone.', state)}
+  )
+  new, _ = warm_start.transfer(classifier(mira=MIRA), path)
+  same(new, source)
+  scorer, _, _ = engine.load_backbone(path, wishes=WISHES)
+  same(scorer._variables['params']['norm'], source['params']['norm'])
+
+
+def test_a_foreign_model_of_absurd_size_is_refused(tmp_path):
+  index, _ = parts(tmp_path / 'hf')
+  for name in ('image_size', 'num_frames', 'num_attention_heads'):
+    config = json.dumps(VIDEOMAE | {name: 10**9})
+    index.with_name('config.json').write_text(config)
+    for reader in (convert.read, engine.load_file, engine.load_backbone):
+      with pytest.raises(MiraInputError):
+        reader(tmp_path / 'hf')
+
+
+@pytest.mark.parametrize(
+  'name', ['blocks.99999999.norm1.bias', f'blocks.{"9" * 5000}.norm1.bias']
+)
+def test_a_block_of_absurd_number_is_none(tmp_path, state, name):
+  path = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(state | {name: np.zeros(192)}, path)
+  with pytest.raises(MiraInputError) as caught:
+    read(path)
+  assert len(str(caught.value)) < 3000
+
+
+def test_a_patch_above_the_usual_size_is_no_crash(state):
+  kernel = np.broadcast_to(np.float32(0), (192, 3, 2, 256, 256))
+  tensors = {n: x for n, x in state.items() if 'c_buf' not in n}
+  tensors |= {'patch_embed.proj.weight': kernel}
+  tensors |= {'pos_embed': np.zeros((1, 8, 192), np.float32)}
+  whole = sources.Source(path=pathlib.Path('x'), kind='', state=tensors)
+  with pytest.raises(MiraInputError, match='must be a multiple of 256'):
+    infer_model.recognise(whole, infer_model.Wishes())
+  assert infer_model.grid_of(whole) is None
+
+
+def test_a_size_that_nothing_says_is_no_note(tmp_path, state):
+  """Positions are computed; a usual size would say that they were others."""
+  path = torch_files.save(tmp_path / 'a.pth', state)
+  _, told = warm_start.transfer(classifier(mira=MIRA), path, grid=(2, 2, 2))
+  assert told.notes == []
+
+
+# ----- checkpoints as the reference implementation writes them -----
+
+
+@pytest.mark.skipif(
+  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no checkpoints'
+)
+@pytest.mark.parametrize('kind', ['finetune', 'pretrain'])
+def test_checkpoints_of_the_reference_implementation(kind):
+  wishes = infer_model.Wishes(heads=3, decoder_heads=3, image_size=32)
+  got = convert.read(SAMPLES / kind, wishes)
+  expected = np.load(SAMPLES / f'{kind}_expected.npz')
+  video = jnp.asarray(expected['video_bcthw'].transpose(0, 2, 3, 4, 1))
+  if kind == 'finetune':
+    model = build.build_model(got.card['model'])
+    result, wanted = model.apply(got.variables, video), expected['logits']
+  else:
+    own = {n: x for n, x in got.card['pretrain'].items() if 'decoder' in n}
+    model = build.build_autoencoder(got.card['model'], own)
+    mask = expected['mask'].astype(bool)
+    hidden = int(mask[0].sum())
+    result = model.apply(got.variables, video, mask, num_masked=hidden)
+    wanted = expected['pred']
+  np.testing.assert_allclose(result, wanted, atol=1e-5)
+
+
+@pytest.mark.skipif(
+  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no checkpoints'
+)
+def test_a_checkpoint_of_deepspeed():
+  got = convert.read(
+    SAMPLES / 'deepspeed', infer_model.Wishes(heads=3, image_size=32)
+  )
+  assert got.kind == "DeepSpeed file, key 'module'"
+  assert got.card['class_names'] == ['0', '1', '2']

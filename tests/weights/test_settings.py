@@ -1,0 +1,525 @@
+"""No setting of another program's file is ignored."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_convert import VIDEO, hugging_face, save_hugging_face
+
+import torch_files
+from mira_jax.augment import transforms
+from mira_jax.augment.transforms import MEAN, STD
+from mira_jax.errors import MiraInputError
+from mira_jax.models.build import build_autoencoder, build_model
+from mira_jax.models.layers import mlp_width
+from mira_jax.weights import (
+  convert,
+  huggingface,
+  infer_model,
+  settings,
+  sources,
+)
+from mira_jax.weights.huggingface_config import CONFIG
+from mira_jax.weights.huggingface_pixels import PROCESSOR, PROCESSORS, pixels
+
+# The fields of the classes, and for each that is used another value than the
+# tiny model has. tests/test_torch.py compares the names with the classes.
+VIDEOMAE = {
+  'image_size': 24,
+  'patch_size': 16,
+  'num_channels': 1,
+  'num_frames': 8,
+  'tubelet_size': 4,
+  'hidden_size': 24,
+  'num_hidden_layers': 3,
+  'num_attention_heads': 2,
+  'intermediate_size': 36,
+  'hidden_act': 'relu',
+  'hidden_dropout_prob': 0.5,
+  'attention_probs_dropout_prob': 0.5,
+  'initializer_range': 0.5,
+  'layer_norm_eps': 1e-3,
+  'qv_bias': False,
+  'qkv_bias': False,
+  'use_mean_pooling': False,
+  'decoder_num_attention_heads': 3,
+  'decoder_hidden_size': 12,
+  'decoder_num_hidden_layers': 2,
+  'decoder_intermediate_size': 36,
+  'norm_pix_loss': False,
+}
+VIVIT = {
+  name: VIDEOMAE[name]
+  for name in (
+    'image_size', 'num_frames', 'num_channels', 'hidden_size',
+    'num_hidden_layers', 'num_attention_heads', 'intermediate_size',
+    'hidden_act', 'hidden_dropout_prob', 'attention_probs_dropout_prob',
+    'initializer_range', 'layer_norm_eps', 'qkv_bias',
+  )
+} | {
+  'tubelet_size': [2, 8, 4],
+  'pooler_output_size': 5,
+  'pooler_act': 'relu',
+}  # fmt: skip
+EVERY = {
+  'transformers_version': '3',
+  'architectures': ['X'],
+  'output_hidden_states': True,
+  'return_dict': False,
+  'dtype': 'float16',
+  'torch_dtype': 'float16',
+  'chunk_size_feed_forward': 2,
+  'is_encoder_decoder': True,
+  'id2label': {0: 'x', 1: 'y', 2: 'z'},
+  'label2id': {'x': 2},
+  'num_labels': 4,
+  'problem_type': 'multi_label_classification',
+  'model_type': 'bert',
+  'head_dim': 5,
+  'pruned_heads': {'0': [1]},
+  'quantization_config': {'bits': 4},
+  'auto_map': {'AutoModel': 'x.py'},
+}
+
+
+def understood(kind, **changes):
+  state, config = hugging_face(kind)
+  found = huggingface.understand(state, {'config.json': config | changes})
+  return dataclasses.replace(found, notes=[]), found.notes
+
+
+def same(a, b):
+  rest = (dataclasses.replace(x, state={}) for x in (a, b))
+  return len(set(map(repr, rest))) == 1 and all(
+    np.array_equal(x, b.state.get(n)) for n, x in a.state.items()
+  )
+
+
+@pytest.mark.parametrize(
+  ('kind', 'field', 'value'),
+  [
+    (kind, *item)
+    for kind, fields in (
+      ('classification', VIDEOMAE | EVERY),
+      ('pretraining', VIDEOMAE | EVERY),
+      ('vivit', VIVIT | EVERY),
+    )
+    for item in fields.items()
+  ],
+)
+def test_every_field_is_used_or_refused_or_has_no_meaning(kind, field, value):
+  ways = [
+    field in CONFIG.used,
+    field in CONFIG.only,
+    field in CONFIG.without_meaning,
+  ]
+  assert sum(ways) == 1
+  before = understood(kind)[0]
+  others = ('decoder_', 'norm_pix_loss')  # of the decoder alone
+  of_classes = ('id2label', 'num_labels', 'use_mean_pooling')
+  elsewhere = {
+    'classification': field.startswith(others[:1]),
+    'vivit': field.startswith(others),
+    'pretraining': field in of_classes,
+  }[kind]
+  if ways[1]:
+    with pytest.raises(ValueError, match=rf'{field} is .* supported'):
+      understood(kind, **{field: value})
+  elif ways[2] or (elsewhere and field != 'decoder_num_attention_heads'):
+    assert same(before, understood(kind, **{field: value})[0])
+  else:
+    try:
+      after = understood(kind, **{field: value})[0]
+    except ValueError as error:
+      refused = str(error)
+    else:
+      assert not same(before, after)
+      return
+    assert field in refused
+
+
+def test_a_field_that_is_not_known_is_reported():
+  found, notes = understood('classification', rotary='yes', dropout=3)
+  assert same(found, understood('classification')[0])
+  assert any('left out: rotary, dropout' in n for n in notes)
+  # The file of a run of ours, or of any other program, lies there too.
+  state, _ = hugging_face('classification')
+  other = {'config.json': {'model': {'dim': 3}, 'seed': 1}}
+  found = huggingface.understand(state, other)
+  assert any("is not Hugging Face's" in n for n in found.notes)
+  assert 'heads' not in found.fields
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('num_attention_heads', '3'),
+    ('num_attention_heads', True),
+    ('num_frames', 0),
+    ('num_frames', 10**400),
+    ('image_size', [16, 24]),
+    ('image_size', [16]),
+    ('image_size', 2.5),
+    ('layer_norm_eps', 'small'),
+    ('layer_norm_eps', float('nan')),
+    ('layer_norm_eps', -1),
+    ('qv_bias', 'no'),
+    ('tubelet_size', [2]),
+    ('hidden_act', ['gelu']),
+    ('id2label', {'0': 'a', '2': 'b'}),
+    ('id2label', ['a', 'b']),
+    ('id2label', {'x': 'a'}),
+  ],
+)
+def test_values_that_cannot_be_are_named(field, value):
+  with pytest.raises(ValueError, match=rf'config.json: {field} is '):
+    understood('classification', **{field: value})
+
+
+def test_lengths_come_as_numbers_and_as_pairs():
+  plain, _ = understood('classification')
+  pairs = {'image_size': (16, 16), 'patch_size': [8, 8]}
+  assert same(plain, understood('classification', **pairs)[0])
+
+
+# ----- what is done to pixels -----
+
+
+def processed(values, vivit=False, size=224, file=PROCESSORS[-1]):
+  return pixels({file: values}, vivit, size)
+
+
+AFFINE = [
+  ({'image_mean': [0.5] * 3, 'image_std': [0.5] * 3}, (1 / 255, 0), 0.5, 0.5),
+  ({'image_mean': 0.1, 'image_std': 2}, (1 / 255, 0), 0.1, 2),
+  ({'rescale_factor': 1 / 200, 'image_mean': [0.1, 0.2, 0.3],
+    'image_std': [0.3, 0.4, 0.9]}, (1 / 200, 0), [0.1, 0.2, 0.3],
+   [0.3, 0.4, 0.9]),
+  ({'do_rescale': False, 'image_mean': [9, 8, 7], 'image_std': [3, 4, 5]},
+   (1, 0), [9, 8, 7], [3, 4, 5]),
+  ({'do_normalize': False, 'image_mean': [9, 8, 7]}, (1 / 255, 0), 0, 1),
+  ({'do_normalize': False, 'offset': True}, (1 / 255, -1), 0, 1),
+  ({'image_processor_type': 'VivitImageProcessor', 'do_normalize': False},
+   (1 / 127.5, -1), 0, 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('values', 'rescaled', 'mean', 'std'), AFFINE)
+@pytest.mark.parametrize('kind', ['classification', 'vivit', 'pretraining'])
+def test_the_first_layer_sees_the_pixels_that_it_was_trained_with(
+  kind, values, rescaled, mean, std
+):
+  state, config = hugging_face(kind)
+  values = {'image_processor_type': 'VideoMAEImageProcessor', **values}
+  files = {'config.json': config, 'preprocessor_config.json': values}
+  found = huggingface.understand(state, files)
+  theirs = (VIDEO * rescaled[0] + rescaled[1] - mean) / std
+  ours = (VIDEO / 255 - MEAN) / STD
+  first = state[next(n for n in state if n.endswith('projection.weight'))]
+  bias = state[next(n for n in state if n.endswith('projection.bias'))]
+  own = 'encoder.' * (kind == 'pretraining') + 'patch_embed.proj.'
+  # The tokens in the first corner of the clips.
+  expected, got = (
+    np.einsum('btyxc,dctyx->bd', video[:, :2, :8, :8], kernel) + shift
+    for video, kernel, shift in (
+      (theirs, first, bias),
+      (ours, found.state[f'{own}weight'], found.state[f'{own}bias']),
+    )
+  )
+  np.testing.assert_allclose(got, expected, atol=1e-5 * np.abs(expected).max())
+  assert any('first layer is rewritten' in n for n in found.notes)
+
+
+def test_pixels_that_are_ours_leave_the_tensors_as_they_are():
+  values = {'image_mean': list(MEAN), 'image_std': list(STD)}
+  state, config = hugging_face('classification')
+  for files in ({}, {'preprocessor_config.json': values}):
+    found = huggingface.understand(state, files | {'config.json': config})
+    weight = state['videomae.embeddings.patch_embeddings.projection.weight']
+    assert found.state['patch_embed.proj.weight'] is weight
+
+
+def test_targets_of_other_pixels_are_refused():
+  state, config = hugging_face('pretraining')
+  files = {
+    'config.json': config | {'norm_pix_loss': False},
+    'preprocessor_config.json': {'image_mean': 0.5, 'image_std': 0.5},
+  }
+  with pytest.raises(ValueError, match='norm_pix_loss'):
+    huggingface.understand(state, files)
+
+
+def test_how_frames_become_square():
+  found, notes = processed({'size': {'shortest_edge': 224}, 'resample': 3})
+  assert found.fit == 'crop'
+  assert len(notes) == 1
+  assert 'bicubic filters' in notes[0]
+  found, _ = processed({'size': 224})  # as in files of older versions
+  assert found.fit == 'crop'
+  square = {'height': 224, 'width': 224}
+  found, notes = processed({'size': square, 'do_center_crop': False})
+  assert (found.fit, len(notes)) == ('squash', 1)
+  for changes, part in (
+    ({'size': {'shortest_edge': 256}}, 'the middle 224 of 256'),
+    ({'crop_size': 112}, 'its frames have 112 pixels, 224 here'),
+    ({'do_resize': False}, 'not resized'),
+    ({'do_sample_frames': True, 'fps': 3}, 'fps 3'),
+    ({'size_divisor': 32}, 'no known meaning'),
+  ):
+    assert any(part in n for n in processed(changes)[1]), part
+  for name in ('size', 'crop_size'):
+    with pytest.raises(ValueError, match=f' {name} is'):
+      processed({name: {'height': 224, 'width': 448}})
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('image_mean', [0.5, 0.5]),
+    ('image_mean', 'half'),
+    ('image_std', [0.5, 0, 0.5]),
+    ('image_std', [1, float('nan'), 1]),
+    ('rescale_factor', 0),
+    ('do_rescale', 'yes'),
+    ('size', {'longest_edge': 3}),
+    ('size', 'large'),
+    ('crop_size', [224]),
+    ('resample', 9),
+    ('do_flip_channel_order', True),
+    ('image_processor_type', 'CLIPImageProcessor'),
+  ],
+)
+def test_a_processor_that_ours_cannot_follow_is_named(name, value):
+  with pytest.raises(ValueError, match=f'preprocessor_config.json: {name} is'):
+    processed({name: value})
+
+
+def test_which_of_the_processors_counts():
+  half, tenth = ({'image_mean': x, 'image_std': x} for x in (0.5, 0.1))
+  first, second, third = PROCESSORS
+  for files, std in (
+    ({third: half}, 0.5),
+    ({second: tenth, third: half}, 0.1),
+    ({first: {'video_processor': half}, second: tenth}, 0.5),
+    ({first: {'processor_class': 'X'}, second: tenth}, 0.1),
+  ):
+    found, _ = pixels(files, False, None)
+    np.testing.assert_allclose(found.scale, 1 / std)
+  names = [*PROCESSOR.used, *PROCESSOR.only, *PROCESSOR.without_meaning]
+  assert len(names) == len(set(names))
+
+
+# ----- what the authors' runs save -----
+
+ARGS = {
+  'add_fmp_attention': False,
+  'fmp_num_last_layers': 2,
+  'use_fmp_flashlite': False,
+  'stats_mode': 'batch',
+  'fmp_no_use_ema': True,
+  'fmp_use_residual': False,
+  'flash_tau': 0.3,
+  'add_intra_attention': True,
+  'num_frames': 8,
+  'input_size': 112,
+  'window_size': (8, 7, 7),
+  'patch_size': (32, 32),
+  'tubelet_size': 4,
+  'mask_type': 'random',
+  'mask_ratio': 0.5,
+  'normlize_target': False,
+  'no_normlize_target': True,
+  'sampling_rate': 2,
+  'data_set': 'DFEW_crop',
+}
+USUAL = {'add_fmp_attention': True, 'use_fmp_flashlite': True,
+         'stats_mode': 'batch_ema', 'patch_size': (16, 16),
+         'window_size': (8, 14, 14)}  # fmt: skip
+
+
+def test_every_setting_of_a_run_is_used_or_refused_or_has_no_meaning():
+  table = settings.REFERENCE
+  names = [*table.used, *table.only, *table.without_meaning]
+  assert len(names) == len(set(names))
+  assert ARGS.keys() == table.used
+  before, remarks = settings.of_reference(USUAL)
+  assert not remarks
+  for name, value in ARGS.items():
+    found, remarks = settings.of_reference(USUAL | {name: value})
+    assert not remarks
+    # How long a tubelet is, its tensor says.
+    assert (found == before) == (name == 'tubelet_size'), name
+  for name, allowed in table.only.items():
+    with pytest.raises(ValueError, match=f'{name} is'):
+      settings.of_reference({name: not allowed[0]})
+  for name in table.without_meaning:
+    assert settings.of_reference(USUAL | {name: object()}) == (before, [])
+  _, remarks = settings.of_reference({'new_trick': 3})
+  assert 'left out: new_trick' in remarks[0]
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [
+    ('stats_mode', 'median'),
+    ('flash_tau', 'hot'),
+    ('fmp_use_residual', 1),
+    ('num_frames', 2.5),
+    ('input_size', (224, 112)),
+    ('window_size', (8, 14, 7)),
+    ('mask_ratio', 1.5),
+    ('mask_type', 'frames'),
+    ('flash_tau', object()),
+  ],
+)
+def test_a_setting_of_a_run_that_cannot_be_is_named(name, value):
+  with pytest.raises(ValueError, match=f'{name} is .* supported'):
+    settings.of_reference(USUAL | {name: value})
+
+
+def shapes(pretraining=False, **more):
+  """A source with empty tensors, as far as they are looked at."""
+  encoder = 'encoder.' * pretraining
+  found = {
+    f'{encoder}patch_embed.proj.weight': (192, 3, 2, 16, 16),
+    f'{encoder}blocks.1.mlp.fc1.bias': (768,),
+    f'{encoder}blocks.0.mlp.fc1.bias': (768,),
+  }
+  if pretraining:
+    found |= {'mask_token': (1, 1, 192), 'decoder.blocks.0.mlp.fc1.bias': (50,)}
+  state = {n: np.broadcast_to(np.float32(0), x) for n, x in found.items()}
+  return sources.Source(path='x', kind='', state=state, args=more)
+
+
+def test_what_a_run_says_is_in_its_model():
+  args = USUAL | {'fmp_num_last_layers': 1, 'flash_tau': 0.3,
+                  'fmp_no_use_ema': True, 'fmp_use_residual': False,
+                  'input_size': 64}  # fmt: skip
+  fields = infer_model.recognise(shapes(**args), infer_model.Wishes()).fields
+  mira = fields['mira']
+  assert fields['mira_last_blocks'] == 1
+  assert fields['image_size'] == 64
+  assert (mira['mode'], mira['statistics']) == ('flashlite', 'batch')
+  assert (mira['temperature'], mira['residual_mix']) == (0.3, 1.0)
+  source = shapes(pretraining=True, mask_type='random', mask_ratio=0.5,
+                  normlize_target=False)  # fmt: skip
+  decoder = infer_model.recognise(source, infer_model.Wishes()).decoder
+  assert decoder == {
+    'decoder_dim': 192, 'decoder_depth': 1, 'decoder_heads': 3,
+    'decoder_mlp_ratio': 50 / 192, 'mask': 'random', 'mask_ratio': 0.5,
+    'normalise_targets': False,
+  }  # fmt: skip
+  source = shapes(sampling_rate=2, data_set='FERV39k')
+  rules = infer_model.recognise(source, infer_model.Wishes()).preprocessing
+  assert rules == {'rate': 2, 'fit': 'squash'}
+  wishes = infer_model.Wishes(rate=3, fit='crop')
+  rules = infer_model.recognise(source, wishes).preprocessing
+  assert rules == {'rate': 3, 'fit': 'crop'}
+  source = shapes(use_mean_pooling=False)
+  with pytest.raises(MiraInputError, match=r'unsupported.*use_mean_pooling'):
+    infer_model.recognise(source, infer_model.Wishes())
+
+
+def test_what_a_model_computes_otherwise_than_its_source_is_said():
+  model = {'heads': 3, 'gelu': 'exact', 'norm_eps': 1e-6}
+  source = shapes()
+  assert not infer_model.differences(source, model)  # nothing is said of it
+  source.fields = {'heads': 3, 'gelu': 'tanh', 'norm_eps': 1e-12}
+  found = infer_model.differences(source, model)
+  assert found == [
+    'gelu is tanh there and exact here; --config.model.gelu=tanh',
+    'norm_eps is 1e-12 there and 1e-06 here; --config.model.norm_eps=1e-12',
+  ]
+  source.card = {'model': model | {'heads': 4}}
+  assert len(infer_model.differences(source, model)) == 1
+
+
+# ----- what is computed -----
+# The numbers are what transformers 5.24 computed, in float64.
+
+LOGITS = {
+  'classification': [
+    [-0.38945617874757715, -0.26253359128946563, 0.21840355592237196],
+    [-0.35095509323948537, -0.1944291655010909, 0.2823458959716747],
+  ],
+  'vivit': [
+    [0.04120389350983206, -0.844484587371606, 0.29049793791591294],
+    [-0.01201612128161017, -0.8138882958845461, 0.3272093077683304],
+  ],
+}
+
+
+def newest_names(state):
+  """The modules' own names of newer versions, which torch.save writes."""
+  pairs = [
+    ('encoder.layer.', 'layers.'),
+    *(
+      (f'attention.attention.{n}', f'attention.{n[0]}_proj')
+      for n in ('query', 'key', 'value')
+    ),
+    ('attention.output.dense', 'attention.o_proj'),
+    ('intermediate.dense', 'mlp.fc1'),
+    ('output.dense', 'mlp.fc2'),
+    ('attention.attention.q_bias', 'attention.q_proj.bias'),
+    ('attention.attention.v_bias', 'attention.v_proj.bias'),
+  ]
+  for old, new in pairs:
+    state = {n.replace(old, new): x for n, x in state.items()}
+  return state
+
+
+def wider(state):
+  """With a hidden channel more, whose output nothing reads."""
+  for name in list(state):
+    if 'intermediate' in name:
+      state[name] = np.concatenate([state[name], state[name][:1]])
+    elif name.endswith('output.dense.weight') and state[name].shape[1] == 24:
+      state[name] = np.pad(state[name], [(0, 0), (0, 1)])
+  return state
+
+
+@pytest.mark.parametrize('kind', LOGITS)
+def test_classifiers_compute_the_same_with_every_setting(tmp_path, kind):
+  state, config = hugging_face(kind)
+  config = config | {'layer_norm_eps': 0.3, 'image_size': [16, 16],
+             'intermediate_size': 25}  # fmt: skip
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  state = newest_names(wider(state))
+  torch_files.save(tmp_path / 'pytorch_model.bin', state)
+  got = convert.read(tmp_path, infer_model.Wishes())
+  model = got.card['model']
+  assert (model['norm_eps'], model['image_size']) == (0.3, 16)
+  assert model['last_norm_eps'] == (1e-5 if kind == 'classification' else None)
+  video = transforms.prepare(jnp.asarray(VIDEO, jnp.uint8))
+  logits = build_model(model).apply(got.variables, video)
+  np.testing.assert_allclose(logits, LOGITS[kind], atol=3e-6)
+
+
+def test_a_pretraining_computes_the_same_with_every_setting(tmp_path):
+  save_hugging_face(
+    tmp_path / 'hf', 'pretraining', layer_norm_eps=0.3, norm_pix_loss=False
+  )
+  got = convert.read(tmp_path / 'hf', infer_model.Wishes())
+  pretrain = got.card['pretrain']
+  assert pretrain['normalise_targets'] is False
+  decoder = {n: x for n, x in pretrain.items() if n.startswith('decoder_')}
+  model = build_autoencoder(got.card['model'], decoder)
+  mask = np.array([[0, 1, 1, 0] * 2] * 2, bool)
+  video = transforms.prepare(jnp.asarray(VIDEO, jnp.uint8))
+  found = model.apply(got.variables, video, mask, num_masked=4)[1, 2, :4]
+  expected = [0.13467822267657953, -0.5042373181720076,
+              -0.43186158199380364, 1.3067575397072129]  # fmt: skip
+  np.testing.assert_allclose(found, expected, atol=5e-6)
+
+
+def test_a_width_is_whole_whatever_its_quotient_rounds_to():
+  assert int(28 * (61 / 28)) == 60
+  widths = [(d, n) for d in (28, 44, 768, 1280) for n in range(d, 4 * d)]
+  for dim, width in widths:
+    assert mlp_width(dim, width / dim) == width
+  assert mlp_width(768, 2.6667) == 2048
+  assert mlp_width(128, 2.999) == 383

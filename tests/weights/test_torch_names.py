@@ -1,0 +1,295 @@
+"""PyTorch names and layouts, there and back."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.mira import MiraConfig
+from mira_jax.models.mae import MaskedAutoencoder
+from mira_jax.models.vivit import SIZES, ViViT
+from mira_jax.weights import torch_names
+
+TINY = {'dim': 12, 'depth': 2, 'heads': 3, 'patch': 4}
+BLOCK = (
+  'norm1.weight',
+  'norm1.bias',
+  'attn.q_bias',
+  'attn.v_bias',
+  'attn.qkv.weight',
+  'attn.proj.weight',
+  'attn.proj.bias',
+  'norm2.weight',
+  'norm2.bias',
+  'mlp.fc1.weight',
+  'mlp.fc1.bias',
+  'mlp.fc2.weight',
+  'mlp.fc2.bias',
+)
+
+
+def classifier(**options):
+  model = ViViT(**TINY, num_classes=5, frames=4, image_size=8, **options)
+  return template(model, (1, 4, 8, 8, 3))
+
+
+def autoencoder(**options):
+  model = MaskedAutoencoder(
+    **TINY, decoder_dim=6, decoder_depth=1, decoder_heads=2, **options
+  )
+  return template(model, (1, 4, 8, 8, 3), tokens=8, num_masked=4)
+
+
+def template(model, shape, tokens=None, num_masked=None):
+  """Shapes of the variables of a model."""
+  video = jax.ShapeDtypeStruct(shape, jnp.float32)
+  if tokens is None:
+    return jax.eval_shape(model.init, jax.random.key(0), video)
+  mask = jax.ShapeDtypeStruct((1, tokens), jnp.bool_)
+  return jax.eval_shape(
+    lambda key, video, mask: model.init(
+      key, video, mask, num_masked=num_masked
+    ),
+    jax.random.key(0),
+    video,
+    mask,
+  )
+
+
+def shapes(variables, table):
+  """Shapes by PyTorch name, at the price of no memory (strides of zero)."""
+  empty = jax.tree.map(
+    lambda x: np.broadcast_to(np.bool_(0), x.shape), variables
+  )
+  return {
+    name: array.shape
+    for name, array in torch_names.to_torch(empty, table).items()
+  }
+
+
+def random_variables(template):
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), template
+  )
+
+
+MODELS = {
+  'classifier': (classifier(), torch_names.CLASSIFIER),
+  'every option': (
+    classifier(
+      mira=MiraConfig(), pool='cls', positions='learned', layer_scale=0.1
+    ),
+    torch_names.CLASSIFIER,
+  ),
+  'mira in the last block': (
+    classifier(mira=MiraConfig(), mira_last_blocks=1),
+    torch_names.CLASSIFIER,
+  ),
+  'st block': (
+    classifier(variant='st_block', mira=MiraConfig()),
+    torch_names.CLASSIFIER,
+  ),
+  'autoencoder': (autoencoder(mira=MiraConfig()), torch_names.AUTOENCODER),
+}
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_there_and_back_is_bitwise(name):
+  template, table = MODELS[name]
+  variables = random_variables(template)
+  state = torch_names.to_torch(variables, table)
+  assert len(state) == len(jax.tree.leaves(variables))
+  # As from a file: contiguous copies.
+  state = {name: np.array(array) for name, array in state.items()}
+  back = torch_names.from_torch(state, template, table)
+  assert jax.tree.structure(back) == jax.tree.structure(variables)
+  for a, b in zip(
+    jax.tree.leaves(back), jax.tree.leaves(variables), strict=True
+  ):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(a, b)
+  again = torch_names.to_torch(back, table)
+  for key, array in state.items():
+    np.testing.assert_array_equal(again[key], array)
+
+
+def test_layouts_by_index():
+  template, table = MODELS['classifier']
+  variables = random_variables(template)['params']
+  state = torch_names.to_torch({'params': variables}, table)
+  # [t, h, w, in, out] against [out, in, t, h, w].
+  assert (
+    state['patch_embed.proj.weight'][7, 2, 1, 3, 0]
+    == variables['embed']['kernel'][1, 3, 0, 2, 7]
+  )
+  # Row 12 + 2 * 4 + 3 of qkv is channel 3 of head 2 of the keys.
+  attention = variables['encoder']['block_1']['attn']
+  np.testing.assert_array_equal(
+    state['blocks.1.attn.qkv.weight'][12 + 2 * 4 + 3],
+    attention['qkv']['kernel'][:, 1, 2, 3],
+  )
+  # Column 2 * 4 + 3 of proj reads channel 3 of head 2.
+  np.testing.assert_array_equal(
+    state['blocks.1.attn.proj.weight'][:, 2 * 4 + 3],
+    attention['proj']['kernel'][2, 3],
+  )
+  np.testing.assert_array_equal(
+    state['blocks.1.attn.q_bias'], attention['q_bias'].reshape(-1)
+  )
+  np.testing.assert_array_equal(
+    state['head.weight'], variables['head']['kernel'].T
+  )
+
+
+def block_shapes(prefix, dim):
+  """What the reference has for a block of so many channels."""
+  wide = 4 * dim
+  sizes = [dim] * 4 + [(3 * dim, dim), (dim, dim)] + [dim] * 3
+  sizes += [(wide, dim), wide, (dim, wide), dim]
+  return {
+    prefix + name: size if isinstance(size, tuple) else (size,)
+    for name, size in zip(BLOCK, sizes, strict=True)
+  }
+
+
+def base_classifier():
+  """Names and shapes of the reference's ViT-B with 7 classes, no MiRA."""
+  expected = {
+    'patch_embed.proj.weight': (768, 3, 2, 16, 16),
+    'patch_embed.proj.bias': (768,),
+    'fc_norm.weight': (768,),
+    'fc_norm.bias': (768,),
+    'head.weight': (7, 768),
+    'head.bias': (7,),
+  }
+  for i in range(12):
+    expected |= block_shapes(f'blocks.{i}.', 768)
+  return expected
+
+
+BUFFERS = {f'blocks.{i}.attn.c_buf': (1, 8) for i in range(12)}
+
+
+def test_names_of_the_base_classifier():
+  size, video = SIZES['B'], (1, 16, 224, 224, 3)
+  plain = template(ViViT(**size, num_classes=7), video)
+  got = shapes(plain, torch_names.CLASSIFIER)
+  assert got == base_classifier()
+  assert len(got) == 162
+  mira = template(ViViT(**size, num_classes=7, mira=MiraConfig()), video)
+  got = shapes(mira, torch_names.CLASSIFIER)
+  assert got == base_classifier() | BUFFERS
+  assert len(got) == 174
+
+
+def test_names_of_the_base_st_block():
+  model = ViViT(**SIZES['B'], num_classes=7, variant='st_block')
+  variables = template(model, (1, 16, 224, 224, 3))
+  expected = base_classifier()
+  for i in range(12):
+    for name, shape in (
+      ('norm1.weight', (768,)),
+      ('norm1.bias', (768,)),
+      ('attn.q_bias', (288,)),
+      ('attn.v_bias', (288,)),
+      ('attn.qkv.weight', (864, 768)),
+      ('attn.proj.weight', (768, 288)),
+      ('attn.proj.bias', (768,)),
+      ('norm2.weight', (768,)),
+      ('norm2.bias', (768,)),
+      ('mlp.fc1.weight', (192, 768)),
+      ('mlp.fc1.bias', (192,)),
+      ('mlp.fc2.weight', (768, 192)),
+      ('mlp.fc2.bias', (768,)),
+    ):
+      expected[f'blocks.{i}.framewise_{name}'] = shape
+  assert shapes(variables, torch_names.CLASSIFIER) == expected
+
+
+def test_names_of_the_base_autoencoder():
+  model = MaskedAutoencoder(
+    **SIZES['B'],
+    decoder_dim=384,
+    decoder_depth=4,
+    decoder_heads=6,
+    mira=MiraConfig(),
+  )
+  variables = template(model, (1, 16, 224, 224, 3), 1568, 1408)
+  expected = {
+    'mask_token': (1, 1, 384),
+    'encoder.patch_embed.proj.weight': (768, 3, 2, 16, 16),
+    'encoder.patch_embed.proj.bias': (768,),
+    'encoder.norm.weight': (768,),
+    'encoder.norm.bias': (768,),
+    'decoder.norm.weight': (384,),
+    'decoder.norm.bias': (384,),
+    'decoder.head.weight': (1536, 384),
+    'decoder.head.bias': (1536,),
+    'encoder_to_decoder.weight': (384, 768),
+  }
+  for i in range(12):
+    expected |= block_shapes(f'encoder.blocks.{i}.', 768)
+    expected[f'encoder.blocks.{i}.attn.c_buf'] = (1, 8)
+  for i in range(4):
+    expected |= block_shapes(f'decoder.blocks.{i}.', 384)
+  got = shapes(variables, torch_names.AUTOENCODER)
+  assert got == expected
+  assert len(got) == 230
+
+
+# Errors.
+
+
+def state_dict():
+  template, table = MODELS['every option']
+  variables = random_variables(template)
+  state = torch_names.to_torch(variables, table)
+  return state, template, table
+
+
+def test_one_error_names_missing_extra_and_misshaped():
+  state, template, table = state_dict()
+  del state['head.bias'], state['blocks.0.attn.c_buf']
+  state['decoder.norm.weight'] = np.zeros(3)
+  state['fc_norm.bias'] = np.zeros(11)
+  with pytest.raises(MiraInputError) as error:
+    torch_names.from_torch(state, template, table)
+  text = str(error.value)
+  assert 'missing: head.bias, blocks.0.attn.c_buf' in text or (
+    'missing: blocks.0.attn.c_buf, head.bias' in text
+  )
+  assert 'extra: decoder.norm.weight' in text
+  assert 'fc_norm.bias is (11,), not (12,)' in text
+  assert error.value.exit_code == ExitCode.CHECKPOINT
+
+
+def test_a_transposed_weight_is_misshaped():
+  state, template, table = state_dict()
+  state['blocks.0.attn.qkv.weight'] = state['blocks.0.attn.qkv.weight'].T
+  with pytest.raises(MiraInputError, match=r'\(12, 36\), not \(36, 12\)'):
+    torch_names.from_torch(state, template, table)
+
+
+def test_what_may_be_missing_keeps_the_values_of_the_template():
+  state, shapes, table = state_dict()
+  template = random_variables(shapes)
+  kept = template['mira']['encoder']['block_0']['attn']['confidence']
+  state = {k: x for k, x in state.items() if not k.endswith('c_buf')}
+  got = torch_names.from_torch(state, template, table, allow_missing='.*c_buf')
+  np.testing.assert_array_equal(
+    got['mira']['encoder']['block_0']['attn']['confidence'], kept
+  )
+  # The expression matches whole names only.
+  with pytest.raises(MiraInputError, match='c_buf'):
+    torch_names.from_torch(state, template, table, allow_missing='c_buf')
+
+
+def test_a_variable_without_a_name_is_an_error():
+  with pytest.raises(ValueError, match='params/unheard_of'):
+    torch_names.to_torch(
+      {'params': {'unheard_of': np.zeros(3)}}, torch_names.CLASSIFIER
+    )

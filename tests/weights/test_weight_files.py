@@ -1,0 +1,316 @@
+"""Weights files: written whole or not at all, and held to what was written.
+
+Those that come from elsewhere may say anything: an error names it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import pathlib
+import struct
+import subprocess
+import sys
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+import runs
+import torch_files
+from mira_jax import config
+from mira_jax.cli import main as cli
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.mira import MiraConfig
+from mira_jax.models import build
+from mira_jax.weights import metadata, sources, torch_names, weights_file
+
+CONFIG = config.ModelConfig(
+  dim=16, depth=1, heads=2, num_classes=3, frames=4, image_size=16,
+  head_scale=1.0, mira=MiraConfig(),
+)  # fmt: skip
+CARD = {
+  'model': dataclasses.asdict(CONFIG),
+  'pretrain': None,
+  'class_names': ['angry', 'happy', 'sad'],
+  'preprocessing': {'rate': 1, 'fit': 'crop'},
+}
+PRETRAIN = {
+  'decoder_dim': 8, 'decoder_depth': 1, 'decoder_heads': 2, 'mask': 'tube',
+  'mask_ratio': 0.9, 'normalise_targets': True,
+}  # fmt: skip
+
+
+def variables():
+  """Numbers of no meaning in the shapes of a model."""
+  model = build.build_model(dataclasses.asdict(CONFIG))
+  video = jax.ShapeDtypeStruct((1, 4, 16, 16, 3), jnp.float32)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), video)
+  rng = np.random.default_rng(0)
+  return jax.tree.map(
+    lambda x: rng.normal(size=x.shape).astype(np.float32), shapes
+  )
+
+
+def save(path, told=CARD):
+  tree = variables()
+  return weights_file.save_weights(path, tree['params'], tree['mira'], told)
+
+
+def raw(path, header, data=b''):
+  """A safetensors file with any header."""
+  if not isinstance(header, bytes):
+    header = json.dumps(header).encode()
+  path.write_bytes(struct.pack('<Q', len(header)) + header + data)
+  return path
+
+
+def refused(path):
+  """The error of a file, which is that of the command, too."""
+  with pytest.raises(MiraInputError) as caught:
+    sources.read(path)
+  assert caught.value.exit_code == ExitCode.CHECKPOINT
+  assert len(str(caught.value)) < 900
+  assert str(caught.value).isprintable()
+  return caught.value
+
+
+# ----- writing -----
+
+
+def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, capsys):
+  tree = variables()
+  state = torch_names.to_torch(tree, torch_names.CLASSIFIER)
+  source = torch_files.save(tmp_path / 'a.pth', state)
+  flags = ('--image-size=16', '--heads=2', '--frames=4', '--force')
+  out = save(tmp_path / 'out.safetensors')
+  before = out.read_bytes()
+  for name in ('out.safetensors', 'new.torch.safetensors'):
+    with runs.file_limit(5000):
+      code = cli.main(['convert', str(source), str(tmp_path / name), *flags])
+    err = capsys.readouterr().err
+    assert (code, err.count('\n')) == (ExitCode.CHECKPOINT, 1)
+    assert err.startswith(f'mira: not_writable: {tmp_path / name}: ')
+  assert out.read_bytes() == before
+  assert sorted(os.listdir(tmp_path)) == ['a.pth', 'out.safetensors']
+
+
+def test_a_folder_that_is_a_file(tmp_path):
+  (tmp_path / 'file').touch()
+  with pytest.raises(MiraInputError, match='not_writable'):
+    save(tmp_path / 'file' / 'w.safetensors')
+
+
+@pytest.mark.parametrize('mask', [0o022, 0o077, 0o002])
+def test_the_umask_decides_who_may_read(tmp_path, mask):
+  before = os.umask(mask)
+  try:
+    path = save(tmp_path / 'w.safetensors')
+  finally:
+    os.umask(before)
+  assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+
+
+@pytest.fixture
+def public():
+  """A folder that other users may enter, unlike those of pytest."""
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder)
+    path.chmod(0o755)
+    yield path
+
+
+def test_a_file_of_another_user_is_not_called_damaged(public):
+  paths = save(public / 'w.safetensors'), public / 'w.pth'
+  torch_files.save(paths[1], {'x': np.ones(2, np.float32)})
+  for path in paths:
+    path.chmod(0)
+  # Root may read anything, and most containers run as root.
+  program = (
+    'import os, sys\n'
+    'from mira_jax.weights import sources\n'
+    'if os.geteuid() == 0: os.setuid(65534)\n'
+    'for path in sys.argv[1:]:\n'
+    '  try: sources.read(path)\n'
+    '  except Exception as error: print(error)\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', program, *map(str, paths)],
+    capture_output=True, text=True, check=True, cwd=runs.ROOT,
+  )  # fmt: skip
+  lines = done.stdout.splitlines()
+  assert [line.split(':')[0] for line in lines] == ['not_readable'] * 2
+  assert 'this user may not read it' in lines[0]
+
+
+# ----- what was written is what is read -----
+
+
+@pytest.mark.parametrize('names', ['ours', 'torch'])
+def test_a_flipped_bit_anywhere_is_seen(tmp_path, names):
+  path = tmp_path / 'w.safetensors'
+  save(path)
+  if names == 'torch':
+    state = torch_names.to_torch(variables(), torch_names.CLASSIFIER)
+    header = {'format': 'pt', sources.CARD: json.dumps(CARD)}
+    weights_file.write_arrays(path, state, header)
+  whole = path.read_bytes()
+  size = 8 + int.from_bytes(whole[:8], 'little')
+  rng = np.random.default_rng(0)
+  places = [
+    *rng.integers(8, size, 60), *rng.integers(size, len(whole), 60),
+    *range(8), size - 1,
+  ]  # fmt: skip
+  for place in places:
+    data = bytearray(whole)
+    data[place] ^= 1 << rng.integers(8)
+    path.write_bytes(data)
+    if b'mira_sha256' in data and data != whole:
+      assert refused(path).code in (
+        'damaged', 'not_weights', 'not_finite', 'bad_card', 'bad_weights',
+        'unsupported',
+      ), place  # fmt: skip
+  path.write_bytes(whole)
+  assert sources.read(path).card == CARD
+
+
+def test_a_file_of_an_older_version_has_no_digest(tmp_path):
+  tree = variables()
+  path = tmp_path / 'w.safetensors'
+  safetensors.numpy.save_file(
+    weights_file.flatten(tree), path, {'card': json.dumps(CARD)}
+  )
+  got, told = weights_file.load_weights(path)
+  jax.tree.map(np.testing.assert_array_equal, got, tree)
+  assert told == CARD
+
+
+def test_damage_without_a_digest_is_an_error_or_harmless(tmp_path):
+  path = tmp_path / 'w.safetensors'
+  state = {'blocks.0.w': np.ones((2, 3), np.float32), 'b': np.ones(4)}
+  safetensors.numpy.save_file(state, path, {'mira_card': json.dumps(CARD)})
+  whole = path.read_bytes()
+  rng = np.random.default_rng(0)
+  seen = set()
+  for _ in range(400):
+    data = bytearray(whole)
+    for place in rng.integers(len(data), size=rng.integers(1, 4)):
+      data[place] = rng.integers(256)
+    path.write_bytes(data)
+    try:
+      sources.read(path)
+    except MiraInputError as error:
+      seen.add(error.code)
+  assert 'damaged' in seen
+
+
+# ----- hostile files -----
+
+F32 = {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}
+NEXT = F32 | {'data_offsets': [4, 8]}
+HOSTILE = {
+  'deep JSON': (b'{"a":' * 10**5, 'damaged'),
+  'no JSON': (b'{"a"}', 'damaged'),
+  'an empty header': (b'', 'damaged'),
+  'a negative size': ({'a': F32 | {'shape': [-1]}}, 'damaged'),
+  'a size that overflows': ({'a': F32 | {'shape': [2**40, 2**40]}}, 'damaged'),
+  'a hundred axes': ({'a': F32 | {'shape': [1] * 100}}, 'damaged'),
+  'a type of text': ({'a': F32 | {'dtype': 3}}, 'damaged'),
+  'an unknown type': ({'a': F32 | {'dtype': 'F33'}}, 'damaged'),
+  'a card that is a number': (
+    {'__metadata__': {'card': 3}, 'a': F32}, 'damaged'),
+  'numbers of 8 bits': (
+    {'blocks.0': F32 | {'dtype': 'F8_E4M3', 'shape': [4]}}, 'unsupported'),
+  'complex numbers': (
+    {'blocks.0': {'dtype': 'C64', 'shape': [1], 'data_offsets': [0, 8]}},
+    'unsupported'),
+  'names within names': ({'a': F32, 'a/b': NEXT}, 'bad_weights'),
+  'names within names, turned': ({'a/b': F32, 'a': NEXT}, 'bad_weights'),
+  'a deep name': ({'a/' * 10**4: F32, 'b': NEXT}, 'bad_weights'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_a_hostile_header(tmp_path, name):
+  header, code = HOSTILE[name]
+  sizes = (
+    [x['data_offsets'][1] for x in header.values() if 'dtype' in x]
+    if (isinstance(header, dict))
+    else [0]
+  )
+  path = tmp_path / 'w.safetensors'
+  assert refused(raw(path, header, bytes(max(sizes)))).code == code
+  if isinstance(header, dict) and '__metadata__' not in header:
+    whole = {'__metadata__': {'card': json.dumps(CARD)}} | header
+    assert refused(raw(path, whole, bytes(max(sizes)))).code == code
+
+
+TENSOR = {'blocks.0.norm1.weight': np.ones(1, np.float32)}
+BROKEN = {
+  'model.dim': [-16, 0, True, 16.0, '16', None, [16], 10**9, 10**400, 15],
+  'model.depth': [0, 10**8],
+  'model.heads': [3, 2**70],
+  'model.image_size': [10**9, 0, 20, [16, 16]],
+  'model.patch': [0, 5],
+  'model.tubelet': [0, 3],
+  'model.frames': [0, 10**9],
+  'model.mlp_ratio': [float('nan'), float('inf'), -1, '4'],
+  'model.layer_scale': [float('nan'), 'x', 10**400],
+  'model.gelu': ['relu', 3, ['exact']],
+  'model.variant': ['joint2', None],
+  'model.attention': ['fast', {}],
+  'model.remat': ['all'],
+  'model.dtype': ['int8', None, 3],
+  'model.scan': [1, 'yes'],
+  'model.mira': [3, [], {'mode': 'fast'}, {'power': -1}, {'power': 'x'},
+                 {'x': 1}, {'uniform_mix': float('nan')}],
+  'model.what': [1],
+  'model.\x1b[31m': [1],
+  'model': [None, [], 3, {}],
+  'class_names': [None, 3, {}, ['a'], ['a', 'b', 3], ['a', 'b', ''],
+                  ['a', 'b', 'c\nd'], ['a', 'b', 'c' * 10**6], [['a']] * 3],
+  'preprocessing': [None, [], {}, {'rate': 1}],
+  'preprocessing.rate': [0, -1, 2.5, '1', 10**9],
+  'preprocessing.fit': ['pad', None],
+  'pretrain': [[], 3, {}, PRETRAIN | {'decoder_dim': 9},
+               PRETRAIN | {'mask_ratio': 1}, PRETRAIN | {'mask': 3}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', BROKEN)
+def test_every_field_of_a_card_has_a_type_and_a_range(tmp_path, name):
+  group, _, field = name.partition('.')
+  for value in BROKEN[name]:
+    told = copy.deepcopy(CARD)
+    (told[group] if field else told)[field or group] = value
+    for key in ('card', sources.CARD):
+      path = tmp_path / 'w.safetensors'
+      safetensors.numpy.save_file(TENSOR, path, {key: json.dumps(told)})
+      error = refused(path)
+      assert error.code == 'bad_card', (key, value)
+      named = (field, group, 'decoder_dim', 'image_size', 'class')
+      assert any(x and x in error.hint.lower() for x in named)
+
+
+@pytest.mark.parametrize('text', ['{', '[]', '3', '[' * 10**5, '{"a": 1e', ''])
+def test_a_card_that_is_none(tmp_path, text):
+  path = tmp_path / 'w.safetensors'
+  for key in ('card', sources.CARD):
+    safetensors.numpy.save_file(TENSOR, path, {key: text})
+    assert refused(path).code in ('bad_card', 'not_weights')
+
+
+def test_a_card_may_be_of_an_older_or_a_younger_version():
+  told = copy.deepcopy(CARD)
+  for name in ('gelu', 'scan', 'remat', 'layer_scale', 'mira', 'dtype'):
+    del told['model'][name]
+  del told['pretrain']
+  told['preprocessing']['mean'] = [0.5] * 3
+  told['new'] = {'anything': [1]}
+  assert metadata.check_card(told, 'w') == told
+  assert metadata.check_card(CARD | {'pretrain': PRETRAIN}, 'w')
