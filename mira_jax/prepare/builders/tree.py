@@ -22,6 +22,7 @@ _DEPTH = 4  # levels that are searched below the given folder
 _LEVELS_UP = 3
 # A folder with more folders in it holds clips or people, not parts.
 _MOST_PARTS = 300
+_ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar')
 _COPY = re.compile(r'(-\d{3}|\s*\(\d+\)|-\d{8}t\d{6}z(-\d+)*)$')
 
 
@@ -86,8 +87,8 @@ class Tree:
       f'not found: {", ".join(self.missing[:3])}. Here are '
       f'{", ".join(inside[:5]) or "no files"}.'
     )
-    if packed := archives.find_archives(self.root):
-      names = ' '.join(shlex.quote(str(group[0])) for group in packed[:3])
+    if packed := [f for x in self._folders for f in _files(x) if _packed(f)]:
+      names = ' '.join(shlex.quote(str(path)) for path in packed[:3])
       hint += f' Unpack first: mira unpack {names} --out {self.root}.'
     hint += ' Expected:'
     below = f'\n{self.layout}'
@@ -110,6 +111,11 @@ def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
   except OSError:
     return []
   return [folder / name for name in sorted(visible(names), key=natural)]
+
+
+def _packed(path: pathlib.Path) -> bool:
+  name = path.name.lower()
+  return name.endswith(_ARCHIVES) or bool(archives.PIECE.fullmatch(name))
 
 
 def visible(names: Iterable[str]) -> list[str]:

@@ -16,7 +16,7 @@ from mira_jax.prepare.builders.builder import Builder, Clips
 from mira_jax.prepare.builders.tree import Tree, subfolders
 
 CLASS_NAMES = ('face',)
-LAYOUT = """VoxCeleb2/      (unpacked: mira unpack vox2_dev_mp4_partaa)
+LAYOUT = """VoxCeleb2/      (unpacked: join the pieces, see docs/datasets.md)
   dev/mp4/id00012/21Uxsk56VDQ/00001.mp4
   test/mp4/id00017/01dfn2spqyE/00001.mp4    (if there)"""
 
