@@ -108,10 +108,8 @@ def run(args: argparse.Namespace) -> int:
   _print(args, title, agreements)
   if args.out:
     figures.agreement_figure(
-      args.out,
-      {a.dtype: {r.name: r.relative for r in a.rows} for a in agreements},
-      title,
-    )
+      {a.dtype: {r.name: r.relative for r in a.rows} for a in agreements}, title
+    ).save(args.out)
     if not args.json:
       terminal.say(f'picture: {args.out}')
   exact = [a.row('logits') for a in agreements if a.dtype == 'float32']

@@ -291,7 +291,7 @@ def _predict(
     seconds = model.timeline(video, stride=args.stride, **cut)
     result |= {'probabilities': seconds.mean(axis=0), 'timeline': seconds}
     if picture:
-      figures.timeline_figure(picture, seconds, names, title)
+      figures.timeline_figure(seconds, names, title).save(picture)
   else:
     views, indices = model.cut_views(video, views=args.views, **cut)
     result['probabilities'] = model.probabilities(views).mean(axis=0)
@@ -332,17 +332,17 @@ def _draw(
       axis=0,
     )
 
-  figures.clip_figure(
-    path,
-    views[middle],
-    np.stack([of_view('gain', r) for r in mira]) if mira else None,
-    attention('before'),
-    attention('after') if mira else None,
-    probabilities,
-    class_names,
-    title,
-    indices[middle],
+  shown_clip = figures.ClipPicture(
+    frames=views[middle],
+    gain=np.stack([of_view('gain', r) for r in mira]) if mira else None,
+    before=attention('before'),
+    after=attention('after') if mira else None,
+    probabilities=probabilities,
+    class_names=class_names,
+    title=title,
+    indices=indices[middle],
   )
+  figures.clip_figure(shown_clip).save(path)
 
 
 def _on_grid(marginal: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""Picture the clips of a prepared dataset.
+"""Draw a contact sheet of a prepared dataset.
 
   mira show DATASET [--split train] [--out sheet.png]
 
-Writes a contact sheet: clips spread over the split, eight frames of each, with
-their labels.
+Shows clips spread over the split, eight frames of each, with their labels.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ FRAMES = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds the dataset and what to show of it."""
+  """Adds the dataset, the split and the output file."""
   parser.add_argument('dataset', metavar='DATASET')
   parser.add_argument('--split', default='train')
   parser.add_argument('--clips', type=at_least(1), default=14)
@@ -29,25 +28,25 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-  """Writes the sheet and says what the dataset holds."""
+  """Writes the sheet and prints the size of the dataset."""
   prepared = dataset.open(args.dataset)
   source = prepared.source(args.split)
   count = min(args.clips, len(source))
-  chosen = np.linspace(0, len(source) - 1, count).round().astype(int)
-  clips = [source[int(index)] for index in chosen]
-  path = figures.contact_sheet(
-    args.out,
-    [_frames(clip) for clip in clips],
-    [f'{prepared.class_names[c.label]}  {c.clip_id}' for c in clips],
-  )
+  clips = [source[i] for i in _spread(len(source), count)]
+  titles = [f'{prepared.class_names[c.label]}  {c.clip_id}' for c in clips]
+  sheet = figures.contact_sheet([_frames(clip) for clip in clips], titles)
   splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
   terminal.say(f'{prepared.name}: {splits}; {", ".join(prepared.class_names)}')
-  terminal.say(f'picture: {path}')
+  terminal.say(f'picture: {sheet.save(args.out)}')
   return ExitCode.OK
+
+
+def _spread(count: int, chosen: int) -> list[int]:
+  return np.linspace(0, count - 1, chosen).round().astype(int).tolist()
 
 
 def _frames(clip: dataset.Clip) -> np.ndarray:
   """Frames spread over the clip, uint8 [8, H, W, 3]."""
-  chosen = np.linspace(0, len(clip) - 1, FRAMES).round().astype(int)
-  frames = records.read_frames(clip, chosen.tolist())
-  return np.stack([frames[i] for i in chosen.tolist()])
+  chosen = _spread(len(clip), FRAMES)
+  frames = records.read_frames(clip, chosen)
+  return np.stack([frames[i] for i in chosen])

@@ -84,13 +84,9 @@ def write_evaluation(
       [name, *row.tolist()]
       for name, row in zip(class_names, np.asarray(matrix), strict=True)
     )
-  figures.confusion_figure(
-    directory / 'confusion.png',
-    matrix,
-    class_names,
-    title,
-    str(metrics.score(matrix)),
-  )
+  scores = str(metrics.score(matrix))
+  picture = figures.confusion_figure(matrix, class_names, title, scores)
+  picture.save(directory / 'confusion.png')
   path = directory / 'scores.json'
   path.write_text(text + '\n', encoding='utf-8')
   return path

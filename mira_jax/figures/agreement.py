@@ -1,12 +1,11 @@
-"""How far two programs are apart, layer by layer."""
+"""Differences between two implementations, layer by layer."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mira_jax.figures.style import (
@@ -14,85 +13,76 @@ from mira_jax.figures.style import (
   INK,
   MUTED,
   VERMILLION,
+  Picture,
   drawn,
   legend_above,
-  save,
   text,
   texts,
   tidy,
 )
 
-# Number format -> its colour, and its rounding as a share of a number.
+# Number format -> its colour, and its relative rounding error.
 FORMATS = {
   'float32': (BLUE, 2.0**-24),
   'bfloat16': (VERMILLION, 2.0**-9),
 }
-
-
-def agreement_figure(
-  path: str | os.PathLike[str],
-  relative: Mapping[str, Mapping[str, float]],
-  title: str,
-) -> Path:
-  """Saves the picture of `build_agreement_figure`, with its numbers beside."""
-  figure = build_agreement_figure(relative, title)
-  names = {dtype: np.array(list(rows)) for dtype, rows in relative.items()}
-  values = {d: np.array(list(rows.values())) for d, rows in relative.items()}
-  arrays = {f'{d}_names': x for d, x in names.items()}
-  return save(path, figure, **arrays, **values)
+_FLOOR = 1e-9  # where differences of zero are drawn
 
 
 @drawn
-def build_agreement_figure(
+def agreement_figure(
   relative: Mapping[str, Mapping[str, float]], title: str
-) -> Figure:
-  """Draws differences on a logarithmic scale.
+) -> Picture:
+  """Differences on a logarithmic scale.
 
   Args:
     relative: number format -> name of a layer, 'd ' before it for its
-      gradients, -> largest difference over the largest number.
-    title: above it.
+      gradients -> largest difference over the largest value.
+    title: of the figure.
   """
-  parts = [('outputs', False), ('gradients', True)]
-  rows = next(iter(relative.values()))
-  parts = [p for p in parts if any(n.startswith('d ') == p[1] for n in rows)]
+  names = [*next(iter(relative.values()))]
+  parts = {
+    'outputs': [n for n in names if not n.startswith('d ')],
+    'gradients': [n for n in names if n.startswith('d ')],
+  }
+  parts = {part: layers for part, layers in parts.items() if layers}
   figure = Figure(figsize=(1.2 + 5.4 * len(parts), 4.6), layout='constrained')
-  axes = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
-  for panel, (name, gradient) in zip(axes, parts, strict=True):
-    _draw(panel, relative, name, gradient)
-  axes[0].set_ylabel('largest difference / largest number', color=MUTED)
-  legend_above(axes[-1])
+  panels = figure.subplots(1, len(parts), sharey=True, squeeze=False)[0]
+  for axes, (part, layers) in zip(panels, parts.items(), strict=True):
+    axes.set_title(part, loc='left', color=INK, fontsize=11)
+    _draw(axes, relative, layers)
+  panels[0].set_ylabel('largest difference / largest value', color=MUTED)
+  legend_above(panels[-1])
   figure.suptitle(text(title, 100), color=INK, fontsize=13, x=0.01, ha='left')
-  return figure
+  arrays = {f'{d}_names': np.array([*rows]) for d, rows in relative.items()}
+  arrays |= {d: np.array([*rows.values()]) for d, rows in relative.items()}
+  return Picture(figure, arrays)
 
 
-def _draw(panel, relative, name: str, gradient: bool) -> None:
-  names: Sequence[str] = []
+def _draw(
+  axes: Axes, relative: Mapping[str, Mapping[str, float]], layers: list[str]
+) -> None:
   for dtype, rows in relative.items():
-    colour, rounding = FORMATS[dtype]
-    own = {n: x for n, x in rows.items() if n.startswith('d ') == gradient}
-    names = list(own)
-    # Nothing at all is shown on the lower edge.
-    values = np.maximum(list(own.values()), 1e-9)
-    panel.plot(values, color=colour, marker='o', markersize=4, label=dtype)
-    panel.axhline(rounding, color=colour, linewidth=0.8, linestyle=':')
-    panel.annotate(
+    color, rounding = FORMATS[dtype]
+    values = np.maximum([rows[layer] for layer in layers], _FLOOR)
+    axes.plot(values, color=color, marker='o', markersize=4, label=dtype)
+    axes.axhline(rounding, color=color, linewidth=0.8, linestyle=':')
+    axes.annotate(
       f'rounding of {dtype}',
-      (len(names) - 1, rounding),
+      (len(layers) - 1, rounding),
       xytext=(0, 3),
       textcoords='offset points',
       ha='right',
       fontsize=8,
-      color=colour,
+      color=color,
     )
-  panel.set_yscale('log')
-  panel.yaxis.set_major_formatter('{x:.0e}')
-  panel.set_title(name, loc='left', color=INK, fontsize=11)
-  panel.set_xticks(
-    range(len(names)),
-    texts(n.removeprefix('d ').removeprefix('block ') for n in names),
+  axes.set_yscale('log')
+  axes.yaxis.set_major_formatter('{x:.0e}')
+  axes.set_xticks(
+    range(len(layers)),
+    texts(n.removeprefix('d ').removeprefix('block ') for n in layers),
     fontsize=8,
-    rotation=60 if len(names) > 16 else 0,
+    rotation=60 if len(layers) > 16 else 0,
   )
-  panel.set_xlabel('block', color=MUTED)
-  tidy(panel, grid='y')
+  axes.set_xlabel('block', color=MUTED)
+  tidy(axes, grid='y')

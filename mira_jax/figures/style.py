@@ -1,13 +1,14 @@
-"""Colours, letters, frames and files that all pictures share."""
+"""Colours, fonts, axes and files of all figures."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -25,40 +26,60 @@ INK, MUTED, FAINT = '#1f2430', '#5f6875', '#d9dde3'
 BLUE, VERMILLION, GREY = '#0072b2', '#d55e00', '#a3abb6'
 CYCLE = (BLUE, VERMILLION, '#009e73', '#cc79a7', '#e69f00', '#56b4e9')
 DPI = 100
-WIDTH = 16.0  # inches: the clip picture is 1600 pixels wide
+WIDTH = 16.0  # inches: the clip figure is 1600 pixels wide
 TITLE = 88  # letters of a title at most
 
 _P, _R = ParamSpec('_P'), TypeVar('_R')
-_drawing = threading.RLock()  # the settings of matplotlib are the process's
-# Families of fonts that letters are looked for in, in this order, with one
-# font of each. It grows with the scripts of the names that come.
+_drawing = threading.RLock()  # matplotlib's settings are global
+# Font families, in order of preference; it grows with the scripts of names.
 _fonts: dict[str, ft2font.FT2Font] = {}
 
 
 def drawn(function: Callable[_P, _R]) -> Callable[_P, _R]:
-  """Runs a function under our settings, whatever a person has set.
+  """Runs a function under our settings, in which `$` begins no formula.
 
-  Text is text in them: a `$` begins no formula.
+  It runs again where `text` found a font that earlier texts do not have.
   """
 
   @functools.wraps(function)
   def within(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-    ours = {'text.parse_math': False, 'font.family': list(_families())}
-    with _drawing, matplotlib.style.context(ours, after_reset=True):
-      return function(*args, **kwargs)
+    if not _fonts:
+      default = font_manager.FontProperties(family='DejaVu Sans')
+      _fonts['DejaVu Sans'] = ft2font.FT2Font(font_manager.findfont(default))
+    while True:
+      families = list(_fonts)
+      ours = {'text.parse_math': False, 'font.family': families}
+      with _drawing, matplotlib.style.context(ours, after_reset=True):
+        result = function(*args, **kwargs)
+      if len(_fonts) == len(families):
+        return result
 
   return within
 
 
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A figure and the arrays it shows, by name."""
+
+  figure: Figure
+  arrays: Mapping[str, np.ndarray]
+
+  @drawn
+  def save(self, path: str | os.PathLike[str]) -> Path:
+    """Writes the figure as PNG, and the arrays to a .npz beside it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    self.figure.savefig(path, dpi=DPI, facecolor='white')
+    np.savez_compressed(path.with_suffix('.npz'), **self.arrays)
+    return path
+
+
 def text(name: str, most: int = TITLE) -> str:
-  """A name as pictures show it; only under `drawn`.
+  """A name as figures show it; call it under `drawn`.
 
-  Letters that matplotlib's own font lacks are drawn in another one of this
-  machine. Where none has them they are escaped, as what `errors.plain` escapes.
-
-  Args:
-    name: that people gave.
-    most: letters, of which wide ones count twice; left out in the middle.
+  Letters that no installed font has are escaped, as `errors.plain` escapes
+  control characters. Names longer than `most` letters, of which wide ones count
+  twice, are shortened in the middle.
   """
   name = plain(name)
   missing = _find_fonts(name)
@@ -73,27 +94,18 @@ def text(name: str, most: int = TITLE) -> str:
   return ''.join([*head, '…', *tail])
 
 
-def _cut(letters: list[str], most: int) -> list[str]:
-  """The first letters that together are as wide as so many, or less."""
-  widths = itertools.accumulate(map(cell_len, letters))
-  return letters[: sum(1 for width in widths if width <= most)]
-
-
 def texts(names: Iterable[str], most: int = TITLE) -> list[str]:
   """See `text`."""
   return [text(name, most) for name in names]
 
 
-def _families() -> Iterable[str]:
-  if not _fonts:
-    _fonts['DejaVu Sans'] = ft2font.FT2Font(
-      font_manager.findfont(font_manager.FontProperties(family='DejaVu Sans'))
-    )
-  return _fonts
+def _cut(letters: list[str], most: int) -> list[str]:
+  widths = itertools.accumulate(map(cell_len, letters))
+  return letters[: sum(width <= most for width in widths)]
 
 
 def _find_fonts(name: str) -> set[str]:
-  """Adds fonts for the letters of a name; returns those that none has."""
+  """Adds fonts for the letters of a name; returns the letters without one."""
   missing = set(name)
   for font in _fonts.values():
     missing = _lacking(font, missing)
@@ -103,12 +115,11 @@ def _find_fonts(name: str) -> set[str]:
     return len(_lacking(font, missing)), 'Sans' not in family, family
 
   while missing:
-    best = min(_others(), key=rank, default=None)
-    if best is None or len(_lacking(best[1], missing)) == len(missing):
+    family, font = min(_installed(), key=rank, default=('', None))
+    if font is None or len(_lacking(font, missing)) == len(missing):
       break
-    _fonts[best[0]] = best[1]
-    missing = _lacking(best[1], missing)
-    matplotlib.rcParams['font.family'] = list(_fonts)
+    _fonts[family] = font
+    missing = _lacking(font, missing)
   return missing
 
 
@@ -116,26 +127,14 @@ def _lacking(font: ft2font.FT2Font, letters: Iterable[str]) -> set[str]:
   return {c for c in letters if not font.get_char_index(ord(c))}
 
 
-def _others() -> Iterator[tuple[str, ft2font.FT2Font]]:
-  """The plain font of each family of this machine."""
+def _installed() -> Iterator[tuple[str, ft2font.FT2Font]]:
+  """The regular font of each installed family."""
   own = os.path.join(matplotlib.get_data_path(), '')  # most are for formulas
   for entry in font_manager.fontManager.ttflist:
-    upright = entry.style == 'normal' and entry.weight in (400, 'normal')
-    if upright and not entry.fname.startswith(own):
+    regular = entry.style == 'normal' and entry.weight in (400, 'normal')
+    if regular and not entry.fname.startswith(own):
       with contextlib.suppress(OSError, RuntimeError):  # damaged, or gone
         yield entry.name, ft2font.FT2Font(entry.fname)
-
-
-@drawn
-def save(
-  path: str | os.PathLike[str], figure: Figure, **arrays: np.ndarray
-) -> Path:
-  """Saves a figure as PNG, and the arrays it shows in a .npz beside it."""
-  path = Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  figure.savefig(path, dpi=DPI, facecolor='white')
-  np.savez_compressed(path.with_suffix('.npz'), **arrays)
-  return path
 
 
 def tidy(axes: Axes, *, grid: str) -> None:
@@ -148,7 +147,7 @@ def tidy(axes: Axes, *, grid: str) -> None:
 
 
 def legend_above(axes: Axes) -> None:
-  """A legend on the title's line, where no curve can hide."""
+  """A legend on the title's line, where it hides no curve."""
   axes.legend(
     frameon=False,
     fontsize=10,
@@ -159,3 +158,8 @@ def legend_above(axes: Axes) -> None:
     columnspacing=1.2,
     handlelength=1.6,
   )
+
+
+def spread(count: int, most: int) -> np.ndarray:
+  """At most `most` indices from 0 to `count` - 1, evenly spaced, int [n]."""
+  return np.linspace(0, count - 1, min(count, most)).round().astype(int)

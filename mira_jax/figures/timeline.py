@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,56 +13,44 @@ from mira_jax.figures.style import (
   FAINT,
   INK,
   MUTED,
+  Picture,
   drawn,
-  save,
   text,
   texts,
   tidy,
 )
 
-_NAMED = 6  # classes with a colour of their own; the others are one
-
-
-def timeline_figure(
-  path: str | os.PathLike[str],
-  timeline: np.ndarray,
-  class_names: Sequence[str],
-  title: str,
-) -> Path:
-  """Saves the picture of `build_timeline_figure`, and its numbers beside it."""
-  figure = build_timeline_figure(timeline, class_names, title)
-  names = np.array(list(class_names))
-  return save(path, figure, timeline=timeline, class_names=names)
+_NAMED = 6  # classes with a colour of their own
 
 
 @drawn
-def build_timeline_figure(
+def timeline_figure(
   timeline: np.ndarray, class_names: Sequence[str], title: str
-) -> Figure:
-  """Draws the share of every class in every second, stacked to one.
+) -> Picture:
+  """The probability of every class in every second, stacked to one.
 
   Args:
     timeline: float [S, K].
     class_names: K names.
-    title: above it.
+    title: of the figure.
   """
   order = np.argsort(-timeline.mean(0), kind='stable')
   named, others = order[:_NAMED], order[_NAMED:]
   layers = [timeline[:, i] for i in named]
   labels = texts([class_names[i] for i in named], 24)
-  colours = list(CYCLE[: len(named)])
   if len(others):
     layers.append(timeline[:, others].sum(1))
     one = text(class_names[others[0]], 24)
     labels.append(one if len(others) == 1 else f'{len(others)} others')
-    colours.append(FAINT)
   figure = Figure(figsize=(10, 3.8), layout='constrained')
   axes = figure.add_subplot()
-  # A second is as wide as it lasts, also the last one.
-  seconds = np.arange(len(timeline) + 1)
-  steps = [np.append(layer, layer[-1]) for layer in layers]
   axes.stackplot(
-    seconds, *steps, labels=labels, colors=colours, step='post', linewidth=0
+    np.arange(len(timeline) + 1),
+    *[np.append(layer, layer[-1]) for layer in layers],  # the last second, too
+    labels=labels,
+    colors=[*CYCLE[: len(named)], FAINT],
+    step='post',
+    linewidth=0,
   )
   axes.set_xlim(0, len(timeline))
   axes.set_ylim(0, 1)
@@ -81,4 +67,5 @@ def build_timeline_figure(
     bbox_to_anchor=(1.0, 0.5),
     reverse=True,
   )
-  return figure
+  names = np.array(list(class_names))
+  return Picture(figure, {'timeline': timeline, 'class_names': names})

@@ -216,13 +216,14 @@ class Pretraining:
     log.write(step, {'held_out_loss': float(loss)})
     if jax.process_index() == 0:
       count = min(PICTURED, len(batch['video']))
-      path = figures.reconstruction_figure(
-        self._workdir / 'pictures' / f'reconstruction-{step:07d}.png',
+      figure = figures.reconstruction_figure(
         batch['video'][:count],
         np.asarray(shown[:count]),
         np.asarray(filled[:count]),
-        f'step {step}: loss {float(loss):.3f} on clips that are not trained on',
+        f'step {step}: loss {float(loss):.3f} on held-out clips',
       )
+      name = f'reconstruction-{step:07d}.png'
+      path = figure.save(self._workdir / 'pictures' / name)
       log.say(f'picture: {path}')
     return -1.0
 
@@ -243,7 +244,7 @@ def _draw_curves(workdir: pathlib.Path) -> None:
   if any('loss' in row for row in rows):  # the log may have been lost
     path = workdir / 'curves.png'
     with files.naming(path):
-      figures.curves_figure(path, rows)
+      figures.curves_figure(rows).save(path)
 
 
 def _save_weights(
