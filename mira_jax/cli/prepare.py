@@ -1,21 +1,21 @@
-"""Turn clips into a dataset for train.py and eval.py.
+"""Prepare clips as a dataset for training and evaluation.
 
   mira prepare NAME --root DOWNLOAD --out DIR       a dataset of `mira datasets`
   mira prepare folder --root DIR --out DIR [--table CSV]
   mira prepare synthetic_faces --out DIR [--difficulty macro|micro]
 
-NAME is prepared as its owner delivers it: what is where is found out, damaged
-clips are listed and left out, and counts are held against the owner's. `folder`
-takes any tree of CLASS/CLIP, where CLIP is a video file or a folder of frames,
-with splits (train, valid, test_set, ...) above or below the classes if there
-are any; or a table with the columns path and label, and if known split, fold
-and subject. `synthetic_faces` draws its clips.
-A run that is interrupted goes on when it is started again.
+NAME is prepared from the dataset provider's download: its parts are found by
+name, damaged clips are left out and listed, and clip counts are checked against
+the published ones. `folder` takes any tree of CLASS/CLIP, where CLIP is a video
+file or a folder of frames, with splits (train, valid, test_set, ...) above or
+below the classes if there are any; or a table with the columns path and label,
+and optionally split, fold and subject. Interrupted runs resume.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from mira_jax import terminal
 from mira_jax.cli.arguments import at_least
@@ -25,6 +25,8 @@ from mira_jax.prepare.builders import BUILDERS
 from mira_jax.prepare.report import REPORT_NAME
 from mira_jax.synthetic import dataset
 from mira_jax.video import face_crop
+
+_DEFAULTS = prepare.Options()
 
 
 def add_arguments(parser: argparse.ArgumentParser):
@@ -42,43 +44,35 @@ def add_arguments(parser: argparse.ArgumentParser):
     _add_clip_arguments(source)
     for option, values in builder.options.items():
       source.add_argument(f'--{option}', choices=values, default=values[0])
-    source.add_argument(
-      '--max-missing',
-      type=float,
-      default=0.1,
-      help='share of the listed clips that may be absent',
-    )
-    source.add_argument(
-      '--beam-runner',
-      default='',
-      help='an Apache Beam runner, for what one machine cannot do',
-    )
+    for flag, kind, default, text in (
+      ('max-missing', float, 0.1, 'share of listed clips that may be absent'),
+      ('beam-runner', str, '', 'Apache Beam runner, for many machines'),
+    ):
+      source.add_argument(f'--{flag}', type=kind, default=default, help=text)
     source.add_argument(
       '--beam-option', action='append', default=[], help='of that runner'
     )
   folder = sources.add_parser('folder', help='clips on this disk')
   _add_clip_arguments(folder)
-  folder.add_argument('--table', help='CSV or Excel file that lists them')
-  folder.add_argument(
-    '--encoding', default='', help='of tables that are not UTF-8, as cp1252'
-  )
-  folder.add_argument(
-    '--sheet', default='', help='of an Excel file in which several fit'
-  )
-  folder.add_argument(
-    '--missing',
-    metavar='LABEL,...',
-    help='labels that are none, in place of NA, ?, null and the like',
-  )
-  folder.add_argument('--name', help='of the dataset (default: that of ROOT)')
-  faces = sources.add_parser('synthetic_faces', help='drawn faces')
+  for flag, text in (
+    ('table', 'CSV or Excel file that lists the clips'),
+    ('encoding', 'of tables that are not UTF-8, as cp1252'),
+    ('sheet', 'of an Excel file in which several fit'),
+    ('missing', 'comma-separated labels that count as missing'),
+    ('name', 'of the dataset (default: that of ROOT)'),
+  ):
+    folder.add_argument(f'--{flag}', help=text)
+  faces = sources.add_parser('synthetic_faces', help='synthetic faces')
   faces.add_argument(
     '--difficulty', choices=('macro', 'micro'), default='macro'
   )
-  faces.add_argument('--train-clips', type=at_least(1), default=2800)
-  faces.add_argument('--test-clips', type=at_least(1), default=420)
-  faces.add_argument('--size', type=at_least(16), default=64, help='pixels')
-  faces.add_argument('--num-frames', type=at_least(8), default=32)
+  for flag, least, default in (
+    ('train-clips', 1, 2800),
+    ('test-clips', 1, 420),
+    ('size', 16, 64),
+    ('num-frames', 8, 32),
+  ):
+    faces.add_argument(f'--{flag}', type=at_least(least), default=default)
   for source in sources.choices.values():
     source.add_argument('--out', required=True, help='folder of the dataset')
     source.add_argument('--seed', type=at_least(0), default=0)
@@ -89,52 +83,38 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def _add_clip_arguments(source: argparse.ArgumentParser) -> None:
   source.add_argument('--root', required=True, help='folder of the clips')
-  source.add_argument(
-    '--size', type=at_least(8), default=224, help='pixels of the shorter side'
-  )
-  source.add_argument(
-    '--cap', type=at_least(1), default=96, help='most frames kept of a clip'
-  )
-  source.add_argument(
-    '--quality', type=at_least(1), default=95, help='of the JPEG frames'
-  )
+  for flag, kind, text in (
+    ('size', at_least(8), 'pixels of the shorter side'),
+    ('max-frames', at_least(1), 'of a clip; longer ones are thinned out'),
+    ('quality', at_least(1), 'of the JPEG frames, at most 100'),
+    ('test-fraction', float, 'held out where the source has no test split'),
+  ):
+    default = getattr(_DEFAULTS, flag.replace('-', '_'))
+    source.add_argument(f'--{flag}', type=kind, default=default, help=text)
   source.add_argument(
     '--crop',
     choices=face_crop.RULES,
-    help='how faces are cut out (default: as NAME needs it)',
+    default='',
+    help='how faces are cropped (default: as NAME needs it)',
   )
   source.add_argument('--boxes', help='table of faces for --crop=boxes')
-  source.add_argument(
-    '--test-fraction',
-    type=float,
-    default=0.2,
-    help='held out where nothing names a test split',
-  )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Prepares, and prints what came of it."""
+  """Prepares, and prints a summary."""
   if args.source == 'synthetic_faces':
     return _draw(args)
-  common = {
-    'size': args.size,
-    'cap': args.cap,
-    'quality': args.quality,
-    'boxes': args.boxes,
-    'workers': args.workers,
-    'test_fraction': args.test_fraction,
-    'seed': args.seed,
-  }
+  names = [field.name for field in dataclasses.fields(prepare.Options)]
+  common = {name: getattr(args, name) for name in names}
   if args.source == 'folder':
     report = prepare.prepare_folder(
       args.root,
       args.out,
       table=args.table,
-      encoding=args.encoding,
-      sheet=args.sheet,
+      encoding=args.encoding or '',
+      sheet=args.sheet or '',
       missing=None if args.missing is None else args.missing.split(','),
       name=args.name,
-      crop_rule=args.crop or 'none',
       **common,
     )
   else:
@@ -143,8 +123,7 @@ def run(args: argparse.Namespace) -> int:
       args.source,
       args.root,
       args.out,
-      options={key: getattr(args, key) for key in options},
-      crop_rule=args.crop,
+      choices={key: getattr(args, key) for key in options},
       max_missing=args.max_missing,
       beam_runner=args.beam_runner,
       beam_options=args.beam_option,

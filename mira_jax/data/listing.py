@@ -24,7 +24,7 @@ _APPENDED = re.compile(r'(set|data|split|part|videos|clips|frames|images)$')
 # In UTF-8: what moves a cursor or breaks a line.
 _CONTROLS = re.compile(rb'[\0-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]')
 _MAX_LABEL = 200  # characters
-FACTS = ('classes', 'splits', 'people', 'folds')
+FACTS = ('classes', 'splits', 'subjects', 'folds')
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -124,8 +124,8 @@ def listed(
     if [*map(_nfc, written)] == [*map(_nfc, labels)]:  # those name the classes
       written = [''] * len(rows)
     subjects = people.one_spelling(written)
-    said['people'] = 'the names of folders and files'
-  said['people'] = said.get('people', '') + _merged(written, subjects)
+    said['subjects'] = 'the names of folders and files'
+  said['subjects'] = said.get('subjects', '') + _merged(written, subjects)
   return Listing(
     rows=[
       dataclasses.replace(row, label=label, subject=subject)

@@ -1,29 +1,28 @@
-"""What a run has done so far, kept so that a second start can go on.
-
-A file of entries that are only ever appended. A process that is killed while
-it writes leaves a torn last entry, which the next start cuts off.
-"""
+"""Finished work of an interrupted run, so that a second run can resume it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import struct
-import threading
 import zlib
-from types import TracebackType
+from typing import Self
 
 from mira_jax.data.dataset import disk_errors
 
-_ENTRY = struct.Struct('<QQI')  # number, length and CRC-32 of what follows
+_ENTRY = struct.Struct('<QI')  # length and CRC-32 of the bytes that follow
 
 
-class Journal:
-  """Bytes by number, in a file that survives the process.
+class Journal(contextlib.AbstractContextManager):
+  """A sequence of bytes in a file that is only appended to.
+
+  A process that is killed while it writes leaves a torn last entry, which the
+  next run cuts off.
 
   Args:
     path: of the file; made when missing.
-    key: what the entries depend on. Those of another key are thrown away.
+    key: of what the entries depend on. Entries of another key are discarded.
 
   Raises:
     MiraInputError: the disk is full or cannot be written ('not_written').
@@ -31,69 +30,56 @@ class Journal:
 
   def __init__(self, path: str | os.PathLike[str], key: str):
     self._path = pathlib.Path(path)
-    self._lock = threading.Lock()
-    self._places: dict[int, tuple[int, int]] = {}
+    self._entries: list[tuple[int, int]] = []  # start and length
     with disk_errors(self._path):
       self._path.touch()
       self._file = self._path.open('r+b', buffering=0)
-      self._start(key.encode() + b'\n')
+      self._read(key.encode() + b'\n')
 
-  def __enter__(self) -> Journal:
+  def __enter__(self) -> Self:
     return self
 
-  def __exit__(
-    self,
-    kind: type[BaseException] | None,
-    error: BaseException | None,
-    trace: TracebackType | None,
-  ) -> None:
+  def __exit__(self, *_: object) -> None:
     self._file.close()
 
-  def __contains__(self, number: int) -> bool:
-    return number in self._places
-
   def __len__(self) -> int:
-    return len(self._places)
+    return len(self._entries)
 
-  def __getitem__(self, number: int) -> bytes:
-    place, length = self._places[number]
-    return os.pread(self._file.fileno(), length, place)
+  def __getitem__(self, index: int) -> bytes:
+    start, length = self._entries[index]
+    return os.pread(self._file.fileno(), length, start)
 
-  def put(self, number: int, data: bytes) -> None:
-    """Adds an entry; may be called from any thread."""
-    entry = _ENTRY.pack(number, len(data), zlib.crc32(data)) + data
-    with self._lock, disk_errors(self._path):
+  def is_empty(self, index: int) -> bool:
+    """Whether an entry has no bytes."""
+    return not self._entries[index][1]
+
+  def append(self, data: bytes) -> None:
+    """Adds an entry."""
+    entry = _ENTRY.pack(len(data), zlib.crc32(data)) + data
+    with disk_errors(self._path):
       start = self._file.seek(0, os.SEEK_END)
       if self._file.write(entry) != len(entry):  # a disk that filled up
         self._file.truncate(start)
         raise OSError('no space left')
-      self._places[number] = (start + _ENTRY.size, len(data))
+      self._entries.append((start + _ENTRY.size, len(data)))
 
   def remove(self) -> None:
-    """Deletes the file; there is nothing left to go on with."""
+    """Deletes the file: the work is complete."""
     self._path.unlink(missing_ok=True)
 
-  def _start(self, header: bytes) -> None:
-    if self._file.read(len(header)) != header:
-      self._file.seek(0)
-      self._file.truncate()
-      self._file.write(header)
-      return
+  def _read(self, header: bytes) -> None:
     end = len(header)
-    while entry := self._read(end):
-      number, length = entry
-      self._places[number] = (end + _ENTRY.size, length)
-      end += _ENTRY.size + length
+    if self._file.read(end) != header:
+      os.pwrite(self._file.fileno(), header, 0)
+      self._file.truncate(end)
+    while len(head := self._file.read(_ENTRY.size)) == _ENTRY.size:
+      length, crc = _ENTRY.unpack(head)
+      start = end + _ENTRY.size
+      if start + length > os.path.getsize(self._path):
+        break
+      data = self._file.read(length)
+      if len(data) != length or zlib.crc32(data) != crc:
+        break
+      self._entries.append((start, length))
+      end = start + length
     self._file.truncate(end)
-
-  def _read(self, start: int) -> tuple[int, int] | None:
-    """Number and length of the whole entry at a place; None for a torn one."""
-    head = os.pread(self._file.fileno(), _ENTRY.size, start)
-    if len(head) < _ENTRY.size:
-      return None
-    number, length, crc = _ENTRY.unpack(head)
-    if start + len(head) + length > os.path.getsize(self._path):
-      return None
-    data = os.pread(self._file.fileno(), length, start + len(head))
-    whole = len(data) == length and zlib.crc32(data) == crc
-    return (number, length) if whole else None

@@ -1,4 +1,4 @@
-"""What was prepared: for people in a few lines, for programs as JSON."""
+"""The result of preparing a dataset: a summary in lines, and JSON."""
 
 from __future__ import annotations
 
@@ -27,19 +27,18 @@ class Report:
     dataset: the prepared version folder.
     class_names: in label order.
     counts: clips of each class in each split.
-    split_rule: who decided which clip is in which split.
-    found: how many classes, splits, people and folds there are, and what said
-      so.
+    split_rule: how clips were assigned to splits.
+    found: number of classes, splits, subjects and folds, and their source.
     dropped: listed clips that were not wanted, by reason.
     failures: wanted clips that could not be used.
     flags: usable clips with an oddity, by kind, see `decode.Video`.
     remarks: how the table was read.
-    warnings: what may be a mistake.
-    owner: what the owner counts, by the keys of `builders.tally`: [found on
-      disk, the owner's].
-    tables: SHA-256 of the files that say which clip is what.
-    crop: how faces were cut out, see `crop.RULES`.
-    resumed: clips that an interrupted run had done.
+    warnings: possible mistakes.
+    published: counts by the keys of `builders.tally`: [found on disk, published
+      by the dataset provider].
+    tables: SHA-256 of the files that list the clips.
+    crop: how faces were cropped, see `crop.RULES`.
+    resumed: clips that an interrupted run had finished.
   """
 
   dataset: str = ''
@@ -52,7 +51,9 @@ class Report:
   flags: dict[str, int] = dataclasses.field(default_factory=dict)
   remarks: list[str] = dataclasses.field(default_factory=list)
   warnings: list[str] = dataclasses.field(default_factory=list)
-  owner: dict[str, tuple[int, int]] = dataclasses.field(default_factory=dict)
+  published: dict[str, tuple[int, int]] = dataclasses.field(
+    default_factory=dict
+  )
   tables: dict[str, str] = dataclasses.field(default_factory=dict)
   crop: str = 'none'
   resumed: int = 0
@@ -64,16 +65,16 @@ class Report:
     lines += [
       f'{what}: {text}'
       for what, text in self.found.items()
-      if what == 'people' or text != _NONE
+      if what == 'subjects' or text != _NONE
     ]
     for split, counts in self.counts.items():
       classes = ', '.join(f'{name} {n}' for name, n in counts.items())
       lines.append(f'{split}: {sum(counts.values())} clips ({classes})')
-    if self.owner:
-      same = sum(found == wanted for found, wanted in self.owner.values())
-      lines.append(f"owner's counts: {same} of {len(self.owner)} agree")
+    if self.published:
+      same = sum(found == count for found, count in self.published.values())
+      lines.append(f'published counts: {same} of {len(self.published)} agree')
     if self.resumed:
-      lines.append(f'{self.resumed} clips were done before')
+      lines.append(f'{self.resumed} clips were finished before')
     lines += [f'passed over: {n} {why}' for why, n in self.dropped.items()]
     codes = collections.Counter(failure.code for failure in self.failures)
     lines += [f'left out: {n} {code}' for code, n in codes.items()]
@@ -86,7 +87,7 @@ class Report:
     splits: Sequence[str],
     sources: Mapping[str, str],
   ) -> None:
-    """Says who is in the clips, and warns of people on two sides.
+    """Adds `found`, and warnings of subjects on two sides.
 
     Args:
       rows: of all clips that are wanted.
@@ -94,52 +95,47 @@ class Report:
       sources: see `listing.Listing`.
     """
     subjects = [row.subject for row in rows]
-    given = {row.split for row in rows} - {''}
+    folds = [row.fold for row in rows]
     values = {
       'classes': {row.label for row in rows},
-      'splits': given,
-      'people': {*subjects} - {''},
-      'folds': {row.fold for row in rows} - {-1},
+      'splits': {row.split for row in rows} - {''},
+      'subjects': {*subjects} - {''},
+      'folds': {*folds} - {-1},
     }
-    self.found = {
-      what: f'{len(have)}, from {sources.get(what, "the table")}'
-      if have
-      else _NONE
-      for what, have in values.items()
-    }
+    for what, have in values.items():
+      source = f'{len(have)}, from {sources.get(what, "the table")}'
+      self.found[what] = source if have else _NONE
     unknown = subjects.count('')
     if 0 < unknown < len(subjects):
       self.warnings.append(
-        f'{unknown} of {len(rows)} clips name no person: each is taken for a '
-        'person of its own, who may be in another split as well'
+        f'{unknown} of {len(rows)} clips have no subject: each counts as a '
+        'subject of its own, who may be in another split as well'
       )
-    folds = [row.fold for row in rows]
     for sides, what in ((splits, 'split'), (folds, 'fold')):
       if both := people.on_several_sides(subjects, sides):
         names = some(both, 5)
-        self.warnings.append(f'people in more than one {what}: {names}')
+        self.warnings.append(f'subjects in more than one {what}: {names}')
 
-  def compare(self, found: Mapping[str, int], owner: Mapping[str, int]) -> None:
-    """Holds what is on disk against the owner's counts."""
-    self.owner = {key: (found.get(key, 0), n) for key, n in owner.items()}
+  def compare(
+    self, found: Mapping[str, int], published: Mapping[str, int]
+  ) -> None:
+    """Compares counts on disk with the published ones."""
+    self.published = {k: (found.get(k, 0), n) for k, n in published.items()}
     wrong = [
-      f'{key} {have} of {want}'
-      for key, (have, want) in self.owner.items()
-      if have != want
+      f'{k} {a} of {b}' for k, (a, b) in self.published.items() if a != b
     ]
     if wrong:
-      self.warnings.append(f"not the owner's counts: {some(wrong, 3)}")
+      self.warnings.append(f'not the published counts: {some(wrong, 3)}')
 
   def add_tables(self, paths: Iterable[pathlib.Path]) -> None:
-    """Notes the SHA-256 of files."""
+    """Adds the SHA-256 of files."""
     for path in paths:
       with open(path, 'rb') as file:
         digest = hashlib.file_digest(file, 'sha256').hexdigest()
-      name = escaped('/'.join(path.parts[-3:]))
-      self.tables[name] = digest
+      self.tables[escaped('/'.join(path.parts[-3:]))] = digest
 
-  def finish(self) -> None:
-    """Adds the warnings that only the result shows."""
+  def write(self, folder: str | os.PathLike[str]) -> None:
+    """Adds the warnings of the result, and writes `REPORT_NAME`."""
     if len(self.class_names) == 1:
       name = self.class_names[0]
       self.warnings.append(
@@ -154,9 +150,6 @@ class Report:
     listed = left_out + sum(sum(c.values()) for c in self.counts.values())
     if left_out > _MANY * listed:
       self.warnings.append(f'{left_out} of {listed} clips were left out')
-
-  def write(self, folder: str | os.PathLike[str]) -> None:
-    """Writes `REPORT_NAME` into a folder."""
     text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
     path = pathlib.Path(folder, REPORT_NAME)
     # JSON's own escape, for a folder whose name is no UTF-8.

@@ -1,4 +1,4 @@
-"""From a clip on disk to what a prepared dataset keeps of it."""
+"""From a clip on disk to the record that a prepared dataset keeps of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,13 +18,18 @@ from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError
 from mira_jax.prepare import boxes as face_boxes
 from mira_jax.prepare.resolve import Failure, Found
-from mira_jax.video import decode, geometry, images, timing
-from mira_jax.video import face_crop as crop
+from mira_jax.video import (
+  decode,
+  face_crop,
+  geometry,
+  images,
+  timing,
+)
 
 MAX_SECONDS = 300  # of work on one clip,
 _SECONDS_PER_MIB = 1.0  # and for the bytes of long ones
 MAX_STORED_BYTES = 1 << 30  # of a video file that is kept as it is
-_GLANCES = 8  # frames that a face is looked for in
+_GLANCES = 8  # frames for face detection
 _GLANCE_SIDE = 480
 
 
@@ -34,15 +39,15 @@ class Storage:
 
   Attributes:
     size: pixels of a frame's shorter side; smaller frames stay as they are.
-    cap: most frames of a clip; others keep so many, evenly spaced.
+    max_frames: of a clip; longer ones keep so many, evenly spaced.
     quality: of the JPEG frames, 1 to 100.
-    crop: one of `crop.RULES`.
-    boxes: for the rule 'boxes', what `boxes.read_boxes` gives.
+    crop: one of `face_crop.RULES`.
+    boxes: for the rule 'boxes', the result of `boxes.read_boxes`.
     as_video: keep the bytes of the video file; nothing of the above applies.
   """
 
   size: int = 224
-  cap: int = 96
+  max_frames: int = 96
   quality: int = 95
   crop: str = 'none'
   boxes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -55,7 +60,7 @@ class Stored:
 
   Attributes:
     clip: without its frames where these are files as they are; see `complete`.
-    flags: what was odd, see `decode.Video`.
+    flags: oddities, see `decode.Video`.
     files: names of such files in the folder of the clip, in order.
   """
 
@@ -64,7 +69,7 @@ class Stored:
   files: tuple[str, ...] = ()
 
   def complete(self, path: pathlib.Path) -> Clip:
-    """The clip with all its bytes; `path` is where it lies on disk.
+    """The clip with all its bytes; `path` is its place on disk.
 
     Files that need no change are read here again: that is less work than to
     send them from process to process, and to write them twice.
@@ -93,22 +98,19 @@ def store(
   clip: Found, *, labels: Mapping[str, int], storage: Storage
 ) -> Stored | Failure:
   """Runs in a worker: the clip, or why it cannot be used."""
+  seconds = MAX_SECONDS + _SECONDS_PER_MIB * _file_size(clip.path) / 2**20
   try:
-    with time_limit(_allowed_seconds(clip.path), clip.clip_id):
+    with time_limit(seconds, clip.clip_id):
       return _store(clip, labels, storage)
   except MiraInputError as error:
     return Failure(path=clip.clip_id, code=error.code, hint=error.hint)
-  except Exception as error:  # a decoder's own, on bytes nobody thought of
+  except Exception as error:  # a decoder's own, on unforeseen bytes
     hint = f'{type(error).__name__}: {error}'[:200]
     return Failure(path=clip.clip_id, code='unreadable', hint=hint)
 
 
-def _allowed_seconds(path: pathlib.Path) -> float:
-  return MAX_SECONDS + _SECONDS_PER_MIB * _bytes(path) / 2**20
-
-
-def _bytes(path: pathlib.Path) -> int:
-  """Of a file; 0 for what is none, which is told when it is read."""
+def _file_size(path: pathlib.Path) -> int:
+  """Bytes of a file; 0 for others, which fail when they are read."""
   with contextlib.suppress(OSError, ValueError):
     return path.stat().st_size if path.is_file() else 0
   return 0
@@ -116,17 +118,16 @@ def _bytes(path: pathlib.Path) -> int:
 
 @contextlib.contextmanager
 def time_limit(seconds: float, name: str) -> Iterator[None]:
-  """Raises MiraInputError('too_slow') in what takes longer.
+  """Raises MiraInputError('too_slow') in work that takes longer.
 
-  Files whose headers lie can keep a decoder busy for ever. Alarms reach the
-  main thread alone; elsewhere there is no limit.
+  Files with false headers can keep a decoder busy for ever. Alarms reach the
+  main thread alone; other threads have no limit.
   """
   if threading.current_thread() is not threading.main_thread():
     yield
     return
 
-  def stop(signal_number, frame):
-    del signal_number, frame
+  def stop(*_: object) -> None:
     hint = f'decoding it took more than {seconds:g} s'
     raise MiraInputError('too_slow', name, hint)
 
@@ -139,58 +140,55 @@ def time_limit(seconds: float, name: str) -> Iterator[None]:
     signal.signal(signal.SIGALRM, before)
 
 
+class _Frames(NamedTuple):
+  """The frames of a clip that are kept.
+
+  Attributes:
+    jpegs: of each frame; none where they are `files`.
+    numbers: of each frame as a table would number it, int [n].
+    fps: frames per second, after the others were left out.
+    flags: see `decode.Video`.
+    files: names of JPEG files that are kept as they are.
+  """
+
+  jpegs: list[bytes]
+  numbers: np.ndarray
+  fps: float
+  flags: tuple[str, ...]
+  files: tuple[str, ...] = ()
+
+
 def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
-  fields = {
-    'clip_id': clip.clip_id,
-    'label': labels[clip.row.label],
-    'subject': clip.row.subject,
-    'source_id': clip.row.source_id,
-    'action_units': clip.row.action_units,
-    'fold': clip.row.fold,
-  }
-  if storage.as_video:
-    return _as_video(clip.path, fields)
-  square, files = _square(clip, storage), ()
-  if square is None and clip.path.is_dir():
-    frames, files, numbers, share, flags = _of_folder(clip, storage)
-    fps = clip.row.fps
-  else:
-    video = decode.read_clip(
-      clip.path,
-      short_side=storage.size,
-      square=square,
-      allow_gif=_is_gif(clip.path),
-    )
-    numbers = _frame_numbers(clip.path, video.count)
-    numbers = numbers[video.of_ticks(np.arange(len(video)))]
-    inside, flags = _inside(clip, numbers), video.flags
-    kept = inside[decode.spaced(len(inside), storage.cap)]
-    quality = storage.quality
-    frames = [decode.encode_jpeg(f, quality) for f in video.take(kept)]
-    numbers, share = numbers[kept], _share(len(kept), len(inside))
-    fps = video.fps or clip.row.fps
-  return Stored(
-    clip=Clip(
-      **fields,
-      frames=frames,
-      fps=timing.credible(fps) * share,
-      onset=_nearest(numbers, clip.row.onset),
-      apex=_nearest(numbers, clip.row.apex),
-      offset=_nearest(numbers, clip.row.offset),
-    ),
-    flags=flags,
-    files=files,
+  row = clip.row
+  record = Clip(
+    clip_id=clip.clip_id,
+    label=labels[row.label],
+    subject=row.subject,
+    source_id=row.source_id,
+    action_units=row.action_units,
+    fold=row.fold,
   )
+  if storage.as_video:
+    return _as_video(clip.path, record)
+  square = _square(clip, storage)
+  if square is None and clip.path.is_dir():
+    kept = _of_folder(clip, storage)
+  else:
+    kept = _of_video(clip, storage, square)
+  record.frames, record.fps = kept.jpegs, kept.fps
+  for mark in ('onset', 'apex', 'offset'):
+    setattr(record, mark, _nearest(kept.numbers, getattr(row, mark)))
+  return Stored(clip=record, flags=kept.flags, files=kept.files)
 
 
-def _as_video(path: pathlib.Path, fields: Mapping[str, Any]) -> Stored:
+def _as_video(path: pathlib.Path, record: Clip) -> Stored:
   """The bytes of a file, whose frames are taken by index when it is read."""
-  if _bytes(path) > MAX_STORED_BYTES:
+  if _file_size(path) > MAX_STORED_BYTES:
     hint = f'a stored video has at most {MAX_STORED_BYTES >> 20} MiB; cut it'
     raise MiraInputError('too_large', path, hint)
   found = decode.count_frames(path, allow_gif=_is_gif(path))
-  video = Clip(**fields, fps=found.fps, video_frames=found.count)
-  return Stored(clip=video, flags=found.flags)
+  record.fps, record.video_frames = found.fps, found.count
+  return Stored(clip=record, flags=found.flags)
 
 
 def _is_gif(path: pathlib.Path) -> bool:
@@ -198,9 +196,23 @@ def _is_gif(path: pathlib.Path) -> bool:
   return path.suffix.lower() == '.gif'
 
 
-def _share(kept: int, total: int) -> float:
-  """By which `kept` of `total` frames, ends kept, lower the frame rate."""
-  return max(kept - 1, 1) / max(total - 1, 1)
+def _of_video(
+  clip: Found, storage: Storage, square: face_crop.Square | None
+) -> _Frames:
+  """Decoded frames, of a video or of a folder that is cropped."""
+  video = decode.read_clip(
+    clip.path,
+    short_side=storage.size,
+    square=square,
+    allow_gif=_is_gif(clip.path),
+  )
+  numbers = _frame_numbers(clip.path, video.count)
+  numbers = numbers[video.of_ticks(np.arange(len(video)))]
+  inside = _inside(clip, numbers)
+  kept = inside[decode.spaced(len(inside), storage.max_frames)]
+  jpegs = [decode.encode_jpeg(f, storage.quality) for f in video.take(kept)]
+  fps = _thinned(video.fps or clip.row.fps, len(kept), len(inside))
+  return _Frames(jpegs, numbers[kept], fps, video.flags)
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -212,77 +224,77 @@ class _Image:
   pixels: np.ndarray
   size: tuple[int, int]  # height and width
 
+  def jpeg(self, size: tuple[int, int], quality: int) -> bytes:
+    """As JPEG of a size; a file that needs no change stays as it is.
+
+    Coding it again would lose quality and three quarters of the speed.
+    """
+    if self.size == size and self.data.startswith(b'\xff\xd8'):
+      return self.data
+    pixels = self.pixels
+    if pixels.shape[:2] != self.size:
+      pixels = decode.decode_jpeg(self.data)
+    return decode.encode_jpeg(geometry.fit_to(pixels, size), quality)
+
 
 def _read(path: pathlib.Path) -> _Image | None:
-  """None for what cannot be read or is cut off."""
+  """An image; None for one that cannot be read or is cut off."""
   data = images.read_bytes(path)
   size = data and images.plain_jpeg_size(data)
   # An eighth of a JPEG's pixels shows damage, at half the time.
   pixels = data and images.whole_image(data, reduced=bool(size), name=path)
   if pixels is None or not data:
     return None
-  return _Image(
-    path=path, data=data, pixels=pixels, size=size or pixels.shape[:2]
-  )
+  size = size or pixels.shape[:2]
+  return _Image(path=path, data=data, pixels=pixels, size=size)
 
 
-def _of_folder(
-  clip: Found, storage: Storage
-) -> tuple[list[bytes], tuple[str, ...], np.ndarray, float, tuple[str, ...]]:
-  """Frames or their files, their numbers, `_share`, and flags.
-
-  A JPEG file that needs no change is kept as it is: coding it again would lose
-  quality and three quarters of the speed.
-  """
+def _of_folder(clip: Found, storage: Storage) -> _Frames:
+  """Frames of a folder of images, which need no crop."""
   path, files = clip.path, images.some_frame_files(clip.path)
   files = [files[i] for i in _inside(clip, images.frame_numbers(files))]
-  wanted = decode.spaced(len(files), storage.cap)
+  wanted = decode.spaced(len(files), storage.max_frames)
   read = {i: image for i in wanted.tolist() if (image := _read(files[i]))}
   if not read:
     raise images.unreadable(path, len(files))
   found = [*read.values()]
   size = geometry.shrunk(found[0].size, storage.size)
   geometry.check_side(size[1], size[0], path)
-  frames = [_jpeg(image, size, storage) for image in found]
-  files_kept = ()
-  if all(frame is x.data for frame, x in zip(frames, found, strict=True)):
-    frames, files_kept = [], tuple(image.path.name for image in found)
+  jpegs, kept = [image.jpeg(size, storage.quality) for image in found], ()
+  if all(frame is x.data for frame, x in zip(jpegs, found, strict=True)):
+    jpegs, kept = [], tuple(image.path.name for image in found)
   flags = ('partial',) * (len(found) < len(wanted))
   flags += ('static',) * (len(found) == 1)
   flags += ('low_signal',) * decode.is_flat([x.pixels for x in found])
   numbers = images.frame_numbers(files)[[*read]]
-  return frames, files_kept, numbers, _share(len(found), len(files)), flags
+  fps = _thinned(clip.row.fps, len(found), len(files))
+  return _Frames(jpegs, numbers, fps, flags, kept)
 
 
-def _jpeg(image: _Image, size: tuple[int, int], storage: Storage) -> bytes:
-  if image.size == size and image.data.startswith(b'\xff\xd8'):
-    return image.data
-  pixels = image.pixels
-  if pixels.shape[:2] != image.size:
-    pixels = decode.decode_jpeg(image.data)
-  return decode.encode_jpeg(geometry.fit_to(pixels, size), storage.quality)
+def _thinned(fps: float, kept: int, total: int) -> float:
+  """The frame rate of `kept` of `total` frames, with the same ends."""
+  return timing.credible(fps) * max(kept - 1, 1) / max(total - 1, 1)
 
 
-def _square(clip: Found, storage: Storage) -> crop.Square | None:
-  """What is cut out of all frames; None for all of them."""
+def _square(clip: Found, storage: Storage) -> face_crop.Square | None:
+  """The crop of all frames; None for the whole frame."""
   if storage.crop == 'none':
     return None
   frames, width, height = decode.glance(
     clip.path, _GLANCES, _GLANCE_SIDE, allow_gif=_is_gif(clip.path)
   )
+  hint, square = 'no face was found', None
   if storage.crop == 'center':
-    return crop.center(width, height)
-  if storage.crop == 'haar':
-    if square := crop.haar(frames):
-      return square
-    raise MiraInputError('no_face', clip.clip_id, 'no face was found')
-  name = clip.clip_id.rpartition('#')[0] if clip.segment else clip.clip_id
-  boxes = face_boxes.look_up(storage.boxes, name)
-  square = None
-  if boxes is not None:
-    square = crop.from_boxes(boxes, width, height)
-  if square is None:
+    square = face_crop.center(width, height)
+  elif storage.crop == 'haar':
+    square = face_crop.haar(frames)
+  else:
     hint = 'the table of boxes has none in its frames'
+    name = clip.clip_id.rpartition('#')[0] if clip.segment else clip.clip_id
+    boxes = face_boxes.look_up(storage.boxes, name)
+    if boxes is not None:
+      square = face_crop.from_boxes(boxes, width, height)
+  if square is None:
     raise MiraInputError('no_face', clip.clip_id, hint)
   return square
 
@@ -308,7 +320,7 @@ def _inside(clip: Found, numbers: np.ndarray) -> np.ndarray:
   return inside
 
 
-def _nearest(numbers: Sequence[int], wanted: int) -> int:
+def _nearest(numbers: Sequence[int] | np.ndarray, wanted: int) -> int:
   """Index of the frame closest to a number; -1 when it is not in the clip."""
   if not numbers[0] <= wanted <= numbers[-1]:
     return -1

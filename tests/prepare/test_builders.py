@@ -94,8 +94,8 @@ def test_a_download_is_prepared_and_verified(name, downloads, tmp_path, capsys):
   cut = prepared.metadata['crop'] == 'haar'
   assert height == width if cut else height >= 90
   report = json.loads((out / prepare.REPORT_NAME).read_text())
-  assert set(report['owner']) == set(BUILDERS[name].counts)
-  assert report['warnings'][-1:] or report['owner']
+  assert set(report['published']) == set(BUILDERS[name].counts)
+  assert report['warnings'][-1:] or report['published']
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -204,13 +204,13 @@ def test_owners_counts_that_agree_are_no_warning(
   right = dataclasses.replace(BUILDERS['dfew'], counts=counts)
   monkeypatch.setitem(BUILDERS, 'dfew', right)
   report, _ = _prepare('dfew', downloads / 'dfew', tmp_path / 'a')
-  assert not any('owner' in text for text in report.warnings)
-  assert "owner's counts: 4 of 4 agree" in str(report)
+  assert not any('published' in text for text in report.warnings)
+  assert 'published counts: 4 of 4 agree' in str(report)
   wrong = dataclasses.replace(right, counts=counts | {'all': 16})
   monkeypatch.setitem(BUILDERS, 'dfew', wrong)
   report, _ = _prepare('dfew', downloads / 'dfew', tmp_path / 'b')
-  assert report.owner['all'] == (15, 16)
-  assert "not the owner's counts: all 15 of 16" in report.warnings
+  assert report.published['all'] == (15, 16)
+  assert 'not the published counts: all 15 of 16' in report.warnings
 
 
 def test_lists_are_told_apart_by_their_sum(copy, tmp_path):
@@ -240,11 +240,11 @@ def test_dfew_folds_classes_and_sources(downloads, tmp_path):
   videos = _rows('dfew', downloads / 'dfew', frames='original')
   assert videos['01601'].path.endswith('original/part_2/1601.mp4')
   report, prepared = _prepare(
-    'dfew', downloads / 'dfew', tmp_path, options={'frames': '16f'}
+    'dfew', downloads / 'dfew', tmp_path, choices={'frames': '16f'}
   )
   assert prepared.name == 'dfew_16f'
   assert 'fold 1 is the test split' in str(report)
-  assert report.owner == {}  # the owner's counts are of another choice
+  assert report.published == {}  # the published counts are of another choice
 
 
 def test_dfew_lists_as_other_copies_have_them(copy):
@@ -430,7 +430,7 @@ def test_casme2_marks_follow_the_file_names(downloads, tmp_path):
   assert (row.onset, row.apex, row.offset) == (41, 45, 49)
   assert (row.subject, row.fps, row.action_units) == ('sub01', 200, '4+L12')
   assert rows['sub02/EP02_01f'].apex == -1  # '/' in the sheet
-  options = {'options': {'frames': 'cropped'}}
+  options = {'choices': {'frames': 'cropped'}}
   _, prepared = _prepare('casme2', downloads / 'casme2', tmp_path, **options)
   assert prepared.name == 'casme2_cropped'
   clip = prepared.source('train')[1]

@@ -39,7 +39,7 @@ def _prepared(name, folder):
     folder / 'download',
     folder / 'out',
     size=32,
-    crop_rule='none' if name == 'voxceleb2' else 'center',
+    crop='none' if name == 'voxceleb2' else 'center',
     workers=0,
   )
   assert report.failures == []

@@ -16,6 +16,7 @@ import pytest
 import miniatures
 from mira_jax.data import dataset, holdout, protocol
 from mira_jax.data.listing import Row
+from mira_jax.data.prepare_report import Report
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.prepare import prepare, tables
 from mira_jax.video import decode
@@ -44,7 +45,7 @@ def _ten_per_class(root: pathlib.Path) -> pathlib.Path:
   return _tree(root, *(f'{c}/{i}' for c in ('happy', 'sad') for i in range(10)))
 
 
-def _prepare(root, out, **options) -> prepare.Report:
+def _prepare(root, out, **options) -> Report:
   return prepare.prepare_folder(root, out, workers=0, **options)
 
 
@@ -147,7 +148,7 @@ def test_damaged_clips_are_listed_and_left_out(tmp_path):
 def test_long_clips_keep_evenly_spaced_frames(tmp_path):
   _frames(tmp_path / 'root' / 'a' / '1', count=101, first=0)
   table = _table(tmp_path / 'root' / 't.csv', 'path,label,fps\na/1,a,25\n')
-  _prepare(tmp_path / 'root', tmp_path / 'out', table=table, cap=11)
+  _prepare(tmp_path / 'root', tmp_path / 'out', table=table, max_frames=11)
   clip = dataset.open(tmp_path / 'out').source('train')[0]
   grays = [int(decode.decode_jpeg(f)[9, 9, 0]) for f in clip.frames]
   np.testing.assert_allclose(grays, np.arange(0, 202, 20), atol=2)
@@ -316,7 +317,7 @@ def test_marks_become_positions_in_the_clip(tmp_path):
     '\n006_1,negative,6,102,110,/,4+7\n'
   )
   table = _table(tmp_path / 't.csv', text)
-  _prepare(tmp_path / 'root', tmp_path / 'out', table=table, cap=11)
+  _prepare(tmp_path / 'root', tmp_path / 'out', table=table, max_frames=11)
   clip = dataset.open(tmp_path / 'out').source('train')[0]
   assert (clip.onset, clip.apex, clip.offset) == (1, 5, -1)
   assert (clip.subject, clip.action_units) == ('6', '4+7')
@@ -325,7 +326,7 @@ def test_marks_become_positions_in_the_clip(tmp_path):
 def test_a_clip_in_two_splits_or_with_two_labels_stops_everything(tmp_path):
   _tree(tmp_path / 'root', 'a/1', 'a/2')
 
-  def run(rows: str) -> prepare.Report:
+  def run(rows: str) -> Report:
     table = _table(tmp_path / 't.csv', 'path,label,split\n' + rows)
     return _prepare(tmp_path / 'root', tmp_path / 'out', table=table)
 
@@ -495,9 +496,9 @@ def test_known_people_stay_on_one_side(tmp_path, change, unknown):
   sides = _people(tmp_path / 'out')
   assert not sides['train'] & sides['test']
   assert len(sides['train'] | sides['test']) == 6
-  assert report.found['people'].startswith('6, from column subject')
+  assert report.found['subjects'].startswith('6, from column subject')
   assert report.found['folds'] == 'none named'
-  said = [text for text in report.warnings if 'name no person' in text]
+  said = [text for text in report.warnings if 'have no subject' in text]
   assert len(said) == bool(unknown)
   if unknown:
     assert said[0].startswith(f'{unknown} of 24 clips')
@@ -509,15 +510,15 @@ def test_people_on_both_sides_of_a_named_split_are_named(tmp_path):
   text += '3,a,test,07,1\n4,b,test,9,1\n'
   table = _table(tmp_path / 't.csv', text)
   report = _prepare(tmp_path / 'root', tmp_path / 'out', table=table)
-  assert 'people in more than one split: 07' in report.warnings
+  assert 'subjects in more than one split: 07' in report.warnings
   assert not [text for text in report.warnings if 'one fold' in text]
   assert report.found == {
     'classes': '2, from column label',
     'splits': '2, from column split',
-    'people': "3, from column subject ('7' is '07')",
+    'subjects': "3, from column subject ('7' is '07')",
     'folds': '2, from column fold',
   }
-  assert 'people: 3, from' in str(report)
+  assert 'subjects: 3, from' in str(report)
 
 
 def test_names_that_look_the_same_are_found(tmp_path):
@@ -597,7 +598,7 @@ def test_segments_of_a_recording_are_held_out_together(tmp_path):
 def test_segments_that_share_frames_are_in_one_split(tmp_path):
   _frames(tmp_path / 'root' / 'long', count=40)
 
-  def run(rows: str) -> prepare.Report:
+  def run(rows: str) -> Report:
     table = _table(tmp_path / 't.csv', 'path,label,onset,offset,split\n' + rows)
     return _prepare(tmp_path / 'root', tmp_path / 'out', table=table)
 

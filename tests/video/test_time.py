@@ -256,7 +256,11 @@ def test_prepared_clips_of_a_variable_rate_are_even_in_time(tmp_path):
     (tmp_path / f'root/{"ab"[i]}').mkdir(parents=True)
     timed_video(tmp_path / f'root/{"ab"[i]}/1.mp4', VARIABLE)
   prepare.prepare_folder(
-    tmp_path / 'root', tmp_path / 'out', workers=0, test_fraction=0, cap=36
+    tmp_path / 'root',
+    tmp_path / 'out',
+    workers=0,
+    test_fraction=0,
+    max_frames=36,
   )
   clip = dataset.open(tmp_path / 'out').source('train')[0]
   assert len(clip) == 36
