@@ -1,4 +1,4 @@
-"""What is known of labelled clips before they are read, from any source."""
+"""Labelled clips before they are read, from any source."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from mira_jax.data import people
-from mira_jax.errors import MiraInputError, data_error
+from mira_jax.errors import MiraInputError, data_error, some
 
-# The word that a split's name starts with, whatever is appended to it.
+# Names of splits, whatever is appended to them.
 _SPLITS = {
   **dict.fromkeys(('train', 'training', 'trainval', 'trn', 'tr'), 'train'),
   **dict.fromkeys(('test', 'testing', 'tst', 'te'), 'test'),
@@ -21,7 +21,7 @@ _SPLITS = {
   **dict.fromkeys(('eval', 'evaluation'), 'val'),
 }
 _APPENDED = re.compile(r'(set|data|split|part|videos|clips|frames|images)$')
-# In UTF-8: what moves a cursor or breaks a line.
+# In UTF-8: characters that move a cursor or break a line.
 _CONTROLS = re.compile(rb'[\0-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]')
 _MAX_LABEL = 200  # characters
 FACTS = ('classes', 'splits', 'subjects', 'folds')
@@ -29,13 +29,13 @@ FACTS = ('classes', 'splits', 'subjects', 'folds')
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Row:
-  """One labelled clip, as a table or a folder names it.
+  """One labelled clip, from a table or a folder.
 
   Attributes:
     path: as written in the table, or relative to the folder.
     label: class name.
-    clip_id: what the clip is called in the dataset; '' for its path.
-    split: 'train', 'test', 'val' or '' when nothing is said.
+    clip_id: of the clip in the dataset; '' for its path.
+    split: 'train', 'test', 'val', or '' when unknown.
     subject: '' when unknown.
     source_id: the recording or scene it was cut from; '' when unknown.
     fold: the fold that tests it; -1 when unknown.
@@ -71,14 +71,14 @@ class Failure:
 
 @dataclasses.dataclass(kw_only=True)
 class Listing:
-  """The clips found, and how many were passed over for which reason.
+  """The clips of a source.
 
   Attributes:
     rows: one per clip.
     dropped: clips, files and folders that were passed over, by reason.
-    failures: that were found and cannot be used.
-    sources: what said which clip is what, by FACTS.
-    remarks: how the source was read, for people.
+    failures: clips that were found and cannot be used.
+    sources: where classes, splits, subjects and folds were read, by FACTS.
+    remarks: how the source was read.
   """
 
   rows: list[Row]
@@ -102,30 +102,30 @@ def listed(
   remarks: Sequence[str] = (),
   sources: Mapping[str, str] | None = None,
 ) -> Listing:
-  """A Listing with class names in one form and people in one spelling.
+  """A Listing with one spelling per class and subject.
 
   Args:
     rows: as read.
-    path: that they come from, for errors.
+    path: of their source, for errors.
     dropped: see `Listing`.
     failures: see `Listing`.
     remarks: see `Listing`.
-    sources: see `Listing`; people may be seen in the paths as well.
+    sources: see `Listing`; subjects may come from the paths as well.
 
   Raises:
-    MiraInputError: a class is spelt in two ways or cannot be stored
+    MiraInputError: a class has two spellings or cannot be stored
       ('bad_label').
   """
-  labels, said = _labels(rows, path), dict(sources or {})
+  labels, facts = _labels(rows, path), dict(sources or {})
   written = [row.subject for row in rows]
   subjects = people.one_spelling(written)
   if not any(subjects):
     written = people.of_paths([row.path for row in rows])
-    if [*map(_nfc, written)] == [*map(_nfc, labels)]:  # those name the classes
+    if [*map(_folded, written)] == [*map(_folded, labels)]:  # classes instead
       written = [''] * len(rows)
     subjects = people.one_spelling(written)
-    said['subjects'] = 'the names of folders and files'
-  said['subjects'] = said.get('subjects', '') + _merged(written, subjects)
+    facts['subjects'] = 'the names of folders and files'
+  facts['subjects'] = facts.get('subjects', '') + _merged(written, subjects)
   return Listing(
     rows=[
       dataclasses.replace(row, label=label, subject=subject)
@@ -134,11 +134,11 @@ def listed(
     dropped=dict(dropped),
     failures=list(failures),
     remarks=list(remarks),
-    sources=said,
+    sources=facts,
   )
 
 
-def _nfc(name: str) -> str:
+def _folded(name: str) -> str:
   return unicodedata.normalize('NFC', name).casefold()
 
 
@@ -147,26 +147,23 @@ def _labels(rows: Sequence[Row], path: str | os.PathLike[str]) -> list[str]:
   seen: dict[str, tuple[str, Row]] = {}
   for row in rows:
     label = unicodedata.normalize('NFC', row.label).strip()
-    if problem := label_problem(label):
-      raise MiraInputError('bad_label', path, f'{_place(row)}: {problem}')
     known, first = seen.setdefault(label.casefold(), (label, row))
-    if known != label:
-      hint = f'{_place(row)}: {label} is spelt {known} in {_place(first)}'
-      raise MiraInputError('bad_label', path, hint)
+    if not (problem := label_problem(label)) and known != label:
+      problem = f'{label} is spelt {known} in {_place(first)}'
+    if problem:
+      raise MiraInputError('bad_label', path, f'{_place(row)}: {problem}')
     labels.append(label)
   return labels
 
 
 def _merged(written: Sequence[str], names: Sequence[str]) -> str:
-  """Which people are written in several ways, for a few of them."""
+  """Which subjects are written in several ways, for a few of them."""
   pairs = {
-    (name, other.strip())
+    f'{other.strip()!r} is {name!r}'
     for name, other in zip(names, written, strict=True)
     if name and name != other.strip()
   }
-  shown = [f'{other!r} is {name!r}' for name, other in sorted(pairs)[:3]]
-  more = f' and {len(pairs) - 3} more' if len(pairs) > 3 else ''
-  return f' ({", ".join(shown)}{more})' if pairs else ''
+  return f' ({some(sorted(pairs), 3)})' if pairs else ''
 
 
 def _place(row: Row) -> str:
@@ -174,18 +171,12 @@ def _place(row: Row) -> str:
 
 
 def label_problem(name: str) -> str:
-  """Why a class name cannot be stored; '' if it can.
-
-  Names are stored one per line, so that a line break in one would shift those
-  behind it.
-  """
+  """Why a class name cannot be stored, on a line of its own; '' if it can."""
   if len(name) > _MAX_LABEL:
     return f'a class name of {len(name)} characters, {name[:20]!r}...'
   if not name.strip() or name != name.strip():
-    return (
-      f'{name!r} is no class name: spaces are around it, or nothing is left'
-    )
-  # Zl, Zp: further line breaks; Cs: what cannot be written as UTF-8
+    return f'the class name {name!r} is empty or has spaces around it'
+  # Zl, Zp: further line breaks; Cs: not valid in UTF-8
   if any(unicodedata.category(c) in ('Cc', 'Cs', 'Zl', 'Zp') for c in name):
     return f'the class name {name!r} has a control character'
   return ''

@@ -1,8 +1,8 @@
-"""Who is seen in a clip: one name for a person, however a table writes it.
+"""Subjects: one name for a person, however a table spells it.
 
 A person must not be trained on and tested. Tables write the same person as
 01, 1, 1.0, S01 and 's01 ', and mark an unknown one as NA, '-' or '?', so names
-are compared by what they have in common, and marks are no person.
+are compared by what they have in common, and such marks are no person.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _UNKNOWN = {
   *('unknown', 'unk', 'undefined', 'unspecified', 'missing', 'not available'),
 }
 _SAME = dict.fromkeys(('sub', 'subj', 'subject', 'subjectid'), 's')
-# Marks that are people, too, where others are called by as many letters: NA
-# beside KA and YM, X beside A and B. They stay on one side either way.
+# Marks that are initials where all others are as many letters: NA beside KA
+# and YM, X beside A and B.
 _INITIALS = {'na', 'x'}
-# Words that only say that a number is a person.
+# Words that only mark a number as a subject.
 _GENERIC = {'s', 'p', 'id', 'pid', 'actor', 'participant', 'person', 'speaker'}
 _SURE_IN_PATH = re.compile(r'(?:sub|subject|actor)[-_]?\d+(?=$|[-_.])', re.I)
 _IN_PATH = re.compile(r'(?:s|sub|subject|actor|id)[-_]?\d+(?=$|[-_.])', re.I)
@@ -32,9 +32,9 @@ _Key = tuple[str, str]  # what stands before a number, and the number
 
 
 def one_spelling(subjects: Sequence[str]) -> list[str]:
-  """The name of each person in one spelling, '' where it is unknown.
+  """The name of each subject in one spelling, '' where it is unknown.
 
-  Names are the same person if they differ in case, in spaces around, in zeros
+  Names are the same subject if they differ in case, in spaces around, in zeros
   before a number, in a '.0' behind it, or in a word such as S or subject
   before it. A number without a word is the same as with one only if no other
   word is in use: 1 is S01 unless there is a P01, too. Of the spellings the
@@ -48,9 +48,7 @@ def one_spelling(subjects: Sequence[str]) -> list[str]:
   words = {word for word, number in keys if number and word}
   if len(words) == 1 and words <= _GENERIC:
     keys = [('' if number else word, number) for word, number in keys]
-  spellings: dict[_Key, collections.Counter[str]] = collections.defaultdict(
-    collections.Counter
-  )
+  spellings = collections.defaultdict(collections.Counter)
   for key, subject in zip(keys, subjects, strict=True):
     spellings[key][_clean(subject)] += 1
   name = {
@@ -63,8 +61,7 @@ def one_spelling(subjects: Sequence[str]) -> list[str]:
 def of_paths(paths: Sequence[str]) -> list[str]:
   """Subjects that paths show, such as S01 of 'S01-02-003/'; else ''.
 
-  A chance match must not decide who may be in which split, so nine paths of
-  ten must show one.
+  A chance match must not decide the splits, so nine paths of ten must show one.
   """
   found = [_of_path(path) for path in paths]
   few = sum(map(bool, found)) < _SHARE_OF_PATHS * len(found)
@@ -74,8 +71,8 @@ def of_paths(paths: Sequence[str]) -> list[str]:
 def on_several_sides(
   subjects: Iterable[str], sides: Iterable[object]
 ) -> list[str]:
-  """Known people whose clips are on more than one side, in order."""
-  seen: dict[str, set] = collections.defaultdict(set)
+  """Known subjects whose clips are on more than one side, in order."""
+  seen = collections.defaultdict(set)
   for subject, side in zip(subjects, sides, strict=True):
     seen[subject].add(side)
   return sorted(name for name, on in seen.items() if name and len(on) > 1)

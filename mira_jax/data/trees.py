@@ -1,7 +1,7 @@
-"""Folders of clips: which files are clips, classes and splits.
+"""Trees of clips: which files are clips, classes and splits.
 
-Whatever looks for clips in a folder does it by `walk`: `mira prepare`,
-`mira predict`, and builders by `is_hidden`. What is passed over is counted.
+`walk` finds the clips of a folder for every command, and counts what it passes
+over. `scan_folder` reads classes and splits from the names of folders.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from mira_jax.data.listing import (
 from mira_jax.errors import MiraInputError, data_error, some
 from mira_jax.video import container, decode
 
-# Names, in lower case, of what systems put beside people's files. A name that
-# starts with a dot is hidden as well: .thumbnails, .ipynb_checkpoints, ._1.mp4.
+# Names, in lower case, that operating systems write beside the user's files.
+# Names with a leading dot are hidden as well: .thumbnails, ._1.mp4.
 _SYSTEM = {
   *('__macosx', '@eadir', '@recycle', '#recycle', '#snapshot'),
   *('$recycle.bin', 'system volume information', 'lost+found', 'found.000'),
@@ -36,15 +36,14 @@ _OTHER_MEDIA = container.OTHER_VIDEOS + container.OTHER_PICTURES
 _FEW = 7  # pictures beside a video that are no frames of a clip
 _SHOWN = 5
 _FOLD = re.compile(r'(?:fold|cv)[-_ ]?\d+', re.IGNORECASE)
-_LEVELS_DOWN = 3  # folders above the splits that are looked through
+_LEVELS_DOWN = 3  # folders above the splits
+
+_Path = str | os.PathLike[str]
+_Clip = tuple[str, ...]  # the parts of a clip's path
 
 
-def check_root(root: str | os.PathLike[str]) -> None:
-  """Refuses what is no folder.
-
-  Raises:
-    MiraInputError: it is a file, or it is not there ('not_found').
-  """
+def check_root(root: _Path) -> None:
+  """Raises MiraInputError('not_found') for a root that is no folder."""
   if not os.path.isdir(root):
     hint = 'there is no such folder'
     if os.path.lexists(root):
@@ -54,12 +53,12 @@ def check_root(root: str | os.PathLike[str]) -> None:
 
 @dataclasses.dataclass(kw_only=True)
 class Walk:
-  """What is in a folder.
+  """The contents of a folder.
 
   Attributes:
     clips: paths below the folder, '' for itself, in natural order: video files
       and folders of frames.
-    frames: those that are folders of frames.
+    frames: the clips that are folders of frames.
     passed_over: how often each name was passed over, by reason.
     failures: links out of the folder, and folders that cannot be read.
   """
@@ -78,7 +77,7 @@ class Walk:
     return bool(self.failures) or any(k.lower() in _OTHER_MEDIA for k in kinds)
 
   def add(self, other: Walk) -> None:
-    """Adds what another one found."""
+    """Adds the contents of another folder."""
     self.clips += other.clips
     self.frames |= other.frames
     self.failures += other.failures
@@ -86,18 +85,15 @@ class Walk:
       self.passed_over[why] += names
 
   def dropped(self) -> dict[str, int]:
-    """How much was passed over, by a reason that names it."""
+    """How much was passed over, by reason and names."""
     return {
       f'{why}: {_some(names)}'.removesuffix(': '): names.total()
       for why, names in self.passed_over.items()
     }
 
 
-def walk(
-  root: str | os.PathLike[str],
-  suffixes: tuple[str, ...] = container.SUFFIXES,
-) -> Walk:
-  """Looks for clips in a folder, at any depth.
+def walk(root: _Path, suffixes: tuple[str, ...] = container.SUFFIXES) -> Walk:
+  """Finds the clips of a folder, at any depth.
 
   A clip is a video file, or a folder with pictures in it. A few pictures beside
   videos, such as a cover, are no clip. Links to folders are followed if they
@@ -115,187 +111,130 @@ def walk(
     at, is_linked = waiting.pop()
     folders, files = _entries(root, at, found)
     for name in folders:
-      path = os.path.join(at, name)
-      place = os.path.join(root, path)
-      if not os.path.islink(place):
-        waiting.append((path, is_linked))
-      elif _may_follow(place, root, is_linked, found):
-        waiting.append((path, True))
+      place = os.path.join(root, at, name)
+      is_link = os.path.islink(place)
+      if not is_link or _may_follow(place, root, is_linked, found):
+        waiting.append((os.path.join(at, name), is_linked or is_link))
     _sort_files(at, files, suffixes, found)
   found.clips.sort(key=lambda clip: [natural(x) for x in clip.split(os.sep)])
   found.failures.sort(key=lambda failure: natural(failure.path))
   return found
 
 
-def scan_folder(root: str | os.PathLike[str]) -> Listing:
+def scan_folder(root: _Path) -> Listing:
   """Lists the clips of ROOT/CLASS/CLIP, with or without a level of splits.
 
   Splits are above the classes, ROOT/SPLIT/CLASS/CLIP, or below them,
-  ROOT/CLASS/SPLIT/CLIP. Clips are at any depth below; see `walk`. Folders that
-  all clips have in common are looked through where splits are below them.
+  ROOT/CLASS/SPLIT/CLIP. Clips are at any depth below; see `walk`. Splits may be
+  below folders that all clips have in common.
 
   Raises:
-    MiraInputError: there is no such folder, splits and classes cannot be told
-      apart ('unclear_tree'), or see `listing.listed`.
+    MiraInputError: there is no such folder, splits and classes are ambiguous
+      ('unclear_tree'), or see `listing.listed`.
   """
   check_root(root)
   found = walk(root)
   clips = [tuple(clip.split(os.sep)) for clip in found.clips]
-  layout = _layout(clips, root)
-  layout.refuse_others(root, clips)
-  rows = []
-  for clip in clips:
-    path = os.sep.join(clip)
-    why, split, label = layout.read(clip, path in found.frames)
-    if why:
-      found.passed_over[why][label] += 1
-    else:
-      label = escaped(label, controls=False)
+  above, order = _layout(clips, root)
+  _refuse_subjects(clips, len(above) + order.index('class'), root)
+  rows, split_names = [], {}
+  for path, clip in zip(found.clips, clips, strict=True):
+    level = dict(zip(order, clip[len(above) : -1], strict=False))
+    split = split_word(level.get('split', ''), of_folder=True)
+    if 'split' in level:
+      split_names[level['split']] = split
+    if 'split' in level and not split:
+      found.passed_over['clips beside the splits'][level['split']] += 1
+    elif len(level) == len(order):
+      label = escaped(level['class'], controls=False)
       rows.append(Row(path=path, label=label, split=split))
-  for name in layout.empty_folders(root, clips):
-    found.passed_over['without clips, beside the splits'][name] += 1
+    else:
+      is_frames = path in found.frames
+      what = 'images outside a clip' if is_frames else 'videos outside a class'
+      found.passed_over[f'{what} folder'][''] += 1
+  levels = '/'.join([*above, *map(str.upper, order)])
+  sources = {'classes': f'the folders {escaped(levels)}'}
+  if 'split' in order:
+    splits = (name for name, split in split_names.items() if split)
+    sources['splits'] = f'the folders {escaped(", ".join(splits))}'
+  if order[0] == 'split':
+    folders, _ = _entries(os.path.join(root, *above), '', Walk())
+    if unused := [name for name in folders if name not in split_names]:
+      why = 'without clips, beside the splits'
+      found.passed_over[why] = collections.Counter(unused)
   return listed(
     rows,
     root,
     dropped=found.dropped(),
     failures=found.failures,
-    sources=layout.sources(clips),
+    sources=sources,
   )
 
 
 def is_hidden(name: str) -> bool:
-  """Whether a file or folder is none of people's: hidden, or a system's."""
+  """Whether a file or folder is hidden, or written by the system."""
   return name.startswith('.') or name.lower() in _SYSTEM
 
 
 def is_system(path: str) -> bool:
-  """Whether a path leads to such a thing by a name that can be nothing else."""
+  """Whether a path leads to a file of the system by an unmistakable name."""
   parts = re.split(r'[/\\]', path)
   return any(p.startswith('._') or p.lower() in _SYSTEM for p in parts)
 
 
-@dataclasses.dataclass(kw_only=True, frozen=True)
-class _Layout:
-  """Which level of folders says what.
-
-  Attributes:
-    above: folders that all clips have in common.
-    order: 'split' and 'class', or 'class' alone, from above.
-  """
-
-  above: tuple[str, ...]
-  order: tuple[str, ...]
-
-  def read(self, clip: Sequence[str], is_frames: bool) -> tuple[str, str, str]:
-    """Why a clip is passed over, or '', its split, and its class or place."""
-    names = clip[len(self.above) : -1]
-    named = dict(zip(self.order, names, strict=False))
-    split = split_word(named.get('split', ''), of_folder=True)
-    if 'split' in named and not split:
-      return 'clips beside the splits', '', named['split']
-    if 'class' in named and len(named) == len(self.order):
-      return '', split, named['class']
-    if is_frames:
-      return 'images outside a clip folder', '', ''
-    return 'videos outside a class folder', '', ''
-
-  def refuse_others(
-    self, root: str | os.PathLike[str], clips: Sequence[Sequence[str]]
-  ) -> None:
-    """Refuses a tree whose classes are below people or folds.
-
-    Raises:
-      MiraInputError: with code unclear_tree.
-    """
-    at = len(self.above) + self.order.index('class')
-    inside = [clip for clip in clips if len(clip) > at + 1]
-    names = sorted({clip[at] for clip in inside})
-    below = any(len(clip) > at + 2 for clip in inside)
-    if (
-      below
-      and len(names) > 1
-      and (all(people.of_paths(names)) or all(map(_FOLD.fullmatch, names)))
-    ):
-      raise _unclear(root, inside, f'{names[0]} looks like a person or a fold')
-
-  def empty_folders(
-    self, root: str | os.PathLike[str], clips: Sequence[Sequence[str]]
-  ) -> list[str]:
-    """Folders beside those of the splits that have no clip."""
-    if self.order[0] != 'split':
-      return []
-    names, _ = _entries(os.path.join(root, *self.above), '', Walk())
-    used = self._names(0, clips)
-    return [name for name in names if name not in used]
-
-  def sources(self, clips: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Which folders said what."""
-    levels = '/'.join([*self.above, *map(str.upper, self.order)])
-    said = {'classes': f'the folders {escaped(levels)}'}
-    if 'split' in self.order:
-      names = self._names(self.order.index('split'), clips)
-      splits = (name for name in names if split_word(name, of_folder=True))
-      said['splits'] = f'the folders {escaped(", ".join(splits))}'
-    return said
-
-  def _names(self, level: int, clips: Sequence[Sequence[str]]) -> list[str]:
-    """Folders of a level that have clips, in order."""
-    at = len(self.above) + level
-    return list(dict.fromkeys(clip[at] for clip in clips if len(clip) > at + 1))
-
-
 def _layout(
-  clips: Sequence[Sequence[str]], root: str | os.PathLike[str]
-) -> _Layout:
+  clips: Sequence[_Clip], root: _Path
+) -> tuple[_Clip, tuple[str, ...]]:
+  """Folders above the splits, and the order of levels: 'split', 'class'."""
   inside = [clip for clip in clips if len(clip) > 1]
-  depth = 0
-  while True:
+  for depth in range(_LEVELS_DOWN + 1):
     below = [clip for clip in inside if len(clip) > depth + 1]
-    tops = {clip[depth] for clip in below}
-    splits = {top: split_word(top, of_folder=True) for top in tops}
-    found = {split for split in splits.values() if split}
+    splits = {
+      clip[depth]: split_word(clip[depth], of_folder=True) for clip in below
+    }
     is_common = len(splits) == 1 and len(below) == len(inside)
-    if found or not is_common or depth == _LEVELS_DOWN:
+    if any(splits.values()) or not is_common:
       break
-    depth += 1
-  if not found:
-    return _classes_above(inside, depth, root)
-  if not (all(splits.values()) or _are_splits(found)):
-    raise _unclear(root, inside)
-  above = tuple(inside[0][:depth])
-  no_class = all(len(c) == depth + 2 for c in below if splits[c[depth]])
-  if depth and no_class:
-    return _Layout(above=above[:-1], order=('class', 'split'))
-  return _Layout(above=above, order=('split', 'class'))
-
-
-def _classes_above(
-  clips: Sequence[Sequence[str]], depth: int, root: str | os.PathLike[str]
-) -> _Layout:
-  """The layout where no folder at a depth is called like a split."""
-  names = {clip[depth + 1] for clip in clips if len(clip) > depth + 2}
+  if any(splits.values()):
+    if not (all(splits.values()) or _are_splits(splits.values())):
+      raise _unclear(root, inside)
+    above = inside[0][:depth]
+    if depth and all(len(c) == depth + 2 for c in below if splits[c[depth]]):
+      return above[:-1], ('class', 'split')
+    return above, ('split', 'class')
+  names = {clip[depth + 1] for clip in inside if len(clip) > depth + 2}
   found = {split_word(name, of_folder=True) for name in names}
   if not _are_splits(found):
-    return _Layout(above=(), order=('class',))
-  if '' in found or {len(clip) for clip in clips} != {depth + 3}:
-    raise _unclear(root, clips)
-  return _Layout(above=tuple(clips[0][:depth]), order=('class', 'split'))
+    return (), ('class',)
+  if '' in found or {len(clip) for clip in inside} != {depth + 3}:
+    raise _unclear(root, inside)
+  return inside[0][:depth], ('class', 'split')
 
 
 def _are_splits(found: Collection[str]) -> bool:
   return 'train' in found and len({*found} - {''}) > 1
 
 
+def _refuse_subjects(clips: Sequence[_Clip], at: int, root: _Path) -> None:
+  """Refuses classes, the folders of level `at`, below subjects or folds."""
+  inside = [clip for clip in clips if len(clip) > at + 1]
+  names = sorted({clip[at] for clip in inside})
+  are_others = all(people.of_paths(names)) or all(map(_FOLD.fullmatch, names))
+  is_deeper = any(len(clip) > at + 2 for clip in inside)
+  if are_others and is_deeper and len(names) > 1:
+    raise _unclear(root, inside, f', {names[0]} looks like a subject or fold')
+
+
 def _unclear(
-  root: str | os.PathLike[str], clips: Sequence[Sequence[str]], why: str = ''
+  root: _Path, clips: Sequence[_Clip], why: str = ''
 ) -> MiraInputError:
   folders = collections.Counter('/'.join(clip[:-1][:3]) for clip in clips)
   shown = [f'{name}/ ({n})' for name, n in sorted(folders.items())]
   hint = (
-    'it is not clear which folders are splits and which are classes'
-    f'{why and ", "}{why}: clips are in {some(shown, 8)}; expected '
-    'ROOT/CLASS/CLIP, ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP with a '
-    'train and another split; name another --root, or say it in a --table'
+    f'it is not clear which folders are splits and which are classes{why}: '
+    f'clips are in {some(shown, 8)}; expected ROOT/CLASS/CLIP, '
+    'ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP with a train and another '
+    'split; name another --root, or list the clips in a --table'
   )
   return data_error('unclear_tree', root, escaped(hint))
 
@@ -315,27 +254,24 @@ def _entries(root: str, at: str, found: Walk) -> tuple[list[str], list[str]]:
         else:
           files.append(entry.name)
   except OSError as error:
-    failure = Failure(
-      path=escaped(at), code='not_readable', hint=error.strerror or ''
-    )
-    found.failures.append(failure)
+    path, hint = escaped(at), error.strerror or ''
+    found.failures.append(Failure(path=path, code='not_readable', hint=hint))
   return folders, files
 
 
 def _may_follow(place: str, root: str, is_linked: bool, found: Walk) -> bool:
-  """Whether a link to a folder is followed; else it is noted."""
+  """Whether a link to a folder is followed; else it is counted."""
   target = os.path.realpath(place)
-  path = os.path.relpath(place, root)
+  path = escaped(os.path.relpath(place, root))
   if not _is_in(target, root):
-    hint = 'the link leads out of the folder; copy what it leads to'
-    failure = Failure(path=escaped(path), code='outside_root', hint=hint)
-    found.failures.append(failure)
-  elif is_linked or _is_in(os.path.realpath(os.path.dirname(place)), target):
+    hint = 'the link leads out of the folder; copy its target instead'
+    found.failures.append(Failure(path=path, code='outside_root', hint=hint))
+    return False
+  if is_linked or _is_in(os.path.realpath(os.path.dirname(place)), target):
     why = 'links in circles or in linked folders'
-    found.passed_over[why][os.path.basename(path)] += 1
-  else:
-    return True
-  return False
+    found.passed_over[why][os.path.basename(place)] += 1
+    return False
+  return True
 
 
 def _is_in(path: str, folder: str) -> bool:
@@ -345,9 +281,9 @@ def _is_in(path: str, folder: str) -> bool:
 def _sort_files(
   at: str, files: Sequence[str], suffixes: tuple[str, ...], found: Walk
 ) -> None:
-  """Notes what the files of a folder are."""
+  """Adds the clips among the files of a folder, and counts the others."""
   videos = [file for file in files if file.lower().endswith(suffixes)]
-  others = [file for file in files if not file.lower().endswith(suffixes)]
+  others = {*files} - {*videos}
   frames = [f for f in others if f.lower().endswith(decode.FRAME_SUFFIXES)]
   found.clips += [os.path.join(at, file) for file in videos]
   if frames and (not videos or _are_frames(frames, len(videos))):
@@ -355,13 +291,13 @@ def _sort_files(
     found.frames.add(at)
   elif frames:
     found.passed_over['pictures beside videos'][''] += len(frames)
-  for file in set(others) - set(frames):
+  for file in others - {*frames}:
     kind = os.path.splitext(file)[1]
     found.passed_over['of another kind'][kind or 'no suffix'] += 1
 
 
 def _are_frames(pictures: Sequence[str], videos: int) -> bool:
-  """Whether pictures beside videos are a clip: many that a number tells apart.
+  """Whether pictures beside videos are a clip: many whose numbers differ.
 
   Covers are few, and thumbnails are as many as the videos.
   """
@@ -370,5 +306,4 @@ def _are_frames(pictures: Sequence[str], videos: int) -> bool:
 
 
 def _some(names: Mapping[str, int]) -> str:
-  shown = sorted(names, key=natural)
-  return escaped(some(shown, _SHOWN, ' '))
+  return escaped(some(sorted(names, key=natural), _SHOWN, ' '))

@@ -1,4 +1,4 @@
-"""From the clips that a table or a folder names to files on disk."""
+"""From the clips of a table or a folder to files on disk."""
 
 from __future__ import annotations
 
@@ -14,18 +14,21 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from mira_jax.data.listing import Failure, Row, escaped
 from mira_jax.errors import MiraInputError, data_error
 
+_Alike = Callable[[str], Mapping[str, Sequence[str]]]
+_WHOLE = (0, float('inf'))  # as a segment
+
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Found:
   """A clip on disk.
 
   Attributes:
-    row: what is said about it.
+    row: its row in a table, or from a folder.
     path: its file or folder, without symbolic links.
-    clip_id: its path relative to the folder it was looked for in, see
+    clip_id: its path relative to the folder it was found in, see
       `listing.escaped`; of one of several segments with '#ONSET-OFFSET'.
     segment: the first and the last frame, by the table's numbers, where the
-      clip is a part of what is at `path`.
+      clip is a part of the file at `path`.
   """
 
   row: Row
@@ -40,9 +43,10 @@ def locate(
   """Looks for every row below the bases.
 
   Tables name paths as they were on their author's disk, so leading folders
-  are dropped one by one until something exists. What differs only in the coding
-  of accents (NFC, NFD), or in case with no other name like it, is the same. A
-  link that leaves the bases is refused: it could name any file of the machine.
+  are dropped one by one until something exists. Names that differ in the coding
+  of accents (NFC, NFD) are the same, and so are names that differ in case where
+  only one fits. Links that leave the bases are refused: they could name any
+  file of the machine.
   """
   roots = [pathlib.Path(base).resolve() for base in bases]
   found, failures = [], []
@@ -50,7 +54,7 @@ def locate(
   for row in rows:
     path = _resolve(row.path, roots, alike)
     inside = [root for root in roots if path and path.is_relative_to(root)]
-    if inside:
+    if path and inside:
       clip_id = escaped(path.relative_to(inside[0]).as_posix())
       found.append(Found(row=row, path=path, clip_id=clip_id))
     else:
@@ -63,36 +67,30 @@ def locate(
 def given(
   rows: Iterable[Row], root: str | os.PathLike[str]
 ) -> tuple[list[Found], list[Failure]]:
-  """Looks for rows that name their place and their clip_id themselves.
+  """Looks for rows that name their path and their clip_id themselves.
 
-  A link that leaves the download is refused, as in `locate`. A download may be
-  named by a folder in it, so its own folder is that of all rows in common.
+  Links that leave the download are refused, as in `locate`. `root` may be a
+  folder inside the download, whose own folder is that of all rows in common.
   """
   rows = list(rows)
   folders = [os.path.dirname(row.path) for row in rows]
   base = os.path.realpath(os.path.commonpath([os.fspath(root), *folders]))
-  inside: dict[str, set[str]] = {}
+  # One listing of a folder is cheaper than a call per clip.
+  names = {
+    folder: {*os.listdir(folder)} if os.path.isdir(folder) else set()
+    for folder in {*folders}
+  }
   found, failures = [], []
   for row, folder in zip(rows, folders, strict=True):
-    if folder not in inside:  # one listing is cheaper than a call per clip
-      inside[folder] = (
-        set(os.listdir(folder)) if os.path.isdir(folder) else set()
-      )
-    path = os.path.realpath(row.path)
-    if os.path.basename(row.path) not in inside[folder]:
-      failure = Failure(
-        path=escaped(row.clip_id), code='not_found', hint=escaped(row.path)
-      )
+    path, clip_id = os.path.realpath(row.path), escaped(row.clip_id)
+    if os.path.basename(row.path) not in names[folder]:
+      failure = Failure(path=clip_id, code='not_found', hint=escaped(row.path))
       failures.append(failure)
     elif os.path.commonpath([path, base]) != base:
       hint = 'a link leads out of the download; copy the files instead'
-      clip_id = escaped(row.clip_id)
-      failure = Failure(path=clip_id, code='outside_root', hint=hint)
-      failures.append(failure)
+      failures.append(Failure(path=clip_id, code='outside_root', hint=hint))
     else:
-      place = pathlib.Path(path)
-      clip_id = escaped(row.clip_id)
-      found.append(Found(row=row, path=place, clip_id=clip_id))
+      found.append(Found(row=row, path=pathlib.Path(path), clip_id=clip_id))
   return found, failures
 
 
@@ -114,7 +112,13 @@ def unique(clips: Iterable[Found]) -> list[Found]:
     if len(marks[clip.path]) > 1:
       clip = _as_segment(clip)
     first = seen.setdefault((clip.path, clip.segment), clip)
-    _check_agree(first, clip)
+    if first.row.label != clip.row.label:
+      lines, label = (first.row.line, clip.row.line), clip.row.label
+      hint = f'lines {lines[0]} and {lines[1]} call it {first.row.label} and '
+      hint += label if lines[0] else f'{label}: a link leads to it'
+      raise data_error('bad_label', clip.clip_id, hint)
+    if first.row.split != clip.row.split:
+      raise _leak(first, clip)
   _check_segments(seen.values())
   return list(seen.values())
 
@@ -127,11 +131,8 @@ def _as_segment(clip: Found) -> Found:
     raise MiraInputError('bad_table', clip.clip_id, hint)
   if not 0 <= onset <= offset:
     return clip
-  return dataclasses.replace(
-    clip,
-    clip_id=f'{clip.clip_id}#{onset}-{offset}',
-    segment=(onset, offset),
-  )
+  clip_id = f'{clip.clip_id}#{onset}-{offset}'
+  return dataclasses.replace(clip, clip_id=clip_id, segment=(onset, offset))
 
 
 def _check_segments(clips: Iterable[Found]) -> None:
@@ -139,25 +140,21 @@ def _check_segments(clips: Iterable[Found]) -> None:
   by_path: dict[pathlib.Path, list[Found]] = collections.defaultdict(list)
   for clip in clips:
     by_path[clip.path].append(clip)
-  everything = (0, float('inf'))
   for parts in by_path.values():
     furthest: dict[str, Found] = {}  # of each split, so far
-    for clip in sorted(parts, key=lambda clip: clip.segment or everything):
-      start, end = clip.segment or everything
+    for clip in sorted(parts, key=lambda clip: clip.segment or _WHOLE):
+      start, end = clip.segment or _WHOLE
       for split, first in furthest.items():
-        if (
-          split != clip.row.split and start <= (first.segment or everything)[1]
-        ):
+        last_frame = (first.segment or _WHOLE)[1]
+        if split != clip.row.split and start <= last_frame:
           raise _leak(first, clip)
       last = furthest.setdefault(clip.row.split, clip)
-      if end > (last.segment or everything)[1]:
+      if end > (last.segment or _WHOLE)[1]:
         furthest[clip.row.split] = clip
 
 
 def _resolve(
-  name: str,
-  roots: Sequence[pathlib.Path],
-  alike: Callable[[str], Mapping[str, Sequence[str]]],
+  name: str, roots: Sequence[pathlib.Path], alike: _Alike
 ) -> pathlib.Path | None:
   parts = pathlib.PurePosixPath(name.replace('\\', '/')).parts
   if '\0' in name:
@@ -173,11 +170,7 @@ def _resolve(
   return None
 
 
-def _look_alike(
-  folder: str,
-  parts: Sequence[str],
-  alike: Callable[[str], Mapping[str, Sequence[str]]],
-) -> str:
+def _look_alike(folder: str, parts: Sequence[str], alike: _Alike) -> str:
   """The one path whose names look like `parts`; '' if there is none."""
   for part in parts:
     names = alike(folder).get(_looks(part), ())
@@ -189,7 +182,7 @@ def _look_alike(
 
 
 def _names_alike(folder: str) -> dict[str, list[str]]:
-  """Names in a folder, by what they look like."""
+  """Names in a folder, by their appearance."""
   names: dict[str, list[str]] = collections.defaultdict(list)
   with contextlib.suppress(OSError):
     for name in os.listdir(folder):
@@ -203,16 +196,6 @@ def _nfc(name: str) -> str:
 
 def _looks(name: str) -> str:
   return _nfc(name).casefold()
-
-
-def _check_agree(first: Found, clip: Found) -> None:
-  old, new = first.row, clip.row
-  if old.label != new.label:
-    hint = f'lines {old.line} and {new.line} call it {old.label} and '
-    hint += new.label if old.line else f'{new.label}: a link leads to it'
-    raise data_error('bad_label', clip.clip_id, hint)
-  if old.split != new.split:
-    raise _leak(first, clip)
 
 
 def _leak(first: Found, clip: Found) -> MiraInputError:

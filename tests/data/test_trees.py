@@ -420,7 +420,7 @@ def test_folders_of_people_are_no_classes(tmp_path, name):
     flat = tmp_path / 'flat' / name.format(i)
     flat.mkdir(parents=True)
     (flat / 'x.mp4').touch()
-  with pytest.raises(MiraInputError, match=r'unclear_tree.*like a person'):
+  with pytest.raises(MiraInputError, match=r'unclear_tree.*like a subject'):
     trees.scan_folder(tmp_path / 'deep')
   rows = trees.scan_folder(tmp_path / 'flat').rows
   assert [row.label for row in rows] == [name.format(i) for i in (1, 2)]
