@@ -16,9 +16,9 @@ import pytest
 import miniatures
 from mira_jax.data import dataset, holdout, protocol
 from mira_jax.data.listing import Row
-from mira_jax.data.prepare_report import Report
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.prepare import prepare, tables
+from mira_jax.prepare.report import Report
 from mira_jax.video import decode
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
