@@ -9,15 +9,12 @@ from typing import Any
 from mira_jax.augment.transforms import CROP_SCALES
 from mira_jax.config.schema import (
   Config,
-  ModelConfig,
   bad_config,
   build_tree,
   datasets,
   short,
 )
-from mira_jax.kernels.dispatch import IMPLEMENTATIONS
-from mira_jax.kernels.operations import REMAT
-from mira_jax.models import ranges
+from mira_jax.models import options
 
 
 def validate(cfg: Config, devices: int | None = 1) -> None:
@@ -33,7 +30,9 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
   """
   build_tree(Config, dataclasses.asdict(cfg), 'config')
   _check_ranges(cfg)
-  _check_model(cfg.model)
+  if fault := options.contradiction(cfg.model):
+    field, hint = fault
+    raise bad_config(f'config.model.{field}', hint)
   parts = 1 if devices is None else _check_mesh(cfg, devices)
   if cfg.data.batch_size % parts:
     hint = f'{cfg.data.batch_size} must be a multiple of {parts} devices'
@@ -64,8 +63,8 @@ _MOST = 10**6
 
 
 _RANGES = {
-  **{f'model.{name}': span for name, span in ranges.MODEL.items()},
-  **{f'pretrain.{name}': span for name, span in ranges.PRETRAIN.items()},
+  **{f'model.{name}': span for name, span in options.RANGES.items()},
+  **{f'pretrain.{name}': span for name, span in options.DECODER_RANGES.items()},
   'model.layer_scale': (0, None),
   'model.head_scale': (0, None),
   'data.fold': (0, None),
@@ -73,7 +72,7 @@ _RANGES = {
   'data.val_fraction': (0, 0.9),
   'data.train_fraction': (0.001, 1),
   'data.repeats': (1, None),
-  'data.rate': ranges.RATE,
+  'data.rate': options.FRAME_STRIDE,
   'data.batch_size': (1, None),
   'data.threads': (1, 4096),
   'data.max_damaged': (0, 1),
@@ -121,21 +120,7 @@ _CHOICES = {
   'optim.class_weights': ('none', 'inverse_sqrt'),
   'data.multi_scale': ('', *CROP_SCALES),
   'optim.name': ('adamw', 'muon'),
-  'model.variant': (
-    'joint',
-    'intra',
-    'intra_as_shipped',
-    'st_block',
-    'factorised_encoder',
-    'factorised_self_attention',
-    'factorised_dot_product',
-  ),
-  'model.attention': (None, *IMPLEMENTATIONS),
-  'model.remat': (None, *REMAT),
-  'model.gelu': ('exact', 'tanh'),
-  'model.pool': ('mean', 'cls'),
-  'model.positions': ('sinusoidal', 'learned'),
-  'model.dtype': ('float32', 'bfloat16'),
+  **{f'model.{name}': choices for name, choices in options.CHOICES.items()},
 }
 
 
@@ -213,24 +198,3 @@ def _check_pretrain(cfg: Config) -> None:
     if _get(cfg, name) != allowed:
       hint = f'{_get(cfg, name)!r} must be {allowed!r} in pre-training'
       raise bad_config(f'config.{name}', hint)
-
-
-def _check_model(model: ModelConfig) -> None:
-  for whole, part in (
-    ('dim', 'heads'),
-    ('image_size', 'patch'),
-    ('frames', 'tubelet'),
-  ):
-    a, b = getattr(model, whole), getattr(model, part)
-    if a % b:
-      hint = f'{a} must be a multiple of {part} {b}, such as {a - a % b or b}'
-      raise bad_config(f'config.model.{whole}', hint)
-  if model.pool == 'cls' and model.variant not in (
-    'joint',
-    'factorised_encoder',
-  ):
-    hint = f"'cls' has no place in variant {model.variant!r}; use 'mean'"
-    raise bad_config('config.model.pool', hint)
-  if model.variant == 'factorised_dot_product' and model.heads % 2:
-    hint = f'{model.heads} must be even: variant {model.variant!r} halves them'
-    raise bad_config('config.model.heads', hint)

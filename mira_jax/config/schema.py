@@ -18,47 +18,20 @@ from typing import Any
 
 from mira_jax.augment.transforms import Augment
 from mira_jax.errors import MiraInputError, nearest
-from mira_jax.mira import MiraConfig
+from mira_jax.models.options import DecoderOptions, ModelOptions
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class ModelConfig:
-  """Fields of `mira_jax.models.vivit.ViViT`, by the same names."""
+class ModelConfig(ModelOptions):
+  """The options of a model; of `num_classes` 0, as many as the dataset has."""
 
-  dim: int = 128
-  depth: int = 4
-  heads: int = 4
-  num_classes: int = 0  # 0: as many as the dataset names
-  frames: int = 16
-  image_size: int = 64
-  patch: int = 8
-  tubelet: int = 2
-  mlp_ratio: float = 4.0
-  gelu: str = 'exact'  # or 'tanh', its approximation
-  norm_eps: float = 1e-6  # what norms add to a variance
-  last_norm_eps: float | None = None  # the last one's; None: norm_eps
-  variant: str = 'joint'  # or a baseline of mira_jax.models.variants
-  mira: MiraConfig | None = dataclasses.field(default_factory=MiraConfig)
-  mira_last_blocks: int | None = None  # None: MiRA in all blocks
-  pool: str = 'mean'
-  positions: str = 'sinusoidal'
-  layer_scale: float | None = None
-  attention: str | None = None  # an implementation, or None: chosen
-  drop_path: float = 0.0
-  head_scale: float = 0.001
-  remat: str | None = None  # what is kept, see mira_jax.kernels.operations
-  scan: bool = False  # faster compilation of deep models
   dtype: str = 'float32'
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-class PretrainConfig:
-  """Masked pre-training, fields of `mira_jax.models.mae`; ViT-B's decoder."""
+class PretrainConfig(DecoderOptions):
+  """Masked pre-training: the decoder, the mask and the targets."""
 
-  decoder_dim: int = 384
-  decoder_depth: int = 4
-  decoder_heads: int = 6
-  decoder_mlp_ratio: float | None = None  # None: model.mlp_ratio
   mask: str = 'tube'  # or 'random': every slot hides places of its own
   mask_ratio: float = 0.9  # of the places of a slot, rounded down
   normalise_targets: bool = True  # per tubelet and channel

@@ -8,15 +8,15 @@ and MiRA's frames stay whole.
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
 
 import einops
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mira_jax.mira import MiraConfig
-from mira_jax.models.encoder import Encoder, Record
+from mira_jax.models.blocks import BLOCKS, BlockSpec, Record, spec_of
+from mira_jax.models.encoder import Encoder, encoder_of
 from mira_jax.models.layers import (
   TubeletEmbed,
   layer_norm,
@@ -25,7 +25,7 @@ from mira_jax.models.layers import (
   torch_uniform,
   tubelets,
 )
-from mira_jax.models.variants import BLOCKS
+from mira_jax.models.options import DecoderOptions, EncoderOptions
 
 Array = jax.Array
 
@@ -198,37 +198,14 @@ def reconstruction_loss(
   return jnp.square(prediction - take_tokens(targets, masked)).mean()
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(nn.Module, EncoderOptions, DecoderOptions):
   """Predicts the masked tubelets of a clip.
 
-  Attributes are those of `vivit.ViViT`; the decoder's start with `decoder_`. A
-  `variant` is the encoder's, `last_norm_eps` of the decoder's last norm, and a
-  `decoder_mlp_ratio` of None is the encoder's. Variants with attention over
-  time need tube masks: the n-th visible token of every slot must be at the same
-  place.
+  Attributes are those of `options.EncoderOptions` and `DecoderOptions`. The
+  `variant` is the encoder's, `last_norm_eps` of the decoder's last norm.
+  Variants with attention over time need tube masks: the n-th visible token of
+  every slot must be at the same place.
   """
-
-  dim: int
-  depth: int
-  heads: int
-  decoder_dim: int
-  decoder_depth: int
-  decoder_heads: int
-  decoder_mlp_ratio: float | None = None
-  tubelet: int = 2
-  patch: int = 16
-  mlp_ratio: float = 4.0
-  gelu: str = 'exact'
-  norm_eps: float = 1e-6
-  last_norm_eps: float | None = None
-  variant: str = 'joint'
-  mira: MiraConfig | None = None
-  mira_last_blocks: int | None = None
-  attention: str | None = None
-  drop_path: float = 0.0
-  remat: str | None = None
-  scan: bool = False
-  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(
@@ -251,31 +228,32 @@ class MaskedAutoencoder(nn.Module):
       record: also return the encoder's records.
     """
     slots, _, _ = token_grid(video.shape, self.tubelet, self.patch)
-    visible, masked = split_tokens(mask, num_masked)
-    x = TubeletEmbed(
-      self.dim, self.tubelet, self.patch, self.dtype, name='embed'
-    )(video)
-    x = x + jnp.asarray(sinusoid(x.shape[1], self.dim), x.dtype)
     if self.variant not in BLOCKS:
       raise ValueError(
         f'variant is {self.variant!r}; pre-training knows {tuple(BLOCKS)}'
       )
-    x, records = self._stack(
-      'encoder', self.depth, self.heads, self.mira, slots, train, record
-    )(take_tokens(x, visible))
-    x = layer_norm(self.dtype, 'norm', self.norm_eps)(x)
-    x = self._decode(x, visible, masked, train)
-    return (x, records) if record else x
+    spec = spec_of(
+      self, num_frames=slots, train=train, record=record, kernel_init=xavier
+    )
+    visible, masked = split_tokens(mask, num_masked)
+    x = TubeletEmbed(
+      self.dim, self.tubelet, self.patch, spec.dtype, name='embed'
+    )(video)
+    x = x + jnp.asarray(sinusoid(x.shape[1], self.dim), x.dtype)
+    x, records = encoder_of(self, spec, name='encoder')(take_tokens(x, visible))
+    x = layer_norm(spec.dtype, 'norm', self.norm_eps)(x)
+    x = self._decode(x, visible, masked, spec)
+    return (x, records or []) if record else x
 
   def _decode(
-    self, x: Array, visible: Array, masked: Array, train: bool
+    self, x: Array, visible: Array, masked: Array, spec: BlockSpec
   ) -> Array:
     length = visible.shape[1] + masked.shape[1]
     table = jnp.asarray(sinusoid(length, self.decoder_dim))[None]
     x = nn.Dense(
       self.decoder_dim,
       use_bias=False,
-      dtype=self.dtype,
+      dtype=spec.dtype,
       kernel_init=torch_uniform(self.dim),
       name='to_decoder',
     )(x)
@@ -285,38 +263,27 @@ class MaskedAutoencoder(nn.Module):
     x = jnp.concatenate(
       [x + take_tokens(table, visible), token + take_tokens(table, masked)], 1
     )
-    x, _ = self._stack(
-      'decoder', self.decoder_depth, self.decoder_heads, None, 1, train, False
-    )(x)
-    eps = self.norm_eps if self.last_norm_eps is None else self.last_norm_eps
+    x, _ = self._decoder(spec)(x)
     x = x[:, visible.shape[1] :]
-    x = layer_norm(self.dtype, 'decoder_norm', eps)(x)
+    eps = self.norm_eps if self.last_norm_eps is None else self.last_norm_eps
+    x = layer_norm(spec.dtype, 'decoder_norm', eps)(x)
     return nn.Dense(
       3 * self.tubelet * self.patch**2,
-      dtype=self.dtype,
+      dtype=spec.dtype,
       kernel_init=xavier,
       name='decoder_head',
     )(x)
 
-  def _stack(self, name, depth, heads, mira, slots, train, record) -> Encoder:
-    ratio = self.decoder_mlp_ratio if name == 'decoder' else None
-    return Encoder(
-      depth=depth,
-      heads=heads,
-      num_frames=slots,
-      mira=mira,
-      mira_last_blocks=self.mira_last_blocks,
+  def _decoder(self, spec: BlockSpec) -> Encoder:
+    """Plain blocks over all tokens."""
+    ratio = self.decoder_mlp_ratio
+    spec = dataclasses.replace(
+      spec,
+      heads=self.decoder_heads,
       mlp_ratio=self.mlp_ratio if ratio is None else ratio,
-      gelu=self.gelu,
-      norm_eps=self.norm_eps,
-      block=BLOCKS[self.variant if name == 'encoder' else 'joint'],
-      attention=self.attention,
-      drop_path=self.drop_path,
-      remat=self.remat,
-      scan=self.scan,
-      train=train,
-      record=record,
-      kernel_init=xavier,
-      dtype=self.dtype,
-      name=name,
+      variant='joint',
+      num_frames=1,
+      mira=None,
+      record=False,
     )
+    return encoder_of(self, spec, depth=self.decoder_depth, name='decoder')

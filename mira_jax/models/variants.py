@@ -1,236 +1,216 @@
-"""Baselines: blocks that attend otherwise than jointly over space and time.
+"""What attends to what: the attention of every variant, as pure functions.
 
-Each is a kind of `encoder.Block`, made for `num_prefix` 0. MiRA acts where
-frames meet: on the global attention of 'intra', 'intra_as_shipped' and
-'st_block', on the attention over time of the factorised ones. Only 'st_block'
-and 'factorised_self_attention' have other parameters than 'joint'. See
-docs/method.md, section 7.
+Each maps a `BlockSpec`, queries, keys, values [B, L, H, D] (L = T * N tokens
+ordered frame by frame) and MiRA's EMA so far ([T] or None) to `Attended`. MiRA
+acts where frames meet: on the joint attention, or on that over time. Recorded
+maps are those of all L tokens, zero where nothing attends. docs/method.md,
+section 7; the factorised ones are ViViT's (Arnab et al., arXiv 2103.15691).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import einops
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
-from mira_jax.devices import partition
-from mira_jax.kernels.attention import Attended
-from mira_jax.models.encoder import Block, Record, block_record
-from mira_jax.models.factorised import (
-  heads_of,
-  mean_of,
-  outside_groups,
-  over_time,
-  within_frames,
+from mira_jax.kernels import reference
+from mira_jax.kernels.attention import (
+  Attended,
+  attend_with_maps,
+  mira_attention,
 )
-from mira_jax.models.layers import Attention, Mlp
+from mira_jax.mira import FrameGain, frame_gain
+
+if TYPE_CHECKING:
+  from mira_jax.models.blocks import BlockSpec
 
 Array = jax.Array
+Attend = Callable[['BlockSpec', Array, Array, Array, Array | None], Attended]
 
 
-class PartAttention(Attention):
-  """What attention to a part of the tokens is made of."""
-
-  def _within(self, q: Array, k: Array, v: Array) -> Attended:
-    return within_frames(
-      q,
-      k,
-      v,
-      num_frames=self.num_frames,
-      implementation=self._implementation(),
-      keep_maps=self.keep_maps,
-    )
-
-  def _over_time(self, q: Array, k: Array, v: Array) -> Attended:
-    attend = functools.partial(
-      over_time,
-      q,
-      k,
-      v,
-      num_frames=self.num_frames,
-      config=self.mira,
-      training=self.train,
-      keep_maps=self.keep_maps,
-    )
-    return self._with_average(attend)
+def joint(
+  spec: BlockSpec, q: Array, k: Array, v: Array, past: Array | None = None
+) -> Attended:
+  """Attention of all tokens to all, with MiRA."""
+  return mira_attention(
+    q,
+    k,
+    v,
+    num_frames=spec.num_frames,
+    config=spec.mira,
+    num_prefix=spec.num_prefix,
+    past=past,
+    training=spec.train,
+    implementation=spec.implementation,
+  )
 
 
-class IntraAttention(PartAttention):
-  """Half global attention, half attention within the token's own frame.
+def within_frames(
+  spec: BlockSpec, q: Array, k: Array, v: Array, past: Array | None = None
+) -> Attended:
+  """Attention of every token to those of its own frame, without MiRA.
 
-  MiRA is on the global half. In the authors' code it replaces both halves, and
-  what is left is variant 'joint': ask for that to have it.
+  Frames are folded into the batch: no mask is made, and kernels serve.
   """
+  del past
+  frames = spec.num_frames
+  one = dataclasses.replace(spec, num_frames=1, num_prefix=0, mira=None)
+  q, k, v = (
+    einops.rearrange(x, 'b (t n) h d -> (b t) n h d', t=frames)
+    for x in (q, k, v)
+  )
+  attended = joint(one, q, k, v)
+  output = einops.rearrange(
+    attended.output, '(b t) n h d -> b (t n) h d', t=frames
+  )
+  maps = None
+  if spec.record and attended.before is not None:
+    maps = _block_diagonal(attended.before, frames)
+    maps = einops.rearrange(maps, 'b h t q u k -> b h (t q) (u k)')
+  return Attended(output, maps, maps, None)
 
-  def _attend(self, q: Array, k: Array, v: Array) -> Attended:
-    return mean_of(super()._attend(q, k, v), self._within(q, k, v))
 
+def over_time(
+  spec: BlockSpec, q: Array, k: Array, v: Array, past: Array | None = None
+) -> Attended:
+  """Attention of every token to those at its place in all frames, with MiRA.
 
-class ShippedIntraAttention(IntraAttention):
-  """`IntraAttention` with two mistakes of the authors' code, to reproduce it.
-
-  What it takes for frames are runs of T tokens instead of N, and its second
-  half attends to everything outside of them.
+  MiRA sees one clip: the marginals (or energies) of the keys at all N places
+  make one vector [B, L], and its gain of a frame is that of the frame's key at
+  every place. The uniform floor is over the T keys that a query has. The N
+  maps [T, T] are small: plain JAX serves.
   """
+  frames = spec.num_frames
+  places = q.shape[1] // frames
 
-  def _within(self, q: Array, k: Array, v: Array) -> Attended:
-    return outside_groups(
-      q, k, v, group=self.num_frames, keep_maps=self.keep_maps
+  def estimate(marginal: Array) -> tuple[FrameGain, Array]:
+    assert spec.mira is not None
+    # Every place sums to one; the clip's vector is their mean.
+    marginal = einops.rearrange(marginal, '(b n) t -> b (t n)', n=places)
+    found = frame_gain(
+      marginal / places, frames, spec.mira, past=past, training=spec.train
     )
+    # One row if the batch shares its gain: that is the gain at all places.
+    shared = found.gain.shape[0] < marginal.shape[0]
+    return found, jnp.repeat(found.gain, 1 if shared else places, axis=0)
+
+  q, k, v = (
+    einops.rearrange(x, 'b (t n) h d -> (b n) t h d', t=frames)
+    for x in (q, k, v)
+  )
+  attended = attend_with_maps(q, k, v, spec.mira, estimate)
+  output = einops.rearrange(
+    attended.output, '(b n) t h d -> b (t n) h d', n=places
+  )
+  before = after = None
+  if spec.record:
+    before, after = (
+      einops.rearrange(
+        _block_diagonal(maps, places), 'b h n q m k -> b h (q n) (k m)'
+      )
+      for maps in (attended.before, attended.after)
+    )
+  return Attended(output, before, after, attended.frames)
 
 
-class SpatialAttention(PartAttention):
-  """Attention within frames, without MiRA."""
+def outside_groups(
+  spec: BlockSpec, q: Array, k: Array, v: Array, past: Array | None = None
+) -> Attended:
+  """Attention of every token to those outside its run of T tokens.
 
-  def _attend(self, q: Array, k: Array, v: Array) -> Attended:
-    return self._within(q, k, v)
-
-
-class TemporalAttention(PartAttention):
-  """Attention over time at every place, with MiRA."""
-
-  def _attend(self, q: Array, k: Array, v: Array) -> Attended:
-    return self._over_time(q, k, v)
-
-
-class DotProductAttention(PartAttention):
-  """The first half of the heads attends within frames, the other over time.
+  Two mistakes of the authors' code (runs of T tokens instead of N, and the
+  mask inverted), kept to reproduce its results; stores maps.
 
   Raises:
-    ValueError: an odd number of heads.
+    ValueError: there is one run only, with nothing outside.
   """
-
-  def _attend(self, q: Array, k: Array, v: Array) -> Attended:
-    if self.heads % 2:
-      raise ValueError(
-        f"variant 'factorised_dot_product' halves the heads, and {self.heads} "
-        'is odd; use an even number of heads'
-      )
-    (qs, qt), (ks, kt), (vs, vt) = (jnp.split(x, 2, axis=2) for x in (q, k, v))
-    return heads_of(self._within(qs, ks, vs), self._over_time(qt, kt, vt))
-
-
-class IntraBlock(Block):
-  """'intra', see `IntraAttention`."""
-
-  attention_type = IntraAttention
-
-
-class ShippedIntraBlock(Block):
-  """'intra_as_shipped', see `ShippedIntraAttention`."""
-
-  attention_type = ShippedIntraAttention
-
-
-class DotProductBlock(Block):
-  """'factorised_dot_product', model 4 of ViViT: see `DotProductAttention`."""
-
-  attention_type = DotProductAttention
-
-
-class SelfAttentionBlock(Block):
-  """'factorised_self_attention', model 3 of ViViT: attention twice.
-
-  First within frames ('attn'), then over time ('time_attn') with a norm and a
-  residual of its own, then the MLP. In records, maps have twice the heads.
-  """
-
-  @nn.compact
-  def __call__(
-    self, x: Array, drop_rate: Array | float
-  ) -> tuple[Array, Record | None]:
-    """See `Block`."""
-    x = partition.split_clips(x)
-    y, spatial = self._attention(SpatialAttention, 'attn')(
-      self._norm('norm1')(x)
+  del past
+  length, group = q.shape[1], spec.num_frames
+  if length <= group:
+    raise ValueError(
+      f'{length} tokens are one group of {group}, with nothing outside; use '
+      'more tokens per frame, or another variant'
     )
-    x = x + self._branch(y, drop_rate, 'scale1')
-    y, temporal = self._attention(TemporalAttention, 'time_attn')(
-      self._norm('time_norm')(x)
-    )
-    x = x + self._branch(y, drop_rate, 'time_scale')
-    x = self._mlp(x, drop_rate)
-    if not self.record:
-      return x, None
-    return x, block_record(heads_of(spatial, temporal), x)
+  number = jnp.arange(length) // group
+  outside = number[:, None] != number[None, :]
+  maps = jax.nn.softmax(reference.scores(q, k), where=outside)
+  output = reference.attend(maps, v)
+  maps = maps if spec.record else None
+  return Attended(output, maps, maps, None)
 
 
-class STBlock(Block):
-  """'st_block' of the authors' code: a second, light block within each frame.
+def intra(
+  spec: BlockSpec,
+  q: Array,
+  k: Array,
+  v: Array,
+  past: Array | None = None,
+  *,
+  part: Attend = within_frames,
+) -> Attended:
+  """Half joint attention with MiRA, half `part`, by default within frames.
 
-  It follows the usual block, and has 3 heads of max(32, C // 8) channels and an
-  MLP with max(64, C // 4) hidden ones, no layer scale, and a drop path that
-  drops single frames. MiRA is on the joint attention of the usual block, as
-  there; records are of that attention.
+  In the authors' code MiRA replaces both halves, which is variant 'joint'.
   """
+  all_tokens, own = joint(spec, q, k, v, past), part(spec, q, k, v, None)
 
-  @nn.compact
-  def __call__(
-    self, x: Array, drop_rate: Array | float
-  ) -> tuple[Array, Record | None]:
-    """See `Block`."""
-    x = partition.split_clips(x)
-    y, attended = self._attention(Attention, 'attn')(self._norm('norm1')(x))
-    x = x + self._branch(y, drop_rate, 'scale1')
-    x = self._mlp(x, drop_rate)
-    x = self._framewise(x, drop_rate)
-    return x, block_record(attended, x) if self.record else None
+  def mean(a: Array, b: Array) -> Array:
+    return (a + b) / 2
 
-  def _framewise(self, x: Array, drop_rate: Array | float) -> Array:
-    frames = self.num_frames
-    x = einops.rearrange(x, 'b (t n) c -> (b t) n c', t=frames)
-    dim = x.shape[-1]
-    y, _ = Attention(
-      heads=3,
-      num_frames=1,
-      head_dim=max(32, dim // 8),
-      kernel_init=self.kernel_init,
-      dtype=self.dtype,
-      name='framewise_attn',
-    )(self._norm('framewise_norm1')(x))
-    x = x + self._drop(y, drop_rate)
-    y = Mlp(
-      max(64, dim // 4),
-      self.gelu,
-      self.kernel_init,
-      self.dtype,
-      name='framewise_mlp',
-    )(self._norm('framewise_norm2')(x))
-    x = x + self._drop(y, drop_rate)
-    return einops.rearrange(x, '(b t) n c -> b (t n) c', t=frames)
+  return Attended(
+    mean(all_tokens.output, own.output),
+    _both(mean, all_tokens.before, own.before),
+    _both(mean, all_tokens.after, own.after),
+    all_tokens.frames,
+  )
 
 
-# 'factorised_encoder' is not here: it is two encoders of plain blocks.
-BLOCKS = {
-  'joint': Block,
-  'intra': IntraBlock,
-  'intra_as_shipped': ShippedIntraBlock,
-  'st_block': STBlock,
-  'factorised_self_attention': SelfAttentionBlock,
-  'factorised_dot_product': DotProductBlock,
+def dot_product(
+  spec: BlockSpec, q: Array, k: Array, v: Array, past: Array | None = None
+) -> Attended:
+  """The first half of the heads attends within frames, the other over time."""
+  (qs, qt), (ks, kt), (vs, vt) = (jnp.split(x, 2, axis=2) for x in (q, k, v))
+  return heads_of(
+    within_frames(spec, qs, ks, vs), over_time(spec, qt, kt, vt, past)
+  )
+
+
+# Of the variants whose blocks attend once.
+ATTENTION: dict[str, Attend] = {
+  'joint': joint,
+  'intra': intra,
+  'intra_as_shipped': functools.partial(intra, part=outside_groups),
+  'st_block': joint,
+  'factorised_dot_product': dot_product,
 }
-VARIANTS = (*BLOCKS, 'factorised_encoder')
-CLS_VARIANTS = ('joint', 'factorised_encoder')
-
-# Layers of the second encoder of 'factorised_encoder', as in the paper.
-TEMPORAL_DEPTH = 4
 
 
-def clip_record(record: Record, num_frames: int, num_prefix: int) -> Record:
-  """The record of clips from that of their frames, [B * T, ...] each.
+def heads_of(spatial: Attended, temporal: Attended) -> Attended:
+  """The heads of both side by side; MiRA is in the second."""
 
-  Maps and outputs get the axes [B, T, ...]. The marginals become [B, L], those
-  of the clip: a token receives attention from its own frame only, which is one
-  of T. Prefix tokens are left out of them.
-  """
-  clips = {
-    name: einops.rearrange(x, '(b t) ... -> b t ...', t=num_frames)
-    for name, x in record.items()
-  }
-  for name in clips.keys() & {'before', 'after'}:
-    marginal = clips[name][:, :, num_prefix:] / num_frames
-    clips[name] = einops.rearrange(marginal, 'b t n -> b (t n)')
-  return clips
+  def beside(a: Array, b: Array) -> Array:
+    return jnp.concatenate([a, b], axis=1)
+
+  return Attended(
+    jnp.concatenate([spatial.output, temporal.output], axis=2),
+    _both(beside, spatial.before, temporal.before),
+    _both(beside, spatial.after, temporal.after),
+    temporal.frames,
+  )
+
+
+def _both(
+  combine: Callable[[Array, Array], Array], a: Array | None, b: Array | None
+) -> Array | None:
+  return None if a is None or b is None else combine(a, b)
+
+
+def _block_diagonal(maps: Array, groups: int) -> Array:
+  """[B * G, H, Q, K] -> [B, H, G, Q, G, K], zero between groups."""
+  maps = einops.rearrange(maps, '(b g) h q k -> b h g q 1 k', g=groups)
+  return maps * jnp.eye(groups, dtype=maps.dtype)[:, None, :, None]

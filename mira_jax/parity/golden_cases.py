@@ -15,7 +15,8 @@ import numpy as np
 from mira_jax.augment.transforms import MEAN, STD
 from mira_jax.mira import MiraConfig, frame_gain, key_energy
 from mira_jax.models import mae
-from mira_jax.models.layers import Attention, sinusoid
+from mira_jax.models.blocks import Attention, BlockSpec
+from mira_jax.models.layers import sinusoid
 from mira_jax.models.vivit import ViViT
 from mira_jax.weights import torch_names
 
@@ -54,12 +55,14 @@ def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
   """One attention module over the steps of a case; the EMA is carried on."""
   config = mira_config(case)
   module = Attention(
-    heads=case['heads'],
-    num_frames=case['frames'],
-    mira=config,
-    train=case['training'],
-    implementation=attention,
-    dtype=dtype,
+    BlockSpec(
+      heads=case['heads'],
+      num_frames=case['frames'],
+      mira=config,
+      train=case['training'],
+      attention=attention,
+      dtype=dtype,
+    )
   )
   variables = _load(
     module, arrays, torch_names.ATTENTION, dtype, arrays['step0/x']

@@ -15,12 +15,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from mira_jax.errors import MiraInputError, checkpoint_error
-from mira_jax.kernels.dispatch import IMPLEMENTATIONS
-from mira_jax.kernels.operations import REMAT
 from mira_jax.mira import MiraConfig
-from mira_jax.models import ranges
-from mira_jax.models.variants import CLS_VARIANTS, VARIANTS
-from mira_jax.models.vivit import ViViT
+from mira_jax.models import options
 
 Card = dict[str, Any]
 
@@ -32,14 +28,14 @@ _NAME_LENGTH = 500  # characters of the name of a class
 _WORDS = {int: 'whole number', float: 'number', bool: 'bool', str: 'text'}
 # The range of numbers; of others it is _RANGE.
 _RANGE = (-1e6, 1e6)
-_RANGES = ranges.MODEL | ranges.PRETRAIN | {'rate': ranges.RATE}
-_MODEL = typing.get_type_hints(ViViT) | {
-  'variant': Literal[VARIANTS],
-  'attention': Literal[(None, *IMPLEMENTATIONS)],
-  'remat': Literal[(None, *REMAT)],
-  'dtype': Literal['float32', 'bfloat16'],
+_RANGES = {
+  **options.RANGES,
+  **options.DECODER_RANGES,
+  'rate': options.FRAME_STRIDE,
 }
-_MODEL = {n: x for n, x in _MODEL.items() if n not in ('parent', 'name')}
+_MODEL = typing.get_type_hints(options.ModelOptions) | {
+  name: Literal[choices] for name, choices in options.CHOICES.items()
+}
 _NEEDED = (
   *('dim', 'depth', 'heads', 'num_classes'),
   *('frames', 'image_size', 'patch', 'tubelet'),
@@ -180,14 +176,8 @@ def _check_divides(values: Mapping[str, Any], whole: str, part: str) -> None:
 
 def _check_model(model: Mapping[str, Any]) -> None:
   """That the fields of a model go together, and that it is of a size."""
-  _check_divides(model, 'dim', 'heads')
-  _check_divides(model, 'image_size', 'patch')
-  _check_divides(model, 'frames', 'tubelet')
-  variant = model.get('variant', 'joint')
-  if model.get('pool') == 'cls' and variant not in CLS_VARIANTS:
-    raise ValueError(f"says pool 'cls', which variant {variant!r} has not")
-  if variant == 'factorised_dot_product' and model['heads'] % 2:
-    raise ValueError(f'says {model["heads"]} heads; {variant!r} halves them')
+  if fault := options.contradiction(options.ModelOptions(**model)):
+    raise ValueError('has {}: {}'.format(*fault))
   side = model['image_size'] // model['patch']
   tokens = side**2 * (model['frames'] // model['tubelet'])
   pixels = model['image_size'] ** 2 * model['frames']

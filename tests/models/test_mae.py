@@ -11,6 +11,7 @@ import pytest
 
 from mira_jax.augment.transforms import MEAN, STD
 from mira_jax.mira import MiraConfig
+from mira_jax.models.blocks import BLOCKS
 from mira_jax.models.mae import (
   MaskedAutoencoder,
   reconstruction_loss,
@@ -19,7 +20,6 @@ from mira_jax.models.mae import (
   tube_mask,
   tubelet_targets,
 )
-from mira_jax.models.variants import BLOCKS
 from mira_jax.models.vivit import SIZES
 from mira_jax.weights import torch_names
 from oracle import formula_state, formula_video

@@ -12,7 +12,7 @@ import pytest
 
 from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
-from mira_jax.models.layers import Attention
+from mira_jax.models.blocks import Attention, BlockSpec
 from mira_jax.weights import torch_names
 from oracle import Hyper, attention
 
@@ -278,7 +278,9 @@ def run_module(config, train):
   """Output, gain, gradients by PyTorch name and buffers of the module."""
   x, state = fixture()
   module = Attention(
-    heads=2, num_frames=4, mira=config, train=train, dtype=jnp.float64
+    BlockSpec(
+      heads=2, num_frames=4, mira=config, train=train, dtype=jnp.float64
+    )
   )
   template = jax.eval_shape(module.init, jax.random.key(0), x)
   if config is None:

@@ -12,7 +12,8 @@ import pytest
 from flax import linen as nn
 
 from mira_jax.mira import MiraConfig
-from mira_jax.models.encoder import Block, Encoder
+from mira_jax.models.blocks import Block, BlockSpec
+from mira_jax.models.encoder import Encoder
 from mira_jax.models.layers import resize_positions, sinusoid
 from mira_jax.models.vivit import SIZES, ViViT
 from mira_jax.weights import torch_names
@@ -326,15 +327,8 @@ def test_remat_computes_no_attention_twice(scan, mira):
   tokens = jnp.ones((1, 16, 8))
 
   def exponentials(remat: str | None) -> int:
-    model = Encoder(
-      depth=2,
-      heads=2,
-      num_frames=4,
-      mira=mira,
-      attention='streaming',
-      remat=remat,
-      scan=scan,
-    )
+    spec = BlockSpec(heads=2, num_frames=4, mira=mira, attention='streaming')
+    model = Encoder(spec, depth=2, remat=remat, scan=scan)
     variables = model.init(jax.random.key(0), tokens)
 
     def loss(params):
@@ -426,7 +420,7 @@ def test_layer_scale_zero_silences_the_blocks():
 
 
 def test_drop_path_loses_whole_branches_and_keeps_the_mean():
-  block = Block(heads=2, num_frames=2, train=True, drop_path=True)
+  block = Block(BlockSpec(heads=2, num_frames=2, train=True, drop_paths=True))
   x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 8)), jnp.float32)
   clips = jnp.broadcast_to(x, (4096, 6, 8))
   params = block.init(jax.random.key(0), x, 0.0)['params']

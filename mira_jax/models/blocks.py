@@ -1,0 +1,257 @@
+"""Transformer blocks: attention with MiRA, MLP, and the blocks of variants.
+
+B clips, T temporal tokens (MiRA's frames), N tokens of each, L tokens, C model
+width, H heads, D channels per head.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import einops
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from mira_jax.devices.partition import split_clips
+from mira_jax.kernels.attention import Attended
+from mira_jax.mira import key_marginal
+from mira_jax.models import variants
+from mira_jax.models.layers import Mlp, default_init, layer_norm, mlp_width
+from mira_jax.models.options import BlockOptions
+
+Array = jax.Array
+Record = dict[str, Array]
+# Not frozen, as the options of a configuration are not; never changed.
+_spec = dataclasses.dataclass(kw_only=True, unsafe_hash=True)
+
+
+@_spec
+class BlockSpec(BlockOptions):
+  """Everything that a block reads, in one field of every module.
+
+  Attributes:
+    num_frames: T.
+    num_prefix: leading tokens of no frame (a class token).
+    train: whether a training step is running.
+    drop_paths: whether to draw which clips lose a branch (rng 'dropout').
+    record: whether to return the arrays of `block_record`.
+    kernel_init: of all kernels.
+  """
+
+  num_frames: int
+  num_prefix: int = 0
+  train: bool = False
+  drop_paths: bool = False
+  record: bool = False
+  kernel_init: Callable[..., Array] = default_init
+
+  @property
+  def implementation(self) -> str | None:
+    """Of attention: one that returns maps if they are recorded."""
+    return self.attention or ('meaning' if self.record else None)
+
+
+def spec_of(options: BlockOptions, **own: Any) -> BlockSpec:
+  """The spec of a model's blocks; `own` are the fields of a block alone."""
+  names = (field.name for field in dataclasses.fields(BlockOptions))
+  shared = {name: getattr(options, name) for name in names}
+  return BlockSpec(**shared | {'dtype': jnp.dtype(options.dtype)} | own)
+
+
+class Attention(nn.Module):
+  """Multi-head self-attention.
+
+  Attributes:
+    spec: of the block.
+    attend: from queries, keys and values to the attention, see `variants`.
+    head_dim: D; None is C / H.
+  """
+
+  spec: BlockSpec
+  attend: variants.Attend = variants.joint
+  head_dim: int | None = None
+
+  @nn.compact
+  def __call__(self, x: Array) -> tuple[Array, Attended]:
+    """[B, L, C] -> the output [B, L, C] and the attention."""
+    spec, dim = self.spec, x.shape[-1]
+    if self.head_dim is None and dim % spec.heads:
+      raise ValueError(f'{spec.heads} heads do not divide dim {dim}')
+    head_shape = (spec.heads, self.head_dim or dim // spec.heads)
+    options = {'dtype': spec.dtype, 'kernel_init': spec.kernel_init}
+    qkv = nn.DenseGeneral(
+      (3, *head_shape), use_bias=False, name='qkv', **options
+    )(x)
+    q, k, v = (qkv[:, :, i] for i in range(3))
+    # Keys have no bias: it would cancel in the softmax.
+    zeros = nn.initializers.zeros
+    q = q + self.param('q_bias', zeros, head_shape).astype(spec.dtype)
+    v = v + self.param('v_bias', zeros, head_shape).astype(spec.dtype)
+    attended = self._with_average(q, k, v)
+    y = nn.DenseGeneral(dim, axis=(-2, -1), name='proj', **options)(
+      attended.output
+    )
+    return y, attended
+
+  def _with_average(self, q: Array, k: Array, v: Array) -> Attended:
+    """Attends with MiRA's EMA so far, and updates it in training."""
+    spec, learning = self.spec, self.is_mutable_collection('mira')
+    has_ema = spec.mira is not None and spec.mira.statistics == 'batch_ema'
+    if spec.train and has_ema and not learning:
+      raise ValueError("statistics='batch_ema' trains with mutable=['mira']")
+    past = None
+    # The reference keeps this buffer in every statistics mode; so do we, so
+    # that a conversion back and forth loses nothing. Where nothing needs it,
+    # the variables of a plain model will do.
+    if spec.mira is not None and (
+      learning or self.has_variable('mira', 'confidence')
+    ):
+      past = self.variable('mira', 'confidence', self._uniform)
+    value = None if past is None else past.value
+    attended = self.attend(spec, q, k, v, value)
+    if past is not None and learning and not self.is_initializing():
+      past.value = attended.frames.ema.astype(past.value.dtype)
+    return attended
+
+  def _uniform(self) -> Array:
+    frames = self.spec.num_frames
+    return jnp.full((frames,), 1 / frames, jnp.float32)
+
+
+class Block(nn.Module):
+  """Pre-norm transformer block: attention, then an MLP."""
+
+  spec: BlockSpec
+
+  @nn.compact
+  def __call__(
+    self, x: Array, drop_rate: Array | float
+  ) -> tuple[Array, Record | None]:
+    """[B, L, C] -> [B, L, C] and the record of `block_record`, if asked."""
+    x, attended = self._attend(split_clips(x), drop_rate)
+    x = self._transform(x, drop_rate)
+    return x, block_record(attended, x) if self.spec.record else None
+
+  def _attend(
+    self, x: Array, drop_rate: Array | float
+  ) -> tuple[Array, Attended]:
+    attend = variants.ATTENTION[self.spec.variant]
+    y, attended = Attention(self.spec, attend, name='attn')(
+      self._norm('norm1')(x)
+    )
+    return x + self._branch(y, drop_rate, 'scale1'), attended
+
+  def _transform(self, x: Array, drop_rate: Array | float) -> Array:
+    width = mlp_width(x.shape[-1], self.spec.mlp_ratio)
+    y = self._mlp(width, 'mlp')(self._norm('norm2')(x))
+    return x + self._branch(y, drop_rate, 'scale2')
+
+  def _norm(self, name: str) -> nn.LayerNorm:
+    return layer_norm(self.spec.dtype, name, self.spec.norm_eps)
+
+  def _mlp(self, width: int, name: str) -> Mlp:
+    spec = self.spec
+    return Mlp(width, spec.gelu, spec.kernel_init, spec.dtype, name=name)
+
+  def _branch(self, y: Array, drop_rate: Array | float, name: str) -> Array:
+    """Layer scale and drop path (each clip loses the branch with drop_rate)."""
+    if self.spec.layer_scale is not None:
+      init = nn.initializers.constant(self.spec.layer_scale)
+      y = y * self.param(name, init, (y.shape[-1],)).astype(y.dtype)
+    return self._drop(y, drop_rate)
+
+  def _drop(self, y: Array, drop_rate: Array | float) -> Array:
+    """Drop path over the leading axis."""
+    if self.spec.drop_paths:
+      keep = 1 - jnp.asarray(drop_rate, jnp.float32)
+      kept = jax.random.bernoulli(
+        self.make_rng('dropout'), keep, (y.shape[0], 1, 1)
+      )
+      y = jnp.where(kept, y / keep.astype(y.dtype), 0)
+    return y
+
+
+class SelfAttentionBlock(Block):
+  """'factorised_self_attention', model 3 of ViViT: attention twice.
+
+  First within frames ('attn'), then over time ('time_attn') with a norm and a
+  residual of its own, then the MLP. In records, maps have twice the heads.
+  """
+
+  def _attend(
+    self, x: Array, drop_rate: Array | float
+  ) -> tuple[Array, Attended]:
+    plain = dataclasses.replace(self.spec, mira=None)
+    y, spatial = Attention(plain, variants.within_frames, name='attn')(
+      self._norm('norm1')(x)
+    )
+    x = x + self._branch(y, drop_rate, 'scale1')
+    y, temporal = Attention(self.spec, variants.over_time, name='time_attn')(
+      self._norm('time_norm')(x)
+    )
+    x = x + self._branch(y, drop_rate, 'time_scale')
+    return x, variants.heads_of(spatial, temporal)
+
+
+class STBlock(Block):
+  """'st_block' of the authors' code: a second, light block within each frame.
+
+  It follows the usual block, and has 3 heads of max(32, C // 8) channels and an
+  MLP with max(64, C // 4) hidden ones, no layer scale, and a drop path that
+  drops single frames. MiRA is on the joint attention of the usual block, as
+  there; records are of that attention.
+  """
+
+  def _transform(self, x: Array, drop_rate: Array | float) -> Array:
+    x = super()._transform(x, drop_rate)
+    frames, dim = self.spec.num_frames, x.shape[-1]
+    x = einops.rearrange(x, 'b (t n) c -> (b t) n c', t=frames)
+    light = dataclasses.replace(
+      self.spec, heads=3, num_frames=1, mira=None, attention=None, record=False
+    )
+    y, _ = Attention(light, head_dim=max(32, dim // 8), name='framewise_attn')(
+      self._norm('framewise_norm1')(x)
+    )
+    x = x + self._drop(y, drop_rate)
+    y = self._mlp(max(64, dim // 4), 'framewise_mlp')(
+      self._norm('framewise_norm2')(x)
+    )
+    x = x + self._drop(y, drop_rate)
+    return einops.rearrange(x, '(b t) n c -> b (t n) c', t=frames)
+
+
+# 'factorised_encoder' is not here: it is two encoders of plain blocks.
+BLOCKS = {
+  'joint': Block,
+  'intra': Block,
+  'intra_as_shipped': Block,
+  'st_block': STBlock,
+  'factorised_self_attention': SelfAttentionBlock,
+  'factorised_dot_product': Block,
+}
+
+
+def block_record(attended: Attended, output: Array) -> Record:
+  """The recorded arrays of a block, by name.
+
+  `attention_before`, `attention_after` [B, H, L, L] and `before`, `after`
+  [B, L], their key marginals, unless an implementation without maps was asked
+  for; `output` [B, L, C]; and with MiRA `gain`, `prior`, `score`, `confidence`,
+  `concentration` (unless N is 1), each [B or 1, T].
+  """
+  record = {'output': output}
+  if attended.before is not None and attended.after is not None:
+    record |= {
+      'attention_before': attended.before,
+      'attention_after': attended.after,
+      'before': key_marginal(attended.before),
+      'after': key_marginal(attended.after),
+    }
+  if attended.frames is not None:
+    frames = attended.frames._asdict()
+    del frames['ema']
+    record |= {name: x for name, x in frames.items() if x is not None}
+  return record

@@ -1,0 +1,158 @@
+"""The role of every parameter, by its name: one table for all that ask.
+
+Weight decay, layer-wise learning rates, sharding, int8 and warm starts read it.
+A name is the '/'-joined path of a leaf; where the tree lies may precede it:
+'encoder/block_0/attn/qkv/kernel', 'params/encoder/...',
+'opt_state/0/mu/encoder/...'.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Role(NamedTuple):
+  """A kind of parameter.
+
+  Attributes:
+    name: of the role.
+    pattern: of the end of a parameter's name.
+    inputs: axes of a kernel that are summed over, which come before its
+      outputs; 0 for what is no kernel.
+    outputs: its other axes.
+    split: the axis that tensor parallelism splits, from the end; 0 for none.
+  """
+
+  name: str
+  pattern: str
+  inputs: int = 0
+  outputs: int = 1
+  split: int = 0
+
+
+_BLOCK = r'(encoder|temporal|decoder)/block(s|_\d+)/'
+_ATTN = rf'{_BLOCK}(time_|framewise_)?attn/'
+_MLP = rf'{_BLOCK}(framewise_)?mlp/'
+_NORM = rf'(norm|decoder_norm|{_BLOCK}((framewise_)?norm[12]|time_norm))/'
+
+ROLES = (
+  Role('embedding', 'embed/kernel', inputs=4),
+  Role('embedding bias', 'embed/bias'),
+  Role('positions', '(positions|positions_time)'),
+  Role('class token', '(cls|cls_time)'),
+  Role('mask token', 'mask_token'),
+  # [C, 3, H, D], [H, D], [H, D, C]
+  Role('qkv', f'{_ATTN}qkv/kernel', inputs=1, outputs=3, split=2),
+  Role('qv bias', f'{_ATTN}[qv]_bias', split=2),
+  Role('projection', f'{_ATTN}proj/kernel', inputs=2, split=3),
+  Role('projection bias', f'{_ATTN}proj/bias'),
+  Role('average', f'{_ATTN}confidence'),  # MiRA's, which is no parameter
+  # [C, F], [F], [F, C]
+  Role('hidden', f'{_MLP}fc1/kernel', inputs=1, split=1),
+  Role('hidden bias', f'{_MLP}fc1/bias', split=1),
+  Role('mlp output', f'{_MLP}fc2/kernel', inputs=1, split=2),
+  Role('mlp output bias', f'{_MLP}fc2/bias'),
+  Role('norm scale', f'{_NORM}scale'),
+  Role('norm bias', f'{_NORM}bias'),
+  Role('branch scale', rf'{_BLOCK}(scale[12]|time_scale)'),
+  Role('to decoder', 'to_decoder/kernel', inputs=1),
+  Role('decoder head', 'decoder_head/kernel', inputs=1),
+  Role('decoder head bias', 'decoder_head/bias'),
+  Role('head', 'head/kernel', inputs=1),
+  Role('head bias', 'head/bias'),
+)
+
+# Parts of a model: the first component of a parameter's name.
+HEAD = 'head'
+EMBEDDED = ('embed', 'positions', 'cls')  # what precedes the blocks
+TIME_EMBEDDED = ('positions_time', 'cls_time')  # the temporal blocks
+POSITIONS = ('params/positions', 'params/positions_time')
+MASK_TOKEN = 'params/mask_token'  # only of an autoencoder
+EMBEDDING = 'params/embed/kernel'
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+  """The name of a leaf from its path in a tree."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+@functools.cache
+def find_role(name: str) -> Role | None:
+  """The role of a name; None for what belongs to no model (a step count)."""
+  for role in ROLES:
+    if re.fullmatch(f'(.*/)?{role.pattern}', name):
+      return role
+  return None
+
+
+def role_of(name: str) -> Role:
+  """The role of a parameter.
+
+  Raises:
+    KeyError: the table lacks it.
+  """
+  if (role := find_role(name)) is None:
+    raise KeyError(f'{name} has no role in mira_jax.param_names')
+  return role
+
+
+def kernel_axes(
+  name: str, ndim: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+  """Axes of a kernel that are inputs, and outputs; () for what is no kernel.
+
+  Axes before them are those of stacked blocks.
+  """
+  role = role_of(name)
+  if not role.inputs:
+    return (), ()
+  middle = ndim - role.outputs
+  inputs = tuple(range(middle - role.inputs, middle))
+  return inputs, tuple(range(middle, ndim))
+
+
+# ----- blocks, stacked ('blocks', of scan=True) or single ('block_0', ...) -----
+
+
+def is_stacked(name: str) -> bool:
+  """Whether the first axis is that of stacked blocks."""
+  return '/blocks/' in name
+
+
+def block_index(name: str) -> int | None:
+  """The number of a single block."""
+  match = re.search(r'/block_(\d+)/', f'/{name}')
+  return int(match[1]) if match else None
+
+
+def stacked_name(name: str) -> str:
+  """The name of a single block's parameter among stacked ones."""
+  return re.sub(r'/block_\d+/', '/blocks/', name)
+
+
+def single_name(name: str, index: int) -> str:
+  """The inverse of `stacked_name`."""
+  return name.replace('/blocks/', f'/block_{index}/')
+
+
+# ----- what a warm start takes -------------------------------------------------
+
+_TASK = re.compile(r'params/(head|norm|decoder\w*|to_decoder|mask_token)\b')
+_ENCODER_NORM = re.compile(r'params/norm\b')
+
+
+def is_task(name: str) -> bool:
+  """Whether a new task learns it anew; all else is the backbone."""
+  return bool(_TASK.match(name))
+
+
+def is_last_norm(name: str) -> bool:
+  """The norm before the head, or of an autoencoder's encoder.
+
+  A classifier's is of the mean of the tokens, an autoencoder's of each.
+  """
+  return bool(_ENCODER_NORM.match(name))
