@@ -83,10 +83,12 @@ def path_name(path: tuple[Any, ...]) -> str:
 @functools.cache
 def find_role(name: str) -> Role | None:
   """The role of a name; None for what belongs to no model (a step count)."""
-  for role in ROLES:
-    if re.fullmatch(f'(.*/)?{role.pattern}', name):
-      return role
-  return None
+  return next((role for role in ROLES if matches(role, name)), None)
+
+
+def matches(role: Role, name: str) -> bool:
+  """Whether a name, wherever its tree lies, has a role."""
+  return bool(re.fullmatch(f'(.*/)?{role.pattern}', name))
 
 
 def role_of(name: str) -> Role:
@@ -100,22 +102,27 @@ def role_of(name: str) -> Role:
   return role
 
 
+def is_head(name: str) -> bool:
+  """Whether it is the classification head's."""
+  return role_of(name).name in ('head', 'head bias')
+
+
 def kernel_axes(
   name: str, ndim: int
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
-  """Axes of a kernel that are inputs, and outputs; () for what is no kernel.
+) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+  """Axes of a kernel that are inputs, and outputs; None for what is no kernel.
 
   Axes before them are those of stacked blocks.
   """
   role = role_of(name)
   if not role.inputs:
-    return (), ()
+    return None
   middle = ndim - role.outputs
   inputs = tuple(range(middle - role.inputs, middle))
   return inputs, tuple(range(middle, ndim))
 
 
-# ----- blocks, stacked ('blocks', of scan=True) or single ('block_0', ...) -----
+# ----- blocks: stacked ('blocks', of scan=True) or single ('block_0', ...) ----
 
 
 def is_stacked(name: str) -> bool:
@@ -139,7 +146,7 @@ def single_name(name: str, index: int) -> str:
   return name.replace('/blocks/', f'/block_{index}/')
 
 
-# ----- what a warm start takes -------------------------------------------------
+# ----- what a warm start takes ------------------------------------------------
 
 _TASK = re.compile(r'params/(head|norm|decoder\w*|to_decoder|mask_token)\b')
 _ENCODER_NORM = re.compile(r'params/norm\b')

@@ -1,4 +1,4 @@
-"""Where arrays live: one mesh, one table of rules.
+"""Where arrays live: one mesh, and the axes that `param_names.ROLES` splits.
 
 A mesh has three axes. Clips are split over 'data' and 'fsdp'; 'fsdp' splits
 parameters, too (fully sharded data parallelism; Rajbhandari et al., ZeRO, SC
@@ -10,7 +10,6 @@ parallelism; Shoeybi et al., Megatron-LM, arXiv 1909.08053). Training is
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,22 +18,11 @@ import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from mira_jax import param_names
 from mira_jax.devices.partition import CLIP_AXES, HEAD_AXIS
 
 PyTree = Any
 
-# First match wins. Left: where in the train state or the variables, such as
-# 'params/encoder/block_0/attn/qkv/kernel'; averages and the moments of an
-# optimiser end alike. Right: mesh axis of the last array axes.
-RULES = (
-  (r'attn/qkv/kernel$', (None, None, HEAD_AXIS, None)),  # [C, 3, H, D]
-  (r'attn/[qv]_bias$', (HEAD_AXIS, None)),  # [H, D]
-  (r'attn/proj/kernel$', (HEAD_AXIS, None, None)),  # [H, D, C]
-  (r'mlp/fc1/kernel$', (None, HEAD_AXIS)),  # [C, F]
-  (r'mlp/fc1/bias$', (HEAD_AXIS,)),  # [F]
-  (r'mlp/fc2/kernel$', (HEAD_AXIS, None)),  # [F, C]
-  (r'', ()),
-)
 # Arrays of fewer numbers are not split over 'fsdp': fetching them costs more
 # time than they cost memory.
 FSDP_LEAST = 2**14
@@ -114,10 +102,10 @@ def ambient(mesh: Mesh):
 
 
 def shardings(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Sharding of every leaf of `tree` (arrays or shapes), by RULES and size."""
+  """Sharding of every leaf of `tree` (arrays or shapes), by role and size."""
 
   def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    name = param_names.path_name(path)
     return NamedSharding(mesh, partition(name, leaf.shape, mesh.shape))
 
   return jax.tree_util.tree_map_with_path(one, tree)
@@ -137,20 +125,21 @@ def partition(
 ) -> PartitionSpec:
   """The mesh axis of every axis of an array.
 
-  An axis that does not divide stays whole. 'fsdp' splits the longest axis that
-  is still whole, but not that of stacked blocks.
+  'model' splits the axis of heads or of the hidden width, see `param_names`;
+  'fsdp' the longest other axis, but not that of stacked blocks. An axis that
+  does not divide stays whole.
 
   Args:
-    name: '/'-joined path, see RULES.
+    name: '/'-joined path in a train state or in variables.
     shape: of the array.
     axes: mesh axis -> size.
   """
-  rule = next(spec for pattern, spec in RULES if re.search(pattern, name))
+  role = param_names.find_role(name)
   spec: list[str | None] = [None] * len(shape)
-  for i, axis in enumerate(rule, len(shape) - len(rule)):
-    if axis and axes[axis] > 1 and shape[i] % axes[axis] == 0:
-      spec[i] = axis
-  first = int('/blocks/' in name)
+  parts = axes[HEAD_AXIS]
+  if role and role.split and parts > 1 and shape[-role.split] % parts == 0:
+    spec[-role.split] = HEAD_AXIS
+  first = int(param_names.is_stacked(name))
   free = [
     i
     for i in range(first, len(shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
@@ -11,16 +10,9 @@ import numpy as np
 import optax
 import optax.contrib
 
+from mira_jax import param_names
+
 PyTree = Any
-
-# What is added to tokens, or scales them, is not decayed, of whatever rank:
-# biases per head have two axes, and stacked blocks add one to everything.
-UNDECAYED = re.compile(r'\w*bias|\w*scale\d?|pos\w*|cls\w*|\w*token')
-
-# What comes before the blocks: layer 0 of layer-wise decay.
-INPUTS = ('embed', 'positions', 'cls')
-# Of variant 'factorised_encoder': what comes before its temporal blocks.
-TIME_INPUTS = ('positions_time', 'cls_time')
 
 
 def warmup_cosine(
@@ -52,13 +44,17 @@ def warmup_cosine(
 
 
 def decayed(params: PyTree) -> PyTree:
-  """True where weight decay applies: matrices and larger, see UNDECAYED."""
+  """True where weight decay applies: to kernels.
 
-  def one(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-    name = jax.tree_util.keystr(path[-1:], simple=True)
-    return leaf.ndim > 1 and not UNDECAYED.fullmatch(name)
+  Biases, scales, positions and tokens are not decayed.
 
-  return jax.tree_util.tree_map_with_path(one, params)
+  Raises:
+    KeyError: a parameter that `param_names.ROLES` lacks.
+  """
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: param_names.role_of(param_names.path_name(path)).inputs > 0,
+    params,
+  )
 
 
 def layer_scales(params: PyTree, decay: float) -> PyTree:
@@ -86,18 +82,19 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
   before = {'encoder': 0, 'temporal': spatial}  # layers, without layer 0
 
   def one(path: tuple[Any, ...], leaf: jax.Array) -> np.ndarray | np.float64:
-    names = [entry.key for entry in path]
-    if names[0] in INPUTS:
+    name = param_names.path_name(path)
+    part = name.split('/')[0]
+    if part in param_names.EMBEDDED:
       layer = 0
-    elif names[0] in TIME_INPUTS:
+    elif part in param_names.TIME_EMBEDDED:
       layer = spatial
-    elif names[0] not in before:
+    elif part not in before:
       layer = depth + 1
-    elif names[1] == 'blocks':
-      blocks = np.arange(leaf.shape[0]).reshape(-1, *[1] * (leaf.ndim - 1))
-      layer = before[names[0]] + blocks + 1
     else:
-      layer = before[names[0]] + int(names[1].removeprefix('block_')) + 1
+      block = param_names.block_index(name)
+      if block is None:  # stacked blocks
+        block = np.arange(leaf.shape[0]).reshape(-1, *[1] * (leaf.ndim - 1))
+      layer = before[part] + block + 1
     return np.float64(decay) ** (depth + 1 - layer)
 
   return jax.tree_util.tree_map_with_path(one, params)
@@ -167,16 +164,11 @@ def matrix_axes(params: PyTree) -> PyTree:
   """
 
   def one(path: tuple[Any, ...], leaf: jax.Array):
-    names = [entry.key for entry in path]
-    if names[-1] != 'kernel' or names[-2] == 'head':
+    name = param_names.path_name(path)
+    axes = param_names.kernel_axes(name, leaf.ndim)
+    if axes is None or param_names.is_head(name):
       return None
-    inputs = {'embed': 4, 'proj': 2}.get(names[-2], 1)
-    outputs = 3 if names[-2] == 'qkv' else 1
-    first = leaf.ndim - inputs - outputs
-    return optax.contrib.MuonDimensionNumbers(
-      tuple(range(first, first + inputs)),
-      tuple(range(first + inputs, leaf.ndim)),
-    )
+    return optax.contrib.MuonDimensionNumbers(*axes)
 
   return jax.tree_util.tree_map_with_path(one, params)
 
@@ -188,7 +180,7 @@ def head_only(
 
   def labels(params: PyTree) -> PyTree:
     return {
-      name: jax.tree.map(lambda _, n=name: n == 'head', part)
+      name: jax.tree.map(lambda _, n=name: n == param_names.HEAD, part)
       for name, part in params.items()
     }
 

@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mira_jax import param_names
+
 Array = jax.Array
 PyTree = Any
 
@@ -40,10 +42,11 @@ def quantise(variables: PyTree) -> PyTree:
   """
 
   def change(path: tuple[Any, ...], leaf: Array) -> Array | Int8:
-    names = [str(getattr(key, 'key', key)) for key in path]
-    if names[-1] != 'kernel' or 'head' in names:
+    name = param_names.path_name(path)
+    axes = param_names.kernel_axes(name, leaf.ndim)
+    if axes is None or param_names.is_head(name):
       return leaf
-    return _quantise(jnp.asarray(leaf, jnp.float32), _inputs(names, leaf.ndim))
+    return _quantise(jnp.asarray(leaf, jnp.float32), axes[0])
 
   return jax.tree_util.tree_map_with_path(change, variables)
 
@@ -55,14 +58,6 @@ def restore(variables: PyTree) -> PyTree:
     variables,
     is_leaf=lambda x: isinstance(x, Int8),
   )
-
-
-def _inputs(names: list[str], ndim: int) -> tuple[int, ...]:
-  """Axes of a kernel that are summed over; the others are outputs."""
-  if 'qkv' in names:  # [C, 3, H, D], after any axis of stacked blocks
-    return (ndim - 4,)
-  first = 1 if 'blocks' in names else 0
-  return tuple(range(first, ndim - 1))
 
 
 def _quantise(kernel: Array, axes: tuple[int, ...]) -> Int8:

@@ -16,7 +16,8 @@ import jax
 import numpy as np
 
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.weights.weights_file import compact, flatten, path_name
+from mira_jax.param_names import path_name
+from mira_jax.weights.weights_file import compact, flatten
 
 _SHAPES = 'mis-shaped'
 Variables = Mapping[str, Any]

@@ -17,19 +17,21 @@ import numpy as np
 
 from mira_jax.errors import checkpoint_error, some
 from mira_jax.models.layers import resize_positions
+from mira_jax.param_names import (
+  EMBEDDING,
+  MASK_TOKEN,
+  POSITIONS,
+  is_last_norm,
+  is_stacked,
+  is_task,
+  single_name,
+)
 from mira_jax.weights import infer_model, sources, torch_names
 from mira_jax.weights.weights_file import compact, flatten, restack, unflatten
 
 PyTree = Any
 Grid = tuple[int, int, int]
 _SHOWN = 4  # names that a report tells before it says how many more
-
-# What a new task learns anew; all else is the backbone.
-_TASK = re.compile(r'params/(head|norm|decoder\w*|to_decoder|mask_token)\b')
-# Of a pre-training, what has the name but not the meaning of a classifier's:
-# its norm is of the encoder's tokens, a classifier's of their mean.
-_PRETRAINING_ONLY = re.compile(r'params/norm\b')
-_POSITIONS = ('params/positions', 'params/positions_time')
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -126,12 +128,12 @@ def transfer(
   arrays = found.arrays
   taken = [name for name in have if name in arrays]
   absent = [name for name in have if name not in arrays]
-  missing = [name for name in absent if not _TASK.match(name)]
+  missing = [name for name in absent if not is_task(name)]
   _check_missing(path, have, arrays, missing, allow_missing)
   new = {n: np.asarray(arrays.get(n, x), x.dtype) for n, x in have.items()}
   return unflatten(new), Transfer(
     taken=taken,
-    fresh=[name for name in absent if _TASK.match(name)],
+    fresh=[name for name in absent if is_task(name)],
     missing=missing,
     ignored=sorted(arrays.keys() - have.keys()),
     notes=found.notes,
@@ -146,15 +148,15 @@ def _find(source: sources.Source, have: Mapping[str, np.ndarray]) -> _Found:
   card = source.card
   if not source.native:
     arrays = _from_torch(source.state, have)
-  elif card.get('pretrain') is not None and 'params/mask_token' not in have:
+  elif card.get('pretrain') is not None and MASK_TOKEN not in have:
     arrays = {
-      f'{n} (of tokens)' if _PRETRAINING_ONLY.match(n) else n: x
+      f'{n} (of tokens)' if is_last_norm(n) else n: x
       for n, x in source.state.items()
     }
   else:
     arrays = source.state
   return _Found(
-    arrays=restack(arrays, any('/blocks/' in name for name in have)),
+    arrays=restack(arrays, any(map(is_stacked, have))),
     class_names=card.get('class_names') or source.class_names,
     grid=_grid_of_card(card) if source.native else infer_model.grid_of(source),
     notes=list(source.notes),
@@ -171,7 +173,7 @@ def _from_torch(
   state: Mapping[str, np.ndarray], have: Mapping[str, np.ndarray]
 ) -> dict[str, np.ndarray]:
   """Renames a PyTorch state dict; what has no place keeps its name."""
-  if 'params/mask_token' in have:
+  if MASK_TOKEN in have:
     table = torch_names.AUTOENCODER
   else:
     table = torch_names.CLASSIFIER
@@ -189,7 +191,7 @@ def _from_torch(
       fits = array.shape == expected
       if fits:
         array = layout.to_flax(array).reshape(shape)
-      elif path in _POSITIONS and array.ndim == 3:
+      elif path in POSITIONS and array.ndim == 3:
         array = array[0]  # of another number, which may still be of use
       source[path] = array
       used.add(name)
@@ -201,9 +203,9 @@ def _unstacked_shapes(
 ) -> dict[str, tuple[int, ...]]:
   shapes = {}
   for name, array in have.items():
-    if '/blocks/' in name:
+    if is_stacked(name):
       for i in range(len(array)):
-        shapes[name.replace('/blocks/', f'/block_{i}/')] = array.shape[1:]
+        shapes[single_name(name, i)] = array.shape[1:]
     else:
       shapes[name] = array.shape
   return shapes
@@ -265,7 +267,7 @@ def _fit_positions(
   if found.grid is None or grid is None or found.grid == grid:
     return
   before, now = ('{} x {} x {}'.format(*g) for g in (found.grid, grid))
-  learned = [n for n in _POSITIONS if n in have and n in found.arrays]
+  learned = [n for n in POSITIONS if n in have and n in found.arrays]
   if not learned:
     found.notes.append(f'positions are computed for {now} tokens, not {before}')
   for name in learned:
@@ -303,13 +305,13 @@ def _check_shapes(
     for name, array in have.items()
     if name in found.arrays and found.arrays[name].shape != array.shape
   ]
-  backbone = [name for name in wrong if not _TASK.match(name)]
+  backbone = [name for name in wrong if not is_task(name)]
   if backbone:
     first = backbone[0]
     there, here = (x[first].shape for x in (found.arrays, have))
     hint = f'{first} is {there} in the weights and {here} in this model; give '
     hint += 'it the size that the weights were trained with'
-    embed = found.arrays.get('params/embed/kernel')
+    embed = found.arrays.get(EMBEDDING)
     size = () if embed is None else embed.shape
     if len(size) == 5:  # [tubelet, patch, patch, 3, dim]
       if size[3] != 3:  # PyTorch's [dim, 3, tubelet, patch, patch]
@@ -333,7 +335,7 @@ def _check_missing(
 ) -> None:
   """Refuses a source without all of the backbone, or with nothing of it."""
   params = [name for name in missing if name.startswith('params/')]
-  backbone = [n for n in have if n.startswith('params/') and not _TASK.match(n)]
+  backbone = [n for n in have if n.startswith('params/') and not is_task(n)]
   if len(params) == len(backbone):
     hint = 'it has nothing of this model; its first tensors are '
     hint += ', '.join(list(source)[:3])

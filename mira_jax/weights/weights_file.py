@@ -23,6 +23,13 @@ import safetensors
 import safetensors.numpy
 
 from mira_jax.errors import checkpoint_error, not_readable
+from mira_jax.param_names import (
+  block_index,
+  is_stacked,
+  path_name,
+  single_name,
+  stacked_name,
+)
 from mira_jax.weights.metadata import parse_card
 
 PyTree = Any
@@ -38,11 +45,6 @@ def flatten(tree: PyTree) -> dict[str, Any]:
   """Nested dicts -> one dict of their leaves with '/'-joined names."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {path_name(path): leaf for path, leaf in leaves}
-
-
-def path_name(path: tuple[Any, ...]) -> str:
-  """The name of a leaf from its path in a tree of dicts."""
-  return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -86,13 +88,12 @@ def restack(
   """
   result: dict[str, Any] = {}
   for name, array in arrays.items():
-    block = re.search(r'/block_(\d+)/', name)
-    if stacked and block:
-      whole = name.replace(block[0], '/blocks/')
-      result.setdefault(whole, {})[int(block[1])] = array
-    elif not stacked and '/blocks/' in name:
+    block = block_index(name)
+    if stacked and block is not None:
+      result.setdefault(stacked_name(name), {})[block] = array
+    elif not stacked and is_stacked(name):
       for i, one in enumerate(array):
-        result[name.replace('/blocks/', f'/block_{i}/')] = one
+        result[single_name(name, i)] = one
     else:
       result[name] = array
   return {

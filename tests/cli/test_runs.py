@@ -57,8 +57,8 @@ def tiny(path, **groups):
   """A configuration that learns the levels in seconds."""
   cfg = config.Config(
     model=config.ModelConfig(
-      dim=16, depth=1, heads=2, frames=4, image_size=16, head_scale=1.0,
-      mira=MiraConfig(),
+      dim=16, depth=1, heads=2, frames=4, image_size=16, patch=8,
+      head_scale=1.0, mira=MiraConfig(),
     ),
     data=config.DataConfig(
       dataset=path, rate=1, batch_size=8, threads=2, flip=False, shift=0,

@@ -83,7 +83,7 @@ def tiny(mode, **optim):
     mira = MiraConfig(mode=mode, statistics='batch_ema')
   return config.Config(
     model=config.ModelConfig(
-      dim=64, depth=2, heads=8, num_classes=3, frames=4, image_size=16,
+      dim=64, depth=2, heads=8, num_classes=3, frames=4, image_size=16, patch=8,
       head_scale=1.0, mira=mira, drop_path=0.2, scan=True,
     ),
     data=config.DataConfig(

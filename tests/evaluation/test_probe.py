@@ -366,7 +366,7 @@ def test_files_that_cannot_be_compared(test, code):
 # ----- the commands ---------------------------------------------------------
 
 MODEL = ModelConfig(
-  dim=16, depth=1, heads=2, num_classes=3, frames=4, image_size=16,
+  dim=16, depth=1, heads=2, num_classes=3, frames=4, image_size=16, patch=8,
   head_scale=1.0, mira=MiraConfig(),
 )  # fmt: skip
 

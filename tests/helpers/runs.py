@@ -79,6 +79,7 @@ def tiny(data: pathlib.Path, epochs: int = 4) -> config.Config:
       heads=2,
       frames=4,
       image_size=16,
+      patch=8,
       mira=MiraConfig(statistics='batch_ema'),
       drop_path=0.2,
     ),

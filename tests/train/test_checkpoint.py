@@ -522,7 +522,7 @@ def real_state(**axes):
   mesh = sharding.make_mesh(**axes, devices=jax.devices()[:count])
   cfg = config.Config(
     model=config.ModelConfig(
-      dim=64, depth=1, heads=2, frames=4, image_size=16, num_classes=3
+      dim=64, depth=1, heads=2, frames=4, image_size=16, patch=8, num_classes=3
     ),
     optim=config.OptimConfig(ema_decay=0.9),
   )

@@ -416,7 +416,13 @@ def tiny(path, **optimizer):
   """A run of three epochs of three steps."""
   return config.Config(
     model=config.ModelConfig(
-      dim=16, depth=1, heads=2, frames=4, image_size=16, mira=MiraConfig()
+      dim=16,
+      depth=1,
+      heads=2,
+      frames=4,
+      image_size=16,
+      patch=8,
+      mira=MiraConfig(),
     ),
     data=config.DataConfig(
       dataset=path, rate=1, batch_size=8, threads=2, val_fraction=0.0

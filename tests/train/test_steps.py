@@ -23,7 +23,7 @@ from mira_jax.train import step as steps
 
 KEY = jax.random.key(0)
 MODEL = ModelConfig(
-  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16,
+  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16, patch=8,
   head_scale=1.0, mira=MiraConfig(),
 )  # fmt: skip
 

@@ -39,6 +39,7 @@ MODEL = config.ModelConfig(
   num_classes=3,
   frames=4,
   image_size=16,
+  patch=8,
   head_scale=1.0,
   mira=MiraConfig(statistics='batch_ema'),
   drop_path=0.1,

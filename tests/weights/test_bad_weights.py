@@ -31,7 +31,7 @@ from mira_jax.weights import torch_names, warm_start, weights_file
 
 NAMES = ('angry', 'happy', 'sad')
 CONFIG = config.ModelConfig(
-  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16,
+  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16, patch=8,
   head_scale=1.0, mira=MiraConfig(),
 )  # fmt: skip
 

@@ -37,7 +37,9 @@ NAMES = ['angry', 'happy', 'sad']
 def fields(**changes):
   return (
     dataclasses.asdict(
-      config.ModelConfig(**SIZE, num_classes=3, frames=4, mlp_ratio=1.0)
+      config.ModelConfig(
+        **SIZE, num_classes=3, frames=4, mlp_ratio=1.0, mira=MiraConfig()
+      )
     )
     | changes
   )

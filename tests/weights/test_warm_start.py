@@ -19,7 +19,7 @@ from mira_jax.weights import infer_model, torch_names, weights_file
 from mira_jax.weights.warm_start import transfer
 
 CONFIG = ModelConfig(
-  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16,
+  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16, patch=8,
   head_scale=1.0, mira=MiraConfig(),
 )  # fmt: skip
 SIZE = (1, 4, 16, 16, 3)
