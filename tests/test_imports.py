@@ -27,7 +27,7 @@ FLOORS = (
   ('evaluation',),
   ('figures',),
   ('output', 'lock'),
-  ('mira', 'terminal', 'files'),
+  ('mira', 'terminal', 'files', 'param_names'),
   ('errors',),
 )
 ROOMS = {name: -i for i, floor in enumerate(FLOORS) for name in floor}

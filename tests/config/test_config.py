@@ -15,6 +15,7 @@ from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
 from mira_jax.inference import engine
 from mira_jax.mira import MiraConfig
+from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
 from mira_jax.train import build
 
@@ -33,10 +34,23 @@ def _in_the_repository(monkeypatch, request):
   monkeypatch.chdir(request.config.rootpath)
 
 
-def test_model_fields_are_the_models():
-  ours = {field.name for field in dataclasses.fields(config.ModelConfig)}
-  theirs = {field.name for field in dataclasses.fields(ViViT)}
-  assert ours == theirs - {'parent', 'name'}
+def test_a_model_option_is_defined_once():
+  for configured, model in (
+    (config.ModelConfig, ViViT),
+    (config.PretrainConfig, MaskedAutoencoder),
+  ):
+    ours, theirs = (
+      {f.name: f.default for f in dataclasses.fields(cls)}
+      for cls in (configured, model)
+    )
+    shared = ours.keys() & theirs.keys()
+    assert {n: ours[n] for n in shared} == {n: theirs[n] for n in shared}
+    # `dtype` is a name in configurations, and may be a type in models.
+    assert configured.__annotations__.keys() & shared <= {'dtype'}
+    assert not model.__annotations__.keys() & shared
+  assert {f.name for f in dataclasses.fields(config.ModelConfig)} == {
+    f.name for f in dataclasses.fields(ViViT)
+  } - {'parent', 'name'}
 
 
 @pytest.mark.parametrize('mode', ['plain', 'exact', 'flashlite'])
@@ -136,7 +150,7 @@ def test_validate_names_the_value(name, value):
     lambda tree: tree.update(sed=1),
     lambda tree: tree['optim'].update(lr='high'),
     lambda tree: tree['data'].update(batch_size=True),
-    lambda tree: tree['model']['mira'].update(mode='fast'),
+    lambda tree: tree['model'].update(mira={'mode': 'fast'}),
     lambda tree: tree.update(model=None),
   ],
 )
