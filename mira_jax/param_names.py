@@ -34,10 +34,9 @@ class Role(NamedTuple):
   split: int = 0
 
 
-_BLOCK = r'(encoder|temporal|decoder)/block(s|_\d+)/'
-_ATTN = rf'{_BLOCK}(time_|framewise_)?attn/'
-_MLP = rf'{_BLOCK}(framewise_)?mlp/'
-_NORM = rf'(norm|decoder_norm|{_BLOCK}((framewise_)?norm[12]|time_norm))/'
+_ATTN = '(time_|framewise_)?attn/'
+_MLP = '(framewise_)?mlp/'
+_NORM = '(norm|decoder_norm|(framewise_)?norm[12]|time_norm)/'
 
 ROLES = (
   Role('embedding', 'embed/kernel', inputs=4),
@@ -58,7 +57,7 @@ ROLES = (
   Role('mlp output bias', f'{_MLP}fc2/bias'),
   Role('norm scale', f'{_NORM}scale'),
   Role('norm bias', f'{_NORM}bias'),
-  Role('branch scale', rf'{_BLOCK}(scale[12]|time_scale)'),
+  Role('branch scale', '(scale[12]|time_scale)'),
   Role('to decoder', 'to_decoder/kernel', inputs=1),
   Role('decoder head', 'decoder_head/kernel', inputs=1),
   Role('decoder head bias', 'decoder_head/bias'),

@@ -32,7 +32,7 @@ IDENTITY = {'seed': 1, 'model': {'dim': 8, 'mira': None}}
 
 def state(value: float) -> steps.TrainState:
   params = {
-    'dense': {'kernel': jnp.full((50, 40), value), 'bias': jnp.ones(3)},
+    'head': {'kernel': jnp.full((50, 40), value), 'bias': jnp.ones(3)},
     'positions': jnp.full((4, 2), -value),
   }
   optimizer = optim.adamw(lambda step: 1e-3, clip_norm=1.0)
@@ -495,7 +495,7 @@ def test_a_step_that_always_vanishes_ends_in_one_line(tmp_path, monkeypatch):
     patch.setattr(checkpoint, '_read_if_it_stays', lambda *_: None)
     with pytest.raises(MiraInputError, match='removed 3 steps while'):
       checkpoint.read_weights(tmp_path, 'newest', wanted)
-  other = {'params': {'dense': {'kernel': jnp.zeros((7, 7))}}}
+  other = {'params': {'head': {'kernel': jnp.zeros((7, 7))}}}
   with pytest.raises(MiraInputError, match='run_changed'):
     checkpoint.read_weights(tmp_path, '1', abstract(other))
 

@@ -463,7 +463,7 @@ def test_a_run_that_ended_goes_on_with_a_lower_rate(levels, tmp_path):
 
 def test_force_tells_what_differs_and_refuses_other_shapes(tmp_path, caplog):
   def state(size):
-    params = {'dense': {'kernel': jnp.ones((size, 3))}}
+    params = {'head': {'kernel': jnp.ones((size, 3))}}
     return steps.init_state(lambda _: {'params': params}, optax.sgd(1.0), KEY)
 
   def restore(size, identity):

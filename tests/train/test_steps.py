@@ -181,7 +181,8 @@ def test_the_average_is_exponential_and_is_what_is_scored():
 
 
 def test_clipping_bounds_the_norm_of_the_gradient():
-  grads = {'kernel': jnp.full((3, 3), 2.0), 'bias': jnp.full((3,), -1.0)}
+  head = {'kernel': jnp.full((3, 3), 2.0), 'bias': jnp.full((3,), -1.0)}
+  grads = {'head': head}
   params = jax.tree.map(jnp.zeros_like, grads)
   norm = float(optax.tree.norm(grads))  # sqrt(9 * 4 + 3)
   assert norm == pytest.approx(39**0.5)

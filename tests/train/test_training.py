@@ -90,10 +90,12 @@ def test_only_matrices_decay(scan):
 
 def test_adamw_steps_as_worked_out_by_hand():
   # First step of Adam moves by the learning rate; decay adds rate * wd * w.
-  params = {'kernel': jnp.full((1, 1), 2.0), 'bias': jnp.full((1,), 2.0)}
+  head = {'kernel': jnp.full((1, 1), 2.0), 'bias': jnp.full((1,), 2.0)}
+  params = {'head': head}
   grads = jax.tree.map(lambda x: jnp.full_like(x, 5.0), params)
   optimizer = optim.adamw(lambda step: 0.1, weight_decay=0.5, clip_norm=1.0)
   updates, _ = optimizer.update(grads, optimizer.init(params), params)
+  updates = updates['head']
   np.testing.assert_allclose(updates['kernel'], -0.1 - 0.1 * 0.5 * 2, rtol=1e-5)
   np.testing.assert_allclose(updates['bias'], -0.1, rtol=1e-5)
 
