@@ -1,24 +1,25 @@
-"""Classify frozen features by their neighbours or by a linear map.
+"""Classify frozen features by their neighbours or by a linear classifier.
 
   mira probe FEATURES.npz [--method knn|linear] [--protocol split|folds|loso]
   mira probe FEATURES.npz --test OTHER.npz [--method knn|linear]
 
-FEATURES.npz is of `mira features`. The protocols are those of training: the
-splits train and test, the stored folds, or each subject left out. With --test
-all clips of FEATURES.npz are trained on and all of OTHER.npz are tested, those
-of another dataset, say. The number of neighbours and the strength of the
-penalty are chosen within the training clips, each without its own subject; all
-numbers of neighbours are shown beside.
+`mira features` writes FEATURES.npz. The protocols are those of training: the
+splits train and test, the stored folds, or leave one subject out. With --test
+the probe trains on all clips of FEATURES.npz and tests on all of OTHER.npz, for
+example those of another dataset. The number of neighbours and the strength of
+the penalty are selected within the training clips, each without its own
+subject; the table shows every number of neighbours.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import numpy as np
-from rich import box
 from rich.table import Table
 
 from mira_jax import output, terminal
@@ -28,10 +29,8 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import feature_file, probe, report, results
 from mira_jax.evaluation.metrics import score
 
-Tests = dict[str, tuple[np.ndarray, np.ndarray]]  # of feature_file.partition
 
-
-def add_arguments(parser: argparse.ArgumentParser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the features, the method and the protocol."""
   parser.add_argument('features', metavar='FEATURES.npz')
   parser.add_argument('--test', metavar='OTHER.npz', help='to test on')
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   )
   parser.add_argument(
     '--k',
-    help='numbers of neighbours to choose from (default: those of '
+    help='numbers of neighbours to select from (default: those of '
     f'{",".join(map(str, probe.NEIGHBOURS))} that the training clips allow)',
   )
   parser.add_argument(
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--balanced',
     action='store_true',
-    help='let every class weigh the same in the linear fit',
+    help='weigh all classes alike in the linear classifier',
   )
   parser.add_argument('--seed', type=int, default=0, help='of held-out clips')
   parser.add_argument('--out', metavar='DIR', help='for scores and a picture')
@@ -69,45 +68,45 @@ def run(args: argparse.Namespace) -> int:
   out = args.out and output.open_folder(args.out)
   names = tuple(data['class_names'].tolist())
   tests = feature_file.partition(data, args.protocol)
+  fewest = min(int(train.sum()) for train, _ in tests.values())
+  clips = np.arange(len(data['label'])).astype(str)
+  groups = np.where(data['subject'] == '', 'clip ' + clips, data['subject'])
+  method = _method(args, fewest, len(names))
   result = probe.run(
-    _method(args, tests, len(names)),
-    data['features'],
-    data['label'],
-    _groups(data),
-    tests,
-    len(names),
+    method, data['features'], data['label'], groups, tests, len(names)
   )
   folds = [
     results.Fold(name=name, matrix=matrix)
     for name, matrix in zip(result.folds, result.matrices, strict=True)
   ]
-  told = results.folds_dict(folds, names) | {
+  settings = {
     'method': args.method,
     'protocol': args.protocol,
     'chosen': dict(zip(result.folds, result.chosen, strict=True)),
-    'sweep': {n: _scores(m) for n, m in _in_order(result.sweep)},
     'about': feature_file.about(data),
   }
+  content = results.folds_dict(folds, names) | settings
+  content['sweep'] = {name: _scores(m) for name, m in _by_value(result.sweep)}
   if args.method == 'linear':
-    told['balanced'] = args.balanced
-  title = f'{args.method}, {args.protocol}: {pathlib.Path(args.features).name}'
-  if args.test:
-    title += f' -> {pathlib.Path(args.test).name}'
-  text = terminal.as_json(told, indent=2)
+    content['balanced'] = args.balanced
+  files = [args.features, *filter(None, [args.test])]
+  title = f'{args.method}, {args.protocol}: '
+  title += ' -> '.join(pathlib.Path(file).name for file in files)
   if args.json:
-    print(terminal.as_json(told, encoding=sys.stdout.encoding, indent=2))
+    print(terminal.as_json(content, encoding=sys.stdout.encoding, indent=2))
   else:
     _print(args, result, folds, names, title)
   if out:
+    text = terminal.as_json(content, indent=2)
     (out / 'folds.json').write_text(text + '\n', encoding='utf-8')
     path = report.write_evaluation(
       out,
       matrix=results.pooled(folds),
       class_names=names,
-      metadata={n: told[n] for n in ('method', 'protocol', 'chosen', 'about')},
+      metadata=settings,
       title=title,
     )
-    if not args.json:  # of which the document is all that is printed
+    if not args.json:  # which prints one document and nothing else
       terminal.say(f'scores: {path}')
   return ExitCode.OK
 
@@ -123,47 +122,41 @@ def _read(args: argparse.Namespace) -> feature_file.Features:
 
 
 def _method(
-  args: argparse.Namespace, tests: Tests, num_classes: int
+  args: argparse.Namespace, fewest: int, num_classes: int
 ) -> probe.Method:
-  if args.method == 'knn':
-    fewest = min(int(train.sum()) for train, _ in tests.values())
-    ks = _ks(args.k, fewest)
-    if not args.temperature > 0:
-      hint = 'the temperature of the votes must be above 0'
-      raise MiraInputError('bad_flag', f'{args.temperature}', hint)
-    return probe.knn_method(num_classes, ks, args.temperature)
-
-  def hold_out(labels: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    alone = len(set(groups.tolist())) == len(groups)
-    subjects = [''] * len(groups) if alone else groups.tolist()
-    held, _ = holdout.hold_out(subjects, labels.tolist(), 0.2, args.seed)
-    mask = np.zeros(len(labels), bool)
-    mask[sorted(held)] = True
-    return mask
-
-  return probe.linear_method(num_classes, hold_out, args.balanced)
-
-
-def _ks(text: str | None, fewest: int) -> list[int]:
-  """Numbers of neighbours that a fold of the fewest training clips has."""
-  if text is None:
-    return [k for k in probe.NEIGHBOURS if k <= fewest]
-  try:
-    ks = sorted({int(k) for k in text.split(',')})
-  except ValueError as error:
-    hint = 'give whole numbers with commas between, such as 1,5,20'
-    raise MiraInputError('bad_k', text, hint) from error
-  probe.check_k(ks, fewest)
-  return ks
+  """The chosen method; a fold has at least `fewest` training clips."""
+  if args.method == 'linear':
+    return functools.partial(
+      probe.linear,
+      num_classes=num_classes,
+      hold_out=functools.partial(_hold_out, seed=args.seed),
+      balanced=args.balanced,
+    )
+  if not args.temperature > 0:
+    hint = 'the temperature of the votes must be above 0'
+    raise MiraInputError('bad_flag', f'{args.temperature}', hint)
+  ks = [k for k in probe.NEIGHBOURS if k <= fewest]
+  if args.k is not None:
+    try:
+      ks = sorted({int(k) for k in args.k.split(',')})
+    except ValueError as error:
+      hint = 'give whole numbers with commas between, such as 1,5,20'
+      raise MiraInputError('bad_k', args.k, hint) from error
+    probe.check_k(ks, fewest)
+  return functools.partial(
+    probe.knn, num_classes=num_classes, ks=ks, temperature=args.temperature
+  )
 
 
-def _groups(data: dict[str, np.ndarray]) -> np.ndarray:
-  """The subject of every clip; a group of its own where it is unknown."""
-  alone = np.array([f'clip {i}' for i in range(len(data['label']))])
-  return np.where(data['subject'] == '', alone, data['subject'])
+def _hold_out(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
+  """Marks a fifth of the training clips, of whole subjects where known."""
+  known = len(np.unique(groups)) < len(groups)
+  subjects = groups.tolist() if known else [''] * len(groups)
+  held, _ = holdout.hold_out(subjects, labels.tolist(), 0.2, seed)
+  return np.isin(np.arange(len(labels)), sorted(held))
 
 
-def _in_order(sweep: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
+def _by_value(sweep: dict[str, np.ndarray]) -> list[tuple[str, np.ndarray]]:
   return sorted(sweep.items(), key=lambda item: float(item[0].split('=')[1]))
 
 
@@ -175,34 +168,29 @@ def _scores(matrix: np.ndarray) -> dict[str, float]:
 def _print(
   args: argparse.Namespace,
   result: probe.Result,
-  folds: list[results.Fold],
+  folds: Sequence[results.Fold],
   names: tuple[str, ...],
   title: str,
 ) -> None:
   if args.protocol == 'split':
-    print_matrix = report.evaluation_table(folds[0].matrix, names, title)
-    terminal.show(print_matrix)
+    terminal.show(report.evaluation_table(folds[0].matrix, names, title))
   else:
     terminal.show(results.folds_table(folds, names, title))
   if args.method == 'knn':
-    terminal.show(_sweep(result))
+    terminal.show(_sweep_table(result))
   else:
-    chosen = {name: result.chosen.count(name) for name in result.chosen}
-    told = ', '.join(f'{name} ({n})' for name, n in chosen.items())
-    terminal.say(f'selected within the training clips (folds): {told}')
+    counts = {name: result.chosen.count(name) for name in result.chosen}
+    shown = ', '.join(f'{name} ({n})' for name, n in counts.items())
+    terminal.say(f'selected within the training clips (folds): {shown}')
 
 
-def _sweep(result: probe.Result) -> Table:
-  """All numbers of neighbours, and in how many folds each was selected."""
-  folds = len(result.folds)
-  lines = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
-  lines.add_column('neighbours')
-  for name in ('WAR', 'UAR', 'macro F1'):
-    lines.add_column(name, justify='right')
+def _sweep_table(result: probe.Result) -> Table:
+  """All numbers of neighbours, and how many folds selected each."""
+  lines = report.table('neighbours', 'WAR', 'UAR', 'macro F1')
   lines.add_column('selected within the training clips')
-  for name, matrix in _in_order(result.sweep):
+  for name, matrix in _by_value(result.sweep):
     cells = [f'{100 * x:.1f} %' for x in _scores(matrix).values()]
-    count = result.chosen.count(name)
-    mark = 'selected' if folds == 1 else f'in {count} of {folds} folds'
+    count, all_folds = result.chosen.count(name), len(result.folds)
+    mark = f'in {count} of {all_folds} folds' if all_folds > 1 else 'selected'
     lines.add_row(name, *cells, mark * (count > 0))
   return lines

@@ -2,8 +2,9 @@
 
 Field conventions: WAR, the weighted average recall, is plain accuracy. UAR,
 the unweighted average recall, is the mean recall over the classes that have
-clips: a class absent from the test part is left out and counted out loud
-(`Scores.present`), not scored 0. Macro F1 follows the same rule.
+clips: an absent class is left out and counted (`Scores.present`), not scored 0.
+Macro F1 follows the same rule. scikit-learn scores labels, not matrices, and
+absent classes as 0; the tests hold these scores against it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, data_error, some
 
-_NAMED = 8  # clips that an error names before it says 'and so on'
+_NAMED = 8  # clips that an error names
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -31,7 +32,7 @@ class Scores:
   uar: float
   macro_f1: float
   weighted_f1: float
-  clips: int  # how many clips were scored
+  clips: int  # number of scored clips
   present: int  # how many of the K classes have clips
   recall: np.ndarray
   precision: np.ndarray
@@ -62,20 +63,15 @@ class Scores:
 
 
 def check_names(count: int, class_names: Sequence[str]) -> None:
-  """Checks that a confusion matrix of so many classes has a name for each.
+  """Checks that a confusion matrix of `count` classes has a name for each.
 
   Raises:
     MiraInputError: it has not ('class_count').
   """
   if count != len(class_names):
-    few = ', '.join(class_names[:_NAMED])
-    few += ', ...' if len(class_names) > _NAMED else ''
-    raise MiraInputError(
-      'class_count',
-      f'{len(class_names)} class names ({few})',
-      f'the confusion matrix is of {count} classes; score the model again',
-      exit_code=ExitCode.DATA,
-    )
+    where = f'{len(class_names)} class names ({some(class_names, _NAMED)})'
+    hint = f'the confusion matrix is of {count} classes; score the model again'
+    raise data_error('class_count', where, hint)
 
 
 def _plain(value: np.generic) -> float | int | None:
@@ -97,7 +93,7 @@ def confusion_matrix(
     int64 [K, K]; row sums are the clips per class.
 
   Raises:
-    MiraInputError: a class is outside 0..K-1.
+    MiraInputError: a class is outside 0..K-1 ('class_range').
     ValueError: the two differ in length.
   """
   labels, predictions = np.asarray(labels), np.asarray(predictions)
@@ -106,17 +102,14 @@ def confusion_matrix(
       f'labels {labels.shape} != predictions {predictions.shape}'
     )
   for name, values in (('label', labels), ('prediction', predictions)):
-    wrong = (values < 0) | (values >= num_classes)
-    if wrong.any():
-      raise MiraInputError(
-        'class_range',
-        f'{name} {values[wrong][0]} of clip {np.flatnonzero(wrong)[0]}',
-        f'classes must lie in 0..{num_classes - 1}',
-        exit_code=ExitCode.DATA,
-      )
-  cell = labels.astype(np.int64) * num_classes + predictions.astype(np.int64)
-  counts = np.bincount(cell, minlength=num_classes**2)
-  return counts.reshape(num_classes, num_classes).astype(np.int64)
+    wrong = np.flatnonzero((values < 0) | (values >= num_classes))
+    if wrong.size:
+      where = f'{name} {values[wrong[0]]} of clip {wrong[0]}'
+      hint = f'classes must lie in 0..{num_classes - 1}'
+      raise data_error('class_range', where, hint)
+  matrix = np.zeros((num_classes, num_classes), np.int64)
+  np.add.at(matrix, (labels, predictions), 1)
+  return matrix
 
 
 def score(matrix: np.ndarray) -> Scores:
@@ -161,8 +154,8 @@ def average_views(
   Args:
     probabilities: [N, K] softmax outputs in any order, without padding rows.
     clip: int [N], the clip of each row.
-    num_clips: how many clips there are.
-    views: how many rows each clip must have.
+    num_clips: number of clips.
+    views: rows that each clip must have.
 
   Returns:
     float64 [num_clips, K].
@@ -170,32 +163,30 @@ def average_views(
   Raises:
     MiraInputError: a clip has not exactly `views` rows, or a probability is
       not finite; the error names the clips.
+    ValueError: the two differ in length.
   """
   probabilities, clip = np.asarray(probabilities), np.asarray(clip)
   if len(probabilities) != len(clip):
     raise ValueError(f'{len(probabilities)} rows for {len(clip)} clip indices')
   outside = clip[(clip < 0) | (clip >= num_clips)]
   if outside.size:
-    raise _clips_error('clip_range', outside, f'indices end at {num_clips - 1}')
+    hint = f'indices end at {num_clips - 1}'
+    raise data_error('clip_range', _clips(outside), hint)
   broken = clip[~np.isfinite(probabilities).all(1)]
   if broken.size:
     hint = 'the model gave NaN or infinity for them: check its weights'
-    raise _clips_error('not_finite', broken, hint, ExitCode.NUMERIC)
+    code = ExitCode.NUMERIC
+    raise MiraInputError('not_finite', _clips(broken), hint, exit_code=code)
   counts = np.bincount(clip, minlength=num_clips)
   uneven = np.flatnonzero(counts != views)
   if uneven.size:
     found = sorted(set(counts[uneven].tolist()))
     hint = f'each clip must be seen in {views} views, these in {found}'
-    raise _clips_error('view_count', uneven, hint)
+    raise data_error('view_count', _clips(uneven), hint)
   total = np.zeros((num_clips, probabilities.shape[1]), np.float64)
   np.add.at(total, clip, probabilities)
   return total / views
 
 
-def _clips_error(
-  code: str, clips: np.ndarray, hint: str, exit_code: ExitCode = ExitCode.DATA
-) -> MiraInputError:
-  clips = np.unique(clips)
-  names = ', '.join(str(i) for i in clips[:_NAMED])
-  more = f' and {len(clips) - _NAMED} more' if len(clips) > _NAMED else ''
-  return MiraInputError(code, f'clip {names}{more}', hint, exit_code=exit_code)
+def _clips(clips: np.ndarray) -> str:
+  return f'clip {some([*map(str, np.unique(clips))], _NAMED)}'

@@ -226,6 +226,15 @@ def prediction_dict(
   }
 
 
+def table(first: str, *others: str) -> Table:
+  """An empty table: a column of names, then right-aligned columns."""
+  lines = _table()
+  lines.add_column(first, overflow='fold')
+  for name in others:
+    lines.add_column(Text(name), justify='right', no_wrap=True)
+  return lines
+
+
 def _table(**options: bool) -> Table:
   return Table(
     box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False, **options

@@ -1,11 +1,14 @@
-"""Scores against constants worked out by hand."""
+"""Scores against constants worked out by hand, and against scikit-learn."""
 
 from __future__ import annotations
 
 import json
 
+import hypothesis
 import numpy as np
 import pytest
+import sklearn.metrics
+from hypothesis import strategies as st
 
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import metrics
@@ -53,30 +56,65 @@ def test_scores_by_hand():
   np.testing.assert_allclose(scores.precision, [3 / 4, 1 / 2])
 
 
-def test_precision_is_not_recall():
-  # Class 1 is never predicted: precision 0, recall 0, F1 0, all finite.
-  scores = metrics.score(np.array([[4, 0], [1, 0]]))
-  np.testing.assert_allclose(scores.recall, [1, 0])
-  np.testing.assert_allclose(scores.precision, [4 / 5, 0])
-  np.testing.assert_allclose(scores.f1, [8 / 9, 0])
-
-
 def test_absent_class_is_left_out_and_counted():
-  # Class 2 has no clip although it was predicted once.
-  scores = metrics.score(np.array([[2, 0, 0], [0, 1, 1], [0, 0, 0]]))
+  # Class 2 has no clip although it was predicted once; class 3 has neither.
+  matrix = np.zeros((4, 4), int)
+  matrix[:3, :3] = [[2, 0, 0], [0, 1, 1], [0, 0, 0]]
+  scores = metrics.score(matrix)
   assert scores.present == 2
   assert scores.uar == pytest.approx((1 + 1 / 2) / 2)
   assert scores.macro_f1 == pytest.approx((1 + 2 / 3) / 2)
-  assert np.isnan(scores.recall[2])
-  assert np.isnan(scores.f1[2])
-  assert scores.precision[2] == 0
+  np.testing.assert_array_equal(np.isnan(scores.recall), [0, 0, 1, 1])
+  np.testing.assert_array_equal(np.isnan(scores.f1), [0, 0, 1, 1])
+  np.testing.assert_allclose(scores.precision, [1, 1, 0, 0])
 
 
-def test_uar_of_equal_support_is_war():
-  rng = np.random.default_rng(0)
-  matrix = rng.multinomial(30, [0.4, 0.3, 0.2, 0.1], size=4)
-  scores = metrics.score(matrix)
-  assert scores.uar == pytest.approx(scores.war)
+@pytest.mark.filterwarnings('ignore:A single label was found')
+@hypothesis.settings(max_examples=60, derandomize=True, deadline=None)
+@hypothesis.given(st.data())
+def test_scores_are_those_of_scikit_learn(data):
+  """Random labels of up to 6 classes, of which some are absent or unseen."""
+  classes = data.draw(st.integers(1, 6))
+  some = st.lists(st.integers(0, classes - 1), min_size=1, max_size=30)
+  true = np.array(data.draw(some))
+  guess = np.array(
+    data.draw(
+      st.lists(
+        st.integers(0, classes - 1), min_size=len(true), max_size=len(true)
+      )
+    )
+  )
+  matrix = metrics.confusion_matrix(true, guess, classes)
+  np.testing.assert_array_equal(
+    matrix, sklearn.metrics.confusion_matrix(true, guess, labels=range(classes))
+  )
+  found = metrics.score(matrix)
+  precision, recall, f1, support = (
+    sklearn.metrics.precision_recall_fscore_support(
+      true, guess, labels=range(classes), zero_division=0
+    )
+  )
+  here = support > 0
+  np.testing.assert_array_equal(found.support, support)
+  np.testing.assert_allclose(found.precision, precision)
+  np.testing.assert_allclose(found.recall[here], recall[here])
+  np.testing.assert_allclose(found.f1[here], f1[here])
+  assert np.isnan(found.recall[~here]).all()
+  assert np.isnan(found.f1[~here]).all()
+  present = np.unique(true)  # over which this library averages
+  f1 = {
+    average: sklearn.metrics.f1_score(
+      true, guess, labels=present, average=average, zero_division=0
+    )
+    for average in ('macro', 'weighted')
+  }
+  assert found.war == pytest.approx(sklearn.metrics.accuracy_score(true, guess))
+  assert found.uar == pytest.approx(
+    sklearn.metrics.recall_score(true, guess, labels=present, average='macro')
+  )
+  assert found.macro_f1 == pytest.approx(f1['macro'])
+  assert found.weighted_f1 == pytest.approx(f1['weighted'])
+  assert (found.clips, found.present) == (len(true), len(present))
 
 
 def test_to_dict_is_strict_json():
@@ -130,13 +168,8 @@ def test_average_views_in_any_order():
 
 def test_average_views_names_uneven_clips():
   half = np.full((5, 2), 0.5)
-  with pytest.raises(MiraInputError, match=r'clip 1: .*2 views.*\[1\]'):
-    metrics.average_views(half, np.array([0, 0, 1, 2, 2]), 3, 2)
-  with pytest.raises(MiraInputError, match=r'clip 1, 2: .*\[0, 3\]'):
+  with pytest.raises(MiraInputError, match=r'clip 1, 2: .*2 views.*\[0, 3\]'):
     metrics.average_views(half, np.array([0, 0, 1, 1, 1]), 3, 2)
-
-
-def test_average_views_names_many_clips_in_one_line():
   with pytest.raises(MiraInputError, match=r'clip 0, 1, .*, 7 and 12 more'):
     metrics.average_views(np.zeros((0, 2)), np.zeros(0, int), 20, 1)
 
