@@ -1,8 +1,8 @@
-"""Cells of Excel files as text.
+"""The cells of Excel files as text.
 
-openpyxl and xlrd give rows one by one and say what a cell is: a date, a truth
-value, an error, a formula. calamine, which holds a sheet as a rectangle, ends
-the process at one cell far out, and pandas reads through openpyxl anyway.
+openpyxl and xlrd give the kind of a cell: a date, a truth value, an error, a
+formula. calamine ends the process at one cell far out, and pandas, which reads
+through openpyxl, drops the kinds.
 """
 
 from __future__ import annotations
@@ -16,20 +16,16 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any
+from typing import Any
 
 import openpyxl
 import xlrd
 
-from mira_jax.errors import MiraInputError
 from mira_jax.prepare import cells
-from mira_jax.prepare.cells import EXCEL, Grid, Odd, bad_table, limited
+from mira_jax.prepare.cells import EXCEL, Grid, Odd, bad_table
+from mira_jax.errors import MiraInputError
 
-# What is no XML, a picture, cannot be read for a sheet, wherever it lies.
-_XML = re.compile(rb'\s*<|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\0')
-_ITEM = re.compile(rb'<(?:\w+:)?(?:row|si)\b')
-_LONGEST = 4 << 20  # bytes of a row, a string or all of what is neither
-_MOST_XLS = 32 << 20  # of 65,536 rows to a sheet
+_MOST_XLS = 32 << 20  # bytes; a sheet has at most 65,536 rows
 _EXACT = 10**15  # Excel keeps 15 digits of a number
 
 
@@ -49,32 +45,15 @@ def _xlsx(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   with zipfile.ZipFile(io.BytesIO(data)) as parts:
     names = parts.namelist()
     size = sum(part.file_size for part in parts.infolist())
-    if size > cells.MAX_BYTES:
-      raise bad_table(path, f'it unpacks to {size >> 20} MiB')
-    if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
-      raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')
-    for name in names:
-      with parts.open(name) as part:
-        _check_part(part, name, path)
+  if size > cells.MAX_BYTES:
+    raise bad_table(path, f'it unpacks to {size >> 20} MiB')
+  if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
+    raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')
   return [
     _grid(sheet.title, path, _xlsx_rows, sheet, data)
     for sheet in _book(data).worksheets
     if sheet.sheet_state == 'visible'
   ]
-
-
-def _check_part(
-  part: IO[bytes], name: str, path: str | os.PathLike[str]
-) -> None:
-  """Refuses what openpyxl would parse for minutes, or hold at once."""
-  count = since = 0
-  while (chunk := part.read(1 << 20)) and (count or since or _XML.match(chunk)):
-    found = [item.start() for item in _ITEM.finditer(chunk)]
-    count += len(found)
-    since = len(chunk) - found[-1] if found else since + len(chunk)
-    if count > cells.MAX_ROWS or since > _LONGEST:
-      hint = f'{name[:80]} has over {cells.MAX_ROWS} rows, or one of over '
-      raise bad_table(path, f'{hint}{_LONGEST >> 20} MiB: save it as CSV')
 
 
 def _grid(
@@ -83,99 +62,70 @@ def _grid(
   read: Callable[..., Iterator[tuple[int, list[str]]]],
   *args: Any,
 ) -> Grid:
-  rows = functools.partial(limited, read, *args, path)
-  return Grid(name=name, how=f'sheet {name!r}', rows=rows)
+  def rows() -> Iterator[tuple[int, list[str]]]:
+    with _excel_errors(path):
+      yield from read(*args)
+
+  return Grid(name=name, how=f'sheet {name!r}', path=path, read=rows)
 
 
 def _book(data: bytes, values: bool = True) -> Any:
-  with warnings.catch_warnings():  # of styles and the like that are not read
+  with warnings.catch_warnings():  # of styles and the like, which are not read
     warnings.simplefilter('ignore')
     return openpyxl.load_workbook(
       io.BytesIO(data), read_only=True, data_only=values, keep_links=False
     )
 
 
-def _xlsx_rows(
-  sheet: Any, data: bytes, path: str | os.PathLike[str]
-) -> Iterator[tuple[int, list[str]]]:
-  formulas = functools.cache(lambda: _formulas(data, sheet.title))
+def _cells(sheet: Any) -> Iterator[tuple[int, tuple[Any, ...]]]:
   sheet.reset_dimensions()  # they are often wrong, and rows would be padded
-  with _excel_errors(path):
-    for line, row in enumerate(sheet.iter_rows(), start=1):
-      yield line, [_xlsx_cell(cell, line, formulas) for cell in row]
+  return enumerate(sheet.iter_rows(), start=1)
 
 
-def _formulas(data: bytes, title: str) -> set[tuple[int, int]]:
-  """Lines and columns of the formulas of a sheet."""
-  sheet = _book(data, values=False)[title]
-  sheet.reset_dimensions()
-  return {
-    (line, cell.column)
-    for line, row in enumerate(sheet.iter_rows(), start=1)
-    for cell in row
-    if cell.data_type == 'f'
-  }
+def _xlsx_rows(sheet: Any, data: bytes) -> Iterator[tuple[int, list[str]]]:
+  @functools.cache
+  def formulas() -> set[tuple[int, int]]:
+    rows = _cells(_book(data, values=False)[sheet.title])
+    return {(n, c.column) for n, row in rows for c in row if c.data_type == 'f'}
 
-
-def _xlsx_cell(
-  cell: Any, line: int, formulas: Callable[[], set[tuple[int, int]]]
-) -> str:
-  value = cell.value
-  if isinstance(value, str):
-    return value
-  if value is None:
-    # What was never computed looks like an empty cell with a border.
+  def text(cell: Any, line: int) -> str:
+    if isinstance(cell.value, str):
+      return cell.value
+    if cell.value is not None:
+      return _value(cell.value, cell.number_format)
+    # A formula that was never computed looks like an empty cell with a border.
     blank = not hasattr(cell, 'column') or cell.data_type != 'n'
     if blank or (line, cell.column) not in formulas():
       return ''
     why = 'a formula without its value: open the table in a spreadsheet '
     return Odd('', why + 'program and save it')
-  return _value(value, cell.number_format)
+
+  for line, row in _cells(sheet):
+    yield line, [text(cell, line) for cell in row]
 
 
 def _xls(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   if 'EncryptedPackage'.encode('utf-16-le') in data:
     raise bad_table(path, 'it has a password: save it without one')
   if len(data) > _MOST_XLS:
-    raise bad_table(
-      path, f'it has over {_MOST_XLS >> 20} MiB: save it as .xlsx'
-    )
-  _refuse_rings(data, path)
+    hint = f'it has over {_MOST_XLS >> 20} MiB: save it as .xlsx'
+    raise bad_table(path, hint)
   book = xlrd.open_workbook(
     file_contents=data,
     ragged_rows=True,
     formatting_info=True,
-    on_demand=True,
     logfile=io.StringIO(),
   )
   return [
-    _grid(name, path, _xls_rows, book, i)
-    for i, name in enumerate(book.sheet_names())
+    _grid(sheet.name, path, _xls_rows, book, sheet)
+    for sheet in book.sheets()
+    if sheet.visibility == 0
   ]
 
 
-def _refuse_rings(data: bytes, path: str | os.PathLike[str]) -> None:
-  """Refuses a file whose short sectors xlrd would follow for ever."""
-  parts = xlrd.compdoc.CompDoc(data, logfile=io.StringIO())
-  for entry in parts.dirlist:
-    sector, steps = entry.first_SID, 0
-    while 0 <= sector < len(parts.SSAT):
-      sector, steps = parts.SSAT[sector], steps + 1
-      if steps > len(parts.SSAT):
-        raise bad_table(path, 'no readable Excel file: its sectors form a ring')
-
-
-def _xls_rows(
-  book: Any, number: int, path: str | os.PathLike[str]
-) -> Iterator[tuple[int, list[str]]]:
-  with _excel_errors(path):
-    sheet = book.sheet_by_index(number)
-    try:
-      # A hidden sheet is as one without rows.
-      for i in range(sheet.nrows if sheet.visibility == 0 else 0):
-        yield i + 1, [_xls_cell(cell, book) for cell in sheet.row(i)]
-    finally:
-      book.unload_sheet(number)  # of many sheets one is held at a time
+def _xls_rows(book: Any, sheet: Any) -> Iterator[tuple[int, list[str]]]:
+  for i in range(sheet.nrows):
+    yield i + 1, [_xls_cell(cell, book) for cell in sheet.row(i)]
 
 
 def _xls_cell(cell: Any, book: Any) -> str:
@@ -191,7 +141,7 @@ def _xls_cell(cell: Any, book: Any) -> str:
 
 
 def _value(value: object, shown: str | None) -> str:
-  """Text of a value that is shown in a format; all numbers are floats."""
+  """Text of a value that is shown in a number format."""
   if isinstance(value, datetime.date | datetime.time | datetime.timedelta):
     why = f'a date ({value}) that Excel may have made of other text: format '
     return Odd(str(value), why + 'the column as text and write it again')
@@ -199,15 +149,15 @@ def _value(value: object, shown: str | None) -> str:
     why = 'a number of which Excel keeps 15 digits: write it as text'
     return Odd(str(value), why)
   if isinstance(value, float) and value.is_integer():
-    value = int(value)
+    value = int(value)  # all numbers of Excel are floats
   if isinstance(value, int) and re.fullmatch('0+', shown or ''):
-    return str(value).zfill(len(shown))  # 7 is 007 to who wrote it
+    return str(value).zfill(len(shown or ''))  # 7, shown as 007
   return str(value)
 
 
 @contextlib.contextmanager
 def _excel_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Makes every error of a damaged Excel file one of ours.
+  """Makes every error of a damaged Excel file a MiraInputError.
 
   openpyxl and xlrd let through whatever XML, zip or a wrong type raises.
   """

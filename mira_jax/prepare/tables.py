@@ -1,9 +1,9 @@
 """Annotation tables: lists of labelled clips.
 
 A table is a CSV file, also gzipped, or a sheet of an Excel file. Rows above its
-header are passed over, and the header says what the delimiter is and which
-sheet it is. Columns are found by name without regard to case, spaces and
-underscores; `COLUMNS` has the names.
+header are passed over; the header determines the delimiter or the sheet.
+Columns are found by the names of `COLUMNS`, without regard to case, spaces and
+underscores.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from mira_jax.data.listing import FACTS, Listing, Row, listed, split_word
-from mira_jax.errors import MiraInputError
 from mira_jax.prepare import cells
 from mira_jax.prepare.cells import bad_table, short
+from mira_jax.data.listing import FACTS, Listing, Row, listed, split_word
+from mira_jax.errors import MiraInputError
+
+Path = str | os.PathLike[str]
 
 # Names of a column, the preferred one first: where a table has both a path
 # and a bare file name (SAMM), the path is what can be found on disk.
@@ -39,32 +41,31 @@ COLUMNS = {
   'action_units': ('actionunits', 'aus', 'au'),
   'valid': ('boolfile', 'isvalid', 'valid'),
 }
-# What R, pandas, Excel, SQL and people write for a value that is missing.
+# Missing values of R, pandas, Excel, SQL and manual tables.
 MISSING = frozenset(
   {'', 'na', 'n/a', '<na>', 'nan', 'nat', 'null', '\\n', '?', '-', '--', '/'}
   | {'.', '#n/a', '#null!', '#value!', '#ref!', '#div/0!', '#name?', '#num!'}
 )
 # These may be a class as well: no pain, not smiling, a negative valence.
 EITHER = frozenset({'none', 'false', '-1'})
-RARE, OFTEN = 1 / 20, 1 / 3  # of the rows, see `_either`
 _TRUTH = {
   **dict.fromkeys(('true', 't', 'yes', 'y', '1', '1.0'), True),
   **dict.fromkeys(('false', 'f', 'no', 'n', '0', '0.0'), False),
 }
 _NUMBER = re.compile(r'[+-]?(\d+[.,]?\d*|[.,]\d+)(e[+-]?\d{1,3})?', re.I | re.A)
 _GROUPED = re.compile(r'\d{1,3}([.,]\d{3})+')  # 1,000 is a thousand, or one
-_WHOLE = {  # fields of whole numbers, and the largest
+_MOST = {  # the largest value of a number; all but fps are whole
   'fold': 9999,
+  'fps': 100_000,
   **dict.fromkeys(('onset', 'apex', 'offset'), 2**31 - 1),
 }
-_FASTEST = 100_000  # frames per second
 _HEADER_ROWS = 40  # SAMM has a dozen rows of text above its header
 _CONTROL = re.compile('[\0-\x1f\x7f-\x9f\u2028\u2029]')
 
 
 @dataclasses.dataclass
 class Table:
-  """A table whose header is found; iterating reads its rows.
+  """A table whose header is found.
 
   Iterating gives line numbers, from 1, and cells by field, and raises
   MiraInputError for a row that cannot be read.
@@ -72,24 +73,29 @@ class Table:
   Attributes:
     path: of the file.
     grid: the sheet, or the file with the delimiter that fits.
-    columns: place and name of the column of each field that there is.
-    width: cells of the header.
+    columns: index and name of the column of each field that is present.
+    header: its cells.
     start: rows to pass over, the header included.
-    twice: a name that two of these columns have; ''.
   """
 
-  path: str | os.PathLike[str]
+  path: Path
   grid: cells.Grid
   columns: dict[str, tuple[int, str]]
-  width: int
+  header: Sequence[str]
   start: int
-  twice: str = ''
 
   def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
+    width = len(self.header)
     for line, row in itertools.islice(self.grid.rows(), self.start, None):
       if any(row) or any(isinstance(cell, cells.Odd) for cell in row):
-        self._check_width(line, row)
-        row += [''] * (self.width - len(row))
+        # Notes beside the table of a sheet shift nothing.
+        if not self.grid.name and any(row[width:]):
+          hint = f'line {line} has {len(row)} cells, and its header {width}: '
+          hint += 'quote cells that hold the delimiter'
+          if len(row) == width + 1:
+            hint += '; from R, use row.names=FALSE'
+          raise bad_table(self.path, hint)
+        row += [''] * (width - len(row))
         yield line, {f: self._cell(f, line, row) for f in self.columns}
 
   def __str__(self) -> str:
@@ -99,22 +105,13 @@ class Table:
     ]
     return f'{self.grid.how}; columns {", ".join(names)}'
 
-  def _check_width(self, line: int, row: Sequence[str]) -> None:
-    if self.grid.name or not any(row[self.width :]):
-      return  # what is written beside a sheet's table shifts nothing
-    hint = f'line {line} has {len(row)} cells, and its header {self.width}: '
-    hint += 'quote cells that hold the delimiter'
-    if len(row) == self.width + 1:
-      hint += '; from R, use row.names=FALSE'
-    raise bad_table(self.path, hint)
-
   def _cell(self, field: str, line: int, row: Sequence[str]) -> str:
     at, name = self.columns[field]
     cell, where = row[at], f'line {line}, column {short(name)}'
     if isinstance(cell, cells.Odd):
       raise bad_table(self.path, f'{where}: {cell.why}')
     if field == 'label':
-      return cell  # `listing.listed` says what a class may be called
+      return cell  # `listing.listed` checks class names
     most = 4096 if field == 'path' else 255
     if len(cell) > most:
       why = f'has more than {most} characters'
@@ -126,7 +123,7 @@ class Table:
 
 
 def read_table(
-  path: str | os.PathLike[str],
+  path: Path,
   *,
   label: Sequence[str] = COLUMNS['label'],
   encoding: str = '',
@@ -136,20 +133,21 @@ def read_table(
   """Reads an annotation table.
 
   A row is dropped when its file is marked as not valid, its label is missing,
-  or its split is another than those of `listing.split_word`.
+  or its split is none of those of `listing.split_word`.
 
   Args:
     path: CSV, CSV.GZ, XLSX or XLS.
     label: names of the column of classes, the preferred one first.
-    encoding: of a text file that is neither UTF-8 nor UTF-16.
+    encoding: see `cells.grids`.
     sheet: of an Excel file in which several have the columns.
     missing: labels that are none, in any case; the empty one always is. By
-      default those of `MISSING`, and those of `EITHER` where they are rare.
+      default those of `MISSING`, and an error for those of `EITHER`.
 
   Raises:
     MiraInputError: the file cannot be read, see `records`; a number, a split
       or a truth value is none ('bad_table'); a class is spelt in two ways
-      ('bad_label'); a label may be a class or missing ('unclear_label').
+      ('bad_label'); a label may be a class or missing and
+      `missing` is not given ('unclear_label').
   """
   names = COLUMNS | {'label': tuple(label)}
   table = records(
@@ -163,21 +161,26 @@ def read_table(
     else:
       rows.append(_row(row, line, path))
       splits[row.get('split', '')] += 1
-  remarks = [f'{table}; {len(rows) + dropped.total()} rows']
+  remark = f'{table}; {len(rows) + dropped.total()} rows'
   rows = _in_splits(rows, splits, dropped, path)
-  if missing is None:
-    rows = _either(rows, dropped, remarks, path)
+  either = {row.label for row in rows if row.label.lower() in EITHER}
+  if either and missing is None:
+    known = {r[10:-1] for r in dropped if r.startswith('no label (')}
+    hint = f'{short(min(either))} may be a class or missing: use --missing='
+    hint += ','.join(sorted(known | either)) + ' if it is missing, --missing='
+    hint += ','.join(sorted(known)) + ' if it is a class'
+    raise MiraInputError('unclear_label', path, hint)
   facts = zip(('label', 'split', 'subject', 'fold'), FACTS, strict=True)
   sources = {
     fact: f'column {table.columns[field][1]}'
     for field, fact in facts
     if field in table.columns
   }
-  return listed(rows, path, dropped=dropped, remarks=remarks, sources=sources)
+  return listed(rows, path, dropped=dropped, remarks=[remark], sources=sources)
 
 
 def records(
-  path: str | os.PathLike[str],
+  path: Path,
   names: Mapping[str, Sequence[str]],
   required: Collection[str],
   *,
@@ -194,30 +197,35 @@ def records(
     names: that the column of a field may have, in lower case and without
       other characters than letters and digits, the preferred one first.
     required: fields that the table must have.
-    encoding: of a text file that is neither UTF-8 nor UTF-16.
+    encoding: see `cells.grids`.
     sheet: to read; by default the only one that has the columns.
 
   Raises:
     MiraInputError: the file cannot be read (see `cells.grids`), it has no such
       columns or two of a name, or several sheets have them ('bad_table').
   """
-  grids = cells.grids(path, encoding, sheet)
-  found, nearest = [], []
-  for grid in grids:
-    # Words between spaces are columns only where nothing else makes any.
+  found: list[Table] = []
+  heads: list[list[str]] = []
+  for grid in cells.grids(path, encoding, sheet):
+    # Spaces delimit columns only where no other delimiter does.
     if not (found and grid.how.endswith(cells.DELIMITERS[' '])):
-      table, rows = _with_header(path, grid, names, required)
+      rows = [*itertools.islice(grid.rows(), _HEADER_ROWS + 1)]
+      table = _with_header(
+        path, grid, [row for _, row in rows], names, required
+      )
       found += [table] if table else []
-      nearest += rows
+      heads += [row for _, row in rows]
   if not found:
-    raise _no_header(path, nearest, names, required)
+    raise _no_header(path, heads, names, required)
   if len(found) > 1 and found[0].grid.name:
     fit = ', '.join(short(table.grid.name) for table in found)
     raise bad_table(path, f'several sheets fit: name one of {fit} with --sheet')
   best = max(found, key=lambda table: len(table.columns))
-  if best.twice:
-    hint = f'two columns are called {short(best.twice)}: rename one of them'
-    raise bad_table(path, hint)
+  seen = collections.Counter(map(plain, best.header))
+  for _, name in best.columns.values():
+    if seen[plain(name)] > 1:
+      hint = f'two columns are called {short(name)}: rename one of them'
+      raise bad_table(path, hint)
   return best
 
 
@@ -230,44 +238,39 @@ def plain(name: str) -> str:
 
 
 def _with_header(
-  path: str | os.PathLike[str],
+  path: Path,
   grid: cells.Grid,
+  head: Sequence[Sequence[str]],
   names: Mapping[str, Sequence[str]],
   required: Collection[str],
-) -> tuple[Table | None, list[list[str]]]:
-  """The table in a grid, if its header is there, and its upper rows."""
-  head = list(itertools.islice(grid.rows(), _HEADER_ROWS + 1))
-  for i, (_, row) in enumerate(head[:_HEADER_ROWS]):
+) -> Table | None:
+  """The table of a grid, if its header is among its upper rows."""
+  for i, row in enumerate(head[:_HEADER_ROWS]):
     columns = _columns(row, names)
-    if not set(required) <= columns.keys():
-      continue
-    # A sentence with these words is no header: what follows is shorter.
-    last = max(columns[field][0] for field in required)
-    following = next((r for _, r in head[i + 1 :] if any(r)), None)
-    if following is not None and len(following) <= last:
-      continue
-    seen = collections.Counter(plain(name) for name in row)
-    twice = (name for _, name in columns.values() if seen[plain(name)] > 1)
-    found = Table(path, grid, columns, len(row), i + 1, next(twice, ''))
-    return found, []
-  return None, [row for _, row in head]
+    if set(required) <= columns.keys():
+      # A sentence with these words is no header: the row below is shorter.
+      last = max(columns[field][0] for field in required)
+      following = next((r for r in head[i + 1 :] if any(r)), None)
+      if following is None or len(following) > last:
+        return Table(path, grid, columns, row, i + 1)
+  return None
 
 
 def _columns(
   header: Sequence[str], names: Mapping[str, Sequence[str]]
 ) -> dict[str, tuple[int, str]]:
-  """Where a header has the fields of `names`, and how it calls them."""
+  """Index and name of the column of each field of `names`."""
   shown = [n if n.isprintable() else repr(n)[1:-1] for n in header]
   places = {plain(name): (i, shown[i]) for i, name in enumerate(header)}
-  found = {
-    field: next((places[a] for a in aliases if a in places), None)
+  return {
+    field: places[next(alias for alias in aliases if alias in places)]
     for field, aliases in names.items()
+    if not places.keys().isdisjoint(aliases)
   }
-  return {field: at for field, at in found.items() if at is not None}
 
 
 def _no_header(
-  path: str | os.PathLike[str],
+  path: Path,
   rows: Sequence[Sequence[str]],
   names: Mapping[str, Sequence[str]],
   required: Collection[str],
@@ -278,8 +281,8 @@ def _no_header(
   lacking = [field for field in required if field not in found] or [*required]
   hint = f'no column for the {lacking[0]}: call it one of '
   hint += ', '.join(names[lacking[0]])
-  if names_there := [short(name) for name in best[:12] if name]:
-    hint += f'; found {", ".join(names_there)}'
+  if there := [short(name) for name in best[:12] if name]:
+    hint += f'; found {", ".join(there)}'
   return bad_table(path, hint)
 
 
@@ -287,10 +290,7 @@ def _no_header(
 
 
 def _why_dropped(
-  row: Mapping[str, str],
-  line: int,
-  path: str | os.PathLike[str],
-  missing: Collection[str],
+  row: Mapping[str, str], line: int, path: Path, missing: Collection[str]
 ) -> str:
   valid = row.get('valid', 'true').lower()
   if valid in MISSING | {'none'}:
@@ -307,91 +307,56 @@ def _why_dropped(
   return '' if row['path'] else 'no path'
 
 
-def _row(
-  row: Mapping[str, str], line: int, path: str | os.PathLike[str]
-) -> Row:
+def _row(row: Mapping[str, str], line: int, path: Path) -> Row:
+  numbers = {field: _number(row, field, line, path) for field in _MOST}
+  fps = numbers.pop('fps')
   return Row(
     path=row['path'],
     label=row['label'],
     split=split_word(row.get('split', '')),
     subject=row.get('subject', ''),
-    fps=_number(row, 'fps', line, path) or 0.0,
+    fps=fps or 0.0,
     action_units=row.get('action_units', ''),
     line=line,
-    **{
-      key: -1 if (n := _number(row, key, line, path)) is None else int(n)
-      for key in ('fold', 'onset', 'apex', 'offset')
-    },
+    **{field: -1 if n is None else int(n) for field, n in numbers.items()},
   )
 
 
 def _number(
-  row: Mapping[str, str], field: str, line: int, path: str | os.PathLike[str]
+  row: Mapping[str, str], field: str, line: int, path: Path
 ) -> float | None:
   """The number of a cell; None where it is missing."""
-  cell = row.get(field, '')
+  cell, whole = row.get(field, ''), field != 'fps'
   if cell.lower() in MISSING | {'-1', '-1.0', 'none'}:
     return None
-  whole, most = field in _WHOLE, _WHOLE.get(field, _FASTEST)
-  digits = re.sub('^(fold|set)[ _-]*', '', cell, flags=re.I)
-  if field != 'fold':
-    digits = cell
+  digits = cell
+  if field == 'fold':
+    digits = re.sub('^(fold|set)[ _-]*', '', cell, flags=re.I)
   if _NUMBER.fullmatch(digits) and not (whole and _GROUPED.fullmatch(digits)):
     value = float(digits.replace(',', '.'))
-    if 0 <= value <= most and (value.is_integer() or not whole):
+    if 0 <= value <= _MOST[field] and (value.is_integer() or not whole):
       return value
-  kind = 'whole number' if whole else 'number'
-  hint = f'line {line}: {field} is {short(cell)}, and no {kind} from 0 to '
-  raise bad_table(path, f'{hint}{most:.0f}; leave it empty where it is unknown')
+  hint = f'line {line}: {field} is {short(cell)}, and no {"whole " * whole}'
+  hint += f'number from 0 to {_MOST[field]}; leave it empty where it is unknown'
+  raise bad_table(path, hint)
 
 
 def _in_splits(
   rows: list[Row],
   words: collections.Counter[str],
   dropped: collections.Counter[str],
-  path: str | os.PathLike[str],
+  path: Path,
 ) -> list[Row]:
-  """Rows of a split that is wanted; all where no row names a split."""
+  """Rows of a known split; all where no row names a split."""
   other = {word: n for word, n in words.items() if not split_word(word)}
   if all(word.lower() in MISSING for word in words):
     return rows
   if len(other) == len(words):
     counts = ', '.join(f'{short(w)} {n}' for w, n in words.most_common(5))
-    hint = (
-      'a split is train, training, trn, test, testing, val, valid, '
-      f'validation, dev or eval, with a number or word behind; found {counts}'
-    )
-    raise bad_table(path, f'{hint}: change them, or rename the column')
+    hint = 'a split is train, training, trn, test, testing, val, valid, '
+    hint += 'validation, dev or eval, with a number or word behind; found '
+    raise bad_table(path, f'{hint}{counts}: change them, or rename the column')
   for i, (word, n) in enumerate(sorted(other.items(), key=lambda x: -x[1])):
     reason = f'another split ({short(word) if i < 3 else "others"})'
     dropped[reason if word.lower() not in MISSING else 'no split'] += n
   return [row for row in rows if row.split]
-
-
-def _either(
-  rows: list[Row],
-  dropped: collections.Counter[str],
-  remarks: list[str],
-  path: str | os.PathLike[str],
-) -> list[Row]:
-  """Decides whether a label such as 'none' is a class or missing.
-
-  It is missing where fewer than `RARE` of the rows have it, and a class where
-  at least `OFTEN` have it or there would be one class without it.
-  """
-  counts = collections.Counter(row.label for row in rows)
-  words = [word for word in counts if word.lower() in EITHER]
-  single = len(counts) - len(words) < 2
-  known = [r[10:-1] for r in dropped if r.startswith('no label (')]
-  for word in words:
-    have = f'{counts[word]} of {len(rows)} rows have the label {word!r}'
-    as_none = f'--missing={",".join([*known, word])}'
-    if single or counts[word] >= OFTEN * len(rows):
-      remarks.append(f'{have}, taken as a class; if it is missing: {as_none}')
-    elif counts[word] < RARE * len(rows):
-      dropped[f'no label ({word})'] += counts[word]
-    else:
-      as_class = f'--missing={",".join(known)}'
-      hint = f'{have}: say {as_none} if it is missing, {as_class} if a class'
-      raise MiraInputError('unclear_label', path, hint)
-  return [row for row in rows if f'no label ({row.label})' not in dropped]

@@ -7,7 +7,6 @@ import gzip
 import os
 import pathlib
 import re
-import struct
 import zipfile
 
 import openpyxl
@@ -56,23 +55,20 @@ def _of_labels(*labels: str) -> str:
     ('utf-8', 'utf-8'),
     ('utf-8-sig', 'utf-8'),
     ('utf-16', 'utf-16-le'),  # Excel's "Unicode Text"
-    ('utf-16-le', 'utf-16-le'),
-    ('utf-16-be', 'utf-16-be'),
-    ('utf-32', 'utf-32-le'),
-    ('utf-32-be', 'utf-32-be'),
   ],
 )
-@pytest.mark.parametrize('word', ['glücklich', '喜び', 'радость', '😀'])
-def test_unicode_is_recognised(read, encoding, shown, word):
+def test_unicode_is_recognised(read, encoding, shown):
+  word = 'glücklich 喜び радость 😀'
   listing = read(f'path\tlabel\na/é.mp4\t{word}\n'.encode(encoding))
   assert [(r.path, r.label) for r in listing.rows] == [('a/é.mp4', word)]
   assert listing.remarks == [f'{shown}, tabs; columns path, label; 1 rows']
 
 
-def test_a_mark_of_gb18030_is_believed(read):
-  assert _labels(read(('\ufeff' + HEAD + '1,高兴\n').encode('gb18030'))) == [
-    '高兴'
-  ]
+def test_utf_16_without_a_mark_is_asked_for(read):
+  data = f'{HEAD}0,ok\n'.encode('utf-16-le')
+  with pytest.raises(MiraInputError, match=r'--encoding=utf-16-le'):
+    read(data)
+  assert _labels(read(data, encoding='utf-16-le')) == ['ok']
 
 
 @pytest.mark.parametrize(
@@ -97,8 +93,6 @@ def test_an_encoding_that_does_not_fit(read):
     read(HEAD, encoding='cp1225')
   with pytest.raises(MiraInputError, match=r'bad_table.*zero bytes'):
     read(b'\x80\x04\x95\0\0\0\0 a pickle')
-  with pytest.raises(MiraInputError, match=r'bad_table.*zero bytes'):
-    read(HEAD + '1,a\0b\n')
 
 
 # Delimiters and headers.
@@ -132,7 +126,7 @@ def test_the_header_says_what_the_delimiter_is(read, content):
     ('path,label,Label\n1,a,b\n', r"two columns are called 'Label'"),
     ('datei;klasse\n1;a\n', r"no column for the path.*found 'datei'"),
     ('<table><tr><td>path</td></tr></table>', r'HTML or XML'),
-    (HEAD + '1,a' + ',' * 2_000_000, r'a line has more than'),
+    (HEAD + '1,' + 'a' * 200_000, r'not a CSV file: field larger'),
   ],
 )
 def test_tables_that_would_be_misread(read, content, message):
@@ -152,9 +146,7 @@ def test_the_report_names_the_columns(read):
 # Labels.
 
 
-@pytest.mark.parametrize(
-  'word', ['NA', 'N/A', '#N/A', 'n/a', '<NA>', 'null', 'NaN', '?', '-', '']
-)
+@pytest.mark.parametrize('word', ['NA', '#N/A', '<NA>', 'NaN', '?', ''])
 def test_a_missing_label_is_no_class(read, word):
   listing = read(_of_labels(*['happy', 'sad', word] * 4))
   assert set(_labels(listing)) == {'happy', 'sad'}
@@ -164,29 +156,17 @@ def test_a_missing_label_is_no_class(read, word):
 
 
 @pytest.mark.parametrize('word', ['none', 'False', '-1'])
-def test_a_word_that_may_be_a_class(read, word):
-  often = read(_of_labels(*['pain', 'joy', word] * 4))
-  assert _labels(often).count(word) == 4
-  assert f"4 of 12 rows have the label '{word}'" in often.remarks[1]
-  rare = read(_of_labels(*['pain', 'joy'] * 20, word))
-  assert set(_labels(rare)) == {'pain', 'joy'}
-  assert rare.dropped == {f'no label ({word})': 1}
-  between = _of_labels('NA', *['pain', 'joy'] * 4, word)
+def test_a_word_that_may_be_a_class_is_asked_for(read, word):
+  table = _of_labels('NA', *['pain', 'joy'] * 4, word)
   with pytest.raises(MiraInputError, match=r'unclear_label') as caught:
-    read(between)
+    read(table)
+  missing = ','.join(sorted(['NA', word]))
   assert caught.value.hint == (
-    f'1 of 9 rows have the label {word!r}: say --missing=NA,{word} if it is '
-    'missing, --missing=NA if a class'
+    f'{word!r} may be a class or missing: use --missing={missing} if it is '
+    'missing, --missing=NA if it is a class'
   )
-  assert len(read(between, missing=['NA', word.upper()]).rows) == 8
-  assert len(read(between, missing=['NA']).rows) == 9
-
-
-def test_the_other_of_two_classes_may_be_rare(read):
-  assert set(_labels(read(_of_labels(*['True'] * 40, 'False')))) == {
-    'True',
-    'False',
-  }
+  assert len(read(table, missing=['NA', word.upper()]).rows) == 8
+  assert len(read(table, missing=['NA']).rows) == 9
 
 
 @pytest.mark.parametrize('cell', ['"ang\nry"', 'a\x1b[31m', 'a\u2028b'])
@@ -233,17 +213,12 @@ def test_numbers_as_programs_write_them(read):
   ('column', 'cell'),
   [
     ('fold', '99999999999'),
-    ('fold', '9' * 400),
     ('fold', '-3'),
     ('fold', '1.5'),
-    ('fold', 'first'),
-    ('fold', '1e999'),
     ('onset', '"1,000"'),
     ('onset', str(2**31)),
     ('apex', 'x' * 5000),
     ('fps', '-25'),
-    ('fps', 'inf'),
-    ('fps', '1e300'),
     ('subject', 's\x0b1'),
     ('subject', '1' * 300),
   ],
@@ -255,14 +230,8 @@ def test_a_cell_that_cannot_be_is_named(read, column, cell):
   assert len(caught.value.hint) < 200
 
 
-@pytest.mark.parametrize('column', ['participant_id', 'Speaker ID', 'Person'])
-def test_people_are_found_under_usual_names(read, column):
-  rows = read(_table(column, 'S1', 'S2')).rows
-  assert [row.subject for row in rows] == ['S1', 'S2']
-
-
-def test_people_without_a_name_are_not_one_person(read):
-  listing = read(_table('subject', 'S1', 'NA', 'None', '?', 'unknown', '-1'))
+def test_unknown_subjects_are_not_one_person(read):
+  listing = read(_table('Speaker ID', 'S1', 'NA', 'None', '?', 'unknown', '-1'))
   assert [row.subject for row in listing.rows] == ['S1', '', '', '', '', '']
 
 
@@ -350,15 +319,6 @@ def test_what_libreoffice_writes(name):
   assert listing.dropped == {'no label (#N/A)': 1, 'marked as not valid': 1}
 
 
-def test_a_ring_of_sectors_ends(tmp_path):
-  data = bytearray((STORED / 'clips.xls').read_bytes())
-  sector = struct.unpack_from('<i', data, 60)[0]  # the table of short sectors
-  struct.pack_into('<128i', data, 512 + 512 * sector, *[1, 0] * 64)
-  (tmp_path / 't.xls').write_bytes(data)
-  with pytest.raises(MiraInputError, match=r'bad_table.*form a ring'):
-    tables.read_table(tmp_path / 't.xls')
-
-
 def test_one_cell_far_out_takes_no_time(book):
   def far(made):
     made['a']['XFD1048576'] = 'x'
@@ -384,11 +344,9 @@ def test_other_spreadsheets_are_said_to_be_others(tmp_path):
 def test_only_regular_files_are_read(tmp_path):
   os.mkfifo(tmp_path / 'pipe.csv')
   (tmp_path / 'endless.csv').symlink_to('/dev/zero')
-  for name in ('pipe.csv', 'endless.csv'):
+  for name in ('pipe.csv', 'endless.csv', '.'):
     with pytest.raises(MiraInputError, match='not_regular_file'):
       tables.read_table(tmp_path / name)
-  with pytest.raises(MiraInputError, match='bad_table'):
-    tables.read_table(tmp_path)
   with pytest.raises(MiraInputError, match='not_found'):
     tables.read_table(tmp_path / 'a\0b')
 
@@ -403,24 +361,6 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
   path.write_text(HEAD + '1,a\n' * 60)
   with pytest.raises(MiraInputError, match=r'bad_table.*100 cells'):
     tables.read_table(path)
-
-
-def test_rows_that_would_fill_the_memory_are_refused(tmp_path):
-  miniatures.sheet(tmp_path / 'a.xlsx', ROWS)
-  with zipfile.ZipFile(tmp_path / 'a.xlsx', 'a') as file:
-    file.writestr('xl/media/image1.png', b'\x89PNG' + bytes(6 << 20))
-  assert len(tables.read_table(tmp_path / 'a.xlsx').rows) == 2
-  with (
-    zipfile.ZipFile(tmp_path / 'a.xlsx') as made,
-    zipfile.ZipFile(tmp_path / 'b.xlsx', 'w', zipfile.ZIP_DEFLATED) as bomb,
-  ):
-    for name in made.namelist():
-      data = made.read(name)
-      if name.endswith('sheet1.xml'):
-        data = data.replace(b'</row>', b'<c/>' * (2 << 20) + b'</row>', 1)
-      bomb.writestr(name, data)
-  with pytest.raises(MiraInputError, match=r'bad_table.*one of over 4 MiB'):
-    tables.read_table(tmp_path / 'b.xlsx')
 
 
 # The command.
