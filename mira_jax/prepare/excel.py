@@ -21,9 +21,9 @@ from typing import Any
 import openpyxl
 import xlrd
 
+from mira_jax.errors import MiraInputError
 from mira_jax.prepare import cells
 from mira_jax.prepare.cells import EXCEL, Grid, Odd, bad_table
-from mira_jax.errors import MiraInputError
 
 _MOST_XLS = 32 << 20  # bytes; a sheet has at most 65,536 rows
 _EXACT = 10**15  # Excel keeps 15 digits of a number
