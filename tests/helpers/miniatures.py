@@ -1,7 +1,7 @@
-"""Downloads in small: the owners' names, nesting, tables and codes.
+"""Downloads in small: the providers' names, nesting, tables and codes.
 
 Each function lays out a tree as `mira_jax.prepare.builders` describes it, with
-drawn faces inside, and returns the number of clips that can be used.
+synthetic faces inside, and returns the number of clips that can be used.
 """
 
 from __future__ import annotations
@@ -15,30 +15,28 @@ import cv2
 import numpy as np
 import openpyxl
 
-from mira_jax.prepare.builders import crema_d, ferv39k, mafw, scenes
+from mira_jax.prepare.builders import BUILDERS
 from mira_jax.synthetic import faces
 from mira_jax.video import decode
 
 FRAMES = 10
+_FACES = 8  # drawn ones; others repeat them
+
+
+def face(number: int, size: int = 96) -> np.ndarray:
+  """A synthetic clip, uint8 [FRAMES, size, size, 3]."""
+  return _face(number % _FACES, size)
 
 
 @functools.cache
-def face(number: int, size: int = 96) -> np.ndarray:
-  """A drawn clip, uint8 [FRAMES, size, size, 3]."""
-  clip = faces.draw_clip(
-    number,
-    seed=0,
-    split='train',
-    difficulty='macro',
-    size=size,
-    num_frames=FRAMES,
-  )
-  return clip.frames
+def _face(number: int, size: int) -> np.ndarray:
+  options = {'split': 'train', 'difficulty': 'macro', 'num_frames': FRAMES}
+  return faces.draw_clip(number, seed=0, size=size, **options).frames
 
 
-def scene(number: int, width: int = 320, height: int = 180) -> np.ndarray:
-  """A face off the centre of a larger picture, [FRAMES, H, W, 3]."""
-  frames = np.full((FRAMES, height, width, 3), 90, np.uint8)
+def scene(number: int) -> np.ndarray:
+  """A face off the centre of a larger picture, [FRAMES, 180, 320, 3]."""
+  frames = np.full((FRAMES, 180, 320, 3), 90, np.uint8)
   frames[:, 40:168, 150:278] = face(number, 128)
   return frames
 
@@ -94,18 +92,11 @@ def make_dfew(root: pathlib.Path) -> int:
   base = root / 'DFEW-part2'
   clips = {number: number % 7 + 1 for number in range(1595, 1610)}
   for number in clips:
-    images(
-      base / f'Clip/clip_224x224/{number:05d}',
-      face(number),
-      '{}.jpg'.format,
-    )
-    images(
-      base / f'Clip/clip_224x224_16f/{number:05d}',
-      face(number),
-      f'{number:05d}_{{:05d}}.jpg'.format,
-    )
+    images(base / f'Clip/clip_224x224/{number:05d}', face(number))
+    name = f'{number:05d}_{{:05d}}.jpg'.format
+    images(base / f'Clip/clip_224x224_16f/{number:05d}', face(number), name)
     part = (number - 1) // 1600 + 1
-    video(base / f'Clip/original/part_{part}/{number}.mp4', scene(number))
+    video(base / f'Clip/original/part_{part}/{number}.mp4', face(number))
   for fold in range(1, 6):
     tested = [n for n in clips if n % 5 == fold - 1]
     trained = [n for n in clips if n not in tested]
@@ -118,15 +109,11 @@ def make_dfew(root: pathlib.Path) -> int:
 
 def make_mafw(root: pathlib.Path) -> int:
   """22 clips: two of each class; a compound set of twelve beside it."""
-  names = [mafw.CLASS_NAMES[n % 11] for n in range(22)]
+  names = [BUILDERS['mafw'].class_names[n % 11] for n in range(22)]
   for number in range(1, 23):
-    video(root / f'data/clips/{number:05d}.mp4', scene(number))
-    images(
-      root / f'data/frames/{number:05d}',
-      scene(number),
-      '{:04d}.png'.format,
-      first=0,
-    )
+    video(root / f'data/clips/{number:05d}.mp4', face(number))
+    frames = root / f'data/frames/{number:05d}'
+    images(frames, face(number), '{:04d}.png'.format, first=0)
   for kind, numbers in (('single', range(1, 23)), ('compound', range(1, 13))):
     for fold in range(1, 6):
       for part in ('train', 'test'):
@@ -141,11 +128,8 @@ def make_mafw(root: pathlib.Path) -> int:
         place = f'Train & Test Set/{kind}'
         end = f'set_{fold}/{part}.txt'
         text(root / place / 'no_caption' / end, '\r\n'.join(plain))
-        text(
-          root / place / 'with_caption' / end,
-          '\n'.join(captioned),
-          encoding='gb18030',
-        )
+        captions = root / place / 'with_caption' / end
+        text(captions, '\n'.join(captioned), encoding='gb18030')
   return 22
 
 
@@ -155,7 +139,7 @@ def make_ferv39k(root: pathlib.Path) -> int:
   number = 0
   lines: dict[str, list[str]] = {'train': [], 'test': []}
   for scene_name in ('Crime', 'DailyLife'):
-    for label in ferv39k.CLASS_NAMES:
+    for label in BUILDERS['ferv39k'].class_names:
       number += 1
       clip = f'{scene_name}/{label}/{number:04d}'
       images(root / inner / clip, face(number), '{:08d}.jpg'.format)
@@ -172,9 +156,9 @@ def make_crema_d(root: pathlib.Path) -> int:
   actors = (1001, 1019, 1037, 1055, 1076)
   number, votes = 0, [('', 'FileName', 'VoiceVote', 'FaceVote')]
   for actor in actors:
-    for code in crema_d.CODES:
+    for code in ('ANG', 'DIS', 'FEA', 'HAP', 'NEU', 'SAD'):
       name = f'{actor}_MTI_{code}_XX'
-      video(root / f'VideoFlash/{name}.flv', scene(number), fps=30)
+      video(root / f'VideoFlash/{name}.flv', face(number), fps=30)
       vote = 'H' if number % 2 else 'H:N'
       votes.append((str(number), name, 'A', vote))
       number += 1
@@ -189,7 +173,7 @@ def make_ravdess(root: pathlib.Path) -> int:
     archive = f'Video_Speech_Actor_{actor:02d}/Actor_{actor:02d}'
     for emotion in range(1, 9):
       end = f'01-{emotion:02d}-01-01-01-{actor:02d}.mp4'
-      frames = scene(8 * actor + emotion)
+      frames = face(8 * actor + emotion)
       video(root / archive / f'01-{end}', frames, fps=30)
       video(root / archive / f'02-{end}', frames, fps=30)
   return 16
@@ -197,22 +181,19 @@ def make_ravdess(root: pathlib.Path) -> int:
 
 def make_afew(root: pathlib.Path) -> int:
   """Two clips of each class; the same names in both splits."""
-  return _scenes(root, ('Train_AFEW', 'Val_AFEW'), scenes.AFEW_CLASSES)
+  return _scenes(root, 'afew', ('Train_AFEW', 'Val_AFEW'))
 
 
 def make_caer(root: pathlib.Path) -> int:
   """Three clips of each class."""
-  return _scenes(
-    root / 'CAER', ('train', 'validation', 'test'), scenes.CAER_CLASSES
-  )
+  return _scenes(root / 'CAER', 'caer', ('train', 'validation', 'test'))
 
 
-def _scenes(
-  root: pathlib.Path, splits: Sequence[str], class_names: Sequence[str]
-) -> int:
+def _scenes(root: pathlib.Path, name: str, splits: Sequence[str]) -> int:
+  class_names = BUILDERS[name].class_names
   for i, split in enumerate(splits):
     for k, label in enumerate(class_names):
-      video(root / split / label / f'{k + 1:04d}.avi', scene(7 * i + k))
+      video(root / split / label / f'{k + 1:04d}.avi', face(7 * i + k))
   return len(splits) * len(class_names)
 
 
@@ -222,14 +203,7 @@ _CODING = ('Subject', 'Filename', 'OnsetFrame', 'ApexFrame', 'OffsetFrame',
 
 def make_casme2(root: pathlib.Path) -> int:
   """Two people with six clips each; one apex is unknown."""
-  emotions = (
-    'happiness',
-    'disgust',
-    'repression',
-    'surprise',
-    'others',
-    'fear',
-  )
+  emotions = BUILDERS['casme2'].class_names[:6]
   rows = [(*_CODING[:4], '', *_CODING[4:])]
   for person in (1, 2):
     for k, emotion in enumerate(emotions):
@@ -238,7 +212,7 @@ def make_casme2(root: pathlib.Path) -> int:
       rows.append((person, name, first, apex, '', first + 8, '4+L12', emotion))
       number = 6 * person + k
       for folder, pattern, frames in (
-        ('CASME2_RAW_selected', 'img{}.jpg', scene(number)),
+        ('CASME2_RAW_selected', 'img{}.jpg', face(number)),
         ('Cropped', 'reg_img{}.jpg', face(number)),
       ):
         place = root / folder / f'sub{person:02d}' / name
@@ -290,18 +264,10 @@ def make_smic(root: pathlib.Path) -> int:
     ):
       place = f'HS/s{person}/micro/{label}/s{person}_{code}_01'
       number = 3 * person + k
-      images(
-        root / 'SMIC_all_raw' / place,
-        scene(number),
-        'image{:06d}.jpg'.format,
-        first=12345,
-      )
-      images(
-        root / 'SMIC_all_cropped' / place,
-        face(number),
-        'reg_image{:06d}.bmp'.format,
-        first=12345,
-      )
+      for folder, name in (('raw', 'image{:06d}.jpg'),
+                           ('cropped', 'reg_image{:06d}.bmp')):  # fmt: skip
+        where = root / f'SMIC_all_{folder}' / place
+        images(where, face(number), name.format, first=12345)
   return 9
 
 
@@ -312,9 +278,8 @@ def make_ck_plus(root: pathlib.Path) -> int:
     for clip in (1, 2, 3):
       place, number = f'S{person:03d}/{clip:03d}', number + 1
       stem = f'S{person:03d}_{clip:03d}_{{:08d}}'
-      frames = scene(number)
       name = f'{stem}.png'.format
-      images(root / 'cohn-kanade-images' / place, frames, name)
+      images(root / 'cohn-kanade-images' / place, face(number), name)
       last = stem.format(FRAMES)
       facs = '  1.0000000e+00   0.0000000e+00\n  1.2000000e+01   3.0\n'
       text(root / 'FACS' / place / f'{last}_facs.txt', facs)

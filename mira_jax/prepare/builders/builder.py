@@ -1,4 +1,4 @@
-"""What is known of a dataset, and how its clips are listed."""
+"""The description of a dataset, and helpers that list its clips."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mira_jax.data.listing import Row
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError, data_error
 from mira_jax.prepare.builders.tree import Tree
+
+ON_REQUEST = 'research only, on request'
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -19,10 +21,10 @@ class Clips:
   Attributes:
     rows: with absolute paths and a clip_id each.
     class_names: in label order, if not those of the builder.
-    tables: files that said so.
-    dropped: clips that are not wanted, by reason.
-    crop: what `crop.RULES` these clips call for.
-    warnings: what may be a mistake.
+    tables: files that list the clips.
+    dropped: number of unwanted clips, by reason.
+    crop: the rule of `crop.RULES` for these clips.
+    warnings: possible mistakes.
   """
 
   rows: list[Row]
@@ -35,20 +37,20 @@ class Clips:
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Builder:
-  """A dataset as its owner delivers it.
+  """A dataset as its provider delivers it.
 
   Attributes:
-    name: what `mira prepare` calls it.
+    name: for `mira prepare`.
     title: its own name and year.
-    class_names: in the label order of its owner.
-    protocol: how it is evaluated, in words.
-    counts: the owner's, by the keys of `tally`; for the default options.
-    licence: in a few words.
-    ask: where a copy is asked for.
-    layout: the tree of a download, for people.
-    options: values of each option of its own, the default one first.
+    class_names: in the label order of the provider.
+    protocol: of its evaluation.
+    counts: of the provider, by the keys of `tally`; for the default options.
+    ask: where to request a copy.
+    layout: the tree of a download, for help and errors.
     list_clips: from a tree and the chosen options to its clips.
-    stores_video: clips stay the video files that they are.
+    licence: in a few words.
+    options: values of each option of its own, the default one first.
+    stores_video: clips stay video files.
   """
 
   name: str
@@ -56,15 +58,15 @@ class Builder:
   class_names: Sequence[str]
   protocol: str
   counts: Mapping[str, int]
-  licence: str
   ask: str
   layout: str
   list_clips: Callable[[Tree, Mapping[str, str]], Clips]
+  licence: str = ON_REQUEST
   options: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   stores_video: bool = False
 
   def dataset_name(self, options: Mapping[str, str]) -> str:
-    """The name of what is prepared: a choice that is not the default shows."""
+    """The name of the prepared dataset; choices that are no default show."""
     chosen = [
       options[key].lower().replace('-', '_')
       for key, values in self.options.items()
@@ -98,19 +100,34 @@ def tally(rows: Iterable[Row]) -> dict[str, int]:
   return dict(found)
 
 
+def per_class(
+  names: Iterable[str], counts: Iterable[int], prefix: str = ''
+) -> dict[str, int]:
+  """The counts of classes, or of others in an order, by the keys of `tally`."""
+  return {prefix + n: c for n, c in zip(names, counts, strict=True)}
+
+
+def per_fold(counts: Sequence[int], suffix: str = '') -> dict[str, int]:
+  """The counts of folds from 1, by the keys of `tally`."""
+  return {f'fold {k}{suffix}': n for k, n in enumerate(counts, 1)}
+
+
 def by_fold(row: Row) -> Row:
   """The clip in the splits of the first fold, which 'train' and 'test' are."""
   split = 'test' if row.fold == 1 else 'train'
   return dataclasses.replace(row, split=split)
 
 
-def bad_label(path: pathlib.Path, line: int, label: str, known: str):
+def bad_label(
+  path: pathlib.Path, line: int, label: str, known: Iterable[str]
+) -> MiraInputError:
   """The error for a class that a dataset does not have."""
-  hint = f'line {line} has the class {label!r}; the classes are {known}'
-  return MiraInputError('bad_label', path, hint, exit_code=ExitCode.DATA)
+  classes = ', '.join(known)
+  hint = f'line {line} has the class {label!r}; the classes are {classes}'
+  return data_error('bad_label', path, hint)
 
 
 def leak(path: pathlib.Path, clip: str, why: str) -> MiraInputError:
   """The error for a clip that would be trained on and tested."""
-  hint = f'clip {clip} {why}; get the lists from the owner again'
-  return MiraInputError('leak', path, hint, exit_code=ExitCode.DATA)
+  hint = f'clip {clip} {why}; get the lists from the dataset provider again'
+  return data_error('leak', path, hint)

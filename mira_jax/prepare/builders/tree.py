@@ -123,6 +123,19 @@ def visible(names: Iterable[str]) -> list[str]:
   return [name for name in names if not trees.is_hidden(name)]
 
 
+def matching(
+  folder: pathlib.Path, levels: int, pattern: str
+) -> Iterator[tuple[pathlib.Path, re.Match[str]]]:
+  """Paths so many levels below a folder that match, in natural order."""
+  fits = re.compile(pattern, re.IGNORECASE).fullmatch
+  found = folder.glob('/'.join('*' * levels))
+  for path in sorted(found, key=lambda path: natural(str(path))):
+    inside = path.relative_to(folder)
+    name = fits(inside.as_posix())
+    if name and len(visible(inside.parts)) == levels:
+      yield path, name
+
+
 def _top(root: pathlib.Path, layout: str) -> pathlib.Path:
   """The folder above one that is called like a part of the layout."""
   whole, *parts = re.split(r'[/\s]+', layout)
