@@ -8,11 +8,11 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from mira_jax.data.listing import Row
+from mira_jax.errors import data_error
 from mira_jax.prepare import tables
 from mira_jax.prepare.builders.builder import (
   Builder,
   Clips,
-  bad_label,
   by_fold,
   per_class,
   per_fold,
@@ -154,7 +154,8 @@ def _list_ravdess(tree: Tree, options: Options) -> Clips:
   for performance, file in sorted(found.items()):
     _, emotion, _, _, _, actor = performance.split('-')
     if not 1 <= int(emotion) <= len(_RAVDESS):
-      raise bad_label(file, 1, emotion, ['01 to 08'])
+      hint = f'its name has the class {emotion!r}; the classes are 01 to 08'
+      raise data_error('bad_label', file, hint)
     row = Row(
       path=str(file),
       clip_id=file.stem,
