@@ -345,7 +345,7 @@ def test_crema_d_without_git_lfs(copy, tmp_path):
   first.write_text(
     'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n'
   )
-  options = {'crop_rule': 'none', 'max_missing': 1}
+  options = {'crop': 'none', 'max_missing': 1}
   report, _ = _prepare('crema_d', root, tmp_path / 'out', **options)
   assert [f.code for f in report.failures] == ['git_lfs_pointer']
   assert 'git lfs pull' in report.failures[0].hint
