@@ -1,8 +1,8 @@
-"""List the datasets of the field, and which of them are prepared here.
+"""List the known datasets, and the prepared ones.
 
   mira datasets [--data-dir data]
 
-`mira prepare NAME --help` shows the tree of folders of a download.
+`mira prepare NAME --help` shows the folders of a download.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-import rich
 import rich.box
 import rich.table
 
@@ -21,21 +20,24 @@ from mira_jax.prepare.builders import BUILDERS, Builder
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds where prepared datasets lie."""
+  """Adds the folder of prepared datasets."""
   parser.add_argument(
     '--data-dir', default='data', help='folder of prepared datasets'
   )
 
 
 def run(args: argparse.Namespace) -> int:
-  """Prints a table of what is known, and what of it is here."""
+  """Prints a table of the known datasets, and the prepared ones."""
   here = _prepared(pathlib.Path(args.data_dir))
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1))
   for column in ('name', 'clips', 'classes', 'protocol', 'licence', 'here'):
     right = column in ('clips', 'classes')
     table.add_column(column, justify='right' if right else 'left')
   for builder in BUILDERS.values():
-    table.add_row(*_row(builder), 'yes' if _is_here(builder.name, here) else '')
+    # Such as dfew, or dfew_16f.
+    names = [f'{prepared.name}_' for prepared in here]
+    is_here = any(name.startswith(f'{builder.name}_') for name in names)
+    table.add_row(*_row(builder), 'yes' if is_here else '')
   terminal.show(table)
   for builder in BUILDERS.values():
     terminal.say(f'{builder.name}: {builder.title}, ask at {builder.ask}')
@@ -47,22 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _row(builder: Builder) -> tuple[str, ...]:
-  clips = builder.counts.get('all') or sum(
-    builder.counts.get(split, 0) for split in ('train', 'val', 'test')
-  )
-  return (
-    builder.name,
-    f'{clips:,}'.replace(',', ' '),
-    str(len(builder.class_names)),
-    builder.protocol,
-    builder.licence,
-  )
-
-
-def _is_here(builder: str, here: list[dataset.PreparedDataset]) -> bool:
-  """Whether a builder's dataset is prepared, such as dfew or dfew_16f."""
-  names = [prepared.name for prepared in here]
-  return any(n == builder or n.startswith(f'{builder}_') for n in names)
+  counts, classes = builder.counts, len(builder.class_names)
+  splits = sum(counts.get(split, 0) for split in ('train', 'val', 'test'))
+  clips = f'{counts.get("all") or splits:,}'.replace(',', ' ')
+  return builder.name, clips, str(classes), builder.protocol, builder.licence
 
 
 def _prepared(folder: pathlib.Path) -> list[dataset.PreparedDataset]:

@@ -1,11 +1,10 @@
-"""Read every record and frame of a prepared dataset, or try out an export.
+"""Check a prepared dataset or an export.
 
-  mira verify DATASET
-  mira verify EXPORT
+  mira verify DATASET     reads every record and every frame
+  mira verify EXPORT      checks every file, and runs the golden pair
 
-Exits with 0 if all is well. A dataset that is damaged exits with 1; an export
-with 4, and one line that names what is missing, changed, or computed otherwise
-on this machine.
+Exits with 0 if no problem is found, with 1 for a damaged dataset, and with 4
+for an export that is incomplete, changed, or gives other numbers here.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds what is verified."""
+  """Adds the dataset or export."""
   parser.add_argument('path', metavar='DATASET')
   parser.add_argument(
     '--workers', type=at_least(0), help='processes (default: one per core)'
@@ -33,9 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-  """Prints what was read and what is wrong with it."""
+  """Prints the size of the dataset and its problems."""
   if export.is_export(args.path):
-    return _try_out(args.path)
+    return _verify_export(args.path)
   prepared = dataset.open(args.path)
   start = time.perf_counter()
   verdict = verify.verify(prepared, args.workers)
@@ -52,16 +51,16 @@ def run(args: argparse.Namespace) -> int:
       'prepare it again, or copy it again from where it was prepared'
     )
     return ExitCode.FAILED
-  terminal.say('all is well')
+  terminal.say('no problem found')
   return ExitCode.OK
 
 
 @memory.explained()
-def _try_out(path: str) -> int:
+def _verify_export(path: str) -> int:
   engine.use_compile_cache()
   difference = export.verify(path, untrusted.SECONDS)
   terminal.say(
-    f'{path}: every file is as it was written, and the golden pair agrees '
-    f'within {difference:.1e}'
+    f'{path}: every file is unchanged, and the golden pair agrees within '
+    f'{difference:.1e}'
   )
   return ExitCode.OK

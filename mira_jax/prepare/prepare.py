@@ -1,44 +1,30 @@
 """From clips on disk to a prepared dataset.
 
 Clips are listed (`tables`, `trees`, `builders`), found on disk (`resolve`), put
-into splits (`holdout`), decoded by a pool of processes (`store`, `workers`) and
-streamed to `dataset.write`. A clip that cannot be used is reported and left
-out; it never stops the others. A `journal` keeps finished clips, so that a
-second run resumes an interrupted one.
+into splits (`holdout`), and stored (`plan`, `store`). A clip that cannot be
+used is reported and left out; it never stops the others.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
-import hashlib
-import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from mira_jax.data import (
-  dataset,
-  holdout,
-  records,
-  trees,
-  workers,
-)
-from mira_jax.data.listing import FACTS, Failure, escaped
+from mira_jax.data import holdout, trees
+from mira_jax.data.listing import FACTS, Failure
 from mira_jax.errors import MiraInputError, data_error, some
-from mira_jax.prepare import beam, resolve, tables
 from mira_jax.prepare import boxes as face_boxes
+from mira_jax.prepare import resolve, tables
 from mira_jax.prepare.builders import BUILDERS, Clips, Tree, tally
-from mira_jax.prepare.journal import Journal
+from mira_jax.prepare.plan import Plan, no_clips
 from mira_jax.prepare.report import REPORT_NAME, Report
 from mira_jax.prepare.resolve import Found
-from mira_jax.prepare.store import Storage, Stored, store
+from mira_jax.prepare.store import Storage
 from mira_jax.video import face_crop
-
-_JOURNAL = '.journal'
 
 __all__ = ['REPORT_NAME', 'Options', 'prepare_dataset', 'prepare_folder']
 
@@ -121,7 +107,7 @@ def prepare_folder(
   root, chosen = pathlib.Path(root), Options(**options)
   reading = {'encoding': encoding, 'sheet': sheet, 'missing': missing}
   clips, report, sources = _wanted_clips(root, table, reading)
-  plan = _Plan(
+  plan = Plan(
     root=root,
     out=pathlib.Path(out),
     name=name or _slug(root.resolve().name),
@@ -184,7 +170,7 @@ def prepare_dataset(
   if any(clip.row.fold >= 0 for clip in found):
     report.split_rule = 'fold 1 is the test split; every fold is stored'
   storage = chosen.storage(listing.crop)
-  plan = _Plan(
+  plan = Plan(
     root=root,
     out=pathlib.Path(out),
     name=spec.dataset_name(values),
@@ -238,7 +224,7 @@ def _wanted_clips(
     hint = f'no row is wanted: {dropped}'
     raise data_error('no_clips', table, hint)
   if not clips:
-    raise _no_clips(root, failures, dropped)
+    raise no_clips(root, failures, dropped)
   if repeats := len(found) - len(clips):
     dropped['listed twice'] = repeats
   report = Report(
@@ -267,169 +253,6 @@ def _split(
   for split, clip in zip(names, clips, strict=True):
     groups[split].append(clip)
   return {split: group for split, group in groups.items() if group}
-
-
-@dataclasses.dataclass(kw_only=True)
-class _Plan:
-  """Clips of each split, and how and where they are stored."""
-
-  root: pathlib.Path
-  out: pathlib.Path
-  name: str
-  groups: Mapping[str, Sequence[Found]]
-  report: Report
-  storage: Storage
-
-  def run(self, processes: int | None) -> None:
-    """Writes the dataset and its report."""
-    with dataset.sole_writer(self.out, '.prepare.lock'):
-      dataset.refuse_existing(self.out)
-      with Journal(self.out / _JOURNAL, self._key) as journal:
-        with self._results(journal, processes) as results:
-          try:
-            folder = dataset.write(
-              self.out, splits=self._streams(results), **self._settings()
-            )
-          except MiraInputError as error:
-            if error.code != 'no_clips':
-              raise
-            report = self.report  # it names the clips, and why
-            raise _no_clips(
-              self.root, report.failures, report.dropped
-            ) from error
-        journal.remove()
-      self._finish(folder)
-
-  def run_on_beam(self, runner: str, options: Sequence[str]) -> None:
-    """As `run`, by workers that see the clips and `out` at their places."""
-    settings = self._settings()
-    settings['metadata'] |= {'source': self._key}
-    written = beam.write(
-      self.out,
-      splits=self.groups,
-      work=functools.partial(_complete, work=self._work),
-      runner=runner,
-      options=options,
-      **settings,
-    )
-    self.report.failures += written.failures
-    self.report.counts, self.report.flags = written.counts, written.flags
-    self._finish(written.folder)
-
-  @property
-  def _work(self) -> Callable[[Found], Stored | Failure]:
-    labels = {label: i for i, label in enumerate(self.report.class_names)}
-    return functools.partial(store, labels=labels, storage=self.storage)
-
-  @functools.cached_property
-  def _key(self) -> str:
-    """Of everything that a finished clip depends on."""
-    clips = [clip for group in self.groups.values() for clip in group]
-    boxes = {k: v.tolist() for k, v in self.storage.boxes.items()}
-    facts = (
-      [(c.clip_id, str(c.path), dataclasses.astuple(c.row)) for c in clips],
-      self.report.class_names,
-      dataclasses.asdict(self.storage) | {'boxes': boxes},
-    )
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-  def _settings(self) -> dict[str, Any]:
-    metadata = {
-      'size': self.storage.size,
-      'cap': self.storage.max_frames,
-      'crop': self.storage.crop,
-      'split_rule': self.report.split_rule,
-    }
-    return {
-      'name': self.name,
-      'class_names': self.report.class_names,
-      'description': f'Prepared from {escaped(self.root.name)}.',
-      'metadata': metadata,
-    }
-
-  @contextlib.contextmanager
-  def _results(
-    self, journal: Journal, processes: int | None
-  ) -> Iterator[Iterator[Stored | Failure]]:
-    """Gives the result of each clip, in order; new ones enter the journal.
-
-    A failure is an empty entry, which the next run tries again.
-    """
-    serialize = records.serializer(self.report.class_names)
-    clips = [clip for group in self.groups.values() for clip in group]
-    kept = {i for i in range(len(journal)) if not journal.is_empty(i)}
-    todo = [clip for i, clip in enumerate(clips) if i not in kept]
-    self.report.resumed = len(kept)
-    with workers.runner(self._work, len(todo), processes) as run:
-      new = run(todo)
-
-      def results() -> Iterator[Stored | Failure]:
-        for i in range(len(clips)):
-          if i in kept:
-            yield Stored.from_bytes(journal[i])
-            continue
-          result = next(new)
-          if i == len(journal):
-            is_stored = isinstance(result, Stored)
-            journal.append(result.to_bytes(serialize) if is_stored else b'')
-          yield result
-
-      yield results()
-
-  def _streams(
-    self, results: Iterator[Stored | Failure]
-  ) -> dict[str, Callable[[], Iterator[dataset.Clip]]]:
-    """For each split a function that yields its usable clips, and counts."""
-    report = self.report
-
-    def clips(split: str) -> Iterator[dataset.Clip]:
-      counts = report.counts[split] = dict.fromkeys(report.class_names, 0)
-      for found in self.groups[split]:
-        result = next(results)
-        if isinstance(result, Failure):
-          report.failures.append(result)
-          continue
-        clip = result.complete(found.path)
-        counts[report.class_names[clip.label]] += 1
-        for kind in (flag.partition(':')[0] for flag in result.flags):
-          report.flags[kind] = report.flags.get(kind, 0) + 1
-        yield clip
-
-    return {split: functools.partial(clips, split) for split in self.groups}
-
-  def _finish(self, folder: pathlib.Path) -> None:
-    self.report.dataset, self.report.crop = str(folder), self.storage.crop
-    self.report.write(self.out)
-
-
-def _complete(
-  found: Found, *, work: Callable[[Found], Stored | Failure]
-) -> tuple[dataset.Clip, tuple[str, ...]] | Failure:
-  """The result of `work` with all bytes of the clip."""
-  result = work(found)
-  if isinstance(result, Failure):
-    return result
-  return result.complete(found.path), result.flags
-
-
-def _no_clips(
-  root: pathlib.Path, failures: list[Failure], dropped: Mapping[str, int]
-) -> MiraInputError:
-  if failures:
-    first = some([f'{f.path} ({f.code})' for f in failures], 3)
-    hint = f'none of {len(failures)} clips can be used: {first}'
-    if any(f.code == 'not_found' for f in failures):
-      hint += '; a table has their paths relative to --root or to itself'
-  else:
-    inside = sorted(escaped(p.name) + '/' * p.is_dir() for p in root.iterdir())
-    hint = (
-      'expected ROOT/CLASS/CLIP.mp4 or ROOT/CLASS/CLIP/1.jpg, 2.jpg, ... or '
-      f'that below ROOT/train and ROOT/test; found {inside[:5] or "nothing"}'
-    )
-  if dropped:
-    passed = ', '.join(f'{n} {why}' for why, n in dropped.items())
-    hint += f'; passed over: {passed}'
-  return data_error('no_clips', root, hint)
 
 
 def _slug(name: str) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator
 
-from mira_jax.data import records
-from mira_jax.data import workers as parallel
+from mira_jax.data import records, workers
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError
@@ -19,7 +18,7 @@ _BLOCK = 32  # clips of one job
 
 @dataclasses.dataclass(kw_only=True)
 class Verdict:
-  """What was read, and what is wrong with it.
+  """The result of reading a dataset.
 
   Attributes:
     clips: read in each split.
@@ -32,12 +31,12 @@ class Verdict:
   problems: list[str]
 
 
-def verify(dataset: PreparedDataset, workers: int | None = None) -> Verdict:
+def verify(dataset: PreparedDataset, processes: int | None = None) -> Verdict:
   """Reads all of a dataset.
 
   Args:
     dataset: opened.
-    workers: processes; by default one per core, 0 for this process alone.
+    processes: see `workers.runner`.
   """
   jobs = [
     (split, start)
@@ -48,7 +47,7 @@ def verify(dataset: PreparedDataset, workers: int | None = None) -> Verdict:
   verdict = Verdict(clips=clips, frames=0, problems=[])
   places: dict[str, list[str]] = collections.defaultdict(list)
   work = functools.partial(_block, dataset)
-  with parallel.runner(work, len(jobs), workers, 'reading clips') as run:
+  with workers.runner(work, len(jobs), processes, 'reading clips') as run:
     for (split, _), result in zip(jobs, run(jobs), strict=True):
       ids, frames, problems = result
       verdict.clips[split] += len(ids)
@@ -74,50 +73,41 @@ def _block(
   for i in range(start, min(start + _BLOCK, len(source))):
     try:
       clip = source[i]
-      found = [*_frame_problems(clip), *_problems(clip, dataset.class_names)]
+      found = [*_frame_problems(clip), *_problems(clip, dataset)]
     except MiraInputError as error:
       problems.append(f'{split}[{i}]: {error.hint}')
       continue
     known = ('clip_id', 'label', 'subject', 'fold')
     if any(getattr(clip, n) != getattr(index, n)[i] for n in known):
-      found.append('the index says something else of it')
+      found.append('the index differs')
     problems += [f'{split}[{i}] {clip.clip_id}: {text}' for text in found]
     ids.append(clip.clip_id)
     frames += len(clip)
   return ids, frames, problems
 
 
-def _frame_problems(clip: Clip) -> list[str]:
+def _frame_problems(clip: Clip) -> Iterator[str]:
   if not len(clip):
-    return ['it has no frames']
-  if clip.video:
+    yield 'it has no frames'
+  elif clip.video:
     try:
       records.read_frames(clip, [len(clip) - 1])
     except MiraInputError as error:
-      return [error.hint]
-    return []
-  broken, shapes = [], set()
-  for i, data in enumerate(clip.frames):
-    image = decode.whole_image(data)
-    if image is None:
-      broken.append(i)
-    else:
-      shapes.add(image.shape)
-  problems = []
-  if broken:
-    problems.append(f'frames {broken[:5]} are damaged, {len(broken)} in all')
+      yield error.hint
+  images = [decode.whole_image(data) for data in clip.frames]
+  if broken := [i for i, image in enumerate(images) if image is None]:
+    yield f'frames {broken[:5]} are damaged, {len(broken)} in all'
+  shapes = {image.shape for image in images if image is not None}
   if len(shapes) > 1:
-    problems.append(f'its frames have {len(shapes)} sizes')
-  return problems
+    yield f'its frames have {len(shapes)} sizes'
 
 
-def _problems(clip: Clip, class_names: Sequence[str]) -> list[str]:
-  problems = []
-  if not 0 <= clip.label < len(class_names):
-    problems.append(f'label {clip.label} of {len(class_names)} classes')
+def _problems(clip: Clip, dataset: PreparedDataset) -> Iterator[str]:
+  classes = len(dataset.class_names)
+  if not 0 <= clip.label < classes:
+    yield f'label {clip.label} of {classes} classes'
   for name in ('onset', 'apex', 'offset'):
     if not -1 <= getattr(clip, name) < len(clip):
-      problems.append(f'{name} {getattr(clip, name)} of {len(clip)} frames')
+      yield f'{name} {getattr(clip, name)} of {len(clip)} frames'
   if not 0 <= clip.fps < float('inf'):  # nor NaN
-    problems.append(f'{clip.fps:g} frames per second')
-  return problems
+    yield f'{clip.fps:g} frames per second'

@@ -88,7 +88,7 @@ def test_a_download_is_prepared_and_verified(name, downloads, tmp_path, capsys):
   assert cli.main(['prepare', name, *arguments, '--workers=0']) == ExitCode.OK
   assert 'left out' not in capsys.readouterr().out
   assert cli.main(['verify', str(out), '--workers=0']) == ExitCode.OK
-  assert 'all is well' in capsys.readouterr().out
+  assert 'no problem found' in capsys.readouterr().out
   prepared = dataset.open(out)
   count = int((downloads / f'{name}.count').read_text())
   assert sum(prepared.splits.values()) == count
