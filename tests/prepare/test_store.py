@@ -1,4 +1,4 @@
-"""What is kept of a clip, and what survives when preparing is stopped."""
+"""Stored clips, and runs of `mira prepare` that are interrupted."""
 
 from __future__ import annotations
 
@@ -33,9 +33,13 @@ def _tree(root: pathlib.Path, count: int = 4, suffix: str = '.jpg'):
   return root
 
 
-def _prepare(root, out, **options) -> list[dataset.Clip]:
+def _report(root, out, **options):
   settings = {'workers': 0, 'test_fraction': 0} | options
-  prepare.prepare_folder(root, out, **settings)
+  return prepare.prepare_folder(root, out, **settings)
+
+
+def _prepare(root, out, **options) -> list[dataset.Clip]:
+  _report(root, out, **options)
   return list(dataset.open(out).source('train'))
 
 
@@ -70,7 +74,7 @@ def test_a_jpeg_that_is_cut_off_is_left_out(tmp_path):
   root = _tree(tmp_path / 'root', 2)
   cut = root / 'a/0/5.jpg'
   cut.write_bytes(cut.read_bytes()[:-200])
-  report = prepare.prepare_folder(root, tmp_path / 'out', workers=0)
+  report = _report(root, tmp_path / 'out')
   assert report.flags == {'partial': 1}
   clip = next(
     c
@@ -93,13 +97,11 @@ def test_frames_of_other_sizes_follow_the_first(tmp_path):
 # Crops.
 
 
-def test_faces_are_cut_out_and_clips_without_one_are_told(tmp_path):
+def test_faces_are_cropped_and_clips_without_one_are_left_out(tmp_path):
   root = tmp_path / 'root'
   miniatures.images(root / 'a/face', miniatures.scene(0))
   miniatures.images(root / 'a/black', 0 * miniatures.scene(0))
-  report = prepare.prepare_folder(
-    root, tmp_path / 'out', crop='haar', workers=0, test_fraction=0
-  )
+  report = _report(root, tmp_path / 'out', crop='haar')
   assert [(f.path, f.code) for f in report.failures] == [('a/black', 'no_face')]
   clip = dataset.open(tmp_path / 'out').source('train')[0]
   height, width, _ = decode.decode_jpeg(clip.frames[0]).shape
@@ -114,9 +116,7 @@ def test_a_table_of_boxes_says_where_faces_are(tmp_path):
     miniatures.images(root / 'a' / name, miniatures.scene(0), '{}.png'.format)
   table = tmp_path / 'boxes.csv'
   table.write_text('clip,x,y,w,h\na/1,150,40,128,128\na/2,900,0,5,5\n')
-  report = prepare.prepare_folder(
-    root, tmp_path / 'out', boxes=table, workers=0, test_fraction=0
-  )
+  report = _report(root, tmp_path / 'out', boxes=table)
   assert {f.path: f.code for f in report.failures} == {
     'a/2': 'no_face',
     'a/3': 'no_face',
@@ -134,12 +134,6 @@ def test_center_cuts_the_middle(tmp_path):
   assert decode.decode_jpeg(clip.frames[0]).shape == (180, 180, 3)
 
 
-def test_boxes_need_a_table(tmp_path):
-  root = _tree(tmp_path / 'root')
-  error = _error(_prepare, root, tmp_path / 'out', crop='boxes')
-  assert (error.code, error.exit_code) == ('bad_crop', ExitCode.USAGE)
-
-
 # Time.
 
 
@@ -152,9 +146,7 @@ def test_a_decoder_that_never_ends_is_stopped(tmp_path, monkeypatch):
   _clip(tmp_path / 'root/a/2')
   monkeypatch.setattr(store, 'MAX_SECONDS', 0.2)
   monkeypatch.setattr(decode, 'read_clip', for_ever)
-  report = prepare.prepare_folder(
-    tmp_path / 'root', tmp_path / 'out', workers=0, test_fraction=0
-  )
+  report = _report(tmp_path / 'root', tmp_path / 'out')
   assert [(f.path, f.code) for f in report.failures] == [
     ('a/1.mp4', 'too_slow')
   ]
@@ -237,9 +229,7 @@ def test_a_second_run_resumes(tmp_path, sent, workers):
   process.communicate(timeout=60)  # its workers end, too
   assert process.returncode != 0
   assert _error(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
-  report = prepare.prepare_folder(
-    root, tmp_path / 'out', workers=0, test_fraction=0
-  )
+  report = _report(root, tmp_path / 'out')
   assert 3 < report.resumed < 80
   assert f'{report.resumed} clips were finished before' in str(report)
   clips = list(dataset.open(tmp_path / 'out').source('train'))
@@ -282,9 +272,7 @@ def test_a_full_disk_is_an_error_and_nothing_looks_complete(tmp_path):
     error = _error(_prepare, root, tmp_path / 'out')
   assert (error.code, error.exit_code) == ('not_written', ExitCode.DATA)
   assert _error(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
-  report = prepare.prepare_folder(
-    root, tmp_path / 'out', workers=0, test_fraction=0
-  )
+  report = _report(root, tmp_path / 'out')
   assert 0 < report.resumed < 40
   assert len(dataset.open(tmp_path / 'out').source('train')) == 40
 
