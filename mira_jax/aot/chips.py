@@ -1,17 +1,28 @@
-"""Peaks of the chips that a step can be compiled for, as their makers say."""
+"""Peaks of chips, from their makers' pages, and step times estimated from them.
+
+  time = max(hardware FLOPs / peak, bytes of memory / bandwidth)
+         + bytes of collectives / bandwidth of the links
+
+Left out: products that do not fill the matrix unit, exponentials, latencies,
+the input pipeline, and the overlap of communication with work. Real steps are
+slower.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from mira_jax.aot.hlo import Collective
 
 
 class Chip(NamedTuple):
-  """One chip, and its share of what ties it to others.
+  """One chip, and its share of the connections to others.
 
   Attributes:
     name: in tables.
-    kind: pattern of the `device_kind` that jax gives it.
+    kind: pattern of jax's `device_kind`.
     flops: bfloat16 FLOP/s, dense.
     hbm: bytes of memory.
     bandwidth: of that memory, bytes/s.
@@ -62,4 +73,58 @@ def of_kind(kind: str) -> Chip:
     if re.match(chip.kind, kind):
       return chip
   names = ', '.join(chip.name for chip in CHIPS)
-  raise ValueError(f'no peaks are known of {kind!r}, but of {names}')
+  raise ValueError(f'{kind!r} is not one of the known chips: {names}')
+
+
+def estimate(
+  chip: Chip,
+  *,
+  flops: dict[str, float],
+  traffic: float,
+  collectives: Sequence[Collective],
+  share: float = 1.0,
+) -> dict[str, float | str]:
+  """The time of a step on one of many equal devices.
+
+  Args:
+    chip: its peaks.
+    flops: on this device: 'model', those that the model needs, and 'hardware',
+      those that are computed.
+    traffic: bytes to and from its memory.
+    collectives: of the step, see `hlo.collectives`.
+    share: of a chip that a device is: half of it on a v4.
+
+  Returns:
+    Seconds of 'compute', 'memory' and 'collectives', each alone, and in all
+    ('seconds'); 'utilisation', the model's share of the peak; and the 'bound',
+    the name of the largest of the three.
+  """
+  peak = share * chip.flops
+  parts = {
+    'compute': flops['hardware'] / peak,
+    'memory': traffic / (share * chip.bandwidth),
+    'collectives': sum(communication(chip, x, share) for x in collectives),
+  }
+  seconds = max(parts['compute'], parts['memory']) + parts['collectives']
+  return parts | {
+    'seconds': seconds,
+    'utilisation': flops['model'] / (seconds * peak),
+    'bound': max(parts, key=lambda name: parts[name]),
+  }
+
+
+def communication(chip: Chip, x: Collective, share: float = 1.0) -> float:
+  """Seconds of a collective on rings over all links of a chip.
+
+  Of n devices in a ring each sends (n - 1) / n of the array to gather, scatter
+  or exchange it, and twice that to sum it. A permutation takes a single link.
+  Between slices the network counts.
+  """
+  if x.group < 2:
+    return 0.0
+  between = x.kind.endswith('between slices')
+  rate = share * (chip.network if between else chip.links * chip.link)
+  if 'permute' in x.kind:
+    return x.bytes / (rate if between else chip.link)
+  part = (x.group - 1) / x.group * x.bytes
+  return (2 if x.kind.startswith('all-reduce') else 1) * part / rate

@@ -1,10 +1,8 @@
-"""The compilers of machines that are not there: which, where, and for what.
+"""Compilers of TPUs and NVIDIA GPUs that this machine does not have.
 
-libtpu compiles for TPUs and jax's CUDA wheels for NVIDIA GPUs, on any machine.
-They go into a folder of their own: an installed libtpu would look for a TPU
-whenever jax starts. A TPU's compiler reads its options when it is loaded and
-serves one kind of chip a process; hence `environment`, for a process of its
-own.
+libtpu and jax's CUDA wheels compile on any machine. They go into a folder of
+their own: an installed libtpu would search for a TPU whenever jax starts. It
+serves one kind of chip per process.
 """
 
 from __future__ import annotations
@@ -28,7 +26,6 @@ from mira_jax.errors import ExitCode, MiraInputError
 # Platform -> the variable that may name a folder, and a module of the wheels.
 VARIABLES = {'tpu': 'MIRA_AOT_TPU', 'cuda': 'MIRA_AOT_CUDA'}
 MODULES = {'tpu': 'libtpu', 'cuda': 'jax_cuda13_plugin'}
-SIZES = {'tpu': '0.2 GB', 'cuda': '0.1 GB'}  # to download
 
 
 class Target(NamedTuple):
@@ -36,8 +33,8 @@ class Target(NamedTuple):
 
   Attributes:
     platform: 'tpu' or 'cuda'.
-    name: of a topology, such as 'v5e:16x16', or of a card, a key of GPUS.
-    slices: how many such TPU slices, joined by the data centre's network.
+    name: a topology, such as 'v5e:16x16', or a key of GPUS.
+    slices: TPU slices of that topology, joined by the network.
   """
 
   platform: str
@@ -55,7 +52,7 @@ class Target(NamedTuple):
 
   @property
   def devices(self) -> int:
-    """That jax sees: the two cores of a v4 are one each."""
+    """Devices in jax: the two cores of a v4 are one each."""
     return self.chips * (2 if self.name.startswith('v4') else 1)
 
 
@@ -63,30 +60,22 @@ class Target(NamedTuple):
 
 
 def requirements(platform: str) -> list[str]:
-  """The wheels that the installed jax asks for."""
+  """The wheels that match the installed jax."""
   if platform == 'cuda':
     version = importlib.metadata.version('jax')
     return [f'jax-cuda13-{part}=={version}' for part in ('plugin', 'pjrt')]
-  asked = importlib.metadata.requires('jax')
-  (libtpu,) = (x for x in asked if re.match(r'libtpu\b.*extra == .tpu', x))
+  needed = importlib.metadata.requires('jax') or []
+  (libtpu,) = (x for x in needed if re.match(r'libtpu\b.*extra == .tpu', x))
   return [libtpu.partition(';')[0].strip()]
 
 
-def versions(platform: str) -> dict[str, str]:
-  """Of jax and the compiler; in a process with those of `environment`."""
-  names = 'jax', {'tpu': 'libtpu', 'cuda': 'jax-cuda13-plugin'}[platform]
-  return {name: importlib.metadata.version(name) for name in names}
-
-
-def command(platform: str, folder: str | os.PathLike[str]) -> list[str]:
-  """The call of pip that unpacks the wheels into a folder."""
-  pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--no-deps']
-  target = ['--upgrade', '--target', os.fspath(folder)]
-  return [*pip, *target, *requirements(platform)]
+def _pip(platform: str, folder: str | os.PathLike[str]) -> list[str]:
+  pip = ['pip', 'install', '--quiet', '--no-deps', '--upgrade', '--target']
+  return [*pip, os.fspath(folder), *requirements(platform)]
 
 
 def install(platform: str, folder: str | os.PathLike[str]) -> None:
-  """Unpacks the wheels; what lies there already stays.
+  """Unpacks the wheels, unless those of this jax are in the folder.
 
   Raises:
     MiraInputError: pip fails.
@@ -95,58 +84,54 @@ def install(platform: str, folder: str | os.PathLike[str]) -> None:
   wanted = repr(requirements(platform))
   if done.exists() and done.read_text() == wanted:
     return
-  call = command(platform, folder)
-  if subprocess.run(call).returncode:
-    hint = 'pip could not install it; what it says is above'
-    raise MiraInputError('no_compiler', ' '.join(call), hint)
+  command = _pip(platform, folder)
+  if subprocess.run([sys.executable, '-m', *command]).returncode:
+    raise MiraInputError('no_compiler', ' '.join(command), 'pip failed')
   done.write_text(wanted)
 
 
-def cache(platform: str) -> pathlib.Path:
-  """Where `mira aot --install` unpacks a compiler."""
-  return output.cache() / 'aot' / platform
-
-
-def find(platform: str, folder: str | None = None) -> pathlib.Path | None:
+def find(
+  platform: str, folder: str | None = None, *, fetch: bool = False
+) -> pathlib.Path | None:
   """The folder of a platform's wheels; None if they are installed with jax.
 
   Args:
     platform: 'tpu' or 'cuda'.
-    folder: the only one to look at; by default those of the environment and
-      then `cache`.
+    folder: by default the one of the environment, then one in the cache.
+    fetch: whether to install them where they are missing.
 
   Raises:
-    MiraInputError: they are nowhere.
+    MiraInputError: they are missing.
   """
   named = folder or os.environ.get(VARIABLES[platform])
   if not named and importlib.util.find_spec(MODULES[platform]):
     return None
-  place = pathlib.Path(named) if named else cache(platform)
-  place = place.expanduser()
-  if (place / MODULES[platform]).is_dir():
-    return place.resolve()
-  call = ' '.join(['pip', *command(platform, place)[3:]])
-  hint = f'no compiler is there; run `{call}` ({SIZES[platform]}), or --install'
-  raise MiraInputError('no_compiler', place, hint, exit_code=ExitCode.USAGE)
+  path = pathlib.Path(named) if named else output.cache() / 'aot' / platform
+  path = path.expanduser()
+  if fetch:
+    install(platform, path)
+  if (path / MODULES[platform]).is_dir():
+    return path.resolve()
+  command = ' '.join(_pip(platform, path))
+  hint = f'it holds no compiler; pass --install, or run `{command}`'
+  raise MiraInputError('no_compiler', path, hint, exit_code=ExitCode.USAGE)
 
 
-def environment(platform: str, folder: pathlib.Path | None) -> dict[str, str]:
-  """Variables of a process that compiles, beside those of this one."""
-  root = pathlib.Path(__file__).parents[2]
-  paths = [str(root), *([str(folder)] if folder else [])]
-  paths += os.environ.get('PYTHONPATH', '').split(os.pathsep)
-  variables = {
-    # Without it jax would look for the machine, and complain.
-    'JAX_PLATFORMS': 'cpu',
-    'PYTHONPATH': os.pathsep.join(x for x in paths if x),
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # there is no TPU that two could want
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-4',  # of no consequence; some is asked
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-  }
-  if platform == 'tpu' and folder:
-    variables['TPU_LIBRARY_PATH'] = str(folder / 'libtpu' / 'libtpu.so')
-  return variables
+def load(platform: str, folder: pathlib.Path | None) -> None:
+  """Lets this process compile for a platform; call it before jax is used."""
+  # Otherwise jax would search for the machine.
+  jax.config.update('jax_platforms', 'cpu')
+  if folder:
+    sys.path.insert(0, str(folder))
+  if platform == 'tpu':
+    os.environ |= {
+      'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+      'TPU_SKIP_MDS_QUERY': '1',
+      'TPU_ACCELERATOR_TYPE': 'v5litepod-4',  # any; libtpu requires one
+      'TPU_WORKER_HOSTNAMES': 'localhost',
+    }
+    if folder:
+      os.environ['TPU_LIBRARY_PATH'] = str(folder / 'libtpu' / 'libtpu.so')
 
 
 # ----- machines ---------------------------------------------------------------
@@ -176,7 +161,7 @@ platform_name: "CUDA"
 dnn_version_info { major: 9 minor: 28 }
 device_description_str: "NVIDIA %s"
 """
-# What XLA asks of a card: bandwidth, second-level cache and memory in bytes.
+# XLA's description of a GPU: bandwidth, second-level cache, memory in bytes.
 GPUS = {
   'h100': _HOPPER % (3350 * 10**9, 52428800, 80 * 10**9, 'H100'),
   'h200': _HOPPER % (4800 * 10**9, 62914560, 141 * 10**9, 'H200'),
@@ -194,17 +179,16 @@ def tpu(text: str, slices: int = 1) -> Target:
   """The target of '--topology', such as 'v5e:16x16'.
 
   Raises:
-    MiraInputError: it has no such form, or is of no kind of TPU that we know.
+    MiraInputError: it has another form, or names an unknown kind of TPU.
   """
-  found = re.fullmatch(r'(v4|v5e|v5p|v6e):\d+x\d+(x\d+)?', text)
-  if not found:
+  if not re.fullmatch(r'(v4|v5e|v5p|v6e):\d+x\d+(x\d+)?', text):
     hint = 'name a TPU and its shape, such as v5e:16x16, v5p:4x4x4 or v6e:2x4'
     raise MiraInputError('bad_topology', text, hint)
   return Target('tpu', text, slices)
 
 
 def tpu_of(kind: str, chips: int) -> Target:
-  """The slice, or slices, of a kind of TPU that have so many chips.
+  """The slice, or slices, of a kind of TPU with this many chips.
 
   Raises:
     MiraInputError: there are none.
@@ -222,22 +206,19 @@ def tpu_of(kind: str, chips: int) -> Target:
 
 
 def devices(target: Target) -> list[jax.Device]:
-  """Its devices; in a process with the variables of `environment`.
+  """Its devices, after `load`.
 
   Raises:
-    MiraInputError: the compiler knows no such machine.
+    MiraInputError: the compiler does not know the machine.
   """
+  options = {'topology_name': target.name}
+  if target.platform == 'cuda':
+    options = {'target_config': GPUS[target.name], 'topology': '1x1x1'}
+  elif target.slices > 1:
+    options['num_slices'] = target.slices
   try:
-    if target.platform == 'cuda':
-      topology = topologies.get_topology_desc(
-        platform='cuda', target_config=GPUS[target.name], topology='1x1x1'
-      )
-    else:
-      slices = {'num_slices': target.slices} if target.slices > 1 else {}
-      topology = topologies.get_topology_desc(
-        platform='tpu', topology_name=target.name, **slices
-      )
+    found = topologies.get_topology_desc(platform=target.platform, **options)
   except jax.errors.JaxRuntimeError as error:
     line = str(error).splitlines()[0]
     raise MiraInputError('bad_topology', str(target), line) from error
-  return list(topology.devices)
+  return list(found.devices)

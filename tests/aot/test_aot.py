@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import subprocess
 import sys
 
@@ -14,10 +13,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import dfew, voxceleb2
 from mira_jax.aot import chips, compilers, counts, hlo, measure
-from mira_jax.aot.estimate import communication, estimate
 from mira_jax.cli import main as cli
 from mira_jax.devices import sharding
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode
 from mira_jax.kernels import vjp
 from mira_jax.kernels.tpu import passes as pallas_tpu
 
@@ -150,15 +148,15 @@ def of_blocks(depth: int, dim: int, tokens: int) -> int:
 
 @pytest.mark.parametrize(
   ('size', 'dim', 'depth', 'giga'),
-  [('Ti', 192, 12, None), ('B', 768, 12, 361), ('H', 1280, 32, 2382)],
+  [('B', 768, 12, 361), ('H', 1280, 32, 2382)],
 )
 def test_a_classifier_needs_its_closed_form(size, dim, depth, giga):
   cfg = dfew.get_config(f'{size},exact')
   cfg.model.num_classes, cfg.model.remat = 7, 'full'
   forward = 2 * 1568 * 1536 * dim + of_blocks(depth, dim, 1568) + 2 * dim * 7
   assert measure.model_flops(cfg) == 3 * forward
-  if giga:  # twice the multiply-adds that are published
-    assert forward / 1e9 == pytest.approx(giga, rel=0.01)
+  # Twice the multiply-adds that are published.
+  assert forward / 1e9 == pytest.approx(giga, rel=0.01)
   cfg.optim.freeze_backbone = True
   assert measure.model_flops(cfg) == forward
 
@@ -198,7 +196,7 @@ def test_gradients_are_summed_over_devices():
     jax.grad(lambda w, x: jnp.square(x @ w).sum()),
     *(((32, 16), WHOLE), ((64, 32), SPLIT)),
   )
-  found = [hlo.Collective('all-reduce', tuple(range(8)), 1, 4 * 32 * 16)]
+  found = [hlo.Collective('all-reduce', 8, 1, 4 * 32 * 16)]
   assert hlo.collectives(text) == found
 
 
@@ -216,7 +214,7 @@ def test_communication_in_a_loop_counts_as_often():
 def test_split_parameters_are_gathered_within_their_groups():
   text = compiled(lambda w: jnp.sin(w), ((32, 16), PartitionSpec('fsdp')))
   (found,) = hlo.collectives(text)
-  assert (found.kind, len(found.group)) == ('all-gather', 4)
+  assert (found.kind, found.group) == ('all-gather', 4)
   assert (found.count, found.bytes) == (1, 4 * 32 * 16)
 
 
@@ -283,31 +281,30 @@ replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}, to_apply=%add
 """
 
 
-def test_a_tpu_writes_the_same_in_other_words():
+def test_the_notation_of_a_tpu():
   found = {(x.kind, x.group): x[2:] for x in hlo.collectives(TPU)}
   assert found == {
-    ('all-gather', (0, 2, 4, 6)): (12, 12 * 2 * 32 * 128),  # written twice
-    ('reduce-scatter', (0, 2, 4, 6)): (12, 12 * 4 * 64 * 16),
-    ('collective-permute', (0, 3)): (1, 4 * 8 * 7),
-    ('all-reduce between slices', (1, 2, 3, 4)): (1, 4 * 8 * 7),
-    ('all-reduce', (0, 2, 4, 6)): (1, 4),
+    ('all-gather', 4): (12, 12 * 2 * 32 * 128),  # written twice
+    ('reduce-scatter', 4): (12, 12 * 4 * 64 * 16),
+    ('collective-permute', 2): (1, 4 * 8 * 7),
+    ('all-reduce between slices', 4): (1, 4 * 8 * 7),
+    ('all-reduce', 4): (1, 4),
   }
 
 
 @pytest.mark.parametrize(
   ('text', 'group'),
   [
-    ('{{0,1},{2,3}}', (0, 1)),
-    ('[2,2]<=[4]', (0, 1)),
-    ('[2,2]<=[2,2]T(1,0)', (0, 2)),
-    ("mesh['a'=2,'b'=4] {'b'}", (0, 1, 2, 3)),
-    ("mesh['a'=2,'b'=4] {'a'}", (0, 4)),
-    ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", (0, 1)),
-    ("mesh['a'=8] {'a':(2)2}", (0, 2)),
-    ("mesh['a'=2,'b'=2] {'a','b'}", (0, 1, 2, 3)),
+    ('{{0,1},{2,3}}', 2),
+    ('[2,4]<=[8]', 4),
+    ('[4,2]<=[2,4]T(1,0)', 2),
+    ("mesh['a'=2,'b'=4] {'b'}", 4),
+    ("mesh['a'=2,'b'=2], device_ids=([2,2]T(1,0)) {'a'}", 2),
+    ("mesh['a'=8] {'a':(2)2}", 2),
+    ("mesh['a'=2,'b'=2] {'a','b'}", 4),
   ],
 )
-def test_groups_are_read_in_every_notation(text, group):
+def test_groups_in_every_notation(text, group):
   line = f'  %r = f32[4]{{0}} all-reduce(%x), replica_groups={text}, b=1'
   module = (
     f'ENTRY %m (x: f32[4]) -> f32[4] {{\n  %x = f32[4] parameter(0)\n{line}\n}}'
@@ -318,38 +315,21 @@ def test_groups_are_read_in_every_notation(text, group):
 
 # ----- memory that is read and written ----------------------------------------
 
-LOOP = """HloModule m
 
-%update (all: f32[10,64], new: f32[64], at: s32[]) -> f32[10,64] {
-  %all = f32[10,64]{1,0} parameter(0)
-  %new = f32[64]{0} parameter(1)
-  %at = s32[] parameter(2)
-  %row = f32[1,64]{1,0} bitcast(%new)
-  ROOT %put = f32[10,64]{1,0} dynamic-update-slice(%all, %row, %at, %at)
-}
-
-%take (all.1: f32[10,64], at.1: s32[]) -> f32[64] {
-  %all.1 = f32[10,64]{1,0} parameter(0)
-  %at.1 = s32[] parameter(1)
-  %cut = f32[1,64]{1,0} dynamic-slice(%all.1, %at.1, %at.1)
-  ROOT %flat = f32[64]{0} bitcast(%cut)
-}
-
-ENTRY %main (x: f32[10,64], i: s32[]) -> f32[10,64] {
-  %x = f32[10,64]{1,0} parameter(0)
-  %i = s32[] parameter(1)
-  %own = f32[64]{0} fusion(%x, %i), kind=kLoop, calls=%take
-  %chip = f32[64]{0:S(1)} negate(%own)
-  ROOT %y = f32[10,64]{1,0} fusion(%x, %chip, %i), kind=kLoop, calls=%update
-}
-"""
+def traffic(f, *shapes) -> int:
+  arrays = [jax.ShapeDtypeStruct(x, jnp.float32) for x in shapes]
+  return hlo.traffic(jax.jit(f).lower(*arrays).compile().as_text())
 
 
-def test_of_what_is_sliced_only_the_slice_is_read():
-  row, index = 4 * 64, 4
-  # The slice and its result; what negate reads; the update. What is on the chip
-  # is free.
-  assert hlo.traffic(LOOP) == (2 * row + index) + row + (row + index)
+def test_a_scan_reads_and_writes_slices():
+  def run(x, w):
+    return jax.lax.scan(lambda x, w: (x * w, x + w), x, w)
+
+  row, count = 4 * 128 * 1024, 10
+  # An iteration reads x and its w, and writes two rows, at least.
+  least = count * 4 * row
+  found = traffic(run, (128, 1024), (count, 128, 1024))
+  assert least <= found < 3 * least
 
 
 AHEAD = """HloModule m
@@ -366,37 +346,34 @@ ENTRY %main (x: f32[8,64]) -> f32[8,64] {
 """
 
 
-def test_a_slice_that_is_fetched_ahead_is_read_alone():
+def test_a_prefetched_slice_is_read_alone():
   rows, whole = 2 * 4 * 64, 8 * 4 * 64
   # Onto the chip: read; into memory: read and written. Room is not filled.
   assert hlo.traffic(AHEAD) == rows + 2 * rows + 2 * whole
 
 
 def test_a_plain_program_reads_and_writes_its_arrays():
-  shape = jax.ShapeDtypeStruct((1024, 1024), jnp.float32)
-  text = jax.jit(lambda x, y: x * y + 1).lower(shape, shape).compile().as_text()
-  assert hlo.traffic(text) == pytest.approx(3 * 4 * 1024**2, rel=0.01)
+  found = traffic(lambda x, y: x * y + 1, *[(1024, 1024)] * 2)
+  assert found == pytest.approx(3 * 4 * 1024**2, rel=0.01)
 
 
 # ----- the estimate -----------------------------------------------------------
 
+CHIP = chips.Chip('x', '', 100.0, 1.0, 10.0, 4, 5.0, 1.0)
 
-def test_time_is_of_the_slower_of_two_and_of_the_links():
-  chip = chips.Chip('x', '', 100.0, 1.0, 10.0, 4, 5.0, 1.0)
-  ring = hlo.Collective('all-reduce', (0, 1, 2, 3), 1, 40)
-  found = estimate(
-    chip,
-    model_flops=150.0,
-    hardware_flops=200.0,
-    traffic=50.0,
-    collectives=[ring],
-  )
-  assert found.compute == 2
-  assert found.memory == 5
-  assert found.collectives == 2 * 3 / 4 * 40 / 20
-  assert found.seconds == 8
-  assert found.utilisation == 150 / (8 * 100)
-  assert found.bound == 'memory'
+
+def test_the_time_is_that_of_the_slowest_part_and_of_the_links():
+  ring = hlo.Collective('all-reduce', 4, 1, 40)
+  flops = {'model': 150.0, 'hardware': 200.0}
+  found = chips.estimate(CHIP, flops=flops, traffic=50.0, collectives=[ring])
+  assert found == {
+    'compute': 2,
+    'memory': 5,
+    'collectives': 2 * 3 / 4 * 40 / 20,
+    'seconds': 8,
+    'utilisation': 150 / (8 * 100),
+    'bound': 'memory',
+  }
 
 
 @pytest.mark.parametrize(
@@ -404,17 +381,17 @@ def test_time_is_of_the_slower_of_two_and_of_the_links():
   [
     ('all-reduce', 2 * 0.5 * 40 / 20),
     ('all-gather', 0.5 * 40 / 20),
-    ('reduce-scatter', 0.5 * 40 / 20),
-    ('all-to-all', 0.5 * 40 / 20),
     ('collective-permute', 40 / 5),
     ('all-reduce between slices', 2 * 0.5 * 40 / 1),
     ('permute between slices', 40 / 1),
   ],
 )
-def test_collectives_take_what_rings_take(kind, seconds):
-  chip = chips.Chip('x', '', 100.0, 1.0, 10.0, 4, 5.0, 1.0)
-  assert communication(chip, hlo.Collective(kind, (0, 1), 1, 40)) == seconds
-  assert communication(chip, hlo.Collective(kind, (0,), 1, 40)) == 0
+def test_collectives_on_rings(kind, seconds):
+  found = [
+    chips.communication(CHIP, hlo.Collective(kind, group, 1, 40))
+    for group in (2, 1)
+  ]
+  assert found == [seconds, 0]
 
 
 @pytest.mark.parametrize(
@@ -428,67 +405,54 @@ def test_collectives_take_what_rings_take(kind, seconds):
     ('NVIDIA H100 80GB HBM3', 'H100'),
   ],
 )
-def test_chips_are_known_by_what_jax_calls_them(kind, name):
+def test_chips_by_their_device_kind(kind, name):
   assert chips.of_kind(kind).name == name
 
 
 def test_an_unknown_chip_has_no_peaks():
-  with pytest.raises(ValueError, match="'cpu', but of v4, v5e"):
+  with pytest.raises(ValueError, match=r"'cpu' is not one of .* v4, v5e"):
     chips.of_kind('cpu')
 
 
-# ----- what is asked ----------------------------------------------------------
+# ----- the command ------------------------------------------------------------
 
 
-@pytest.mark.parametrize('kind', compilers.SLICES)
-def test_slices_have_the_chips_that_are_asked_for(kind):
+@pytest.mark.parametrize('kind', ['v5e', 'v5p'])
+def test_slices_of_a_chip_count(kind):
   for count in (4, 8, 256, 1024):
     assert compilers.tpu_of(kind, count).chips == count
   assert compilers.tpu_of('v5e', 1024) == ('tpu', 'v5e:16x16', 4)
   assert compilers.tpu_of('v5p', 1024) == ('tpu', 'v5p:8x8x16', 1)
 
 
-def test_what_needs_less_memory_is_tried_from_the_cheapest():
-  cfg = dfew.get_config('B')
-  cfg.data.batch_size = 64
-  tried = [' '.join(names) for names, _ in measure.alternatives(cfg, 8)]
-  full = '--config.model.remat=full'
-  assert tried == [
-    '--config.model.remat=linear',
-    '--config.model.remat=attention',
-    full,
-    f'{full} --config.mesh.fsdp=8',
-    f'{full} --config.mesh.fsdp=8 --config.optim.accumulate=2',
-    f'{full} --config.mesh.fsdp=8 --config.optim.accumulate=4',
-    f'{full} --config.mesh.fsdp=8 --config.optim.accumulate=8',
-  ]
-
-
 @pytest.mark.parametrize(
-  ('flags', 'told'),
+  ('flags', 'message'),
   [
     (['--topology=v9:2x2'], 'bad_topology: v9:2x2: name a TPU'),
     (['--topology=v5e', '--scale=7'], 'bad_scale: 7 chips of v5e: use 4, 8'),
-    (['--topology=v5e', '--scale=x'], 'bad_scale: x: give numbers'),
-    (['--gpu=h200', '--scale=8'], 'bad_flag: --gpu: a GPU is compiled for'),
+    (['--topology=v5e', '--scale=x'], 'bad_scale: x: give chip counts'),
+    (['--gpu=h200', '--scale=8'], 'bad_flag: --gpu: only one GPU'),
     (['--gpu=h200', '--config.model.dept=3'], 'did you mean model.depth'),
-    (['--topology=v5e:2x2', '--compiler=nowhere'], 'no_compiler: nowhere'),
+    (
+      ['--topology=v5e:2x2', '--compiler=nowhere'],
+      'pip install --quiet --no-deps --upgrade --target nowhere libtpu==',
+    ),
   ],
 )
-def test_mistakes_are_one_line(capsys, monkeypatch, request, flags, told):
+def test_mistakes_are_one_line(capsys, monkeypatch, request, flags, message):
   monkeypatch.chdir(request.config.rootpath)
   code = cli.main(['aot', 'configs/dfew.py:B', *flags])
   err = capsys.readouterr().err
   assert code == ExitCode.USAGE
   assert err.startswith('mira: ')
-  assert told in err
+  assert message in err
   assert err.count('\n') == 1
 
 
 def test_a_configuration_finds_its_neighbours_from_anywhere(tmp_path, request):
   """`from configs import recipes`, where no configs/ is in the path."""
   path = request.config.rootpath / 'configs' / 'dfew.py'
-  code = 'import sys; from mira_jax.cli.main import main; sys.exit(main())'
+  code = 'import sys; from mira_jax.cli import main; sys.exit(main())'
   done = subprocess.run(
     [sys.executable, '-c', code, 'aot', f'{path}:B', '--topology=v9:2x2'],
     cwd=tmp_path,
@@ -497,23 +461,3 @@ def test_a_configuration_finds_its_neighbours_from_anywhere(tmp_path, request):
   )
   assert done.stderr.startswith('mira: bad_topology: v9')
   assert done.returncode == ExitCode.USAGE
-
-
-def test_a_missing_compiler_comes_with_its_command():
-  with pytest.raises(MiraInputError) as error:
-    compilers.find('tpu', 'nowhere')
-  assert (
-    'pip install --quiet --no-deps --upgrade --target nowhere libtpu=='
-    in (str(error.value))
-  )
-
-
-def test_memory_is_what_each_device_holds():
-  mesh = sharding.make_mesh(data=2, fsdp=4)
-  where = NamedSharding(mesh, PartitionSpec('fsdp'))
-  x = jax.ShapeDtypeStruct((64, 16), jnp.bfloat16, sharding=where)
-  told = 'RESOURCE_EXHAUSTED: HLO temporaries (2.50G) exceeds available HBM'
-  found = measure._memory(None, told, [x], 16 * chips.GIB)
-  assert found['arguments'] == 2 * math.prod((16, 16))
-  assert found['temporaries'] == 2.5 * 2**30
-  assert not found['fits']

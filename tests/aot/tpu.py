@@ -80,7 +80,14 @@ def measure(chip: str) -> dict[str, dict]:
   with tempfile.TemporaryDirectory() as dump:
     done = subprocess.run(
       [sys.executable, __file__, chip],
-      env=os.environ | _environment(dump),
+      env=os.environ
+      | {
+        'LIBTPU_INIT_ARGS': (
+          f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'
+        ),
+        'MIRA_AOT_DUMP': dump,
+        'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
+      },
       capture_output=True,
       text=True,
     )
@@ -102,16 +109,6 @@ def record() -> None:
   RECORD.write_text(json.dumps(cycles, indent=2) + '\n')
 
 
-def _environment(dump: str) -> dict[str, str]:
-  folder = pathlib.Path(os.environ[FOLDER]).resolve()
-  return compilers.environment('tpu', folder) | {
-    'LIBTPU_INIT_ARGS': (
-      f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'
-    ),
-    'MIRA_AOT_DUMP': dump,
-  }
-
-
 # ----- in the process of one chip ---------------------------------------------
 
 
@@ -119,6 +116,7 @@ def _measure_here(chip: Chip) -> dict[str, dict]:
   from jax.experimental import topologies
   from jax.sharding import SingleDeviceSharding
 
+  compilers.load('tpu', pathlib.Path(os.environ[FOLDER]).resolve())
   topology = topologies.get_topology_desc(
     platform='tpu', topology_name=chip.topology
   )
