@@ -189,8 +189,8 @@ def rows(medians: dict[str, float], shape: tuple[int, ...], backward: bool):
   flops = 4 * batch * heads * length**2 * width * (3.5 if backward else 1)
   for name, seconds in medians.items():
     mode = name.partition(',')[0]
-    # The authors' form, else the meaning, else nothing.
-    peers = [f'{mode}, torch', f'{mode}, meaning', name]
+    # The authors' form, else the reference, else nothing.
+    peers = [f'{mode}, torch', f'{mode}, reference', name]
     peer = next(x for x in peers if x in medians)
     yield {
       'pass': 'forward and backward' if backward else 'forward',

@@ -185,7 +185,7 @@ def main():
   counted = loops_and_branches()
   for name, times in counted.items():
     print(f'XLA counts a {name} as {times:.2f} products')
-  rows = table(clip, count, dtype='bfloat16', attention='meaning')
+  rows = table(clip, count, dtype='bfloat16', attention='reference')
   if args.time:
     timed = table(clip, seconds, dtype='float32', attention='streaming')
     rows = {name: cost | timed[name] for name, cost in rows.items()}

@@ -128,7 +128,7 @@ def model_flops(cfg: config.Config) -> int:
   """
   plain = copy.deepcopy(cfg)
   plain.model.mira = plain.model.remat = None
-  plain.model.scan, plain.model.attention = True, 'meaning'
+  plain.model.scan, plain.model.attention = True, 'reference'
   plain.data.batch_size = plain.optim.accumulate = plain.data.repeats = 1
   mesh = sharding.make_mesh(devices=jax.devices('cpu')[:1])
   made = build.make(plain, mesh)

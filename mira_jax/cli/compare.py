@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser):
   arguments.add_argument(
     '--attention',
     choices=tuple(dispatch.IMPLEMENTATIONS),
-    default='meaning',
-    help='its implementation; only meaning has maps to compare',
+    default='reference',
+    help='attention implementation; only reference has maps to compare',
   )
   arguments.add_argument(
     '--case', action='append', help='only this case (may be repeated)'

@@ -66,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--attention',
     choices=tuple(dispatch.IMPLEMENTATIONS),
-    default='meaning',
-    help='our implementation of it (default: meaning)',
+    default='reference',
+    help='attention implementation of JAX (default: reference)',
   )
   parser.add_argument(
     '--out', metavar='PNG', help='where a picture of the differences goes'

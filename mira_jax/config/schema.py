@@ -18,6 +18,7 @@ from typing import Any
 
 from mira_jax.augment.transforms import Augment
 from mira_jax.errors import MiraInputError, nearest
+from mira_jax.kernels.dispatch import current_names
 from mira_jax.models.options import DecoderOptions, ModelOptions
 
 
@@ -264,7 +265,7 @@ def from_json(text: str | bytes) -> Config:
     MiraInputError: not JSON, an unknown field, or a wrong type.
   """
   try:
-    values = json.loads(text)
+    values = current_names(json.loads(text))
   except (ValueError, RecursionError) as error:
     raise bad_config('config.json', f'it is not JSON ({error})') from error
   return build_tree(Config, values, 'config')

@@ -1,1 +1,1 @@
-"""Attention operations: their meaning, and fast implementations of it."""
+"""Attention operations: the reference, and fast implementations of it."""

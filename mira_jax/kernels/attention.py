@@ -35,8 +35,8 @@ class Attended(NamedTuple):
   """The output of attention and all that a person may want to see of it."""
 
   output: Array  # [B, L, H, D]
-  before: Array | None  # [B, H, L, L] attention without MiRA; meaning only
-  after: Array | None  # [B, H, L, L] attention that was used; meaning only
+  before: Array | None  # [B, H, L, L] attention without MiRA; reference only
+  after: Array | None  # [B, H, L, L] attention that was used; reference only
   frames: FrameGain | None  # None without MiRA
 
 
@@ -53,7 +53,7 @@ def redistributed_attention(
 ) -> Array:
   """Multi-head attention with a gain on the attention to every key.
 
-  Its meaning, with A = softmax(q k^T / sqrt(D)):
+  With A = softmax(q k^T / sqrt(D)) it is
 
     gain is None                  A v
     residual_mix 1, floor 0       softmax(q k^T / sqrt(D) + log gain) v
@@ -168,7 +168,7 @@ def mira_attention(
     )
     return frames, key_gain(frames.gain, k.shape[1], num_prefix=num_prefix)
 
-  if name == 'meaning':
+  if name == 'reference':
     return attend_with_maps(q, k, v, config, estimate)
   return _fused(q, k, v, config, estimate, name)
 
@@ -180,7 +180,7 @@ def attend_with_maps(
   config: MiraConfig | None,
   estimate: Callable[[Array], tuple[FrameGain, Array]],
 ) -> Attended:
-  """Attention by its meaning, which keeps the maps.
+  """The reference, which keeps the maps.
 
   Args:
     q: queries [B, L, H, D].

@@ -32,6 +32,10 @@ BEFORE_AMPERE = re.compile(r'[KPV]100|P4|T4|GTX|RTX 20[678]0|TITAN|Quadro')
 LARGEST_MAP = 2**30  # bytes
 
 
+# Names of implementations in files of earlier versions.
+RENAMED = {'meaning': 'reference'}
+
+
 class RefusalError(ValueError):
   """A named implementation cannot serve."""
 
@@ -97,7 +101,7 @@ def choose(asked: Request) -> tuple[str, str]:
   platform, kind = asked.target
   if platform == 'cpu':
     if length <= 256:
-      return 'meaning', f'maps of {length} tokens are small'
+      return 'reference', f'maps of {length} tokens are small'
     return 'streaming', 'tiles of the map stay in the cache'
   kernels = {'tpu': ('pallas_tpu',), 'gpu': ('pallas_gpu', 'cudnn')}
   reasons = []
@@ -111,7 +115,7 @@ def choose(asked: Request) -> tuple[str, str]:
     reason = f'maps of {size / 2**30:.1f} GiB would fill the memory'
     return 'streaming', '; '.join([*reasons, reason])
   reason = f'one head at a time would leave a {platform} idle'
-  return 'meaning', '; '.join([*reasons, reason])
+  return 'reference', '; '.join([*reasons, reason])
 
 
 def refusal(name: str, asked: Request) -> str | None:
@@ -145,6 +149,15 @@ def resolve(name: str | None, asked: Request) -> str:
   return name
 
 
+def current_names(stored: Any) -> Any:
+  """The JSON of a configuration or of metadata, with today's names."""
+  model = stored.get('model') if isinstance(stored, dict) else None
+  if isinstance(model, dict) and isinstance(model.get('attention'), str):
+    name = model['attention']
+    model['attention'] = RENAMED.get(name, name)
+  return stored
+
+
 # ----- the implementations ----------------------------------------------------
 # Pallas takes a while to import: only when its kernels are asked for.
 
@@ -171,8 +184,10 @@ def _refusal_gpu(asked: Request) -> str | None:
     return f'it runs on NVIDIA H100 and H200, not on {asked.target.kind}'
   try:
     from mira_jax.kernels.gpu import passes as pallas_gpu
-  except (ImportError, AttributeError) as error:  # Mosaic GPU still moves
-    return f'this jax has no Mosaic GPU that it knows ({error})'
+  except ImportError as error:
+    if not (error.name or '').startswith('jax'):  # a mistake of our own
+      raise
+    return f'this jax has no Mosaic GPU ({error})'
   return pallas_gpu.refusal(asked.shape, asked.dtype)
 
 
@@ -192,7 +207,7 @@ def _refusal_cudnn(asked: Request) -> str | None:
 
 
 IMPLEMENTATIONS = {
-  'meaning': Implementation(lambda: reference.OPERATIONS, _never),
+  'reference': Implementation(lambda: reference.OPERATIONS, _never),
   'streaming': Implementation(lambda: streaming.OPERATIONS, _never),
   'pallas_gpu': Implementation(_pallas_gpu, _refusal_gpu),
   'pallas_tpu': Implementation(_pallas_tpu, _refusal_tpu),

@@ -51,7 +51,7 @@ class BlockSpec(BlockOptions):
   @property
   def implementation(self) -> str | None:
     """Of attention: one that returns maps if they are recorded."""
-    return self.attention or ('meaning' if self.record else None)
+    return self.attention or ('reference' if self.record else None)
 
 
 def spec_of(options: BlockOptions, **own: Any) -> BlockSpec:

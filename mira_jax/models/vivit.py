@@ -150,7 +150,7 @@ class ViViT(nn.Module, ModelOptions):
     x, temporal = encoder_of(
       self,
       # So few tokens are no work for a kernel.
-      dataclasses.replace(spec, variant='joint', attention='meaning'),
+      dataclasses.replace(spec, variant='joint', attention='reference'),
       depth=TEMPORAL_DEPTH,
       first_drop_path=rates[depth],
       drop_path=rates[-1],

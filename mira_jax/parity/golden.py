@@ -72,7 +72,7 @@ def run_case(
   directory: str | pathlib.Path,
   case: Mapping[str, Any],
   dtype: str = 'float64',
-  attention: str = 'meaning',
+  attention: str = 'reference',
 ) -> list[Check]:
   """Every quantity of a case, compared.
 
@@ -80,7 +80,7 @@ def run_case(
     directory: where NAME.npz lies.
     case: an entry of `read_cases`.
     dtype: 'float64' or 'float32', of parameters and computation.
-    attention: its implementation, see `kernels.dispatch`; only 'meaning' has
+    attention: its implementation, see `kernels.dispatch`; only 'reference' has
       the maps to compare.
   """
   path = pathlib.Path(directory) / f'{case["name"]}.npz'
@@ -94,7 +94,7 @@ def run_case(
   with jax.enable_x64(dtype == 'float64'):
     ours = dict(KINDS[case['kind']](case, arrays, jnp.dtype(dtype), attention))
   uncomputed = _expected(arrays) - ours.keys()
-  if attention != 'meaning':
+  if attention != 'reference':
     uncomputed = {name for name in uncomputed if '/attn_' not in name}
   if uncomputed:
     raise MiraInputError(

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.kernels.dispatch import current_names
 from mira_jax.mira import MiraConfig
 from mira_jax.models import options
 
@@ -61,7 +62,7 @@ def parse_card(text: str, path: str | os.PathLike[str]) -> Any:
   try:
     if len(text) > _MAX_TEXT:
       raise ValueError(f'it has {len(text)} characters')
-    return json.loads(text)
+    return current_names(json.loads(text))
   except (ValueError, RecursionError) as cause:
     raise _bad(path, f'is no card in JSON ({str(cause)[:99]})') from cause
 

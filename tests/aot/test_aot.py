@@ -452,7 +452,7 @@ def test_mistakes_are_one_line(capsys, monkeypatch, request, flags, message):
 def test_a_configuration_finds_its_neighbours_from_anywhere(tmp_path, request):
   """`from configs import recipes`, where no configs/ is in the path."""
   path = request.config.rootpath / 'configs' / 'dfew.py'
-  code = 'import sys; from mira_jax.cli import main; sys.exit(main())'
+  code = 'import sys; from mira_jax.cli.main import main; sys.exit(main())'
   done = subprocess.run(
     [sys.executable, '-c', code, 'aot', f'{path}:B', '--topology=v9:2x2'],
     cwd=tmp_path,

@@ -59,4 +59,4 @@ def test_operations_hold_no_map(compiled):
 def test_exact_mode_needs_a_tenth_of_the_memory(compiled):
   _, figures = compiled
   temporaries = figures['temporaries of exact mode']
-  assert temporaries['pallas_tpu'] < temporaries['meaning'] / 10
+  assert temporaries['pallas_tpu'] < temporaries['reference'] / 10

@@ -124,7 +124,7 @@ def _measure_here(chip: Chip) -> dict[str, dict]:
   results = {
     'temporaries of exact mode': {
       name: _exact_temporaries(topology.devices[0], name)
-      for name in ('pallas_tpu', 'meaning')
+      for name in ('pallas_tpu', 'reference')
     }
   }
   for shape in SHAPES:

@@ -176,7 +176,7 @@ def test_the_attention_that_will_run_is_named_with_its_reason():
     return build.attention_choice(model, (8, 16), 8, sharding.make_mesh())
 
   line = choice()
-  assert line == 'attention: meaning (maps of 128 tokens are small)'
+  assert line == 'attention: reference (maps of 128 tokens are small)'
   cfg.model.attention = 'pallas_tpu'
   with pytest.raises(MiraInputError, match='v6e, not on cpu'):
     choice()

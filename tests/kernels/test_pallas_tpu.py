@@ -91,10 +91,10 @@ def draw(shape, dtype=np.float32):
   }
 
 
-def assert_agree(ours, meaning, tolerance):
+def assert_agree(ours, expected, tolerance):
   """Same tree, shapes, dtypes; largest error relative to the largest value."""
-  assert jax.tree.structure(ours) == jax.tree.structure(meaning)
-  pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(meaning), strict=True)
+  assert jax.tree.structure(ours) == jax.tree.structure(expected)
+  pairs = zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True)
   for x, y in pairs:
     assert (x.shape, x.dtype) == (y.shape, y.dtype)
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)

@@ -765,7 +765,7 @@ def test_the_configuration_has_the_same_rules():
 def test_the_attention_that_is_announced_is_the_largest(variant, tokens):
   model = ViViT(**SIZES['B'], num_classes=2, variant=variant, mira=MiraConfig())
   line = build.attention_choice(model, (8, 196), 4, sharding.make_mesh())
-  name = 'streaming' if tokens == 1568 else 'meaning'
+  name = 'streaming' if tokens == 1568 else 'reference'
   assert line.startswith(f'attention: {name}')
 
 

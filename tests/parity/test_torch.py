@@ -170,7 +170,7 @@ def test_mira_is_that_of_the_module(mode, statistics):
   assert worst(apart) > 1e-4
 
 
-@pytest.mark.parametrize('attention', ['streaming', 'meaning'])
+@pytest.mark.parametrize('attention', ['streaming', 'reference'])
 def test_every_option_of_mira_is_in_both(attention):
   mira = {
     'mode': 'exact',
