@@ -267,7 +267,7 @@ def _report_folds(
   if missing:
     count += f' of {len(folds) + len(missing)}'
   title = f'{workdir.resolve().name}: protocol {protocol}, {count} folds'
-  terminal.show(results.folds_table(folds, class_names, title, missing))
+  terminal.show(report.folds_table(folds, class_names, title, missing))
   folder = workdir / 'eval' / 'folds'
   folder.mkdir(parents=True, exist_ok=True)
   whole = results.pooled(folds)

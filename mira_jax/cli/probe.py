@@ -175,7 +175,7 @@ def _print(
   if args.protocol == 'split':
     terminal.show(report.evaluation_table(folds[0].matrix, names, title))
   else:
-    terminal.show(results.folds_table(folds, names, title))
+    terminal.show(report.folds_table(folds, names, title))
   if args.method == 'knn':
     terminal.show(_sweep_table(result))
   else:

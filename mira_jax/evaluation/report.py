@@ -1,7 +1,6 @@
 """Reports of an evaluation or a prediction: files, JSON, terminal tables.
 
-The table functions return rich renderables and print nothing; the `*_dict`
-functions return the same content as plain JSON values.
+The functions of tables return rich renderables and print nothing.
 """
 
 from __future__ import annotations
@@ -9,8 +8,8 @@ from __future__ import annotations
 import csv
 import itertools
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from rich import box
@@ -22,29 +21,18 @@ from rich.text import Text
 
 from mira_jax import figures, terminal
 from mira_jax.errors import plain
-from mira_jax.evaluation import metrics
+from mira_jax.evaluation import results
+from mira_jax.evaluation.metrics import check_names, score
 
 _BAR = 24  # characters
+_CLASS = 24  # characters of a class name beside a prediction
+_COLUMNS = 64  # of a terminal, for all predicted classes
+_MOST = 11  # classes whose matrix has room there
+_CONFUSED = 12  # lines of the largest confusions
+_WARNING = f'{results.BEST_ON_TEST}: selected on the clips it is tested on'
 
 
-def evaluation_dict(
-  matrix: np.ndarray,
-  class_names: Sequence[str],
-  metadata: Mapping[str, object],
-) -> dict[str, object]:
-  """An evaluation as JSON values: scores, confusion matrix, metadata.
-
-  Args:
-    matrix: int [K, K], rows = true class.
-    class_names: K names.
-    metadata: what was evaluated, JSON values: dataset, split, views, weights.
-  """
-  return {
-    'metadata': dict(metadata),
-    'scores': metrics.score(matrix).to_dict(tuple(class_names)),
-    'class_names': list(class_names),
-    'confusion': np.asarray(matrix).tolist(),
-  }
+# ----- the evaluation of a run ----------------------------------------------
 
 
 def write_evaluation(
@@ -54,14 +42,14 @@ def write_evaluation(
   class_names: Sequence[str],
   metadata: Mapping[str, object],
   title: str,
-) -> Path:
+) -> pathlib.Path:
   """Writes scores.json, confusion.csv and confusion.png (with its .npz).
 
   Args:
     directory: made if it does not exist.
     matrix: int [K, K], rows = true class.
     class_names: K names.
-    metadata: JSON values that say what was evaluated.
+    metadata: JSON values of what was evaluated: dataset, split, views, weights.
     title: title of the picture; name the dataset and the model.
 
   Returns:
@@ -71,21 +59,23 @@ def write_evaluation(
     MiraInputError: another number of names than classes.
     ValueError: metadata holds NaN or infinity, which JSON has no word for.
   """
-  directory = Path(directory)
-  report = evaluation_dict(matrix, class_names, metadata)
-  text = terminal.as_json(report, indent=2, allow_nan=False)
+  directory, scores = pathlib.Path(directory), score(matrix)
+  content = {
+    'metadata': dict(metadata),
+    'scores': scores.to_dict(tuple(class_names)),
+    'class_names': list(class_names),
+    'confusion': np.asarray(matrix).tolist(),
+  }
+  text = terminal.as_json(content, indent=2, allow_nan=False)
   directory.mkdir(parents=True, exist_ok=True)
   with open(
     directory / 'confusion.csv', 'w', newline='', encoding='utf-8'
   ) as file:
-    table = csv.writer(file)
-    table.writerow(['true \\ predicted', *class_names])
-    table.writerows(
-      [name, *row.tolist()]
-      for name, row in zip(class_names, np.asarray(matrix), strict=True)
-    )
-  scores = str(metrics.score(matrix))
-  picture = figures.confusion_figure(matrix, class_names, title, scores)
+    lines = csv.writer(file)
+    lines.writerow(['true \\ predicted', *class_names])
+    for name, row in zip(class_names, content['confusion'], strict=True):
+      lines.writerow([name, *row])
+  picture = figures.confusion_figure(matrix, class_names, title, str(scores))
   picture.save(directory / 'confusion.png')
   path = directory / 'scores.json'
   path.write_text(text + '\n', encoding='utf-8')
@@ -96,38 +86,156 @@ def evaluation_table(
   matrix: np.ndarray, class_names: Sequence[str], title: str
 ) -> RenderableType:
   """WAR, UAR and F1 of a confusion matrix, then one line per class."""
-  scores = metrics.score(matrix)
-  metrics.check_names(len(scores.support), class_names)
+  scores = score(matrix)
+  check_names(len(matrix), class_names)
   totals = Table.grid(padding=(0, 4, 0, 0))
+  named = {
+    'WAR': scores.war,
+    'UAR': scores.uar,
+    'macro F1': scores.macro_f1,
+    'weighted F1': scores.weighted_f1,
+  }
   totals.add_row(
     *(
       Text.assemble((f'{name} ', 'dim'), (f'{100 * value:.2f} %', 'bold'))
-      for name, value in (
-        ('WAR', scores.war),
-        ('UAR', scores.uar),
-        ('macro F1', scores.macro_f1),
-        ('weighted F1', scores.weighted_f1),
-      )
+      for name, value in named.items()
     )
   )
-  table = _table()
-  table.add_column('class', no_wrap=True)
-  table.add_column('recall', max_width=_BAR)  # narrow windows shrink it
+  lines = _table()
+  lines.add_column('class', no_wrap=True)
+  lines.add_column('recall', max_width=_BAR)  # narrow windows shrink it
   for name in ('', 'precision', 'F1', 'clips'):
-    table.add_column(name, justify='right', no_wrap=True)
-  for name, recall, precision, f1, support in zip(
-    class_names,
-    scores.recall,
-    scores.precision,
-    scores.f1,
-    scores.support,
-    strict=True,
-  ):
-    share, *rest = (_percent(v) for v in (recall, precision, f1))
-    table.add_row(Text(plain(name)), _bar(recall), share, *rest, f'{support}')
-  present = f'{scores.present} of {len(scores.support)} classes present'
+    lines.add_column(name, justify='right', no_wrap=True)
+  for i, name in enumerate(class_names):
+    values = (scores.recall[i], scores.precision[i], scores.f1[i])
+    cells = [*_percents(*values), f'{scores.support[i]}']
+    lines.add_row(Text(plain(name)), _bar(scores.recall[i]), *cells)
+  present = f'{scores.present} of {len(matrix)} classes present'
   foot = f'{scores.clips} clips, {present}; UAR and macro F1 are over these'
-  return Group(Text(plain(title), 'bold'), totals, table, Text(foot, 'dim'))
+  return Group(Text(plain(title), 'bold'), totals, lines, Text(foot, 'dim'))
+
+
+def results_table(
+  found: Sequence[results.Result], title: str
+) -> RenderableType:
+  """The results of a run on its test clips."""
+  lines = table('weights', 'step', 'WAR', 'UAR', 'macro F1')
+  for row in found:
+    s = row.scores
+    style = '' if row is found[0] else 'dim'
+    cells = [row.name, f'{row.step}', *_percents(s.war, s.uar, s.macro_f1)]
+    lines.add_row(*(Text(cell, style) for cell in cells))
+  warned = any(row.name == results.BEST_ON_TEST for row in found)
+  foot = Text(_WARNING * warned, 'dim')
+  return Group(Text(plain(title), 'bold'), lines, foot)
+
+
+# ----- folds ----------------------------------------------------------------
+
+
+def folds_table(
+  folds: Sequence[results.Fold],
+  class_names: Sequence[str],
+  title: str,
+  missing: Sequence[str] = (),
+) -> RenderableType:
+  """A line per fold, then the mean of folds beside the pool."""
+  also = {
+    name: [row.scores.war for row in rows]
+    for name in (results.LAST, results.BEST_ON_TEST)
+    if None not in (rows := [fold.result(name) for fold in folds])
+  }
+  lines = table('fold, %', 'clips', 'WAR', 'UAR', 'F1', *also)
+  for i, fold in enumerate(folds):
+    others = [wars[i] for wars in also.values()]
+    lines.add_row(Text(plain(fold.name)), *_fold_cells(fold.matrix, *others))
+  lines.add_section()
+  spreads = [
+    f'{100 * spread["mean"]:.1f} ± {100 * spread["sd"]:.1f}'
+    for name, spread in results.means(folds).items()
+    if name != 'weighted_f1'
+  ]
+  others = [f'{100 * np.mean(wars):.1f}' for wars in also.values()]
+  lines.add_row('mean', '', *spreads, *others, style='bold')
+  pool = results.pooled(folds)
+  lines.add_row('pooled', *_fold_cells(pool), style='bold')
+  notes = 'mean ± standard deviation of folds; pooled: all clips; F1: macro'
+  if also:
+    notes += f'\n{" and ".join(also)}: WAR; {_WARNING}'
+  mark = [Text(plain(results.partial(missing)), 'bold yellow')]
+  return Group(
+    Text(plain(title), 'bold'),
+    *mark[: len(missing)],
+    lines,
+    Text(notes, 'dim'),
+    matrix_table(pool, class_names),
+  )
+
+
+def _fold_cells(matrix: np.ndarray, *others: float) -> list[str]:
+  s = score(matrix)
+  numbers = (s.war, s.uar, s.macro_f1, *others)
+  return [f'{s.clips}', *(f'{100 * x:.1f}' for x in numbers)]
+
+
+def matrix_table(
+  matrix: np.ndarray, class_names: Sequence[str]
+) -> RenderableType:
+  """Clips by true class (row) and predicted class (column).
+
+  Of classes that are too many for a terminal, the largest confusions.
+
+  Raises:
+    MiraInputError: another number of names than classes.
+  """
+  check_names(len(matrix), class_names)
+  names = [plain(name) for name in class_names]
+  if len(names) > _MOST:
+    return _confusions_table(matrix, names)
+  width = max(3, min(9, _COLUMNS // len(names) - 2))
+  lines = table('true \\ predicted', *(name[:width] for name in names))
+  for i, name in enumerate(names):
+    styles = ['bold' if i == j else '' for j in range(len(names))]
+    cells = [
+      Text(f'{count}', style if count else style or 'dim')
+      for count, style in zip(matrix[i], styles, strict=True)
+    ]
+    lines.add_row(Text(name), *cells)
+  return lines
+
+
+def _confusions_table(
+  matrix: np.ndarray, names: Sequence[str]
+) -> RenderableType:
+  """The largest numbers beside the diagonal, with their share of the row."""
+  wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+  largest = np.argsort(-wrong, axis=None, kind='stable')[:_CONFUSED]
+  lines = table('true', 'predicted', 'clips', 'of the class')
+  for i, j in zip(*np.unravel_index(largest, wrong.shape), strict=True):
+    if wrong[i, j]:
+      share = _percent(wrong[i, j] / matrix[i].sum())
+      cells = (names[i], names[j], f'{wrong[i, j]}', share)
+      lines.add_row(*map(Text, cells))
+  title = f'largest confusions of {len(matrix)} classes'
+  return Group(Text(title, 'bold'), lines)
+
+
+# ----- predictions ----------------------------------------------------------
+
+
+def prediction_dict(
+  clip: str, probabilities: np.ndarray, class_names: Sequence[str]
+) -> dict[str, object]:
+  """A prediction as JSON values; `classes` is sorted, likeliest first."""
+  order = np.argsort(-probabilities, kind='stable')
+  classes = {class_names[i]: float(probabilities[i]) for i in order}
+  label = class_names[order[0]]
+  return {
+    'clip': clip,
+    'label': label,
+    'probability': classes[label],
+    'classes': classes,
+  }
 
 
 def prediction_table(
@@ -147,32 +255,33 @@ def prediction_table(
     clip: its name.
     probabilities: [K].
     class_names: K names.
-    width: letters of a line of the longest name of a clip; see `name_width`.
+    width: columns of a line of the longest name of a clip; see `name_width`.
     header: whether this is the first of them.
-    top: classes.
+    top: number of classes.
   """
-  table = _table(show_header=header, show_edge=False)
-  table.add_column('clip', overflow='fold', width=width)
-  table.add_column('class', overflow='fold', width=_widest(class_names, 24))
-  table.add_column('probability', width=_BAR)
-  table.add_column('', justify='right', no_wrap=True, width=7)
+  lines = _table(show_header=header, show_edge=False)
+  lines.add_column('clip', overflow='fold', width=width)
+  names = _widest(class_names, _CLASS)
+  lines.add_column('class', overflow='fold', width=names)
+  lines.add_column('probability', width=_BAR)
+  lines.add_column('', justify='right', no_wrap=True, width=7)
   order = np.argsort(-probabilities, kind='stable')[:top]
   for place, i in enumerate(order):
-    style = 'bold' if place == 0 else 'dim'
-    table.add_row(
-      Text(plain(clip) if place == 0 else ''),
+    style = 'dim' if place else 'bold'
+    lines.add_row(
+      Text('' if place else plain(clip)),
       Text(plain(class_names[i]), style),
-      _bar(probabilities[i], best=place == 0),
+      _bar(probabilities[i], best=not place),
       Text(_percent(probabilities[i]), style),
     )
-  return Group(table, '')
+  return Group(lines, '')
 
 
 def name_width(
   clips: Sequence[str], class_names: Sequence[str], console: int
 ) -> int:
-  """How wide clips are in a table that fits into so many letters."""
-  taken = _widest(class_names, 24) + _BAR + 7 + 3 * 3  # between columns
+  """Columns for the names of clips in a table as wide as the console."""
+  taken = _widest(class_names, _CLASS) + _BAR + 7 + 3 * 3  # between columns
   return min(_widest(clips, 1000), max(20, console - taken))
 
 
@@ -185,45 +294,28 @@ def timeline_table(
 ) -> RenderableType:
   """The likeliest class of stretches of seconds; probabilities [S, K].
 
-  Seconds in a row with the same one are one line; of more than `rows` lines
-  the longest are shown.
+  Consecutive seconds of one class are one line; of more than `rows` lines the
+  longest are shown.
   """
   best = timeline.argmax(1)
   cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
   stretches = list(itertools.pairwise(cuts))
   shown = sorted(sorted(stretches, key=lambda x: x[0] - x[1])[:rows])
-  table = _table()
-  table.add_column('seconds', no_wrap=True)
-  table.add_column('class', no_wrap=True)
-  table.add_column('probability', max_width=_BAR)
-  table.add_column('', justify='right', no_wrap=True)
+  lines = _table()
+  lines.add_column('seconds', no_wrap=True)
+  lines.add_column('class', no_wrap=True)
+  lines.add_column('probability', max_width=_BAR)
+  lines.add_column('', justify='right', no_wrap=True)
   for start, end in shown:
-    i = best[start]
-    mean = timeline[start:end, i].mean()
-    span = f'{start}-{end}'
-    table.add_row(
-      span, Text(plain(class_names[i]), 'bold'), _bar(mean), _percent(mean)
-    )
+    mean = timeline[start:end, best[start]].mean()
+    name = Text(plain(class_names[best[start]]), 'bold')
+    lines.add_row(f'{start}-{end}', name, _bar(mean), _percent(mean))
   left = len(stretches) - len(shown)
-  foot = (
-    [Text(f'{left} shorter stretches are not shown', 'dim')] if left else []
-  )
-  return Group(Text(plain(clip), 'bold'), table, *foot)
+  foot = [Text(f'{left} shorter stretches are not shown', 'dim')]
+  return Group(Text(plain(clip), 'bold'), lines, *foot[:left])
 
 
-def prediction_dict(
-  clip: str, probabilities: np.ndarray, class_names: Sequence[str]
-) -> dict[str, object]:
-  """A prediction as JSON values; `classes` is sorted, likeliest first."""
-  order = np.argsort(-probabilities, kind='stable')
-  classes = {class_names[i]: float(probabilities[i]) for i in order}
-  label = class_names[order[0]]
-  return {
-    'clip': clip,
-    'label': label,
-    'probability': classes[label],
-    'classes': classes,
-  }
+# ----- parts of tables ------------------------------------------------------
 
 
 def table(first: str, *others: str) -> Table:
@@ -235,10 +327,18 @@ def table(first: str, *others: str) -> Table:
   return lines
 
 
-def _table(**options: bool) -> Table:
+def _table(show_header: bool = True, show_edge: bool = True) -> Table:
   return Table(
-    box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False, **options
+    box=box.SIMPLE_HEAD,
+    header_style='dim',
+    pad_edge=False,
+    show_header=show_header,
+    show_edge=show_edge,
   )
+
+
+def _percents(*values: float) -> list[str]:
+  return [_percent(value) for value in values]
 
 
 def _percent(value: float) -> str:

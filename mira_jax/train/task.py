@@ -21,7 +21,7 @@ from mira_jax.augment.transforms import denormalise, prepare
 from mira_jax.data import pipeline, pool, sampling
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.devices import sharding
-from mira_jax.evaluation import results
+from mira_jax.evaluation import report, results
 from mira_jax.evaluation.metrics import score
 from mira_jax.inference import engine
 from mira_jax.models import mae
@@ -133,12 +133,12 @@ class Classification:
     watched = {
       n: x['test'] for n, x in self._looks.read().items() if 'test' in x
     }
-    rows = results.rows(
+    rows = results.of_run(
       final, watched, chosen=chosen, last=step, by_val=parts.val is not None
     )
     names = parts.test.class_names
     path = results.write(workdir, rows, names, fold=parts.fold_name)
-    terminal.show(results.table(rows, self.summary))
+    terminal.show(report.results_table(rows, self.summary))
     command = shlex.join(['python', 'eval.py', f'--workdir={workdir}'])
     terminal.say(
       f'outcome: {path}',

@@ -272,15 +272,15 @@ def shown(renderable) -> str:
 def test_54_more_classes_than_names(tmp_path):
   matrix, names = np.eye(4, dtype=int), ('a', 'b', 'c')
   fold = results.Fold(name='one', matrix=matrix)
-  row = results.Row(name='last', step=1, matrix=matrix)
+  row = results.Result(name='last', step=1, matrix=matrix)
   reports = [
     lambda: metrics.score(matrix).to_dict(names),
     lambda: report.evaluation_table(matrix, names, 'title'),
     lambda: report.write_evaluation(
       tmp_path / 'eval', matrix=matrix, class_names=names, metadata={}, title=''
     ),
-    lambda: results.matrix_table(matrix, names),
-    lambda: results.folds_table([fold], names, 'title'),
+    lambda: report.matrix_table(matrix, names),
+    lambda: report.folds_table([fold], names, 'title'),
     lambda: results.folds_dict([fold], names),
     lambda: results.write(tmp_path, [row], names, fold=''),
   ]
@@ -308,10 +308,10 @@ def test_54_forty_classes_stay_readable():
   assert all(f'{name} ' in text for name in names)
   assert '…' not in text
   fold = results.Fold(name='one', matrix=matrix)
-  text = shown(results.folds_table([fold], names, 'title'))
+  text = shown(report.folds_table([fold], names, 'title'))
   assert '…' not in text
   # 9 of 19 clips, then 4 of 14; and nothing that did not happen.
-  first, second = text[text.index('confused most often') :].splitlines()[4:6]
+  first, second = text[text.index('largest confusions') :].splitlines()[4:6]
   assert first.split() == [
     *names[3].split(),
     *names[7].split(),
@@ -320,7 +320,7 @@ def test_54_forty_classes_stay_readable():
     '%',
   ]
   assert second.split()[-3:] == ['4', '28.6', '%']
-  assert len(text[text.index('confused most often') :].splitlines()) == 7
+  assert len(text[text.index('largest confusions') :].splitlines()) == 7
 
 
 @pytest.mark.slow
@@ -350,9 +350,9 @@ def test_54_a_missing_fold_makes_a_report_partial(tmp_path, levels):
 def test_54_marks_of_partial_reports():
   folds = [results.Fold(name='one', matrix=np.eye(2, dtype=int))]
   assert results.folds_dict(folds, ('a', 'b'))['partial'] is False
-  assert 'PARTIAL' not in shown(results.folds_table(folds, ('a', 'b'), ''))
+  assert 'PARTIAL' not in shown(report.folds_table(folds, ('a', 'b'), ''))
   names = [f'subject {i}' for i in range(9)]
-  assert results.partial(names).endswith('subject 3, 5 more')
+  assert results.partial(names).endswith('subject 3 and 5 more')
   assert results.folds_dict(folds, ('a', 'b'), names)['missing'] == names
 
 
