@@ -1,15 +1,17 @@
-"""Random changes of a clip, as pure functions of a key and a clip.
+"""Random transforms of a clip, as pure functions of a key and a clip.
 
-Every frame of a clip is changed alike: a face that is shifted, mirrored or lit
-differently moves as it did before. A clip is [T, H, W, 3] with values in
-[0, 1]; only `random_erase` takes what `normalise` returned. `Augment` takes the
-uint8 batch of the pipeline and returns what the model is fed.
+All frames of a clip are transformed alike, so that the face moves as it did. A
+clip is [T, H, W, 3] with values in [0, 1]; only `random_erase` takes normalised
+ones. `Augment` maps the uint8 batch of the pipeline to the model's input.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import zlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -18,17 +20,19 @@ import jax.numpy as jnp
 from mira_jax.augment.randaugment import rand_augment_clips
 
 Array = jax.Array
+Transform = Callable[[Array, Array], Array]  # key, clip -> clip
 
 # ImageNet statistics of red, green and blue, as in the reference.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 TRIES = 10  # how often a box is drawn until one fits
 
-# Sides of crops for pre-training, of the whole frame; what comes twice is drawn
-# twice as often.
-CROP_SCALES_BASE = (1, 0.875, 0.75, 0.66)
-CROP_SCALES_LARGE = (1, 0.875, 0.75, 0.66, 0.60, 0.60, 0.55, 0.55)
-CROP_SCALES = {'base': CROP_SCALES_BASE, 'large': CROP_SCALES_LARGE}
+# Sides of crops for pre-training, of the whole frame, by the size of the model;
+# a side that is listed twice is drawn twice as often.
+CROP_SCALES = {
+  'base': (1, 0.875, 0.75, 0.66),
+  'large': (1, 0.875, 0.75, 0.66, 0.60, 0.60, 0.55, 0.55),
+}
 
 
 def to_unit(video: Array) -> Array:
@@ -47,7 +51,7 @@ def denormalise(video: Array) -> Array:
 
 
 def prepare(video: Array) -> Array:
-  """uint8 [..., 3] -> float32 [..., 3]: what an unchanged clip becomes."""
+  """uint8 [..., 3] -> normalised float32 [..., 3], without augmentation."""
   return normalise(to_unit(video))
 
 
@@ -72,12 +76,11 @@ def jitter(
 
   Both factors are uniform in 1 - amount to 1 + amount.
   """
-  bright_key, contrast_key = jax.random.split(key)
-  bright = jax.random.uniform(
-    bright_key, minval=1 - brightness, maxval=1 + brightness
-  )
-  factor = jax.random.uniform(
-    contrast_key, minval=1 - contrast, maxval=1 + contrast
+  bright, factor = (
+    jax.random.uniform(each, minval=1 - amount, maxval=1 + amount)
+    for each, amount in zip(
+      jax.random.split(key), (brightness, contrast), strict=True
+    )
   )
   clip = clip * bright
   return jnp.clip(clip.mean() + factor * (clip - clip.mean()), 0, 1)
@@ -106,15 +109,14 @@ def draw_box(
   ratio: tuple[float, float],
   fallback: tuple[int, int],
 ) -> Box:
-  """A box anywhere inside the frame, of a random size: the first that fits.
+  """A random box inside the frame: the first of `TRIES` that fits.
 
   Args:
     key: of the draw.
     whole: height and width of the frame in pixels.
     area: lowest and highest share of the frame, drawn uniformly.
     ratio: lowest and highest width / height, drawn log-uniformly.
-    fallback: height and width of the box in the middle of the frame that is
-      returned when none of `TRIES` fits.
+    fallback: height and width of the centred box where none fits.
   """
   # All tries at once: a loop would run as long as the unluckiest clip's.
   draws = jax.random.uniform(key, (TRIES, 4))
@@ -138,14 +140,13 @@ def _between(low: float, high: float, share: Array) -> Array:
 def stretch(clip: Array, box: Box) -> Array:
   """Every frame inside the box, bilinearly to the size of the whole frame.
 
-  Centres of pixels lie at halves, nothing is averaged where the box is large,
-  and pixels outside the box do not bleed in: `interpolate` of PyTorch, of the
-  cropped clip.
+  As PyTorch's `interpolate` of the cropped clip: centres of pixels lie at
+  halves, without antialiasing, and pixels outside the box do not bleed in.
   """
   rows = _bilinear(box.top, box.height, clip.shape[1])
   columns = _bilinear(box.left, box.width, clip.shape[2])
-  # Two matrix products, because the box is only known on the device. Products
-  # in bfloat16 would lose what 8 bits per colour hold.
+  # Matrix products, because the box is only known on the device; in bfloat16
+  # they would lose 8-bit precision.
   return jnp.einsum(
     'yh,thwc,xw->tyxc', rows, clip, columns, precision='highest'
   )
@@ -167,12 +168,8 @@ def random_resized_crop(
 ) -> Array:
   """Cuts out a random box and stretches it to the clip's own size.
 
-  Args:
-    key: of the draw.
-    clip: [T, H, W, 3].
-    area: of the box, see `draw_box`.
-    ratio: likewise; when no box fits, the largest one in the middle whose
-      ratio lies in this range is taken.
+  `area` and `ratio` as in `draw_box`; where no box fits, the largest centred
+  one within `ratio` is taken.
   """
   height, width = clip.shape[1:3]
   largest = (
@@ -183,10 +180,10 @@ def random_resized_crop(
 
 
 def crop_sizes(side: int, scales: tuple[float, ...]) -> list[tuple[int, int]]:
-  """Every height and width that `multi_scale_crop` draws from.
+  """Heights and widths that `multi_scale_crop` draws from.
 
-  All pairs of sides whose places in `scales` differ by one at most. A side
-  that lacks less than 3 pixels is whole.
+  Pairs of sides at most one place apart in `scales`; a side that lacks less
+  than 3 pixels is whole.
   """
   sides = [int(side * scale) for scale in scales]
   sides = [side if abs(x - side) < 3 else x for x in sides]
@@ -198,7 +195,7 @@ def crop_sizes(side: int, scales: tuple[float, ...]) -> list[tuple[int, int]]:
   ]
 
 
-# Where `multi_scale_crop` puts a box: rows and columns in quarters of the room.
+# Positions of a box in `multi_scale_crop`: row, column in quarters of the room.
 CORNERS = (
   *((0, 0), (0, 4), (4, 0), (4, 4)),  # corners
   *((2, 2), (0, 2), (4, 2), (2, 0), (2, 4)),  # middle, and middles of edges
@@ -212,12 +209,8 @@ def multi_scale_crop(
   """Cuts out one of few boxes and stretches it to the clip's own size.
 
   The augmentation of pre-training: GroupMultiScaleCrop of temporal segment
-  networks, https://arxiv.org/abs/1608.00859, with 13 places for a box.
-
-  Args:
-    key: of the draw.
-    clip: [T, S, S, 3].
-    scales: of the box, see `crop_sizes`; such as CROP_SCALES_BASE.
+  networks, https://arxiv.org/abs/1608.00859, with 13 positions for a box. The
+  clip is square; `scales` as in `crop_sizes`.
   """
   side = clip.shape[1]
   size_key, corner_key = jax.random.split(key)
@@ -236,12 +229,8 @@ def random_erase(
 ) -> Array:
   """Fills a random box with noise from N(0, 1), new in every pixel and frame.
 
-  Args:
-    key: of the draw.
-    clip: [T, H, W, 3], normalised: the noise has the variance of its values.
-    probability: with which anything is erased.
-    area: of the box, see `draw_box`; when no box fits, nothing is erased.
-    ratio: likewise.
+  The clip is normalised, so that the noise has the variance of its values.
+  `area` and `ratio` as in `draw_box`; where no box fits, nothing is erased.
   """
   whole = clip.shape[1:3]
   happens_key, box_key, noise_key = jax.random.split(key, 3)
@@ -253,7 +242,10 @@ def random_erase(
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Augment:
-  """Changes and normalises a training batch; zeros only normalise."""
+  """Augments and normalises a training batch; a 0 leaves a transform out.
+
+  A transform draws from the clip's key and its own name, whatever others do.
+  """
 
   rand_augment: bool = False  # see mira_jax.randaugment
   multi_scale: str = ''  # a key of CROP_SCALES, or '': no such crop
@@ -267,27 +259,39 @@ class Augment:
   def __call__(self, key: Array, video: Array) -> Array:
     """uint8 [B, T, H, W, 3] -> float32 [B, T, H, W, 3], each clip its own."""
     keys = jax.random.split(key, len(video))
-    # Seven keys for each clip; the last one of those for RandAugment, which
-    # maps over clips, whereas everything else takes them at once.
-    keys = jax.vmap(lambda key: jax.random.split(key, 7))(keys)
     if self.rand_augment:
-      video = rand_augment_clips(keys[:, 6], video)
-    return jax.vmap(self._clip)(keys[:, :6], to_unit(video))
+      video = rand_augment_clips(own_keys(keys, 'rand_augment'), video)
+    clips = to_unit(video)
+    for name, transform in self._transforms().items():
+      clips = jax.vmap(transform)(own_keys(keys, name), clips)
+    return clips
 
-  def _clip(self, keys: Array, clip: Array) -> Array:
-    flip_key, shift_key, jitter_key, crop_key, erase_key, scale_key = keys
+  def _transforms(self) -> dict[str, Transform]:
+    """Those of single clips by name, in their order."""
+    chosen: dict[str, Transform] = {}
     if self.multi_scale:
-      scales = CROP_SCALES[self.multi_scale]
-      clip = multi_scale_crop(scale_key, clip, scales=scales)
+      chosen['multi_scale_crop'] = functools.partial(
+        multi_scale_crop, scales=CROP_SCALES[self.multi_scale]
+      )
     if self.resized_crop:
-      clip = random_resized_crop(crop_key, clip)
+      chosen['random_resized_crop'] = random_resized_crop
     if self.flip:
-      clip = flip(flip_key, clip)
+      chosen['flip'] = flip
     if self.shift:
-      clip = shift(shift_key, clip, self.shift)
+      chosen['shift'] = functools.partial(shift, pixels=self.shift)
     if self.brightness or self.contrast:
-      clip = jitter(jitter_key, clip, self.brightness, self.contrast)
-    clip = normalise(clip)
+      chosen['jitter'] = functools.partial(
+        jitter, brightness=self.brightness, contrast=self.contrast
+      )
+    chosen['normalise'] = lambda _, clip: normalise(clip)
     if self.erase:
-      clip = random_erase(erase_key, clip, probability=self.erase)
-    return clip
+      chosen['random_erase'] = functools.partial(
+        random_erase, probability=self.erase
+      )
+    return chosen
+
+
+def own_keys(keys: Array, name: str) -> Array:
+  """Keys of a transform from those of the clips, [B] both."""
+  number = zlib.crc32(name.encode())
+  return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

@@ -1,27 +1,25 @@
-"""Augmentation: the same change in every frame, and nothing but a change."""
+"""Augmentation: all frames of a clip alike, and nothing but what was asked."""
 
 from __future__ import annotations
 
 import functools
-import types
+import zlib
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-from jax.sharding import NamedSharding
+from hypothesis import strategies as st
 from PIL import Image
 
 from mira_jax import config
-from mira_jax.aot import hlo
-from mira_jax.augment import mixup, transforms
-from mira_jax.devices import sharding
+from mira_jax.augment import transforms
 from mira_jax.errors import MiraInputError
-from mira_jax.train import losses
-from mira_jax.train import step as steps
 
 KEY = jax.random.key(0)
+few = hypothesis.settings(max_examples=12, derandomize=True, deadline=None)
+seeds = st.integers(0, 2**31 - 1)
 
 
 def clip(frames: int = 3, side: int = 6) -> jax.Array:
@@ -74,18 +72,8 @@ def test_jitter_moves_brightness_and_contrast_only():
   assert 0.8 * 0.7 <= slope <= 1.2 * 1.3
   assert abs(slope - 1) > 1e-3
   assert 0.8 <= out.mean() / x.mean() <= 1.2
-
-
-def test_jitter_stays_in_range():
-  out = transforms.jitter(KEY, clip() * 1.1, 1.0, 1.0)
-  assert out.min() >= 0
-  assert out.max() <= 1
-
-
-def test_augment_of_nothing_only_normalises():
-  video = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4, 3), np.uint8)
-  none = transforms.Augment(flip=False)
-  np.testing.assert_array_equal(none(KEY, video), transforms.prepare(video))
+  strong = transforms.jitter(KEY, x * 1.1, 1.0, 1.0)
+  assert 0 <= strong.min() <= strong.max() <= 1
 
 
 def test_augment_draws_per_clip_and_repeats_with_its_key():
@@ -98,21 +86,88 @@ def test_augment_draws_per_clip_and_repeats_with_its_key():
   assert (out != change(jax.random.key(1), video)).any()
 
 
-def test_the_new_draws_leave_the_old_ones_alone():
-  # A run of before there were crops and erasing is repeated bit for bit.
-  video = np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8, 3), np.uint8)
+# ----- identities -----------------------------------------------------------
 
-  def clip_of_before(key, clip):
-    flip_key, shift_key, jitter_key = jax.random.split(key, 3)
-    clip = transforms.flip(flip_key, clip)
-    clip = transforms.shift(shift_key, clip, 2)
-    return transforms.jitter(jitter_key, clip, 0.2, 0.3)
+IDENTITIES = {
+  'flip, twice': lambda key, x: transforms.flip(key, transforms.flip(key, x)),
+  'shift by 0': functools.partial(transforms.shift, pixels=0),
+  'jitter by 0': functools.partial(
+    transforms.jitter, brightness=0.0, contrast=0.0
+  ),
+  'crop of everything': functools.partial(
+    transforms.random_resized_crop, area=(1, 1), ratio=(1, 1)
+  ),
+  'pre-training crop of everything': functools.partial(
+    transforms.multi_scale_crop, scales=(1,)
+  ),
+  'erase never': functools.partial(transforms.random_erase, probability=0.0),
+  'normalise and back': lambda key, x: transforms.denormalise(
+    transforms.normalise(x)
+  ),
+}
+COMPILED = {name: jax.jit(change) for name, change in IDENTITIES.items()}
 
-  clips = jax.vmap(clip_of_before)(
-    jax.random.split(KEY, 4), transforms.to_unit(video)
-  )
-  change = transforms.Augment(shift=2, brightness=0.2, contrast=0.3)
-  np.testing.assert_array_equal(change(KEY, video), transforms.normalise(clips))
+
+@few
+@hypothesis.given(seed=seeds, name=st.sampled_from(sorted(IDENTITIES)))
+def test_a_transform_without_effect_is_the_identity(seed, name):
+  x = np.random.default_rng(seed).uniform(size=(2, 6, 6, 3))
+  out = COMPILED[name](jax.random.key(seed), jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(out, x, atol=2e-6)
+
+
+def test_augment_of_nothing_only_normalises():
+  video = np.random.default_rng(0).integers(0, 256, (2, 3, 4, 4, 3), np.uint8)
+  none = transforms.Augment(flip=False)
+  np.testing.assert_array_equal(none(KEY, video), transforms.prepare(video))
+
+
+# ----- keys -----------------------------------------------------------------
+
+# Fields of Augment, and the transform by hand, in their order.
+OPERATIONS = {
+  'multi_scale_crop': (
+    {'multi_scale': 'base'},
+    lambda key, x: transforms.multi_scale_crop(
+      key, x, scales=transforms.CROP_SCALES['base']
+    ),
+  ),
+  'random_resized_crop': (
+    {'resized_crop': True},
+    transforms.random_resized_crop,
+  ),
+  'flip': ({'flip': True}, transforms.flip),
+  'shift': ({'shift': 2}, lambda key, x: transforms.shift(key, x, 2)),
+  'jitter': (
+    {'brightness': 0.2, 'contrast': 0.3},
+    lambda key, x: transforms.jitter(key, x, 0.2, 0.3),
+  ),
+  'random_erase': (
+    {'erase': 1.0},
+    lambda key, x: transforms.random_erase(
+      key, transforms.normalise(x), probability=1.0
+    ),
+  ),
+}
+
+
+@pytest.mark.parametrize('left_out', ['multi_scale_crop', 'flip', 'jitter'])
+def test_leaving_a_transform_out_changes_no_other_draw(left_out):
+  video = np.random.default_rng(0).integers(0, 256, (2, 2, 16, 16, 3), np.uint8)
+  used = {n: x for n, x in OPERATIONS.items() if n != left_out}
+  fields = {'flip': False}
+  for more, _ in used.values():
+    fields |= more
+  got = jax.jit(transforms.Augment(**fields))(KEY, video)
+
+  def by_hand(key, x):
+    for name, (_, change) in used.items():
+      x = change(jax.random.fold_in(key, zlib.crc32(name.encode())), x)
+    return x if 'random_erase' in used else transforms.normalise(x)
+
+  keys = jax.random.split(KEY, 2)
+  want = jax.jit(jax.vmap(by_hand))(keys, transforms.to_unit(video))
+  np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 # ----- boxes ----------------------------------------------------------------
@@ -171,18 +226,6 @@ def test_boxes_are_distributed_as_in_the_reference(area, ratio):
   np.testing.assert_allclose([shape.min(), shape.max()], ratio, rtol=0.02)
 
 
-def test_a_box_of_known_area_and_ratio():
-  # 0.125 of 16 x 16 are 32 pixels, half as wide as they are high.
-  def draw(key):
-    return transforms.draw_box(key, (16, 16), (0.125,) * 2, (0.5,) * 2, (0, 0))
-
-  boxes = jax.jit(jax.vmap(draw))(jax.random.split(KEY, 300))
-  assert set(boxes.height.tolist()) == {8}
-  assert set(boxes.width.tolist()) == {4}
-  assert set(boxes.top.tolist()) == set(range(9))
-  assert set(boxes.left.tolist()) == set(range(13))
-
-
 def test_a_mask_is_cut_off_at_the_edges():
   box = transforms.Box(*jnp.array([-1, 2, 3, 9]))
   expected = [[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]]
@@ -228,9 +271,7 @@ def test_stretch_by_hand():
   np.testing.assert_allclose(out.ravel(), [1, 1.5, 2.5, 3], rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-  'box', [(0, 0, 9, 13), (2, 3, 5, 7), (8, 0, 1, 1), (4, 12, 5, 1)]
-)
+@pytest.mark.parametrize('box', [(2, 3, 5, 7), (8, 0, 1, 1)])
 def test_stretch_is_bilinear_interpolation_of_the_crop(box):
   x = jax.random.uniform(KEY, (2, 9, 13, 3))
   out = jax.jit(transforms.stretch)(x, transforms.Box(*jnp.array(box)))
@@ -280,16 +321,16 @@ SMALL_SIDES_224 = [
 
 
 def test_the_sizes_of_crops_for_pre_training():
-  sizes = transforms.crop_sizes(224, transforms.CROP_SCALES_BASE)
+  sizes = transforms.crop_sizes(224, transforms.CROP_SCALES['base'])
   assert sorted(sizes) == sorted(SIDES_224)
-  sizes = transforms.crop_sizes(224, transforms.CROP_SCALES_LARGE)
+  sizes = transforms.crop_sizes(224, transforms.CROP_SCALES['large'])
   assert sorted(sizes) == sorted(SIDES_224 + SMALL_SIDES_224)
   assert len(sizes) == 22
 
 
 @pytest.mark.parametrize(
   ('side', 'scale', 'cropped'),
-  [(16, 0.875, 16), (24, 0.875, 21), (224, 0.992, 224), (224, 0.99, 221)],
+  [(16, 0.875, 16), (24, 0.875, 21)],
 )
 def test_a_crop_that_is_almost_whole_is_whole(side, scale, cropped):
   assert transforms.crop_sizes(side, (scale,)) == [(cropped, cropped)]
@@ -303,14 +344,6 @@ def scaled_boxes(side, scales, count):
   return {tuple(map(int, box_of(each))) for each in np.asarray(out)}
 
 
-def test_a_crop_for_pre_training_lies_in_one_of_13_places():
-  # 24 of 32 pixels: quarters of the room are 2 pixels.
-  corners = {(0, 0), (0, 8), (8, 0), (8, 8), (4, 4), (0, 4), (8, 4), (4, 0)}
-  corners |= {(4, 8), (2, 2), (2, 6), (6, 2), (6, 6)}
-  boxes = scaled_boxes(32, (0.75,), 300)
-  assert boxes == {(*corner, 24, 24) for corner in corners}
-
-
 def test_crops_for_pre_training_are_always_enumerated_ones():
   sides, quarters = (40, 35, 30, 26), {40: 0, 35: 1, 30: 2, 26: 3}
   expected = {
@@ -321,7 +354,7 @@ def test_crops_for_pre_training_are_always_enumerated_ones():
     for row, column in np.ndindex(5, 5)
     if (row + column) % 2 == 0
   }
-  boxes = scaled_boxes(40, transforms.CROP_SCALES_BASE, 1500)
+  boxes = scaled_boxes(40, transforms.CROP_SCALES['base'], 1500)
   assert boxes <= expected
   assert {box[2:] for box in boxes} == {box[2:] for box in expected}
   assert len(boxes) > 0.9 * len(expected)
@@ -391,19 +424,6 @@ def test_the_references_numbers_are_the_defaults():
 # ----- the whole of it ------------------------------------------------------
 
 
-def test_augment_crops_the_clip():
-  video = np.asarray(ramp(2, 24, 24)[None] * 10, np.uint8)
-  out = jax.jit(transforms.Augment(flip=False, resized_crop=True))(KEY, video)
-  pixels = np.asarray(
-    out * jnp.array(transforms.STD) + jnp.array(transforms.MEAN)
-  )
-  cropped = pixels[0] * 25.5
-  box = jnp.array(box_of(cropped), int)
-  assert box[2] * box[3] < 24 * 24
-  expected = transforms.stretch(ramp(2, 24, 24), transforms.Box(*box))
-  np.testing.assert_allclose(cropped[..., :2], expected[..., :2], atol=1e-3)
-
-
 def test_augment_crops_for_pre_training():
   video = np.asarray(ramp(2, 40, 40)[None] * 6, np.uint8)
   video = np.repeat(video, 16, axis=0)
@@ -433,256 +453,15 @@ def test_a_configuration_asks_for_augmentation():
   assert config.augment(config.DataConfig()) == transforms.Augment(
     shift=4, brightness=0.2, contrast=0.2
   )
-  data = config.DataConfig(resized_crop=True, erase=0.25)
-  assert config.augment(data).resized_crop
-  assert config.augment(data).erase == 0.25
-  data = config.DataConfig(rand_augment=True, multi_scale='large')
-  assert config.augment(data).rand_augment
-  assert config.augment(data).multi_scale == 'large'
-  config.validate(config.Config(data=data))
+  data = config.DataConfig(rand_augment=True, multi_scale='large', erase=0.25)
+  asked = config.augment(data)
+  assert (asked.rand_augment, asked.multi_scale) == (True, 'large')
+  assert asked.erase == 0.25
   for wrong in (
     {'erase': 1.5},
     {'multi_scale': 'small'},
     {'mixup_alpha': -1.0},
-    {'cutmix_alpha': -1.0},
   ):
     cfg = config.Config(data=config.DataConfig(**wrong))
     with pytest.raises(MiraInputError, match=f'data.{next(iter(wrong))}'):
       config.validate(cfg)
-
-
-# ----- mixing ---------------------------------------------------------------
-
-
-def mixed(batch, count, side=16, **options):
-  """Clips [count, B, 2, side, side, 3] and targets of that many draws.
-
-  Clip b of the batch is b everywhere, its target class b.
-  """
-  level = jnp.arange(batch, dtype=jnp.float32)[:, None, None, None, None]
-  video = jnp.broadcast_to(level, (batch, 2, side, side, 3))
-  mix = functools.partial(mixup.mix, **options)
-  mix = jax.jit(jax.vmap(mix, in_axes=(0, None, None)))
-  out = mix(jax.random.split(KEY, count), video, jnp.eye(batch))
-  return [np.asarray(x) for x in out]
-
-
-def test_soft_targets_by_hand():
-  # Smoothing 0.2 over 4 classes: 0.05 for each, 0.8 more for the label.
-  np.testing.assert_allclose(
-    losses.soft_targets(jnp.array([2, 0]), 4, 0.2),
-    [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]],
-    rtol=1e-6,
-  )
-  np.testing.assert_array_equal(
-    losses.soft_targets(jnp.arange(4), 4, 0.0), np.eye(4)
-  )
-
-
-def test_mixup_fades_every_clip_into_its_partner_by_one_share():
-  video, targets = mixed(5, 4000, side=2, cutmix_alpha=0)
-  share = targets[:, 0, 0]
-  np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
-  for i, partner in enumerate([1, 0, 3, 2, 4]):
-    kept, gained = np.eye(5)[i], np.eye(5)[partner]
-    row = np.outer(share, kept) + np.outer(1 - share, gained)
-    np.testing.assert_allclose(targets[:, i], row, atol=1e-6)
-    level = (share * i + (1 - share) * partner)[:, None, None, None, None]
-    np.testing.assert_allclose(
-      video[:, i], np.broadcast_to(level, video[:, i].shape), atol=2e-6
-    )
-  # Beta(a, a): variance 1 / (8 a + 4), 0.0962 for 0.8 and 0.0833 for 1.
-  assert share.mean() == pytest.approx(0.5, abs=0.015)
-  assert share.var() == pytest.approx(1 / (8 * 0.8 + 4), abs=0.004)
-
-
-def test_cutmix_pastes_one_box_and_counts_its_pixels():
-  video, targets = mixed(3, 4000, mixup_alpha=0)
-  pasted = video[:, 0, 0, :, :, 0] == 1
-  rows, columns = pasted.any(2), pasted.any(1)
-  box = rows[:, :, None] & columns[:, None, :]
-  np.testing.assert_array_equal(pasted, box)
-  for lines in (rows, columns):  # in one piece
-    edges = np.diff(lines, axis=1, prepend=False, append=False)
-    assert edges.sum(1).max() == 2
-  for i, partner in enumerate([1, 0, 2]):
-    level = np.where(pasted, partner, i)[:, None, :, :, None]
-    np.testing.assert_array_equal(
-      video[:, i], np.broadcast_to(level, video[:, i].shape)
-    )
-  share = 1 - pasted.mean((1, 2))  # exact: 256 pixels
-  assert len(set(share)) > 50
-  np.testing.assert_array_equal(targets[:, 0, 0], share)
-  np.testing.assert_array_equal(targets[:, 0, 1], 1 - share)
-  np.testing.assert_array_equal(targets.sum(-1), 1)
-
-
-def test_cutmix_boxes_are_distributed_as_in_the_reference():
-  keys = jax.random.split(KEY, 4000)
-  share = np.linspace(0, 1, 4000, dtype=np.float32)
-  draw = jax.vmap(lambda key, x: mixup.cutmix_box(key, x, (64, 48)))
-  top, left, height, width = np.asarray(jax.jit(draw)(keys, share))
-  root = np.sqrt(1 - share)
-  for start, size, whole in ((top, height, 64), (left, width, 48)):
-    half = (whole * root).astype(int) // 2
-    np.testing.assert_array_equal(size, 2 * half)
-    centre = start + half
-    assert (centre.min(), centre.max()) == (0, whole - 1)
-    assert centre.mean() == pytest.approx((whole - 1) / 2, rel=0.04)
-  # Rows and columns are drawn apart: 0.05 is three standard deviations.
-  assert abs(np.corrcoef(top + height // 2, left + width // 2)[0, 1]) < 0.05
-
-
-def test_nothing_mixed_is_the_identity():
-  for options in ({'probability': 0.0}, {'mixup_alpha': 0, 'cutmix_alpha': 0}):
-    video, targets = mixed(4, 8, **options)
-    for i in range(4):
-      assert (video[:, i] == i).all()
-    assert (targets == np.eye(4)).all()
-
-
-@pytest.mark.parametrize(
-  ('options', 'cut', 'untouched'),
-  [
-    ({}, 0.5, 0.01),  # some boxes have no pixels
-    ({'switch': 0.2, 'probability': 0.3}, 0.06, 0.7),
-  ],
-)
-def test_how_often_it_is_mixup_or_cutmix(options, cut, untouched):
-  video, targets = mixed(2, 2000, **options)
-  cuts = np.ptp(video[:, 0], axis=(1, 2, 3, 4)) > 0
-  same = ~cuts & (targets[:, 0, 0] == 1)
-  assert cuts.mean() == pytest.approx(cut, abs=0.03)
-  assert same.mean() == pytest.approx(untouched, abs=0.03)
-
-
-# ----- in a training step ---------------------------------------------------
-
-TRACES = []
-
-
-def apply(variables, video, train, rngs, mutable):
-  """Logits are the mean colours, with noise where a model has dropout."""
-  TRACES.append(video.shape)
-  noise = jax.random.normal(rngs['dropout'], (len(video), 3))
-  logits = video.mean((1, 2, 3)) + noise + variables['params']['bias']
-  return logits, {}
-
-
-MODEL = types.SimpleNamespace(num_classes=3, apply=apply)
-
-
-def brighten(key, video):
-  return transforms.prepare(video) * jax.random.uniform(key)
-
-
-def four_devices():
-  return sharding.make_mesh(devices=jax.devices()[:4])
-
-
-def train_steps(count, **options):
-  """Metrics of steps from a batch of 8 on four devices, and the batch."""
-  mesh = four_devices()
-  rng = np.random.default_rng(0)
-  batch = {
-    'video': rng.integers(0, 256, (8, 2, 4, 4, 3), np.uint8),
-    'label': np.arange(8, dtype=np.int32) % 3,
-    'mask': np.ones(8, bool),
-  }
-  optimizer = optax.sgd(0.0)
-  objective = losses.classification(MODEL, brighten, **options)
-  step = steps.make_train_step(objective, optimizer, lambda step: 0.0, mesh)
-  state = steps.TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params={'bias': jnp.zeros(3)},
-    mira={},
-    opt_state=optimizer.init({'bias': jnp.zeros(3)}),
-    average={},
-  )
-  state = jax.device_put(state, sharding.replicated(mesh))
-  metrics = []
-  for _ in range(count):
-    with jax.set_mesh(mesh):
-      state, row = step(state, sharding.put_batch(batch, mesh), KEY)
-    metrics.append(row)
-  return batch, metrics
-
-
-def expected(key, video, targets):
-  logits, _ = apply(
-    {'params': {'bias': 0.0}}, video, True, {'dropout': key}, ['mira']
-  )
-  logs = jax.nn.log_softmax(logits)
-  hits = logits.argmax(-1) == targets.argmax(-1)
-  return -(targets * logs).sum(-1).mean(), hits.mean()
-
-
-def pair_up(rows):
-  return rows.reshape(-1, 2)[:, ::-1].reshape(-1)
-
-
-def test_mixing_moves_no_clip_to_another_device():
-  mesh = sharding.make_mesh()
-  rows = jnp.arange(2.0 * mesh.size)
-  video = jnp.broadcast_to(
-    rows[:, None, None, None, None], (len(rows), 1, 2, 2, 3)
-  )
-  split = NamedSharding(mesh, sharding.BATCH)
-  mix = jax.jit(functools.partial(mixup.mix, cutmix_alpha=0))
-  alone, _ = mix(KEY, video, rows[:, None])
-  with jax.set_mesh(mesh):
-    arguments = KEY, *jax.device_put((video, rows[:, None]), split)
-    program = mix.lower(*arguments).compile()
-    mixed, targets = program(*arguments)
-  assert hlo.collectives(program.as_text()) == []
-  np.testing.assert_allclose(mixed, alone, rtol=1e-6)
-  # One share for all, so that a clip and its partner sum to the pair.
-  mixed, rows = np.asarray(mixed[:, 0, 0, 0, 0]), np.asarray(rows)
-  np.testing.assert_allclose(
-    mixed + pair_up(mixed), rows + pair_up(rows), rtol=1e-6
-  )
-  assert (mixed != rows).any()
-  np.testing.assert_allclose(targets[:, 0], mixed, rtol=1e-6)
-
-
-def test_copies_of_a_clip_are_no_partners():
-  clip = jnp.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-  video = jnp.zeros((10, 1, 2, 2, 3))
-  _, targets = mixup.mix(
-    KEY, video, jax.nn.one_hot(clip, 5), cutmix_alpha=0, copies=2
-  )
-  mixed = [set(np.flatnonzero(row).tolist()) for row in targets]
-  assert mixed == [{0, 1}] * 4 + [{2, 3}] * 4 + [{4}] * 2
-
-
-def test_a_step_without_mixing_draws_what_it_always_drew():
-  batch, metrics = train_steps(2, smoothing=0.3)
-  targets = jnp.eye(3)[batch['label']] * 0.7 + 0.1
-  for i, row in enumerate(metrics):
-    keys = jax.random.split(jax.random.fold_in(KEY, i))
-    video = brighten(keys[0], batch['video'])
-    loss, accuracy = expected(keys[1], video, targets)
-    np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
-    assert row['accuracy'] == accuracy
-
-
-def test_a_step_mixes_clips_and_targets_and_is_traced_once():
-  TRACES.clear()
-  batch, metrics = train_steps(
-    6, smoothing=0.1, mixup_alpha=0.8, cutmix_alpha=1.0
-  )
-  assert len(TRACES) == 1
-  labels_hit = 0
-  mix = jax.jit(mixup.mix)  # with the reference's numbers, as above
-  for i, row in enumerate(metrics):
-    keys = jax.random.split(jax.random.fold_in(KEY, i), 3)
-    video, targets = mix(
-      keys[2],
-      brighten(keys[0], batch['video']),
-      losses.soft_targets(batch['label'], 3, 0.1),
-    )
-    loss, accuracy = expected(keys[1], video, targets)
-    np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
-    assert row['accuracy'] == accuracy
-    labels_hit += (targets.argmax(-1) == batch['label']).mean()
-  assert labels_hit < 6  # in some step the partners' classes weigh more

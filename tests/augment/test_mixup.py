@@ -1,0 +1,255 @@
+"""Mixup and cutmix: by hand, by distribution, and in a training step."""
+
+from __future__ import annotations
+
+import functools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding
+
+from mira_jax.aot import hlo
+from mira_jax.augment import mixup, transforms
+from mira_jax.devices import sharding
+from mira_jax.train import losses
+from mira_jax.train import step as steps
+
+KEY = jax.random.key(0)
+
+
+def mixed(batch, count, side=16, **options):
+  """Clips [count, B, 2, side, side, 3] and targets of that many draws.
+
+  Clip b of the batch is b everywhere, its target class b.
+  """
+  level = jnp.arange(batch, dtype=jnp.float32)[:, None, None, None, None]
+  video = jnp.broadcast_to(level, (batch, 2, side, side, 3))
+  mix = functools.partial(mixup.mix, **options)
+  mix = jax.jit(jax.vmap(mix, in_axes=(0, None, None)))
+  out = mix(jax.random.split(KEY, count), video, jnp.eye(batch))
+  return [np.asarray(x) for x in out]
+
+
+def test_soft_targets_by_hand():
+  # Smoothing 0.2 over 4 classes: 0.05 for each, 0.8 more for the label.
+  np.testing.assert_allclose(
+    losses.soft_targets(jnp.array([2, 0]), 4, 0.2),
+    [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]],
+    rtol=1e-6,
+  )
+  np.testing.assert_array_equal(
+    losses.soft_targets(jnp.arange(4), 4, 0.0), np.eye(4)
+  )
+
+
+def test_mixup_fades_every_clip_into_its_partner_by_one_share():
+  video, targets = mixed(5, 4000, side=2, cutmix_alpha=0)
+  share = targets[:, 0, 0]
+  np.testing.assert_allclose(targets.sum(-1), 1, rtol=1e-6)
+  for i, partner in enumerate([1, 0, 3, 2, 4]):
+    kept, gained = np.eye(5)[i], np.eye(5)[partner]
+    row = np.outer(share, kept) + np.outer(1 - share, gained)
+    np.testing.assert_allclose(targets[:, i], row, atol=1e-6)
+    level = (share * i + (1 - share) * partner)[:, None, None, None, None]
+    np.testing.assert_allclose(
+      video[:, i], np.broadcast_to(level, video[:, i].shape), atol=2e-6
+    )
+  # Beta(a, a): variance 1 / (8 a + 4), 0.0962 for 0.8 and 0.0833 for 1.
+  assert share.mean() == pytest.approx(0.5, abs=0.015)
+  assert share.var() == pytest.approx(1 / (8 * 0.8 + 4), abs=0.004)
+
+
+def test_cutmix_pastes_one_box_and_counts_its_pixels():
+  video, targets = mixed(3, 4000, mixup_alpha=0)
+  pasted = video[:, 0, 0, :, :, 0] == 1
+  rows, columns = pasted.any(2), pasted.any(1)
+  box = rows[:, :, None] & columns[:, None, :]
+  np.testing.assert_array_equal(pasted, box)
+  for lines in (rows, columns):  # in one piece
+    edges = np.diff(lines, axis=1, prepend=False, append=False)
+    assert edges.sum(1).max() == 2
+  for i, partner in enumerate([1, 0, 2]):
+    level = np.where(pasted, partner, i)[:, None, :, :, None]
+    np.testing.assert_array_equal(
+      video[:, i], np.broadcast_to(level, video[:, i].shape)
+    )
+  share = 1 - pasted.mean((1, 2))  # exact: 256 pixels
+  assert len(set(share)) > 50
+  np.testing.assert_array_equal(targets[:, 0, 0], share)
+  np.testing.assert_array_equal(targets[:, 0, 1], 1 - share)
+  np.testing.assert_array_equal(targets.sum(-1), 1)
+
+
+def test_cutmix_boxes_are_distributed_as_in_the_reference():
+  keys = jax.random.split(KEY, 4000)
+  share = np.linspace(0, 1, 4000, dtype=np.float32)
+  draw = jax.vmap(lambda key, x: mixup.cutmix_box(key, x, (64, 48)))
+  top, left, height, width = np.asarray(jax.jit(draw)(keys, share))
+  root = np.sqrt(1 - share)
+  for start, size, whole in ((top, height, 64), (left, width, 48)):
+    half = (whole * root).astype(int) // 2
+    np.testing.assert_array_equal(size, 2 * half)
+    centre = start + half
+    assert (centre.min(), centre.max()) == (0, whole - 1)
+    assert centre.mean() == pytest.approx((whole - 1) / 2, rel=0.04)
+  # Rows and columns are drawn apart: 0.05 is three standard deviations.
+  assert abs(np.corrcoef(top + height // 2, left + width // 2)[0, 1]) < 0.05
+
+
+def test_nothing_mixed_is_the_identity():
+  for options in ({'probability': 0.0}, {'mixup_alpha': 0, 'cutmix_alpha': 0}):
+    video, targets = mixed(4, 8, **options)
+    for i in range(4):
+      assert (video[:, i] == i).all()
+    assert (targets == np.eye(4)).all()
+
+
+@pytest.mark.parametrize(
+  ('options', 'cut', 'untouched'),
+  [
+    ({}, 0.5, 0.01),  # some boxes have no pixels
+    ({'switch': 0.2, 'probability': 0.3}, 0.06, 0.7),
+  ],
+)
+def test_how_often_it_is_mixup_or_cutmix(options, cut, untouched):
+  video, targets = mixed(2, 2000, **options)
+  cuts = np.ptp(video[:, 0], axis=(1, 2, 3, 4)) > 0
+  same = ~cuts & (targets[:, 0, 0] == 1)
+  assert cuts.mean() == pytest.approx(cut, abs=0.03)
+  assert same.mean() == pytest.approx(untouched, abs=0.03)
+
+
+# ----- in a training step ---------------------------------------------------
+
+TRACES = []
+
+
+def apply(variables, video, train, rngs, mutable):
+  """Logits are the mean colours, with noise where a model has dropout."""
+  TRACES.append(video.shape)
+  noise = jax.random.normal(rngs['dropout'], (len(video), 3))
+  logits = video.mean((1, 2, 3)) + noise + variables['params']['bias']
+  return logits, {}
+
+
+MODEL = types.SimpleNamespace(num_classes=3, apply=apply)
+
+
+def brighten(key, video):
+  return transforms.prepare(video) * jax.random.uniform(key)
+
+
+def four_devices():
+  return sharding.make_mesh(devices=jax.devices()[:4])
+
+
+def train_steps(count, **options):
+  """Metrics of steps from a batch of 8 on four devices, and the batch."""
+  mesh = four_devices()
+  rng = np.random.default_rng(0)
+  batch = {
+    'video': rng.integers(0, 256, (8, 2, 4, 4, 3), np.uint8),
+    'label': np.arange(8, dtype=np.int32) % 3,
+    'mask': np.ones(8, bool),
+  }
+  optimizer = optax.sgd(0.0)
+  objective = losses.classification(MODEL, brighten, **options)
+  step = steps.make_train_step(objective, optimizer, lambda step: 0.0, mesh)
+  state = steps.TrainState(
+    step=jnp.zeros((), jnp.int32),
+    params={'bias': jnp.zeros(3)},
+    mira={},
+    opt_state=optimizer.init({'bias': jnp.zeros(3)}),
+    average={},
+  )
+  state = jax.device_put(state, sharding.replicated(mesh))
+  metrics = []
+  for _ in range(count):
+    with jax.set_mesh(mesh):
+      state, row = step(state, sharding.put_batch(batch, mesh), KEY)
+    metrics.append(row)
+  return batch, metrics
+
+
+def expected(key, video, targets):
+  logits, _ = apply(
+    {'params': {'bias': 0.0}}, video, True, {'dropout': key}, ['mira']
+  )
+  logs = jax.nn.log_softmax(logits)
+  hits = logits.argmax(-1) == targets.argmax(-1)
+  return -(targets * logs).sum(-1).mean(), hits.mean()
+
+
+def pair_up(rows):
+  return rows.reshape(-1, 2)[:, ::-1].reshape(-1)
+
+
+def test_mixing_moves_no_clip_to_another_device():
+  mesh = sharding.make_mesh()
+  rows = jnp.arange(2.0 * mesh.size)
+  video = jnp.broadcast_to(
+    rows[:, None, None, None, None], (len(rows), 1, 2, 2, 3)
+  )
+  split = NamedSharding(mesh, sharding.BATCH)
+  mix = jax.jit(functools.partial(mixup.mix, cutmix_alpha=0))
+  alone, _ = mix(KEY, video, rows[:, None])
+  with jax.set_mesh(mesh):
+    arguments = KEY, *jax.device_put((video, rows[:, None]), split)
+    program = mix.lower(*arguments).compile()
+    mixed, targets = program(*arguments)
+  assert hlo.collectives(program.as_text()) == []
+  np.testing.assert_allclose(mixed, alone, rtol=1e-6)
+  # One share for all, so that a clip and its partner sum to the pair.
+  mixed, rows = np.asarray(mixed[:, 0, 0, 0, 0]), np.asarray(rows)
+  np.testing.assert_allclose(
+    mixed + pair_up(mixed), rows + pair_up(rows), rtol=1e-6
+  )
+  assert (mixed != rows).any()
+  np.testing.assert_allclose(targets[:, 0], mixed, rtol=1e-6)
+
+
+def test_copies_of_a_clip_are_no_partners():
+  clip = jnp.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+  video = jnp.zeros((10, 1, 2, 2, 3))
+  _, targets = mixup.mix(
+    KEY, video, jax.nn.one_hot(clip, 5), cutmix_alpha=0, copies=2
+  )
+  mixed = [set(np.flatnonzero(row).tolist()) for row in targets]
+  assert mixed == [{0, 1}] * 4 + [{2, 3}] * 4 + [{4}] * 2
+
+
+def test_a_step_without_mixing_draws_what_it_always_drew():
+  batch, metrics = train_steps(2, smoothing=0.3)
+  targets = jnp.eye(3)[batch['label']] * 0.7 + 0.1
+  for i, row in enumerate(metrics):
+    keys = jax.random.split(jax.random.fold_in(KEY, i))
+    video = brighten(keys[0], batch['video'])
+    loss, accuracy = expected(keys[1], video, targets)
+    np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
+    assert row['accuracy'] == accuracy
+
+
+def test_a_step_mixes_clips_and_targets_and_is_traced_once():
+  TRACES.clear()
+  batch, metrics = train_steps(
+    6, smoothing=0.1, mixup_alpha=0.8, cutmix_alpha=1.0
+  )
+  assert len(TRACES) == 1
+  labels_hit = 0
+  mix = jax.jit(mixup.mix)  # with the reference's numbers, as above
+  for i, row in enumerate(metrics):
+    keys = jax.random.split(jax.random.fold_in(KEY, i), 3)
+    video, targets = mix(
+      keys[2],
+      brighten(keys[0], batch['video']),
+      losses.soft_targets(batch['label'], 3, 0.1),
+    )
+    loss, accuracy = expected(keys[1], video, targets)
+    np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
+    assert row['accuracy'] == accuracy
+    labels_hit += (targets.argmax(-1) == batch['label']).mean()
+  assert labels_hit < 6  # in some step the partners' classes weigh more
