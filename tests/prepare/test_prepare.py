@@ -299,7 +299,9 @@ def _counts(rows: list[Row], field: str) -> dict[str, int]:
   ],
 )  # fmt: skip
 def test_tables_of_the_field(name, listed, field, counts):
-  listing = tables.read_table(next((SAMPLES / 'annotations').glob(f'{name}*')))
+  path = next((SAMPLES / 'annotations').glob(f'{name}*'))
+  missing = ['False'] if name == 'MAFW' else None
+  listing = tables.read_table(path, missing=missing)
   assert _counts(listing.rows, field) == counts
   if listed:
     assert len(listing.rows) + sum(listing.dropped.values()) == listed
