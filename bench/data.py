@@ -38,7 +38,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from mira_jax.data import dataset, pipeline
 from mira_jax.prepare import prepare
 from mira_jax.synthetic import dataset as synthetic
-from mira_jax.video import decode
+from mira_jax.video import images
 
 TARGET = 150  # clips per second of a core
 TARGET_TWO_CORES = 300  # read, and prepared
@@ -83,7 +83,7 @@ def decode_only(source: dataset.ClipSource, args) -> Callable[[], int]:
   def run() -> int:
     for clip in clips:
       for frame in clip:
-        decode.decode_jpeg(frame)
+        images.decode_jpeg(frame)
     return len(clips)
 
   return run
@@ -98,9 +98,9 @@ def write_folders(
     folder = root / f'class{clip.label}' / f'{i:05d}'
     folder.mkdir(parents=True)
     for k, data in enumerate(clip.frames[:frames], start=1):
-      frame = decode.decode_jpeg(data)
+      frame = images.decode_jpeg(data)
       path = folder / f'{k:04d}.jpg'
-      path.write_bytes(decode.encode_jpeg(frame, quality))
+      path.write_bytes(images.encode_jpeg(frame, quality))
   return len(source)
 
 
@@ -174,7 +174,7 @@ def measure(source: dataset.ClipSource, args) -> dict:
   frames = source[0].frames
   return {
     'clips': len(source),
-    'stored': decode.decode_jpeg(frames[0]).shape,
+    'stored': images.decode_jpeg(frames[0]).shape,
     'bytes_per_frame': round(float(np.mean([len(x) for x in frames]))),
     'rows': rows,
     'prepared_bytes_per_frame': size,

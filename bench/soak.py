@@ -35,7 +35,7 @@ from mira_jax.errors import ExitCode
 from mira_jax.synthetic import faces
 from mira_jax.train import checkpoint
 from mira_jax.train import log as runlog
-from mira_jax.video import decode
+from mira_jax.video import images
 from mira_jax.weights import weights_file
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -69,7 +69,7 @@ def build(out: pathlib.Path) -> None:
       clip = faces.draw_clip(
         i, split=name, seed=0, size=16, num_frames=8, difficulty='macro'
       )
-      frames = [decode.encode_jpeg(frame) for frame in clip.frames]
+      frames = [images.encode_jpeg(frame) for frame in clip.frames]
       if name == 'train' and i % (TRAIN_CLIPS // DAMAGED) == 50:
         frames = [frame[::-1] for frame in frames]
       yield dataset.Clip(clip_id=f'{name}-{i}', frames=frames, label=clip.label)

@@ -20,7 +20,7 @@ from mira_jax.inference import engine
 from mira_jax.kernels import dispatch
 from mira_jax.parity import torch_compare
 from mira_jax.synthetic import faces
-from mira_jax.video import decode
+from mira_jax.video import decode, footage
 from mira_jax.weights import convert
 
 BOUND = 2e-5  # of float32 logits: largest difference over largest number
@@ -135,7 +135,7 @@ def _windows(args: argparse.Namespace, fields: dict, rules: dict) -> np.ndarray:
     sampling.test_indices(len(video), frames, rules['rate'], view, args.views)
     for view in range(args.views)
   ]
-  return decode.resize_windows(video, np.array(indices), size, rules['fit'])
+  return footage.resize_windows(video, np.array(indices), size, rules['fit'])
 
 
 def _print(

@@ -1,9 +1,9 @@
-"""Draw a synthetic face as a video.
+"""Write a synthetic face as a video.
 
   mira draw OUT.mp4 [--expression Happy] [--person 0]
 
-The clip is one of the test split of `synthetic_faces`, larger; nobody in it is
-in the train split.
+The clip is one of the test split of `synthetic_faces`, larger; its identity is
+not in the train split.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from mira_jax.video import encode
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds the file and what to draw."""
+  """Adds the file, the person and the expression."""
   parser.add_argument('out', metavar='OUT.mp4')
   parser.add_argument(
     '--expression', choices=faces.CLASS_NAMES, default='Surprise'
   )
   parser.add_argument('--person', type=at_least(0), default=0)
   parser.add_argument(
-    '--difficulty', choices=('macro', 'micro'), default='macro'
+    '--difficulty', choices=tuple(faces.DIFFICULTIES), default='macro'
   )
   parser.add_argument(
     '--size', type=at_least(16), default=224, help='pixels, even'
@@ -35,30 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 
 def run(args: argparse.Namespace) -> int:
-  """Draws, writes, and says where."""
+  """Draws and writes the clip, and prints its path and annotation."""
   if args.size % 2:
     raise MiraInputError('bad_size', str(args.size), 'use an even size')
-  clip = _clip(args)
+  order = faces.class_order(args.person, seed=args.seed, split='test')
+  clip = faces.draw_clip(
+    args.person * len(order) + order.index(args.expression),
+    seed=args.seed,
+    split='test',
+    difficulty=args.difficulty,
+    size=args.size,
+    num_frames=args.num_frames,
+  )
   path = encode.write_video(args.out, clip.frames, dataset.FPS)
   terminal.say(
     f'{path}: {args.expression}, action units {clip.action_units or "none"}, '
     f'onset {clip.onset}, apex {clip.apex}, offset {clip.offset}'
   )
   return ExitCode.OK
-
-
-def _clip(args: argparse.Namespace) -> faces.FaceClip:
-  """The person's clip with the expression: each person shows each once."""
-  count = len(faces.CLASS_NAMES)
-  for index in range(args.person * count, (args.person + 1) * count):
-    clip = faces.draw_clip(
-      index,
-      seed=args.seed,
-      split='test',
-      difficulty=args.difficulty,
-      size=args.size,
-      num_frames=args.num_frames,
-    )
-    if faces.CLASS_NAMES[clip.label] == args.expression:
-      return clip
-  raise AssertionError(f'person {args.person} lacks {args.expression}')

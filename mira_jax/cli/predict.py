@@ -35,7 +35,7 @@ from mira_jax.data import trees
 from mira_jax.devices import memory, platform
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.inference import engine, export, find_clips, untrusted, webcam
-from mira_jax.video import decode
+from mira_jax.video import decode, footage
 from mira_jax.weights import convert
 
 DEFAULT_RUN = 'runs/quickstart'
@@ -257,7 +257,7 @@ def _as_wished(
   return scorer, card
 
 
-def _read(args: argparse.Namespace, size: int, clip: str) -> decode.Video:
+def _read(args: argparse.Namespace, size: int, clip: str) -> footage.Video:
   if args.webcam is not None:
     return webcam.record(args.webcam, args.seconds, short_side=size)
   if args.track:
@@ -270,7 +270,7 @@ def _predict(
   model: engine.Scorer,
   card: dict[str, Any],
   clip: str,
-  video: decode.Video,
+  video: footage.Video,
   picture: str | None,
 ) -> dict[str, Any]:
   """What is told of a clip; draws its picture."""

@@ -1,11 +1,6 @@
 """Prepared datasets: clips of JPEG frames in TFDS array_record files.
 
-TensorFlow is never imported, neither to write nor to read. Two choices of
-TFDS would import it, so neither is used: `GeneratorBasedBuilder` spills every
-split above 1000 MiB through `tf.io.gfile`, and `features.Video` needs `tf`
-to be constructed. `SequentialWriter` streams clips to disk in order instead.
-
-Layout: `out/<name>/<version>/`, and `out` is what a user names afterwards.
+Layout: `out/<name>/<version>/`, and `out` is the dataset's path for users.
 """
 
 from __future__ import annotations
@@ -15,7 +10,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -31,11 +25,8 @@ from mira_jax.data import records
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError, data_error
 
-VERSION = '1.1.0'  # of the features of a record; a newer major is refused
 INDEX = 'index.json'  # split -> fields of ClipIndex, each a list
-_NAMES = 'class_names'  # in the metadata, too: TFDS keeps one name per line
-_CLIPS_PER_SHARD = 1024
-_CLIPS_PER_WRITE = 64  # TFDS rewrites its metadata at every call
+_CLIPS_PER_WRITE = 64
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -47,7 +38,7 @@ class PreparedDataset:
     name: of the dataset.
     class_names: in label order.
     splits: number of clips of each split.
-    metadata: what `write` was given.
+    metadata: as given to `write`.
   """
 
   directory: pathlib.Path
@@ -66,38 +57,29 @@ class PreparedDataset:
     return ClipSource(self.directory, split)
 
   def index(self, split: str) -> ClipIndex:
-    """What is known of every clip of a split, one row per clip.
-
-    A dataset without an index gets one by a pass over its records. There a
-    clip that cannot be read has label -1.
+    """The labels, subjects and folds of a split, one row per clip.
 
     Raises:
       MiraInputError: there is no such split, or its index is damaged.
     """
-    count = len(self.source(split))
-    path = self.directory / INDEX
-    if not path.exists():
-      columns = {name: _columns(self.source(name)) for name in self.splits}
-      _cache(path, columns)
-      return _clip_index(columns[split])
+    count, path = len(self.source(split)), self.directory / INDEX
     try:
-      index = _clip_index(json.loads(path.read_text())[split])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+      columns = json.loads(path.read_text())[split]
+      index = ClipIndex(**{name: np.array(x) for name, x in columns.items()})
+      index.check(count)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       hint = f'it cannot be read, prepare the dataset again ({error})'
       raise data_error('damaged', path, hint) from error
-    if len(index.label) != count:
-      hint = f'{len(index.label)} of {count} clips of {split}; prepare it again'
-      raise data_error('damaged', path, hint)
     return index
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class ClipIndex:
-  """What is known of the C clips of a split without reading frames.
+  """Annotations of the C clips of a split without reading frames.
 
   Attributes:
     clip_id: str [C].
-    label: int [C]; -1 where the clip cannot be read, and all else is unknown.
+    label: int [C].
     subject: str [C]; '' where unknown.
     fold: int [C]; -1 where there are none.
   """
@@ -107,53 +89,25 @@ class ClipIndex:
   subject: np.ndarray
   fold: np.ndarray
 
-
-_COLUMNS = tuple(field.name for field in dataclasses.fields(ClipIndex))
-
-
-def _clip_index(columns: Mapping[str, list]) -> ClipIndex:
-  """Raises ValueError or TypeError for columns that are none."""
-  index = ClipIndex(**{name: np.array(x) for name, x in columns.items()})
-  for name in _COLUMNS:
-    column = getattr(index, name)
-    kinds = 'U' if name in ('clip_id', 'subject') else 'i'
-    if column.shape != index.label.shape or column.ndim != 1:
-      raise ValueError(f'{name} has another shape than label')
-    if column.size and column.dtype.kind not in kinds:
-      raise ValueError(f'{name} is of another type')
-  return index
-
-
-def _columns(source: ClipSource) -> dict[str, list]:
-  """The columns of an index, from the records themselves."""
-  rows = []
-  for i in range(len(source)):
-    try:
-      rows.append(index_row(source[i]))
-    except MiraInputError:
-      rows.append(('', -1, '', -1))  # keeps the others in their places
-  return index_columns(rows)
+  def check(self, count: int) -> None:
+    """Raises ValueError for columns of another length or type."""
+    for name, column in vars(self).items():
+      if column.shape != (count,):
+        raise ValueError(f'{name} has not {count} rows')
+      kind = 'U' if name in ('clip_id', 'subject') else 'i'
+      if count and column.dtype.kind != kind:
+        raise ValueError(f'{name} is of another type')
 
 
 def index_row(clip: Clip) -> tuple[str, int, str, int]:
-  """What an index keeps of a clip."""
+  """The row of a clip in INDEX."""
   return clip.clip_id, int(clip.label), clip.subject, int(clip.fold)
 
 
 def index_columns(rows: Sequence[Sequence]) -> dict[str, list]:
   """The rows of a split as INDEX holds them."""
-  return dict(zip(_COLUMNS, map(list, zip(*rows, strict=True)), strict=True))
-
-
-def _cache(path: pathlib.Path, columns: Mapping[str, dict[str, list]]) -> None:
-  """Writes an index whole or, where nothing can be written, not at all."""
-  part = path.with_name(f'{path.name}.{os.getpid()}.part')
-  try:
-    part.write_text(json.dumps(columns))
-    os.replace(part, path)
-  except OSError:
-    with contextlib.suppress(OSError):
-      part.unlink()
+  names = (field.name for field in dataclasses.fields(ClipIndex))
+  return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
 
 
 class ClipSource:
@@ -176,16 +130,12 @@ class ClipSource:
     try:
       return records.parse(self._records[index])
     except (
-      RuntimeError,
-      OSError,
-      LookupError,
-      TypeError,
+      *(RuntimeError, OSError, LookupError, TypeError),
       DecodeError,
     ) as error:
       path = f'{self.directory}: {self.split}[{index}]'
-      raise data_error(
-        'damaged', path, f'prepare it again ({error})'
-      ) from error
+      hint = f'prepare it again ({error})'
+      raise data_error('damaged', path, hint) from error
 
   def __reduce__(self):
     return ClipSource, (self.directory, self.split)
@@ -204,7 +154,7 @@ def write(
 
   Clips are streamed, so memory does not grow with a split. The files are
   written to `incomplete.*` and renamed at the end: a run that is killed leaves
-  nothing that `open` would take for a dataset.
+  no partial dataset behind.
 
   Args:
     out: the folder that `open` and every command take; made when missing.
@@ -212,7 +162,7 @@ def write(
     class_names: in label order.
     splits: for each split a function that yields its clips. A split without
       clips is left out.
-    description: a sentence for people.
+    description: one sentence.
     metadata: JSON values to keep with the dataset.
 
   Returns:
@@ -226,20 +176,36 @@ def write(
   with claimed(out, name):
     for stale in out.glob('*/incomplete.*'):
       shutil.rmtree(stale)
-    final = out / name / VERSION
-    partial = out / name / f'incomplete.{VERSION}'
+    partial = out / name / f'incomplete.{records.VERSION}'
     partial.mkdir(parents=True)
     try:
-      info = new_info(partial, name, class_names, description, metadata)
-      index = _write_splits(info, splits)
-      if not info.splits:
+      info = records.new_info(partial, name, class_names, description, metadata)
+      index = _write_splits(records.Writer(info), splits, partial)
+      if not index:
         raise data_error('no_clips', out, 'no split has a clip')
       with disk_errors(partial):
         (partial / INDEX).write_text(json.dumps(index))
-      partial.rename(final)
+      return partial.rename(out / name / records.VERSION)
     finally:
       shutil.rmtree(partial, ignore_errors=True)
-  return final
+
+
+def _write_splits(
+  writer: records.Writer,
+  splits: Mapping[str, Callable[[], Iterable[Clip]]],
+  folder: pathlib.Path,
+) -> dict[str, dict[str, list]]:
+  """Streams clips to disk; returns the contents of INDEX."""
+  rows = {}
+  for split, clips in splits.items():
+    stream = iter(clips())
+    while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
+      rows.setdefault(split, []).extend(map(index_row, batch))
+      with disk_errors(folder):
+        writer.add(split, batch)
+  with disk_errors(folder):
+    writer.close()
+  return {split: index_columns(found) for split, found in rows.items()}
 
 
 def refuse_existing(out: str | pathlib.Path) -> None:
@@ -251,7 +217,7 @@ def refuse_existing(out: str | pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def claimed(out: pathlib.Path, name: str) -> Iterator[None]:
-  """Holds a folder for one writer of a new dataset.
+  """Locks a folder for one writer of a new dataset.
 
   Raises:
     MiraInputError: it holds a dataset already, another process writes there,
@@ -259,9 +225,18 @@ def claimed(out: pathlib.Path, name: str) -> Iterator[None]:
   """
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise MiraInputError('bad_name', name, 'use a-z, 0-9 and _ only')
-  with sole_writer(out):
+  with lock.hold(out / '.lock'):
     refuse_existing(out)
     yield
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | pathlib.Path) -> Iterator[None]:
+  """Turns the errors of a full disk into MiraInputError('not_written')."""
+  try:
+    yield
+  except (OSError, RuntimeError) as error:  # the latter from array_record
+    raise data_error('not_written', path, str(error)) from error
 
 
 def open(directory: str | pathlib.Path) -> PreparedDataset:
@@ -282,10 +257,55 @@ def open(directory: str | pathlib.Path) -> PreparedDataset:
   return _load(found[0])
 
 
-def fingerprint(dataset: PreparedDataset) -> str:
-  """Tells datasets apart without reading frames.
+def _find(root: pathlib.Path) -> list[pathlib.Path]:
+  """Folders of finished datasets at most two levels below `root`."""
+  patterns = (f'{level}dataset_info.json' for level in ('', '*/', '*/*/'))
+  hits = itertools.chain.from_iterable(root.glob(p) for p in patterns)
+  folders = (hit.parent for hit in hits)
+  return sorted(f for f in folders if not f.name.startswith('incomplete.'))
 
-  By names, counts, the sizes of their files and what is known of each clip.
+
+def _load(folder: pathlib.Path) -> PreparedDataset:
+  try:
+    info = tfds.builder_from_directory(folder).info
+    files = [f for split in info.splits.values() for f in split.filepaths]
+    prepared = PreparedDataset(
+      directory=folder,
+      name=info.name,
+      class_names=tuple(info.features['label'].names),
+      splits={key: split.num_examples for key, split in info.splits.items()},
+      metadata=dict(json.loads((folder / 'metadata.json').read_text())),
+    )
+    for split in prepared.splits:
+      ClipSource(folder, split)
+  except Exception as error:  # TFDS raises bare errors of many kinds here
+    hint = f'its metadata cannot be read, prepare it again ({error})'
+    raise data_error('damaged', folder, ' '.join(hint.split())) from error
+  if info.version.major > int(records.VERSION.split('.')[0]):
+    hint = f'version {info.version} is newer than {records.VERSION}: update '
+    raise data_error('too_new', folder, f'{hint}mira_jax')
+  if missing := [file.name for file in files if not file.exists()]:
+    hint = f'record files are missing, copy it again: {", ".join(missing[:3])}'
+    raise data_error('damaged', folder, hint)
+  _check_names(prepared)
+  return prepared
+
+
+def _check_names(prepared: PreparedDataset) -> None:
+  """Compares the class names with their copy in the metadata."""
+  written = prepared.metadata.pop(records.NAMES, None)
+  if written is None or tuple(written) == prepared.class_names:
+    return  # datasets before this version have no second copy
+  pairs = itertools.zip_longest(written, prepared.class_names)
+  i, (old, new) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+  hint = f'class {i} was written as {old!r} and is read as {new!r}; prepare '
+  raise data_error('damaged', prepared.directory, f'{hint}it again')
+
+
+def fingerprint(dataset: PreparedDataset) -> str:
+  """Identifies a dataset without reading frames.
+
+  It covers names, counts, the sizes of files and the annotations of each clip.
   """
   files = sorted(dataset.directory.glob('*.array_record*'))
   index = dataset.directory / INDEX
@@ -297,128 +317,3 @@ def fingerprint(dataset: PreparedDataset) -> str:
     hashlib.sha256(index.read_bytes()).hexdigest() if index.exists() else '',
   )
   return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-
-
-def _load(folder: pathlib.Path) -> PreparedDataset:
-  try:
-    made, missing, version = _read_metadata(folder)
-  except Exception as error:  # TFDS raises bare errors of many kinds here
-    hint = f'its metadata cannot be read, prepare it again ({error})'
-    raise data_error('damaged', folder, ' '.join(hint.split())) from error
-  if version > int(VERSION.split('.')[0]):
-    hint = f'version {version} is newer than {VERSION}: update mira_jax'
-    raise data_error('too_new', folder, hint)
-  if missing:
-    hint = f'record files are missing, copy it again: {", ".join(missing[:3])}'
-    raise data_error('damaged', folder, hint)
-  _check_names(made)
-  return made
-
-
-def _read_metadata(
-  folder: pathlib.Path,
-) -> tuple[PreparedDataset, list[str], int]:
-  """The dataset, names of files that are missing, and its major version."""
-  info = tfds.builder_from_directory(folder).info
-  files = [f for split in info.splits.values() for f in split.filepaths]
-  made = PreparedDataset(
-    directory=folder,
-    name=info.name,
-    class_names=tuple(info.features['label'].names),
-    splits={key: split.num_examples for key, split in info.splits.items()},
-    metadata=dict(json.loads((folder / 'metadata.json').read_text())),
-  )
-  for split in made.splits:
-    ClipSource(folder, split)
-  missing = [file.name for file in files if not file.exists()]
-  return made, missing, info.version.major
-
-
-def _check_names(made: PreparedDataset) -> None:
-  """Holds the class names against those that were written."""
-  written = made.metadata.pop(_NAMES, None)
-  if written is None or tuple(written) == made.class_names:
-    return  # datasets before this version have no second copy
-  pairs = itertools.zip_longest(written, made.class_names)
-  i, (old, new) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
-  hint = f'class {i} was written as {old!r} and is read as {new!r}; prepare '
-  raise data_error('damaged', made.directory, f'{hint}it again')
-
-
-def _find(root: pathlib.Path) -> list[pathlib.Path]:
-  """Folders of finished datasets at most two levels below `root`."""
-  patterns = (f'{level}dataset_info.json' for level in ('', '*/', '*/*/'))
-  hits = itertools.chain.from_iterable(root.glob(p) for p in patterns)
-  folders = (hit.parent for hit in hits)
-  return sorted(f for f in folders if not f.name.startswith('incomplete.'))
-
-
-def new_info(
-  folder: pathlib.Path,
-  name: str,
-  class_names: Sequence[str],
-  description: str,
-  metadata: dict[str, Any] | None,
-) -> tfds.core.DatasetInfo:
-  """The metadata of a dataset that is to be written to `folder`."""
-  identity = tfds.core.dataset_info.DatasetIdentity(
-    name=name,
-    version=tfds.core.Version(VERSION),
-    data_dir=str(folder),
-    module_name=__name__,
-  )
-  return tfds.core.DatasetInfo(
-    builder=identity,
-    description=description,
-    features=records.features(class_names),
-    metadata=tfds.core.MetadataDict(
-      (metadata or {}) | {_NAMES: list(class_names)}
-    ),
-    disable_shuffling=True,
-  )
-
-
-def _write_splits(
-  info: tfds.core.DatasetInfo,
-  splits: Mapping[str, Callable[[], Iterable[Clip]]],
-) -> dict[str, dict[str, list]]:
-  """Streams clips to disk; returns what INDEX holds."""
-  rows = {}
-  writer = tfds.core.SequentialWriter(
-    info, _CLIPS_PER_SHARD, file_format='array_record'
-  )
-  for split, clips in splits.items():
-    stream = iter(clips())
-    while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
-      rows.setdefault(split, []).extend(map(index_row, batch))
-      with disk_errors(info.data_dir):
-        writer.initialize_splits([split], fail_if_exists=False)
-        writer.add_examples({split: [records.example(c) for c in batch]})
-  with disk_errors(info.data_dir):
-    writer.close_all()
-  return {split: index_columns(found) for split, found in rows.items()}
-
-
-@contextlib.contextmanager
-def disk_errors(path: str | pathlib.Path) -> Iterator[None]:
-  """Turns what a full disk raises into MiraInputError('not_written')."""
-  try:
-    yield
-  except (OSError, RuntimeError) as error:  # the latter from array_record
-    raise data_error('not_written', path, str(error)) from error
-
-
-@contextlib.contextmanager
-def sole_writer(out: pathlib.Path, lock_name: str = '.lock') -> Iterator[None]:
-  """Holds a lock that the system drops when the process ends in any way.
-
-  Raises:
-    MiraInputError: another process holds it ('locked'), or the folder cannot
-      be made or written to ('not_written').
-  """
-  try:
-    out.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise data_error('not_written', out, str(error)) from error
-  with lock.hold(out / lock_name):
-    yield

@@ -1,4 +1,4 @@
-"""Which clips are for training and which are for testing."""
+"""Clips and subjects to hold out of training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def assign(
   seed: int,
   recordings: Sequence[str] | None = None,
 ) -> tuple[list[str], str]:
-  """The split of every row, and in words who decided it.
+  """The split of every row, and in words how it was chosen.
 
   A named test or validation split is kept. Otherwise a share of the training
   rows is held out, see `hold_out`.
@@ -49,15 +49,16 @@ def hold_out(
 ) -> tuple[set[int], str]:
   """Random clips to hold out, and the rule in words.
 
+  scikit-learn's splitters would choose other clips than stored runs have.
+
   Args:
-    subjects: of each clip, as `people.one_spelling` reads them. Where any is
-      known, whole subjects are held out, so that no person is on both sides;
-      a clip without one is taken for a person of its own.
+    subjects: of each clip, in any spelling. Where any is known, whole subjects
+      are held out; a clip without one is a subject of its own.
     labels: of each clip; else the same share of every class is held out.
     fraction: share of the clips, 0 <= share < 1.
     seed: of the choice.
-    recordings: what each clip was cut from, by default one of its own. Whole
-      recordings are held out where no subject is known.
+    recordings: of each clip, by default one of its own. Whole recordings are
+      held out where no subject is known.
   """
   rng = np.random.default_rng(seed)
   names = people.one_spelling(subjects)
@@ -65,12 +66,10 @@ def hold_out(
   several = len({*names}) > 1
   if several or 1 < len({*recordings}) < len(recordings):
     what = 'subject' if several else 'recording'
-    names = names if several else [''] * len(names)
-    groups = [
-      name or f'\0{at}' for name, at in zip(names, recordings, strict=True)
-    ]
+    pairs = zip(names, recordings, strict=True)
+    groups = [(several and name) or f'\0{at}' for name, at in pairs]
     rule = f'{fraction:g} held out by {what}, seed {seed}'
-    return _by_subject(groups, fraction, rng), rule
+    return _by_group(groups, fraction, rng), rule
   rule = f'{fraction:g} of each class held out, seed {seed}'
   return _by_class(labels, fraction, rng), rule
 
@@ -88,7 +87,7 @@ def subject_folds(subjects: Sequence[str], count: int, seed: int) -> np.ndarray:
 
   Returns:
     int [C], the fold of each clip, from 0; -1 where the subject is unknown,
-    since such a clip may show any of the people.
+    since such a clip may show any of the subjects.
 
   Raises:
     MiraInputError: there are fewer known subjects than folds.
@@ -99,32 +98,31 @@ def subject_folds(subjects: Sequence[str], count: int, seed: int) -> np.ndarray:
     hint = f'{len(groups)} subjects are known'
     hint += '; use 2 or more folds and at most one per subject'
     raise MiraInputError('bad_folds', f'num_folds={count}', hint)
-  order = np.random.default_rng(seed).permutation(sorted(groups))
+  order = np.random.default_rng(seed).permutation(sorted(groups)).tolist()
   folds, sizes = np.full(len(subjects), -1, np.int64), np.zeros(count)
-  for subject in sorted(order, key=lambda name: -len(groups[str(name)])):
-    rows = groups[str(subject)]
+  for subject in sorted(order, key=lambda name: -len(groups[name])):
     smallest = int(sizes.argmin())
-    folds[rows] = smallest
-    sizes[smallest] += len(rows)
+    folds[groups[subject]] = smallest
+    sizes[smallest] += len(groups[subject])
   return folds
 
 
-def _by_subject(
-  subjects: Sequence[str], fraction: float, rng: np.random.Generator
+def _by_group(
+  groups: Sequence[str], fraction: float, rng: np.random.Generator
 ) -> set[int]:
-  """Rows of random subjects, added while they bring the share closer."""
-  groups = _groups(subjects)
-  wanted = fraction * len(subjects)
+  """Rows of random groups, added while they bring the share closer."""
+  members = _groups(groups)
+  wanted = fraction * len(groups)
   held_out: set[int] = set()
-  for subject in rng.permutation(sorted(groups)):
-    rows = groups[str(subject)]
-    if abs(len(held_out) + len(rows) - wanted) < abs(len(held_out) - wanted):
-      held_out.update(rows)
+  for name in rng.permutation(sorted(members)).tolist():
+    count = len(held_out) + len(members[name])
+    if abs(count - wanted) < abs(len(held_out) - wanted):
+      held_out.update(members[name])
   return held_out
 
 
 def _by_class(
-  labels: Sequence[str], fraction: float, rng: np.random.Generator
+  labels: Sequence[Hashable], fraction: float, rng: np.random.Generator
 ) -> set[int]:
   """The same share of every class, but never a whole class."""
   held_out: set[int] = set()

@@ -25,9 +25,9 @@ import grain
 import numpy as np
 
 from mira_jax.data import records, sampling
-from mira_jax.data.dataset import Clip
+from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError, data_error
-from mira_jax.video import decode
+from mira_jax.video import geometry
 
 _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
@@ -61,7 +61,7 @@ def train_batches(
 
   Epochs run on without a gap, so a batch may end one and begin the next, and
   a split may be smaller than a batch. A damaged clip is replaced by the next
-  one that can be read, and logged.
+  readable one, and logged.
 
   Args:
     source: the split.
@@ -73,30 +73,27 @@ def train_batches(
     start_step: the first batch to give; the same batch as without a restart.
     rows: those of every batch that this host reads; None is all of them.
     threads: clips decoded at the same time.
-    fit: how frames become square, see `decode.resize`.
-    max_damaged: share of the clips that may be damaged. One clip always may,
-      unless it is 0. Every host counts those that it came across.
+    fit: how frames become square, see `geometry.resize`.
+    max_damaged: largest share of damaged clips. One clip always may be, unless
+      it is 0. Every host counts its own.
     window: which frames of a clip; `sampling.train_indices` or a like.
-
-  Returns:
-    Batches of as many rows.
 
   Raises:
     MiraInputError: while reading, when too many clips are damaged.
   """
-  own = _Rows(batch_size, rows)
+  rows = range(batch_size) if rows is None else rows
   shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
   order = shuffled.repeat()
   reader = _Reader(source, size, fit, max_damaged)
 
   def load(i: int) -> Batch:
-    row = own.global_row(i)
+    row = _global_row(i, batch_size, rows)
     rng = np.random.default_rng((seed, row))
     choose = functools.partial(window, T=frames, rate=rate, rng=rng)
     return reader.first_readable(order[row], choose)
 
-  local = grain.MapDataset.range(start_step * own.count, sys.maxsize)
-  return _batches(local.map(load), own.count, threads)
+  local = grain.MapDataset.range(start_step * len(rows), sys.maxsize)
+  return _batches(local.map(load), len(rows), threads)
 
 
 def eval_batches(
@@ -114,23 +111,21 @@ def eval_batches(
 ) -> Iterator[Batch]:
   """Every (clip, view) once and in order, with 'view' int32 [B] beside.
 
-  All hosts give the same number of batches: the last one is filled with rows
-  that come again, whose mask is False. So is the mask of a damaged clip, in
+  All hosts give the same number of batches: the last one is filled with
+  repeated rows, whose mask is False. So is the mask of a damaged clip, in
   whose place another stands: none of these may be counted. Rows of zeros would
-  instead shift MiRA's batch statistics. Arguments as in `train_batches`, and:
-
-  Args:
-    views: windows per clip, see `sampling.test_indices`.
+  instead shift MiRA's batch statistics. Arguments as in `train_batches`, and
+  `views`, the windows per clip, see `sampling.test_indices`.
 
   Raises:
     MiraInputError: as in `train_batches`.
   """
-  own = _Rows(batch_size, rows)
+  rows = range(batch_size) if rows is None else rows
   reader = _Reader(source, size, fit, max_damaged)
   total = len(source) * views
 
   def load(i: int) -> Batch:
-    row = own.global_row(i)
+    row = _global_row(i, batch_size, rows)
     clip, view = divmod(row % total, views)
     choose = functools.partial(
       sampling.test_indices, T=frames, rate=rate, view=view, views=views
@@ -140,21 +135,14 @@ def eval_batches(
     return item | {'mask': np.bool_(counts), 'view': np.int32(view)}
 
   steps = -(-total // batch_size)
-  local = grain.MapDataset.range(steps * own.count)
-  return _batches(local.map(load), own.count, threads)
+  local = grain.MapDataset.range(steps * len(rows))
+  return _batches(local.map(load), len(rows), threads)
 
 
-class _Rows:
-  """Which rows of all batches, end to end, this host reads."""
-
-  def __init__(self, batch_size: int, rows: Sequence[int] | None):
-    self._batch = batch_size
-    self._rows = range(batch_size) if rows is None else [int(r) for r in rows]
-    self.count = len(self._rows)
-
-  def global_row(self, i: int) -> int:
-    step, row = divmod(i, self.count)
-    return step * self._batch + self._rows[row]
+def _global_row(i: int, batch_size: int, rows: Sequence[int]) -> int:
+  """The i-th of this host's rows, among those of all batches end to end."""
+  step, row = divmod(i, len(rows))
+  return step * batch_size + int(rows[row])
 
 
 class _Reader:
@@ -169,44 +157,38 @@ class _Reader:
     self._failure: MiraInputError | None = None
     self._lock = threading.Lock()
 
-  def read(self, index: int, choose: Choose) -> Batch | None:
-    """One row, or None when it is damaged.
+  def first_readable(self, index: int, choose: Choose) -> Batch:
+    """The row of this clip, or of the next one that can be read.
 
     Raises:
-      MiraInputError: too many are. Every row that is read from then on raises
-        it, because rows are read ahead, and nobody may ever take this one.
+      MiraInputError: too many clips are damaged. Every row that is read from
+        then on raises it: rows are read ahead, and this one may not be used.
     """
-    if self._failure is not None:
-      raise self._failure
-    try:
-      clip = self._source[index]
-      video = self._video(clip, choose(len(clip)))
-    except MiraInputError as error:
-      self._report(index, error)
-      return None
+    count = len(self._source)
+    for i in range(index, index + count):
+      if self._failure is not None:
+        raise self._failure
+      try:
+        return self._read(i % count, choose)
+      except MiraInputError as error:
+        self._report(i % count, error)
+    hint = 'not one clip can be read; prepare the dataset again'
+    raise data_error('damaged', 'dataset', hint)
+
+  def _read(self, index: int, choose: Choose) -> Batch:
+    clip = self._source[index]
+    indices = choose(len(clip)).tolist()
+    # A short clip names a frame more than once: it is decoded once.
+    frames = {
+      i: geometry.resize(frame, self._size, self._fit)
+      for i, frame in records.read_frames(clip, indices).items()
+    }
     return {
-      'video': video,
+      'video': np.stack([frames[i] for i in indices]),
       'label': np.int32(clip.label),
       'clip': np.int32(index),
       'mask': np.bool_(True),
     }
-
-  def first_readable(self, index: int, choose: Choose) -> Batch:
-    """The row of this clip, or of the next one that can be read."""
-    count = len(self._source)
-    for offset in range(count):
-      if item := self.read((index + offset) % count, choose):
-        return item
-    hint = 'not one clip can be read; prepare the dataset again'
-    raise data_error('damaged', 'dataset', hint)
-
-  def _video(self, clip: Clip, indices: np.ndarray) -> np.ndarray:
-    # A short clip names a frame more than once: it is decoded once.
-    decoded = {
-      i: decode.resize(frame, self._size, self._fit)
-      for i, frame in records.read_frames(clip, indices.tolist()).items()
-    }
-    return np.stack([decoded[i] for i in indices.tolist()])
 
   def _report(self, index: int, error: MiraInputError) -> None:
     with self._lock:
@@ -217,7 +199,7 @@ class _Reader:
         if count > self._limit and self._failure is None:
           hint = f'{count} of {len(self._source)} clips cannot be read, the '
           hint += f'last one is {error.path}; see `mira verify`, prepare the '
-          hint += 'dataset again, or let more pass with config.data.max_damaged'
+          hint += 'dataset again, or raise config.data.max_damaged'
           self._failure = data_error('too_many_damaged', 'dataset', hint)
       if self._failure is not None:
         raise self._failure
@@ -232,5 +214,4 @@ def _batches(
     num_threads=threads,
     prefetch_buffer_size=max(threads, 2 * batch_size),
   )
-  dataset = rows.to_iter_dataset(options).batch(batch_size)
-  return iter(dataset)
+  return iter(rows.to_iter_dataset(options).batch(batch_size))

@@ -1,4 +1,4 @@
-"""Who is trained on and who is tested: the protocols of the field.
+"""Training, validation and test clips: the protocols of the field.
 
   split  the datasets' own train and test splits
   folds  k folds, stored with the clips or made of whole subjects
@@ -6,8 +6,8 @@
   lodo   leave one dataset out: as many folds as there are datasets
 
 Validation clips are carved from the training ones, whole subjects where they
-are known, and never from the tested ones: what they select has not seen the
-test.
+are known, and never from the tested ones, so that selecting a checkpoint leaks
+nothing of the test.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 from mira_jax.data import holdout, label_map
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.pool import Pool, join, of_dataset
-from mira_jax.errors import ExitCode, MiraInputError, data_error
+from mira_jax.errors import data_error
 
 _log = logging.getLogger(__name__)
 PROTOCOLS = ('split', 'folds', 'loso', 'lodo')
@@ -29,13 +29,13 @@ PROTOCOLS = ('split', 'folds', 'loso', 'lodo')
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Parts:
-  """What a run learns from, chooses by and is tested on.
+  """The clips of one fold.
 
   Attributes:
     train: clips to learn from.
     val: clips that select a checkpoint; None when there are none.
     test: clips to report on.
-    fold_name: which fold it is, for people; '' with protocol 'split'.
+    fold_name: such as 'fold 1' or a subject; '' with protocol 'split'.
     rule: how validation clips were chosen, in words.
   """
 
@@ -53,10 +53,10 @@ def pooled(
 
   Args:
     datasets: one keeps its own class names and their order.
-    classes: a table for `harmonise.read_table`; '' for none.
+    classes: a table for `label_map.read_table`; '' for none.
 
   Raises:
-    MiraInputError: see `harmonise`; or two datasets of the same name.
+    MiraInputError: see `label_map`; or two datasets of the same name.
   """
   if len(datasets) == 1 and not classes:
     return [of_dataset(datasets[0], list(datasets[0].splits))]
@@ -64,8 +64,7 @@ def pooled(
   if len(own) < len(datasets):
     names = ', '.join(dataset.name for dataset in datasets)
     hint = 'two datasets have the same name; prepare one under another --name'
-    code = ExitCode.DATA
-    raise MiraInputError('same_name', names, hint, exit_code=code)
+    raise data_error('same_name', names, hint)
   table = label_map.read_table(classes) if classes else None
   common, rename = label_map.harmonise(own, table)
   return [
@@ -80,11 +79,7 @@ def fold_names(
   num_folds: int = 0,
   classes: str = '',
 ) -> list[str]:
-  """The folds of a protocol, for people; [''] for 'split'.
-
-  Raises:
-    MiraInputError: the clips lack what the protocol needs.
-  """
+  """The names of a protocol's folds; [''] for 'split'; raises as `parts`."""
   return _folds(pooled(datasets, classes), protocol, num_folds, 0)[0]
 
 
@@ -107,10 +102,10 @@ def parts(
     protocol: one of PROTOCOLS.
     fold: index of the fold; 0 for 'split'.
     num_folds: makes so many folds of subjects for 'folds'; 0: stored ones.
-    classes: a table of class names, see `harmonise`.
+    classes: a table of class names, see `label_map`.
     test_split: for 'split': the split to test.
     val_fraction: of the training clips, unless there is a split 'val'; 0: none.
-    train_fraction: of what then remains, drawn from each class.
+    train_fraction: of the remaining training clips, drawn from each class.
     seed: of these choices.
 
   Raises:
@@ -124,13 +119,9 @@ def parts(
     raise data_error('no_fold', f'config.data.fold={fold}', hint)
   pool = join(pools)
   if protocol == 'split':
-    train, val, test = _by_split(datasets, pools, pool, test_split)
+    train, val, test = _by_split(datasets, pools, test_split)
   else:
-    test, unknown = tests == fold, tests < 0
-    train, val = ~(test | unknown), np.zeros(len(pool), bool)
-    if unknown.any():
-      text = '%d of %d clips are in no fold: nothing says who is seen in them'
-      _log.warning(text, unknown.sum(), len(pool))
+    train, val, test = _by_fold(tests, fold)
   rule = 'the split val' if val.any() else 'none'
   if not val.any() and val_fraction:
     rows = np.flatnonzero(train)
@@ -153,7 +144,7 @@ def parts(
 
 
 def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
-  """A mask [C] of clips to hold out, see `splits.hold_out`; and the rule."""
+  """A mask [C] of clips to hold out, see `holdout.hold_out`; and the rule."""
   held, rule = holdout.hold_out(
     pool.subject.tolist(),
     pool.label.tolist(),
@@ -169,10 +160,10 @@ def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
 def _folds(
   pools: Sequence[Pool], protocol: str, num_folds: int, seed: int
 ) -> tuple[list[str], np.ndarray]:
-  """Names of the folds, and which tests each clip of all pools; -1: none.
+  """Names of the folds, and the fold that tests each clip of all pools.
 
-  A clip whose subject is unknown is in no fold of subjects, neither to train
-  nor to test: it may show any of them.
+  A clip whose subject is unknown is in no fold of subjects (-1), neither to
+  train nor to test: it may show any of them.
   """
   pool = join(pools)
   if protocol == 'split':
@@ -182,14 +173,12 @@ def _folds(
       hint = "name two datasets or more with commas: config.data.dataset='a,b'"
       raise data_error('one_dataset', 'lodo', hint)
     names = [str(p.dataset[0]) if len(p) else '' for p in pools]
-    sizes = [len(p) for p in pools]
-    return names, np.repeat(np.arange(len(pools)), sizes)
+    return names, np.repeat(np.arange(len(pools)), [len(p) for p in pools])
   if protocol == 'loso':
     known = pool.subject != ''
     if not known.any():
       hint = 'no subject is known; prepare it with a table that has a column '
-      hint += 'subject'
-      raise data_error('no_subjects', 'loso', hint)
+      raise data_error('no_subjects', 'loso', f'{hint}subject')
     tests = np.full(len(pool), -1)
     names, tests[known] = np.unique(pool.subject[known], return_inverse=True)
     return names.tolist(), tests
@@ -198,28 +187,32 @@ def _folds(
     return [f'fold {i + 1}' for i in range(num_folds)], tests
   if len(pool) == 0 or (pool.fold < 0).any():
     hint = 'its clips have no stored folds; set config.data.num_folds to make '
-    hint += 'folds of subjects'
-    raise data_error('no_folds', 'folds', hint)
+    raise data_error('no_folds', 'folds', f'{hint}folds of subjects')
   stored, tests = np.unique(pool.fold, return_inverse=True)
   return [f'fold {number}' for number in stored], tests
 
 
+def _by_fold(
+  tests: np.ndarray, fold: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Masks of the clips to train, validate (none) and test on."""
+  if unknown := int((tests < 0).sum()):
+    text = '%d of %d clips are in no fold: their subjects are unknown'
+    _log.warning(text, unknown, len(tests))
+  train = (tests >= 0) & (tests != fold)
+  return train, np.zeros(len(tests), bool), tests == fold
+
+
 def _by_split(
-  datasets: Sequence[PreparedDataset],
-  pools: Sequence[Pool],
-  pool: Pool,
-  test_split: str,
+  datasets: Sequence[PreparedDataset], pools: Sequence[Pool], test_split: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Masks of the splits train, val and test over all datasets."""
-  for dataset in datasets:
+  names = []
+  for dataset, pool in zip(datasets, pools, strict=True):
     for split in ('train', test_split):
-      dataset.source(split)  # raises for a split that is not there
-  names = np.concatenate(
-    [
-      np.array(list(d.splits))[p.where[:, 0]]
-      for d, p in zip(datasets, pools, strict=True)
-    ]
-  )
+      dataset.source(split)  # raises for a missing split
+    names.append(np.array(list(dataset.splits))[pool.where[:, 0]])
+  names = np.concatenate(names)
   val = (names == 'val') & (test_split != 'val')
   return names == 'train', val, names == test_split
 

@@ -1,14 +1,21 @@
-"""One clip as a record: its fields, and their TFDS features.
+"""One clip as a record, and the files of records that TFDS defines.
 
-A record is a serialised tf.train.Example. It is parsed here with protobuf
-alone, because TFDS would decode every frame of a clip of which a model sees a
-few.
+A record is a serialised tf.train.Example. It is parsed with protobuf alone,
+because TFDS would decode every frame of a clip of which a model sees a few.
+
+TensorFlow is never imported, neither to write nor to read. Two choices of TFDS
+would import it, so neither is used: `GeneratorBasedBuilder` spills every split
+above 1000 MiB through `tf.io.gfile`, and `features.Video` needs `tf` to be
+constructed. `SequentialWriter` streams clips to disk in order instead. Only
+this module uses parts of TFDS that its documentation does not promise, so that
+requirements.txt names the versions that it was tried with.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import io
+import pathlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -20,6 +27,10 @@ from tensorflow_datasets.proto import tf_example_pb2
 from mira_jax.data.listing import check_class_names
 from mira_jax.video import decode, images
 
+VERSION = '1.1.0'  # of the features of a record; a newer major is refused
+NAMES = 'class_names'  # in the metadata, too: TFDS keeps one name per line
+_CLIPS_PER_SHARD = 1024
+
 
 @dataclasses.dataclass(kw_only=True)
 class Clip:
@@ -30,7 +41,7 @@ class Clip:
     frames: JPEG bytes, one entry per frame, in time order; none where `video`
       holds the clip.
     label: index into the dataset's class names.
-    subject: who is seen; '' when unknown.
+    subject: the person in it; '' when unknown.
     source_id: the recording or scene it was cut from; '' when unknown.
     fps: frames per second; 0 when unknown.
     onset: index of the frame where the expression starts; -1 when unknown.
@@ -39,7 +50,7 @@ class Clip:
     action_units: FACS units as the table wrote them, such as '6+12'.
     fold: the fold that tests this clip; -1 when there are no folds.
     video: bytes of a video file, in place of `frames`.
-    video_frames: how many frames can be decoded from it.
+    video_frames: number of frames that can be decoded from it.
   """
 
   clip_id: str
@@ -61,12 +72,8 @@ class Clip:
     return len(self.frames) or self.video_frames
 
 
-def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
-  """The TFDS features of a Clip.
-
-  Raises:
-    MiraInputError: a class name cannot be stored ('bad_label').
-  """
+def _features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
+  """The TFDS features of a Clip; a bad class name is a 'bad_label'."""
   check_class_names(class_names)
   # Frames are handed over as bytes: encoding an array would import TensorFlow.
   image = tfds.features.Image(encoding_format='jpeg')
@@ -90,18 +97,70 @@ def features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
   )
 
 
-def example(clip: Clip) -> dict[str, Any]:
-  """A Clip as TFDS takes it."""
-  fields = dataclasses.fields(clip)
-  return {field.name: getattr(clip, field.name) for field in fields}
+def new_info(
+  folder: pathlib.Path,
+  name: str,
+  class_names: Sequence[str],
+  description: str,
+  metadata: dict[str, Any] | None,
+) -> tfds.core.DatasetInfo:
+  """The metadata of a dataset that is to be written to `folder`.
+
+  Raises:
+    MiraInputError: a class name cannot be stored ('bad_label').
+  """
+  identity = tfds.core.DatasetIdentity(
+    name=name,
+    version=tfds.core.Version(VERSION),
+    data_dir=str(folder),
+    module_name=__name__,
+  )
+  about = (metadata or {}) | {NAMES: list(class_names)}
+  return tfds.core.DatasetInfo(
+    builder=identity,
+    description=description,
+    features=_features(class_names),
+    metadata=tfds.core.MetadataDict(about),
+    disable_shuffling=True,
+  )
+
+
+class Writer:
+  """Streams clips to record files, keeping their order in each split."""
+
+  def __init__(self, info: tfds.core.DatasetInfo):
+    self._writer = tfds.core.SequentialWriter(
+      info, _CLIPS_PER_SHARD, file_format='array_record'
+    )
+
+  def add(self, split: str, clips: Iterable[Clip]) -> None:
+    """Writes some clips; TFDS rewrites its metadata at every call."""
+    self._writer.initialize_splits([split], fail_if_exists=False)
+    self._writer.add_examples({split: list(map(vars, clips))})
+
+  def close(self) -> None:
+    """Completes the files and the metadata."""
+    self._writer.close_all()
+
+
+def file_template(
+  folder: pathlib.Path, name: str, split: str
+) -> tfds.core.ShardedFileTemplate:
+  """Names the record files of a split."""
+  return tfds.core.ShardedFileTemplate(
+    data_dir=folder,
+    dataset_name=name,
+    split=split,
+    filetype_suffix='array_record',
+  )
 
 
 def serializer(class_names: Sequence[str]) -> Callable[[Clip], bytes]:
   """Gives `serialize(clip)`: the record that `parse` reads."""
-  fields = features(class_names)
+  fields = _features(class_names)
   writer = example_serializer.ExampleSerializer(fields.get_serialized_info())
   return lambda clip: writer.serialize_example(
-    fields.encode_example(example(clip))
+    fields.encode_example(vars(clip))
   )
 
 
@@ -117,13 +176,13 @@ def parse(record: bytes) -> Clip:
   return Clip(frames=frames, **scalars)
 
 
-def _scalar(key: str, value: bytes | float) -> bytes | str | float:
+def _scalar(key: str, value: bytes | float) -> Any:
   is_text = isinstance(value, bytes) and key != 'video'
   return value.decode() if is_text else value
 
 
 def read_frames(clip: Clip, indices: Iterable[int]) -> dict[int, np.ndarray]:
-  """Some frames of a prepared clip, by their indices: uint8 [H, W, 3], RGB.
+  """Some frames of a clip, by their indices: uint8 [H, W, 3], RGB.
 
   Raises:
     MiraInputError: a frame cannot be decoded ('damaged').
@@ -131,4 +190,5 @@ def read_frames(clip: Clip, indices: Iterable[int]) -> dict[int, np.ndarray]:
   wanted = sorted(set(indices))
   if clip.frames:
     return {i: images.decode_jpeg(clip.frames[i]) for i in wanted}
-  return decode.read_some(io.BytesIO(clip.video), clip.clip_id, wanted)
+  frames = decode.pick(io.BytesIO(clip.video), wanted, name=clip.clip_id)
+  return dict(zip(wanted, frames, strict=True))

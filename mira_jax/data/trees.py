@@ -23,7 +23,7 @@ from mira_jax.data.listing import (
   split_word,
 )
 from mira_jax.errors import MiraInputError, data_error, some
-from mira_jax.video import container, decode
+from mira_jax.video import container, images
 
 # Names, in lower case, that operating systems write beside the user's files.
 # Names with a leading dot are hidden as well: .thumbnails, ._1.mp4.
@@ -284,7 +284,7 @@ def _sort_files(
   """Adds the clips among the files of a folder, and counts the others."""
   videos = [file for file in files if file.lower().endswith(suffixes)]
   others = {*files} - {*videos}
-  frames = [f for f in others if f.lower().endswith(decode.FRAME_SUFFIXES)]
+  frames = [f for f in others if f.lower().endswith(images.SUFFIXES)]
   found.clips += [os.path.join(at, file) for file in videos]
   if frames and (not videos or _are_frames(frames, len(videos))):
     found.clips.append(at)

@@ -1,4 +1,4 @@
-"""Clips that a person names: files, folders, patterns; read ahead of use."""
+"""Clips that a user names: files, folders, patterns; read ahead of use."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from typing import TypeVar
 from mira_jax.data import trees
 from mira_jax.data.listing import natural
 from mira_jax.errors import MiraInputError
-from mira_jax.video import container, decode, face_crop
+from mira_jax.video import container, decode, face_crop, footage
 
 Result = TypeVar('Result')
-_GLANCES = 8  # frames that a face is looked for in
+_GLANCES = 8  # frames in which a face is searched
 
 
 def expand(name: str, *, allow_gif: bool = False) -> trees.Walk:
-  """The clips that a name stands for, in natural order, and what is no clip.
+  """The clips that a name stands for, in natural order, and unusable files.
 
-  Where there is none it is the name itself: what is wrong with it is said when
-  it is read, as of any other clip.
+  Without any, it is the name itself: its error is that of reading it.
 
   Args:
     name: a file; a folder with frames; a folder in which, at any depth, there
@@ -38,8 +37,7 @@ def expand(name: str, *, allow_gif: bool = False) -> trees.Walk:
     # ** gives a folder, and what is in it.
     found.clips = list(dict.fromkeys(found.clips))
   elif os.path.isdir(name):
-    suffixes = container.SUFFIXES + (('.gif',) if allow_gif else ())
-    found = trees.walk(name, suffixes)
+    found = trees.walk(name, container.SUFFIXES + ('.gif',) * allow_gif)
     found.clips = [os.path.join(name, c) if c else name for c in found.clips]
     found.failures = [
       dataclasses.replace(failure, path=os.path.join(name, failure.path))
@@ -52,14 +50,14 @@ def expand(name: str, *, allow_gif: bool = False) -> trees.Walk:
 
 def read_face(
   path: str | os.PathLike[str], short_side: int, *, allow_gif: bool = False
-) -> decode.Video:
-  """A clip cut to the square of its largest face, see `crop.haar`.
+) -> footage.Video:
+  """A clip cut to the square of its largest face, see `face_crop.haar`.
 
   Raises:
-    MiraInputError: nobody is found ('no_face'), or see `decode.read_clip`.
+    MiraInputError: no face is found ('no_face'), or see `decode.read_clip`.
   """
-  looks, _, _ = decode.glance(path, _GLANCES, None, allow_gif=allow_gif)
-  square = face_crop.haar(looks)
+  frames, _, _ = decode.glance(path, _GLANCES, None, allow_gif=allow_gif)
+  square = face_crop.haar(frames)
   if square is None:
     hint = 'no face is found in it; without --track all of the frame is taken'
     raise MiraInputError('no_face', path, hint)
@@ -71,31 +69,25 @@ def read_face(
 def ahead(
   read: Callable[[str], Result], names: Iterable[str], threads: int
 ) -> Iterator[tuple[str, Result | Exception]]:
-  """What `read` makes of each name, in order, while the one before is used.
+  """Each name with `read(name)` or its error, in order, read ahead by threads.
 
   At most `threads` + 1 results are held.
-
-  Args:
-    read: may raise an error, which is then its result.
-    names: any number of them.
-    threads: that read at the same time.
   """
 
-  def attempt(name: str) -> Result | Exception:
+  def attempt(name: str) -> tuple[str, Result | Exception]:
     try:
-      return read(name)
+      return name, read(name)
     except Exception as error:
-      return error
+      return name, error
 
-  waiting: collections.deque[tuple[str, futures.Future]] = collections.deque()
+  waiting: collections.deque[futures.Future] = collections.deque()
   pool = futures.ThreadPoolExecutor(threads)
   try:
     for name in names:
-      waiting.append((name, pool.submit(attempt, name)))
+      waiting.append(pool.submit(attempt, name))
       if len(waiting) > threads:
-        first, result = waiting.popleft()
-        yield first, result.result()
-    for first, result in waiting:
-      yield first, result.result()
+        yield waiting.popleft().result()
+    for future in waiting:
+      yield future.result()
   finally:
     pool.shutdown(wait=False, cancel_futures=True)

@@ -11,7 +11,7 @@ import numpy as np
 
 from mira_jax.data import sampling
 from mira_jax.errors import MiraInputError
-from mira_jax.video import decode
+from mira_jax.video import footage, geometry
 
 MAX_TIMELINE = 7 * 24 * 3600  # seconds
 _SECONDS_AT_ONCE = 512
@@ -66,7 +66,7 @@ class Scorer:
 
   def cut_views(
     self,
-    frames: np.ndarray | decode.Video,
+    frames: np.ndarray | footage.Video,
     *,
     rate: int,
     views: int,
@@ -80,7 +80,7 @@ class Scorer:
       rate: one of so many frames is taken.
       views: number of windows V, spread over the clip; 1 is cut where they
         would all be the same.
-      fit: how frames become square, see `data.decode.resize`.
+      fit: how frames become square, see `data.geometry.resize`.
 
     Returns:
       uint8 [V, T, S, S, 3] and the indices [V, T] of their frames.
@@ -93,14 +93,14 @@ class Scorer:
     )
     if (indices == indices[0]).all():
       indices = indices[:1]
-    cut = decode.resize_windows(frames, indices, self.image_size, fit)
-    if isinstance(frames, decode.Video):
+    cut = footage.resize_windows(frames, indices, self.image_size, fit)
+    if isinstance(frames, footage.Video):
       indices = frames.of_ticks(indices)
     return cut, indices
 
   def timeline(
     self,
-    frames: np.ndarray | decode.Video,
+    frames: np.ndarray | footage.Video,
     fps: float | None = None,
     *,
     rate: int,
@@ -130,7 +130,7 @@ class Scorer:
         has too many seconds ('too_long').
     """
     name = '<frames>'
-    if isinstance(frames, decode.Video):
+    if isinstance(frames, footage.Video):
       frames, name = frames.at(fps) if fps else frames, frames.path
       fps = frames.fps
     seconds = _seconds(len(frames), fps, name)
@@ -147,7 +147,7 @@ class Scorer:
 
   def _windows(
     self,
-    frames: np.ndarray | decode.Video,
+    frames: np.ndarray | footage.Video,
     starts: np.ndarray,
     rate: int,
     fit: str,
@@ -156,14 +156,14 @@ class Scorer:
     span = min(len(frames), self.frames * rate)
     inside = sampling.test_indices(span, self.frames, rate, 0, 1)
     wanted = np.unique(starts[:, None] + inside)
-    coming = zip(wanted.tolist(), decode.take(frames, wanted), strict=True)
+    coming = zip(wanted.tolist(), footage.take(frames, wanted), strict=True)
     held: dict[int, np.ndarray] = {}
     for start in starts.tolist():
       held = {i: image for i, image in held.items() if i >= start}
       indices = (start + inside).tolist()
       while indices[-1] not in held:
         i, frame = next(coming)
-        held[i] = decode.resize(frame, self.image_size, fit)
+        held[i] = geometry.resize(frame, self.image_size, fit)
       yield np.stack([held[i] for i in indices])
 
 

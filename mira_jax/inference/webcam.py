@@ -9,27 +9,26 @@ import time
 from collections.abc import Iterator
 
 import cv2
-import numpy as np
 
 from mira_jax.errors import MiraInputError
-from mira_jax.video import decode
+from mira_jax.video import decode, footage, geometry
 
 MAX_SECONDS = 600  # of a recording, which is held in memory
-_RATE = 30.0  # frames per second of a camera that does not say
+_RATE = 30.0  # frames per second of a camera without a rate of its own
 
 
 def record(
   index: int, seconds: float, *, short_side: int | None = None
-) -> decode.Video:
-  """Records a camera, and tells on standard error that it is on.
+) -> footage.Video:
+  """Records a camera, and reports on standard error that it is on.
 
   Args:
     index: of the camera, from 0.
     seconds: to record.
-    short_side: as of `decode.read_video`.
+    short_side: as of `decode.read_clip`.
 
   Raises:
-    MiraInputError: there is no such camera, or it gives nothing ('no_camera');
+    MiraInputError: there is no such camera, or it gives no frame ('no_camera');
       or so long a clip is not read ('too_long').
   """
   if seconds > MAX_SECONDS:
@@ -40,8 +39,8 @@ def record(
     try:
       if not capture.isOpened():
         raise _no_camera(f'webcam {index}', 'it cannot be opened')
-      told = f'camera {index} is on for {seconds} s'
-      print(told, file=sys.stderr, flush=True)
+      text = f'camera {index} is on for {seconds} s'
+      print(text, file=sys.stderr, flush=True)
       return read(capture, f'webcam {index}', seconds, short_side=short_side)
     finally:
       capture.release()
@@ -53,27 +52,30 @@ def read(
   seconds: float,
   *,
   short_side: int | None = None,
-) -> decode.Video:
+) -> footage.Video:
   """The next seconds of an open camera, or of a video file, as a clip.
 
   Args:
     capture: that is open.
     name: for errors.
-    seconds: to read, in frames of the rate that it tells; a camera that gives
-      fewer, as in the dark, is read until the time is over.
-    short_side: as of `decode.read_video`.
+    seconds: to read, in frames of its nominal rate; a camera that gives fewer,
+      as in the dark, is read until the time is over.
+    short_side: as of `decode.read_clip`.
 
   Raises:
-    MiraInputError: it gives not one frame ('no_camera'), or see
-      `decode.of_frames`.
+    MiraInputError: it gives no frame ('no_camera'), or see `decode.of_frames`.
   """
   rate = capture.get(cv2.CAP_PROP_FPS)
   rate = rate if 1 <= rate <= 500 else _RATE
-  # Shrunk as they come: seconds of a large camera are a gigabyte.
   frames, start = [], 0.0
-  for frame in _frames(capture, max(1, round(seconds * rate))):
+  for _ in range(max(1, round(seconds * rate))):
+    there, frame = capture.read()
+    if not there:
+      break
     start = start or time.monotonic()  # a camera takes its time to begin
-    frames.append(decode.shrink(frame, short_side))
+    # Shrunk as they come: seconds of a large camera are a gigabyte.
+    rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+    frames.append(geometry.cut(rgb, name, short_side))
     past = time.monotonic() - start
     if past > seconds:
       rate = min(rate, len(frames) / past)
@@ -83,17 +85,9 @@ def read(
   return decode.of_frames(name, frames, rate)
 
 
-def _frames(capture: cv2.VideoCapture, count: int) -> Iterator[np.ndarray]:
-  for _ in range(count):
-    there, frame = capture.read()
-    if not there:
-      return
-    yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Without OpenCV's own lines about the backends that it tries."""
+  """Silences OpenCV's own lines about the backends that it tries."""
   logging = cv2.utils.logging
   before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
   try:

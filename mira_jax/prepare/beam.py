@@ -30,7 +30,6 @@ from typing import Any, NamedTuple, TypeVar
 
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
-from tensorflow_datasets.core import naming
 
 from mira_jax.data import dataset, records
 from mira_jax.data.records import Clip
@@ -52,7 +51,7 @@ class Written(NamedTuple):
     folder: the version folder.
     failures: of the jobs that gave no clip, in order.
     counts: clips of each class in each split.
-    flags: usable clips with an oddity, by kind, see `decode.Video`.
+    flags: usable clips with an oddity, by kind, see `footage.Video`.
   """
 
   folder: pathlib.Path
@@ -119,7 +118,7 @@ def write(
       for split, names in shards.items()
     }
     written = _written(places, notes, class_names)
-    info = dataset.new_info(
+    info = records.new_info(
       places.records, name, class_names, description, metadata
     )
     _publish(places, notes, info, written.folder)
@@ -135,7 +134,7 @@ class _Places:
 
   @property
   def records(self) -> pathlib.Path:
-    return self.out / self.name / f'incomplete.{dataset.VERSION}'
+    return self.out / self.name / f'incomplete.{records.VERSION}'
 
   @property
   def notes(self) -> pathlib.Path:
@@ -147,13 +146,8 @@ class _Places:
   def about(self, shard: str) -> pathlib.Path:
     return self.notes / f'{shard}.json'
 
-  def template(self, split: str) -> naming.ShardedFileTemplate:
-    return naming.ShardedFileTemplate(
-      data_dir=self.records,
-      dataset_name=self.name,
-      split=split,
-      filetype_suffix='array_record',
-    )
+  def template(self, split: str) -> tfds.core.ShardedFileTemplate:
+    return records.file_template(self.records, self.name, split)
 
   def note(self, shard: str) -> dict[str, Any] | None:
     """What is known of a shard that is finished and still whole."""
@@ -291,7 +285,7 @@ def _written(
     shutil.rmtree(places.records)
     why = ', '.join(f'{f.path} ({f.code})' for f in failures[:3])
     raise data_error('no_clips', places.out, f'no split has a clip: {why}')
-  final = places.out / places.name / dataset.VERSION
+  final = places.out / places.name / records.VERSION
   return Written(final, failures, counts, dict(flags))
 
 

@@ -31,7 +31,7 @@ class Report:
     found: number of classes, splits, subjects and folds, and their source.
     dropped: listed clips that were not wanted, by reason.
     failures: wanted clips that could not be used.
-    flags: usable clips with an oddity, by kind, see `decode.Video`.
+    flags: usable clips with an oddity, by kind, see `footage.Video`.
     remarks: how the table was read.
     warnings: possible mistakes.
     published: counts by the keys of `builders.tally`: [found on disk, published

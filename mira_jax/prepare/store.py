@@ -21,6 +21,7 @@ from mira_jax.prepare.resolve import Failure, Found
 from mira_jax.video import (
   decode,
   face_crop,
+  footage,
   geometry,
   images,
   timing,
@@ -60,7 +61,7 @@ class Stored:
 
   Attributes:
     clip: without its frames where these are files as they are; see `complete`.
-    flags: oddities, see `decode.Video`.
+    flags: oddities, see `footage.Video`.
     files: names of such files in the folder of the clip, in order.
   """
 
@@ -147,7 +148,7 @@ class _Frames(NamedTuple):
     jpegs: of each frame; none where they are `files`.
     numbers: of each frame as a table would number it, int [n].
     fps: frames per second, after the others were left out.
-    flags: see `decode.Video`.
+    flags: see `footage.Video`.
     files: names of JPEG files that are kept as they are.
   """
 
@@ -186,9 +187,9 @@ def _as_video(path: pathlib.Path, record: Clip) -> Stored:
   if _file_size(path) > MAX_STORED_BYTES:
     hint = f'a stored video has at most {MAX_STORED_BYTES >> 20} MiB; cut it'
     raise MiraInputError('too_large', path, hint)
-  found = decode.count_frames(path, allow_gif=_is_gif(path))
-  record.fps, record.video_frames = found.fps, found.count
-  return Stored(clip=record, flags=found.flags)
+  count, fps, flags = decode.count_frames(path, allow_gif=_is_gif(path))
+  record.fps, record.video_frames = fps, count
+  return Stored(clip=record, flags=flags)
 
 
 def _is_gif(path: pathlib.Path) -> bool:
@@ -197,7 +198,7 @@ def _is_gif(path: pathlib.Path) -> bool:
 
 
 def _of_video(
-  clip: Found, storage: Storage, square: face_crop.Square | None
+  clip: Found, storage: Storage, square: geometry.Square | None
 ) -> _Frames:
   """Decoded frames, of a video or of a folder that is cropped."""
   video = decode.read_clip(
@@ -209,8 +210,8 @@ def _of_video(
   numbers = _frame_numbers(clip.path, video.count)
   numbers = numbers[video.of_ticks(np.arange(len(video)))]
   inside = _inside(clip, numbers)
-  kept = inside[decode.spaced(len(inside), storage.max_frames)]
-  jpegs = [decode.encode_jpeg(f, storage.quality) for f in video.take(kept)]
+  kept = inside[footage.spaced(len(inside), storage.max_frames)]
+  jpegs = [images.encode_jpeg(f, storage.quality) for f in video.take(kept)]
   fps = _thinned(video.fps or clip.row.fps, len(kept), len(inside))
   return _Frames(jpegs, numbers[kept], fps, video.flags)
 
@@ -233,8 +234,8 @@ class _Image:
       return self.data
     pixels = self.pixels
     if pixels.shape[:2] != self.size:
-      pixels = decode.decode_jpeg(self.data)
-    return decode.encode_jpeg(geometry.fit_to(pixels, size), quality)
+      pixels = images.decode_jpeg(self.data)
+    return images.encode_jpeg(geometry.fit_to(pixels, size), quality)
 
 
 def _read(path: pathlib.Path) -> _Image | None:
@@ -253,7 +254,7 @@ def _of_folder(clip: Found, storage: Storage) -> _Frames:
   """Frames of a folder of images, which need no crop."""
   path, files = clip.path, images.some_frame_files(clip.path)
   files = [files[i] for i in _inside(clip, images.frame_numbers(files))]
-  wanted = decode.spaced(len(files), storage.max_frames)
+  wanted = footage.spaced(len(files), storage.max_frames)
   read = {i: image for i in wanted.tolist() if (image := _read(files[i]))}
   if not read:
     raise images.unreadable(path, len(files))
@@ -265,7 +266,7 @@ def _of_folder(clip: Found, storage: Storage) -> _Frames:
     jpegs, kept = [], tuple(image.path.name for image in found)
   flags = ('partial',) * (len(found) < len(wanted))
   flags += ('static',) * (len(found) == 1)
-  flags += ('low_signal',) * decode.is_flat([x.pixels for x in found])
+  flags += ('low_signal',) * footage.is_flat([x.pixels for x in found])
   numbers = images.frame_numbers(files)[[*read]]
   fps = _thinned(clip.row.fps, len(found), len(files))
   return _Frames(jpegs, numbers, fps, flags, kept)
@@ -276,7 +277,7 @@ def _thinned(fps: float, kept: int, total: int) -> float:
   return timing.credible(fps) * max(kept - 1, 1) / max(total - 1, 1)
 
 
-def _square(clip: Found, storage: Storage) -> face_crop.Square | None:
+def _square(clip: Found, storage: Storage) -> geometry.Square | None:
   """The crop of all frames; None for the whole frame."""
   if storage.crop == 'none':
     return None
@@ -302,7 +303,7 @@ def _square(clip: Found, storage: Storage) -> face_crop.Square | None:
 def _frame_numbers(path: pathlib.Path, count: int) -> np.ndarray:
   """How a table would number the frames: by file name, else from 0."""
   if path.is_dir():
-    numbers = images.frame_numbers(decode.frame_files(path))
+    numbers = images.frame_numbers(images.frame_files(path))
     if len(numbers) == count:
       return numbers
   return np.arange(count)

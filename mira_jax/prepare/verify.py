@@ -11,7 +11,7 @@ from mira_jax.data import records, workers
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError
-from mira_jax.video import decode
+from mira_jax.video import images
 
 _BLOCK = 32  # clips of one job
 
@@ -94,7 +94,7 @@ def _frame_problems(clip: Clip) -> Iterator[str]:
       records.read_frames(clip, [len(clip) - 1])
     except MiraInputError as error:
       yield error.hint
-  images = [decode.whole_image(data) for data in clip.frames]
+  images = [images.whole_image(data) for data in clip.frames]
   if broken := [i for i, image in enumerate(images) if image is None]:
     yield f'frames {broken[:5]} are damaged, {len(broken)} in all'
   shapes = {image.shape for image in images if image is not None}

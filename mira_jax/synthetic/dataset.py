@@ -1,24 +1,24 @@
 """Builds the dataset `synthetic_faces`: it needs no download and no licence.
 
 The clips are `faces.draw_clip(0), faces.draw_clip(1), ...` of each split, so a
-dataset is a function of the arguments of `build` and nothing else.
+dataset is a function of the arguments of `build` alone.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 from mira_jax.data import dataset
-from mira_jax.data import workers as parallel
+from mira_jax.data import workers as clip_workers
 from mira_jax.errors import MiraInputError
 from mira_jax.synthetic import faces
-from mira_jax.video import decode
+from mira_jax.video import images
 
-FPS = 25.0  # a blink of five frames then lasts 0.2 s, as people's do
+FPS = 25.0  # a blink of five frames then lasts 0.2 s, as in life
 JPEG_QUALITY = 95
 _LIMITS = {
   'train_clips': (1, 10_000_000),
@@ -43,17 +43,17 @@ def build(
   """Draws and writes a dataset; the same bytes for any number of workers.
 
   Workers are spawned: a script that calls this needs the usual
-  `if __name__ == '__main__'`, or workers=0, which spawns none.
+  `if __name__ == '__main__'`, or workers=0.
 
   Args:
-    out: the folder to name as the dataset afterwards.
-    difficulty: 'macro' (strong and long expressions) or 'micro' (weak, brief).
+    out: the dataset's folder.
+    difficulty: a key of `faces.DIFFICULTIES`.
     train_clips: of the split 'train'; a multiple of 7 has balanced classes.
-    test_clips: of the split 'test', which shows other people.
+    test_clips: of the split 'test', which shows other identities.
     size: pixels per side, 16 or more.
     num_frames: frames per clip, 8 or more.
-    seed: of everything that is drawn.
-    workers: processes, see `parallel.runner`.
+    seed: of all draws.
+    workers: processes, see `data.workers`.
 
   Returns:
     The folder of the finished dataset, as `dataset.write`.
@@ -62,30 +62,35 @@ def build(
     MiraInputError: with code 'bad_value', or as `dataset.write`.
   """
   counts = {'train': train_clips, 'test': test_clips}
-  drawing = {'seed': seed, 'size': size, 'num_frames': num_frames}
+  drawing: dict[str, Any] = {
+    'seed': seed, 'size': size, 'num_frames': num_frames,
+  }  # fmt: skip
   _check(train_clips=train_clips, test_clips=test_clips, **drawing)
   if difficulty not in faces.DIFFICULTIES:
     hint = f'use one of {", ".join(faces.DIFFICULTIES)}'
     raise MiraInputError('bad_value', f'difficulty={difficulty}', hint)
   drawing['difficulty'] = difficulty
+  draw = functools.partial(_draw, drawing=drawing)
   total = sum(counts.values())
-  with parallel.runner(_draw, total, workers, 'drawing faces') as run:
+  with clip_workers.runner(
+    draw, total, workers, 'drawing synthetic faces'
+  ) as run:
 
-    def clips(split: str) -> Iterator[dataset.Clip]:
-      return run((split, i, drawing) for i in range(counts[split]))
+    def clips(split: str):
+      return lambda: run((split, i) for i in range(counts[split]))
 
     return dataset.write(
       out,
       name=f'synthetic_faces_{difficulty}',
       class_names=faces.CLASS_NAMES,
-      splits={split: lambda split=split: clips(split) for split in counts},
-      description='Procedurally drawn faces that show seven expressions.',
+      splits={split: clips(split) for split in counts},
+      description='Synthetic faces that show seven expressions.',
       metadata=drawing | {'level': level(difficulty)},
     )
 
 
 def level(difficulty: str) -> dict[str, Any]:
-  """How strong a difficulty is, as the metadata of a dataset keeps it."""
+  """The ranges of a difficulty, as the metadata of a dataset keeps them."""
   fields = dataclasses.asdict(faces.DIFFICULTIES[difficulty])
   return json.loads(json.dumps(fields))
 
@@ -98,18 +103,10 @@ def _check(**values: int) -> None:
       raise MiraInputError('bad_value', f'{name}={value}', hint)
 
 
-def _draw(job: tuple[str, int, dict[str, Any]]) -> dataset.Clip:
-  """Draws and encodes one clip: (split, index, arguments of draw_clip)."""
-  split, index, drawing = job
-  clip = faces.draw_clip(index, split=split, **drawing)
-  return dataset.Clip(
-    clip_id=f'{split}-{index:06d}',
-    frames=[decode.encode_jpeg(f, JPEG_QUALITY) for f in clip.frames],
-    label=clip.label,
-    subject=clip.subject,
-    fps=FPS,
-    onset=clip.onset,
-    apex=clip.apex,
-    offset=clip.offset,
-    action_units=clip.action_units,
-  )
+def _draw(job: tuple[str, int], drawing: dict[str, Any]) -> dataset.Clip:
+  """Draws and encodes one clip of (split, index)."""
+  split, index = job
+  drawn = vars(faces.draw_clip(index, split=split, **drawing))
+  frames = [images.encode_jpeg(f, JPEG_QUALITY) for f in drawn.pop('frames')]
+  name = f'{split}-{index:06d}'
+  return dataset.Clip(clip_id=name, frames=frames, fps=FPS, **drawn)

@@ -1,9 +1,8 @@
-"""Draws one procedural face over time as flat anti-aliased polygons.
+"""Flat anti-aliased polygons over time, projected on a head that moves.
 
-Everything is a polygon [F, N, 2] in the unit frame of `faces_identity`, for all
-F frames at once: numpy does the geometry of a whole clip in one go, and OpenCV
-fills each polygon once per frame. Action units (FACS, Ekman & Friesen 1978)
-come as intensities [F, 2], one column per side of the picture.
+Everything is a polygon [F, N, 2] in the unit frame of `identity`, for all
+F frames at once: numpy computes the geometry of a whole clip, and OpenCV fills
+each polygon once per frame.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import cv2
 import numpy as np
@@ -19,16 +18,14 @@ import numpy as np
 from mira_jax.synthetic.identity import Identity
 
 _SHIFT = 5  # OpenCV's fixed point: 1/32 pixel
-SIDES = ((0, -1.0), (1, 1.0))  # column of the action units, sign of x
+SIDES = (-1.0, 1.0)  # signs of x; the columns of the action units
 INK = np.array((38.0, 26.0, 26.0))
 SPAN = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 17))  # denser at both ends
-
-Units = Mapping[int, np.ndarray]
 
 
 @dataclasses.dataclass(kw_only=True)
 class Pose:
-  """Where the head is, each [F]; angles in radians, shifts in half frames."""
+  """Pose of the head, each [F]; angles in radians, shifts in half frames."""
 
   x: np.ndarray
   y: np.ndarray
@@ -39,13 +36,26 @@ class Pose:
 
 
 class Picture:
-  """The polygons of one clip, from back to front."""
+  """The polygons of one clip of a face, from back to front.
 
-  def __init__(self, num_frames: int):
-    self.num_frames = num_frames
-    self.points: list[np.ndarray] = []
-    self.lifts: list[float] = []
-    self.colours: list[list[list[float] | None]] = []
+  Attributes:
+    face: whose head it is.
+    au: intensity [F, 2] of each FACS action unit (Ekman & Friesen 1978) on the
+      two sides of the picture.
+  """
+
+  def __init__(self, face: Identity, au: Mapping[int, np.ndarray], frames: int):
+    self.face = face
+    self.au = au
+    self._frames = frames
+    self._points: list[np.ndarray] = []
+    self._lifts: list[float] = []
+    self._colours: list[list[list[float] | None]] = []
+
+  def sides(self) -> Iterator[tuple[float, dict[int, np.ndarray]]]:
+    """For each side the sign of x and the action units, [F] each."""
+    for column, side in enumerate(SIDES):
+      yield side, {k: v[:, column] for k, v in self.au.items()}
 
   def fill(self, points, colour, *, lift: float = 0.0, seen=None) -> None:
     """Adds a polygon.
@@ -53,60 +63,56 @@ class Picture:
     Args:
       points: [F or 1, N, 2].
       colour: RGB [3] or [F, 3].
-      lift: how far it stands out of the skin, for the parallax.
-      seen: bool [F], where to draw it; None for everywhere.
+      lift: its height above the skin, for the parallax.
+      seen: bool [F], the frames that have it; None for all.
     """
-    colours = np.broadcast_to(colour, (self.num_frames, 3)).tolist()
+    colours = np.broadcast_to(colour, (self._frames, 3)).tolist()
     if seen is not None:
       colours = [c if s else None for c, s in zip(colours, seen, strict=True)]
-    self.points.append(points)
-    self.colours.append(colours)
-    self.lifts.append(lift)
+    self._points.append(points)
+    self._colours.append(colours)
+    self._lifts.append(lift)
 
-  def render(self, face: Identity, pose: Pose, background, size: int):
-    """Rasterises every frame.
+  def stroke(self, line, width, colour, *, lift: float = 0.0) -> None:
+    """Adds a brush stroke, see `stroke`."""
+    self.fill(stroke(line, width), colour, lift=lift)
+
+  def render(self, pose: Pose, background: np.ndarray, size: int) -> np.ndarray:
+    """Rasterises every frame: uint8 [F, size, size, 3], RGB.
 
     Args:
-      face: whose head the points are projected on.
-      pose: of the head, [F] each.
+      pose: of the head.
       background: uint8 [canvas, canvas, 3] at `canvas_size(size)`.
       size: pixels per side of the result.
-
-    Returns:
-      uint8 [F, size, size, 3], RGB.
     """
-    polygons = self._pixels(face, pose, len(background))
-    frames = np.empty((self.num_frames, size, size, 3), np.uint8)
-    for i in range(self.num_frames):
-      canvas = background.copy()
-      for polygon, colours in zip(polygons, self.colours, strict=True):
-        if colours[i]:
-          cv2.fillPoly(canvas, [polygon[i]], colours[i], cv2.LINE_AA, _SHIFT)
-      cv2.resize(canvas, (size, size), frames[i], 0, 0, cv2.INTER_AREA)
-    return frames
-
-  def _pixels(self, face: Identity, pose: Pose, canvas: int):
-    """Every polygon [F, N, 2] in OpenCV's fixed-point pixels."""
-    counts = [points.shape[1] for points in self.points]
+    counts = [points.shape[1] for points in self._points]
     edges = np.cumsum(counts)
-    points = np.empty((self.num_frames, edges[-1], 2))
-    for polygon, count, edge in zip(self.points, counts, edges, strict=True):
+    points = np.empty((self._frames, edges[-1], 2))
+    for polygon, count, edge in zip(self._points, counts, edges, strict=True):
       points[:, edge - count : edge] = polygon
-    points = project(points, np.repeat(self.lifts, counts), face, pose)
-    pixels = (points + 1) * (canvas / 2) - 0.5
+    points = _project(points, np.repeat(self._lifts, counts), self.face, pose)
+    pixels = (points + 1) * (len(background) / 2) - 0.5
     pixels = np.round(pixels * 2**_SHIFT).astype(np.int32)
-    return np.split(pixels, edges[:-1], axis=1)
+    polygons = np.split(pixels, edges[:-1], axis=1)
+    frames = np.empty((self._frames, size, size, 3), np.uint8)
+    for i, frame in enumerate(frames):
+      canvas = background.copy()
+      for polygon, colours in zip(polygons, self._colours, strict=True):
+        if colour := colours[i]:
+          cv2.fillPoly(canvas, [polygon[i]], colour, cv2.LINE_AA, _SHIFT)
+      cv2.resize(canvas, (size, size), frame, 0, 0, cv2.INTER_AREA)
+    return frames
 
 
 def canvas_size(size: int) -> int:
-  """Pixels per side that a picture is drawn at before it is averaged down.
+  """Pixels per side of the canvas that is averaged down to `size`.
 
   OpenCV's smooth edges are half a pixel too wide, which shows in small ones.
   """
   return size * (3 if size <= 96 else 2)
 
 
-def project(points, lift, face: Identity, pose: Pose) -> np.ndarray:
+def _project(points, lift, face: Identity, pose: Pose) -> np.ndarray:
   """Turns points [F, N, 2] with the head.
 
   A point on the face lies on an ellipsoid above the picture plane, so a small
@@ -133,31 +139,26 @@ def mix(a, b, share) -> np.ndarray:
 
 
 def xy(x, y) -> np.ndarray:
-  """Points [F or 1, N, 2] from x and y, each [N] or [F, N]."""
-  x, y = np.atleast_2d(x, y)
-  points = np.empty((max(len(x), len(y)), max(x.shape[1], y.shape[1]), 2))
-  points[..., 0], points[..., 1] = x, y
-  return points
+  """Points [F or 1, N, 2] from x and y, each a number, [N] or [F, N]."""
+  return np.stack(np.broadcast_arrays(*np.atleast_2d(x, y)), axis=-1)
 
 
 @functools.cache
-def _bernstein(degree: int, samples: int) -> np.ndarray:
-  """Weights [degree + 1, samples] of a Bezier curve's controls."""
+def _bernstein(degree: int, samples: int) -> list[np.ndarray]:
+  """Weights [samples] of each control of a Bezier curve."""
   t = np.linspace(0, 1, samples)
-  k = range(degree + 1)
-  return np.stack(
-    [math.comb(degree, i) * t**i * (1 - t) ** (degree - i) for i in k]
-  )
+  return [
+    math.comb(degree, i) * t**i * (1 - t) ** (degree - i)
+    for i in range(degree + 1)
+  ]
 
 
-def path(*controls, samples: int = 12) -> np.ndarray:
-  """Bezier curve [F or 1, samples, 2]; a control is (x, y), numbers or [F]."""
-  weights = _bernstein(len(controls) - 1, samples)
-  x = sum(
-    np.multiply.outer(c[0], w) for c, w in zip(controls, weights, strict=True)
-  )
-  y = sum(
-    np.multiply.outer(c[1], w) for c, w in zip(controls, weights, strict=True)
+def path(*controls) -> np.ndarray:
+  """Bezier curve [F or 1, 12, 2]; a control is (x, y), numbers or [F]."""
+  weights = _bernstein(len(controls) - 1, 12)
+  x, y = (
+    sum(np.multiply.outer(c, w) for c, w in zip(axis, weights, strict=True))
+    for axis in zip(*controls, strict=True)
   )
   return xy(x, y)
 
@@ -166,6 +167,7 @@ def stroke(centre, width) -> np.ndarray:
   """Outline [F, 2N, 2] of a brush stroke along centre [F, N, 2].
 
   Args:
+    centre: of the brush.
     width: half of the brush's width along the stroke, [N] or [F, N].
   """
   along = np.empty_like(centre)
@@ -175,7 +177,7 @@ def stroke(centre, width) -> np.ndarray:
   length = np.sqrt(along[..., 0] ** 2 + along[..., 1] ** 2) + 1e-9
   scale = np.atleast_2d(width) / length
   offset = xy(-scale * along[..., 1], scale * along[..., 0])
-  return np.concatenate([centre + offset, (centre - offset)[:, ::-1]], axis=1)
+  return between(centre + offset, centre - offset)
 
 
 def between(upper, lower) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Procedural face clips: the built-in dataset `synthetic_faces`.
+"""Synthetic face clips: the built-in dataset `synthetic_faces`.
 
 `draw_clip(index, seed=...)` is a pure function: a person who shows one of seven
 expressions, each a set of facial action units that rises, holds and fades, on
@@ -17,10 +17,6 @@ from mira_jax.synthetic.drawing import Pose, canvas_size
 from mira_jax.synthetic.features import draw_face
 from mira_jax.synthetic.identity import Identity, sample_identity
 
-CLASS_NAMES = (
-  'Happy', 'Sad', 'Neutral', 'Angry', 'Surprise', 'Disgust', 'Fear',
-)  # fmt: skip
-
 # EMFACS prototypes (Friesen & Ekman 1983): units always shown, units that a
 # clip shows or not.
 PROTOTYPES = {
@@ -32,6 +28,7 @@ PROTOTYPES = {
   'Disgust': ((9, 10), (15, 17)),
   'Fear': ((1, 2, 4, 5, 20, 25), ()),
 }
+CLASS_NAMES = tuple(PROTOTYPES)  # the order of DFEW's labels
 ACTION_UNITS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 15, 17, 20, 23, 25, 26)
 SPLITS = ('train', 'test')
 
@@ -71,12 +68,12 @@ DIFFICULTIES = {
 
 @dataclasses.dataclass
 class FaceClip:
-  """A drawn clip.
+  """A synthetic clip.
 
   Attributes:
     frames: uint8 [F, S, S, 3], RGB.
     label: index into `CLASS_NAMES`.
-    subject: who is shown, such as 'train-0012'.
+    subject: identity, such as 'train-0012'.
     onset, apex, offset: the first, strongest and last frame that shows the
       expression; -1 for Neutral. Frame 0 never shows it.
     action_units: such as '6+12+25'; '' for Neutral.
@@ -97,6 +94,12 @@ def _generator(seed: int, split: str, *key: int) -> np.random.Generator:
   return np.random.default_rng(np.random.SeedSequence(entropy))
 
 
+def class_order(person: int, *, seed: int, split: str) -> list[str]:
+  """The classes of the seven consecutive clips of a person."""
+  order = _generator(seed, split, person, 1).permutation(len(CLASS_NAMES))
+  return [CLASS_NAMES[label] for label in order]
+
+
 def draw_clip(
   index: int,
   *,
@@ -108,8 +111,8 @@ def draw_clip(
 ) -> FaceClip:
   """Draws clip `index` of a split.
 
-  Seven consecutive clips show one person with each class once, in an order of
-  their own; no person is in both splits.
+  Seven consecutive clips show one person with each class once, see
+  `class_order`; no person is in both splits.
 
   Args:
     index: of the clip, from 0, without end.
@@ -120,43 +123,26 @@ def draw_clip(
     num_frames: F, at least 8.
   """
   person, place = divmod(index, len(CLASS_NAMES))
-  order = _generator(seed, split, person, 1).permutation(len(CLASS_NAMES))
-  name = CLASS_NAMES[order[place]]
+  name = class_order(person, seed=seed, split=split)[place]
   face = sample_identity(_generator(seed, split, person, 0))
   rng = _generator(seed, split, person, 2, place)
   level = DIFFICULTIES[difficulty]
   times = _times(rng, level, num_frames)
-  units, marks = _expression(rng, level, name, times, num_frames)
+  units, (onset, apex, offset) = _expression(
+    rng, level, name, _envelope(*times, num_frames)
+  )
   picture = draw_face(face, units, *_eyes(rng, times[1], num_frames))
   pose = _head_motion(rng, level, num_frames)
-  frames = picture.render(face, pose, _background(face, size), size)
+  frames = picture.render(pose, _background(face, size), size)
   return FaceClip(
     frames=_sensor(rng, level, frames),
     label=CLASS_NAMES.index(name),
     subject=f'{split}-{person:04d}',
-    onset=int(marks[0]),
-    apex=int(marks[1]),
-    offset=int(marks[2]),
+    onset=onset,
+    apex=apex,
+    offset=offset,
     action_units='+'.join(str(k) for k in units if units[k].any()),
   )
-
-
-def _expression(
-  rng: np.random.Generator, level: Difficulty, name: str, times, num_frames: int
-):
-  """Intensities {unit: [F, 2]} and the frames (onset, apex, offset)."""
-  always, maybe = PROTOTYPES[name]
-  shown = always + tuple(k for k in maybe if rng.uniform() < 0.7)
-  envelope = _envelope(*times, num_frames)
-  strength = rng.uniform(*level.intensity)
-  units = {k: np.zeros((num_frames, 2)) for k in ACTION_UNITS}
-  for k in shown:
-    sides = strength * rng.uniform(0.85, 1.0) * rng.uniform(0.88, 1.0, 2)
-    units[k] = envelope[:, None] * sides
-  if not shown:
-    return units, (-1, -1, -1)
-  active = np.flatnonzero(envelope)
-  return units, (active[0], envelope.argmax(), active[-1])
 
 
 def _times(rng: np.random.Generator, level: Difficulty, num_frames: int):
@@ -178,16 +164,31 @@ def _envelope(start, apex, fade, end, num_frames: int) -> np.ndarray:
   return rise * fall * sink
 
 
+def _expression(
+  rng: np.random.Generator, level: Difficulty, name: str, envelope: np.ndarray
+) -> tuple[dict[int, np.ndarray], tuple[int, int, int]]:
+  """Intensities {unit: [F, 2]} and the frames (onset, apex, offset)."""
+  always, maybe = PROTOTYPES[name]
+  shown = always + tuple(k for k in maybe if rng.uniform() < 0.7)
+  strength = rng.uniform(*level.intensity)
+  units = {k: np.zeros((len(envelope), 2)) for k in ACTION_UNITS}
+  for k in shown:
+    sides = strength * rng.uniform(0.85, 1.0) * rng.uniform(0.88, 1.0, 2)
+    units[k] = envelope[:, None] * sides
+  if not shown:
+    return units, (-1, -1, -1)
+  active = np.flatnonzero(envelope)
+  return units, (int(active[0]), int(envelope.argmax()), int(active[-1]))
+
+
 def _smoothstep(x: np.ndarray) -> np.ndarray:
   x = np.clip(x, 0, 1)
   return x * x * (3 - 2 * x)
 
 
-def _wander(
-  rng: np.random.Generator, num_frames: int, columns: int
-) -> np.ndarray:
+def _wander(rng: np.random.Generator, frames: int, columns: int) -> np.ndarray:
   """Smooth random curves [columns, F] of about unit deviation over time."""
-  t = np.linspace(0, 2 * np.pi, num_frames)
+  t = np.linspace(0, 2 * np.pi, frames)
   cycles = rng.uniform(0.2, 1.2, (3, columns, 1))
   phase = rng.uniform(0, 2 * np.pi, (3, columns, 1))
   weight = rng.normal(0, np.sqrt(2 / 3), (3, columns, 1))

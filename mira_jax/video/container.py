@@ -1,4 +1,4 @@
-"""Opens a video file that anybody may have made, and nothing else.
+"""Opens an untrusted video file, and no other file.
 
 FFmpeg guesses a file's format from its bytes. A text file named clip.mp4 may
 be a playlist, and following it reads other files or the network, so formats
@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 import av
+from av.container import InputContainer
+from av.stream import Disposition
 
 from mira_jax.errors import MiraInputError
 
@@ -27,7 +29,7 @@ SUFFIXES = (
   *('.wmv', '.asf', '.ogv', '.ogm'),
 )
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp')  # frames of folders
-# Not read: whoever finds one says so.
+# Reported, not read.
 OTHER_VIDEOS = (
   *('.rm', '.rmvb', '.mxf', '.dv', '.y4m', '.m1v', '.m2v', '.swf', '.nut'),
   *('.h264', '.264', '.h265', '.hevc', '.265', '.ivf', '.mjpeg', '.mjpg'),
@@ -40,58 +42,53 @@ OTHER_PICTURES = (
 _FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg'
 _TRUNCATED = 'the file looks truncated'
 _PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'<?xml')
+_COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
+
+Path = str | os.PathLike[str]
 
 
 @contextlib.contextmanager
 def open_video(
-  path: str | os.PathLike[str] | BinaryIO,
-  allow_gif: bool = False,
-) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+  path: Path | BinaryIO, allow_gif: bool = False
+) -> Iterator[tuple[InputContainer, av.VideoStream]]:
   """Gives a file's container and its main video stream, see `_main`.
 
-  A file that is open already is not closed. GIFs are pictures more often than
-  clips, so that they are read only when it is said.
-
-  Codecs run on one thread: clips are read in parallel, and FFmpeg's own
-  threads have deadlocked next to those of a loader (PyAV#1962).
+  GIFs are pictures more often than clips, so that they are read only with
+  `allow_gif`. An open file is not closed.
 
   Raises:
     MiraInputError: with code not_found, not_regular_file, not_readable, empty,
       too_large, git_lfs_pointer, format_not_allowed, not_video or
       no_video_stream.
   """
-  if not isinstance(path, str | os.PathLike):
-    with _open(path, '<video>', allow_gif) as container:
-      yield container, _video_stream(container, '<video>')
-    return
-  _check_file(path)
-  try:
-    file = open(path, 'rb')  # noqa: SIM115, closed below
-  except OSError as error:
-    raise MiraInputError('not_readable', path, str(error.strerror)) from error
-  with file, _open(file, path, allow_gif) as container:
+  with contextlib.ExitStack() as stack:
+    if isinstance(path, str | os.PathLike):
+      file = stack.enter_context(_open_file(path))
+    else:
+      file, path = path, '<video>'
+    container = stack.enter_context(_open(file, path, allow_gif))
     yield container, _video_stream(container, path)
 
 
-def _check_file(path: str | os.PathLike[str]) -> None:
+def _open_file(path: Path) -> BinaryIO:
   try:
     status = os.stat(path)
   except (OSError, ValueError) as error:
     raise MiraInputError('not_found', path, 'there is no such file') from error
   if not stat.S_ISREG(status.st_mode):  # reading a FIFO would never return
     raise MiraInputError('not_regular_file', path, 'give a video file')
-  if not os.access(path, os.R_OK):
-    raise MiraInputError('not_readable', path, 'you may not read this file')
   if status.st_size == 0:
     raise MiraInputError('empty', path, 'it has no bytes; copy it again')
   if status.st_size > MAX_FILE_BYTES:
     size = f'{status.st_size >> 20} MiB'
     raise MiraInputError('too_large', path, f'cut it, it has {size}')
+  try:
+    return open(path, 'rb')
+  except OSError as error:
+    raise MiraInputError('not_readable', path, str(error.strerror)) from error
 
 
-def _open(
-  file: BinaryIO, path: str | os.PathLike[str], allow_gif: bool
-) -> av.container.InputContainer:
+def _open(file: BinaryIO, path: Path, allow_gif: bool) -> InputContainer:
   head = file.read(64)
   file.seek(0)
   if head.startswith(b'version https://git-lfs'):
@@ -118,8 +115,8 @@ def _open(
     raise MiraInputError('not_video', path, hint) from error
 
 
-def _conversion(path: str | os.PathLike[str]) -> str:
-  """What to do with a file of a kind that is not read; '' for others."""
+def _conversion(path: Path) -> str:
+  """The command that converts a format that is not read; '' for others."""
   stem, kind = os.path.splitext(os.path.basename(path))
   if kind.lower() in PICTURES:
     return 'it is a picture; a clip is a video or a folder of pictures'
@@ -130,44 +127,40 @@ def _conversion(path: str | os.PathLike[str]) -> str:
   return f'{kind} is not read; convert it: ffmpeg -i {names}'
 
 
-def _video_stream(
-  container: av.container.InputContainer, path: str | os.PathLike[str]
-) -> av.VideoStream:
-  covers = (
-    av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
-  )
-  streams = [s for s in container.streams.video if not s.disposition & covers]
+def _video_stream(container: InputContainer, path: Path) -> av.VideoStream:
+  streams = [s for s in container.streams.video if not s.disposition & _COVERS]
   if not streams and container.streams.audio:
     raise MiraInputError('no_video_stream', path, 'it has sound only')
   stream = max(streams, key=_main, default=None)
-  context = stream.codec_context if stream else None
-  if context is None:
+  context = stream and stream.codec_context
+  if stream is None or context is None:
     hint = f'{_TRUNCATED}, or its codec is unknown; copy it again'
     raise MiraInputError('not_video', path, hint)
   context.options = {'max_pixels': str(MAX_PIXELS)}
+  # Clips are read in parallel, and FFmpeg's own threads have deadlocked next to
+  # those of a loader (PyAV#1962).
   context.thread_type = 'NONE'
   context.thread_count = 1
   return stream
 
 
 def _main(stream: av.VideoStream) -> tuple[bool, int, bool]:
-  """The key of the greatest: a still or a preview is not what is meant."""
+  """The key of the main stream: not a still, and the largest."""
   if stream.codec_context is None:
     return False, 0, False
   size = stream.width * stream.height
-  is_default = bool(stream.disposition & av.stream.Disposition.default)
+  is_default = bool(stream.disposition & Disposition.default)
   return stream.frames != 1, size, is_default
 
 
 def promised_seconds(
-  container: av.container.InputContainer,
-  stream: av.VideoStream,
-  path: str | os.PathLike[str],
+  container: InputContainer, stream: av.VideoStream, path: Path
 ) -> float:
-  """The length that a file of which a part is missing had; 0 when unknown.
+  """The length in a file's header, which tells a truncated one; 0 if unknown.
 
-  It is the picture's: a container tells that of its longest stream. Matroska
-  tells no other, and counts only where the file ends before its end.
+  That of the picture, where the container has it: its own is that of the
+  longest stream. Matroska has no other, and counts only where the file ends
+  before its segment does.
   """
   if stream.duration:
     return float(stream.duration * stream.time_base)
@@ -177,7 +170,7 @@ def promised_seconds(
   return seconds if len(container.streams) == 1 else 0.0
 
 
-def _is_cut(path: str | os.PathLike[str]) -> bool:
+def _is_cut(path: Path) -> bool:
   """Whether a Matroska file ends before its segment does."""
   with open(path, 'rb') as file:
     head = file.read(4096)
@@ -185,7 +178,7 @@ def _is_cut(path: str | os.PathLike[str]) -> bool:
   at = head.find(b'\x18\x53\x80\x67') + 4  # then the segment's size
   if at < 4 or at + 8 > len(head):
     return False
-  bits = 7 * (9 - head[at].bit_length())  # of 1 to 8 bytes
-  size = int.from_bytes(head[at : at + bits // 7]) & ((1 << bits) - 1)
-  unknown = size == (1 << bits) - 1  # of a recording as it goes on
-  return not unknown and at + bits // 7 + size > total
+  length = 9 - head[at].bit_length()  # 1 to 8 bytes, of 7 bits each
+  unknown = (1 << 7 * length) - 1  # of a recording as it goes on
+  size = int.from_bytes(head[at : at + length]) & unknown
+  return size != unknown and at + length + size > total

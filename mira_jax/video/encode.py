@@ -12,7 +12,7 @@ import numpy as np
 
 from mira_jax.errors import MiraInputError
 
-SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv')  # of what holds H.264
+SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv')  # of containers of H.264
 
 
 def write_video(
@@ -23,34 +23,28 @@ def write_video(
   The name's suffix chooses the container, such as '.mp4'.
 
   Raises:
-    MiraInputError: the suffix is not that of a video ('bad_suffix'), or the
-      disk is full or read-only ('not_written'): nothing half written stays.
+    MiraInputError: the suffix is not one of SUFFIXES ('bad_suffix'), or the
+      disk is full or read-only ('not_written'): no part of the file is left.
   """
   path = pathlib.Path(path)
   if path.suffix.lower() not in SUFFIXES:
     hint = f'end the name with one of {", ".join(SUFFIXES)}'
     raise MiraInputError('bad_suffix', path, hint)
-  rate = fractions.Fraction(fps).limit_denominator(1001)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _encode(path, frames, rate)
+    with av.open(str(path), 'w') as container:
+      rate = fractions.Fraction(fps).limit_denominator(1001)
+      stream = container.add_stream('libx264', rate=rate)
+      stream.height, stream.width = frames.shape[1:3]
+      stream.pix_fmt = 'yuv420p'
+      stream.options = {'crf': '16'}
+      for frame in frames:
+        picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
+        container.mux(stream.encode(picture))
+      container.mux(stream.encode())
   except OSError as error:  # FFmpeg's own are some of these
     with contextlib.suppress(OSError):
       path.unlink()
     hint = f'it has no room there ({error.strerror or error})'
     raise MiraInputError('not_written', path, hint) from error
   return path
-
-
-def _encode(
-  path: pathlib.Path, frames: np.ndarray, rate: fractions.Fraction
-) -> None:
-  with av.open(str(path), 'w') as container:
-    stream = container.add_stream('libx264', rate=rate)
-    stream.height, stream.width = frames.shape[1:3]
-    stream.pix_fmt = 'yuv420p'
-    stream.options = {'crf': '16'}
-    for frame in frames:
-      picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
-      container.mux(stream.encode(picture))
-    container.mux(stream.encode())

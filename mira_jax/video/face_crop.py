@@ -17,8 +17,7 @@ import cv2
 import numpy as np
 
 from mira_jax.errors import MiraInputError
-from mira_jax.video.decode import Square
-from mira_jax.video.decode import apply as apply  # beside what makes squares
+from mira_jax.video.geometry import Square
 
 RULES = ('none', 'center', 'haar', 'boxes')
 # OpenCV's boxes cut into the forehead, and into the chin of a head that moves.

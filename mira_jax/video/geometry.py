@@ -28,14 +28,10 @@ class Square:
 
 
 def apply(frame: np.ndarray, square: Square) -> np.ndarray:
-  """Cuts a square out of a frame.
+  """Cuts a square out of a frame [H, W, 3]: [S, S, 3] with S >= 1.
 
-  Args:
-    frame: [H, W, 3].
-    square: rounded to whole pixels and kept inside the frame.
-
-  Returns:
-    [S, S, 3] with S >= 1; a copy, so that the frame itself can be freed.
+  The square is rounded to whole pixels and kept inside the frame. The result
+  is a copy, so that the frame itself can be freed.
   """
   height, width = frame.shape[:2]
   side = round(min(square.width * width, square.height * height))
@@ -49,31 +45,27 @@ def cut(
   frame: np.ndarray,
   path: str | os.PathLike[str],
   short_side: int | None,
-  square: Square | None,
+  square: Square | None = None,
 ) -> np.ndarray:
   """The square of a frame, if any, shrunk; `path` is for errors."""
   if square is not None:
     frame = apply(frame, square)
   check_side(frame.shape[1], frame.shape[0], path)
-  return shrink(frame, short_side)
+  return fit_to(frame, shrunk(frame.shape[:2], short_side))
 
 
 def check_side(width: int, height: int, path: str | os.PathLike[str]) -> None:
   """Raises MiraInputError('too_small') for frames that show nothing."""
   if min(width, height) < MIN_SIDE:
-    raise MiraInputError(
-      'too_small', path, f'frames have {width}x{height} pixels'
-    )
+    hint = f'frames have {width}x{height} pixels'
+    raise MiraInputError('too_small', path, hint)
 
 
 def resize(frame: np.ndarray, size: int, fit: str = 'squash') -> np.ndarray:
-  """A frame [H, W, 3] as [size, size, 3].
+  """A uint8 frame [H, W, 3] as [size, size, 3].
 
-  Args:
-    frame: uint8.
-    size: side of the result in pixels.
-    fit: 'squash' keeps the whole frame and not its aspect; 'crop' keeps the
-      aspect and cuts the longer side down to its centre.
+  With `fit` 'squash' the whole frame is kept and not its aspect; 'crop' keeps
+  the aspect and cuts the longer side down to its centre.
   """
   height, width = frame.shape[:2]
   if fit == 'crop':
@@ -82,31 +74,20 @@ def resize(frame: np.ndarray, size: int, fit: str = 'squash') -> np.ndarray:
     frame = frame[top : top + side, left : left + side]
   elif fit != 'squash':
     raise ValueError(f"fit is {fit!r}: use 'squash' or 'crop'")
-  return scale(frame, size, size)
+  return fit_to(frame, (size, size))
 
 
-def shrink(frame: np.ndarray, short_side: int | None) -> np.ndarray:
-  """The frame with a shorter side of at most `short_side`, same aspect."""
-  height, width = shrunk(frame.shape[:2], short_side)
-  return scale(frame, width, height)
-
-
-def fit_to(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """A frame [H, W, 3] brought to a height and width."""
-  return scale(frame, size[1], size[0])
-
-
-def shrunk(size: tuple[int, int], short_side: int | None) -> tuple[int, int]:
-  """The height and width that `shrink` gives a frame of this size."""
+def shrunk(size: tuple[int, ...], short_side: int | None) -> tuple[int, int]:
+  """A height and width whose shorter side is at most `short_side`."""
   factor = min(1.0, (short_side or min(size)) / min(size))
   return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def scale(frame: np.ndarray, width: int, height: int) -> np.ndarray:
-  """A frame of another size; smaller ones are means over areas."""
-  if frame.shape[:2] == (height, width):
+def fit_to(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """A frame [H, W, 3] brought to a height and width."""
+  if frame.shape[:2] == size:
     return frame
   # The mean over a pixel's area avoids aliasing, but only when shrinking.
-  shrinks = width <= frame.shape[1] and height <= frame.shape[0]
+  shrinks = size[0] <= frame.shape[0] and size[1] <= frame.shape[1]
   method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-  return cv2.resize(frame, (width, height), interpolation=method)
+  return cv2.resize(frame, size[::-1], interpolation=method)

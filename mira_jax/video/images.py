@@ -1,6 +1,6 @@
 """Images in memory and in folders: JPEG, PNG, BMP and WebP to RGB arrays.
 
-What an image says of its size is read before it is decoded: a file of a few
+An image's size is read from its header before it is decoded: a file of a few
 kilobytes can hold billions of pixels.
 """
 
@@ -24,11 +24,7 @@ _JPEG_TAIL = 4096  # bytes, behind which cameras put nothing but notes
 
 
 def read_image(file: pathlib.Path) -> np.ndarray | None:
-  """RGB pixels of a file; None for what is none or is cut off.
-
-  Raises:
-    MiraInputError: as `read_bytes` and `check_size`.
-  """
+  """RGB pixels of a file; None where there is none or it is cut off."""
   data = read_bytes(file)
   return None if data is None else whole_image(data, name=file)
 
@@ -59,35 +55,34 @@ def whole_image(
   reduced: bool = False,
   name: str | os.PathLike[str] = '<frame>',
 ) -> np.ndarray | None:
-  """RGB pixels of an image; None for what is none or is cut off.
+  """RGB pixels of an image; None where there is none or it is cut off.
 
-  OpenCV fills a JPEG that is cut off with gray and says nothing.
+  OpenCV silently fills a JPEG that is cut off with gray.
 
   Args:
     data: of the file.
-    reduced: give an eighth of the rows and columns, for a look.
+    reduced: decode an eighth of the rows and columns, to find damage.
     name: for errors.
 
   Raises:
-    MiraInputError: as `check_size`.
+    MiraInputError: it has too many pixels ('too_large').
   """
-  is_jpeg = data.startswith(b'\xff\xd8')
-  if is_jpeg and b'\xff\xd9' not in data[-_JPEG_TAIL:]:
+  if data.startswith(b'\xff\xd8') and b'\xff\xd9' not in data[-_JPEG_TAIL:]:
     return None
-  return _decoded(data, cv2.IMREAD_REDUCED_COLOR_8 if reduced else None, name)
+  return _decoded(data, name, reduced)
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
   """The uint8 [H, W, 3] RGB frame of JPEG bytes.
 
   Raises:
-    MiraInputError: there is none in them ('damaged'), or see `check_size`.
+    MiraInputError: there is none in them ('damaged'), or it has too many
+      pixels ('too_large').
   """
-  image = _decoded(data, None, '<frame>')
+  image = _decoded(data, '<frame>')
   if image is None:
-    raise MiraInputError(
-      'damaged', '<frame>', 'its JPEG bytes cannot be decoded'
-    )
+    hint = 'its JPEG bytes cannot be decoded'
+    raise MiraInputError('damaged', '<frame>', hint)
   return image
 
 
@@ -99,31 +94,26 @@ def encode_jpeg(frame: np.ndarray, quality: int = 95) -> bytes:
 
 
 def _decoded(
-  data: bytes, how: int | None, name: str | os.PathLike[str]
+  data: bytes, name: str | os.PathLike[str], reduced: bool = False
 ) -> np.ndarray | None:
   size = image_size(data)
   if size is None:
     return None
-  check_size(size, name)
+  if size[0] * size[1] > container.MAX_PIXELS:
+    hint = f'scale it down, it has {size[1]}x{size[0]} pixels'
+    raise MiraInputError('too_large', name, hint)
+  how = cv2.IMREAD_REDUCED_COLOR_8 if reduced else cv2.IMREAD_COLOR
   try:
-    how = cv2.IMREAD_COLOR if how is None else how
     image = cv2.imdecode(np.frombuffer(data, np.uint8), how)
   except cv2.error:
     return None
   return None if image is None else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
-def check_size(size: tuple[int, int], name: str | os.PathLike[str]) -> None:
-  """Raises MiraInputError('too_large') for more pixels than are decoded."""
-  if size[0] * size[1] > container.MAX_PIXELS:
-    hint = f'scale it down, it has {size[1]}x{size[0]} pixels'
-    raise MiraInputError('too_large', name, hint)
-
-
 def image_size(data: bytes) -> tuple[int, int] | None:
-  """Height and width that the header of an image tells, as it is stored.
+  """Height and width in the header of an image, as it is stored.
 
-  None for what is no JPEG, PNG, BMP or WebP, and for sizes of nothing.
+  None for what is no JPEG, PNG, BMP or WebP, and for a side of zero pixels.
   """
   if data.startswith(b'\xff\xd8'):
     size = _jpeg_size(data)
@@ -140,23 +130,10 @@ def image_size(data: bytes) -> tuple[int, int] | None:
   return size if size and min(size) > 0 else None
 
 
-def _webp_size(data: bytes) -> tuple[int, int] | None:
-  def number(start: int, stop: int) -> int:
-    return int.from_bytes(data[start:stop], 'little')
-
-  if data[12:16] == b'VP8X':
-    return number(27, 30) + 1, number(24, 27) + 1
-  if data[12:16] == b'VP8L':
-    both = number(21, 25)
-    return (both >> 14 & 0x3FFF) + 1, (both & 0x3FFF) + 1
-  return number(28, 30) & 0x3FFF, number(26, 28) & 0x3FFF
-
-
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
-  """Height and width of a JPEG file; None for what is no plain one.
+  """Height and width of a JPEG file; None for others.
 
-  Plain is what OpenCV shows as it is stored: files with a note of their
-  orientation (Exif) are turned.
+  None, too, for a file with a note of its orientation (Exif): OpenCV turns it.
   """
   if not data.startswith(b'\xff\xd8') or b'Exif\0\0' in data[:64]:
     return None
@@ -180,8 +157,18 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
   return None
 
 
+def _webp_size(data: bytes) -> tuple[int, int]:
+  if data[12:16] == b'VP8L':
+    bits = int.from_bytes(data[21:25], 'little')
+    return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
+  bits = int.from_bytes(data[24:30], 'little')
+  if data[12:16] == b'VP8X':
+    return (bits >> 24) + 1, (bits & 0xFFFFFF) + 1
+  return bits >> 32 & 0x3FFF, bits >> 16 & 0x3FFF
+
+
 def frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
-  """The non-empty images of a folder in the order of time, see `order`.
+  """The non-empty images of a folder in the order of time, see `frame_order`.
 
   Of images that differ in nothing but the suffix, such as 1.jpg and 1.png, the
   first in SUFFIXES is taken.
@@ -194,36 +181,38 @@ def frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
     with os.scandir(path) as entries:
       names = [e.name for e in entries if _is_frame(e)]
   except (FileNotFoundError, NotADirectoryError) as error:
-    raise MiraInputError(
-      'not_found', path, 'there is no such folder'
-    ) from error
+    hint = 'there is no such folder'
+    raise MiraInputError('not_found', path, hint) from error
   except OSError as error:
     raise MiraInputError('not_readable', path, str(error.strerror)) from error
-  one = {}
-  for name in sorted(names, key=_preference):
-    one.setdefault(os.path.splitext(name)[0], name)
-  names = frame_order.in_time([*one.values()])[0]
+  names.sort(key=lambda n: (SUFFIXES.index(_suffix(n)), n), reverse=True)
+  one = {os.path.splitext(name)[0]: name for name in names}
+  names = frame_order.in_time(sorted(one.values()))[0]
   return [pathlib.Path(path, name) for name in names]
 
 
 def some_frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
   """As `frame_files`; a folder without images is 'empty'."""
-  files = frame_files(path)
-  if not files:
-    raise MiraInputError(
-      'empty', path, 'the folder has no jpg, png or bmp file'
-    )
-  return files
+  if files := frame_files(path):
+    return files
+  hint = 'the folder has no jpg, png or bmp file'
+  raise MiraInputError('empty', path, hint)
+
+
+def _suffix(name: str) -> str:
+  return os.path.splitext(name)[1].lower()
+
+
+def _is_frame(entry: os.DirEntry[str]) -> bool:
+  is_image = _suffix(entry.name) in SUFFIXES and entry.name[0] != '.'
+  return is_image and entry.is_file() and entry.stat().st_size > 0
 
 
 def frame_numbers(files: Sequence[pathlib.Path]) -> np.ndarray:
-  """How a table would number the frames: by file name, else from 0.
+  """Frame numbers int64 [n] as in annotations: of file names, else from 0.
 
   Args:
     files: of `frame_files`.
-
-  Returns:
-    int64 [n].
   """
   numbers = frame_order.in_time([file.name for file in files])[1]
   return np.arange(len(files)) if numbers is None else numbers
@@ -233,13 +222,3 @@ def unreadable(path: str | os.PathLike[str], tried: int) -> MiraInputError:
   """The error of a folder of which no image can be read."""
   hint = f'none of {tried} images is readable'
   return MiraInputError('damaged', path, hint)
-
-
-def _preference(name: str) -> tuple[int, str]:
-  return SUFFIXES.index(os.path.splitext(name)[1].lower()), name
-
-
-def _is_frame(entry: os.DirEntry[str]) -> bool:
-  name = entry.name.lower()
-  is_image = name.endswith(SUFFIXES) and not name.startswith('.')
-  return is_image and entry.is_file() and entry.stat().st_size > 0

@@ -1,4 +1,4 @@
-"""The times of a clip's frames: its rate, or which frame is seen when."""
+"""Frame times: a constant rate, or the frame that each tick of one shows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_STEP = 600  # seconds from frame to frame, but of a time lapse
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Pace:
-  """How the frames of a clip follow each other.
+  """The timing of a clip's frames.
 
   A variable rate is turned into ticks of a constant one, that of its faster
   parts, and every tick shows the frame that a player would.
@@ -40,27 +40,26 @@ def pace(times: np.ndarray, last: float, header: float) -> Pace:
   Args:
     times: float64 [F] seconds, F >= 1; NaN for a frame without a time.
     last: seconds that the last frame is shown; 0 when unknown.
-    header: the mean rate that the file tells; 0 when it tells none. It is
-      taken where times fit it.
+    header: mean rate in the file's header, 0 without one. It is taken where
+      times fit it.
   """
   header, count = credible(header), len(times)
-  length = count / header if header else 0.0
-  if count == 1:
-    return Pace(fps=header, seconds=length)
   steps = np.diff(times)
-  if not _make_sense(steps):
-    return Pace(fps=header, seconds=length, flags=('times',))
+  if count == 1 or not _make_sense(steps):
+    length = count / header if header else 0.0
+    flags = ('times',) * (count > 1)
+    return Pace(fps=header, seconds=length, flags=flags)
   times = times - times[0]
-  mean = (count - 1) / times[-1]
+  mean = float((count - 1) / times[-1])
   for fps in (header, mean):
     if fps and np.ptp(times * fps - np.arange(count)) < _LOOSE:
       return Pace(fps=credible(fps), seconds=float(count / fps))
   usual = float(np.median(steps[steps > 0]))
   last = last if 0 < last <= max(_LONGEST_STEP, usual) else usual
   length = float(times[-1] + last)
-  fps = _faster(steps, float(mean))
+  fps = _faster(steps) or credible(mean)
   if length * fps > MAX_TICKS:
-    fps = credible(float(mean))
+    fps = credible(mean)
   if not fps:
     return Pace(fps=0.0, seconds=length)
   middles = (np.arange(max(1, round(length * fps))) + 0.5) / fps
@@ -69,7 +68,7 @@ def pace(times: np.ndarray, last: float, header: float) -> Pace:
 
 
 def credible(fps: float) -> float:
-  """A rate that can be; 0 for others, also for what is no number."""
+  """A possible rate as it is, else 0; also for what is no number."""
   return float(fps) if 0 < fps <= MAX_FPS else 0.0
 
 
@@ -81,8 +80,8 @@ def _make_sense(steps: np.ndarray) -> bool:
   return bool(steps.max() <= max(_LONGEST_STEP, 10 * usual))
 
 
-def _faster(steps: np.ndarray, mean: float) -> float:
+def _faster(steps: np.ndarray) -> float:
   """The rate of the faster parts, which has a frame for every frame there."""
   fast = np.quantile(steps[steps > 0], 0.25)
   near = steps[(steps > 0.75 * fast) & (steps < 1.25 * fast)]
-  return credible(1 / float(near.mean())) or credible(mean)
+  return credible(1 / float(near.mean()))

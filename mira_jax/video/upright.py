@@ -1,4 +1,4 @@
-"""A decoded frame as it is shown: turned, mirrored, with square pixels."""
+"""A decoded frame as players show it: turned, mirrored, with square pixels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import os
 
 import av
 import numpy as np
+from av.sidedata.sidedata import Type
 
 from mira_jax.video import container, geometry
 
-_MOST_ASPECT = 8.0  # of a pixel; what asks for more is not believed
+_MOST_ASPECT = 8.0  # of a pixel; larger ones are ignored
+_Matrix = tuple[int, int, int, int]
 
 
 def to_rgb(
@@ -24,14 +26,14 @@ def to_rgb(
   Args:
     frame: of a decoder.
     path: for errors.
-    short_side: as of `decode.read_video`.
-    square: as of `decode.read_video`.
+    short_side: as of `decode.read_clip`.
+    square: as of `decode.read_clip`.
     aspect: of a pixel, see `pixel_aspect`.
 
   Raises:
     MiraInputError: the square is too small ('too_small').
   """
-  width, height = _shown_size(frame, aspect)
+  height, width = _square_pixels(frame, aspect)
   if square is None:  # shrunk while it is converted, which is less work
     height, width = geometry.shrunk((height, width), short_side)
   rgb = frame.reformat(width, height, 'rgb24', interpolation='AREA')
@@ -43,41 +45,40 @@ def to_rgb(
 
 def upright_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
   """Width and height of a frame as it is shown."""
-  width, height = _shown_size(frame, aspect)
+  height, width = _square_pixels(frame, aspect)
   return (height, width) if _swaps(_matrix(frame)) else (width, height)
 
 
 def pixel_aspect(stream: av.VideoStream) -> float:
-  """Width of a pixel over its height; 1 where a file tells none that can be."""
+  """Width of a pixel over its height; 1 where a file has no credible one."""
   aspect = float(stream.sample_aspect_ratio or 1)
   return aspect if 1 / _MOST_ASPECT <= aspect <= _MOST_ASPECT else 1.0
 
 
-def _shown_size(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
-  """Width and height before any turn; players change the width."""
+def _square_pixels(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
+  """Height and width before any turn; players change the width."""
   width = max(1, round(frame.width * aspect))
   if width * frame.height > container.MAX_PIXELS:
     width = frame.width
-  return width, frame.height
+  return frame.height, width
 
 
-def _matrix(frame: av.VideoFrame) -> tuple[int, int, int, int]:
+def _matrix(frame: av.VideoFrame) -> _Matrix:
   """(a, b, c, d) of x' = a x + c y, y' = b x + d y, which shows a frame."""
   for data in frame.side_data:
-    if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX:
-      rows = np.frombuffer(bytes(data), np.int32)
-      a, b, c, d = (int(x) for x in rows[[0, 1, 3, 4]])
-      return a, b, c, d
+    if data.type == Type.DISPLAYMATRIX:
+      rows = np.frombuffer(bytes(data), np.int32).tolist()
+      return rows[0], rows[1], rows[3], rows[4]
   return 1, 0, 0, 1
 
 
-def _swaps(matrix: tuple[int, int, int, int]) -> bool:
+def _swaps(matrix: _Matrix) -> bool:
   """Whether a frame's width becomes its height; odd angles are rounded."""
   a, b, c, d = map(abs, matrix)
   return b + c > a + d
 
 
-def _turned(image: np.ndarray, matrix: tuple[int, int, int, int]) -> np.ndarray:
+def _turned(image: np.ndarray, matrix: _Matrix) -> np.ndarray:
   """The image in the one of eight orientations that is nearest."""
   a, b, c, d = matrix
   if _swaps(matrix):

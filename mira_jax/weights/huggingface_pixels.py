@@ -50,7 +50,7 @@ class Pixels:
   Attributes:
     scale: [3].
     offset: [3].
-    fit: how frames become square, see `data.decode.resize`; None: not said.
+    fit: how frames become square, see `data.geometry.resize`; None: not said.
   """
 
   scale: np.ndarray

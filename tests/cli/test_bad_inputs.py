@@ -23,7 +23,7 @@ from test_decode import make_sound, make_video
 
 import miniatures
 from mira_jax.cli import main as cli
-from mira_jax.data import dataset
+from mira_jax.data import records
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.prepare import cells, prepare, tables
@@ -151,7 +151,7 @@ def _patched(path: pathlib.Path, box: bytes, offset: int, value: bytes):
 
 def _frames_or_code(path: pathlib.Path) -> int | str:
   try:
-    return len(decode.read_video(path).frames)
+    return len(decode.read_clip(path).frames)
   except MiraInputError as error:
     return error.code
 
@@ -159,7 +159,7 @@ def _frames_or_code(path: pathlib.Path) -> int | str:
 def test_14_a_header_that_lies_about_the_size(tmp_path):
   path = make_video(tmp_path / 'a.mp4')
   _patched(path, b'avc1', 24, struct.pack('>HH', 60000, 60000))
-  assert decode.read_video(path).frames.shape == (24, 64, 96, 3)
+  assert decode.read_clip(path).frames.shape == (24, 64, 96, 3)
 
 
 @pytest.mark.parametrize('box', [b'stts', b'ctts', b'stsc'])
@@ -230,7 +230,7 @@ def test_39_a_folder_that_cannot_be_written(tmp_path, capsys):
 
 def test_41_what_a_killed_run_left_is_cleaned(tmp_path):
   miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
-  stale = tmp_path / 'out/root' / f'incomplete.{dataset.VERSION}'
+  stale = tmp_path / 'out/root' / f'incomplete.{records.VERSION}'
   stale.mkdir(parents=True)
   prepare.prepare_folder(tmp_path / 'root', tmp_path / 'out', workers=0)
   assert not stale.exists()
@@ -239,7 +239,7 @@ def test_41_what_a_killed_run_left_is_cleaned(tmp_path):
 def test_42_a_dataset_of_a_newer_version(tmp_path, capsys, monkeypatch):
   miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
   prepare.prepare_folder(tmp_path / 'root', tmp_path / 'out', workers=0)
-  monkeypatch.setattr(dataset, 'VERSION', '0.9.0')
+  monkeypatch.setattr(records, 'VERSION', '0.9.0')
   assert cli.main(['show', str(tmp_path / 'out')]) == ExitCode.DATA
   assert 'too_new' in capsys.readouterr().err
 

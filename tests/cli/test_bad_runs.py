@@ -388,7 +388,7 @@ def test_55_flags_that_do_not_go_together(capsys, small, arguments, code):
 def test_55_frames_of_a_camera_are_a_clip(tmp_path):
   """A video file is read as a camera is, through the same class of OpenCV."""
   path = make_video(tmp_path / 'a.mp4', count=60, fps=20)
-  whole = decode.read_video(path, short_side=32)
+  whole = decode.read_clip(path, short_side=32)
   clip = webcam.read(cv2.VideoCapture(str(path)), 'file', 2, short_side=32)
   assert (len(clip.frames), clip.fps, clip.flags) == (40, 20, whole.flags)
   apart = np.abs(clip.frames.astype(int) - whole.frames[:40])

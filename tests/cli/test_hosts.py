@@ -17,7 +17,7 @@ import pytest
 import runs
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode
-from mira_jax.video import decode
+from mira_jax.video import images
 from mira_jax.weights.weights_file import load_weights
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,7 +44,7 @@ def place(tmp_path_factory):
     for i in range(count):
       level = 60 + 60 * (i % 3)
       video = np.clip(rng.normal(level, 20, (8, 16, 16, 3)), 0, 255)
-      frames = [decode.encode_jpeg(x) for x in video.astype(np.uint8)]
+      frames = [images.encode_jpeg(x) for x in video.astype(np.uint8)]
       yield dataset.Clip(clip_id=f'{seed}-{i}', frames=frames, label=i % 3)
 
   dataset.write(

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 import runs
-from mira_jax.data import dataset, pool
+from mira_jax.data import dataset, pool, records
 from mira_jax.data.dataset import Clip
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.video import decode
+from mira_jax.video import images
 
 
 def _clips(count: int) -> list[Clip]:
@@ -26,7 +26,7 @@ def _clips(count: int) -> list[Clip]:
   return [
     Clip(
       clip_id=f'happy/clip {i} é',
-      frames=[decode.encode_jpeg(frame + i + j) for j in range(1 + i % 3)],
+      frames=[images.encode_jpeg(frame + i + j) for j in range(1 + i % 3)],
       label=i % 2,
       subject=f's{i}',
       fps=12.5,
@@ -60,7 +60,7 @@ def test_clips_come_back_equal_and_in_order(tmp_path):
   train, test = _clips(150), _clips(3)
   folder = _write(tmp_path, train=train, test=test)
   opened = dataset.open(tmp_path)
-  assert opened.directory == folder == tmp_path / 'toy' / dataset.VERSION
+  assert opened.directory == folder == tmp_path / 'toy' / records.VERSION
   assert opened.name == 'toy'
   assert opened.class_names == ('Überrascht', 'a b')
   assert opened.splits == {'train': 150, 'test': 3}
@@ -71,7 +71,7 @@ def test_clips_come_back_equal_and_in_order(tmp_path):
 
 
 def test_a_split_of_several_files_keeps_its_order(tmp_path, monkeypatch):
-  monkeypatch.setattr(dataset, '_CLIPS_PER_SHARD', 4)
+  monkeypatch.setattr(records, '_CLIPS_PER_SHARD', 4)
   monkeypatch.setattr(dataset, '_CLIPS_PER_WRITE', 3)
   folder = _write(tmp_path, train=_clips(10))
   assert len(list(folder.glob('*.array_record*'))) == 3
@@ -101,7 +101,7 @@ def test_tensorflow_is_neither_imported_nor_the_network_used(tmp_path):
     from mira_jax.video import decode
     image = np.zeros((16, 16, 3), np.uint8)
     clip = dataset.Clip(
-      clip_id='a', frames=[decode.encode_jpeg(image)], label=0)
+      clip_id='a', frames=[images.encode_jpeg(image)], label=0)
     dataset.write(
       sys.argv[1], name='toy', class_names=['a'], description='',
       splits={'train': lambda: [clip] * 3})
@@ -134,10 +134,10 @@ def test_a_failed_or_killed_run_leaves_nothing_that_opens(tmp_path):
       splits={'train': broken},
       description='',
     )
-  stale = tmp_path / 'toy' / f'incomplete.{dataset.VERSION}'
+  stale = tmp_path / 'toy' / f'incomplete.{records.VERSION}'
   assert not stale.exists()
   _write(tmp_path / 'other', train=_clips(2))
-  (tmp_path / 'other' / 'toy' / dataset.VERSION).rename(stale)
+  (tmp_path / 'other' / 'toy' / records.VERSION).rename(stale)
   assert _code(dataset.open, tmp_path) == ('not_a_dataset', ExitCode.DATA)
   _write(tmp_path, train=_clips(2))
   assert not stale.exists()
@@ -188,7 +188,7 @@ def test_the_folder_must_hold_one_dataset(tmp_path):
   _write(tmp_path / 'b', train=_clips(1))
   assert dataset.open(folder).splits == {'train': 1}
   folder.rename(tmp_path / 'a' / '1.0.0')
-  (tmp_path / 'b' / 'toy' / dataset.VERSION).rename(tmp_path / 'b' / '1.0.0')
+  (tmp_path / 'b' / 'toy' / records.VERSION).rename(tmp_path / 'b' / '1.0.0')
   assert _code(dataset.open, tmp_path)[0] == 'several_datasets'
 
 
@@ -227,9 +227,9 @@ def test_a_damaged_record_is_an_error_when_it_is_read(tmp_path, damage):
 
 
 def test_a_newer_version_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(dataset, 'VERSION', '2.0.0')
+  monkeypatch.setattr(records, 'VERSION', '2.0.0')
   _write(tmp_path, train=_clips(1))
-  monkeypatch.setattr(dataset, 'VERSION', '1.0.0')
+  monkeypatch.setattr(records, 'VERSION', '1.0.0')
   assert _code(dataset.open, tmp_path)[0] == 'too_new'
 
 

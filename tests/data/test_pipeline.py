@@ -10,7 +10,7 @@ import pytest
 from mira_jax.data import pipeline, sampling
 from mira_jax.data.dataset import Clip
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.video import decode
+from mira_jax.video import images
 
 SHORT = {'frames': 4, 'rate': 2, 'size': 16}
 
@@ -18,8 +18,8 @@ SHORT = {'frames': 4, 'rate': 2, 'size': 16}
 def _clip(index: int, frames: int = 12) -> Clip:
   """Frames of one gray: 20 times the clip's index plus the frame's."""
   grays = [20 * index + j for j in range(frames)]
-  images = [np.full((16, 16, 3), gray, np.uint8) for gray in grays]
-  jpegs = [decode.encode_jpeg(image) for image in images]
+  frames_ = [np.full((16, 16, 3), gray, np.uint8) for gray in grays]
+  jpegs = [images.encode_jpeg(image) for image in frames_]
   return Clip(clip_id=str(index), frames=jpegs, label=index % 3)
 
 
@@ -180,7 +180,7 @@ def test_nothing_but_damage_is_an_error():
 def test_whole_frames_or_their_centre():
   image = np.zeros((16, 32, 3), np.uint8)
   image[:, 8:24] = 255
-  clip = Clip(clip_id='a', frames=[decode.encode_jpeg(image)], label=0)
+  clip = Clip(clip_id='a', frames=[images.encode_jpeg(image)], label=0)
   (crop,) = _eval(source=[clip], batch_size=1, fit='crop')
   (whole,) = _eval(source=[clip], batch_size=1)
   assert crop['video'][0, 0].min() > 245

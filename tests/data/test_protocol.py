@@ -7,9 +7,9 @@ import pytest
 
 from mira_jax.data import dataset, holdout, label_map, pool, protocol
 from mira_jax.errors import MiraInputError
-from mira_jax.video import decode
+from mira_jax.video import images
 
-FRAME = decode.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
+FRAME = images.encode_jpeg(np.zeros((16, 16, 3), np.uint8))
 
 
 def prepare(folder, name, class_names, clips):

@@ -22,7 +22,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import feature_file, probe
 from mira_jax.inference import engine
 from mira_jax.mira import MiraConfig
-from mira_jax.video import decode
+from mira_jax.video import images
 from mira_jax.weights import weights_file as weights
 
 # ----- nearest neighbours ---------------------------------------------------
@@ -387,7 +387,7 @@ def place(tmp_path_factory):
       video = np.clip(level + rng.normal(0, 9, (8, 16, 16, 3)), 0, 255)
       yield dataset.Clip(
         clip_id=f'{split}{i}',
-        frames=[decode.encode_jpeg(f) for f in video.astype(np.uint8)],
+        frames=[images.encode_jpeg(f) for f in video.astype(np.uint8)],
         label=i % 3,
         subject=f'{split}-{i // 3}',
       )
@@ -438,7 +438,7 @@ def test_features_are_the_models_for_every_clip(place):
   made = dataset.open(place / 'data')
   clip = made.source('test')[4]
   scorer, _, _ = engine.load_backbone(place / 'run')
-  frames = np.stack([decode.decode_jpeg(f) for f in clip.frames])
+  frames = np.stack([images.decode_jpeg(f) for f in clip.frames])
   views, _ = scorer.cut_views(frames, rate=1, views=2, fit='crop')
   expected = scorer.model.apply(
     scorer._variables, transforms.prepare(jnp.asarray(views))

@@ -17,7 +17,7 @@ import openpyxl
 
 from mira_jax.prepare.builders import BUILDERS
 from mira_jax.synthetic import faces
-from mira_jax.video import decode
+from mira_jax.video.images import encode_jpeg
 
 FRAMES = 10
 _FACES = 8  # drawn ones; others repeat them
@@ -52,7 +52,7 @@ def images(
   for i, frame in enumerate(frames, start=first):
     path = folder / name(i)
     if path.suffix == '.jpg':
-      path.write_bytes(decode.encode_jpeg(frame, 92))
+      path.write_bytes(encode_jpeg(frame, 92))
     else:
       cv2.imwrite(str(path), cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
 

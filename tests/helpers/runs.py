@@ -20,7 +20,7 @@ from mira_jax import config
 from mira_jax.data import dataset
 from mira_jax.mira import MiraConfig
 from mira_jax.train import guard
-from mira_jax.video import decode
+from mira_jax.video import images
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = ('dark', 'bright')
@@ -41,7 +41,7 @@ def levels(folder: pathlib.Path, train: int = 27) -> pathlib.Path:
     for i in range(count):
       noise = rng.normal((70, 180)[i % 2], 20, (8, 16, 16, 3))
       frames = np.clip(noise, 0, 255).astype(np.uint8)
-      jpegs = [decode.encode_jpeg(frame) for frame in frames]
+      jpegs = [images.encode_jpeg(frame) for frame in frames]
       yield dataset.Clip(clip_id=f'{seed}-{i}', frames=jpegs, label=i % 2)
 
   dataset.write(
@@ -63,7 +63,7 @@ def clips(split: str, count: int) -> Iterator[dataset.Clip]:
     video = np.clip(level + rng.normal(0, 20, (8, 16, 16, 3)), 0, 255)
     yield dataset.Clip(
       clip_id=f'{split}-{i}',
-      frames=[decode.encode_jpeg(f) for f in video.astype(np.uint8)],
+      frames=[images.encode_jpeg(f) for f in video.astype(np.uint8)],
       label=i % 3,
       subject=f'{split}{i // 3}',
       fold=i // 3 % 3,

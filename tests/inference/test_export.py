@@ -24,7 +24,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.inference import engine, export
 from mira_jax.mira import MiraConfig
 from mira_jax.synthetic import faces
-from mira_jax.video import decode
+from mira_jax.video import geometry
 from mira_jax.weights import convert, huggingface, torch_names, weights_file
 from runs import file_limit
 
@@ -156,7 +156,7 @@ def test_the_golden_pair_is_drawn_and_of_the_engine(runs, exports):
     1, seed=0, split='test', difficulty='macro', num_frames=16
   )
   for t in range(8):
-    frame = decode.resize(drawn.frames[2 * t], 32, 'crop')
+    frame = geometry.resize(drawn.frames[2 * t], 32, 'crop')
     np.testing.assert_array_equal(found[1, t], frame)
   scorer, _ = engine.load_run(runs['exact'])
   np.testing.assert_allclose(scorer.probabilities(found), expected, atol=1e-6)

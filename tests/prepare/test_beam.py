@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from mira_jax.data import dataset
+from mira_jax.data import dataset, records
 from mira_jax.errors import MiraInputError
 from mira_jax.prepare import beam
 from mira_jax.prepare.resolve import Failure
-from mira_jax.video import decode
+from mira_jax.video import images
 
 JOBS = {'train': range(40), 'test': range(100, 103)}
 BAD = {0, 17, *range(24, 32)}  # the fourth of five shards has no clip at all
@@ -35,7 +35,7 @@ def _work(job: int, log: str = ''):
     return Failure(path=f'{job}.mp4', code='unreadable', hint='é')
   clip = dataset.Clip(
     clip_id=f'{job}.mp4 é',
-    frames=[decode.encode_jpeg(FRAME + job + j) for j in range(1 + job % 3)],
+    frames=[images.encode_jpeg(FRAME + job + j) for j in range(1 + job % 3)],
     label=job % 2,
     subject=f's{job}',
     fps=12.5,
@@ -103,7 +103,7 @@ def plain(tmp_path_factory) -> pathlib.Path:
 
 def test_beam_writes_what_dataset_writes(tmp_path, plain):
   written = _write(tmp_path)
-  assert written.folder == tmp_path / 'toy' / dataset.VERSION
+  assert written.folder == tmp_path / 'toy' / records.VERSION
   opened = dataset.open(tmp_path)
   assert opened.splits == {'train': 30, 'test': 3}
   for split, jobs in JOBS.items():
@@ -131,7 +131,7 @@ def test_shards_are_numbered_without_gaps_and_nothing_else_is_left(tmp_path):
   train = [f'toy-train.array_record-0000{i}-of-00004' for i in range(4)]
   assert records == ['toy-test.array_record-00000-of-00001', *train]
   assert not list(tmp_path.rglob('*.part'))
-  assert [p.name for p in folder.parent.iterdir()] == [dataset.VERSION]
+  assert [p.name for p in folder.parent.iterdir()] == [records.VERSION]
 
 
 def _stopped(out: pathlib.Path, monkeypatch) -> pathlib.Path:
@@ -142,7 +142,7 @@ def _stopped(out: pathlib.Path, monkeypatch) -> pathlib.Path:
       _write(out)
   with pytest.raises(MiraInputError, match='not_a_dataset'):
     dataset.open(out)
-  return out / 'toy' / f'incomplete.{dataset.VERSION}'
+  return out / 'toy' / f'incomplete.{records.VERSION}'
 
 
 def _log(folder: pathlib.Path) -> tuple[functools.partial, pathlib.Path]:

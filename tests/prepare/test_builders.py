@@ -508,7 +508,7 @@ def test_voxceleb2_stays_mp4(copy, tmp_path):
   assert clip.video == (speaker / '00001.mp4').read_bytes()
   assert (clip.frames, len(clip)) == ([], miniatures.FRAMES)
   assert clip.source_id == 'id00012/21Uxsk56VDQ'
-  whole = decode.read_video(speaker / '00001.mp4').frames
+  whole = decode.read_clip(speaker / '00001.mp4').frames
   some = records.read_frames(clip, [0, 7])
   assert (some[7] == whole[7]).all()
   assert (some[0] == whole[0]).all()

@@ -19,7 +19,7 @@ from mira_jax.data.listing import Row
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.prepare import prepare, tables
 from mira_jax.prepare.report import Report
-from mira_jax.video import decode
+from mira_jax.video import images
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
 needs_samples = pytest.mark.skipif(
@@ -102,7 +102,7 @@ def test_classes_are_folders_and_a_fifth_is_held_out(tmp_path, twenty):
   assert {*ids} == expected
   for clip in opened.source('test'):
     assert opened.class_names[clip.label] == clip.clip_id.split('/')[0]
-    assert decode.decode_jpeg(clip.frames[2]).shape == (20, 30, 3)
+    assert images.decode_jpeg(clip.frames[2]).shape == (20, 30, 3)
 
 
 def test_the_seed_alone_decides_the_choice(tmp_path, twenty):
@@ -263,7 +263,7 @@ def test_long_clips_keep_evenly_spaced_frames_and_their_marks(tmp_path, run):
     max_frames=11,
   )
   (clip,) = _clips(tmp_path / 'out')
-  grays = [int(decode.decode_jpeg(f)[9, 9, 0]) for f in clip.frames]
+  grays = [int(images.decode_jpeg(f)[9, 9, 0]) for f in clip.frames]
   np.testing.assert_allclose(grays, np.arange(200, 401, 20) % 256, atol=2)
   assert (clip.onset, clip.apex, clip.offset) == (0, 5, -1)
   assert (clip.fps, clip.subject, clip.action_units) == (2.5, '6', '4+7')
@@ -439,7 +439,7 @@ one,a,2,3,4
   }
   second = clips['long#21-30']
   assert (second.onset, second.apex, second.offset) == (0, 3, 9)
-  gray = int(decode.decode_jpeg(second.frames[0])[9, 9, 0])
+  gray = int(images.decode_jpeg(second.frames[0])[9, 9, 0])
   assert gray == pytest.approx(42, abs=2)
   assert report.dropped == {'listed twice': 1}
   failures = [(f.path, f.code) for f in report.failures]

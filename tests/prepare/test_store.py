@@ -20,7 +20,7 @@ from mira_jax.data import dataset, records
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.prepare import prepare, store, verify
 from mira_jax.prepare.journal import Journal
-from mira_jax.video import decode
+from mira_jax.video import decode, images
 
 
 def _clip(folder: pathlib.Path, number: int = 0, suffix: str = '.jpg') -> None:
@@ -56,10 +56,10 @@ def test_jpeg_files_that_need_no_change_are_kept_as_they_are(tmp_path):
   root = _tree(tmp_path / 'root')
   clips = _prepare(root, tmp_path / 'out')
   for clip in clips:
-    files = decode.frame_files(root / clip.clip_id)
+    files = images.frame_files(root / clip.clip_id)
     assert clip.frames == [file.read_bytes() for file in files]
   small = _prepare(root, tmp_path / 'small', size=32)
-  assert decode.decode_jpeg(small[0].frames[0]).shape == (32, 32, 3)
+  assert images.decode_jpeg(small[0].frames[0]).shape == (32, 32, 3)
 
 
 def test_other_images_are_coded_as_jpeg(tmp_path):
@@ -82,15 +82,15 @@ def test_a_jpeg_that_is_cut_off_is_left_out(tmp_path):
     if 'a' in c.clip_id
   )
   assert len(clip) == miniatures.FRAMES - 1
-  assert decode.whole_image(cut.read_bytes()) is None
+  assert images.whole_image(cut.read_bytes()) is None
 
 
 def test_frames_of_other_sizes_follow_the_first(tmp_path):
   root = _tree(tmp_path / 'root', 2)
   large = cv2.resize(miniatures.face(3)[0], (150, 120))
-  (root / 'a/0/4.jpg').write_bytes(decode.encode_jpeg(large))
+  (root / 'a/0/4.jpg').write_bytes(images.encode_jpeg(large))
   clips = _prepare(root, tmp_path / 'out')
-  shapes = {decode.decode_jpeg(frame).shape for frame in clips[0].frames}
+  shapes = {images.decode_jpeg(frame).shape for frame in clips[0].frames}
   assert shapes == {(96, 96, 3)}
 
 
@@ -104,7 +104,7 @@ def test_faces_are_cropped_and_clips_without_one_are_left_out(tmp_path):
   report = _report(root, tmp_path / 'out', crop='haar')
   assert [(f.path, f.code) for f in report.failures] == [('a/black', 'no_face')]
   clip = dataset.open(tmp_path / 'out').source('train')[0]
-  height, width, _ = decode.decode_jpeg(clip.frames[0]).shape
+  height, width, _ = images.decode_jpeg(clip.frames[0]).shape
   assert height == width
   assert 80 <= height <= 180
   assert len(clip) == miniatures.FRAMES
@@ -121,7 +121,7 @@ def test_a_table_of_boxes_says_where_faces_are(tmp_path):
     'a/2': 'no_face',
     'a/3': 'no_face',
   }
-  frame = decode.decode_jpeg(
+  frame = images.decode_jpeg(
     dataset.open(tmp_path / 'out').source('train')[0].frames[0]
   )
   assert np.abs(frame.astype(int) - miniatures.face(0, 128)[0]).mean() < 3
@@ -131,7 +131,7 @@ def test_center_cuts_the_middle(tmp_path):
   root = tmp_path / 'root'
   miniatures.images(root / 'a/1', miniatures.scene(0))
   clip = _prepare(root, tmp_path / 'out', crop='center')[0]
-  assert decode.decode_jpeg(clip.frames[0]).shape == (180, 180, 3)
+  assert images.decode_jpeg(clip.frames[0]).shape == (180, 180, 3)
 
 
 # Time.
@@ -306,7 +306,7 @@ def test_every_kind_of_damage_is_found(tmp_path):
     return dataset.Clip(**fields | changes)
 
   frames = whole.frames
-  small = decode.encode_jpeg(miniatures.face(0, 32)[0])
+  small = images.encode_jpeg(miniatures.face(0, 32)[0])
   clips = [
     clip(clip_id='ok'),
     clip(clip_id='cut', frames=[frames[0][:-99], *frames[1:]]),

@@ -28,7 +28,7 @@ from mira_jax.train import guard, optim
 from mira_jax.train import log as runlog
 from mira_jax.train import losses as objectives
 from mira_jax.train import step as steps
-from mira_jax.video import decode
+from mira_jax.video import images
 from mira_jax.weights.weights_file import load_weights, save_weights
 
 CLASSES = ('dark', 'bright', 'fading')
@@ -447,7 +447,7 @@ def place(tmp_path_factory):
     for i, (video, label) in enumerate(
       zip(batch['video'], batch['label'], strict=True)
     ):
-      frames = [decode.encode_jpeg(frame) for frame in video]
+      frames = [images.encode_jpeg(frame) for frame in video]
       yield dataset.Clip(clip_id=f'{seed}-{i}', frames=frames, label=int(label))
 
   dataset.write(

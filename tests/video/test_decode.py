@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mira_jax.errors import MiraInputError
-from mira_jax.video import container, decode, footage, upright
+from mira_jax.video import container, decode, footage, geometry, images, upright
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
 needs_samples = pytest.mark.skipif(
@@ -79,7 +79,7 @@ def _code(path) -> str:
 )
 def test_every_frame_comes_as_rgb(tmp_path, name, codec, pixels):
   path = make_video(tmp_path / name, codec=codec, pixels=pixels)
-  video = decode.read_video(path)
+  video = decode.read_clip(path)
   assert video.frames.shape == (24, 64, 96, 3)
   assert video.frames.dtype == np.uint8
   assert video.fps == 25
@@ -91,7 +91,7 @@ def test_every_frame_comes_as_rgb(tmp_path, name, codec, pixels):
 
 def test_gray_pixels_become_three_channels(tmp_path):
   path = make_video(tmp_path / 'a.mkv', codec='ffv1', pixels='gray')
-  frame = decode.read_video(path).frames[9]
+  frame = decode.read_clip(path).frames[9]
   assert (frame == frame[..., :1]).all()
 
 
@@ -103,7 +103,7 @@ def test_frames_shrink_while_decoding_but_never_grow(tmp_path):
 
 def test_odd_sizes_are_kept(tmp_path):
   path = make_video(tmp_path / 'a.mkv', codec='ffv1', width=97, height=33)
-  assert decode.read_video(path).frames.shape[1:3] == (33, 97)
+  assert decode.read_clip(path).frames.shape[1:3] == (33, 97)
 
 
 def turn(path: pathlib.Path, height: int) -> pathlib.Path:
@@ -120,24 +120,24 @@ def turn(path: pathlib.Path, height: int) -> pathlib.Path:
 
 def test_a_rotated_clip_is_upright(tmp_path):
   path = turn(make_video(tmp_path / 'a.mp4'), 64)
-  frames = decode.read_video(path).frames
+  frames = decode.read_clip(path).frames
   assert frames.shape == (24, 96, 64, 3)
   np.testing.assert_allclose(frames[0, 8, -8], (255, 0, 0), atol=6)
   assert frames[0, 8, 8].max() < 10
   kept, width, height = decode.glance(path, 3, 32)
   assert (kept.shape, width, height) == ((3, 48, 32, 3), 64, 96)
-  corner = decode.Square(left=0.5, top=0, width=0.5, height=1 / 3)
-  cut = decode.read_video(path, square=corner).frames
+  corner = geometry.Square(left=0.5, top=0, width=0.5, height=1 / 3)
+  cut = decode.read_clip(path, square=corner).frames
   np.testing.assert_array_equal(cut, frames[:, :32, 32:])
 
 
 def test_a_frame_rate_that_cannot_be_is_unknown(tmp_path):
   path = make_video(tmp_path / 'a.mp4', fps=1000)
-  assert decode.read_video(path).fps == 0
+  assert decode.read_clip(path).fps == 0
 
 
 def test_one_frame_is_flagged(tmp_path):
-  video = decode.read_video(make_video(tmp_path / 'a.mp4', count=1))
+  video = decode.read_clip(make_video(tmp_path / 'a.mp4', count=1))
   assert video.flags == ('static',)
 
 
@@ -145,7 +145,7 @@ def test_a_truncated_webm_gives_what_is_there(tmp_path):
   path = make_video(tmp_path / 'a.webm', codec='libvpx-vp9')
   data = path.read_bytes()
   path.write_bytes(data[: len(data) * 2 // 3])
-  video = decode.read_video(path)
+  video = decode.read_clip(path)
   count = len(video.frames)
   assert 4 <= count < 24
   assert video.flags == (f'short:{round(100 * count / 24)}%',)
@@ -160,7 +160,7 @@ def test_damaged_packets_give_the_frames_before_them(tmp_path):
   noise = np.random.default_rng(0).bytes(starts[-1] - starts[20])
   data[starts[20] : starts[-1]] = noise
   path.write_bytes(data)
-  video = decode.read_video(path)
+  video = decode.read_clip(path)
   assert 'partial' in video.flags
   assert 4 <= len(video.frames) < 40
   data[starts[2] : starts[20]] = data[starts[20] : starts[20] + 1] * (
@@ -197,7 +197,7 @@ def test_part_of_an_mp4_looks_truncated(tmp_path, kept):
   data = path.read_bytes()
   path.write_bytes(data[: int(kept * len(data))])
   with pytest.raises(MiraInputError, match=r'not_video.*truncated'):
-    decode.read_video(path)
+    decode.read_clip(path)
 
 
 @pytest.mark.parametrize(
@@ -233,13 +233,13 @@ def test_limits(tmp_path, monkeypatch):
 
 def test_memory_is_limited(tmp_path, monkeypatch):
   path = make_video(tmp_path / 'a.mp4')
-  whole = decode.read_video(path).frames
+  whole = decode.read_clip(path).frames
   monkeypatch.setattr(footage, 'MAX_DECODED_BYTES', 20 * 64 * 96 * 3)
-  long = decode.read_video(path)
+  long = decode.read_clip(path)
   with pytest.raises(MiraInputError, match='too_long'):
     long.frames  # noqa: B018, it decodes
   np.testing.assert_array_equal([*long.take([3, 3, 23])], whole[[3, 3, 23]])
-  assert len(decode.read_video(path, short_side=32).frames) == 24
+  assert len(decode.read_clip(path, short_side=32).frames) == 24
 
 
 def test_frames_of_too_many_or_too_few_pixels(tmp_path):
@@ -285,7 +285,7 @@ def test_odd_folders(tmp_path):
   (tmp_path / 'bad' / '1.jpg').write_bytes(b'no image')
   assert _code(tmp_path / 'bad') == 'damaged'
   with pytest.raises(MiraInputError, match='not_found'):
-    decode.read_frames_folder(tmp_path / 'absent')
+    decode.read_clip(tmp_path / 'absent')
 
 
 def _numbered_frames(folder: pathlib.Path, count: int) -> pathlib.Path:
@@ -305,13 +305,13 @@ def test_a_square_is_cut_before_frames_shrink(tmp_path, kind):
   else:
     path = _numbered_frames(tmp_path / 'clip', 3)
   whole = decode.read_clip(path).frames
-  square = decode.Square(left=0.25, top=0.1, width=0.5 * 3 / 4, height=0.5)
-  cut = [decode.apply(frame, square) for frame in whole]
+  square = geometry.Square(left=0.25, top=0.1, width=0.5 * 3 / 4, height=0.5)
+  cut = [geometry.apply(frame, square) for frame in whole]
   side = cut[0].shape[0]
   frames = decode.read_clip(path, square=square).frames
   np.testing.assert_array_equal(frames, cut)
   frames = decode.read_clip(path, square=square, short_side=12).frames
-  np.testing.assert_array_equal(frames, [decode.shrink(f, 12) for f in cut])
+  np.testing.assert_array_equal(frames, [geometry.cut(f, 'f', 12) for f in cut])
   frames = decode.read_clip(path, square=square, short_side=500).frames
   assert frames.shape[1:3] == (side, side)
 
@@ -319,15 +319,15 @@ def test_a_square_is_cut_before_frames_shrink(tmp_path, kind):
 def test_memory_is_limited_after_the_cut(tmp_path, monkeypatch):
   path = make_video(tmp_path / 'a.mp4')
   monkeypatch.setattr(footage, 'MAX_DECODED_BYTES', 24 * 32 * 32 * 3)
-  square = decode.Square(left=0, top=0, width=1 / 3, height=1 / 2)
-  video = decode.read_video(path, square=square)
+  square = geometry.Square(left=0, top=0, width=1 / 3, height=1 / 2)
+  video = decode.read_clip(path, square=square)
   assert video.frames.shape == (24, 32, 32, 3)
   # A view would keep the whole frame.
-  assert decode.apply(np.zeros((64, 96, 3), np.uint8), square).base is None
+  assert geometry.apply(np.zeros((64, 96, 3), np.uint8), square).base is None
 
 
 def test_a_square_of_too_few_pixels(tmp_path):
-  square = decode.Square(left=0, top=0, width=1 / 24, height=1 / 16)
+  square = geometry.Square(left=0, top=0, width=1 / 24, height=1 / 16)
   for path in (
     make_video(tmp_path / 'a.mp4'),
     _numbered_frames(tmp_path / 'clip', 2),
@@ -347,7 +347,7 @@ def test_a_glance_at_a_folder(tmp_path, monkeypatch, count, short_side):
     cv2, 'imdecode', lambda *args: read.append(args) or imdecode(*args)
   )
   frames, width, height = decode.glance(path, count, short_side)
-  expected = whole[decode.spaced(24, count)]
+  expected = whole[footage.spaced(24, count)]
   np.testing.assert_array_equal(frames, expected)
   assert (width, height) == (48, 36)
   assert len(read) == min(count, 24)
@@ -364,7 +364,7 @@ def test_a_glance_at_a_video(tmp_path, count):
   assert len(found) == min(count, 24)
   assert found == sorted(set(found))
   if 2 * count >= 24:
-    assert found == decode.spaced(24, count).tolist()
+    assert found == footage.spaced(24, count).tolist()
   elif count > 1:
     steps = np.diff([*found, 24])
     assert steps.max() <= 2 * 24 / count
@@ -408,25 +408,25 @@ def test_a_glance_at_odd_clips(tmp_path, monkeypatch):
 def test_jpeg_keeps_the_colours():
   image = np.zeros((32, 32, 3), np.uint8)
   image[:] = (200, 100, 30)
-  back = decode.decode_jpeg(decode.encode_jpeg(image))
+  back = images.decode_jpeg(images.encode_jpeg(image))
   np.testing.assert_allclose(back.astype(int), image, atol=4)
 
 
 @pytest.mark.parametrize('data', [b'', b'\xff\xd8\xff', b'text'])
 def test_bytes_that_are_no_jpeg(data):
   with pytest.raises(MiraInputError, match='damaged'):
-    decode.decode_jpeg(data)
+    images.decode_jpeg(data)
 
 
 def test_resize_squashes_or_crops():
   image = np.zeros((4, 8, 3), np.uint8)
   image[:, 2:6] = 255  # the middle square is white
-  assert (decode.resize(image, 4, 'crop') == 255).all()
-  squashed = decode.resize(image, 4)
+  assert (geometry.resize(image, 4, 'crop') == 255).all()
+  squashed = geometry.resize(image, 4)
   assert squashed[0, :, 0].tolist() == [0, 255, 255, 0]
-  assert decode.resize(image, 16).shape == (16, 16, 3)
+  assert geometry.resize(image, 16).shape == (16, 16, 3)
   with pytest.raises(ValueError, match='squash'):
-    decode.resize(image, 4, 'pad')
+    geometry.resize(image, 4, 'pad')
 
 
 @needs_samples

@@ -15,7 +15,7 @@ import pytest
 from mira_jax.errors import MiraInputError
 from mira_jax.prepare import boxes as face_boxes
 from mira_jax.synthetic import faces
-from mira_jax.video import decode, face_crop
+from mira_jax.video import decode, face_crop, geometry
 from mira_jax.video.face_crop import Square
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
@@ -45,8 +45,8 @@ def test_the_largest_centred_square():
 def test_a_centred_square_is_what_resize_crops(shape):
   frame = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
   square = face_crop.center(shape[1], shape[0])
-  expected = decode.resize(frame, min(shape), 'crop')
-  np.testing.assert_array_equal(face_crop.apply(frame, square), expected)
+  expected = geometry.resize(frame, min(shape), 'crop')
+  np.testing.assert_array_equal(geometry.apply(frame, square), expected)
 
 
 def test_a_square_in_whole_pixels_is_cut_exactly():
@@ -56,7 +56,7 @@ def test_a_square_in_whole_pixels_is_cut_exactly():
       box = np.array([[left, top, side, side]], float)
       square = face_crop.from_boxes(box, 101, 37)
       expected = frame[top : top + side, left : left + side]
-      np.testing.assert_array_equal(face_crop.apply(frame, square), expected)
+      np.testing.assert_array_equal(geometry.apply(frame, square), expected)
 
 
 @pytest.mark.parametrize('shape', [(1, 1), (360, 640), (33, 20), (8, 3000)])
@@ -64,7 +64,7 @@ def test_a_cut_is_square_and_never_empty(shape):
   frame = np.zeros((*shape, 3), np.uint8)
   for share in (0.0, 1e-9, 0.3, 0.999, 1.0):
     square = Square(left=share, top=share, width=share, height=share)
-    side, other, channels = face_crop.apply(frame, square).shape
+    side, other, channels = geometry.apply(frame, square).shape
     assert side == other >= 1
     assert channels == 3
     assert abs(side - max(1, share * min(shape))) <= 1
@@ -151,7 +151,7 @@ def test_a_drawn_face_is_found(index, left, top, size):
 def test_a_square_holds_at_every_resolution():
   frames = _scene((0, 200, 80, 224))
   large = np.stack([cv2.resize(f, (1280, 720)) for f in frames])
-  small = np.stack([decode.shrink(f, 200) for f in frames])
+  small = np.stack([geometry.cut(f, 'f', 200) for f in frames])
   for other in (large, small):
     _assert_shows(face_crop.haar(other), 200, 80, 224)
 

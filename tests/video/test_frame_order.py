@@ -102,7 +102,7 @@ def test_one_frame_of_two_suffixes_is_taken_once(tmp_path):
     for suffix in ('jpg', 'png'):
       image = np.full((32, 32, 3), 15 * i, np.uint8)
       cv2.imwrite(str(tmp_path / f'{i}.{suffix}'), image)
-  files = decode.frame_files(tmp_path)
+  files = images.frame_files(tmp_path)
   assert [file.name for file in files] == [f'{i}.jpg' for i in range(12)]
   assert images.frame_numbers(files).tolist() == list(range(12))
   frames = decode.read_clip(tmp_path).frames

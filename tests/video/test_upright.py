@@ -55,10 +55,10 @@ ORIENTATIONS = {
 @pytest.mark.parametrize('matrix', ORIENTATIONS)
 def test_eight_orientations(tmp_path, matrix):
   path = make_video(tmp_path / 'a.mp4', count=3)
-  plain = decode.read_video(path).frames[2]
+  plain = decode.read_clip(path).frames[2]
   shown_by(path, matrix)
   expected = ORIENTATIONS[matrix](plain)
-  frames = decode.read_video(path).frames
+  frames = decode.read_clip(path).frames
   np.testing.assert_array_equal(frames[2], expected)
   kept, width, height = decode.glance(path, 3, None)
   np.testing.assert_array_equal(kept, frames)
@@ -82,7 +82,7 @@ def test_other_files_that_are_turned(tmp_path, suffix, quarters):
     for _ in range(6):
       file.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
     file.mux(stream.encode())
-  frame = decode.read_video(path).frames[3].astype(int)
+  frame = decode.read_clip(path).frames[3].astype(int)
   np.testing.assert_allclose(frame, np.rot90(image, quarters), atol=60)
 
 
@@ -107,14 +107,14 @@ def _wide(path: pathlib.Path, aspect: fractions.Fraction) -> pathlib.Path:
 )
 def test_pixels_that_are_not_square(tmp_path, suffix, aspect, width):
   path = _wide(tmp_path / f'a.{suffix}', fractions.Fraction(*aspect))
-  assert decode.read_video(path).size == (64, width)
-  assert decode.read_video(path, short_side=32).size == (
+  assert decode.read_clip(path).size == (64, width)
+  assert decode.read_clip(path, short_side=32).size == (
     32 if width >= 64 else 64,
     round(width / 2),
   )
   assert decode.glance(path, 1, None)[1:] == (width, 64)
   if suffix == 'mp4':
-    turned = decode.read_video(shown_by(path, (0, 1, -1, 0)))
+    turned = decode.read_clip(shown_by(path, (0, 1, -1, 0)))
     assert turned.size == (width, 64)
 
 
@@ -134,7 +134,7 @@ def test_the_larger_of_two_pictures(tmp_path, suffix):
         file.mux(stream.encode(frame))
     for stream in streams:
       file.mux(stream.encode())
-  video = decode.read_video(path)
+  video = decode.read_clip(path)
   assert (video.count, video.size) == (9, (120, 160))
 
 
@@ -146,11 +146,11 @@ def test_a_size_that_changes_in_the_middle(tmp_path):
     make_video(part, count=8, width=width, height=height)
     joined += part.read_bytes()
   (tmp_path / 'a.ts').write_bytes(joined)
-  video = decode.read_video(tmp_path / 'a.ts')
+  video = decode.read_clip(tmp_path / 'a.ts')
   assert video.frames.shape == (24, 48, 64, 3)
   large = make_video(tmp_path / 'l.ts', count=1, width=4608, height=4608)
   (tmp_path / 'b.ts').write_bytes(joined + large.read_bytes())
-  assert decode.read_video(tmp_path / 'b.ts').frames.shape[1:] == (48, 64, 3)
+  assert decode.read_clip(tmp_path / 'b.ts').frames.shape[1:] == (48, 64, 3)
 
 
 # Images.
@@ -197,8 +197,8 @@ def test_an_image_of_too_many_pixels_is_not_decoded(
   for read in (
     decode.read_clip,
     lambda path: decode.glance(path, 8, None),
-    lambda path: decode.decode_jpeg(bomb),
-    lambda path: decode.whole_image(bomb, reduced=True),
+    lambda path: images.decode_jpeg(bomb),
+    lambda path: images.whole_image(bomb, reduced=True),
   ):
     with pytest.raises(MiraInputError, match='too_large'):
       read(folder)
@@ -246,8 +246,8 @@ def test_no_frame_is_lost_where_few_files_may_be_open(tmp_path):
   folder.mkdir()
   for i in range(9):
     image = np.full((32, 32, 3), 20 * i, np.uint8)
-    (folder / f'{i}.jpg').write_bytes(decode.encode_jpeg(image))
-  files = decode.frame_files(folder)
+    (folder / f'{i}.jpg').write_bytes(images.encode_jpeg(image))
+  files = images.frame_files(folder)
   most, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   used = len(os.listdir('/proc/self/fd'))
   try:
@@ -256,10 +256,10 @@ def test_no_frame_is_lost_where_few_files_may_be_open(tmp_path):
       assert decode.read_clip(folder).count == 9
       assert decode.read_clip(video).count == 9
       with pytest.raises(MiraInputError, match='not_video'):
-        decode.read_video(files[0])
+        decode.read_clip(files[0])
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     for read in (
-      lambda: decode.read_video(video),
+      lambda: decode.read_clip(video),
       lambda: decode.read_clip(folder),
       lambda: images.read_image(files[0]),
     ):

@@ -27,7 +27,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.inference import engine
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build
-from mira_jax.video import decode
+from mira_jax.video import images
 from mira_jax.weights import convert, infer_model, sources, warm_start
 
 WISHES = infer_model.Wishes(image_size=8)
@@ -436,7 +436,7 @@ def clip(tmp_path):
   rng = np.random.default_rng(0)
   for i in range(8):
     frame = rng.integers(0, 256, (16, 16, 3)).astype(np.uint8)
-    (folder / f'{i}.jpg').write_bytes(decode.encode_jpeg(frame))
+    (folder / f'{i}.jpg').write_bytes(images.encode_jpeg(frame))
   return folder
 
 
