@@ -249,7 +249,7 @@ def test_an_index_that_does_not_fit_is_damaged(tmp_path):
   made = prepare(tmp_path, 'short', ('a', 'b'), {'train': [(0, '', -1)] * 3})
   path = made.directory / dataset.INDEX
   path.write_text(path.read_text().replace('[0, 0, 0]', '[0, 0]'))
-  with pytest.raises(MiraInputError, match='another shape'):
+  with pytest.raises(MiraInputError, match='label has not 3 rows'):
     made.index('train')
   path.write_text('{')
   with pytest.raises(MiraInputError, match='damaged'):

@@ -150,11 +150,11 @@ def _disc(size):
     x=zero, y=zero, roll=zero, yaw=zero, pitch=zero, scale=zero + 1
   )
   person = faces.sample_identity(np.random.default_rng(0))
-  picture = drawing.Picture(1)
+  picture = drawing.Picture(person, {}, 1)
   disc = drawing.ellipse(0.0, 0.0, 0.5, 0.5, 96)
   picture.fill(disc, (255, 255, 255))
   canvas = np.zeros((drawing.canvas_size(size),) * 2 + (3,), np.uint8)
-  return picture.render(person, pose, canvas, size)[0, ..., 0] / 255
+  return picture.render(pose, canvas, size)[0, ..., 0] / 255
 
 
 def test_edges_are_anti_aliased():
