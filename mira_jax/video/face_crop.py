@@ -1,4 +1,4 @@
-"""Where a clip's face is: one square per clip, cut out of all its frames.
+"""The face of a clip: one square per clip, cut out of all its frames.
 
 A square per frame would follow the face, and so take out the head's motion
 and put in the detector's jitter; one per clip leaves motion as it is.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import os
-import pathlib
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -29,7 +27,7 @@ MIN_FOUND = 0.25
 
 # Of the frontal cascades, this one had the fewest false alarms.
 _CASCADE = 'haarcascade_frontalface_alt2.xml'
-_WORKING_SIDE = 320  # pixels of the shorter side that faces are looked for in
+_WORKING_SIDE = 320  # pixels of the shorter side for the detector
 _SMALLEST_FACE = 0.1  # of the shorter side
 
 
@@ -51,7 +49,7 @@ def haar(frames: np.ndarray) -> Square | None:
 
   Returns:
     The median of that person's boxes, with a margin of `MARGIN`, moved into
-    the frame. None when nobody is found in `MIN_FOUND` of the frames.
+    the frame. None when no face is found in `MIN_FOUND` of the frames.
 
   Raises:
     MiraInputError: this OpenCV has no cascades ('no_cascade').
@@ -96,9 +94,9 @@ def _shares(
 
 def _median(boxes: np.ndarray) -> tuple[float, float, float, float]:
   """The box of median centre and median size; left, top, width, height."""
-  x, y = np.median(boxes[:, :2] + boxes[:, 2:] / 2, axis=0)
-  w, h = np.median(boxes[:, 2:], axis=0)
-  return float(x - w / 2), float(y - h / 2), float(w), float(h)
+  x, y = np.median(boxes[:, :2] + boxes[:, 2:] / 2, axis=0).tolist()
+  w, h = np.median(boxes[:, 2:], axis=0).tolist()
+  return x - w / 2, y - h / 2, w, h
 
 
 def _around(
@@ -111,34 +109,19 @@ def _around(
   return _shares(left, top, side, width, height)
 
 
-# Faces.
-
-
-class _PerThread(threading.local):
-  """A detector for each thread: it changes while it looks, and loads long."""
-
-  @functools.cached_property
-  def cascade(self) -> cv2.CascadeClassifier:
-    return _cascade()
-
-
-_mine = _PerThread()
-
-
-def _cascade() -> cv2.CascadeClassifier:
+@functools.cache
+def _cascade(thread: int) -> cv2.CascadeClassifier:
+  """The detector of a thread: it is not thread-safe, and slow to load."""
+  del thread
   try:
-    path = pathlib.Path(cv2.data.haarcascades, _CASCADE)
-    cascade = cv2.CascadeClassifier(os.fspath(path))
+    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + _CASCADE)
     broken = cascade.empty()
   except (AttributeError, cv2.error):
     broken = True
   if broken:
-    hint = (
-      'it has no Haar cascades: uninstall every opencv package, then '
-      "pip install 'opencv-python-headless>=4.10,<5'"
-    )
-    version = getattr(cv2, '__version__', 'unknown')
-    raise MiraInputError('no_cascade', f'cv2 {version}', hint)
+    hint = 'uninstall every opencv package, then '
+    hint += "pip install 'opencv-python-headless>=4.12,<5'"
+    raise MiraInputError('no_cascade', f'cv2 {cv2.__version__}', hint)
   return cascade
 
 
@@ -153,16 +136,16 @@ def _faces(frame: np.ndarray) -> list[np.ndarray]:
   gray = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
   gray = cv2.resize(gray, size, interpolation=method)
   smallest = (round(_SMALLEST_FACE * _WORKING_SIDE),) * 2
-  found = _mine.cascade.detectMultiScale(
+  found = _cascade(threading.get_ident()).detectMultiScale(
     gray, scaleFactor=1.1, minNeighbors=3, minSize=smallest
   )
   # OpenCV's threads report in any order.
-  found = sorted((-w, x, y, h) for x, y, w, h in np.array(found).tolist())
-  return [np.array((x, y, -w, h)) / scale for w, x, y, h in found]
+  boxes = sorted((-w, x, y, h) for x, y, w, h in np.array(found).tolist())
+  return [np.array((x, y, -w, h)) / scale for w, x, y, h in boxes]
 
 
 def _tracks(frames: Iterable[Sequence[np.ndarray]]) -> list[list[np.ndarray]]:
-  """Sorts the boxes of consecutive frames by whose face they are."""
+  """Groups the boxes of consecutive frames by person."""
   tracks: list[list[np.ndarray]] = []
   for boxes in frames:
     free = list(tracks)  # a face is in a frame only once
@@ -182,6 +165,3 @@ def _distance(a: np.ndarray, b: np.ndarray) -> float:
     return math.inf
   gap = a[:2] + a[2:] / 2 - b[:2] - b[2:] / 2
   return float(np.hypot(*gap)) / large
-
-
-# Tables of boxes.

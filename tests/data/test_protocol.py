@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from mira_jax.data import dataset, holdout, label_map, pool, protocol
 from mira_jax.errors import MiraInputError
@@ -131,6 +133,52 @@ def test_no_person_is_on_two_sides(film, options, count):
     assert sum(map(len, sides)) == len(set.union(*sides)) == 13
     tested += ids(parts.test)
   assert len(tested) == len(set(tested)) == 26
+
+
+def _pool(subjects: list[str], seed: int) -> pool.Pool:
+  """Clips in memory, of two classes, three stored folds and no frames."""
+  rng, count = np.random.default_rng(seed), len(subjects)
+  return pool.Pool(
+    class_names=('a', 'b'),
+    label=rng.integers(2, size=count),
+    subject=np.array(subjects),
+    recording=np.array([f'r{i}' for i in range(count)]),
+    fold=rng.permutation(np.arange(count) % 3),
+    dataset=np.full(count, 'd'),
+    sources=(),
+    where=np.stack([np.zeros(count, int), np.arange(count)], axis=1),
+  )
+
+
+@hypothesis.settings(max_examples=60, derandomize=True, deadline=None)
+@hypothesis.given(
+  st.lists(st.integers(1, 4), min_size=5, max_size=12),
+  st.sampled_from([('loso', 0), ('folds', 4), ('folds', 0)]),
+  st.floats(0, 0.4),
+  st.integers(0, 99),
+)
+def test_folds_are_a_partition_without_a_subject_on_two_sides(
+  sizes, rule, fraction, seed
+):
+  name, num_folds = rule
+  subjects = [f's{i}' for i, size in enumerate(sizes) for _ in range(size)]
+  clips = _pool(subjects, seed)
+  options = {'protocol': name, 'num_folds': num_folds}
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(protocol, 'pooled', lambda *_: [clips])
+    folds = range(len(protocol.fold_names([], **options)))
+    cuts = [
+      protocol.parts([], fold=i, val_fraction=fraction, seed=seed, **options)
+      for i in folds
+    ]
+  tested = np.concatenate([cut.test.where[:, 1] for cut in cuts])
+  assert sorted(tested.tolist()) == [*range(len(subjects))]
+  for cut in cuts:
+    sides = [part for part in (cut.train, cut.val, cut.test) if part]
+    rows = np.concatenate([part.where[:, 1] for part in sides])
+    assert sorted(rows.tolist()) == [*range(len(subjects))]
+    if rule != ('folds', 0):  # stored folds are as their dataset made them
+      assert sum(len(people(part)) for part in sides) == len(sizes)
 
 
 def test_folds_of_subjects_are_of_like_size():

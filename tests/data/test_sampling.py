@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from mira_jax.data import sampling
 
@@ -61,19 +63,29 @@ def test_train_start_takes_every_place_that_fits_equally_often():
   assert counts.max() < 1100
 
 
-def test_train_indices_are_rate_apart_and_inside():
-  rng = _rng()
-  for frames in range(8, 40):
-    indices = sampling.train_indices(frames, 4, 2, rng)
-    np.testing.assert_array_equal(np.diff(indices), [2, 2, 2])
-    assert indices[0] >= 0
-    assert indices[-1] < frames
+sizes = st.integers(1, 200), st.integers(1, 20), st.integers(1, 6)
 
 
-def test_a_window_without_room_starts_at_zero():
-  np.testing.assert_array_equal(
-    sampling.train_indices(8, 4, 2, _rng()), [0, 2, 4, 6]
+@hypothesis.settings(max_examples=100, derandomize=True, deadline=None)
+@hypothesis.given(*sizes, st.integers(0, 2**32), st.integers(1, 9), st.data())
+def test_indices_are_in_order_inside_and_repeatable(
+  n, T, rate, seed, views, data
+):
+  view = data.draw(st.integers(0, views - 1))
+  rules = (
+    lambda: sampling.test_indices(n, T, rate, view, views),
+    lambda: sampling.train_indices(n, T, rate, np.random.default_rng(seed)),
+    lambda: sampling.pretrain_indices(n, T, rate, np.random.default_rng(seed)),
   )
+  for rule in rules:
+    indices = rule()
+    assert indices.shape == (T,)
+    assert indices.dtype == np.int64
+    assert 0 <= indices[0] <= indices[-1] < n
+    assert (np.diff(indices) >= 0).all()
+    np.testing.assert_array_equal(rule(), indices)
+    if n >= T * rate:
+      assert (np.diff(indices) == rate).all()
 
 
 @pytest.mark.parametrize('bad', [(0, 4, 2), (8, 0, 2), (8, 4, 0)])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
-import struct
 
 import av
 import cv2
@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 
 from mira_jax.errors import MiraInputError
-from mira_jax.video import container, decode, footage, geometry, images, upright
+from mira_jax.video import (
+  container,
+  decode,
+  footage,
+  geometry,
+  images,
+  upright,
+)
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
 needs_samples = pytest.mark.skipif(
@@ -56,9 +63,9 @@ def make_sound(path: pathlib.Path) -> None:
     file.mux(stream.encode())
 
 
-def _code(path) -> str:
+def _code(path, read=decode.read_clip) -> str:
   with pytest.raises(MiraInputError) as caught:
-    decode.read_clip(path)
+    read(path)
   assert caught.value.path == os.fspath(path)
   return caught.value.code
 
@@ -89,59 +96,19 @@ def test_every_frame_comes_as_rgb(tmp_path, name, codec, pixels):
   assert np.abs(gray - 8 * np.arange(24)[:, None]).max() <= 8
 
 
-def test_gray_pixels_become_three_channels(tmp_path):
-  path = make_video(tmp_path / 'a.mkv', codec='ffv1', pixels='gray')
-  frame = decode.read_clip(path).frames[9]
-  assert (frame == frame[..., :1]).all()
-
-
 def test_frames_shrink_while_decoding_but_never_grow(tmp_path):
-  path = make_video(tmp_path / 'a.mp4')
-  assert decode.read_clip(path, short_side=32).frames.shape[1:3] == (32, 48)
-  assert decode.read_clip(path, short_side=500).frames.shape[1:3] == (64, 96)
+  path = make_video(tmp_path / 'a.mkv', codec='ffv1', width=99, height=66)
+  assert decode.read_clip(path, short_side=33).size == (33, 50)
+  assert decode.read_clip(path, short_side=500).size == (66, 99)
 
 
-def test_odd_sizes_are_kept(tmp_path):
-  path = make_video(tmp_path / 'a.mkv', codec='ffv1', width=97, height=33)
-  assert decode.read_clip(path).frames.shape[1:3] == (33, 97)
+def test_an_impossible_rate_is_unknown_and_one_frame_is_flagged(tmp_path):
+  path = make_video(tmp_path / 'a.mp4', fps=1000, count=1)
+  video = decode.read_clip(path)
+  assert (video.fps, video.flags) == (0, ('static',))
 
 
-def turn(path: pathlib.Path, height: int) -> pathlib.Path:
-  """Marks an mp4 as one to show a quarter turn clockwise."""
-  data = bytearray(path.read_bytes())
-  # The matrix of the turn, 40 bytes into the track header:
-  # x' = height - y, y' = x, in fixed point with 16 (the last one: 30) bits.
-  one = 1 << 16
-  matrix = (0, one, 0, -one, 0, 0, height * one, 0, 1 << 30)
-  struct.pack_into('>9i', data, data.index(b'tkhd') + 44, *matrix)
-  path.write_bytes(data)
-  return path
-
-
-def test_a_rotated_clip_is_upright(tmp_path):
-  path = turn(make_video(tmp_path / 'a.mp4'), 64)
-  frames = decode.read_clip(path).frames
-  assert frames.shape == (24, 96, 64, 3)
-  np.testing.assert_allclose(frames[0, 8, -8], (255, 0, 0), atol=6)
-  assert frames[0, 8, 8].max() < 10
-  kept, width, height = decode.glance(path, 3, 32)
-  assert (kept.shape, width, height) == ((3, 48, 32, 3), 64, 96)
-  corner = geometry.Square(left=0.5, top=0, width=0.5, height=1 / 3)
-  cut = decode.read_clip(path, square=corner).frames
-  np.testing.assert_array_equal(cut, frames[:, :32, 32:])
-
-
-def test_a_frame_rate_that_cannot_be_is_unknown(tmp_path):
-  path = make_video(tmp_path / 'a.mp4', fps=1000)
-  assert decode.read_clip(path).fps == 0
-
-
-def test_one_frame_is_flagged(tmp_path):
-  video = decode.read_clip(make_video(tmp_path / 'a.mp4', count=1))
-  assert video.flags == ('static',)
-
-
-def test_a_truncated_webm_gives_what_is_there(tmp_path):
+def test_a_truncated_webm_gives_the_frames_before(tmp_path):
   path = make_video(tmp_path / 'a.webm', codec='libvpx-vp9')
   data = path.read_bytes()
   path.write_bytes(data[: len(data) * 2 // 3])
@@ -176,7 +143,6 @@ def test_files_that_are_no_clip(tmp_path):
     path.write_bytes(data)
     return path
 
-  noise = np.random.default_rng(0).bytes(50_000)
   lfs = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
   os.mkfifo(tmp_path / 'fifo.mp4')
   assert _code(tmp_path / 'absent.mp4') == 'not_found'
@@ -185,13 +151,16 @@ def test_files_that_are_no_clip(tmp_path):
   assert _code('/dev/zero') == 'not_regular_file'
   assert _code(file('empty.mp4', b'')) == 'empty'
   assert _code(file('text.mp4', b'hello ' * 100)) == 'not_video'
-  assert _code(file('noise.mp4', noise)) == 'not_video'
   assert _code(file('zeros.mp4', bytes(50_000))) == 'not_video'
   assert _code(file('image.mp4', cv2.imencode('.png', np.zeros((9, 9)))[1]))
   assert _code(file('pointer.mp4', lfs)) == 'git_lfs_pointer'
+  gif = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
+  assert _code(gif) == 'format_not_allowed'
+  make_sound(tmp_path / 'sound.mp4')
+  assert _code(tmp_path / 'sound.mp4') == 'no_video_stream'
 
 
-@pytest.mark.parametrize('kept', [0.3, 0.5, 0.7])
+@pytest.mark.parametrize('kept', [0.3, 0.7])
 def test_part_of_an_mp4_looks_truncated(tmp_path, kept):
   path = make_video(tmp_path / 'a.mp4')
   data = path.read_bytes()
@@ -201,101 +170,80 @@ def test_part_of_an_mp4_looks_truncated(tmp_path, kept):
 
 
 @pytest.mark.parametrize(
-  ('text', 'codes'),
+  ('text', 'code'),
   [
-    ('ffconcat version 1.0\nfile {}\n', {'format_not_allowed'}),
-    ('\n# x\nffconcat version 1.0\nfile {}\n', {'not_video'}),
-    ('#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n', {'format_not_allowed'}),
-    ('#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{}\n', {'format_not_allowed'}),
+    ('ffconcat version 1.0\nfile {}\n', 'format_not_allowed'),
+    ('\n# x\nffconcat version 1.0\nfile {}\n', 'not_video'),
+    ('#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n', 'format_not_allowed'),
+    ('#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{}\n', 'format_not_allowed'),
   ],
 )
-def test_a_playlist_reads_no_other_file(tmp_path, text, codes):
+def test_a_playlist_reads_no_other_file(tmp_path, text, code):
   make_video(tmp_path / 'secret.mp4')
   path = tmp_path / 'list.mp4'
   path.write_text(text.format('secret.mp4'))
-  assert {_code(path)} == codes
-
-
-def test_animated_gif_and_sound_are_refused(tmp_path):
-  gif = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
-  assert _code(gif) == 'format_not_allowed'
-  make_sound(tmp_path / 'sound.mp4')
-  assert _code(tmp_path / 'sound.mp4') == 'no_video_stream'
+  assert _code(path) == code
 
 
 def test_limits(tmp_path, monkeypatch):
   path = make_video(tmp_path / 'a.mp4')
-  monkeypatch.setattr(decode, 'MAX_FRAMES', 23)
-  assert _code(path) == 'too_long'
-  monkeypatch.setattr(container, 'MAX_FILE_BYTES', 100)
-  assert _code(path) == 'too_large'
-
-
-def test_memory_is_limited(tmp_path, monkeypatch):
-  path = make_video(tmp_path / 'a.mp4')
+  wide = make_video(tmp_path / 'b.mp4', count=1, width=4608, height=4608)
+  assert _code(wide) == 'too_large'
+  tiny = make_video(tmp_path / 'a.mkv', codec='ffv1', width=2, height=2)
+  assert _code(tiny) == 'too_small'
   whole = decode.read_clip(path).frames
   monkeypatch.setattr(footage, 'MAX_DECODED_BYTES', 20 * 64 * 96 * 3)
   long = decode.read_clip(path)
   with pytest.raises(MiraInputError, match='too_long'):
     long.frames  # noqa: B018, it decodes
   np.testing.assert_array_equal([*long.take([3, 3, 23])], whole[[3, 3, 23]])
+  # The limit is of what is kept.
   assert len(decode.read_clip(path, short_side=32).frames) == 24
+  square = geometry.Square(left=0, top=0, width=1 / 3, height=1 / 2)
+  assert len(decode.read_clip(path, square=square).frames) == 24
+  monkeypatch.setattr(decode, 'MAX_FRAMES', 23)
+  assert _code(path) == 'too_long'
+  monkeypatch.setattr(container, 'MAX_FILE_BYTES', 100)
+  assert _code(path) == 'too_large'
 
 
-def test_frames_of_too_many_or_too_few_pixels(tmp_path):
-  wide = make_video(tmp_path / 'a.mp4', count=1, width=4608, height=4608)
-  assert _code(wide) == 'too_large'
-  tiny = make_video(
-    tmp_path / 'a.mkv', count=2, codec='ffv1', width=2, height=2
-  )
-  assert _code(tiny) == 'too_small'
-
-
-def _write_frames(folder: pathlib.Path, names: list[str]) -> None:
+def _write_frames(folder: pathlib.Path, names: list[str]) -> pathlib.Path:
+  """Noise of 48 x 36 pixels that differs from frame to frame."""
   folder.mkdir()
-  for i, name in enumerate(names):
-    image = np.full((20, 30, 3), (0, 0, 10 * i), np.uint8)
+  rng = np.random.default_rng(0)
+  for name in names:
+    image = rng.integers(0, 256, (36, 48, 3), np.uint8)
     cv2.imwrite(str(folder / name), image)
+  return folder
 
 
 def test_frames_of_a_folder_come_in_numeric_order(tmp_path):
   names = ['1.png', '2.PNG', 'x_9.bmp', 'x_10.png', '007_00011.png']
-  _write_frames(tmp_path / 'clip', names)
-  (tmp_path / 'clip' / '3.png').touch()
-  (tmp_path / 'clip' / '.4.png').write_bytes(b'x')
-  (tmp_path / 'clip' / 'Thumbs.db').write_bytes(b'x')
-  video = decode.read_clip(tmp_path / 'clip')
-  assert video.frames.shape == (5, 20, 30, 3)
-  assert video.frames[:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
-  assert video.fps == 0
-  assert video.flags == ('low_signal',)  # each is of one colour
+  folder = _write_frames(tmp_path / 'clip', names)
+  (folder / '3.png').touch()
+  (folder / '.4.png').write_bytes(b'x')
+  (folder / 'Thumbs.db').write_bytes(b'x')
+  video = decode.read_clip(folder)
+  expected = [cv2.imread(str(folder / name))[..., ::-1] for name in names]
+  np.testing.assert_array_equal(video.frames, expected)
+  assert (video.fps, video.flags) == (0, ())
 
 
 def test_odd_folders(tmp_path):
-  _write_frames(tmp_path / 'clip', ['1.png', '2.png'])
-  small = np.zeros((10, 15, 3), np.uint8)
-  cv2.imwrite(str(tmp_path / 'clip' / '3.png'), small)
-  (tmp_path / 'clip' / '4.jpg').write_bytes(b'no image')
-  video = decode.read_clip(tmp_path / 'clip')
-  assert video.frames.shape == (3, 20, 30, 3)
+  folder = _write_frames(tmp_path / 'clip', [])
+  read = functools.partial(decode.glance, count=4, short_side=None)
+  assert _code(folder) == _code(folder, read) == 'empty'
+  for name, shape in (('1.png', (36, 48)), ('3.png', (18, 24))):
+    cv2.imwrite(str(folder / name), np.zeros((*shape, 3), np.uint8))
+  (folder / '4.jpg').write_bytes(b'no image')
+  video = decode.read_clip(folder)
+  assert video.frames.shape == (2, 36, 48, 3)
   assert video.flags == ('partial', 'low_signal')
-  (tmp_path / 'none').mkdir()
-  assert _code(tmp_path / 'none') == 'empty'
-  (tmp_path / 'bad').mkdir()
-  (tmp_path / 'bad' / '1.jpg').write_bytes(b'no image')
-  assert _code(tmp_path / 'bad') == 'damaged'
-  with pytest.raises(MiraInputError, match='not_found'):
-    decode.read_clip(tmp_path / 'absent')
-
-
-def _numbered_frames(folder: pathlib.Path, count: int) -> pathlib.Path:
-  """Noise that differs from frame to frame, 48 x 36 pixels."""
-  folder.mkdir()
-  rng = np.random.default_rng(0)
-  for i in range(count):
-    image = rng.integers(0, 256, (36, 48, 3), np.uint8)
-    cv2.imwrite(str(folder / f'{i}.png'), image)
-  return folder
+  frames, width, height = read(folder)
+  assert (frames.shape, width, height) == ((2, 36, 48, 3), 48, 36)
+  for name in ('1.png', '3.png'):
+    (folder / name).write_bytes(b'no image')
+  assert _code(folder) == _code(folder, read) == 'damaged'
 
 
 @pytest.mark.parametrize('kind', ['video', 'folder'])
@@ -303,43 +251,25 @@ def test_a_square_is_cut_before_frames_shrink(tmp_path, kind):
   if kind == 'video':
     path = make_video(tmp_path / 'a.mp4')
   else:
-    path = _numbered_frames(tmp_path / 'clip', 3)
+    path = _write_frames(tmp_path / 'clip', ['0.png', '1.png', '2.png'])
   whole = decode.read_clip(path).frames
   square = geometry.Square(left=0.25, top=0.1, width=0.5 * 3 / 4, height=0.5)
   cut = [geometry.apply(frame, square) for frame in whole]
-  side = cut[0].shape[0]
-  frames = decode.read_clip(path, square=square).frames
-  np.testing.assert_array_equal(frames, cut)
-  frames = decode.read_clip(path, square=square, short_side=12).frames
-  np.testing.assert_array_equal(frames, [geometry.cut(f, 'f', 12) for f in cut])
-  frames = decode.read_clip(path, square=square, short_side=500).frames
-  assert frames.shape[1:3] == (side, side)
+  assert cut[0].base is None  # a view would keep the whole frame
+  for short_side in (None, 12, 500):
+    frames = decode.read_clip(path, square=square, short_side=short_side)
+    expected = [geometry.cut(f, path, short_side) for f in cut]
+    np.testing.assert_array_equal(frames.frames, expected)
+  tiny = geometry.Square(left=0, top=0, width=1 / 24, height=1 / 16)
+  with pytest.raises(MiraInputError, match='too_small'):
+    decode.read_clip(path, square=tiny)
 
 
-def test_memory_is_limited_after_the_cut(tmp_path, monkeypatch):
-  path = make_video(tmp_path / 'a.mp4')
-  monkeypatch.setattr(footage, 'MAX_DECODED_BYTES', 24 * 32 * 32 * 3)
-  square = geometry.Square(left=0, top=0, width=1 / 3, height=1 / 2)
-  video = decode.read_clip(path, square=square)
-  assert video.frames.shape == (24, 32, 32, 3)
-  # A view would keep the whole frame.
-  assert geometry.apply(np.zeros((64, 96, 3), np.uint8), square).base is None
-
-
-def test_a_square_of_too_few_pixels(tmp_path):
-  square = geometry.Square(left=0, top=0, width=1 / 24, height=1 / 16)
-  for path in (
-    make_video(tmp_path / 'a.mp4'),
-    _numbered_frames(tmp_path / 'clip', 2),
-  ):
-    with pytest.raises(MiraInputError, match='too_small'):
-      decode.read_clip(path, square=square)
-
-
-@pytest.mark.parametrize('count', [1, 2, 3, 8, 24, 100])
-@pytest.mark.parametrize('short_side', [None, 20])
+@pytest.mark.parametrize(
+  ('count', 'short_side'), [(1, None), (8, 20), (99, 20)]
+)
 def test_a_glance_at_a_folder(tmp_path, monkeypatch, count, short_side):
-  path = _numbered_frames(tmp_path / 'clip', 24)
+  path = _write_frames(tmp_path / 'clip', [f'{i}.png' for i in range(24)])
   whole = decode.read_clip(path, short_side=short_side).frames
   read = []
   imdecode = cv2.imdecode
@@ -347,27 +277,25 @@ def test_a_glance_at_a_folder(tmp_path, monkeypatch, count, short_side):
     cv2, 'imdecode', lambda *args: read.append(args) or imdecode(*args)
   )
   frames, width, height = decode.glance(path, count, short_side)
-  expected = whole[footage.spaced(24, count)]
-  np.testing.assert_array_equal(frames, expected)
+  np.testing.assert_array_equal(frames, whole[footage.spaced(24, count)])
   assert (width, height) == (48, 36)
   assert len(read) == min(count, 24)
 
 
-@pytest.mark.parametrize('count', [1, 2, 3, 8, 12, 24, 100])
+@pytest.mark.parametrize('count', [1, 3, 8, 24, 100])
 def test_a_glance_at_a_video(tmp_path, count):
   path = make_video(tmp_path / 'a.mkv', codec='ffv1', pixels='bgra')
   whole = decode.read_clip(path, short_side=32).frames
   frames, width, height = decode.glance(path, count, 32)
   assert (width, height) == (96, 64)
-  # Every frame has a gray value of its own, so it says which one it is.
+  # Every frame has a gray value of its own, which identifies it.
   found = [int(np.flatnonzero((whole == f).all((1, 2, 3)))[0]) for f in frames]
   assert len(found) == min(count, 24)
   assert found == sorted(set(found))
   if 2 * count >= 24:
     assert found == footage.spaced(24, count).tolist()
   elif count > 1:
-    steps = np.diff([*found, 24])
-    assert steps.max() <= 2 * 24 / count
+    assert np.diff([*found, 24]).max() <= 2 * 24 / count
 
 
 def test_a_glance_holds_few_frames(tmp_path, monkeypatch):
@@ -381,41 +309,14 @@ def test_a_glance_holds_few_frames(tmp_path, monkeypatch):
   assert len(converted) < 40
 
 
-def test_a_glance_at_odd_clips(tmp_path, monkeypatch):
-  folder = _numbered_frames(tmp_path / 'clip', 6)
-  (folder / '0.png').write_bytes(b'no image')
-  cv2.imwrite(str(folder / '5.png'), np.zeros((18, 24, 3), np.uint8))
-  frames, width, height = decode.glance(folder, 3, None)
-  assert (frames.shape, width, height) == ((2, 36, 48, 3), 48, 36)
-
-  def code(path) -> str:
-    with pytest.raises(MiraInputError) as caught:
-      decode.glance(path, 4, None)
-    return caught.value.code
-
-  for i in range(6):
-    (folder / f'{i}.png').write_bytes(b'no image')
-  assert code(folder) == 'damaged'
-  (tmp_path / 'none').mkdir()
-  assert code(tmp_path / 'none') == 'empty'
-  assert code(tmp_path / 'absent.mp4') == 'not_found'
-  video = make_video(tmp_path / 'a.mp4')
-  monkeypatch.setattr(decode, 'MAX_FRAMES', 5)
-  assert code(video) == 'too_long'
-  assert code(folder) == 'too_long'
-
-
 def test_jpeg_keeps_the_colours():
   image = np.zeros((32, 32, 3), np.uint8)
   image[:] = (200, 100, 30)
   back = images.decode_jpeg(images.encode_jpeg(image))
   np.testing.assert_allclose(back.astype(int), image, atol=4)
-
-
-@pytest.mark.parametrize('data', [b'', b'\xff\xd8\xff', b'text'])
-def test_bytes_that_are_no_jpeg(data):
-  with pytest.raises(MiraInputError, match='damaged'):
-    images.decode_jpeg(data)
+  for data in (b'', b'\xff\xd8\xff', b'text'):
+    with pytest.raises(MiraInputError, match='damaged'):
+      images.decode_jpeg(data)
 
 
 def test_resize_squashes_or_crops():
@@ -441,5 +342,4 @@ def test_resize_squashes_or_crops():
 def test_sample_clips(name, count, fps):
   video = decode.read_clip(SAMPLES / name)
   assert video.frames.shape == (count, 224, 224, 3)
-  assert video.fps == fps
-  assert video.flags == ()
+  assert (video.fps, video.flags) == (fps, ())
