@@ -94,10 +94,10 @@ def _frame_problems(clip: Clip) -> Iterator[str]:
       records.read_frames(clip, [len(clip) - 1])
     except MiraInputError as error:
       yield error.hint
-  images = [images.whole_image(data) for data in clip.frames]
-  if broken := [i for i, image in enumerate(images) if image is None]:
+  pictures = [images.whole_image(data) for data in clip.frames]
+  if broken := [i for i, image in enumerate(pictures) if image is None]:
     yield f'frames {broken[:5]} are damaged, {len(broken)} in all'
-  shapes = {image.shape for image in images if image is not None}
+  shapes = {image.shape for image in pictures if image is not None}
   if len(shapes) > 1:
     yield f'its frames have {len(shapes)} sizes'
 
