@@ -146,7 +146,7 @@ def _test_clips(cfg: config.Config, card: dict) -> tuple[pool.Pool, str]:
 
 def _tell(datasets: list[prepared.PreparedDataset]) -> None:
   if jax.process_index() == 0:
-    inputs.tell(datasets)
+    inputs.report(datasets)
 
 
 def _as_the_model_names_them(

@@ -32,6 +32,10 @@ from mira_jax.weights.weights_file import WEIGHTS, compact, flatten
 
 PyTree = Any
 Record = dict[str, np.ndarray]
+_LESS_MEMORY = (
+  'take fewer: --batch-size of eval and features, --views of predict, '
+  '--config.data.batch_size of train'
+)
 
 
 def use_compile_cache() -> None:
@@ -101,23 +105,9 @@ class Engine(Scorer):
     return self._run(self._score, batch)['probabilities']
 
   def _run(self, program: Any, batch: Any) -> Any:
-    """What a jitted program makes of a batch, on the host."""
-    with memory.measured(
-      lambda: program.lower(self._variables, batch),
-      f'{self.batch_size} clips at once',
-      self._fitting,
-    ):
+    """The result of a jitted program for a batch, on the host."""
+    with memory.explained(f'{self.batch_size} clips at once', _LESS_MEMORY):
       return jax.device_get(program(self._variables, batch))
-
-  def _fitting(self, share: float) -> str:
-    devices = sharding.clip_parts(self._mesh)
-    count = int(share * self.batch_size) // devices * devices
-    if not count:
-      return f'not even {devices} would fit'
-    return (
-      f'take {count} or fewer: --batch-size of eval.py and of mira features, '
-      '--views of mira predict, --config.data.batch_size of train.py'
-    )
 
   def records(self, video: np.ndarray) -> tuple[np.ndarray, list[Record]]:
     """What MiRA did to each clip, block by block.

@@ -1,4 +1,4 @@
-"""What a run reads, from the fields of its configuration."""
+"""Datasets and batches of a run, from its configuration."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def open_datasets(data: config.DataConfig) -> list[PreparedDataset]:
   return datasets
 
 
-def tell(datasets: Sequence[PreparedDataset]) -> None:
-  """Prints what is read: name, fingerprint and place of each dataset."""
+def report(datasets: Sequence[PreparedDataset]) -> None:
+  """Prints name, fingerprint and folder of each dataset."""
   for dataset in datasets:
     mark = prepared.fingerprint(dataset)
     terminal.say(f'dataset {dataset.name} {mark}: {dataset.directory}')
@@ -91,7 +91,7 @@ def _check_drawn(
 def open_parts(
   cfg: config.Config, datasets: Sequence[PreparedDataset]
 ) -> protocol.Parts:
-  """The clips to learn from, to choose by and to test on.
+  """The training, validation and test clips.
 
   Raises:
     MiraInputError: see `protocol.parts`; or a flip would swap labels.
@@ -132,10 +132,10 @@ def fold_names(
 def open_unlabelled(
   cfg: config.Config, datasets: Sequence[PreparedDataset]
 ) -> tuple[pool.Pool, pool.Pool]:
-  """Clips to pre-train on, and others to look at; labels mean nothing.
+  """Clips to pre-train on, and held-out ones; their labels mean nothing.
 
-  All are of the splits 'train'. A `val_fraction` of 0 gives the same twice, as
-  does one that would hold out nobody.
+  All are of the splits 'train'. Where `val_fraction` holds out no subject, both
+  are the same.
   """
   names = datasets[0].class_names
   whole = pool.join(
@@ -155,7 +155,7 @@ def open_unlabelled(
 
 
 def describe(parts: protocol.Parts) -> str:
-  """One line: how many clips of what are learnt from and tested."""
+  """The datasets and the numbers of clips of each part, in one line."""
   names = '+'.join(dict.fromkeys(parts.train.dataset.tolist()))
   tested = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
   val = f', val {len(parts.val)} ({parts.rule})' if parts.val else ''
@@ -167,7 +167,7 @@ def describe(parts: protocol.Parts) -> str:
 
 
 def reading(cfg: config.Config) -> dict[str, Any]:
-  """How clips are read, as arguments of the functions of `pipeline`."""
+  """Arguments of the functions of `pipeline` that say how clips are read."""
   return {
     'rate': cfg.data.rate,
     'fit': cfg.data.fit,

@@ -1,23 +1,28 @@
-"""The guard of training: which updates are made, and what it has seen.
+"""The guard of training: which updates are made, and when a run ends for them.
 
-An update is skipped when what it is computed from is not finite, or when its
-loss is a spike: further above the last losses than so many of their standard
+An update is skipped when its loss or gradient is not finite, or when its loss
+is a spike: further above the last losses than so many of their standard
 deviations, on a scale of logarithms. Both numbers, 128 losses and 6 deviations,
 are those of Levanter's SkipStepConfig (stanford-crfm/levanter,
 levanter/optim/skipstep.py). Its scale is linear; but losses of clips that are
 nearly learnt lie over decades, and every hard clip would be a spike among them.
 
-Everything stays on the device: what the guard knows is a part of the state.
+Updates are judged on the device: the counts are a part of the train state.
+`Policy` decides on the host, from these counts, whether the run saves and ends.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from mira_jax.errors import ExitCode, MiraInputError
 
 Array = jax.Array
 PyTree = Any
@@ -35,7 +40,7 @@ REPORTED = frozenset({'skipped', 'spikes', 'in_a_row', 'last_good', 'verdict'})
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(kw_only=True)
 class Guard:
-  """What the guard knows.
+  """Counts of a run's updates, and its last losses.
 
   Attributes:
     losses: float32 [WINDOW], the last finite losses, as a ring.
@@ -55,7 +60,7 @@ class Guard:
 
 
 def fresh() -> Guard:
-  """The guard of a run that begins."""
+  """The guard of a new run."""
   names = ('seen', 'skipped', 'in_a_row', 'spikes', 'last_good')
   # Arrays of their own: a state is donated, and no buffer can be twice.
   return Guard(
@@ -91,7 +96,7 @@ def is_spike(losses: Array, loss: Array, sigmas: float) -> Array:
 def judge(
   guard: Guard, loss: Array, finite: Array, step: Array, sigmas: float
 ) -> tuple[Guard, Array]:
-  """The verdict on an update, and what the guard knows after it.
+  """The verdict on an update, and the guard after it.
 
   Every finite loss is remembered, that of a spike, too: when losses stay on a
   higher level the window fills with them, and updates are made again.
@@ -99,7 +104,7 @@ def judge(
   Args:
     guard: before.
     loss: float [], of the step.
-    finite: bool [], whether all is that the update is computed from.
+    finite: bool [], whether loss, gradients and MiRA's averages are.
     step: int32 [], number of the step, counted from 1.
     sigmas: of a spike, see `is_spike`; 0: nothing is one.
 
@@ -127,20 +132,17 @@ def judge(
 def confirm(
   before: Guard, guard: Guard, verdict: Array, finite: Array
 ) -> tuple[Guard, Array]:
-  """Judges an update that was made by what it has left.
+  """Turns KEPT into NOT_FINITE where the new state is not finite.
 
-  Of a finite gradient only an absurd rate makes an update that is not finite.
-  It was written over what was there: nothing can be skipped any more, and
-  `in_a_row` is beyond every limit.
+  Of a finite gradient only an absurd rate makes such an update. It was written
+  over the old state: nothing can be skipped any more, and `in_a_row` is beyond
+  every limit.
 
   Args:
     before: as given to `judge`.
     guard: from `judge`.
     verdict: from `judge`.
-    finite: bool [], whether all is finite that the step has left.
-
-  Returns:
-    The guard and the verdict, which is NOT_FINITE instead of KEPT.
+    finite: bool [], whether the new state is.
   """
   ruined = dataclasses.replace(
     before,
@@ -160,11 +162,71 @@ def missed(guard: Guard) -> Array:
 
 
 def report(guard: Guard, verdict: Array) -> dict[str, Array]:
-  """What a step tells of the guard: its numbers, and the verdict."""
-  return {
-    'skipped': guard.skipped,
-    'spikes': guard.spikes,
-    'in_a_row': guard.in_a_row,
-    'last_good': guard.last_good,
-    'verdict': verdict,
-  }
+  """Metrics of a step: the counts of the guard, and the verdict."""
+  counts = {n: getattr(guard, n) for n in REPORTED if n != 'verdict'}
+  return counts | {'verdict': verdict}
+
+
+# ----- on the host ------------------------------------------------------------
+
+
+class Policy:
+  """Decides whether a run saves its state, and when it ends.
+
+  A state that is held while losses are NaN may be their cause. It is not saved:
+  it would be the newest checkpoint, from which no other learning rate could
+  resume.
+
+  Args:
+    max_bad_steps: updates in a row that may be not finite.
+    start: step that the run resumes from; 0 of a fresh one.
+
+  Attributes:
+    saved: step of the newest checkpoint; 0 when there is none.
+    may_save: whether the last update was finite.
+  """
+
+  def __init__(self, max_bad_steps: int, start: int):
+    self._max_bad_steps, self._start = max_bad_steps, start
+    self.saved, self.may_save = start, True
+
+  def check(self, step: int, row: Mapping[str, Any]) -> str:
+    """Describes an update that was skipped; '' where it was made.
+
+    Args:
+      step: of the run, from 1.
+      row: the metrics of that step, of `report` among them.
+
+    Raises:
+      MiraInputError: too many updates in a row were not finite.
+    """
+    self.may_save = not row['in_a_row']
+    if row['verdict'] == SPIKE:
+      return f'step {step}: a spike, loss {row["loss"]:.4g}, skipped'
+    if row['verdict'] != NOT_FINITE:
+      return ''
+    if row['in_a_row'] <= self._max_bad_steps:
+      return f'step {step}: not finite, skipped ({row["in_a_row"]} in a row)'
+    newest = f'the newest checkpoint is of step {self.saved}'
+    if not self.saved:
+      newest = 'there is no checkpoint yet'
+    elif row['last_good'] <= self._start:
+      newest += '; remove that one, which may be the cause'
+    force = ' and add --force' if self.saved else ''
+    raise not_finite(
+      step,
+      row,
+      f'the last good step is {row["last_good"]}, and {newest}; lower '
+      f'config.optim.lr or set config.optim.clip_norm{force}, or search the '
+      'cause with --debug_nans',
+    )
+
+
+def not_finite(step: int, row: Mapping[str, Any], hint: str) -> MiraInputError:
+  """The error of a step whose update is not finite; names the quantity."""
+  quantity = f'the update of step {step} is not finite'
+  for name in ('grad_norm', 'loss'):
+    if not math.isfinite(row[name]):
+      quantity = f'the {name} of step {step} is {row[name]}'
+  code = ExitCode.NUMERIC
+  return MiraInputError('not_finite', quantity, hint, exit_code=code)

@@ -17,11 +17,11 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from mira_jax import files, terminal
-from mira_jax.errors import ExitCode, MiraInputError, plain
+from mira_jax.errors import plain
 from mira_jax.evaluation import results
 from mira_jax.train import guard
 
-METRICS, LOOKS = 'metrics.jsonl', 'looks.jsonl'  # in the folder of a run
+METRICS, EVAL_HISTORY = 'metrics.jsonl', 'eval_history.jsonl'  # of a run
 _SHORT = {
   'loss': 'loss',
   'accuracy': 'accuracy',
@@ -41,14 +41,9 @@ class Log:
     start: steps done before; later rows of an earlier attempt are dropped.
     total: steps of the run.
     batch_size: clips per step, for the speed.
-    max_bad_steps: updates in a row that may be not finite.
-    look_due: whether the look of step `start` is made now; what a killed
-      attempt wrote of it is dropped.
-    pending: what `pending` was when the state of step `start` was saved.
-
-  Attributes:
-    saved: step of the newest checkpoint, to name it; 0 when there is none.
-    in_a_row: updates that were not finite since the last one that was made.
+    validation_due: whether the validation of step `start` runs now; rows of it
+      that a killed attempt wrote are dropped.
+    pending: `pending` when the state of step `start` was saved.
   """
 
   def __init__(
@@ -58,16 +53,12 @@ class Log:
     total: int,
     batch_size: int,
     *,
-    max_bad_steps: int = 10,
-    look_due: bool = False,
+    validation_due: bool = False,
     pending: Mapping[str, dict[str, Any]] | None = None,
   ):
-    self.saved, self.in_a_row = start, 0
-    self._start = start
-    self._max_bad_steps = max_bad_steps
     self._active = jax.process_index() == 0
     self._batch_size = batch_size
-    self.total = total
+    self._total = total
     self._added: dict[int, dict[str, jax.Array]] = {}  # on the device
     self._pending = {int(step): row for step, row in (pending or {}).items()}
     self._since: float | None = None
@@ -85,7 +76,7 @@ class Log:
 
       def keep(row: Mapping[str, Any]) -> bool:
         before = row['step'] == start and 'learning_rate' in row
-        return row['step'] < start + (not look_due) or before
+        return row['step'] < start + (not validation_due) or before
 
       self._file = _reopen(workdir / METRICS, _is_row, keep)
       self._events = _Events(workdir / 'tensorboard', start)
@@ -103,36 +94,30 @@ class Log:
         self._file.close()
 
   def add(self, step: int, metrics: dict[str, jax.Array]) -> None:
-    """Keeps the metrics of a step, on the device, until `flush`."""
+    """Keeps the metrics of a step, on the device, until `judge`."""
     self._added[step] = metrics
 
-  def judge(self) -> None:
-    """Waits for the steps that were added, and reports those skipped.
+  def judge(self, policy: guard.Policy) -> None:
+    """Waits for the steps that were added; prints those that were skipped.
 
     Raises:
-      MiraInputError: too many updates in a row were not finite; it names the
-        step, the last good one and the newest checkpoint.
+      MiraInputError: the policy ends the run.
     """
     rows, self._added = jax.device_get(self._added), {}
     for step, row in rows.items():
       self._pending[step] = {n: x.item() for n, x in row.items()}
-      self._judge(step, self._pending[step])
+      self.say(policy.check(step, self._pending[step]))
 
   @property
   def pending(self) -> dict[str, dict[str, Any]]:
-    """Metrics of the steps that no row holds yet, JSON-able."""
+    """Metrics of judged steps that no row holds yet, JSON-able."""
     return {str(step): row for step, row in self._pending.items()}
 
   def flush(self) -> None:
-    """Writes the mean of the metrics of the steps since the last row.
+    """Writes the mean of the metrics of the steps judged since the last row.
 
-    The mean is that of the steps that were finite, so that one that was
-    skipped does not hide the others.
-
-    Raises:
-      MiraInputError: see `judge`.
+    Steps that were not finite are left out of the mean.
     """
-    self.judge()
     rows, self._pending = self._pending, {}
     if not rows:
       return
@@ -152,39 +137,13 @@ class Log:
     self._since = now
     self.write(step, mean)
 
-  def _judge(self, step: int, row: dict[str, Any]) -> None:
-    """Tells of an update that was skipped; raises after too many."""
-    self.in_a_row = int(row['in_a_row'])
-    if row['verdict'] == guard.SPIKE:
-      self.say(f'step {step}: a spike, loss {row["loss"]:.4g}, skipped')
-    if row['verdict'] != guard.NOT_FINITE:
-      return
-    if self.in_a_row > self._max_bad_steps:
-      raise self._not_finite(step, row)
-    self.say(f'step {step}: not finite, skipped ({self.in_a_row} in a row)')
-
-  def _not_finite(self, step: int, row: dict[str, Any]) -> MiraInputError:
-    newest = f'the newest checkpoint is of step {self.saved}'
-    if not self.saved:
-      newest = 'there is no checkpoint yet'
-    elif row['last_good'] <= self._start:
-      newest += '; remove that one, which may be the cause'
-    hint = (
-      f'the last good step is {row["last_good"]}, and {newest}; lower '
-      'config.optim.lr or set config.optim.clip_norm'
-      f'{" and add --force" if self.saved else ""}, or look for the cause with '
-      '--debug_nans'
-    )
-    path, code = what_is_not_finite(step, row), ExitCode.NUMERIC
-    return MiraInputError('not_finite', path, hint, exit_code=code)
-
   def say(self, text: str) -> None:
-    """Tells the person something, once."""
-    if self._active:
+    """Prints a line above the progress bar; '' prints nothing."""
+    if self._active and text:
       self._console.print(plain(text))
 
   def pause(self) -> None:
-    """Keeps what is done before the next step out of the speed."""
+    """Restarts the clock of the speed, after a validation or a save."""
     self._since = time.perf_counter()
 
   def write(self, step: int, row: dict[str, float]) -> None:
@@ -199,7 +158,7 @@ class Log:
     names = names or {n: n for n in row}  # an evaluation
     text = '  '.join(f'{names[n]} {row[n]:.4g}' for n in names)
     if not self._console.is_terminal:
-      print(f'step {step}/{self.total}  {text}', flush=True)
+      print(f'step {step}/{self._total}  {text}', flush=True)
     elif 'loss' in row:
       self._bar.update(self._task, completed=step, description=text)
     else:
@@ -207,10 +166,10 @@ class Log:
 
 
 class _Events:
-  """Rows for TensorBoard, in the file before the next line is run.
+  """TensorBoard events, written at once.
 
-  `tensorboardX.SummaryWriter` has a thread that ends on a full disk, and waits
-  for it ever after.
+  `tensorboardX.SummaryWriter` writes in a thread that ends on a full disk, and
+  then waits for it forever.
 
   Args:
     folder: of the files, one for each attempt.
@@ -238,21 +197,15 @@ class _Events:
     self._writer.close()
 
 
-def what_is_not_finite(step: int, row: Mapping[str, Any]) -> str:
-  """What of a step whose update is not finite, in words."""
-  for name in ('loss', 'grad_norm'):
-    if not np.isfinite(row[name]):
-      return f'the {name} of step {step} is {row[name]}'
-  return f'the update of step {step} is not finite'
-
-
 def read(workdir: pathlib.Path) -> list[dict[str, float]]:
   """The rows of a run's metrics.jsonl; [] when there are none."""
   return list(_rows(workdir / METRICS, _is_row)[0].values())
 
 
-class Looks:
-  """What a run scored while it trained: confusion matrices, in looks.jsonl.
+class EvalHistory:
+  """Confusion matrices of every validation of a run, in eval_history.jsonl.
+
+  A run of version 0.1.0 goes on with its looks.jsonl.
 
   Args:
     workdir: of the run.
@@ -260,31 +213,32 @@ class Looks:
   """
 
   def __init__(self, workdir: pathlib.Path, classes: int):
-    self._path = workdir / LOOKS
+    old = workdir / 'looks.jsonl'
+    self._path = old if old.exists() else workdir / EVAL_HISTORY
     self._classes = classes
 
   def add(self, step: int, matrices: dict[str, np.ndarray]) -> None:
-    """Adds a look: the matrix [K, K] of each split that was scored.
+    """Adds the matrix [K, K] of each split that was scored after a step.
 
-    Later looks, of an earlier attempt, are dropped.
+    Later ones, of an earlier attempt, are dropped.
     """
     if jax.process_index() == 0:
       row = {name: matrix.tolist() for name, matrix in matrices.items()}
       with (
         files.naming(self._path),
-        _reopen(self._path, self._is_look, lambda r: r['step'] < step) as file,
+        _reopen(self._path, self._valid, lambda r: r['step'] < step) as file,
       ):
         file.write(json.dumps({'step': step, **row}) + '\n')
 
   def read(self) -> dict[int, dict[str, np.ndarray]]:
-    """Step -> split -> matrix, of all looks so far."""
-    rows = _rows(self._path, self._is_look)[0].values()
+    """Step -> split -> matrix."""
+    rows = _rows(self._path, self._valid)[0].values()
     return {
       row['step']: {n: np.array(x) for n, x in row.items() if n != 'step'}
       for row in rows
     }
 
-  def _is_look(self, row: Mapping[str, Any]) -> bool:
+  def _valid(self, row: Mapping[str, Any]) -> bool:
     return all(
       results.is_matrix(x, self._classes) for n, x in row.items() if n != 'step'
     )
@@ -300,7 +254,7 @@ def _is_row(row: Mapping[str, Any]) -> bool:
 def _rows(
   path: pathlib.Path, valid: Callable[[Mapping[str, Any]], bool]
 ) -> tuple[dict[str, dict[str, Any]], str]:
-  """The sound rows of a file by their lines, and what is wrong with others."""
+  """The valid rows of a file by their lines, and why the first other isn't."""
   try:
     whole, _, _ = path.read_bytes().rpartition(b'\n')  # a kill leaves half
   except FileNotFoundError:
@@ -325,9 +279,9 @@ def _reopen(
   valid: Callable[[Mapping[str, Any]], bool],
   keep: Callable[[Mapping[str, Any]], bool],
 ) -> IO[str]:
-  """Opens a file of rows to append to, with those that are to be kept.
+  """Opens a file of rows to append to, reduced to those that `keep` selects.
 
-  Of a damaged file the sound rows are kept, and all of it is set aside.
+  A damaged file is set aside whole; its valid rows are kept.
   """
   files.clear_for_file(path)
   rows, wrong = _rows(path, valid)

@@ -1,10 +1,8 @@
-"""Which operation made a step not finite, and on which line.
+"""NaN debugging: which operation made a step not finite, and on which line.
 
-A compiled step says nothing about what is inside it. `jax_debug_nans` does,
-but looks only for NaN, asks whether every jitted function is finite, and needs
-arguments that were not donated. Here steps run compiled until one is not
-finite; that one is repeated operation by operation from the same arguments.
-Infinity alone blames nobody: a maximum begins at minus infinity on purpose.
+`jax_debug_nans` alone would check the result of every jitted function of every
+step. Here steps run compiled until one is not finite; that one is repeated
+under it, operation by operation, from the same arguments.
 """
 
 from __future__ import annotations
@@ -12,41 +10,40 @@ from __future__ import annotations
 import pathlib
 import re
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 
-from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.train import guard, log
+from mira_jax.train import guard
 
-_PACKAGE = pathlib.Path(__file__).parent
+_PACKAGE = pathlib.Path(__file__).parents[1]
 
 
-def blaming(step: Callable) -> Callable:
+def checked(step: Callable) -> Callable:
   """A training step that raises when its update is not finite.
 
   Args:
-    step: of `steps.make_train_step`, with `donate=False`.
+    step: of `step.make_train_step`, with `donate=False`.
 
   Returns:
     A step like it; its MiraInputError names the operation and the line.
   """
 
-  def blame(state, batch, key):
+  def run(state, batch, key):
     new, metrics = step(state, batch, key)
     number, row = jax.device_get((new.step, metrics))
     if row['verdict'] == guard.NOT_FINITE:
-      path = log.what_is_not_finite(number, row)
-      hint = culprit(step.__wrapped__, state, batch, key)
-      code = ExitCode.NUMERIC
-      raise MiraInputError('not_finite', path, hint, exit_code=code)
+      cause = find(step.__wrapped__, state, batch, key)
+      raise guard.not_finite(number, row, cause)
     return new, metrics
 
-  return blame
+  return run
 
 
-def culprit(function: Callable, *args: object) -> str:
-  """The first operation of a function whose result is not finite, in words.
+def find(function: Callable, *args: object) -> str:
+  """Names the first operation of a function that makes a NaN, and its line.
+
+  Infinity alone is no cause: a maximum begins at minus infinity on purpose.
 
   Args:
     function: of arrays, not jitted.
@@ -56,30 +53,26 @@ def culprit(function: Callable, *args: object) -> str:
     with jax.disable_jit(), jax.debug_nans(True), jax.transfer_guard('allow'):
       function(*args)
   except FloatingPointError as error:
-    return _told(error)
+    text = str(error).splitlines()[0]
+    found = re.search(r'\((\w+)\) encountered in (.*?)\.?$', text)
+    text = f'the first {found[1]} is of {found[2]}' if found else text
+    return ', at '.join([text, *_lines(error)[-1:]])
   return (
     'operation by operation nothing is nan: a number is infinite, or only the '
     'compiled step is not finite'
   )
 
 
-def _told(error: FloatingPointError) -> str:
-  """What JAX found, as 'the first nan is of dot_general, at FILE:LINE'."""
-  text = str(error).splitlines()[0]
-  found = re.search(r'\((\w+)\) encountered in (.*?)\.?$', text)
-  what = f'the first {found[1]} is of {found[2]}' if found else text
-  places = list(_places(error))
-  return f'{what}, at {places[-1]}' if places else what
-
-
-def _places(error: BaseException | None) -> Iterator[str]:
+def _lines(error: BaseException | None) -> list[str]:
   """Lines of this package that led to an error, the innermost last.
 
   In the backward pass those of the forward one are in the cause of the error.
   """
+  lines = []
   while error is not None:
     for frame in traceback.extract_tb(error.__traceback__):
       path = pathlib.Path(frame.filename)
-      if path.is_relative_to(_PACKAGE) and path != pathlib.Path(__file__):
-        yield f'{path.relative_to(_PACKAGE.parent)}:{frame.lineno}'
+      if path.is_relative_to(_PACKAGE) and frame.filename != __file__:
+        lines.append(f'{path.relative_to(_PACKAGE.parent)}:{frame.lineno}')
     error = error.__cause__
+  return lines

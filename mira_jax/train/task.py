@@ -1,7 +1,7 @@
-"""What a run trains: a classifier, or a masked autoencoder before it.
+"""Tasks of a run: classification, and masked pre-training before it.
 
-`loop.train` is the same for both; a task says what is read, what is minimised,
-what to look at now and then, and what to leave behind.
+The loop is the same for both; a task has the clips, the model and its loss, the
+validation, and the files that are left at the end.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ PICTURED = 4  # clips in a picture of a reconstruction
 
 
 class Task(Protocol):
-  """What the loop asks of a task.
+  """The parts of a task that the loop uses.
 
   Attributes:
     datasets: that it reads.
-    source: the clips to learn from.
-    program: what is computed.
-    summary: what is learnt from which data, in one line.
+    source: the training clips.
+    program: model and loss.
+    summary: the datasets and the numbers of clips, in one line.
   """
 
   datasets: Sequence[PreparedDataset]
@@ -55,15 +55,17 @@ class Task(Protocol):
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
     """Endless batches from a step on."""
 
-  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
-    """Looks at the state; what selects a checkpoint, or -1 if nothing does."""
+  def validate(
+    self, step: int, state: steps.TrainState, log: runlog.Log
+  ) -> float:
+    """Validates a state; the score that selects checkpoints, -1 without one."""
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
-    """Writes what a run leaves, on the first host; `best` restores a state."""
+    """Writes weights and results on the first host; `best` restores a state."""
 
 
 def make(cfg: config.Config, workdir: pathlib.Path, mesh: Mesh) -> Task:
-  """The task that a configuration asks for; fills in `model.num_classes`.
+  """The task of a configuration; fills in `model.num_classes`.
 
   Raises:
     MiraInputError: the datasets or the model cannot be used as configured.
@@ -73,7 +75,7 @@ def make(cfg: config.Config, workdir: pathlib.Path, mesh: Mesh) -> Task:
 
 
 class Classification:
-  """Learns classes; chooses by validation clips, reports on test clips."""
+  """Learns classes; validation clips choose the weights that are tested."""
 
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
     self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
@@ -83,13 +85,15 @@ class Classification:
     self.summary = inputs.describe(self._parts)
     run_folder.fit_classes(cfg, self.source.class_names)
     self.program = program.classifier(cfg, mesh, self.source.counts)
-    self._looks = runlog.Looks(workdir, len(self.source.class_names))
+    self._history = runlog.EvalHistory(workdir, len(self.source.class_names))
     self._scorer: engine.Engine | None = None
 
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
     return inputs.train_batches(self._cfg, self.source, start, self._mesh)
 
-  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
+  def validate(
+    self, step: int, state: steps.TrainState, log: runlog.Log
+  ) -> float:
     cfg, parts, matrices = self._cfg, self._parts, {}
     views = cfg.eval.look_views
     if parts.val is not None:
@@ -99,7 +103,7 @@ class Classification:
     for name, matrix in matrices.items():
       scores = score(matrix)
       log.write(step, {f'{name}_war': scores.war, f'{name}_uar': scores.uar})
-    self._looks.add(step, matrices)
+    self._history.add(step, matrices)
     if parts.val is None:
       return -1.0
     return getattr(score(matrices['val']), cfg.eval.select_by)
@@ -131,7 +135,7 @@ class Classification:
       return
     _draw_curves(workdir)
     watched = {
-      n: x['test'] for n, x in self._looks.read().items() if 'test' in x
+      n: x['test'] for n, x in self._history.read().items() if 'test' in x
     }
     rows = results.of_run(
       final, watched, chosen=chosen, last=step, by_val=parts.val is not None
@@ -153,19 +157,19 @@ class Classification:
 
 
 class Pretraining:
-  """Learns to fill in masked tubelets; pictures what it fills in."""
+  """Learns to reconstruct masked tubelets; draws some reconstructions."""
 
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
     self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
     self.datasets = inputs.open_datasets(cfg.data)
     self.source, self._shown = inputs.open_unlabelled(cfg, self.datasets)
-    # A batch of them, spread out, because neighbours may be of one person.
+    # A batch of them, spread out, because neighbours may show one subject.
     count = min(len(self._shown), cfg.data.batch_size)
     spread = np.linspace(0, len(self._shown) - 1, count).round().astype(int)
     self._shown = self._shown.take(spread)
     names = '+'.join(dataset.name for dataset in self.datasets)
     self.summary = (
-      f'{names}: pre-train {len(self.source)}, look at {len(self._shown)}'
+      f'{names}: pre-train {len(self.source)}, validate {len(self._shown)}'
     )
     self.program = program.autoencoder(cfg, mesh)
     self._fill = jax.jit(self._filled, out_shardings=sharding.replicated(mesh))
@@ -199,7 +203,9 @@ class Pretraining:
     )
     return loss, shown, filled
 
-  def look(self, step: int, state: steps.TrainState, log: runlog.Log) -> float:
+  def validate(
+    self, step: int, state: steps.TrainState, log: runlog.Log
+  ) -> float:
     cfg = self._cfg
     batch = next(
       pipeline.eval_batches(
@@ -250,7 +256,7 @@ def _draw_curves(workdir: pathlib.Path) -> None:
 def _save_weights(
   path: pathlib.Path, state: steps.TrainState, card: dict[str, Any], mesh: Mesh
 ) -> None:
-  """Writes what a state scores with; every host must call it."""
+  """Writes the parameters, or their average; every host must call it."""
   variables = sharding.gather(state.variables, mesh)
   if jax.process_index() == 0:
     weights_file.save_weights(

@@ -143,7 +143,7 @@ def assert_same_run(run, alone):
     weights(run),
     weights(alone),
   )
-  for name in ('looks.jsonl', 'outcome.json'):
+  for name in ('eval_history.jsonl', 'outcome.json'):
     assert (run / name).read_text() == (alone / name).read_text()
 
 

@@ -42,7 +42,7 @@ def assert_same(folder, other):
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert first == second
   assert rows(folder) == rows(other)
-  for name in ('looks.jsonl', 'outcome.json'):
+  for name in ('eval_history.jsonl', 'outcome.json'):
     assert (folder / name).read_text() == (other / name).read_text()
 
 

@@ -500,7 +500,7 @@ def test_a_run_leaves_everything_behind(run):
   names = {path.name for path in run.iterdir()}
   assert names == {
     '.lock', 'checkpoints', 'config.json', 'curves.npz', 'curves.png',
-    'looks.jsonl', 'metrics.jsonl', 'outcome.json', 'tensorboard',
+    'eval_history.jsonl', 'metrics.jsonl', 'outcome.json', 'tensorboard',
     'weights-last.safetensors', 'weights.safetensors',
   }  # fmt: skip
   lines = (run / 'metrics.jsonl').read_text().splitlines()
