@@ -1,4 +1,4 @@
-"""The program of a run: all that a configuration computes, without its data."""
+"""Model, loss, optimiser and training step of a configuration."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ Model = ViViT | mae.MaskedAutoencoder
 
 
 class Program(NamedTuple):
-  """A model and what it is to learn.
+  """A model and its loss.
 
   Attributes:
-    model: that learns.
+    model: flax module.
     init: random key -> its variables.
     objective: see `objectives`.
-    attention: which attention will run, and why, in one line.
+    attention: the attention implementation that runs, and why, in one line.
   """
 
   model: Model
@@ -41,20 +41,16 @@ class Program(NamedTuple):
 
 
 def make(cfg: config.Config, mesh: Mesh) -> Program:
-  """The program of a configuration whose number of classes is known.
-
-  Args:
-    cfg: a valid configuration.
-    mesh: the devices.
+  """The program of a valid configuration whose number of classes is known.
 
   Raises:
-    MiraInputError: the attention that it names cannot serve here.
+    MiraInputError: the configured attention does not run on this mesh.
   """
   return (autoencoder if cfg.pretrain else classifier)(cfg, mesh)
 
 
 def video_shape(cfg: config.Config, clips: int = 1) -> tuple[int, ...]:
-  """[B, F, H, W, 3] of what the model takes."""
+  """Shape [B, F, H, W, 3] of the model's input."""
   model = cfg.model
   return (clips, model.frames, model.image_size, model.image_size, 3)
 
@@ -62,17 +58,11 @@ def video_shape(cfg: config.Config, clips: int = 1) -> tuple[int, ...]:
 def classifier(
   cfg: config.Config, mesh: Mesh, counts: Sequence[int] = ()
 ) -> Program:
-  """Classification, see `make`.
-
-  Args:
-    cfg: a valid configuration.
-    mesh: the devices.
-    counts: clips of every class, for `optim.class_weights`.
-  """
+  """Classification, see `make`; `counts` of clips per class weigh the loss."""
   model = build.build_model(dataclasses.asdict(cfg.model))
   weights = None
   if cfg.optim.class_weights == 'inverse_sqrt':
-    even = [1] * model.num_classes  # where no data says more
+    even = [1] * model.num_classes  # no dataset is opened
     weights = losses.inverse_sqrt_weights(counts if len(counts) else even)
   objective = losses.classification(
     model,
@@ -85,8 +75,8 @@ def classifier(
   )
   if cfg.optim.freeze_backbone:
     objective = losses.freeze_backbone(objective)
-  slots, height, width = model.grid
-  tokens = slots, height * width
+  temporal, height, width = model.grid
+  tokens = temporal, height * width
   prefix = int(model.pool == 'cls')
   attention = attention_choice(model, tokens, _rows(cfg), mesh, prefix)
 
@@ -106,8 +96,8 @@ def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
   model = build.build_autoencoder(dataclasses.asdict(cfg.model), fields)
   draw = functools.partial(draw_mask, cfg, shape=video_shape(cfg))
   mask, hidden = draw(jax.random.key(0))
-  slots = cfg.model.frames // cfg.model.tubelet
-  tokens = slots, (mask.shape[1] - hidden) // slots
+  temporal = cfg.model.frames // cfg.model.tubelet
+  tokens = temporal, (mask.shape[1] - hidden) // temporal
   attention = attention_choice(model, tokens, _rows(cfg), mesh)
   objective = losses.reconstruction(
     model,
@@ -151,23 +141,23 @@ def attention_choice(
   mesh: Mesh,
   num_prefix: int = 0,
 ) -> str:
-  """Which implementation of attention will run, and why, in one line.
+  """The attention implementation that runs, and why, in one line.
 
   Args:
-    model: of the encoder's fields.
-    tokens: T slots, and how many tokens of each the encoder sees.
+    model: classifier or autoencoder.
+    tokens: temporal tokens, and how many spatial ones of each the encoder sees.
     batch_size: B.
     mesh: the devices.
     num_prefix: class tokens in front of them.
 
   Raises:
-    MiraInputError: the one that is named cannot serve here.
+    MiraInputError: the configured one does not run here.
   """
-  (slots, places), heads = tokens, model.heads
+  (temporal, spatial), heads = tokens, model.heads
   mode = 'plain' if model.mira is None else model.mira.mode
-  length = slots * places
+  length = temporal * spatial
   if model.variant.startswith('factorised'):  # within frames, without MiRA
-    batch_size, length, mode = batch_size * slots, places, 'plain'
+    batch_size, length, mode = batch_size * temporal, spatial, 'plain'
   if model.variant == 'factorised_dot_product':
     heads //= 2
   shape = (batch_size, length + num_prefix, heads, model.dim // model.heads)
@@ -187,7 +177,7 @@ def attention_choice(
 
 
 class Training(NamedTuple):
-  """What turns a program into a run.
+  """The functions of a training.
 
   Attributes:
     init: random key -> a fresh state.
@@ -208,7 +198,7 @@ def training(
   *,
   donate: bool = True,
 ) -> Training:
-  """The optimiser and the jitted step of a program; it may keep its state."""
+  """The jitted step of a program with its optimiser; `donate` its state."""
   schedule = optim.warmup_cosine(
     peak=config.peak_lr(cfg),
     final=config.final_lr(cfg),
@@ -240,7 +230,7 @@ def training(
 def make_optimizer(
   cfg: config.OptimConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """The optimiser that a configuration asks for."""
+  """The optimiser of a configuration."""
   optimizer = optim.OPTIMIZERS[cfg.name](
     schedule,
     weight_decay=cfg.weight_decay,
@@ -271,7 +261,7 @@ def abstract_batch(
 
 
 def abstract_key(mesh: Mesh) -> jax.ShapeDtypeStruct:
-  """The key of a run as the step takes it."""
+  """The random key of a run as an argument of the step."""
   key = jax.eval_shape(lambda: jax.random.key(0))
   where = sharding.replicated(mesh)
   return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=where)

@@ -1,8 +1,7 @@
-"""What training minimises: pure functions of (params, mira, batch, key).
+"""Losses of training: pure functions of (params, mira, batch, key).
 
 `classification` is fine-tuning, `reconstruction` is masked pre-training. Both
-draw their augmentation from the key, on the device. `steps.make_train_step`
-differentiates what they return.
+draw their augmentation from the key, on the device.
 """
 
 from __future__ import annotations
@@ -31,13 +30,7 @@ Objective = Callable[
 
 
 def soft_targets(label: Array, num_classes: int, smoothing: float) -> Array:
-  """int [B] -> float32 [B, K], rows of sum 1.
-
-  Args:
-    label: [B], in 0 to K - 1.
-    num_classes: K.
-    smoothing: s; a class gets s / K, the label 1 - s more.
-  """
+  """int [B] -> float32 [B, K]: smoothing / K, the label 1 - smoothing more."""
   return optax.smooth_labels(jax.nn.one_hot(label, num_classes), smoothing)
 
 
@@ -50,7 +43,7 @@ def cross_entropy(
     logits: [B, K].
     targets: [B, K], see `soft_targets`.
     mask: bool [B].
-    weights: [B] of the clips in the mean; None is 1 for all.
+    weights: of the clips in the mean, [B]; None is 1 for all.
   """
   losses = optax.softmax_cross_entropy(logits, targets)
   if weights is None:
@@ -66,10 +59,10 @@ def masked_mean(values: Array, mask: Array) -> Array:
 
 
 def inverse_sqrt_weights(counts: Sequence[int]) -> list[float]:
-  """Weight of each class from its clips: `n ** -0.5`, scaled to a mean of 1.
+  """Weights `n ** -0.5` of classes of n clips, scaled to a mean of 1.
 
-  A class without clips has weight 0 and is left out of the mean. The
-  reference's `weighted_ce`.
+  A class without clips has weight 0 and is left out of the mean, as in the
+  authors' `weighted_ce`.
   """
   raw = [n**-0.5 if n else 0.0 for n in counts]
   scale = sum(n > 0 for n in counts) / sum(raw)
@@ -90,12 +83,12 @@ def classification(
 
   Args:
     model: flax module with a field `num_classes`, as `models.vivit.ViViT`.
-    augmentation: (key, uint8 video) -> what the model is fed.
+    augmentation: (key, uint8 video) -> normalised video.
     smoothing: of labels.
     mixup_alpha: see `mixing.mix`; 0 leaves mixup out.
     cutmix_alpha: likewise for cutmix. Either needs batches without masked rows.
     copies: rows of one clip side by side, see there.
-    class_weights: K numbers, of the clips of a class in the mean loss.
+    class_weights: [K], of the clips of a class in the mean loss.
 
   Returns:
     An objective with the metric accuracy, of the class with the largest target.
@@ -153,10 +146,10 @@ def reconstruction(
   """Mean squared error of the pixels of masked tubelets.
 
   Args:
-    model: of the decoder's fields.
+    model: the autoencoder.
     augmentation: (key, uint8 video) -> normalised video.
     kind: of mask, a key of `mae.MASKS`.
-    ratio: share of a slot's places that are masked.
+    ratio: share of the spatial positions that are masked.
     normalise: pixels of every tubelet and channel, see `mae.tubelet_targets`.
 
   Returns:

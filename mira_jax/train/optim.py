@@ -1,4 +1,4 @@
-"""Optimisers with the reference's learning rates and weight decay."""
+"""Optimisers, with the learning rates and weight decay of the authors' code."""
 
 from __future__ import annotations
 
@@ -18,20 +18,11 @@ PyTree = Any
 def warmup_cosine(
   *, peak: float, final: float, warmup_steps: int, total_steps: int
 ) -> optax.Schedule:
-  """Linear from 0 to `peak`, then half a cosine towards `final`.
+  """Learning rate: linear from 0 to `peak`, then half a cosine to `final`.
 
-  Both ends of the warm-up are reached, so the first step has rate 0 and the
-  last of the warm-up has `peak`; the first step after it has `peak` again, and
-  the last step of all stays a little above `final`.
-
-  Args:
-    peak: highest learning rate.
-    final: where the cosine would arrive one step after the last.
-    warmup_steps: 0 starts at `peak`.
-    total_steps: steps of the whole run.
-
-  Returns:
-    Function of a step (from 0) to its float32 learning rate.
+  As in the authors' code, the first step has rate 0, the last of the warm-up
+  and the first after it have `peak`, and `final` would be reached one step
+  after the last. No `warmup_steps` start at `peak`.
   """
 
   def schedule(step: jax.typing.ArrayLike) -> jax.Array:
@@ -58,17 +49,16 @@ def decayed(params: PyTree) -> PyTree:
 
 
 def layer_scales(params: PyTree, decay: float) -> PyTree:
-  """Factor on the learning rate of every leaf, for fine-tuning.
+  """Factor on the learning rate of every leaf (layer-wise decay).
 
   Layer 0 is the embedding with positions and class token, layer i + 1 is
-  block i, and layer depth + 1 what follows the blocks. Layer n has the factor
-  `decay ** (depth + 1 - n)`: what is near the input changes least. The blocks
-  of a temporal encoder are counted on from the spatial ones, and what is added
-  to its input belongs to the layer before it.
+  block i, and layer depth + 1 follows the blocks. Layer n has the factor
+  `decay ** (depth + 1 - n)`. The blocks of a temporal encoder count on from the
+  spatial ones; its positions belong to the layer before it.
 
   Args:
     params: of a `models.vivit.ViViT`; only names and shapes are read.
-    decay: above 0; the reference fine-tunes with 0.75, and 1 is no decay.
+    decay: above 0; the authors fine-tune with 0.75, and 1 is no decay.
 
   Returns:
     A float64 scalar per leaf; for stacked blocks [depth, 1, ...], with as many
@@ -101,7 +91,7 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
 
 
 def _depth(encoder: PyTree) -> int:
-  """How many blocks an encoder has, stacked or not."""
+  """Number of blocks of an encoder, stacked or not."""
   stacked = jax.tree.leaves(encoder.get('blocks'))
   return stacked[0].shape[0] if stacked else len(encoder)
 
@@ -115,11 +105,7 @@ def adamw(
   clip_norm: float = 0.0,
   layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
-  """AdamW, the reference's; gradients are first scaled to `clip_norm`.
-
-  A `clip_norm` of 0 leaves them as they are, and so does a `layer_decay` of 1
-  the learning rates, see `layer_scales`.
-  """
+  """AdamW; `clip_norm` 0 doesn't clip; `layer_decay`: see `layer_scales`."""
   optimizer = optax.adamw(
     schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
   )
@@ -157,7 +143,7 @@ def muon(
 
 
 def matrix_axes(params: PyTree) -> PyTree:
-  """Which axes of each kernel are inputs and outputs; None if not Muon's.
+  """Input and output axes of each kernel; None where Adam serves.
 
   Leading axes beyond these (stacked blocks) are matrices of their own. The
   classification head is Adam's, and not decayed.
@@ -194,10 +180,9 @@ OPTIMIZERS = {'adamw': adamw, 'muon': muon}
 def _around(
   optimizer: optax.GradientTransformation, clip_norm: float, layer_decay: float
 ) -> optax.GradientTransformation:
-  """Clips what goes into an optimiser and scales what comes out of it.
+  """Clips the gradients of an optimiser and scales its updates.
 
-  Neither is there when it would change nothing, not even in the state's tree:
-  a checkpoint of an optimiser alone fits it.
+  Neither adds to the tree of its state: a checkpoint fits with and without.
   """
   if layer_decay != 1:
     optimizer = optax.chain(optimizer, _scale_layers(layer_decay))

@@ -1,4 +1,4 @@
-"""A run's weights at any of its checkpoints, while it still trains or after."""
+"""Scoring the weights of a run's checkpoints, also while it trains."""
 
 from __future__ import annotations
 
