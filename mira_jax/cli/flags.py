@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import logging as std_logging
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from absl import app, flags, logging
 
@@ -21,8 +19,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
   def quiet(argv: Sequence[str]) -> None:
     if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # orbax and TFDS tell all they do
-      _only_the_first_error_of_orbax()
+      logging.set_verbosity(logging.WARNING)  # orbax and TFDS log every step
     with memory.explained():
       main(argv)
 
@@ -33,21 +30,6 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
   name = pathlib.Path(sys.argv[0]).name
   sys.argv[1:] = terminal.expand_home(sys.argv[1:])
   sys.exit(terminal.run(name, command))
-
-
-def _only_the_first_error_of_orbax() -> None:
-  """Keeps tracebacks away of what was raised, and told, already.
-
-  When one of its files cannot be written, asyncio logs the errors of others,
-  and tensorstore shows that those on their way found its loop closed.
-  """
-  std_logging.getLogger('asyncio').setLevel(std_logging.CRITICAL)
-
-  def show(what: Any) -> None:
-    if str(what.exc_value) != 'Event loop is closed':
-      before(what)
-
-  before, sys.unraisablehook = sys.unraisablehook, show
 
 
 def parse_flags(

@@ -1,4 +1,4 @@
-"""The pieces around the loop: flags, signals, folder, identity, optimiser."""
+"""The folder of a run: its lock, configuration, identity and metadata."""
 
 from __future__ import annotations
 
@@ -16,11 +16,6 @@ from mira_jax import config, files, lock, output
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.weights.weights_file import LAST, WEIGHTS
-
-# ----- the command line -----------------------------------------------------
-
-
-# ----- what a run keeps ------------------------------------------------------
 
 CONFIG, LOCK = 'config.json', '.lock'
 # Written over whenever a run starts or ends.
@@ -121,35 +116,6 @@ def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
     hint = f'the data has {found} classes; use that, or 0'
     name = f'config.model.num_classes={cfg.model.num_classes}'
     raise config.bad_config(name, hint)
-
-
-def fitting(cfg: config.Config, devices: int, share: float) -> str:
-  """What fits when a step may have a share of its temporary memory.
-
-  Args:
-    cfg: of the run.
-    devices: that share a batch.
-    share: of the memory for what is computed, from 0 to 1.
-
-  Returns:
-    Flags: the largest batch, the fewest parts of this one, rematerialisation.
-    Programs of another size may need somewhat more than their share.
-  """
-  parts, rows = cfg.optim.accumulate, cfg.data.batch_size * cfg.data.repeats
-  batches = [
-    size
-    for size in range(1, int(share * cfg.data.batch_size) + 1)
-    if not size % devices and not size * cfg.data.repeats % (parts * devices)
-  ]
-  more = [
-    k
-    for k in range(parts + 1, rows // devices + 1)
-    if not rows % (k * devices) and parts <= k * share
-  ]
-  ways = [f'--config.data.batch_size={max(batches)} or less'] if batches else []
-  ways += [f'--config.optim.accumulate={more[0]} or more'] if more else []
-  ways += [] if cfg.model.remat else ['--config.model.remat=attention']
-  return f'try {"; ".join(ways or ["a smaller model"])}'
 
 
 def card(

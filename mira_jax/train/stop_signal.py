@@ -8,17 +8,16 @@ import sys
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from mira_jax.errors import ExitCode
 
 
 class StopSignal:
-  """Whether SIGTERM or SIGINT came; the second one ends the process at once.
+  """Receives SIGTERM and SIGINT; the second one ends the process at once.
 
-  Use as a context manager: signals mean what they did before afterwards.
-
-  A job of several processes is told by `Checkpoints.stop_requested` instead,
-  because all of them must stop after the same step.
+  Use as a context manager, which restores the handlers. Several processes must
+  stop after the same step; there jax receives SIGTERM and agrees on it.
   """
 
   def __init__(self):
@@ -34,6 +33,12 @@ class StopSignal:
   def __exit__(self, *error: Any) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+  def requested(self, step: int) -> bool:
+    """Whether the run must stop after `step`, the same on every host."""
+    if jax.process_count() == 1:
+      return self.received
+    return bool(multihost_utils.reached_preemption_sync_point(step))
 
   def _receive(self, number: int, frame: Any) -> None:
     if self.received:

@@ -239,7 +239,12 @@ def test_names_of_what_is_set_aside(tmp_path, caplog):
 @pytest.mark.parametrize('damage', DAMAGE, ids=lambda f: f.__name__)
 def test_readers_of_a_damaged_run(run, caplog, damage):
   """They change nothing, and end in one line where they cannot go on."""
-  for name in ('config.json', 'metrics.jsonl', 'eval_history.jsonl', 'outcome.json'):
+  for name in (
+    'config.json',
+    'metrics.jsonl',
+    'eval_history.jsonl',
+    'outcome.json',
+  ):
     damage(run / name)
   if damage is not a_fifo:  # which nobody writes into
     assert isinstance(log.read(run), list)
