@@ -15,32 +15,28 @@ import dataclasses
 import logging
 import os
 import pathlib
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from mira_jax import files
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.train import checkpoint_reader as reader
 from mira_jax.train import manifest
 from mira_jax.train.step import TrainState
 
 PyTree = Any
 # Items of a step, each a folder: what scoring takes, and what only training
 # does. So weights are read, and verified, without the optimiser's moments.
-WEIGHTS, STATE, META = 'weights', 'state', manifest.META
+WEIGHTS, STATE, META = reader.WEIGHTS, 'state', manifest.META
 _WEIGHTS_FIELDS = ('params', 'mira', 'average')
-# Names of folders that are no steps (any more).
-_STEP = re.compile('0|[1-9][0-9]{0,17}')
+# Endings of folders that are no steps (any more).
 _CORRUPT, _REMOVED, _UNCOMMITTED = '.corrupt', '.removed', 'checkpoint-tmp'
-_TRIES = 20  # to read a step of a run that removes old ones meanwhile
 
 
 class Checkpoints:
@@ -85,7 +81,7 @@ class Checkpoints:
         if path.name.endswith(_REMOVED) or _UNCOMMITTED in path.name:
           folder = path.is_dir() and not path.is_symlink()
           shutil.rmtree(path) if folder else path.unlink()
-        elif _STEP.fullmatch(path.name):
+        elif reader.STEP.fullmatch(path.name):
           files.clear_for_folder(path)
     sharding.meet('checkpoints')
 
@@ -135,9 +131,9 @@ class Checkpoints:
     if jax.process_index() > 0:
       return
     manifest.seal(self._folder(step), accuracy)
-    sealed = _accuracies(self._directory)
-    keep = {*sorted(sealed)[-2:], *_best_first(sealed)[:1]}
-    for old in set(steps(self._directory)) - keep:
+    sealed = reader.accuracies(self._directory)
+    keep = {*sorted(sealed)[-2:], *reader.best_first(sealed)[:1]}
+    for old in set(reader.steps(self._directory)) - keep:
       # Half a folder must not look like a step.
       aside = self._directory / f'{old}{_REMOVED}'
       self._folder(old).rename(aside)
@@ -169,13 +165,13 @@ class Checkpoints:
       hint = (
         f'a checkpoint of {self._size / 1e6:,.0f} MB could not be written, '
         f'{free / 1e6:,.0f} MB are free; the ones before are untouched and the '
-        f'same command resumes from them ({_first_line(error)})'
+        f'same command resumes from them ({reader.first_line(error)})'
       )
       raise checkpoint_error('not_written', self._directory, hint) from error
 
   def accuracy(self, step: int) -> float | None:
     """The accuracy that a sealed step was saved with."""
-    return _accuracies(self._directory).get(step)
+    return reader.accuracies(self._directory).get(step)
 
   def rate(self, step: int, accuracy: float) -> None:
     """Gives an accuracy to a sealed step that was saved without one."""
@@ -202,11 +198,11 @@ class Checkpoints:
         has other shapes; every checkpoint is damaged, or with `strict` the
         newest is.
     """
-    found = steps(self._directory)[::-1]
+    found = reader.steps(self._directory)[::-1]
     if not found:
       return None
     considered = found[:1] if strict else found
-    step, damage = _first_valid(self._directory, lambda: considered)
+    step, damage = reader.first_valid(self._directory, lambda: considered)
     if step is None:
       path = self._folder(found[0])
       hint = damage.get(found[0], 'host 0 reports the damage')
@@ -229,7 +225,7 @@ class Checkpoints:
     Raises:
       MiraInputError: no step is valid.
     """
-    step = choose(self._directory, 'best', part='')
+    step = reader.choose(self._directory, 'best', part='')
     return step, self._load(step, target)
 
   def _load(self, step: int, target: TrainState) -> TrainState:
@@ -355,154 +351,3 @@ def _parts(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
   names = [field.name for field in dataclasses.fields(state)]
   fields = {name: getattr(state, name) for name in names}
   return {name: fields.pop(name) for name in _WEIGHTS_FIELDS}, fields
-
-
-# ----- reading alone ----------------------------------------------------------
-
-
-def steps(directory: pathlib.Path) -> list[int]:
-  """Steps on disk, oldest first, valid or not."""
-  names = (path.name for path in directory.glob('*') if path.is_dir())
-  return sorted(int(name) for name in names if _STEP.fullmatch(name))
-
-
-def _accuracies(directory: pathlib.Path) -> dict[int, float | None]:
-  """Accuracy of every sealed step."""
-  found = {s: manifest.read(directory / str(s)) for s in steps(directory)}
-  return {s: m['accuracy'] for s, m in found.items() if m is not None}
-
-
-def _best_first(accuracy: Mapping[int, float | None]) -> list[int]:
-  """Steps by accuracy, the later one first where it is the same."""
-
-  def merit(step: int) -> tuple[float, int]:
-    value = accuracy[step]
-    return (-np.inf if value is None else value), step
-
-  return sorted(accuracy, key=merit, reverse=True)
-
-
-def _first_valid(
-  directory: pathlib.Path, candidates: Callable[[], list[int]], part: str = ''
-) -> tuple[int | None, dict[int, str]]:
-  """The first valid step, and on host 0 why those before it are not.
-
-  When one was removed meanwhile, host 0 starts again.
-  """
-  valid, damage = -1, {}
-  for _ in range(_TRIES if jax.process_index() == 0 else 0):
-    damage, gone = {}, False
-    for step in candidates():
-      trouble = manifest.verify(directory / str(step), part)
-      if not trouble:
-        valid = step
-        break
-      if (directory / str(step)).exists():
-        damage[step] = trouble
-      else:
-        gone = True
-    if valid >= 0 or not gone:
-      break
-  if jax.process_count() > 1:
-    valid = int(multihost_utils.broadcast_one_to_all(np.array(valid)))
-  return (valid if valid >= 0 else None), damage
-
-
-def choose(directory: pathlib.Path, which: str, part: str = WEIGHTS) -> int:
-  """The valid step that a user names; passes over damaged ones with a warning.
-
-  Args:
-    directory: of checkpoints; nothing in it is changed, so a run may be
-      writing there.
-    which: 'newest', 'best' or a number.
-    part: item of the step that must be valid; '': all of it.
-
-  Raises:
-    MiraInputError: there is no such step, or it is damaged.
-  """
-
-  def candidates() -> list[int]:
-    accuracy = _accuracies(directory)
-    if which == 'newest':
-      return sorted(accuracy, reverse=True)
-    if which == 'best':
-      return _best_first(accuracy)
-    return [step for step in accuracy if str(step) == which]
-
-  if not candidates():
-    there = ', '.join(map(str, sorted(_accuracies(directory)))) or 'none'
-    hint = f"the steps that can be used are {there}; or 'newest', 'best'"
-    raise checkpoint_error('no_step', f'{directory}: {which}', hint)
-  step, damage = _first_valid(directory, candidates, part)
-  for damaged, why in damage.items():
-    text = 'checkpoint %s is damaged (%s) and passed over'
-    logging.warning(text, directory / str(damaged), why)
-  if step is None:
-    hint = 'no checkpoint is valid; train again in a new --workdir'
-    raise checkpoint_error('damaged', directory, hint)
-  return step
-
-
-def read_weights(
-  directory: pathlib.Path, which: str, target: Mapping[str, PyTree]
-) -> tuple[int, dict[str, PyTree]]:
-  """Step and weights of a checkpoint; nothing else of it is read.
-
-  A run that saves meanwhile may remove the chosen step; then this chooses
-  again.
-
-  Args:
-    directory: of checkpoints.
-    which: see `choose`.
-    target: of 'params', 'mira' and 'average' those that are wanted, leaves as
-      in `Checkpoints.restore`.
-
-  Raises:
-    MiraInputError: see `choose`; or the weights have other shapes.
-  """
-  for _ in range(_TRIES):
-    step = choose(directory, which)
-    found = _read_if_it_stays(directory.absolute() / str(step), dict(target))
-    if found is not None:
-      return step, found
-  hint = f'the run removed {_TRIES} steps while they were read; name another, '
-  hint += 'or set --config.train.save_every higher'
-  raise checkpoint_error('no_step', f'{directory}: {which}', hint)
-
-
-def _read_if_it_stays(
-  folder: pathlib.Path, target: dict[str, PyTree]
-) -> dict[str, PyTree] | None:
-  """The weights of a step; None if its folder was removed while reading.
-
-  A folder is renamed before it is removed, so one that is there afterwards was
-  whole all the time. Without that, missing files might read as zeros.
-  """
-  args = ocp.args.PyTreeRestore(
-    target,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-    partial_restore=True,
-  )
-  found, failure, before = None, None, manifest.read(folder)
-  try:
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-      found = reader.restore(folder / WEIGHTS, args=args)
-  except Exception as error:  # orbax and tensorstore raise many kinds
-    if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-      raise
-    failure = error
-  after = manifest.read(folder)
-  stayed = bool(before and after and before['files'] == after['files'])
-  if jax.process_count() > 1:
-    stayed = bool(np.all(multihost_utils.process_allgather(np.array(stayed))))
-  if not stayed:
-    return None
-  if failure:
-    hint = 'its arrays are not those of the configuration of the run '
-    hint += f'({_first_line(failure)})'
-    raise checkpoint_error('run_changed', folder, hint) from failure
-  return found
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).strip().partition('\n')[0][:200]

@@ -88,7 +88,8 @@ def train(
     if state is None:
       state = _fresh(cfg, task, made, init_key)
     if jax.process_index() == 0:
-      files.replace(workdir / 'config.json', config.to_json(cfg))
+      files.replace(workdir / run_folder.CONFIG, config.to_json(cfg))
+      run_folder.write_metadata(workdir, task.metadata(int(state.step)))
     run = _Run(cfg, workdir, task, made, checkpoints, steps_per_epoch)
     run.train(state, step_key)
 

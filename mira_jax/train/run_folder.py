@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,11 +16,12 @@ from jax.experimental import multihost_utils
 from mira_jax import config, files, lock, output
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.weights.metadata import check_card, parse_card
 from mira_jax.weights.weights_file import LAST, WEIGHTS
 
-CONFIG, LOCK = 'config.json', '.lock'
+CONFIG, METADATA, LOCK = 'config.json', 'metadata.json', '.lock'
 # Written over whenever a run starts or ends.
-_FILES = (CONFIG, WEIGHTS, LAST, 'curves.png', 'curves.npz')
+_FILES = (CONFIG, METADATA, WEIGHTS, LAST, 'curves.png', 'curves.npz')
 
 
 def open_workdir(path: str) -> pathlib.Path:
@@ -118,15 +120,36 @@ def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
     raise config.bad_config(name, hint)
 
 
-def card(
+def write_metadata(workdir: pathlib.Path, metadata: Mapping[str, Any]) -> None:
+  """Writes metadata.json beside config.json, for scoring checkpoints."""
+  files.replace(workdir / METADATA, json.dumps(metadata, indent=2) + '\n')
+
+
+def read_metadata(
+  workdir: pathlib.Path, cfg: config.Config
+) -> dict[str, Any] | None:
+  """The metadata of a run; None where it is damaged or of another model.
+
+  Runs of version 0.1.0 have none.
+  """
+  path = workdir / METADATA
+  try:
+    content = check_card(parse_card(path.read_text('utf-8'), path), path)
+  except (OSError, ValueError):
+    return None
+  same = len(content['class_names']) == cfg.model.num_classes
+  return content if same else None
+
+
+def metadata(
   cfg: config.Config,
   datasets: Sequence[PreparedDataset],
   class_names: Sequence[str],
   step: int,
 ) -> dict[str, Any]:
-  """What a weights file says about itself."""
+  """The metadata of a weights file."""
   return {
-    # How it was computed says nothing about the weights.
+    # How attention was computed does not matter to the weights.
     'model': dataclasses.asdict(cfg.model) | {'attention': None, 'remat': None},
     'pretrain': cfg.pretrain and dataclasses.asdict(cfg.pretrain),
     'class_names': list(class_names),

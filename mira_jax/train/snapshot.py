@@ -11,18 +11,17 @@ import jax.numpy as jnp
 
 from mira_jax.devices import sharding
 from mira_jax.inference import engine
-from mira_jax.train import build, checkpoint, run_folder
+from mira_jax.train import build, checkpoint_reader, run_folder
 from mira_jax.train import datasets as inputs
 
 
 def load(
   workdir: pathlib.Path, which: str, batch_size: int = 8
 ) -> tuple[engine.Engine, dict[str, Any]]:
-  """The engine and the card of a checkpoint; see `engine.load_run`.
+  """The engine and the metadata of a checkpoint; see `engine.load_run`.
 
-  Of the checkpoint only what scores is read: the parameters, or their average
-  if the run keeps one, and MiRA's averages. Devices may be others than those
-  that train.
+  Reads the parameters, or their average if the run keeps one, and MiRA's
+  averages, onto any devices. Datasets are opened for old runs alone.
 
   Args:
     workdir: of the run; nothing in it is changed.
@@ -36,17 +35,20 @@ def load(
   cfg = run_folder.read_config(workdir)
   if cfg.pretrain:
     raise engine.no_classifier(workdir)
-  datasets = inputs.open_datasets(cfg.data)
-  names = inputs.open_parts(cfg, datasets).train.class_names
+  metadata = run_folder.read_metadata(workdir, cfg)
+  if metadata is None:  # an old run: its datasets have the class names
+    datasets = inputs.open_datasets(cfg.data)
+    names = inputs.open_parts(cfg, datasets).train.class_names
+    metadata = run_folder.metadata(cfg, datasets, names, 0)
   model = engine.build_model(dataclasses.asdict(cfg.model))
   video = jax.ShapeDtypeStruct(build.video_shape(cfg), jnp.float32)
   fresh = jax.eval_shape(model.init, jax.random.key(0), video)
   params = 'average' if cfg.optim.ema_decay else 'params'
   wanted = {params: fresh['params'], 'mira': fresh.get('mira', {})}
   mesh = sharding.make_mesh()
-  step, found = checkpoint.read_weights(
+  step, found = checkpoint_reader.read_weights(
     workdir / 'checkpoints', which, sharding.abstract(wanted, mesh)
   )
   variables = {'params': found[params], 'mira': found['mira']}
   scorer = engine.Engine(model, variables, batch_size, mesh)
-  return scorer, run_folder.card(cfg, datasets, names, step)
+  return scorer, metadata | {'step': step}

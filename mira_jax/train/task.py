@@ -55,6 +55,9 @@ class Task(Protocol):
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
     """Endless batches from a step on."""
 
+  def metadata(self, step: int) -> dict[str, Any]:
+    """Metadata of the weights after a step, JSON-able."""
+
   def validate(
     self, step: int, state: steps.TrainState, log: runlog.Log
   ) -> float:
@@ -151,9 +154,11 @@ class Classification:
     )
 
   def _save(self, path: pathlib.Path, step: int, state: steps.TrainState):
+    _save_weights(path, state, self.metadata(step), self._mesh)
+
+  def metadata(self, step: int) -> dict[str, Any]:
     names = self.source.class_names
-    card = run_folder.card(self._cfg, self.datasets, names, step)
-    _save_weights(path, state, card, self._mesh)
+    return run_folder.metadata(self._cfg, self.datasets, names, step)
 
 
 class Pretraining:
@@ -236,13 +241,15 @@ class Pretraining:
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
     workdir = self._workdir
     path = workdir / weights_file.WEIGHTS
-    card = run_folder.card(self._cfg, self.datasets, (), step)
-    _save_weights(path, state, card, self._mesh)
+    _save_weights(path, state, self.metadata(step), self._mesh)
     if jax.process_index() > 0:
       return
     _draw_curves(workdir)
     flag = shlex.quote(f'--config.train.init_from={workdir}')
     terminal.say(f'weights:   {path}', f'fine-tune: python train.py {flag} ...')
+
+  def metadata(self, step: int) -> dict[str, Any]:
+    return run_folder.metadata(self._cfg, self.datasets, (), step)
 
 
 def _draw_curves(workdir: pathlib.Path) -> None:
