@@ -33,7 +33,7 @@ from rich.table import Table
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode
 from mira_jax.synthetic import faces
-from mira_jax.train import checkpoint
+from mira_jax.train import checkpoint_reader, manifest
 from mira_jax.train import log as runlog
 from mira_jax.video import images
 from mira_jax.weights import weights_file
@@ -197,9 +197,9 @@ def _kill_in_a_save(attempt: Attempt, draw: random.Random) -> int:
 
 def _kill_before_the_seal(attempt: Attempt, draw: random.Random) -> int:
   def unsealed() -> bool:
-    newest = checkpoint.steps(attempt.checkpoints)[-1:]
+    newest = checkpoint_reader.steps(attempt.checkpoints)[-1:]
     paths = [attempt.checkpoints / f'{step}' for step in newest]
-    return any(not (path / checkpoint.MANIFEST).exists() for path in paths)
+    return any(not (path / manifest.MANIFEST).exists() for path in paths)
 
   attempt.until(unsealed)
   return attempt.end(signal.SIGKILL)
@@ -300,8 +300,8 @@ class Soak:
       folder = attempt.checkpoints
       sound = [
         step
-        for step in checkpoint.steps(folder)
-        if not checkpoint.verify(folder / str(step))
+        for step in checkpoint_reader.steps(folder)
+        if not manifest.verify(folder / str(step))
       ]
       assert len(sound) >= 2, f'only {sound} in {folder}'
       fault.after(folder / str(sound[-1]))

@@ -37,6 +37,7 @@ WEIGHTS, STATE, META = reader.WEIGHTS, 'state', manifest.META
 _WEIGHTS_FIELDS = ('params', 'mira', 'average')
 # Endings of folders that are no steps (any more).
 _CORRUPT, _REMOVED, _UNCOMMITTED = '.corrupt', '.removed', 'checkpoint-tmp'
+_LEFT_BEHIND = (_REMOVED, '.manifest')  # the second one by version 0.1.0
 
 
 class Checkpoints:
@@ -78,7 +79,7 @@ class Checkpoints:
         raise checkpoint_error('damaged', self._directory, hint)
       self._directory.mkdir(parents=True, exist_ok=True)
       for path in self._directory.iterdir():
-        if path.name.endswith(_REMOVED) or _UNCOMMITTED in path.name:
+        if path.name.endswith(_LEFT_BEHIND) or _UNCOMMITTED in path.name:
           folder = path.is_dir() and not path.is_symlink()
           shutil.rmtree(path) if folder else path.unlink()
         elif reader.STEP.fullmatch(path.name):

@@ -128,11 +128,13 @@ def write_metadata(workdir: pathlib.Path, metadata: Mapping[str, Any]) -> None:
 def read_metadata(
   workdir: pathlib.Path, cfg: config.Config
 ) -> dict[str, Any] | None:
-  """The metadata of a run; None where it is damaged or of another model.
+  """The metadata of a run; None where it is damaged or another model's.
 
   Runs of version 0.1.0 have none.
   """
   path = workdir / METADATA
+  if not path.is_file():
+    return None
   try:
     content = check_card(parse_card(path.read_text('utf-8'), path), path)
   except (OSError, ValueError):

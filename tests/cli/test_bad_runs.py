@@ -38,7 +38,7 @@ from mira_jax.devices import memory, platform
 from mira_jax.errors import ExitCode, MiraInputError, nearest
 from mira_jax.evaluation import metrics, report, results
 from mira_jax.inference import engine, webcam
-from mira_jax.train import checkpoint, run_folder
+from mira_jax.train import manifest, run_folder
 from mira_jax.video import decode
 from mira_jax.weights import weights_file
 
@@ -472,9 +472,7 @@ def test_57_a_second_interrupt_while_the_first_is_handled(tmp_path, levels):
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
   assert process.returncode == ExitCode.PREEMPTED
-  sealed = [
-    p.name for p in saved.iterdir() if (p / checkpoint.MANIFEST).exists()
-  ]
+  sealed = [p.name for p in saved.iterdir() if (p / manifest.MANIFEST).exists()]
   assert sealed == ['3']  # the second one did not wait
   text, resumed = trained((*call, f'--workdir={run}'), run)
   assert 'step 4/' in text
@@ -506,17 +504,15 @@ def test_58_too_little_memory_to_train(tmp_path, levels):
     '--config.data.batch_size=32',
   ]  # fmt: skip
   line = refused('train.py', *SHORT, *wide, gib=GIB)
-  assert 'out_of_memory: a step of 32 clips: it needs' in line
-  assert 'of a device that has 5.0 GiB' in line
-  assert '--config.data.batch_size=8 or less' in line
-  assert '--config.optim.accumulate=4 or more' in line
+  assert 'out_of_memory: a step of 32 clips: ' in line
+  assert 'a device has 5.0 GiB; try a smaller --config.data.batch_size' in line
   assert not (tmp_path / weights_file.WEIGHTS).exists()
 
 
 def test_58_too_little_memory_to_score(wide):
   line = refused('eval.py', f'--workdir={wide}', gib=GIB)
-  assert 'out_of_memory: 64 clips at once: it needs' in line
-  assert 'or fewer: --batch-size of eval.py' in line
+  assert 'out_of_memory: 64 clips at once: ' in line
+  assert 'take fewer: --batch-size of eval' in line
 
 
 def test_58_too_little_memory_to_predict(tmp_path, wide):
@@ -525,7 +521,7 @@ def test_58_too_little_memory_to_predict(tmp_path, wide):
     '-m', 'mira_jax.cli.main', 'predict', str(clip), str(clip),
     f'--workdir={wide}', '--views=64', '--no-picture', gib=GIB,
   )  # fmt: skip
-  assert 'out_of_memory: 64 clips at once: it needs' in line
+  assert 'out_of_memory: 64 clips at once: ' in line
 
 
 def test_58_memory_that_only_numpy_wanted():
@@ -534,32 +530,3 @@ def test_58_memory_that_only_numpy_wanted():
     memory.explained(),
   ):
     np.zeros(2**60, np.uint8)
-
-
-def test_58_what_a_program_needs():
-  """[N] and [N] to [N, N] that is sorted, and one number."""
-  program = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0).sum())
-  found = memory.need(program.lower(jnp.ones(512)))
-  assert found.fixed == 4 * 512 + 4
-  assert 4 * 512**2 <= found.temporary <= 3 * 4 * 512**2
-  assert memory.capacity() > 2**20
-
-
-@pytest.mark.parametrize(
-  ('share', 'batch', 'parts'),
-  [
-    # Of 24 rows over 2 devices: batches are even, parts divide 12.
-    (0.9, 20, 2),
-    (0.3, 6, 4),
-    (0.1, 2, 12),
-    (0.05, None, None),
-  ],
-)
-def test_58_the_batch_that_fits(share, batch, parts):
-  cfg = config.Config(data=config.DataConfig(batch_size=24))
-  text = run_folder.fitting(cfg, 2, share)
-  assert (f'batch_size={batch} or less' in text) == (batch is not None)
-  assert (f'accumulate={parts} or more' in text) == (parts is not None)
-  assert '--config.model.remat' in text
-  cfg.model.remat = True
-  assert '--config.model.remat' not in run_folder.fitting(cfg, 2, share)

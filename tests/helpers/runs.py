@@ -54,6 +54,22 @@ def levels(folder: pathlib.Path, train: int = 27) -> pathlib.Path:
   return folder
 
 
+def batch(count: int, seed: int = 0) -> dict[str, np.ndarray]:
+  """A batch whose classes differ in their brightness over time."""
+  rng = np.random.default_rng(seed)
+  label = np.arange(count, dtype=np.int32) % 3
+  level = np.array([np.full(4, 60), np.full(4, 190)])
+  level = np.concatenate([level, np.linspace(190, 60, 4)[None]])[label]
+  noise = rng.normal(0, 20, (count, 4, 16, 16, 3))
+  video = np.clip(level[:, :, None, None, None] + noise, 0, 255)
+  return {
+    'video': video.astype(np.uint8),
+    'label': label,
+    'clip': np.arange(count, dtype=np.int32),
+    'mask': np.ones(count, bool),
+  }
+
+
 def clips(split: str, count: int) -> Iterator[dataset.Clip]:
   """Clips that are dark, bright or fading, of people named after numbers."""
   rng = np.random.default_rng(len(split))
@@ -154,7 +170,7 @@ def command(
     'XLA_FLAGS': xla_flags(devices),
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'PYTHONPATH': str(ROOT),
+    'PYTHONPATH': f'{ROOT}:{ROOT / "tests" / "helpers"}',
   }
   return {
     'args': [sys.executable, script, *arguments],

@@ -1,4 +1,4 @@
-"""Layer-wise decay of the learning rate: factors, and what they multiply."""
+"""Optimisers: schedules, weight decay, layer-wise decay, Muon."""
 
 from __future__ import annotations
 
@@ -85,6 +85,55 @@ def first_update(
     return optimizer.update(grads, optimizer.init(params), params)[0]
 
   return update(params, grads)
+
+
+# ----- schedule, decay, Muon ------------------------------------------------
+
+
+def test_learning_rates_are_the_references():
+  # reference: 3 epochs of 4 steps, the first epoch warms up.
+  schedule = optim.warmup_cosine(
+    peak=1.0, final=0.1, warmup_steps=4, total_steps=12
+  )
+  warmup = [0, 0.333333, 0.666667, 1]
+  cosine = [1, 0.965746, 0.868198, 0.722208, 0.55, 0.377792, 0.231802, 0.134254]
+  rates = [schedule(step) for step in range(12)]
+  np.testing.assert_allclose(rates, warmup + cosine, atol=1e-6)
+
+
+def test_without_warmup_the_first_rate_is_the_peak():
+  schedule = optim.warmup_cosine(
+    peak=2.0, final=0.0, warmup_steps=0, total_steps=4
+  )
+  np.testing.assert_allclose(
+    [schedule(step) for step in range(4)],
+    [2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5],
+    atol=1e-6,
+  )
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_only_matrices_decay(scan):
+  decayed = flat(optim.decayed(shapes(2, scan)))
+  assert {name.split('/')[-1] for name, x in decayed.items() if x} == {'kernel'}
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_muon_makes_every_matrix_orthogonal(scan):
+  params, grads = draw(shapes(2, scan), 0), draw(shapes(2, scan), 1)
+  optimizer = optim.muon(lambda step: 1.0, weight_decay=0.0)
+  updates = first_update(optimizer, params, grads)
+  blocks = updates['encoder']['blocks' if scan else 'block_0']
+  qkv = np.asarray(blocks['attn']['qkv']['kernel'])
+  matrix = (qkv[0] if scan else qkv).reshape(4, -1)
+  values = np.linalg.svd(matrix, compute_uv=False)
+  # Five Newton-Schulz steps bring singular values near one another, and the
+  # scale of AdamW's updates is a root mean square of 0.2.
+  assert values.max() / values.min() < 2
+  assert np.sqrt(np.mean(matrix**2)) == pytest.approx(0.2, rel=0.2)
+  axes = optim.matrix_axes(params)
+  assert axes['head']['kernel'] is None
+  assert axes['norm']['scale'] is None
 
 
 # ----- factors --------------------------------------------------------------

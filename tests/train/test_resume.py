@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pathlib
 import random
 import shutil
 import signal
@@ -18,7 +19,7 @@ import pytest
 import runs
 from mira_jax import config
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.train import checkpoint, loop
+from mira_jax.train import checkpoint_reader, loop, snapshot
 from mira_jax.weights import weights_file
 
 TOTAL = 12  # steps of `runs.tiny`
@@ -50,7 +51,7 @@ def assert_same(folder, other):
 
 
 class StopAfter(io.StringIO):
-  """A standard output that sends SIGTERM when a step is told of."""
+  """A standard output that sends SIGTERM when a step is printed."""
 
   def __init__(self, step: int):
     super().__init__()
@@ -70,7 +71,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, data, compile_cache):
-  """A run that nobody disturbed."""
+  """An undisturbed run."""
   folder = tmp_path_factory.mktemp('whole')
   loop.train(runs.tiny(data), folder)
   assert [r['step'] for r in rows(folder) if 'loss' in r] == list(range(1, 13))
@@ -83,7 +84,7 @@ def train_until(monkeypatch, cfg, folder, step):
     with pytest.raises(SystemExit) as stopped:
       loop.train(cfg, folder)
   assert stopped.value.code == ExitCode.PREEMPTED
-  assert checkpoint.steps(folder / 'checkpoints')[-1] == step
+  assert checkpoint_reader.steps(folder / 'checkpoints')[-1] == step
 
 
 @pytest.mark.slow
@@ -91,11 +92,9 @@ def train_until(monkeypatch, cfg, folder, step):
   ('step', 'threads'),
   [
     (1, 1),
-    (3, 8),  # the end of an epoch
-    (4, 2),  # saved here anyway
-    (5, 1),  # and a step later
-    (6, 8),  # a look is due, and waits
-    (TOTAL, 1),  # with nothing left to do but to look
+    (5, 8),  # one after a save
+    (6, 8),  # a validation is due, and waits
+    (TOTAL, 1),  # nothing is left but to validate
   ],
 )
 def test_stopped_at_any_step_it_ends_bitwise_the_same(
@@ -151,143 +150,93 @@ def test_a_changed_run_is_refused(whole, data, tmp_path, change, named):
   assert_same(whole, folder)
 
 
-# ----- processes, as a user starts them -------------------------------------
+# ----- without its datasets -------------------------------------------------
 
-SAVES = ('--config.train.epochs=40', '--config.train.save_every=5')
-LAST = 120
+
+def test_a_checkpoint_is_scored_without_its_datasets(tmp_path, monkeypatch):
+  """The class names are in metadata.json, from the start of the run."""
+  data = runs.levels(tmp_path / 'data')
+  train_until(monkeypatch, runs.tiny(data), tmp_path / 'run', 2)
+  data.rename(tmp_path / 'elsewhere')
+  scorer, metadata = snapshot.load(tmp_path / 'run', 'newest')
+  assert metadata['class_names'] == list(runs.CLASSES)
+  assert metadata['step'] == 2
+  assert metadata['datasets'][0]['name'] == 'levels'
+  probabilities = scorer.probabilities(runs.batch(2)['video'])
+  assert probabilities.shape == (2, 2)
+  # A run of an older version has none, and a damaged one is not used.
+  for damage in (pathlib.Path.unlink, lambda path: path.write_text('{}')):
+    damage(tmp_path / 'run' / 'metadata.json')
+    with pytest.raises(MiraInputError, match='not_a_dataset'):
+      snapshot.load(tmp_path / 'run', 'newest')
+    (tmp_path / 'elsewhere').rename(data)
+    assert snapshot.load(tmp_path / 'run', '2')[1] == metadata
+    data.rename(tmp_path / 'elsewhere')
+
+
+# ----- processes, as a user starts them -------------------------------------
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory, data):
+def place(tmp_path_factory):
   return tmp_path_factory.mktemp('processes')
 
 
-def train(place, data, name, *arguments, devices=1):
+def train(place, data, folder, devices=8, **options):
+  """The command that trains `runs.tiny`."""
+  path = place / 'tiny.py'
+  cfg = f'runs.tiny({str(data)!r})'
+  path.write_text(f'import runs\n\n\ndef get_config():\n  return {cfg}\n')
+  flags = (f'--config={path}', f'--workdir={folder}')
   return runs.command(
-    place / 'cache',
-    'train.py',
-    *runs.FLAGS,
-    *SAVES,
-    f'--config.data.dataset={data}',
-    f'--workdir={place / name}',
-    *arguments,
-    devices=devices,
+    place / 'cache', 'train.py', *flags, devices=devices, **options
   )
 
 
-@pytest.fixture(scope='module')
-def run(place, data):
-  """A process that nobody disturbed."""
-  done = runs.finish(train(place, data, 'whole'))
-  assert done.returncode == 0, done.stderr
-  return place / 'whole'
-
-
-def signal_at(call, step, number, delay=0.0):
-  """Sends a signal when a step is told of; returns the exit code."""
-  with subprocess.Popen(
-    **call, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-  ) as process:
-    for line in process.stdout:
-      if line.startswith('step ') and int(line[5:].split('/')[0]) >= step:
-        time.sleep(delay)
-        process.send_signal(number)
-        break
-    process.communicate(timeout=300)
-  return process.returncode
-
-
 @pytest.mark.slow
-def test_killed_at_any_moment_it_ends_bitwise_the_same(place, data, run):
-  draw = random.Random(4)
-  call = train(place, data, 'killed')
-  for step in (3, 30, 60, 90):  # every fifth step is saved: most kills hit one
-    step, delay = step + draw.randrange(10), 0.05 * draw.random()
-    assert signal_at(call, step, signal.SIGKILL, delay) == -signal.SIGKILL
-  done = runs.finish(call)
-  assert done.returncode == 0, done.stderr
-  assert_same(run, place / 'killed')
-
-
-@pytest.fixture(scope='module')
-def stopped(place, data):
-  """A run that was told to stop, on two devices."""
-  call = train(place, data, 'stopped', devices=2)
-  assert signal_at(call, 40, signal.SIGTERM) == ExitCode.PREEMPTED
-  return place / 'stopped'
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('devices', [1, 4])
-def test_other_devices_go_on_with_the_same_losses(
-  place, data, run, stopped, devices
+def test_killed_at_any_moment_it_ends_bitwise_the_same(
+  place, data, whole, tmp_path
 ):
-  name = f'on-{devices}'
-  shutil.copytree(stopped, place / name)
-  done = runs.finish(train(place, data, name, devices=devices))
-  assert done.returncode == 0, done.stderr
-  for a, b in zip(rows(run), rows(place / name), strict=True):
-    assert a['step'] == b['step']
-    if 'loss' in a:
-      assert a['loss'] == pytest.approx(b['loss'], abs=1e-5)
-  (a, _), (b, _) = (
-    weights_file.load_weights(folder / weights_file.LAST)
-    for folder in (run, place / name)
-  )
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), a, b)
+  """Before anything is saved, and while a later state is."""
+  draw = random.Random(4)
+  for step, until in ((2, None), (8, '8.orbax*')):
+    call = train(place, data, tmp_path)
+    with subprocess.Popen(**call, stdout=subprocess.PIPE) as process:
+      for line in process.stdout:
+        if line.startswith(f'step {step}/'):
+          break
+      while until and not list((tmp_path / 'checkpoints').glob(until)):
+        assert process.poll() is None
+      time.sleep(0.01 * draw.random())
+      process.kill()
+      process.communicate()
+    assert process.returncode == -signal.SIGKILL
+  loop.train(runs.tiny(data), tmp_path)
+  assert_same(whole, tmp_path)
 
 
 @pytest.mark.slow
-def test_a_full_disk_ends_a_run_in_one_line(place, data, run, stopped):
-  folder = shutil.copytree(stopped, place / 'full')
-  before = checkpoint.steps(folder / 'checkpoints')
-  call = train(place, data, 'full')
-  # No file above 80 kB: more than the log has, less than a state.
-  limited = ['bash', '-c', 'ulimit -f 80; exec "$@"', 'bash', *call['args']]
+def test_other_devices_go_on_with_the_same_losses(
+  place, data, whole, tmp_path, monkeypatch
+):
+  train_until(monkeypatch, runs.tiny(data), tmp_path, 6)
+  done = runs.finish(train(place, data, tmp_path, devices=2))
+  assert (done.returncode, done.stderr) == (0, '')
+  for a, b in zip(rows(whole), rows(tmp_path), strict=True):
+    assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_in_one_line(place, data, whole, tmp_path):
+  call = train(place, data, tmp_path)
+  # No file above 24 kB: more than the log has, less than a state.
+  limited = ['bash', '-c', 'ulimit -f 24; exec "$@"', 'bash', *call['args']]
   done = runs.finish(call | {'args': limited})
   assert done.returncode == ExitCode.CHECKPOINT, done.stderr
   (line,) = done.stderr.splitlines()
-  assert line.startswith(f'train.py: not_written: {folder / "checkpoints"}: ')
-  assert before == checkpoint.steps(folder / 'checkpoints')
-  # It ends at a step soon after, not at the end.
-  assert rows(folder)[-1]['step'] < before[-1] + 20
-  done = runs.finish(call)
-  assert (done.returncode, done.stderr) == (0, '')
-  assert not list((folder / 'checkpoints').glob('*tmp*'))
-  assert rows(folder)[-1]['step'] == LAST
-
-
-@pytest.mark.slow
-def test_damage_is_told_in_one_line(place, data, stopped):
-  folder = shutil.copytree(stopped, place / 'damaged')
-  newest = checkpoint.steps(folder / 'checkpoints')[-1]
-  path = folder / 'checkpoints' / str(newest)
-  (path / 'state' / '_METADATA').unlink()
-  done = runs.finish(train(place, data, 'damaged', '--resume=strict'))
-  assert done.returncode == ExitCode.CHECKPOINT
-  (line,) = done.stderr.splitlines()
-  assert line.startswith(f'train.py: damaged: {path}: state/_METADATA is miss')
-  done = runs.finish(train(place, data, 'damaged'))
-  assert done.returncode == 0
-  (line,) = done.stderr.splitlines()
-  assert f'checkpoint {path} is damaged' in line
-  assert path.with_name(f'{newest}.corrupt').is_dir()
-  assert [r['step'] for r in rows(folder) if 'loss' in r] == [*range(1, 121)]
-
-
-@pytest.mark.slow
-def test_a_run_that_is_not_finished_is_scored(place, data, stopped):
-  call = runs.command(place / 'cache', 'eval.py', f'--workdir={stopped}')
-  done = runs.finish(call)
-  assert done.returncode == ExitCode.CHECKPOINT
-  assert 'eval.py --step=newest' in done.stderr
-  newest = checkpoint.steps(stopped / 'checkpoints')[-1]
-  call['args'].append('--step=newest')
-  # Nine clips on three devices.
-  call['env']['XLA_FLAGS'] = runs.xla_flags(3)
-  done = runs.finish(call)
-  assert done.returncode == 0, done.stderr
-  folder = stopped / 'eval' / f'levels-test-step_{newest}'
-  scores = json.loads((folder / 'scores.json').read_text())
-  assert scores['scores']['clips'] == 9
-  assert scores['metadata']['card']['step'] == newest
+  assert f'not_written: {tmp_path / "checkpoints"}: ' in line
+  # It ends at a step soon after the save, and leaves nothing in the way.
+  assert rows(tmp_path)[-1]['step'] < TOTAL
+  loop.train(runs.tiny(data), tmp_path)
+  assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
+  assert_same(whole, tmp_path)

@@ -11,7 +11,9 @@ import numpy as np
 import optax
 import pytest
 
+import runs
 from mira_jax.augment import transforms
+from mira_jax.augment.transforms import Augment
 from mira_jax.config import ModelConfig
 from mira_jax.devices import sharding
 from mira_jax.inference import engine
@@ -72,15 +74,95 @@ def assert_close(a, b, **tolerance):
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
 
 
+# ----- one step -------------------------------------------------------------
+
+
+def test_it_learns_and_is_traced_once():
+  traces = []
+
+  def augmentation(key, video):
+    traces.append(video.shape)
+    return Augment(shift=1, brightness=0.1, contrast=0.1)(key, video)
+
+  ema = dataclasses.replace(
+    MODEL, depth=1, mira=MiraConfig(statistics='batch_ema'), drop_path=0.1
+  )
+  flax = engine.build_model(dataclasses.asdict(ema))
+  objective = objectives.classification(flax, augmentation)
+  optimizer = optim.adamw(lambda step: 1e-2)
+  state, step = start(optimizer, objective, ema)
+  before = jax.tree.leaves(state.mira)[0].copy()
+  losses = []
+  for i in range(40):
+    state, metrics = step(state, runs.batch(12, seed=i))
+    losses.append(float(metrics['loss']))
+  assert len(traces) == 1
+  assert losses[0] == pytest.approx(np.log(3), abs=0.5)
+  assert np.mean(losses[-5:]) < 0.3 * losses[0]
+  assert state.step == 40
+  assert (jax.tree.leaves(state.mira)[0] != before).any()
+
+
+def test_every_step_draws_anew_and_the_same_again():
+  # With a rate of 0 only the draws differ between steps.
+  flax = engine.build_model(dataclasses.asdict(MODEL))
+  augmentation = Augment(shift=4, brightness=0.5)
+  objective = objectives.classification(flax, augmentation)
+  state, step = start(optax.sgd(0.0), objective)
+
+  def losses(state):
+    out = []
+    for _ in range(3):
+      state, metrics = step(state, runs.batch(8))
+      out.append(float(metrics['loss']))
+    return out
+
+  first = losses(jax.tree.map(jnp.copy, state))
+  assert len(set(first)) == 3
+  assert first == losses(state)
+
+
+def test_masked_rows_change_nothing():
+  # Statistics per clip: those of a batch would see the masked rows.
+  state, step = start(optax.sgd(0.0))
+  batch, junk = clips(8), clips(8, seed=9)
+  batch['mask'] = junk['mask'] = np.arange(8) < 4
+  junk['video'][:4] = batch['video'][:4]
+  junk['label'][4:] = 1 - batch['label'][4:] % 2
+  copy = jax.tree.map(jnp.copy, state)
+  state, a = step(state, batch)
+  copy, b = step(copy, junk)
+  assert a.keys() == b.keys() >= {'loss', 'accuracy', 'grad_norm'}
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-5)
+
+
+def test_cross_entropy_by_hand():
+  logits = jnp.log(jnp.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]))
+  label, mask = jnp.array([0, 1]), jnp.array([True, True])
+  hard, soft = (objectives.soft_targets(label, 3, s) for s in (0.0, 0.3))
+  loss = functools.partial(objectives.cross_entropy, logits, hard)
+  np.testing.assert_allclose(
+    loss(mask), -(np.log(0.5) + np.log(0.8)) / 2, rtol=1e-6
+  )
+  np.testing.assert_allclose(
+    loss(jnp.array([True, False])), -np.log(0.5), rtol=1e-6
+  )
+  assert loss(jnp.array([False, False])) == 0
+  # Smoothing 0.3 over 3 classes: targets 0.8, 0.1, 0.1.
+  smooth = -(0.8 * np.log(0.5) + 0.2 * np.log(0.25))
+  loss = objectives.cross_entropy(logits, soft, jnp.array([True, False]))
+  np.testing.assert_allclose(loss, smooth, rtol=1e-6)
+
+
 # ----- accumulation, repetition, averages -----------------------------------
 
 
-@pytest.mark.parametrize('parts', [2, 3])
-def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts):
+def test_parts_of_a_batch_give_the_gradient_of_the_whole():
   # Plain SGD, statistics per clip, no draws: the mean of means is the mean.
   batch = clips(12)
   whole, step = start(optax.sgd(1.0))
-  apart, part_step = start(optax.sgd(1.0), accumulate=parts)
+  apart, part_step = start(optax.sgd(1.0), accumulate=3)
   whole, a = step(whole, batch)
   apart, b = part_step(apart, batch)
   assert_close(whole.params, apart.params, rtol=1e-4, atol=2e-6)

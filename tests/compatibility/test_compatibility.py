@@ -1,0 +1,67 @@
+"""Files that older versions wrote resume, score, predict and read.
+
+Each folder beside this file is named after a version; write.py made it.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from mira_jax.data import dataset
+from mira_jax.inference import engine, export
+from mira_jax.train import log as runlog
+from mira_jax.train import loop, run_folder, snapshot
+
+VERSIONS = sorted(pathlib.Path(__file__).parent.glob('*/run'))
+TOTAL = 8  # steps of the stored run, which was stopped after the fourth
+
+
+@pytest.fixture(params=VERSIONS, ids=lambda path: path.parent.name)
+def stored(request, tmp_path, monkeypatch):
+  """A copy of the files of a version, with its paths."""
+  folder = shutil.copytree(request.param.parent, tmp_path / 'stored')
+  monkeypatch.chdir(folder)
+  return folder
+
+
+def test_a_run_resumes(stored):
+  cfg = run_folder.read_config(pathlib.Path('run'))
+  loop.train(cfg, pathlib.Path('run'))
+  rows = runlog.read(stored / 'run')
+  steps = [row['step'] for row in rows if 'loss' in row]
+  assert steps == list(range(1, TOTAL + 1))
+  assert (stored / 'run' / 'weights.safetensors').is_file()
+
+
+def test_a_checkpoint_is_scored(stored):
+  scorer, metadata = snapshot.load(stored / 'run', 'newest')
+  assert (metadata['step'], metadata['class_names']) == (4, ['dark', 'bright'])
+  video = np.load('expected.npz')['video']
+  assert np.isfinite(scorer.probabilities(video)).all()
+
+
+def test_weights_and_an_export_predict_what_they_did(stored):
+  expected = np.load('expected.npz')
+  scorer, metadata = engine.load_file('weights.safetensors')
+  assert metadata['class_names'] == ['dark', 'bright']
+  exported = export.load('export')
+  for one in (scorer, exported):
+    found = one.probabilities(expected['video'])
+    np.testing.assert_allclose(found, expected['probabilities'], atol=1e-5)
+  assert export.verify(stored / 'export') < 1e-5
+
+
+def test_a_prepared_dataset_is_read(stored):
+  made = dataset.open('prepared')
+  assert made.splits == {'train': 24, 'test': 6}
+  assert made.class_names == ('dark', 'bright')
+  source = made.source('train')
+  clips = [source[i] for i in range(len(source))]
+  assert [clip.label for clip in clips] == [i % 2 for i in range(24)]
+  assert [clip.fold for clip in clips] == [i % 3 for i in range(24)]
+  assert {len(clip.frames) for clip in clips} == {6}
+  assert all(clip.subject for clip in clips)

@@ -1,0 +1,161 @@
+"""The inference engine: buckets, padding, views, and clear errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import runs
+from mira_jax.config import ModelConfig
+from mira_jax.devices import sharding
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.inference import engine
+from mira_jax.mira import MiraConfig
+from mira_jax.weights.weights_file import WEIGHTS, load_weights, save_weights
+
+CLASSES = ('dark', 'bright', 'fading')
+MODEL = ModelConfig(
+  dim=16,
+  depth=1,
+  heads=2,
+  num_classes=3,
+  frames=4,
+  image_size=16,
+  patch=8,
+  head_scale=1.0,
+  mira=MiraConfig(statistics='batch_ema'),
+)
+
+
+@pytest.fixture(scope='module')
+def weights_file(tmp_path_factory):
+  model = engine.build_model(dataclasses.asdict(MODEL))
+  variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 16, 16, 3)))
+  card = {
+    'model': dataclasses.asdict(MODEL),
+    'class_names': list(CLASSES),
+    'preprocessing': {'rate': 1, 'fit': 'crop'},
+  }
+  path = tmp_path_factory.mktemp('weights') / WEIGHTS
+  return save_weights(path, variables['params'], variables['mira'], card)
+
+
+def test_engine_pads_and_compiles_once(weights_file):
+  scorer, card = engine.load_file(weights_file, batch_size=4)
+  assert card['class_names'] == list(CLASSES)
+  video = runs.batch(6)['video']
+  together = scorer.probabilities(video)
+  assert together.shape == (6, 3)
+  np.testing.assert_allclose(together.sum(1), 1, rtol=1e-6)
+
+
+def test_engine_scores_are_the_models(weights_file):
+  # Statistics per clip, so that padding cannot matter.
+  single = dataclasses.replace(MODEL, mira=MiraConfig())
+  variables, _ = load_weights(weights_file)
+  model = engine.build_model(dataclasses.asdict(single))
+  scorer = engine.Engine(model, variables, batch_size=4)
+  video = runs.batch(6)['video']
+  from_mean = (video / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+  logits = model.apply(variables, jnp.asarray(from_mean, jnp.float32))
+  expected = jax.nn.softmax(logits)
+  np.testing.assert_allclose(
+    scorer.probabilities(video), expected, rtol=1e-4, atol=1e-6
+  )
+  probabilities, records = scorer.records(video[:2])
+  np.testing.assert_allclose(probabilities, expected[:2], rtol=1e-4, atol=1e-6)
+  assert len(records) == MODEL.depth
+  assert records[0]['gain'].shape == (2, 2)
+  assert records[0]['before'].shape == (2, 8)
+
+
+def engine_of_four(weights_file):
+  """An engine that scores four clips at once, on as many devices."""
+  mesh = sharding.make_mesh(devices=jax.devices()[:4])
+  whole, _ = engine.load_file(weights_file)
+  return engine.Engine(whole.model, load_weights(weights_file)[0], 4, mesh)
+
+
+def test_engine_averages_views_and_ignores_padding(weights_file):
+  scorer = engine_of_four(weights_file)
+  a, b = runs.batch(4), runs.batch(4, seed=1)
+  b['mask'][2:] = False  # 6 rows are real: 3 clips in 2 views
+  a['clip'][:], b['clip'][:] = [0, 0, 1, 1], [2, 2, 0, 0]
+  a['label'][:], b['label'][:] = [2, 2, 0, 0], [1, 1, 0, 0]
+  mean, labels, damaged = scorer.score_split([a, b], clips=3, views=2)
+  first, second = (scorer.probabilities(x['video']) for x in (a, b))
+  expected = [first[:2].mean(0), first[2:].mean(0), second[:2].mean(0)]
+  np.testing.assert_allclose(mean, expected, rtol=1e-5)
+  assert labels.tolist() == [2, 0, 1]
+  assert damaged.tolist() == []
+
+
+def test_engine_leaves_out_clips_that_were_not_seen_whole(weights_file):
+  scorer = engine_of_four(weights_file)
+  batch = runs.batch(4)
+  batch['clip'][:], batch['label'][:] = [0, 0, 1, 3], [2, 2, 0, 1]
+  mean, labels, damaged = scorer.score_split([batch], clips=4, views=2)
+  assert (mean.shape, labels.tolist()) == ((1, 3), [2])
+  assert damaged.tolist() == [1, 2, 3]
+  with pytest.raises(MiraInputError, match='damaged'):
+    scorer.score_split([batch], clips=4, views=3)
+  batch['clip'][:] = 0
+  with pytest.raises(MiraInputError, match='view_count'):
+    scorer.score_split([batch], clips=1, views=2)
+
+
+@pytest.mark.parametrize('statistics', ['instance', 'batch'])
+def test_the_size_of_the_batch_does_not_change_a_prediction(statistics):
+  mira = MiraConfig(statistics=statistics)
+  model = engine.build_model(
+    dataclasses.asdict(dataclasses.replace(MODEL, mira=mira))
+  )
+  video = runs.batch(4)['video']
+  variables = model.init(jax.random.key(0), jnp.zeros((1, *video.shape[1:])))
+  few, many = (
+    engine.Engine(model, variables, size).probabilities(video)
+    for size in (4, 16)
+  )
+  np.testing.assert_allclose(few, many, rtol=1e-5)
+
+
+def test_a_card_that_says_too_little_is_named(weights_file, tmp_path):
+  variables, card = load_weights(weights_file)
+  params, state = variables['params'], variables['mira']
+  for broken, named in (
+    ({**card, 'preprocessing': {'rate': 1}}, 'preprocessing.fit'),
+    ({**card, 'class_names': ['one']}, '3 classes'),
+  ):
+    path = save_weights(tmp_path / 'w', params, state, broken)
+    with pytest.raises(MiraInputError, match=named) as caught:
+      engine.load_file(path)
+    assert caught.value.exit_code == ExitCode.CHECKPOINT
+
+
+def test_engine_names_what_does_not_fit(weights_file, tmp_path):
+  scorer, card = engine.load_file(weights_file)
+  with pytest.raises(MiraInputError, match='bad_shape'):
+    scorer.probabilities(np.zeros((1, 8, 16, 16, 3), np.uint8))
+  with pytest.raises(MiraInputError, match='--weights takes'):
+    engine.load_run(weights_file)
+  for name in ('absent', '.'):
+    with pytest.raises(MiraInputError, match='not_a_run'):
+      engine.load_run(tmp_path / name)
+  (tmp_path / 'one').mkdir()
+  (tmp_path / 'one' / 'config.json').touch()
+  with pytest.raises(MiraInputError, match='such as one in it'):
+    engine.load_run(tmp_path)
+  with pytest.raises(MiraInputError, match='not_finished'):
+    engine.load_run(tmp_path / 'one')
+  variables, _ = load_weights(weights_file)
+  card['model']['depth'] = 2
+  params, mira = variables['params'], variables['mira']
+  path = save_weights(tmp_path / 'w', params, mira, card)
+  with pytest.raises(MiraInputError, match=r'mira.*block_1.*norm2/scale'):
+    engine.load_file(path)
+  with pytest.raises(MiraInputError, match='bad_model'):
+    engine.build_model({'dtype': 'float32', 'width': 3})
