@@ -311,7 +311,7 @@ class Soak:
     log = self._place / 'disturbed' / 'metrics.jsonl'
     attempt = self._start(longest=log.stat().st_size + 60_000)
     self._check(
-      'a full disk', attempt.end(), [int(ExitCode.CHECKPOINT)], attempt
+      'a full disk', attempt.end(), [int(ExitCode.NOT_WRITTEN)], attempt
     )
 
   def _check(

@@ -18,7 +18,98 @@ class ExitCode(enum.IntEnum):
   DATA = 3  # a dataset that cannot be read or made
   CHECKPOINT = 4  # a checkpoint or weights file that cannot be used
   NUMERIC = 5  # a loss that is no longer finite
+  NOT_WRITTEN = 6  # a full disk, or a folder that cannot be written to
   PREEMPTED = 143  # stopped by a signal, after saving
+
+
+# Every code, by its exit code; docs/errors.md explains them.
+_USAGE = """
+  ambiguous bad_box bad_case bad_config bad_crop bad_dtype bad_flag bad_folds
+  bad_fraction bad_k bad_name bad_platform bad_scale bad_settings bad_shape
+  bad_size bad_suffix bad_table bad_topology bad_value empty format_not_allowed
+  no_beam no_camera no_cascade no_cluster no_compiler no_device no_face no_fps
+  no_host no_torch no_video_stream not_compiled not_features not_regular_file
+  not_video os_error out_of_memory too_large too_long too_many_files too_small
+  unclear_label unexpected unknown_case wrong_root
+"""
+_DATA = """
+  bad_archive beam_failed class_count class_range clip_in_both leak no_clips
+  no_common_classes no_fold no_folds no_split no_subjects not_a_dataset
+  one_dataset one_fold other_classes other_weights same_name several_datasets
+  too_many_damaged too_many_missing unclear_tree unsafe_archive view_count
+  worker_died
+"""
+_CHECKPOINT = """
+  bad_card bad_classes bad_key bad_model bad_program bad_weights
+  batch_statistics changed differs legacy_pth missing no_classifier no_step
+  not_an_export not_finished not_weights other_jax other_model other_platform
+  other_size run_changed several_weights split_weights too_old unknown_size
+  unsafe_pickle unsafe_program weights_mismatch
+"""
+# Of several exit codes, that of the kind of file.
+_SEVERAL = {
+  'bad_encoding': (
+    ExitCode.USAGE,
+    ExitCode.DATA,
+  ),
+  'bad_label': (
+    ExitCode.USAGE,
+    ExitCode.DATA,
+  ),
+  'damaged': (
+    ExitCode.USAGE,
+    ExitCode.DATA,
+    ExitCode.CHECKPOINT,
+  ),
+  'exists': (
+    ExitCode.USAGE,
+    ExitCode.DATA,
+  ),
+  'git_lfs_pointer': (
+    ExitCode.USAGE,
+    ExitCode.CHECKPOINT,
+  ),
+  'locked': (
+    ExitCode.DATA,
+    ExitCode.CHECKPOINT,
+  ),
+  'not_a_run': (
+    ExitCode.USAGE,
+    ExitCode.CHECKPOINT,
+  ),
+  'not_finite': (
+    ExitCode.CHECKPOINT,
+    ExitCode.NUMERIC,
+  ),
+  'not_found': (
+    ExitCode.USAGE,
+    ExitCode.DATA,
+    ExitCode.CHECKPOINT,
+  ),
+  'not_readable': (
+    ExitCode.USAGE,
+    ExitCode.CHECKPOINT,
+  ),
+  'not_written': (ExitCode.NOT_WRITTEN,),
+  'too_new': (
+    ExitCode.DATA,
+    ExitCode.CHECKPOINT,
+  ),
+  'too_slow': (
+    ExitCode.USAGE,
+    ExitCode.CHECKPOINT,
+  ),
+  'unsupported': (
+    ExitCode.USAGE,
+    ExitCode.CHECKPOINT,
+  ),
+}
+CODES: dict[str, tuple[ExitCode, ...]] = {
+  **dict.fromkeys(_USAGE.split(), (ExitCode.USAGE,)),
+  **dict.fromkeys(_DATA.split(), (ExitCode.DATA,)),
+  **dict.fromkeys(_CHECKPOINT.split(), (ExitCode.CHECKPOINT,)),
+  **_SEVERAL,
+}
 
 
 class MiraInputError(ValueError):
@@ -90,6 +181,12 @@ def checkpoint_error(
 ) -> MiraInputError:
   """The error of a checkpoint or of weights that cannot be used as they are."""
   return MiraInputError(code, path, hint, exit_code=ExitCode.CHECKPOINT)
+
+
+def not_written(path: str | os.PathLike[str], hint: str) -> MiraInputError:
+  """The error of results that have no room, or whose folder is read-only."""
+  code = ExitCode.NOT_WRITTEN
+  return MiraInputError('not_written', path, hint, exit_code=code)
 
 
 def not_readable(

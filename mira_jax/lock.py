@@ -11,7 +11,7 @@ import pathlib
 import time
 from collections.abc import Callable, Iterator
 
-from mira_jax.errors import MiraInputError, data_error
+from mira_jax.errors import MiraInputError, data_error, not_written
 
 _PATIENCE = 5  # tenths of a second until the holder has written who it is
 
@@ -40,7 +40,7 @@ def hold(
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open('ab+', buffering=0)
   except OSError as reason:
-    raise error('not_written', path.parent, str(reason)) from reason
+    raise not_written(path.parent, str(reason)) from reason
   with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ import pathlib
 import tempfile
 
 from mira_jax import terminal
-from mira_jax.errors import MiraInputError
+from mira_jax.errors import not_written
 
 PROBE = 1 << 16  # bytes
 
@@ -22,7 +22,7 @@ def open_folder(path: str | os.PathLike[str]) -> pathlib.Path:
 
   Raises:
     MiraInputError: it cannot be made, is read-only, or has no room
-      ('not_writable').
+      ('not_written').
   """
   folder = pathlib.Path(path)
   try:
@@ -33,7 +33,7 @@ def open_folder(path: str | os.PathLike[str]) -> pathlib.Path:
       os.fsync(file.fileno())
   except OSError as error:
     hint = f'results must have room there ({error.strerror or error})'
-    raise MiraInputError('not_writable', path, hint) from error
+    raise not_written(path, hint) from error
   return folder
 
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from mira_jax.errors import ExitCode, MiraInputError, plain
+from mira_jax.errors import ExitCode, MiraInputError, not_written, plain
 
 if TYPE_CHECKING:
   import rich.console
@@ -114,9 +114,9 @@ def run(name: str, command: Callable[[], int | None]) -> int:
     if error.errno not in _FULL:
       return _fail(plain(f'{name}: {error}'), ExitCode.USAGE)
     path = error.filename or 'a file of the results'
-    hint = f'make room, then the same command goes on ({error.strerror})'
-    line = plain(f'{name}: not_written: {path}: {hint}')
-    return _fail(line, ExitCode.CHECKPOINT)
+    hint = f'make room, then the same command resumes ({error.strerror})'
+    full = not_written(path, hint)
+    return _fail(f'{name}: {full}', full.exit_code)
 
 
 def leave_on_interrupt(name: str) -> None:

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from mira_jax import lock
 from mira_jax.data import records
 from mira_jax.data.records import Clip
-from mira_jax.errors import MiraInputError, data_error
+from mira_jax.errors import MiraInputError, data_error, not_written
 
 INDEX = 'index.json'  # split -> fields of ClipIndex, each a list
 _CLIPS_PER_WRITE = 64
@@ -236,7 +236,7 @@ def disk_errors(path: str | pathlib.Path) -> Iterator[None]:
   try:
     yield
   except (OSError, RuntimeError) as error:  # the latter from array_record
-    raise data_error('not_written', path, str(error)) from error
+    raise not_written(path, str(error)) from error
 
 
 def open(directory: str | pathlib.Path) -> PreparedDataset:

@@ -26,7 +26,7 @@ from jax import export as jax_export
 
 from mira_jax import output
 from mira_jax.augment import transforms
-from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.errors import MiraInputError, checkpoint_error, not_written
 from mira_jax.inference import engine, untrusted
 from mira_jax.models.vivit import ViViT
 from mira_jax.synthetic import faces
@@ -147,11 +147,11 @@ def write(
     part.rename(out)
   except (OSError, safetensors.SafetensorError) as error:
     hint = f'results must have room there ({error})'
-    raise MiraInputError('not_writable', out, hint) from error
+    raise not_written(out, hint) from error
   except MiraInputError as error:
-    if error.code != 'not_writable':
+    if error.code != 'not_written':
       raise
-    raise MiraInputError('not_writable', out, error.hint) from error
+    raise not_written(out, error.hint) from error
   finally:
     shutil.rmtree(part, ignore_errors=True)
   return difference

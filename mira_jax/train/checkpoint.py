@@ -25,7 +25,7 @@ import orbax.checkpoint as ocp
 
 from mira_jax import files
 from mira_jax.devices import sharding
-from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.errors import MiraInputError, checkpoint_error, not_written
 from mira_jax.train import checkpoint_reader as reader
 from mira_jax.train import manifest
 from mira_jax.train.step import TrainState
@@ -168,7 +168,7 @@ class Checkpoints:
         f'{free / 1e6:,.0f} MB are free; the ones before are untouched and the '
         f'same command resumes from them ({reader.first_line(error)})'
       )
-      raise checkpoint_error('not_written', self._directory, hint) from error
+      raise not_written(self._directory, hint) from error
 
   def accuracy(self, step: int) -> float | None:
     """The accuracy that a sealed step was saved with."""

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from mira_jax import config, files, lock, output
 from mira_jax.data.dataset import PreparedDataset, fingerprint
-from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.errors import MiraInputError, checkpoint_error, not_written
 from mira_jax.weights.metadata import check_card, parse_card
 from mira_jax.weights.weights_file import LAST, WEIGHTS
 
@@ -28,7 +28,7 @@ def open_workdir(path: str) -> pathlib.Path:
   """Makes the folder of a run. Raises MiraInputError when it cannot write."""
   if '://' in path:
     hint = 'give a local or mounted folder; remote paths are not supported'
-    raise MiraInputError('not_writable', path, hint)
+    raise not_written(path, hint)
   return output.open_folder(path)
 
 

@@ -10,7 +10,7 @@ import pathlib
 import av
 import numpy as np
 
-from mira_jax.errors import MiraInputError
+from mira_jax.errors import MiraInputError, not_written
 
 SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv')  # of containers of H.264
 
@@ -46,5 +46,5 @@ def write_video(
     with contextlib.suppress(OSError):
       path.unlink()
     hint = f'it has no room there ({error.strerror or error})'
-    raise MiraInputError('not_written', path, hint) from error
+    raise not_written(path, hint) from error
   return path

@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mira_jax.errors import checkpoint_error, not_readable
+from mira_jax.errors import checkpoint_error, not_readable, not_written
 from mira_jax.param_names import (
   block_index,
   is_stacked,
@@ -148,7 +148,7 @@ def write_arrays(
     os.replace(part, path)
   except (OSError, safetensors.SafetensorError) as cause:
     hint = f'weights must have room there ({cause})'
-    raise checkpoint_error('not_writable', path, hint) from cause
+    raise not_written(path, hint) from cause
   finally:
     with contextlib.suppress(OSError):
       part.unlink(missing_ok=True)

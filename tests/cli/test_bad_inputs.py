@@ -224,7 +224,7 @@ def test_39_a_folder_that_cannot_be_written(tmp_path, capsys):
   miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
   (tmp_path / 'file').write_text('')
   paths = [f'--root={tmp_path}/root', f'--out={tmp_path}/file']
-  assert cli.main(['prepare', 'folder', *paths]) == ExitCode.DATA
+  assert cli.main(['prepare', 'folder', *paths]) == ExitCode.NOT_WRITTEN
   assert 'mira: not_written: ' in capsys.readouterr().err
 
 

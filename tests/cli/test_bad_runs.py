@@ -209,7 +209,7 @@ def test_52_a_disk_without_room(tmp_path):
     pytest.raises(MiraInputError, match='File too large') as caught,
   ):
     run_folder.open_workdir(str(tmp_path / 'run'))
-  assert caught.value.code == 'not_writable'
+  assert caught.value.code == 'not_written'
   assert output.open_folder(tmp_path / 'run') == tmp_path / 'run'
   assert not list((tmp_path / 'run').iterdir())
 
@@ -222,9 +222,9 @@ def test_52_a_file_where_a_folder_should_be(tmp_path, capsys, small, levels):
     ['predict', str(clip), out],
     ['features', levels, f'{out}/f.npz'],
   ):
-    assert cli.main([*command, run]) == ExitCode.USAGE
+    assert cli.main([*command, run]) == ExitCode.NOT_WRITTEN
     shown, err = capsys.readouterr()
-    assert err.startswith('mira: not_writable: ')
+    assert err.startswith('mira: not_written: ')
     assert (err.count('\n'), shown) == (1, '')  # before any work
 
 
@@ -252,8 +252,8 @@ def test_52_before_training_starts(tmp_path, levels, how, says):
     tmp_path, how, sys.executable, 'train.py', f'--workdir={tmp_path}/run',
     '--config=configs/quickstart.py', f'--config.data.dataset={levels}',
   )  # fmt: skip
-  assert (code, err.count('\n')) == (ExitCode.USAGE, 1)
-  assert f'not_writable: {tmp_path}/run: ' in err
+  assert (code, err.count('\n')) == (ExitCode.NOT_WRITTEN, 1)
+  assert f'not_written: {tmp_path}/run: ' in err
   assert says in err
 
 

@@ -73,7 +73,7 @@ def test_a_full_disk_is_one_line(capsys):
   def full():
     raise OSError(errno.ENOSPC, 'No space left on device', 'a\nb')
 
-  assert terminal.run('x', full) == ExitCode.CHECKPOINT
+  assert terminal.run('x', full) == ExitCode.NOT_WRITTEN
   assert capsys.readouterr().err.startswith(r'x: not_written: a\nb: make room')
 
 

@@ -169,7 +169,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path):
   clip = Clip(clip_id='a', frames=[os.urandom(200_000)], label=0)
   with runs.file_limit(100_000):
     code = _code(_write, tmp_path, train=[clip] * 3)
-  assert code == ('not_written', ExitCode.DATA)
+  assert code == ('not_written', ExitCode.NOT_WRITTEN)
   assert not list((tmp_path / 'toy').iterdir())
 
 

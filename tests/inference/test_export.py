@@ -630,8 +630,8 @@ def test_a_full_disk_leaves_nothing(capsys, runs, tmp_path):
   for size in (1000, 100_000):  # bytes; of any file
     with file_limit(size):
       code, err = fails(capsys, 'export', runs['plain'], tmp_path / 'out')
-    assert code == ExitCode.USAGE
-    assert 'not_writable' in err
+    assert code == ExitCode.NOT_WRITTEN
+    assert 'not_written' in err
     assert not list(tmp_path.iterdir())
 
 

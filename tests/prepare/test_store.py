@@ -270,7 +270,7 @@ def test_a_full_disk_is_an_error_and_nothing_looks_complete(tmp_path):
   root = _tree(tmp_path / 'root', 40, '.png')
   with runs.file_limit(300_000):
     error = _error(_prepare, root, tmp_path / 'out')
-  assert (error.code, error.exit_code) == ('not_written', ExitCode.DATA)
+  assert (error.code, error.exit_code) == ('not_written', ExitCode.NOT_WRITTEN)
   assert _error(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
   report = _report(root, tmp_path / 'out')
   assert 0 < report.resumed < 40

@@ -287,7 +287,7 @@ def test_a_full_disk_is_told_at_the_next_step_and_harms_nothing(tmp_path):
   ):
     save_and_go_on()
   error = caught.value
-  assert error.exit_code == ExitCode.CHECKPOINT
+  assert error.exit_code == ExitCode.NOT_WRITTEN
   assert error.path == str(tmp_path)
   assert 'of 1 MB could not be written' in error.hint
   assert 'MB are free' in error.hint

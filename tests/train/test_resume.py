@@ -232,7 +232,7 @@ def test_a_full_disk_ends_a_run_in_one_line(place, data, whole, tmp_path):
   # No file above 24 kB: more than the log has, less than a state.
   limited = ['bash', '-c', 'ulimit -f 24; exec "$@"', 'bash', *call['args']]
   done = runs.finish(call | {'args': limited})
-  assert done.returncode == ExitCode.CHECKPOINT, done.stderr
+  assert done.returncode == ExitCode.NOT_WRITTEN, done.stderr
   (line,) = done.stderr.splitlines()
   assert f'not_written: {tmp_path / "checkpoints"}: ' in line
   # It ends at a step soon after the save, and leaves nothing in the way.

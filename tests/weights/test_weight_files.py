@@ -94,15 +94,15 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, capsys):
     with runs.file_limit(5000):
       code = cli.main(['convert', str(source), str(tmp_path / name), *flags])
     err = capsys.readouterr().err
-    assert (code, err.count('\n')) == (ExitCode.CHECKPOINT, 1)
-    assert err.startswith(f'mira: not_writable: {tmp_path / name}: ')
+    assert (code, err.count('\n')) == (ExitCode.NOT_WRITTEN, 1)
+    assert err.startswith(f'mira: not_written: {tmp_path / name}: ')
   assert out.read_bytes() == before
   assert sorted(os.listdir(tmp_path)) == ['a.pth', 'out.safetensors']
 
 
 def test_a_folder_that_is_a_file(tmp_path):
   (tmp_path / 'file').touch()
-  with pytest.raises(MiraInputError, match='not_writable'):
+  with pytest.raises(MiraInputError, match='not_written'):
     save(tmp_path / 'file' / 'w.safetensors')
 
 
