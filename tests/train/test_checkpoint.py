@@ -267,7 +267,7 @@ def big_state(value):
   return dataclasses.replace(small, params={'kernel': kernel})
 
 
-def test_a_full_disk_is_told_at_the_next_step_and_harms_nothing(tmp_path):
+def test_a_full_disk_is_reported_at_the_next_step(tmp_path):
   save(tmp_path, {1: 0.1})
   before = manifest.read(tmp_path / '1')
   rng = np.random.default_rng(0)  # that cannot be compressed
