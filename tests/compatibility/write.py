@@ -24,7 +24,7 @@ from mira_jax.data import dataset
 from mira_jax.inference import engine, export
 from mira_jax.mira import MiraConfig
 from mira_jax.train import log, loop
-from mira_jax.video import decode
+from mira_jax.video import images
 
 DATA, RUN, WEIGHTS, EXPORT = 'prepared', 'run', 'weights.safetensors', 'export'
 EXPECTED = 'expected.npz'  # a video, and its probabilities by the weights
@@ -37,7 +37,7 @@ def clips(count: int, seed: int) -> Iterator[dataset.Clip]:
   for i in range(count):
     noise = rng.normal((70, 180)[i % 2], 20, (6, 16, 16, 3))
     frames = np.clip(noise, 0, 255).astype(np.uint8)
-    jpegs = [decode.encode_jpeg(frame) for frame in frames]
+    jpegs = [images.encode_jpeg(frame) for frame in frames]
     yield dataset.Clip(
       clip_id=f'{seed}-{i}',
       frames=jpegs,
