@@ -10,8 +10,7 @@ runs/voxceleb2-SIZE-MODE, see voxceleb2.py.
 
 from __future__ import annotations
 
-from configs import recipes
-from mira_jax.config import Config
+from mira_jax.config import Config, recipes
 
 
 def get_config(text: str | None = None) -> Config:

@@ -10,8 +10,7 @@ voxceleb2.py; an empty `--config.train.init_from=` starts from random weights.
 
 from __future__ import annotations
 
-from configs import recipes
-from mira_jax.config import Config
+from mira_jax.config import Config, recipes
 
 ROWS = {
   'B': {'lr': 1e-3},

@@ -10,8 +10,7 @@ runs/voxceleb2-SIZE-MODE, see voxceleb2.py.
 
 from __future__ import annotations
 
-from configs import recipes
-from mira_jax.config import Config
+from mira_jax.config import Config, recipes
 
 ROWS = {
   'B': {'lr': 1e-3, 'batch': 128, 'warmup': 5, 'rate': 1},

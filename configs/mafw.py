@@ -11,8 +11,7 @@ Starts from runs/voxceleb2-SIZE-MODE, see voxceleb2.py.
 
 from __future__ import annotations
 
-from configs import recipes
-from mira_jax.config import Config
+from mira_jax.config import Config, recipes
 
 ROWS = {'B': {'lr': 2e-3}, 'L': {'lr': 2e-3}, 'H': {'lr': 1e-3}}
 # Of B with flashlite alone.

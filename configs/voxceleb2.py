@@ -10,8 +10,7 @@ it is told --config.train.init_from=runs/vox-B.
 
 from __future__ import annotations
 
-from configs import recipes
-from mira_jax.config import Config
+from mira_jax.config import Config, recipes
 
 ROWS = {
   ('B', 'exact'): {'lr': 1.5e-4, 'warmup': 20, 'batch': 4096, 'epochs': 301},

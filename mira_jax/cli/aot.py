@@ -1,13 +1,13 @@
 """Compile a training step ahead of time for a device you don't have.
 
-  mira aot configs/dfew.py:L,exact --topology v5e:16x16
-  mira aot configs/dfew.py:B --gpu h200 --config.model.remat=attention
-  mira aot configs/voxceleb2.py:B --topology v5e --scale 8,256,1024
+  mira aot dfew:L,exact --topology v5e:16x16
+  mira aot dfew:B --gpu h200 --config.model.remat=attention
+  mira aot voxceleb2:B --topology v5e --scale 8,256,1024
 
 Runs the device's own compiler on the real step, kernels included, and prints
 memory, FLOPs, communication, and a step time estimated from the peaks of the
 chip. No data is opened. Any field of the configuration is a flag, as in
-train.py. Exits with 1 if the step does not fit into memory.
+`mira train`. Exits with 1 if the step does not fit into memory.
 """
 
 from __future__ import annotations
@@ -21,13 +21,11 @@ import jax
 import rich.box
 import rich.console
 import rich.table
-from absl import flags
-from ml_collections import config_flags
 
 from mira_jax import config
 from mira_jax.aot import compilers, measure
 from mira_jax.aot.compilers import Target
-from mira_jax.cli import flags as cli_flags
+from mira_jax.cli import flags
 from mira_jax.cli.arguments import at_least
 from mira_jax.errors import ExitCode, MiraInputError, plain
 
@@ -45,7 +43,7 @@ TO_SAVE_MEMORY = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the configuration, the machine and the compiler."""
   add = parser.add_argument
-  add('config', metavar='CONFIG', help='FILE or FILE:ARGUMENT')
+  add('config', metavar='CONFIG', help='name or file, such as dfew:B')
   machine = parser.add_mutually_exclusive_group(required=True)
   machine.add_argument(
     '--topology', help='such as v5e:16x16, v5p:4x4x4 or v6e:2x4'
@@ -89,12 +87,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> config.Config:
-  config.find_neighbours(args.config.partition(':')[0])
-  argv = ['mira aot', f'--config={args.config}', *args.flags]
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-  cli_flags.parse_flags(argv, values)
-  cfg = values.config
+  cfg = flags.load_config(args.config, args.flags)
   if cfg.pretrain is None:
     cfg.model.num_classes = cfg.model.num_classes or CLASSES
   return cfg

@@ -1,96 +1,72 @@
-"""The flags of `train` and `eval`: parsed by absl, errors in one line."""
+"""Configurations as flags: `--config=NAME --config.optim.lr=3e-4`."""
 
 from __future__ import annotations
 
-import pathlib
 import re
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from absl import app, flags, logging
+from absl import flags, logging
+from ml_collections import config_flags
 
-from mira_jax import config, terminal
-from mira_jax.devices import memory
+from mira_jax import config
+from mira_jax.config import shipped
 from mira_jax.errors import MiraInputError, nearest
 
-
-def run(main: Callable[[Sequence[str]], None]) -> None:
-  """Runs a command; a MiraInputError becomes one line and its exit code."""
-
-  def quiet(argv: Sequence[str]) -> None:
-    if not flags.FLAGS['verbosity'].present:
-      logging.set_verbosity(logging.WARNING)  # orbax and TFDS log every step
-    with memory.explained():
-      main(argv)
-
-  def command() -> None:
-    app.define_help_flags()
-    app.run(quiet, flags_parser=parse_flags)
-
-  name = pathlib.Path(sys.argv[0]).name
-  sys.argv[1:] = terminal.expand_home(sys.argv[1:])
-  sys.exit(terminal.run(name, command))
+_FIELD = re.compile(r'--(?:no)?config\.([\w.]+)')
 
 
-def parse_flags(
-  argv: list[str], values: flags.FlagValues = flags.FLAGS
-) -> list[str]:
-  """Parses a command line into `values`.
+def load_config(text: str, overrides: Sequence[str] = ()) -> config.Config:
+  """A configuration with some of its fields changed.
 
-  A dash in the name of a flag means an underscore. `argv` is changed in place,
-  because the flags of configurations look at `sys.argv` themselves.
+  Args:
+    text: the name or the file of the configuration, see `shipped.find`.
+    overrides: such as '--config.optim.lr=3e-4' and '--noconfig.data.flip'; a
+      dash in a name means an underscore.
 
   Raises:
-    MiraInputError: an unknown flag, a value of another type, a configuration
-      file that is missing or returns something else than a `Config`.
+    MiraInputError: an unknown field, a value of another type, a file that is
+      missing, fails, or returns something else than a `Config`.
   """
-  argv[1:] = map(_underscored, argv[1:])
-  for arg in argv:
-    name = re.match(r'--?(?:no)?config\.([\w.]+)', arg)
-    if name:
-      _check_field(name[1])
+  path = shipped.find(text)
+  argv = ['mira', f'--config={path}', *map(_checked, overrides)]
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   try:
-    rest = values(argv)
+    values(argv)
   except (flags.Error, ValueError) as error:
-    raise _bad_flag(str(error)) from error
-  if len(rest) > 1:
-    raise MiraInputError('bad_flag', rest[1], 'flags start with --')
-  given = 'config' in values and values['config'].present
-  if given and not isinstance(values.config, config.Config):
-    name = values['config'].config_filename
-    hint = 'no such file, or its get_config returns no Config'
-    raise MiraInputError('not_found', name, hint)
-  return rest
+    raise _bad_config(str(error).replace(path, text)) from error
+  if not isinstance(values.config, config.Config):
+    hint = 'its get_config returns no Config'
+    raise config.bad_config(f'--config={text}', hint)
+  return values.config
 
 
-def _underscored(arg: str) -> str:
-  name, equals, value = arg.partition('=')
-  if not name.startswith('--'):
-    return arg
-  return '--' + name[2:].replace('-', '_') + equals + value
+def _checked(override: str) -> str:
+  """An override with underscores in its name; refuses unknown fields."""
+  name, equals, value = override.partition('=')
+  name = '--' + name.lstrip('-').replace('-', '_')
+  field, known = _FIELD.match(name)[1], list(config.field_types())
+  if field not in known:
+    near = nearest(field, known, 0.3) or f'; use one of {known}'
+    raise config.bad_config(f'--config.{field}', f'no such field{near}')
+  return name + equals + value
 
 
-def _check_field(name: str) -> None:
-  names = list(config.field_types())
-  if name not in names:
-    near = nearest(name, names, 0.3) or f'; use one of {names}'
-    raise config.bad_config(f'--config.{name}', f'no such field{near}')
-
-
-def _bad_flag(text: str) -> MiraInputError:
-  """The error for what absl says of a command line."""
+def _bad_config(text: str) -> MiraInputError:
+  """The error for a configuration that absl refuses with `text`."""
   # An error in a configuration file arrives as a whole traceback.
   line = text.strip().splitlines()[-1]
   found = re.match(r'flag (--config(?:\.([\w.]+))?=.*?): ', text)
-  needed = re.search(r'Flag (--\w+) must have a value other than None', line)
-  if needed:
-    example = {'--config': 'configs/quickstart.py', '--workdir': 'runs/mine'}
-    value = example.get(needed[1], 'VALUE')
-    hint = f'it is missing; give it, such as {needed[1]}={value}'
-    return MiraInputError('bad_flag', needed[1], hint)
   if found is None:
-    return MiraInputError('bad_flag', 'command line', line)
+    return config.bad_config('--config', line)
   if found[2] is None:
     return config.bad_config(found[1], line.removeprefix('ValueError: '))
   takes = config.takes(config.field_types()[found[2]])
   return config.bad_config(found[1], f'it takes {takes}')
+
+
+def set_up_logging() -> None:
+  """Lets orbax, TFDS and grain log warnings only."""
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
+  logging.set_verbosity(logging.WARNING)

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import pathlib
-import sys
 import types
 import typing
 from typing import Any
@@ -238,17 +235,6 @@ def _lr_scale(cfg: Config) -> float:
 def datasets(data: DataConfig) -> list[str]:
   """The folders that `data.dataset` names."""
   return [name for name in data.dataset.split(',') if name]
-
-
-def find_neighbours(path: str | os.PathLike[str]) -> None:
-  """Lets a configuration file import others of its folder, by its name.
-
-  `from configs import recipes` works beside train.py; from here on it does in a
-  command that is installed elsewhere, too.
-  """
-  folder = str(pathlib.Path(path).resolve().parent.parent)
-  if folder not in sys.path:
-    sys.path.append(folder)
 
 
 def to_json(cfg: Config) -> str:

@@ -6,11 +6,9 @@ import dataclasses
 import json
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from mira_jax import config
-from mira_jax.cli import flags as cli_flags
+from mira_jax.cli import flags
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
 from mira_jax.inference import engine
@@ -22,11 +20,7 @@ from mira_jax.train import build
 
 def parse(*overrides: str, mode: str = 'exact') -> config.Config:
   """What train.py gets from its command line."""
-  argv = ['train.py', f'--config=configs/quickstart.py:{mode}', *overrides]
-  values = flags.FlagValues()
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
-  cli_flags.parse_flags(argv, values)
-  return values.config
+  return flags.load_config(f'quickstart:{mode}', overrides)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +84,6 @@ def test_mira_is_switched_off_by_a_flag():
     ('--config.data.batch_size=many', 'many'),
     ('--config.data.batch_size=1.5', '1.5'),
     ('--config.data.flip=7', '7'),
-    ('stray', 'flags start with --'),
   ],
 )
 def test_bad_overrides_are_rejected(override, says):
@@ -98,14 +91,29 @@ def test_bad_overrides_are_rejected(override, says):
     parse(override)
 
 
-def test_bad_files_and_modes_are_rejected():
+def test_bad_files_and_modes_are_rejected(tmp_path):
   with pytest.raises(MiraInputError, match='use plain, exact or flashlite'):
     parse(mode='fast')
-  values = flags.FlagValues()
-  argv = ['train.py', '--config=configs/nowhere.py']
-  config_flags.DEFINE_config_file('config', flag_values=values, sys_argv=argv)
   with pytest.raises(MiraInputError, match='no such file'):
-    cli_flags.parse_flags(argv, values)
+    flags.load_config('configs/nowhere.py')
+  (tmp_path / 'empty.py').write_text('get_config = dict')
+  with pytest.raises(MiraInputError, match='returns no Config'):
+    flags.load_config(str(tmp_path / 'empty.py'))
+
+
+def test_shipped_configurations_are_found_by_name(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  by_name = flags.load_config('dfew:B', ['--config.optim.lr=1e-4'])
+  assert by_name.optim.lr == 1e-4
+  assert flags.load_config('configs/dfew.py:B', ['--config.optim.lr=1e-4']) == (
+    by_name
+  )
+  # A file of that name comes first.
+  own = 'from mira_jax.config import Config\ndef get_config(text=None):\n'
+  (tmp_path / 'dfew.py').write_text(own + '  return Config(seed=5)\n')
+  assert flags.load_config('dfew.py').seed == 5
+  with pytest.raises(MiraInputError, match='did you mean dfew'):
+    flags.load_config('dfw')
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import quickstart, quickstart_pretrain, recipes
+from configs import quickstart, quickstart_pretrain
 from mira_jax import config
+from mira_jax.config import recipes
 from mira_jax.devices import sharding
 from mira_jax.inference import engine
 from mira_jax.models.vivit import SIZES

@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -527,15 +525,6 @@ def test_a_backbone_with_holes_gives_no_features(place, tmp_path):
   weights.save_weights(path, variables['params'], variables['mira'], card)
   with pytest.raises(MiraInputError, match=r'lacks \d tensors.*block_0/mlp'):
     engine.load_backbone(path)
-
-
-def test_a_configuration_finds_its_neighbours_from_anywhere(tmp_path, request):
-  """`from configs import recipes`, where no configs/ is in the path."""
-  path = request.config.rootpath / 'configs' / 'dfew.py'
-  code = 'import runpy, sys; from mira_jax import config; '
-  code += 'config.find_neighbours(sys.argv[1]); runpy.run_path(sys.argv[1])'
-  command = [sys.executable, '-c', code, str(path)]
-  subprocess.run(command, cwd=tmp_path, check=True)
 
 
 def test_other_files_are_no_features(place, tmp_path, capsys):

@@ -1,0 +1,298 @@
+"""Score the weights of a run, or of every fold of a protocol.
+
+  mira eval --workdir=runs/quickstart
+  mira eval --workdir=runs/quickstart --dataset=DIR --split=test --views=5
+  mira eval --workdir=runs/dfew --folds=all --config=dfew:B
+  mira eval --workdir=runs/quickstart --step=newest
+  mira eval --workdir=runs/quickstart --int8
+
+The second form tests on another dataset, whose classes are matched by name
+(see mira_jax.data.label_map). The third trains the folds that are not trained
+yet, each in a folder of its own below WORKDIR, and scores them all; without
+--config it only scores, and marks the report as partial when some are not
+finished. The fourth scores a checkpoint, of a run that need not be finished;
+the fifth, weights held in eight bits. Prints tables, and writes scores.json,
+confusion.csv and confusion.png below WORKDIR/eval.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from mira_jax import config, figures, output, terminal
+from mira_jax.cli import flags, hosts
+from mira_jax.cli.arguments import at_least
+from mira_jax.data import dataset as prepared
+from mira_jax.data import label_map, pool
+from mira_jax.devices import memory, platform
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.evaluation import metrics, report, results
+from mira_jax.inference import engine
+from mira_jax.train import datasets as inputs
+from mira_jax.train import loop, run_folder, snapshot
+from mira_jax.weights import weights_file
+
+TAKES_CONFIG_FLAGS = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the run, what to test it on, and which of its weights."""
+  for flag, doc in {
+    '--workdir=DIR': 'folder of the run, or of its folds',
+    '--dataset=DIR': "prepared dataset; else the run's own",
+    '--split=NAME': "of it, or 'all'; else what the run was tested on",
+    '--step=STEP': "a checkpoint, 'newest' or 'best'; else the run's weights",
+    '--folds=N,N': "'all', or numbers such as 0,2",
+    '--config=NAME': 'or FILE: trains the folds that are not trained yet',
+  }.items():
+    name, _, metavar = flag.partition('=')
+    parser.add_argument(
+      name, metavar=metavar, help=doc, required=name == '--workdir'
+    )
+  parser.add_argument(
+    '--views', type=at_least(1, most=1000), help="else the run's own"
+  )
+  parser.add_argument(
+    '--batch-size', type=at_least(1), help="clips at once, else the run's own"
+  )
+  parser.add_argument(
+    '--int8',
+    action='store_true',
+    help='hold the weights in eight bits, as mira predict --int8 does',
+  )
+  platform.add_argument(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+  """Scores one run or several folds."""
+  if args.config is None and args.flags:
+    hint = 'it changes a configuration: add --config=NAME --folds=all'
+    raise MiraInputError('bad_flag', args.flags[0], hint)
+  cfg = args.config and flags.load_config(args.config, args.flags)
+  if cfg and args.folds is None:
+    hint = 'it trains folds: add --folds=all, or use mira train'
+    raise MiraInputError('bad_flag', '--config', hint)
+  flags.set_up_logging()
+  with memory.explained():
+    platform.start(args.device, meet=hosts.join)
+    engine.use_compile_cache()
+    if args.folds is None:
+      evaluate_run(args)
+    else:
+      evaluate_folds(args, cfg)
+  return ExitCode.OK
+
+
+# ----- one run --------------------------------------------------------------
+
+
+def evaluate_run(args: argparse.Namespace) -> None:
+  """Scores a run on its own test clips, or on another dataset."""
+  workdir = pathlib.Path(args.workdir)
+  if args.step and args.int8:
+    hint = "it holds a run's final weights so; drop it, or --step"
+    raise MiraInputError('bad_flag', '--int8', hint)
+  matrix, class_names, facts = _scored(workdir, args)
+  name = facts['tested']
+  if jax.process_index() > 0:
+    return
+  title = f'{name}: {workdir.resolve().name}'
+  terminal.show(report.evaluation_table(matrix, class_names, title))
+  path = report.write_evaluation(
+    workdir / 'eval' / name.replace(', ', '-').replace(' ', '_'),
+    matrix=matrix,
+    class_names=class_names,
+    metadata=facts,
+    title=title,
+  )
+  terminal.say(f'scores: {path}')
+
+
+def _scored(
+  run: pathlib.Path, args: argparse.Namespace
+) -> tuple[np.ndarray, tuple[str, ...], dict[str, Any]]:
+  """Confusion matrix and class names of a run's test, and what was tested."""
+  cfg = run_folder.read_config(run)
+  size = args.batch_size or cfg.data.batch_size
+  if args.step:
+    scorer, card = snapshot.load(run, args.step, size)
+  else:
+    scorer, card = engine.load_run(run, size, eight_bits=args.int8)
+  output.open_folder(run)
+  source, name = _test_clips(cfg, card, args)
+  if args.step:
+    name += f', step {card["step"]}'
+  if args.int8:
+    name += ', int8'
+  views = args.views or cfg.eval.views
+  rules = inputs.reading(cfg)
+  matrix = inputs.score_source(scorer, source, views=views, **rules)
+  facts = {'workdir': str(run), 'tested': name, 'views': views, 'card': card}
+  return matrix, source.class_names, facts
+
+
+def _test_clips(
+  cfg: config.Config, card: dict, args: argparse.Namespace
+) -> tuple[pool.Pool, str]:
+  """The clips to test, with the classes of the model, and what they are."""
+  if not (args.dataset or args.split):
+    datasets = inputs.open_datasets(cfg.data)
+    _tell(datasets)
+    parts = inputs.open_parts(cfg, datasets)
+    name = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
+    return parts.test, f'{name}, {parts.fold_name or cfg.eval.split}'
+  paths = [args.dataset] if args.dataset else config.datasets(cfg.data)
+  split = args.split or cfg.eval.split
+  datasets = [prepared.open(path) for path in paths]
+  _tell(datasets)
+  pools = [_as_the_model_names_them(d, split, card) for d in datasets]
+  name = '+'.join(p.dataset[0] for p in pools)
+  return pool.join(pools), f'{name}, {split}'
+
+
+def _tell(datasets: list[prepared.PreparedDataset]) -> None:
+  if jax.process_index() == 0:
+    inputs.report(datasets)
+
+
+def _as_the_model_names_them(
+  dataset: prepared.PreparedDataset, split: str, card: dict
+) -> pool.Pool:
+  """A split whose labels are the model's; raises where none is common."""
+  known = {label_map.common_name(n): n for n in card['class_names']}
+  rename = {
+    name: known.get(label_map.common_name(name), '')
+    for name in dataset.class_names
+  }
+  if not any(rename.values()):
+    hint = f'the model knows {", ".join(card["class_names"])}'
+    path, code = dataset.directory, ExitCode.DATA
+    raise MiraInputError('other_classes', path, hint, exit_code=code)
+  splits = list(dataset.splits) if split == 'all' else [split]
+  names = card['class_names']
+  clips = pool.of_dataset(dataset, splits, names, rename)
+  left_out = [name for name, ours in rename.items() if not ours]
+  if left_out and jax.process_index() == 0:
+    terminal.say(
+      f'left out: {", ".join(left_out)}, which the model does not know'
+    )
+  return clips
+
+
+# ----- folds ----------------------------------------------------------------
+
+
+def evaluate_folds(args: argparse.Namespace, cfg: config.Config | None) -> None:
+  """Trains the folds that are not trained, if it may; scores all of them."""
+  workdir = pathlib.Path(args.workdir)
+  if args.step or args.int8:
+    name = '--step' if args.step else '--int8'
+    hint = 'it is of the weights of one run; drop it, or --folds'
+    raise MiraInputError('bad_flag', name, hint)
+  if args.dataset or args.split:
+    hint = 'a fold is tested on the clips that it left out; drop that flag'
+    raise MiraInputError('bad_flag', '--dataset, --split', hint)
+  base = cfg or run_folder.read_config(_first_fold(workdir))
+  names = inputs.fold_names(base, inputs.open_datasets(base.data))
+  if len(names) == 1:
+    hint = f'{base.data.protocol!r} has no folds; use folds, loso or lodo'
+    raise config.bad_config('config.data.protocol', hint)
+  numbers = _chosen(args.folds, len(names))
+  if cfg is None and args.folds == 'all':
+    numbers = _finished(workdir, numbers)
+  folds = [
+    _fold(workdir / f'fold-{number}', cfg, args, number, names[number])
+    for number in numbers
+  ]
+  if jax.process_index() == 0:
+    missing = [n for i, n in enumerate(names) if i not in numbers]
+    _report_folds(workdir, folds, base.data.protocol, missing)
+
+
+def _first_fold(workdir: pathlib.Path) -> pathlib.Path:
+  """The folder of a fold that was trained at least in part."""
+  for path in sorted(workdir.glob('fold-*/config.json')):
+    return path.parent
+  hint = 'there are no folds here; train them with --config=FILE'
+  raise MiraInputError('not_a_run', workdir, hint)
+
+
+def _finished(workdir: pathlib.Path, numbers: list[int]) -> list[int]:
+  """The folds that have weights."""
+  found = [
+    n
+    for n in numbers
+    if (workdir / f'fold-{n}' / weights_file.WEIGHTS).exists()
+  ]
+  if not found:
+    hint = 'no fold is finished; train them with --config=FILE'
+    code = ExitCode.CHECKPOINT
+    raise MiraInputError('not_finished', workdir, hint, exit_code=code)
+  return found
+
+
+def _chosen(which: str, count: int) -> list[int]:
+  if which == 'all':
+    return list(range(count))
+  numbers = [int(n) if n.isdecimal() else -1 for n in which.split(',')]
+  if not all(0 <= number < count for number in numbers):
+    hint = f"use 'all' or numbers from 0 to {count - 1}, such as 0,1"
+    raise MiraInputError('bad_flag', f'--folds={which}', hint)
+  return numbers
+
+
+def _fold(
+  run: pathlib.Path,
+  cfg: config.Config | None,
+  args: argparse.Namespace,
+  number: int,
+  name: str,
+) -> tuple[results.Fold, tuple[str, ...]]:
+  """One fold's evaluation and class names; trains it first if need be."""
+  if cfg is not None and not (run / weights_file.WEIGHTS).exists():
+    if jax.process_index() == 0:
+      terminal.say(f'training {name} into {run}')
+    mine = copy.deepcopy(cfg)
+    mine.data.fold = number
+    loop.train(mine, run_folder.open_workdir(str(run)))
+  matrix, class_names, _ = _scored(run, args)
+  fold = results.Fold(name=name, matrix=matrix, results=results.read(run))
+  return fold, class_names
+
+
+def _report_folds(
+  workdir: pathlib.Path,
+  scored: list[tuple[results.Fold, tuple[str, ...]]],
+  protocol: str,
+  missing: list[str],
+) -> None:
+  folds, class_names = [fold for fold, _ in scored], scored[0][1]
+  for fold, names in scored:
+    if names != class_names:
+      hint = f'its classes are not those of {folds[0].name}: {class_names}'
+      code = ExitCode.DATA
+      raise MiraInputError('other_classes', fold.name, hint, exit_code=code)
+  count = f'{len(folds)}'
+  if missing:
+    count += f' of {len(folds) + len(missing)}'
+  title = f'{workdir.resolve().name}: protocol {protocol}, {count} folds'
+  terminal.show(report.folds_table(folds, class_names, title, missing))
+  folder = workdir / 'eval' / 'folds'
+  folder.mkdir(parents=True, exist_ok=True)
+  whole = results.pooled(folds)
+  np.savetxt(folder / 'confusion.csv', whole, fmt='%d', delimiter=',')
+  picture = folder / 'confusion.png'
+  title = ', '.join(filter(None, [title, 'pooled', results.partial(missing)]))
+  scores = str(metrics.score(whole))
+  figures.confusion_figure(picture, whole, class_names, title, scores)
+  told = results.folds_dict(folds, class_names, missing)
+  told |= {'protocol': protocol}
+  path = folder / 'folds.json'
+  path.write_text(terminal.as_json(told, indent=2) + '\n', encoding='utf-8')
+  terminal.say(f'folds: {path}', f'picture: {picture}')
