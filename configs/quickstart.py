@@ -31,7 +31,7 @@ def get_config(mode: str = 'exact') -> Config:
       + nearest(mode, ('plain', 'exact', 'flashlite'))
     )
   return Config(
-    # 8 slots of 16 tokens: attention stays small enough for two CPU cores.
+    # 8 x 16 tokens: attention stays small enough for two CPU cores.
     model=ModelConfig(
       dim=128,
       depth=4,

@@ -1,4 +1,4 @@
-"""Pre-training of the quickstart's small transformer on drawn faces.
+"""Pre-training of the quickstart's small transformer on synthetic faces.
 
 python train.py --workdir=runs/pretrained \
   --config=configs/quickstart_pretrain.py
@@ -7,7 +7,7 @@ python train.py --config=configs/quickstart.py --workdir=runs/tuned \
 
 `--config=configs/quickstart_pretrain.py:plain` and `:flashlite` as in
 quickstart.py. Learns from the clips of both difficulties; labels are not used.
-Pictures of what it fills in are in runs/pretrained/pictures. About a quarter of
+Pictures of reconstructions are in runs/pretrained/pictures. About a quarter of
 an hour on two CPU cores.
 """
 
@@ -15,24 +15,24 @@ from __future__ import annotations
 
 import dataclasses
 
-from configs import quickstart
 from mira_jax.config import (
   Config,
   DataConfig,
   OptimConfig,
   PretrainConfig,
   TrainConfig,
+  load,
 )
 
 
 def get_config(mode: str = 'exact') -> Config:
   """The configuration for mode 'plain', 'exact' or 'flashlite'."""
-  model = quickstart.get_config(mode).model
+  model = load(f'quickstart:{mode}').model
   if model.mira:
     model.mira = dataclasses.replace(model.mira, statistics='batch_ema')
   return Config(
     model=model,
-    # Of 16 places of a slot 12 are hidden: 9 in 10 would leave a single one.
+    # Of 16 spatial positions 12 are masked: 9 in 10 would leave a single one.
     pretrain=PretrainConfig(
       decoder_dim=64, decoder_depth=2, decoder_heads=2, mask_ratio=0.75
     ),

@@ -25,7 +25,6 @@ import rich.table
 from mira_jax import config
 from mira_jax.aot import compilers, measure
 from mira_jax.aot.compilers import Target
-from mira_jax.cli import flags
 from mira_jax.cli.arguments import at_least
 from mira_jax.errors import ExitCode, MiraInputError, plain
 
@@ -87,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _config(args: argparse.Namespace) -> config.Config:
-  cfg = flags.load_config(args.config, args.flags)
+  cfg = config.load(args.config, args.flags)
   if cfg.pretrain is None:
     cfg.model.num_classes = cfg.model.num_classes or CLASSES
   return cfg

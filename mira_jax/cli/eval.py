@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
   if args.config is None and args.flags:
     hint = 'it changes a configuration: add --config=NAME --folds=all'
     raise MiraInputError('bad_flag', args.flags[0], hint)
-  cfg = args.config and flags.load_config(args.config, args.flags)
+  cfg = args.config and config.load(args.config, args.flags)
   if cfg and args.folds is None:
     hint = 'it trains folds: add --folds=all, or use mira train'
     raise MiraInputError('bad_flag', '--config', hint)

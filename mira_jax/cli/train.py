@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 
+from mira_jax import config
 from mira_jax.cli import flags, hosts
 from mira_jax.devices import memory, platform
 from mira_jax.errors import ExitCode
@@ -50,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Trains, or goes on with a run."""
-  cfg = flags.load_config(args.config, args.flags)
+  cfg = config.load(args.config, args.flags)
   flags.set_up_logging()
   with memory.explained():
     platform.start(args.device, meet=hosts.join)

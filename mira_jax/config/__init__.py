@@ -1,6 +1,7 @@
 """The configuration of a run: one tree of plain dataclasses."""
 
 from mira_jax.config.checks import validate
+from mira_jax.config.load import load
 from mira_jax.config.schema import (
   Config,
   DataConfig,
@@ -14,11 +15,9 @@ from mira_jax.config.schema import (
   bad_config,
   datasets,
   defaults,
-  field_types,
   final_lr,
   from_json,
   peak_lr,
-  takes,
   to_json,
 )
 
@@ -35,11 +34,10 @@ __all__ = [
   'bad_config',
   'datasets',
   'defaults',
-  'field_types',
   'final_lr',
   'from_json',
+  'load',
   'peak_lr',
-  'takes',
   'to_json',
   'validate',
 ]

@@ -30,7 +30,6 @@ from test_runs import tiny, write
 
 import runs
 from mira_jax import config, output
-from mira_jax.cli import flags
 from mira_jax.cli import main as cli
 from mira_jax.devices import memory, platform
 from mira_jax.errors import ExitCode, MiraInputError, nearest
@@ -139,7 +138,7 @@ def test_49_configurations_that_cannot_be(monkeypatch, override, says):
 )
 def test_49_the_argument_of_a_file(argument, near):
   with pytest.raises(MiraInputError, match=f'did you mean {near}') as caught:
-    flags.load_config(f'configs/{argument}')
+    config.load(f'configs/{argument}')
   assert caught.value.code == 'bad_config'
   assert caught.value.path == f'--config=configs/{argument}'
 

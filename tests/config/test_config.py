@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
 from mira_jax import config
-from mira_jax.cli import flags
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
 from mira_jax.inference import engine
@@ -20,7 +21,7 @@ from mira_jax.train import build
 
 def parse(*overrides: str, mode: str = 'exact') -> config.Config:
   """What train.py gets from its command line."""
-  return flags.load_config(f'quickstart:{mode}', overrides)
+  return config.load(f'quickstart:{mode}', overrides)
 
 
 @pytest.fixture(autouse=True)
@@ -95,25 +96,25 @@ def test_bad_files_and_modes_are_rejected(tmp_path):
   with pytest.raises(MiraInputError, match='use plain, exact or flashlite'):
     parse(mode='fast')
   with pytest.raises(MiraInputError, match='no such file'):
-    flags.load_config('configs/nowhere.py')
+    config.load('configs/nowhere.py')
   (tmp_path / 'empty.py').write_text('get_config = dict')
   with pytest.raises(MiraInputError, match='returns no Config'):
-    flags.load_config(str(tmp_path / 'empty.py'))
+    config.load(str(tmp_path / 'empty.py'))
 
 
 def test_shipped_configurations_are_found_by_name(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  by_name = flags.load_config('dfew:B', ['--config.optim.lr=1e-4'])
+  by_name = config.load('dfew:B', ['--config.optim.lr=1e-4'])
   assert by_name.optim.lr == 1e-4
-  assert flags.load_config('configs/dfew.py:B', ['--config.optim.lr=1e-4']) == (
+  assert config.load('configs/dfew.py:B', ['--config.optim.lr=1e-4']) == (
     by_name
   )
   # A file of that name comes first.
   own = 'from mira_jax.config import Config\ndef get_config(text=None):\n'
   (tmp_path / 'dfew.py').write_text(own + '  return Config(seed=5)\n')
-  assert flags.load_config('dfew.py').seed == 5
+  assert config.load('dfew.py').seed == 5
   with pytest.raises(MiraInputError, match='did you mean dfew'):
-    flags.load_config('dfw')
+    config.load('dfw')
 
 
 @pytest.mark.parametrize(
@@ -188,3 +189,30 @@ def test_the_attention_that_will_run_is_named_with_its_reason():
   cfg.model.attention = 'pallas_tpu'
   with pytest.raises(MiraInputError, match='v6e, not on cpu'):
     choice()
+
+
+def test_imports_change_nothing_for_others():
+  program = """
+import dataclasses, logging, sys
+import train, eval
+from mira_jax import config
+from mira_jax.cli import eval, main, train
+from mira_jax.mira import MiraConfig
+assert sys.unraisablehook is sys.__unraisablehook__
+assert not logging.getLogger('absl').filters
+assert all(isinstance(f.type, str) for f in dataclasses.fields(MiraConfig))
+assert 'ml_collections' not in sys.modules
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+
+
+def test_a_flag_makes_the_group_of_its_field():
+  assert parse(mode='plain').model.mira is None
+  cfg = parse('--config.model.mira.mode=flashlite', mode='plain')
+  assert cfg.model.mira == MiraConfig(mode='flashlite')
+  cfg = parse('--config.pretrain.mask=random', '--config.data.flip')
+  assert (cfg.pretrain.mask, cfg.data.flip) == ('random', True)
+  assert parse('--config.optim.lr', '3e-4').optim.lr == 3e-4
