@@ -18,7 +18,7 @@ _UNKNOWN = {
   *('na', 'n/a', '#n/a', 'n.a.', 'nan', 'none', 'null', 'nil', '<na>'),
   *('unknown', 'unk', 'undefined', 'unspecified', 'missing', 'not available'),
 }
-_SAME = dict.fromkeys(('sub', 'subj', 'subject', 'subjectid'), 's')
+_SAME = {word: 's' for word in ('sub', 'subj', 'subject', 'subjectid')}
 # Marks that are initials where all others are as many letters: NA beside KA
 # and YM, X beside A and B.
 _INITIALS = {'na', 'x'}

@@ -187,6 +187,7 @@ def _layout(
 ) -> tuple[_Clip, tuple[str, ...]]:
   """Folders above the splits, and the order of levels: 'split', 'class'."""
   inside = [clip for clip in clips if len(clip) > 1]
+  depth, below, splits = 0, inside, {}
   for depth in range(_LEVELS_DOWN + 1):
     below = [clip for clip in inside if len(clip) > depth + 1]
     splits = {

@@ -27,7 +27,6 @@ _MODULES = {
   'reconstruction_figure': 'reconstruction',
   'timeline_figure': 'timeline',
 }
-__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from rich.cells import cell_len
 
@@ -77,7 +79,7 @@ def _write_cells(
   empty = matrix.sum(1) == 0
   for (true, guess), count in np.ndenumerate(matrix):
     color = INK if luminance[true, guess] > 0.215 else 'white'
-    style = {'color': color, 'ha': 'center'}
+    style: dict[str, Any] = {'color': color, 'ha': 'center'}
     share = '–' if empty[true] else f'{shares[true, guess]:.1%}'
     axes.text(guess, true, share, va='bottom', size=11, **style)
     axes.text(guess, true + 0.08, f'{count}', va='top', size=9, **style)
@@ -121,14 +123,14 @@ def curves_figure(rows: Sequence[Mapping[str, float]]) -> Picture:
     raise ValueError(f'no curve in {len(rows)} rows')
   across = min(2, len(panels))
   down = -(-len(panels) // across)
-  figure = Figure(figsize=(6.4 * across, 3.6 * down), layout='constrained')
-  figure.get_layout_engine().set(w_pad=0.15, h_pad=0.12)
+  layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
+  figure = Figure(figsize=(6.4 * across, 3.6 * down), layout=layout)
   for place, (title, keys) in enumerate(panels.items(), 1):
     axes = figure.add_subplot(down, across, place)
     tidy(axes, grid='y')
     for key, color in zip(keys, CYCLE * len(keys), strict=False):
       step, value = series[key].T
-      style = {'lw': 1.1}
+      style: dict[str, Any] = {'lw': 1.1}
       if len(step) <= 60:
         style = {'lw': 1.8, 'marker': 'o', 'ms': 4, 'zorder': 3}
       axes.plot(step, value, color=color, label=text(key, 24), **style)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -89,7 +90,7 @@ class ClipPicture:
 
   def slot_label(self, slot: int) -> str:
     """The temporal token and its frame numbers, on two lines."""
-    mine = self.indices[slot * self.tubelet :][: self.tubelet]
+    mine = np.asarray(self.indices)[slot * self.tubelet :][: self.tubelet]
     ends = f'{mine[0]}' if len(mine) == 1 else f'{mine[0]}, {mine[-1]}'
     if len(mine) > 2:
       ends = f'{mine[0]} … {mine[-1]}'
@@ -170,11 +171,12 @@ def _headline(figure: Figure, clip: ClipPicture) -> None:
     caption += f' {len(clip.shown)} of {len(clip.before)} tokens shown.'
   # Title and verdict share a line: 88 characters of 17 points fill it.
   size = 17 * min(1, 88 / (cell_len(title) + cell_len(verdict)))
-  bold, right = {'size': size, 'weight': 'bold'}, {'ha': 'right'}
+  bold: dict[str, Any] = {'size': size, 'weight': 'bold'}
+  last = bold | {'ha': 'right', 'color': VERMILLION}
   for x, drop, line, style in (
     (_EDGE, 0.42, title, bold),
     (_EDGE, 0.8, caption, {'size': 11, 'color': MUTED}),
-    (WIDTH - _RIGHT, 0.42, verdict, bold | right | {'color': VERMILLION}),
+    (WIDTH - _RIGHT, 0.42, verdict, last),
   ):
     y = 1 - drop / figure.get_figheight()
     figure.text(x / WIDTH, y, line, va='center', **style)
@@ -212,7 +214,9 @@ def _draw_gain(axes: Axes, clip: ClipPicture, gain: np.ndarray) -> None:
   style = {'size': 10.5 if len(mean) <= _COLUMNS else 8, 'ha': 'center'}
   above = axes.get_xaxis_transform()
   for slot, value, color in zip(slots, mean, colors, strict=True):
-    axes.text(slot, 1.0, f'{value:.2f}', color=color, transform=above, **style)
+    axes.text(
+      float(slot), 1.0, f'{value:.2f}', color=color, transform=above, **style
+    )
   # Bar i stands under image column i, unless there are more bars than columns.
   half = clip.cell / (clip.cell + _GAP) / 2
   axes.set_xlim(-half, len(mean) - 1 + half)
@@ -274,14 +278,15 @@ def _heat_row(
   height, width = grey.shape[1:]
   extent = (-0.5, width - 0.5, height - 0.5, -0.5)
   style = {'vmin': low, 'vmax': high, 'alpha': 0.6, 'extent': extent}
-  image = None
+  images = []
   for axes, still, values in zip(cells, grey, heat[clip.shown], strict=True):
     axes.imshow(still, cmap='gray', vmin=0, vmax=255)
-    image = axes.imshow(values, cmap=cmap, interpolation='bilinear', **style)
+    heat_map = axes.imshow(values, cmap=cmap, interpolation='bilinear', **style)
+    images.append(heat_map)
   box = grid[rows[0] : rows[1] + 1, -1].get_position(figure)
   place = (box.x1 + 0.18 / WIDTH, box.y0, 0.14 / WIDTH, box.height)
   axes = figure.add_axes(place)
-  figure.colorbar(image, cax=axes).outline.set_visible(False)
+  figure.colorbar(images[-1], cax=axes).outline.set_visible(False)
   axes.tick_params(colors=MUTED, labelsize=10, length=0)
   axes.yaxis.set_major_locator(MaxNLocator(4))
   axes.set_ylabel('× uniform', color=MUTED, size=10)
@@ -322,7 +327,7 @@ def _draw_classes(axes: Axes, clip: ClipPicture) -> None:
     axes.text(value + 0.012, place, f'{value:.1%}', va='center', size=10)
   tidy(axes, grid='x')
   axes.spines['bottom'].set_visible(False)
-  names = texts([clip.class_names[i] for i in order], 22)
+  names = texts([clip.class_names[i] for i in order.tolist()], 22)
   axes.set_yticks(range(len(order)), names)
   axes.tick_params(axis='y', labelcolor=INK, labelsize=11)
   axes.set_ylim(max(len(order), 4) - 0.4, -0.6)

@@ -10,7 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import matplotlib
 import matplotlib.style
@@ -29,7 +29,8 @@ DPI = 100
 WIDTH = 16.0  # inches: the clip figure is 1600 pixels wide
 TITLE = 88  # letters of a title at most
 
-_P, _R = ParamSpec('_P'), TypeVar('_R')
+_P = ParamSpec('_P')
+_R = TypeVar('_R')
 _drawing = threading.RLock()  # matplotlib's settings are global
 # Font families, in order of preference; it grows with the scripts of names.
 _fonts: dict[str, ft2font.FT2Font] = {}
@@ -62,7 +63,7 @@ class Picture:
   """A figure and the arrays it shows, by name."""
 
   figure: Figure
-  arrays: Mapping[str, np.ndarray]
+  arrays: Mapping[str, Any]
 
   @drawn
   def save(self, path: str | os.PathLike[str]) -> Path:
@@ -137,7 +138,7 @@ def _installed() -> Iterator[tuple[str, ft2font.FT2Font]]:
         yield entry.name, ft2font.FT2Font(entry.fname)
 
 
-def tidy(axes: Axes, *, grid: str) -> None:
+def tidy(axes: Axes, *, grid: Literal['x', 'y']) -> None:
   """Two faint spines, small grey ticks, a grid behind the data."""
   axes.spines[['top', 'right']].set_visible(False)
   axes.spines[['left', 'bottom']].set_color(FAINT)

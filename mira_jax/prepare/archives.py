@@ -17,6 +17,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
+from typing import Any
 
 from mira_jax.data import workers
 from mira_jax.errors import MiraInputError, data_error
@@ -30,7 +31,7 @@ _OUTSIDE = re.compile(r'/|[A-Za-z]:|.*[\\\0]|(.*/)?\.\.(/|$)', re.DOTALL)
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 _DAMAGE += (EOFError, ValueError, RuntimeError)
 _Archive = zipfile.ZipFile | tarfile.TarFile
-_Info = zipfile.ZipInfo | tarfile.TarInfo
+_Info = Any  # of a member: a ZipInfo or a TarInfo
 
 
 def unpack(

@@ -165,7 +165,7 @@ def prepare_dataset(
   report.add_tables(listing.tables)
   if spec.is_default(values):
     report.compare(tally(clip.row for clip in found), spec.counts)
-  sources = dict.fromkeys(FACTS, 'the names and lists of the download')
+  sources = {fact: 'the names and lists of the download' for fact in FACTS}
   groups = _split(found, chosen, report, sources)
   if any(clip.row.fold >= 0 for clip in found):
     report.split_rule = 'fold 1 is the test split; every fold is stored'

@@ -51,7 +51,7 @@ class Storage:
   max_frames: int = 96
   quality: int = 95
   crop: str = 'none'
-  boxes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  boxes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
   as_video: bool = False
 
 
@@ -240,14 +240,15 @@ class _Image:
 
 def _read(path: pathlib.Path) -> _Image | None:
   """An image; None for one that cannot be read or is cut off."""
-  data = images.read_bytes(path)
-  size = data and images.plain_jpeg_size(data)
-  # An eighth of a JPEG's pixels shows damage, at half the time.
-  pixels = data and images.whole_image(data, reduced=bool(size), name=path)
-  if pixels is None or not data:
+  if not (data := images.read_bytes(path)):
     return None
-  size = size or pixels.shape[:2]
-  return _Image(path=path, data=data, pixels=pixels, size=size)
+  size = images.plain_jpeg_size(data)
+  # An eighth of a JPEG's pixels shows damage, at half the time.
+  pixels = images.whole_image(data, reduced=bool(size), name=path)
+  if pixels is None:
+    return None
+  height, width = size or pixels.shape[:2]
+  return _Image(path=path, data=data, pixels=pixels, size=(height, width))
 
 
 def _of_folder(clip: Found, storage: Storage) -> _Frames:
