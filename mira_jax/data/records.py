@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,16 +143,47 @@ class Writer:
     self._writer.close_all()
 
 
-def file_template(
-  folder: pathlib.Path, name: str, split: str
+def _file_template(
+  info: tfds.core.DatasetInfo, split: str
 ) -> tfds.core.ShardedFileTemplate:
-  """Names the record files of a split."""
   return tfds.core.ShardedFileTemplate(
-    data_dir=folder,
-    dataset_name=name,
+    data_dir=tfds.core.as_path(info.data_dir),
+    dataset_name=info.name,
     split=split,
     filetype_suffix='array_record',
   )
+
+
+def record_files(
+  info: tfds.core.DatasetInfo, split: str, count: int
+) -> list[pathlib.Path]:
+  """Paths of the record files of a split of so many."""
+  paths = _file_template(info, split).sharded_filepaths(count)
+  return [pathlib.Path(path) for path in paths]
+
+
+def write_info(
+  info: tfds.core.DatasetInfo,
+  sizes: Mapping[str, Sequence[tuple[int, int]]],
+) -> None:
+  """Writes the metadata of splits whose `record_files` are complete.
+
+  Args:
+    info: of the dataset.
+    sizes: for each split, clips and their bytes in each of its files.
+  """
+  info.set_file_format('array_record')
+  splits = [
+    tfds.core.SplitInfo(
+      name=split,
+      shard_lengths=[clips for clips, _ in files],
+      num_bytes=sum(num_bytes for _, num_bytes in files),
+      filename_template=_file_template(info, split),
+    )
+    for split, files in sizes.items()
+  ]
+  info.set_splits(tfds.core.SplitDict(splits))
+  info.write_to_directory(info.data_dir)
 
 
 def serializer(class_names: Sequence[str]) -> Callable[[Clip], bytes]:

@@ -173,11 +173,12 @@ def _headline(figure: Figure, clip: ClipPicture) -> None:
   size = 17 * min(1, 88 / (cell_len(title) + cell_len(verdict)))
   bold: dict[str, Any] = {'size': size, 'weight': 'bold'}
   last = bold | {'ha': 'right', 'color': VERMILLION}
-  for x, drop, line, style in (
+  lines: list[tuple[float, float, str, Any]] = [
     (_EDGE, 0.42, title, bold),
     (_EDGE, 0.8, caption, {'size': 11, 'color': MUTED}),
     (WIDTH - _RIGHT, 0.42, verdict, last),
-  ):
+  ]
+  for x, drop, line, style in lines:
     y = 1 - drop / figure.get_figheight()
     figure.text(x / WIDTH, y, line, va='center', **style)
 
@@ -327,7 +328,7 @@ def _draw_classes(axes: Axes, clip: ClipPicture) -> None:
     axes.text(value + 0.012, place, f'{value:.1%}', va='center', size=10)
   tidy(axes, grid='x')
   axes.spines['bottom'].set_visible(False)
-  names = texts([clip.class_names[i] for i in order.tolist()], 22)
+  names = texts([clip.class_names[int(i)] for i in order], 22)
   axes.set_yticks(range(len(order)), names)
   axes.tick_params(axis='y', labelcolor=INK, labelsize=11)
   axes.set_ylim(max(len(order), 4) - 0.4, -0.6)

@@ -35,7 +35,8 @@ def timeline_figure(
     title: of the figure.
   """
   order = np.argsort(-timeline.mean(0), kind='stable')
-  named, others = order[:_NAMED].tolist(), order[_NAMED:].tolist()
+  order = [int(i) for i in order]
+  named, others = order[:_NAMED], order[_NAMED:]
   layers = [timeline[:, i] for i in named]
   labels = texts([class_names[i] for i in named], 24)
   if len(others):
