@@ -68,9 +68,9 @@ def ours(size: str, mode: str, batch: int, args: dict[str, Any]) -> Callable:
   import jax
   import jax.numpy as jnp
 
-  from mira_jax.inference import engine
+  from mira_jax.models.build import build_model
 
-  model = engine.build_model(
+  model = build_model(
     fields(size, mode, args['dtype']) | {'attention': args['attention']}
   )
   video = jnp.asarray(clips(batch))
@@ -136,9 +136,9 @@ def flop(size: str, mode: str, batch: int, args: argparse.Namespace) -> int:
   import jax
 
   from mira_jax.aot import counts
-  from mira_jax.inference import engine
+  from mira_jax.models.build import build_model
 
-  model = engine.build_model(
+  model = build_model(
     fields(size, mode, args.dtype) | {'attention': args.attention}
   )
   video = jax.ShapeDtypeStruct((batch, FRAMES, SIDE, SIDE, 3), np.float32)

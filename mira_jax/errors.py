@@ -28,8 +28,8 @@ _USAGE = """
   bad_fraction bad_k bad_name bad_platform bad_scale bad_settings bad_shape
   bad_size bad_suffix bad_table bad_topology bad_value empty format_not_allowed
   no_beam no_camera no_cascade no_cluster no_compiler no_device no_face no_fps
-  no_host no_torch no_video_stream not_features not_regular_file not_video
-  os_error out_of_memory too_large too_long too_many_files too_small
+  no_host no_torch no_video_stream not_a_run not_features not_regular_file
+  not_video os_error out_of_memory too_large too_long too_many_files too_small
   unclear_label unexpected unknown_case wrong_root
 """
 _DATA = """
@@ -43,73 +43,26 @@ _CHECKPOINT = """
   bad_card bad_classes bad_key bad_model bad_program bad_weights
   batch_statistics changed differs legacy_pth missing no_classifier no_step
   not_an_export not_finished not_weights other_jax other_model other_platform
-  other_size run_changed several_weights split_weights too_old unknown_size
+  other_size run_changed several_weights split_weights unknown_size
   unsafe_pickle unsafe_program weights_mismatch
 """
-# Of several exit codes, that of the kind of file.
+# The exit code depends on the kind of file, but for the last two.
 _SEVERAL = {
-  'bad_encoding': (
-    ExitCode.USAGE,
-    ExitCode.DATA,
+  (ExitCode.USAGE, ExitCode.DATA): 'bad_encoding bad_label exists',
+  (ExitCode.USAGE, ExitCode.CHECKPOINT): (
+    'git_lfs_pointer not_readable too_slow unsupported'
   ),
-  'bad_label': (
-    ExitCode.USAGE,
-    ExitCode.DATA,
-  ),
-  'damaged': (
-    ExitCode.USAGE,
-    ExitCode.DATA,
-    ExitCode.CHECKPOINT,
-  ),
-  'exists': (
-    ExitCode.USAGE,
-    ExitCode.DATA,
-  ),
-  'git_lfs_pointer': (
-    ExitCode.USAGE,
-    ExitCode.CHECKPOINT,
-  ),
-  'locked': (
-    ExitCode.DATA,
-    ExitCode.CHECKPOINT,
-  ),
-  'not_a_run': (
-    ExitCode.USAGE,
-    ExitCode.CHECKPOINT,
-  ),
-  'not_compiled': (ExitCode.FAILED,),
-  'not_finite': (
-    ExitCode.CHECKPOINT,
-    ExitCode.NUMERIC,
-  ),
-  'not_found': (
-    ExitCode.USAGE,
-    ExitCode.DATA,
-    ExitCode.CHECKPOINT,
-  ),
-  'not_readable': (
-    ExitCode.USAGE,
-    ExitCode.CHECKPOINT,
-  ),
-  'not_written': (ExitCode.NOT_WRITTEN,),
-  'too_new': (
-    ExitCode.DATA,
-    ExitCode.CHECKPOINT,
-  ),
-  'too_slow': (
-    ExitCode.USAGE,
-    ExitCode.CHECKPOINT,
-  ),
-  'unsupported': (
-    ExitCode.USAGE,
-    ExitCode.CHECKPOINT,
-  ),
+  (ExitCode.DATA, ExitCode.CHECKPOINT): 'locked too_new',
+  (ExitCode.USAGE, ExitCode.DATA, ExitCode.CHECKPOINT): 'damaged not_found',
+  (ExitCode.CHECKPOINT, ExitCode.NUMERIC): 'not_finite',
+  (ExitCode.FAILED,): 'not_compiled',
+  (ExitCode.NOT_WRITTEN,): 'not_written',
 }
 CODES: dict[str, tuple[ExitCode, ...]] = {
   **dict.fromkeys(_USAGE.split(), (ExitCode.USAGE,)),
   **dict.fromkeys(_DATA.split(), (ExitCode.DATA,)),
   **dict.fromkeys(_CHECKPOINT.split(), (ExitCode.CHECKPOINT,)),
-  **_SEVERAL,
+  **{code: exits for exits, x in _SEVERAL.items() for code in x.split()},
 }
 
 

@@ -1,18 +1,69 @@
-"""Files of a run: written whole, and set aside when they are damaged."""
+"""Atomic writes, digests, writable folders and locks."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import fcntl
+import functools
+import hashlib
 import itertools
+import json
 import logging
 import os
 import pathlib
-from collections.abc import Iterator
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from mira_jax import terminal
+from mira_jax.errors import MiraInputError, data_error, not_written
+
+Path = str | os.PathLike[str]
+PROBE = 1 << 16  # bytes
+_PATIENCE = 5  # tenths of a second until a lock names its holder
+
+
+# ----- files ------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def naming(path: str | os.PathLike[str]) -> Iterator[None]:
-  """Says what could not be written, which a full disk does not."""
+def atomic(path: Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
+  """A file to write to, which replaces `path` at the end.
+
+  A process that fails or is killed leaves what was at `path`.
+
+  Args:
+    path: the file.
+    shared: whether several processes may write it at the same time.
+
+  Raises:
+    OSError: with the name of the file, which a full disk does not give.
+  """
+  path = pathlib.Path(path)
+  middle = f'.{uuid.uuid4().hex}' if shared else ''
+  part = path.with_name(f'{path.name}{middle}.part')
+  clear_for_file(part)
+  try:
+    with naming(path):
+      yield part
+      os.replace(part, path)
+  finally:
+    with contextlib.suppress(OSError):
+      part.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str, *, shared: bool = False) -> None:
+  """Writes a file in UTF-8, see `atomic`."""
+  with atomic(path, shared=shared) as part:
+    part.write_text(text, encoding='utf-8')
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+  """Adds the name of the file to an OSError that lacks it."""
   try:
     yield
   except OSError as error:
@@ -20,19 +71,22 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
     raise
 
 
-def replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole: a process that is killed leaves what was there."""
-  part = path.with_name(path.name + '.part')
-  clear_for_file(part)
-  with naming(path):
-    part.write_text(text, encoding='utf-8')
-    os.replace(part, path)
+def sha256(path: Path) -> str:
+  """The SHA-256 of a file, in hex."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def json_sha256(value: Any) -> str:
+  """The SHA-256 of a JSON value, whatever the order of its keys, in hex."""
+  text = json.dumps(value, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def set_aside(path: pathlib.Path, why: str) -> pathlib.Path:
   """Renames what cannot be used, with a warning; returns its new path.
 
-  Nothing is lost: the new name is NAME.damaged, NAME.damaged-2, ...
+  The new name is NAME.damaged, NAME.damaged-2, ...
   """
   numbers = itertools.chain([''], (f'-{i}' for i in itertools.count(2)))
   names = (path.with_name(f'{path.name}.damaged{n}') for n in numbers)
@@ -44,12 +98,115 @@ def set_aside(path: pathlib.Path, why: str) -> pathlib.Path:
 
 
 def clear_for_file(path: pathlib.Path) -> None:
-  """Sets aside whatever is no file where one is about to be written."""
+  """Sets aside whatever is not a file at `path`."""
   if path.exists() and not path.is_file():
     set_aside(path, 'it is not a file')
 
 
 def clear_for_folder(path: pathlib.Path) -> None:
-  """Sets aside whatever is no folder where one is needed."""
+  """Sets aside whatever is not a folder at `path`."""
   if os.path.lexists(path) and not path.is_dir():
     set_aside(path, 'it is not a folder')
+
+
+# ----- folders ----------------------------------------------------------------
+
+
+def open_folder(path: Path) -> pathlib.Path:
+  """Makes a folder if it is missing, and checks that it is writable.
+
+  A probe is written to the disk: a full disk or quota may report no earlier.
+
+  Raises:
+    MiraInputError: it cannot be made, is read-only or full ('not_written').
+  """
+  folder = pathlib.Path(path)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+      file.write(bytes(PROBE))
+      file.flush()
+      os.fsync(file.fileno())
+  except OSError as error:
+    hint = f'results must have room there ({error.strerror or error})'
+    raise not_written(path, hint) from error
+  return folder
+
+
+def cache() -> pathlib.Path:
+  """The user's folder for what can be made again, such as compiled programs."""
+  folder = os.environ.get('XDG_CACHE_HOME')
+  if folder:
+    return pathlib.Path(folder) / 'mira_jax'
+  try:
+    return pathlib.Path.home() / '.cache' / 'mira_jax'
+  except RuntimeError:  # a user without a home, as in some containers
+    return _temporary_cache()
+
+
+@functools.cache
+def _temporary_cache() -> pathlib.Path:
+  folder = tempfile.TemporaryDirectory(prefix='mira_jax_')
+  atexit.register(folder.cleanup)
+  terminal.say(
+    f'mira: no home folder: compiled programs are kept in {folder.name} until '
+    'the end; set XDG_CACHE_HOME to keep them',
+    error=True,
+  )
+  return pathlib.Path(folder.name)
+
+
+# ----- locks ------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock(
+  path: pathlib.Path,
+  error: Callable[[str, pathlib.Path, str], MiraInputError] = data_error,
+) -> Iterator[None]:
+  """Holds a lock that the system releases when the process ends in any way.
+
+  The content of the file is for messages only. Where the file system has no
+  locks, this warns and goes on.
+
+  Args:
+    path: of the lock file, made with its folder if missing, never removed.
+    error: makes the error of a code, a path and a hint.
+
+  Raises:
+    MiraInputError: another process holds it ('locked'), or the file cannot be
+      written ('not_written').
+  """
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open('ab+', buffering=0)
+  except OSError as reason:
+    raise not_written(path.parent, str(reason)) from reason
+  with file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as reason:
+      hint = f'{_holder(path)} writes here; wait until it ends, or stop it'
+      raise error('locked', path.parent, hint) from reason
+    except OSError as reason:
+      text = '%s cannot be locked (%s): do not start a second process here'
+      logging.warning(text, path, reason.strerror)
+    else:
+      since = time.strftime('%Y-%m-%d %H:%M:%S')
+      holder = {'pid': os.getpid(), 'host': os.uname().nodename, 'since': since}
+      with contextlib.suppress(OSError):  # a full disk is reported elsewhere
+        file.truncate(0)
+        file.write(json.dumps(holder).encode())
+    yield
+
+
+def _holder(path: pathlib.Path) -> str:
+  """The process that holds a lock, in words."""
+  for _ in range(_PATIENCE):
+    try:
+      holder = json.loads(path.read_bytes())
+      where = f'{holder["pid"]} on {holder["host"]}, since {holder["since"]}'
+      return f'process {where},'
+    except (OSError, ValueError, LookupError, TypeError):
+      time.sleep(0.1)  # it may be about to write that
+  return 'another process'

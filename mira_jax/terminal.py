@@ -1,4 +1,4 @@
-"""What every command shares: its streams, Ctrl-C, and one line for an error."""
+"""Shared by every command: streams, Ctrl-C, and errors in one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import errno
 import io
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -30,7 +31,7 @@ _own = threading.Event()  # set: this process is the command's own
 
 
 def say(*lines: str, error: bool = False) -> None:
-  """Prints lines at once; see `errors.plain` for what is escaped in them."""
+  """Prints lines at once, escaped by `errors.plain`."""
   for line in lines:
     print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
 
@@ -41,30 +42,28 @@ def show(table: rich.console.RenderableType) -> None:
 
 
 def console(**options: Any) -> rich.console.Console:
-  """A console of rich to which text is text: no markup, emoji or guesses."""
-  import rich.console  # Takes its time, and many commands print no table.
+  """A console of rich without markup, emoji or highlighting."""
+  import rich.console  # slow, and many commands print no table
 
   class Console(rich.console.Console):
     def on_broken_pipe(self) -> None:
-      raise  # To `run`, instead of an exit code of rich's own.
+      raise  # to `run`, instead of an exit code of rich's own
 
   return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def as_json(value: Any, *, encoding: str = 'utf-8', **options: Any) -> str:
-  """JSON that any text fits in, and that is safe to print.
+  """JSON for a stream of some encoding, safe to print.
 
-  Letters are themselves in UTF-8. What a terminal obeys, or cannot show, is
-  escaped as JSON does: a reader gets back what it was.
+  In UTF-8 letters are kept. What a terminal obeys, or cannot show, has the
+  escapes of JSON, so that a reader gets back the exact text.
   """
   if codecs.lookup(encoding).name != 'utf-8':
     return json.dumps(value, **options)
-  lines = json.dumps(value, ensure_ascii=False, **options).split('\n')
-  return '\n'.join(
-    line
-    if line.isprintable()
-    else ''.join(c if plain(c) == c else json.dumps(c)[1:-1] for c in line)
-    for line in lines
+  return re.sub(
+    r'[^\x20-\x7e\n]',
+    lambda c: c[0] if plain(c[0]) == c[0] else json.dumps(c[0])[1:-1],
+    json.dumps(value, ensure_ascii=False, **options),
   )
 
 
@@ -83,11 +82,11 @@ def expand_home(arguments: list[str]) -> list[str]:
 
 
 def run(name: str, command: Callable[[], int | None]) -> int:
-  """Runs a command; what a person did wrong becomes one line.
+  """Runs a command; a user's mistake becomes one line on standard error.
 
   Args:
     name: before the colon of that line.
-    command: gives its exit code; None: OK.
+    command: returns its exit code; None is OK.
 
   Returns:
     An exit code, see `errors.ExitCode`; `INTERRUPTED` after Ctrl-C.
@@ -103,12 +102,12 @@ def run(name: str, command: Callable[[], int | None]) -> int:
     return _fail(f'{name}: {error}', error.exit_code)
   except KeyboardInterrupt:
     _fail(f'{name}: interrupted', INTERRUPTED)
-    if _own.is_set():  # not waiting for threads that read, or compile
+    if _own.is_set():  # without waiting for threads that read or compile
       os._exit(INTERRUPTED)
     return INTERRUPTED
   except OSError as error:
-    if isinstance(error, BrokenPipeError) and _nobody_reads():
-      # `mira ... | head`. Python flushes once more when it ends.
+    if isinstance(error, BrokenPipeError) and _reader_is_gone():
+      # `mira ... | head`: Python flushes once more at its end.
       os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
       return int(ExitCode.OK)
     if error.errno not in _FULL:
@@ -120,9 +119,9 @@ def run(name: str, command: Callable[[], int | None]) -> int:
 
 
 def leave_on_interrupt(name: str) -> None:
-  """Ends the process at Ctrl-C, wherever it is: for imports, and for its end.
+  """Makes Ctrl-C end the process at once: for imports, and for its end.
 
-  Only for a process that is the command's own, and in which nothing is lost.
+  Only for a process of a command's own, which has nothing to save.
   """
 
   def leave(*_: Any) -> None:
@@ -141,11 +140,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-  """Raises KeyboardInterrupt at Ctrl-C, also where Python ignores errors.
-
-  One that is raised while an object is collected, or in a callback of C, is
-  given to `sys.unraisablehook`, which cannot raise: it sends the signal again.
-  """
+  """Raises KeyboardInterrupt at Ctrl-C, also where Python ignores errors."""
   if threading.current_thread() is not threading.main_thread():
     yield
     return
@@ -156,6 +151,8 @@ def _interruptible() -> Iterator[None]:
     _came.set()
     raise KeyboardInterrupt
 
+  # An error raised while an object is collected, or in a callback of C, cannot
+  # propagate: the signal is sent again.
   def send_again(what: Any) -> None:
     if not issubclass(what.exc_type, KeyboardInterrupt):
       hook(what)
@@ -168,10 +165,8 @@ def _interruptible() -> Iterator[None]:
   sys.unraisablehook = send_again
   try:
     yield
-  except Exception as error:
-    # Some turn it into an error of their own, such as failed imports.
-    if _came.is_set():
-      raise KeyboardInterrupt from error
+  except Exception:
+    check()  # some turn it into an error of their own, such as failed imports
     raise
   finally:
     signal.signal(signal.SIGINT, before)
@@ -179,7 +174,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _open_streams() -> None:
-  """Streams that take any text, and are there."""
+  """Makes standard streams exist and accept any text."""
   for name in ('stdout', 'stderr'):
     stream = getattr(sys, name)
     if stream is None:  # `mira ... >&-`
@@ -195,7 +190,7 @@ def _fail(line: str, code: int) -> int:
   return int(code)
 
 
-def _nobody_reads() -> bool:
+def _reader_is_gone() -> bool:
   """Whether the other end of standard output is closed."""
   poll = select.poll()
   poll.register(1, 0)

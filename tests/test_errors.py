@@ -9,7 +9,7 @@ import re
 import pytest
 
 import runs
-from mira_jax import errors, lock, output, terminal
+from mira_jax import errors, files, terminal
 from mira_jax.errors import CODES, ExitCode, MiraInputError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -67,10 +67,10 @@ def test_a_full_disk_has_one_code_and_one_exit_code(tmp_path, capsys):
   (tmp_path / 'file').write_text('')
 
   def hold():
-    with lock.hold(tmp_path / 'file' / '.lock'):
+    with files.lock(tmp_path / 'file' / '.lock'):
       pass
 
-  for write in (lambda: output.open_folder(tmp_path / 'file' / 'x'), hold):
+  for write in (lambda: files.open_folder(tmp_path / 'file' / 'x'), hold):
     with pytest.raises(MiraInputError) as caught:
       write()
     assert caught.value.code == 'not_written'

@@ -26,8 +26,8 @@ FLOORS = (
   ('devices', 'video'),
   ('evaluation',),
   ('figures',),
-  ('output', 'lock'),
-  ('mira', 'terminal', 'files', 'param_names'),
+  ('files',),
+  ('mira', 'terminal', 'param_names'),
   ('errors',),
 )
 ROOMS = {name: -i for i, floor in enumerate(FLOORS) for name in floor}

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import topologies
 
-from mira_jax import output
+from mira_jax import files
 from mira_jax.errors import ExitCode, MiraInputError
 
 # Platform -> the variable that may name a folder, and a module of the wheels.
@@ -106,7 +106,7 @@ def find(
   named = folder or os.environ.get(VARIABLES[platform])
   if not named and importlib.util.find_spec(MODULES[platform]):
     return None
-  path = pathlib.Path(named) if named else output.cache() / 'aot' / platform
+  path = pathlib.Path(named) if named else files.cache() / 'aot' / platform
   path = path.expanduser()
   if fetch:
     install(platform, path)

@@ -19,3 +19,11 @@ def at_least(low: int, *, most: int | None = None) -> Callable[[str], int]:
 
   parse.__name__ = 'whole number'  # what argparse calls it in its errors
   return parse
+
+
+def above_zero(text: str) -> float:
+  """An argparse type: a number above zero."""
+  value = float(text)
+  if not 0 < value < float('inf'):
+    raise argparse.ArgumentTypeError(f'{text} is not above 0')
+  return value

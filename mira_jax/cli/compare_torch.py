@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import numpy as np
 import rich.table
 
-from mira_jax import figures, output, terminal
+from mira_jax import figures, files, terminal
 from mira_jax.cli import weight_flags
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import sampling
 from mira_jax.errors import ExitCode, plain
-from mira_jax.inference import engine
+from mira_jax.inference import load
 from mira_jax.kernels import dispatch
 from mira_jax.parity import torch_compare
 from mira_jax.synthetic import faces
@@ -81,10 +81,10 @@ def run(args: argparse.Namespace) -> int:
   """Prints a table for each number format; 1 if logits differ too much."""
   torch_compare.load_torch()
   if args.out:
-    output.open_folder(pathlib.Path(args.out).parent)
+    files.open_folder(pathlib.Path(args.out).parent)
   found = convert.read(args.weights, weight_flags.wishes(args))
   if found.card.get('pretrain'):
-    raise engine.no_classifier(args.weights)
+    raise load.no_classifier(args.weights)
   fields = found.card['model']
   if args.module:
     other = torch_compare.from_path(args.module, found.variables)

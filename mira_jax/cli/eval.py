@@ -25,7 +25,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from mira_jax import config, figures, output, terminal
+from mira_jax import config, figures, files, terminal
 from mira_jax.cli import flags, hosts
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
@@ -33,7 +33,7 @@ from mira_jax.data import label_map, pool
 from mira_jax.devices import memory, platform
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import metrics, report, results
-from mira_jax.inference import engine
+from mira_jax.inference import engine, load
 from mira_jax.train import datasets as inputs
 from mira_jax.train import loop, run_folder, snapshot
 from mira_jax.weights import weights_file
@@ -123,8 +123,8 @@ def _scored(
   if args.step:
     scorer, card = snapshot.load(run, args.step, size)
   else:
-    scorer, card = engine.load_run(run, size, eight_bits=args.int8)
-  output.open_folder(run)
+    scorer, card = load.load_engine(run, size, eight_bits=args.int8)
+  files.open_folder(run)
   source, name = _test_clips(cfg, card, args)
   if args.step:
     name += f', step {card["step"]}'

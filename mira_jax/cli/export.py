@@ -4,10 +4,10 @@
 
 RUN is the folder of a finished run, or any weights that `mira convert` reads,
 with flags for what they do not say. OUT is a new folder: the program
-(StableHLO, by jax.export), its weights, a card that says how clips are
-prepared, and clips with the probabilities that they must give. What was written
-is read again and tried out before OUT is there. docs/export.md shows how to run
-it; `mira verify OUT` tries it out on another machine.
+(StableHLO, by jax.export), its weights, a card with the preprocessing, and
+clips with their expected probabilities. The files are read again and verified
+before OUT appears. docs/export.md shows how to run them; `mira verify OUT`
+verifies them on another machine.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from mira_jax import terminal
 from mira_jax.cli import weight_flags
 from mira_jax.devices import memory, platform
 from mira_jax.errors import ExitCode
-from mira_jax.inference import engine, export
+from mira_jax.inference import engine, export, exported
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds the model, the folder and what the program is for."""
+  """Adds the model, the folder and the target platforms."""
   parser.add_argument('source', metavar='RUN')
   parser.add_argument('out', metavar='OUT')
   every = ','.join(export.PLATFORMS)
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   )
   parser.add_argument(
     '--dtype',
-    choices=tuple(export.TOLERANCES),
+    choices=tuple(exported.TOLERANCES),
     help="of the computation (default: the model's own)",
   )
   parser.add_argument(
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 @memory.explained()
 def run(args: argparse.Namespace) -> int:
-  """Exports, and tells how near its numbers are."""
+  """Exports, and prints the largest difference from the engine."""
   platform.start(args.device)
   engine.use_compile_cache()
   platforms = [part.strip() for part in args.platforms.split(',')]
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     platforms=platforms,
     dtype=args.dtype,
     force=args.force,
-    wishes=weight_flags.wishes(args),
+    overrides=weight_flags.wishes(args),
   )
   terminal.say(f'golden pair: within {difference:.1e} of the engine')
   terminal.say(f'export for {", ".join(platforms)}: {args.out}')

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax import output, terminal
+from mira_jax import files, terminal
 from mira_jax.cli import weight_flags
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
@@ -30,7 +30,7 @@ from mira_jax.data import pipeline
 from mira_jax.devices import memory, platform
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import feature_file
-from mira_jax.inference import engine
+from mira_jax.inference import engine, load
 from mira_jax.train import run_folder
 from mira_jax.weights import sources
 
@@ -58,13 +58,13 @@ def run(args: argparse.Namespace) -> int:
   out = pathlib.Path(args.out)
   if out.suffix != '.npz':
     raise MiraInputError('bad_name', out, 'end the name in .npz')
-  output.open_folder(out.parent)
+  files.open_folder(out.parent)
   platform.start(args.device)
   engine.use_compile_cache()
   dataset = prepared.open(args.dataset)
   splits = args.splits.split(',') if args.splits else list(dataset.splits)
   path = args.workdir or args.weights
-  scorer, card, told = engine.load_backbone(
+  scorer, card, told = load.load_backbone(
     path, args.batch_size, weight_flags.wishes(args)
   )
   terminal.say(*str(told).split('\n'))

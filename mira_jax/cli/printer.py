@@ -1,27 +1,28 @@
-"""Results of `mira predict`, printed clip by clip in one of four formats."""
+"""Prints the results of `mira predict`, clip by clip, in one of four forms."""
 
 from __future__ import annotations
 
 import csv
 import sys
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 from mira_jax import terminal
 from mira_jax.errors import MiraInputError, plain
 from mira_jax.evaluation import report
+from mira_jax.inference.predictor import Prediction
 
 FORMATS = ('table', 'json', 'jsonl', 'csv')
 
 
 class Printer:
-  """Prints results in one of FORMATS, each as it comes.
+  """Prints results in one of FORMATS, each at once.
 
-  Use as a context manager, whose end also completes what was begun when the
-  command is stopped.
+  Use as a context manager, which completes the JSON of a stopped command, too.
   """
 
-  def __init__(self, form: str, clips: list[str], class_names: list[str]):
+  def __init__(self, form: str, clips: list[str], class_names: Sequence[str]):
     self._form, self._names = form, class_names
     console = terminal.console().width
     self._width = report.name_width(clips, class_names, console)
@@ -37,32 +38,33 @@ class Printer:
       self._cells('clip', 'second', 'label', 'probability', *self._names)
     return self
 
-  def __exit__(self, *error: Any) -> None:
+  def __exit__(self, *error: object) -> None:
     if self._form == 'json':
       print('\n]' if self._began else ']', flush=True)
     terminal.say(*self._notes)
 
-  def add(self, result: dict[str, Any]) -> None:
-    """Prints what a clip is."""
+  def add(self, clip: str, found: Prediction, picture: str | None) -> None:
+    """Prints the classes of a clip."""
     if self._form in ('json', 'jsonl'):
-      self._row(self._as_json(result))
+      self._row(_as_json(clip, found, picture))
     elif self._form == 'csv':
-      timeline = result.get('timeline')
-      rows = result['probabilities'][None] if timeline is None else timeline
-      for second, row in enumerate(rows):
+      timeline = found.timeline
+      for second, row in enumerate(
+        [found.mean] if timeline is None else timeline
+      ):
         best = int(row.argmax())
         numbers = (f'{x:.6f}' for x in (row[best], *row))
         when = '' if timeline is None else str(second)
-        self._cells(result['clip'], when, self._names[best], *numbers)
+        self._cells(clip, when, self._names[best], *numbers)
     else:
-      self._table(result)
+      self._table(clip, found, picture)
 
   def fail(self, clip: str, error: MiraInputError) -> None:
     """Prints why a clip cannot be classified."""
     self.failed = True
     if self._form in ('json', 'jsonl'):
       self._row({'clip': clip, 'error': error.code, 'hint': error.hint})
-    print(f'mira: {error}', file=sys.stderr, flush=True)
+    terminal.say(f'mira: {error}', error=True)
 
   def _cells(self, *cells: str) -> None:
     self._csv.writerow(map(plain, cells))
@@ -78,36 +80,39 @@ class Printer:
     print(f'{"," * self._began}\n{text}', end='', flush=True)
     self._began = True
 
-  def _as_json(self, result: dict[str, Any]) -> dict[str, Any]:
-    rest = {
-      n: x for n, x in result.items() if n not in ('clip', 'probabilities')
-    }
-    if 'timeline' in rest:
-      rest['timeline'] = [
-        {'second': second, 'classes': dict(zip(self._names, row, strict=True))}
-        for second, row in enumerate(result['timeline'].tolist())
-      ]
-    told = report.prediction_dict(
-      result['clip'], result['probabilities'], self._names
-    )
-    return told | rest
-
-  def _table(self, result: dict[str, Any]) -> None:
-    clip = result['clip']
-    table = report.prediction_table(
-      clip,
-      result['probabilities'],
-      self._names,
-      width=self._width,
-      header=not self._began,
-    )
+  def _table(self, clip: str, found: Prediction, picture: str | None) -> None:
+    names, header = self._names, not self._began
     self._began = True
-    terminal.show(table)
-    if 'timeline' in result:
-      terminal.show(
-        report.timeline_table(clip, result['timeline'], self._names)
+    terminal.show(
+      report.prediction_table(
+        clip, found.mean, names, width=self._width, header=header
       )
-    if result['flags']:
-      self._notes.append(f'{clip}: {", ".join(result["flags"])}')
-    if 'picture' in result:
-      self._notes.append(f'picture: {result["picture"]}')
+    )
+    if found.timeline is not None:
+      terminal.show(report.timeline_table(clip, found.timeline, names))
+    if found.flags:
+      self._notes.append(f'{clip}: {", ".join(found.flags)}')
+    if picture:
+      self._notes.append(f'picture: {picture}')
+
+
+def _as_json(
+  clip: str, found: Prediction, picture: str | None
+) -> dict[str, Any]:
+  """A prediction as JSON values; classes are sorted, likeliest first."""
+  classes = found.probabilities
+  row = {
+    'clip': clip,
+    'label': found.label,
+    'probability': classes[found.label],
+    'classes': dict(sorted(classes.items(), key=lambda x: -x[1])),
+    'frames': found.frames,
+    'fps': found.fps,
+    'flags': list(found.flags),
+  }
+  if found.timeline is not None:
+    row['timeline'] = [
+      {'second': second, 'classes': dict(zip(classes, values, strict=True))}
+      for second, values in enumerate(found.timeline.tolist())
+    ]
+  return row | ({'picture': picture} if picture else {})

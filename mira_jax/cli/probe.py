@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import numpy as np
 from rich.table import Table
 
-from mira_jax import output, terminal
+from mira_jax import files, terminal
 from mira_jax.data import holdout
 from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Prints the scores of every fold and of all clips."""
   data = _read(args)
-  out = args.out and output.open_folder(args.out)
+  out = args.out and files.open_folder(args.out)
   names = tuple(data['class_names'].tolist())
   tests = feature_file.partition(data, args.protocol)
   fewest = min(int(train.sum()) for train, _ in tests.values())
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
   content['sweep'] = {name: _scores(m) for name, m in _by_value(result.sweep)}
   if args.method == 'linear':
     content['balanced'] = args.balanced
-  files = [args.features, *filter(None, [args.test])]
+  sources = [args.features, *filter(None, [args.test])]
   title = f'{args.method}, {args.protocol}: '
-  title += ' -> '.join(pathlib.Path(file).name for file in files)
+  title += ' -> '.join(pathlib.Path(file).name for file in sources)
   if args.json:
     print(terminal.as_json(content, encoding=sys.stdout.encoding, indent=2))
   else:

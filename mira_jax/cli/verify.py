@@ -17,7 +17,7 @@ from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset
 from mira_jax.devices import memory
 from mira_jax.errors import ExitCode
-from mira_jax.inference import engine, export, untrusted
+from mira_jax.inference import engine, exported, untrusted
 from mira_jax.prepare import verify
 
 _SHOWN = 20
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
   """Prints the size of the dataset and its problems."""
-  if export.is_export(args.path):
+  if exported.is_export(args.path):
     return _verify_export(args.path)
   prepared = dataset.open(args.path)
   start = time.perf_counter()
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 @memory.explained()
 def _verify_export(path: str) -> int:
   engine.use_compile_cache()
-  difference = export.verify(path, untrusted.SECONDS)
+  difference = exported.verify(path, untrusted.SECONDS)
   terminal.say(
     f'{path}: every file is unchanged, and the golden pair agrees within '
     f'{difference:.1e}'

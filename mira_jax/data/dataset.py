@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from google.protobuf.message import DecodeError
 
-from mira_jax import lock
+from mira_jax import files
 from mira_jax.data import records
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError, data_error, not_written
@@ -225,7 +225,7 @@ def claimed(out: pathlib.Path, name: str) -> Iterator[None]:
   """
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise MiraInputError('bad_name', name, 'use a-z, 0-9 and _ only')
-  with lock.hold(out / '.lock'):
+  with files.lock(out / '.lock'):
     refuse_existing(out)
     yield
 

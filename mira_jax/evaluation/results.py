@@ -88,7 +88,7 @@ def write(
   }
   path = workdir / NAME
   files.clear_for_file(path)
-  files.replace(path, terminal.as_json(content, indent=2) + '\n')
+  files.write_text(path, terminal.as_json(content, indent=2) + '\n')
   return path
 
 

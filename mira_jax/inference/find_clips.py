@@ -1,4 +1,4 @@
-"""Clips that a user names: files, folders, patterns; read ahead of use."""
+"""Finds clips by file, folder or pattern, and reads them ahead of use."""
 
 from __future__ import annotations
 
@@ -16,28 +16,44 @@ from mira_jax.errors import MiraInputError
 from mira_jax.video import container, decode, face_crop, footage
 
 Result = TypeVar('Result')
-_GLANCES = 8  # frames in which a face is searched
+_GLANCES = 8  # frames that a face is searched in
 
 
-def expand(name: str, *, allow_gif: bool = False) -> trees.Walk:
-  """The clips that a name stands for, in natural order, and unusable files.
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class ReadOptions:
+  """How clips are found and read; one object from the flags to the decoder.
 
-  Without any, it is the name itself: its error is that of reading it.
+  Attributes:
+    short_side: frames are shrunk to this many pixels while decoding.
+    allow_gif: whether animated GIFs are clips, too.
+    crop_face: whether to cut out the square of the largest face.
+  """
+
+  short_side: int | None = None
+  allow_gif: bool = False
+  crop_face: bool = False
+
+
+def expand(name: str, options: ReadOptions = ReadOptions()) -> trees.Walk:
+  """The clips that a name stands for, in natural order, and the failures.
+
+  A name without any clip is a clip itself: reading it gives the error.
 
   Args:
-    name: a file; a folder with frames; a folder in which, at any depth, there
-      are videos or folders with frames, see `trees.walk`; or a pattern such as
+    name: a file; a folder of frames; a folder with videos or folders of
+      frames at any depth, see `trees.walk`; or a pattern such as
       'clips/*.mp4', where ** is any depth.
-    allow_gif: whether GIFs are clips of a folder, too.
+    options: of which `allow_gif` is used.
   """
   found = trees.Walk()
   if glob.has_magic(name) and not os.path.exists(name):
     for path in sorted(glob.glob(name, recursive=True), key=natural):
-      found.add(expand(path, allow_gif=allow_gif))
+      found.add(expand(path, options))
     # ** gives a folder, and what is in it.
     found.clips = list(dict.fromkeys(found.clips))
   elif os.path.isdir(name):
-    found = trees.walk(name, container.SUFFIXES + ('.gif',) * allow_gif)
+    gif = ('.gif',) if options.allow_gif else ()
+    found = trees.walk(name, container.SUFFIXES + gif)
     found.clips = [os.path.join(name, c) if c else name for c in found.clips]
     found.failures = [
       dataclasses.replace(failure, path=os.path.join(name, failure.path))
@@ -48,21 +64,27 @@ def expand(name: str, *, allow_gif: bool = False) -> trees.Walk:
   return found
 
 
-def read_face(
-  path: str | os.PathLike[str], short_side: int, *, allow_gif: bool = False
+def read(
+  path: str | os.PathLike[str], options: ReadOptions = ReadOptions()
 ) -> footage.Video:
-  """A clip cut to the square of its largest face, see `face_crop.haar`.
+  """Reads a clip.
 
   Raises:
-    MiraInputError: no face is found ('no_face'), or see `decode.read_clip`.
+    MiraInputError: no face to crop ('no_face'), or see `decode.read_clip`.
   """
-  frames, _, _ = decode.glance(path, _GLANCES, None, allow_gif=allow_gif)
-  square = face_crop.haar(frames)
-  if square is None:
-    hint = 'no face is found in it; without --track all of the frame is taken'
-    raise MiraInputError('no_face', path, hint)
+  square = None
+  if options.crop_face:
+    gif = options.allow_gif
+    frames, _, _ = decode.glance(path, _GLANCES, None, allow_gif=gif)
+    square = face_crop.haar(frames)
+    if square is None:
+      hint = 'no face is found in it; without --crop-face it is used whole'
+      raise MiraInputError('no_face', path, hint)
   return decode.read_clip(
-    path, short_side=short_side, square=square, allow_gif=allow_gif
+    path,
+    short_side=options.short_side,
+    square=square,
+    allow_gif=options.allow_gif,
   )
 
 

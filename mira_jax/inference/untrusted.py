@@ -1,4 +1,4 @@
-"""Programs of somebody else: what they may do, and for how long."""
+"""Checks and limits for programs of other people."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _CUSTOM_CALLS = ('shape_assertion',)
 
 
 def check(program: export.Exported, path: pathlib.Path) -> None:
-  """Looks at every operation of a program, before it is compiled.
+  """Checks every operation of a program before it is compiled.
 
   Raises:
-    MiraInputError: one of them does more than to compute ('unsafe_program'),
-      or it is not StableHLO ('bad_program').
+    MiraInputError: one of them does more than compute ('unsafe_program'), or
+      the program is not StableHLO ('bad_program').
   """
   effects = (*program.ordered_effects, *program.unordered_effects)
   try:
@@ -49,10 +49,10 @@ def check(program: export.Exported, path: pathlib.Path) -> None:
 
 
 def _foreign(program: export.Exported) -> set[str]:
-  """Operations that do more than to compute.
+  """Operations that do more than compute.
 
   Raises:
-    ValueError: it is not StableHLO, or has nothing to call.
+    ValueError: the program is not StableHLO, or has no function main.
   """
   found, functions = set(), set()
 
@@ -88,10 +88,10 @@ def bad_program(path: pathlib.Path, error: Exception) -> MiraInputError:
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None, path: pathlib.Path) -> Iterator[None]:
-  """Ends the process with one line if what is inside takes longer.
+  """Ends the process with one line if the body takes longer; None: no limit.
 
   Nothing interrupts a program that a device runs, and a process of its own
-  could not share the memory of an accelerator. None is no limit.
+  could not share the memory of an accelerator.
   """
 
   def end() -> None:

@@ -21,7 +21,7 @@ import safetensors.numpy
 
 from mira_jax.augment import transforms
 from mira_jax.errors import MiraInputError, checkpoint_error
-from mira_jax.inference import engine
+from mira_jax.models import build
 from mira_jax.models.layers import mlp_width
 from mira_jax.train import losses
 from mira_jax.weights import huggingface, sources, torch_names
@@ -120,7 +120,7 @@ def ours(
   """
   variables = unflatten(restack(flatten(variables), stacked=False))
   plain = {'scan': False, 'remat': None, 'attention': attention}
-  model = engine.build_model({**fields, **plain, 'dtype': dtype})
+  model = build.build_model({**fields, **plain, 'dtype': dtype})
   rest = {n: x for n, x in variables.items() if n != 'params'}
 
   def run(params: PyTree) -> tuple[jax.Array, State]:

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mira_jax import lock
+from mira_jax import files
 from mira_jax.data import dataset, records, workers
 from mira_jax.data.listing import Failure, escaped
 from mira_jax.errors import MiraInputError, data_error, some
@@ -37,7 +37,7 @@ class Plan:
 
   def run(self, processes: int | None) -> None:
     """Writes the dataset and its report."""
-    with lock.hold(self.out / '.prepare.lock'):
+    with files.lock(self.out / '.prepare.lock'):
       dataset.refuse_existing(self.out)
       with Journal(self.out / _JOURNAL, self._key) as journal:
         with self._results(journal, processes) as results:

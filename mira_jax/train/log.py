@@ -288,5 +288,5 @@ def _reopen(
   if wrong:
     files.set_aside(path, wrong)
   kept = [line for line, row in rows.items() if keep(row)]
-  files.replace(path, ''.join(f'{line}\n' for line in kept))
+  files.write_text(path, ''.join(f'{line}\n' for line in kept))
   return path.open('a', encoding='utf-8')

@@ -88,7 +88,7 @@ def train(
     if state is None:
       state = _fresh(cfg, task, made, init_key)
     if jax.process_index() == 0:
-      files.replace(workdir / run_folder.CONFIG, config.to_json(cfg))
+      files.write_text(workdir / run_folder.CONFIG, config.to_json(cfg))
       run_folder.write_metadata(workdir, task.metadata(step=0))
     run = _Run(cfg, workdir, task, made, checkpoints, steps_per_epoch)
     run.train(state, step_key)

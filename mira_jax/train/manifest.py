@@ -49,7 +49,7 @@ def seal(folder: pathlib.Path, accuracy: float | None) -> None:
 def write(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a manifest with the digest of its content."""
   text = json.dumps({**content, 'seal': _seal_of(content)}, indent=1)
-  files.replace(folder / MANIFEST, text)
+  files.write_text(folder / MANIFEST, text)
 
 
 def read(folder: pathlib.Path) -> dict[str, Any] | None:

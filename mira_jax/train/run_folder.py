@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from mira_jax import config, files, lock, output
+from mira_jax import config, files
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import MiraInputError, checkpoint_error, not_written
 from mira_jax.weights.metadata import check_card, parse_card
@@ -29,7 +29,7 @@ def open_workdir(path: str) -> pathlib.Path:
   if '://' in path:
     hint = 'give a local or mounted folder; remote paths are not supported'
     raise not_written(path, hint)
-  return output.open_folder(path)
+  return files.open_folder(path)
 
 
 @contextlib.contextmanager
@@ -46,7 +46,7 @@ def sole_process(workdir: pathlib.Path) -> Iterator[None]:
     if jax.process_index() == 0:
       files.clear_for_file(workdir / LOCK)
       try:
-        held.enter_context(lock.hold(workdir / LOCK, checkpoint_error))
+        held.enter_context(files.lock(workdir / LOCK, checkpoint_error))
       except MiraInputError as error:
         refused = error
     if jax.process_count() > 1:
@@ -122,7 +122,7 @@ def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
 
 def write_metadata(workdir: pathlib.Path, metadata: Mapping[str, Any]) -> None:
   """Writes metadata.json beside config.json, for scoring checkpoints."""
-  files.replace(workdir / METADATA, json.dumps(metadata, indent=2) + '\n')
+  files.write_text(workdir / METADATA, json.dumps(metadata, indent=2) + '\n')
 
 
 def read_metadata(

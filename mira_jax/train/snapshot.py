@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from mira_jax.devices import sharding
 from mira_jax.inference import engine
+from mira_jax.inference import load as loading
+from mira_jax.models.build import build_model
 from mira_jax.train import build, checkpoint_reader, run_folder
 from mira_jax.train import datasets as inputs
 
@@ -18,7 +20,7 @@ from mira_jax.train import datasets as inputs
 def load(
   workdir: pathlib.Path, which: str, batch_size: int = 8
 ) -> tuple[engine.Engine, dict[str, Any]]:
-  """The engine and the metadata of a checkpoint; see `engine.load_run`.
+  """The engine and the metadata of a checkpoint; see `loading.load_engine`.
 
   Reads the parameters, or their average if the run keeps one, and MiRA's
   averages, onto any devices. Datasets are opened for old runs alone.
@@ -34,13 +36,13 @@ def load(
   """
   cfg = run_folder.read_config(workdir)
   if cfg.pretrain:
-    raise engine.no_classifier(workdir)
+    raise loading.no_classifier(workdir)
   metadata = run_folder.read_metadata(workdir, cfg)
   if metadata is None:  # an old run: its datasets have the class names
     datasets = inputs.open_datasets(cfg.data)
     names = inputs.open_parts(cfg, datasets).train.class_names
     metadata = run_folder.metadata(cfg, datasets, names, 0)
-  model = engine.build_model(dataclasses.asdict(cfg.model))
+  model = build_model(dataclasses.asdict(cfg.model))
   video = jax.ShapeDtypeStruct(build.video_shape(cfg), jnp.float32)
   fresh = jax.eval_shape(model.init, jax.random.key(0), video)
   params = 'average' if cfg.optim.ema_decay else 'params'

@@ -125,7 +125,8 @@ def _native(
   file: pathlib.Path, key: str | None, header: dict[str, str], state: State
 ) -> Source:
   if key is not None:
-    raise checkpoint_error('bad_key', file, f'--key {key}: it has one model')
+    hint = f'--key {key}: it has one model; leave the flag out'
+    raise MiraInputError('bad_flag', file, hint)
   card = check_card(card_of(header, state, file), file)
   return Source(
     path=file,

@@ -29,12 +29,13 @@ from test_decode import make_video
 from test_runs import tiny, write
 
 import runs
-from mira_jax import config, output
+from mira_jax import config, files
 from mira_jax.cli import main as cli
 from mira_jax.devices import memory, platform
 from mira_jax.errors import ExitCode, MiraInputError, nearest
 from mira_jax.evaluation import metrics, report, results
-from mira_jax.inference import engine, webcam
+from mira_jax.inference import webcam
+from mira_jax.models import build
 from mira_jax.train import manifest, run_folder
 from mira_jax.video import decode
 from mira_jax.weights import weights_file
@@ -80,7 +81,7 @@ def save_run(run: pathlib.Path, cfg: config.Config) -> pathlib.Path:
   run.mkdir(parents=True)
   cfg.model.num_classes = len(NAMES)
   fields = dataclasses.asdict(cfg.model)
-  model, side = engine.build_model(fields), cfg.model.image_size
+  model, side = build.build_model(fields), cfg.model.image_size
   init, video = jax.jit(model.init), (1, cfg.model.frames, side, side, 3)
   variables = init(jax.random.key(0), jnp.zeros(video))
   card = {
@@ -193,12 +194,12 @@ def test_dashes_in_the_names_of_flags(monkeypatch):
 
 def test_52_a_disk_without_room(tmp_path):
   with (
-    runs.file_limit(output.PROBE - 1),
+    runs.file_limit(files.PROBE - 1),
     pytest.raises(MiraInputError, match='File too large') as caught,
   ):
     run_folder.open_workdir(str(tmp_path / 'run'))
   assert caught.value.code == 'not_written'
-  assert output.open_folder(tmp_path / 'run') == tmp_path / 'run'
+  assert files.open_folder(tmp_path / 'run') == tmp_path / 'run'
   assert not list((tmp_path / 'run').iterdir())
 
 

@@ -16,8 +16,8 @@ from mira_jax import config
 from mira_jax.cli import main as cli
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode
-from mira_jax.inference import engine
 from mira_jax.mira import MiraConfig
+from mira_jax.models import build
 from mira_jax.synthetic import faces
 from mira_jax.video import encode
 from mira_jax.weights import weights_file
@@ -33,7 +33,7 @@ def save_model(path: pathlib.Path, mira: MiraConfig | None) -> pathlib.Path:
       dim=16, depth=2, heads=2, num_classes=7, image_size=32, patch=8, mira=mira
     )
   )
-  model = engine.build_model(fields)
+  model = build.build_model(fields)
   variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 32, 32, 3)))
   card = {
     'model': fields,

@@ -18,7 +18,7 @@ from mira_jax import config
 from mira_jax.data import dataset
 from mira_jax.errors import MiraInputError
 from mira_jax.evaluation import results
-from mira_jax.inference import engine
+from mira_jax.inference import load
 from mira_jax.mira import MiraConfig
 from mira_jax.train import log, loop, run_folder
 from mira_jax.weights.weights_file import load_weights
@@ -140,7 +140,7 @@ def test_fine_tuning_starts_from_a_pretraining(
 
 def test_a_pretraining_is_no_classifier(pretrained):
   with pytest.raises(MiraInputError, match='init_from'):
-    engine.load_run(pretrained)
+    load.load_engine(pretrained)
 
 
 def test_weights_to_start_from_must_be_there(levels, tmp_path):

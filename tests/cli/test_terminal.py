@@ -13,7 +13,7 @@ import sys
 
 import pytest
 
-from mira_jax import output, terminal
+from mira_jax import files, terminal
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError, plain
 
@@ -63,8 +63,8 @@ def test_a_user_without_home_has_a_cache(monkeypatch, capsys):
   for name in ('HOME', 'XDG_CACHE_HOME'):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setattr(pwd, 'getpwuid', unknown)
-  folder = output.cache()
-  assert folder == output.cache()
+  folder = files.cache()
+  assert folder == files.cache()
   assert folder.stat().st_mode & 0o777 == 0o700
   assert capsys.readouterr().err.count('\n') == 1
 

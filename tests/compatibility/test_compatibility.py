@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mira_jax.data import dataset
-from mira_jax.inference import engine, export
+from mira_jax.inference import export, load
 from mira_jax.train import log as runlog
 from mira_jax.train import loop, run_folder, snapshot
 
@@ -46,7 +46,7 @@ def test_a_checkpoint_is_scored(stored):
 
 def test_weights_and_an_export_predict_what_they_did(stored):
   expected = np.load('expected.npz')
-  scorer, metadata = engine.load_file('weights.safetensors')
+  scorer, metadata = load.load_engine('weights.safetensors')
   assert metadata['class_names'] == ['dark', 'bright']
   exported = export.load('export')
   for one in (scorer, exported):

@@ -21,7 +21,7 @@ import numpy as np
 
 from mira_jax import config
 from mira_jax.data import dataset
-from mira_jax.inference import engine, export
+from mira_jax.inference import export, load
 from mira_jax.mira import MiraConfig
 from mira_jax.train import log, loop
 from mira_jax.video import images
@@ -90,7 +90,7 @@ def main(folder: pathlib.Path) -> None:
   loop.train(configuration('instance'), whole)
   (whole / 'weights.safetensors').rename(WEIGHTS)
   shutil.rmtree(whole)
-  scorer, _ = engine.load_file(WEIGHTS)
+  scorer, _ = load.load_engine(WEIGHTS)
   video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
   expected = {'video': video, 'probabilities': scorer.probabilities(video)}
   np.savez_compressed(EXPECTED, **expected)

@@ -12,8 +12,8 @@ import pytest
 from mira_jax import config
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
-from mira_jax.inference import engine
 from mira_jax.mira import MiraConfig
+from mira_jax.models.build import build_model
 from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
 from mira_jax.train import build
@@ -181,7 +181,7 @@ def test_the_attention_that_will_run_is_named_with_its_reason():
   cfg = parse()
 
   def choice():
-    model = engine.build_model(dataclasses.asdict(cfg.model))
+    model = build_model(dataclasses.asdict(cfg.model))
     return build.attention_choice(model, (8, 16), 8, sharding.make_mesh())
 
   line = choice()

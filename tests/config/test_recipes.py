@@ -17,7 +17,7 @@ from configs import quickstart, quickstart_pretrain
 from mira_jax import config
 from mira_jax.config import recipes
 from mira_jax.devices import sharding
-from mira_jax.inference import engine
+from mira_jax.models.build import build_model
 from mira_jax.models.vivit import SIZES
 from mira_jax.train import build
 from mira_jax.train import task as tasks
@@ -263,6 +263,6 @@ def test_the_quickstarts_fit_together():
       assert pretrained.model.mira.statistics == 'batch_ema'
       pretrained.model.mira.statistics = 'instance'
     assert pretrained.model == tuned.model
-    model = engine.build_model(dataclasses.asdict(tuned.model))
+    model = build_model(dataclasses.asdict(tuned.model))
     assert model.grid == (8, 4, 4)
   assert jnp.dtype(get('dfew').model.dtype) == jnp.bfloat16

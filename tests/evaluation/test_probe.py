@@ -18,9 +18,10 @@ from mira_jax.config import ModelConfig
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import feature_file, probe
-from mira_jax.inference import engine
+from mira_jax.inference import load
 from mira_jax.mira import MiraConfig
-from mira_jax.video import images
+from mira_jax.models import build
+from mira_jax.video import decode, images
 from mira_jax.weights import weights_file as weights
 
 # ----- nearest neighbours ---------------------------------------------------
@@ -399,7 +400,7 @@ def place(tmp_path_factory):
     },
     description='Clips that differ in brightness.',
   )  # fmt: skip
-  model = engine.build_model(dataclasses.asdict(MODEL))
+  model = build.build_model(dataclasses.asdict(MODEL))
   variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 16, 16, 3)))
   card = {
     'model': dataclasses.asdict(MODEL),
@@ -435,9 +436,11 @@ def test_features_are_the_models_for_every_clip(place):
   # Of one clip, as the model computes them: two windows, averaged.
   made = dataset.open(place / 'data')
   clip = made.source('test')[4]
-  scorer, _, _ = engine.load_backbone(place / 'run')
+  scorer, _, _ = load.load_backbone(place / 'run')
   frames = np.stack([images.decode_jpeg(f) for f in clip.frames])
-  views, _ = scorer.cut_views(frames, rate=1, views=2, fit='crop')
+  views, _ = scorer.cut_views(
+    decode.of_frames('clip', frames, 0), rate=1, views=2, fit='crop'
+  )
   expected = scorer.model.apply(
     scorer._variables, transforms.prepare(jnp.asarray(views))
   ).mean(0)
@@ -524,7 +527,7 @@ def test_a_backbone_with_holes_gives_no_features(place, tmp_path):
   path = tmp_path / 'holes.safetensors'
   weights.save_weights(path, variables['params'], variables['mira'], card)
   with pytest.raises(MiraInputError, match=r'lacks \d tensors.*block_0/mlp'):
-    engine.load_backbone(path)
+    load.load_backbone(path)
 
 
 def test_other_files_are_no_features(place, tmp_path, capsys):

@@ -13,8 +13,9 @@ import runs
 from mira_jax.config import ModelConfig
 from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import engine
+from mira_jax.inference import engine, load
 from mira_jax.mira import MiraConfig
+from mira_jax.models import build
 from mira_jax.weights.weights_file import WEIGHTS, load_weights, save_weights
 
 CLASSES = ('dark', 'bright', 'fading')
@@ -33,7 +34,7 @@ MODEL = ModelConfig(
 
 @pytest.fixture(scope='module')
 def weights_file(tmp_path_factory):
-  model = engine.build_model(dataclasses.asdict(MODEL))
+  model = build.build_model(dataclasses.asdict(MODEL))
   variables = model.init(jax.random.key(0), jnp.zeros((1, 4, 16, 16, 3)))
   card = {
     'model': dataclasses.asdict(MODEL),
@@ -45,7 +46,7 @@ def weights_file(tmp_path_factory):
 
 
 def test_engine_pads_and_compiles_once(weights_file):
-  scorer, card = engine.load_file(weights_file, batch_size=4)
+  scorer, card = load.load_engine(weights_file, batch_size=4)
   assert card['class_names'] == list(CLASSES)
   video = runs.batch(6)['video']
   together = scorer.probabilities(video)
@@ -57,7 +58,7 @@ def test_engine_scores_are_the_models(weights_file):
   # Statistics per clip, so that padding cannot matter.
   single = dataclasses.replace(MODEL, mira=MiraConfig())
   variables, _ = load_weights(weights_file)
-  model = engine.build_model(dataclasses.asdict(single))
+  model = build.build_model(dataclasses.asdict(single))
   scorer = engine.Engine(model, variables, batch_size=4)
   video = runs.batch(6)['video']
   from_mean = (video / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -76,7 +77,7 @@ def test_engine_scores_are_the_models(weights_file):
 def engine_of_four(weights_file):
   """An engine that scores four clips at once, on as many devices."""
   mesh = sharding.make_mesh(devices=jax.devices()[:4])
-  whole, _ = engine.load_file(weights_file)
+  whole, _ = load.load_engine(weights_file)
   return engine.Engine(whole.model, load_weights(weights_file)[0], 4, mesh)
 
 
@@ -111,7 +112,7 @@ def test_engine_leaves_out_clips_that_were_not_seen_whole(weights_file):
 @pytest.mark.parametrize('statistics', ['instance', 'batch'])
 def test_the_size_of_the_batch_does_not_change_a_prediction(statistics):
   mira = MiraConfig(statistics=statistics)
-  model = engine.build_model(
+  model = build.build_model(
     dataclasses.asdict(dataclasses.replace(MODEL, mira=mira))
   )
   video = runs.batch(4)['video']
@@ -132,30 +133,28 @@ def test_a_card_that_says_too_little_is_named(weights_file, tmp_path):
   ):
     path = save_weights(tmp_path / 'w', params, state, broken)
     with pytest.raises(MiraInputError, match=named) as caught:
-      engine.load_file(path)
+      load.load_engine(path)
     assert caught.value.exit_code == ExitCode.CHECKPOINT
 
 
 def test_engine_names_what_does_not_fit(weights_file, tmp_path):
-  scorer, card = engine.load_file(weights_file)
+  scorer, card = load.load_engine(weights_file)
   with pytest.raises(MiraInputError, match='bad_shape'):
     scorer.probabilities(np.zeros((1, 8, 16, 16, 3), np.uint8))
-  with pytest.raises(MiraInputError, match='--weights takes'):
-    engine.load_run(weights_file)
   for name in ('absent', '.'):
-    with pytest.raises(MiraInputError, match='not_a_run'):
-      engine.load_run(tmp_path / name)
+    with pytest.raises(MiraInputError, match='not_found'):
+      load.load_engine(tmp_path / name)
   (tmp_path / 'one').mkdir()
   (tmp_path / 'one' / 'config.json').touch()
   with pytest.raises(MiraInputError, match='such as one in it'):
-    engine.load_run(tmp_path)
+    load.load_engine(tmp_path)
   with pytest.raises(MiraInputError, match='not_finished'):
-    engine.load_run(tmp_path / 'one')
+    load.load_engine(tmp_path / 'one')
   variables, _ = load_weights(weights_file)
   card['model']['depth'] = 2
   params, mira = variables['params'], variables['mira']
   path = save_weights(tmp_path / 'w', params, mira, card)
   with pytest.raises(MiraInputError, match=r'mira.*block_1.*norm2/scale'):
-    engine.load_file(path)
+    load.load_engine(path)
   with pytest.raises(MiraInputError, match='bad_model'):
-    engine.build_model({'dtype': 'float32', 'width': 3})
+    build.build_model({'dtype': 'float32', 'width': 3})

@@ -16,8 +16,8 @@ import pytest
 from mira_jax.augment import transforms
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import engine
 from mira_jax.mira import MiraConfig
+from mira_jax.models import build
 from mira_jax.models.vivit import SIZES
 from mira_jax.parity import torch_compare
 from mira_jax.weights import (
@@ -45,7 +45,7 @@ EXACT, FLASHLITE = {'mode': 'exact'}, {'mode': 'flashlite'}
 
 def spread(fields, seed=0):
   """Variables that are not at their start, where biases are 0."""
-  model = engine.build_model(fields)
+  model = build.build_model(fields)
   side, frames = fields['image_size'], fields['frames']
   video = jnp.zeros((1, frames, side, side, 3))
   variables = jax.device_get(jax.jit(model.init)(jax.random.key(seed), video))
@@ -134,7 +134,7 @@ def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
   with torch.no_grad():
     theirs = module(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).float())
   got = convert.read(tmp_path, infer_model.Wishes())
-  logits = engine.build_model(got.card['model']).apply(
+  logits = build.build_model(got.card['model']).apply(
     got.variables, transforms.prepare(jnp.asarray(video, jnp.uint8))
   )
   np.testing.assert_allclose(logits, theirs.logits, atol=1e-5)
@@ -200,7 +200,7 @@ def test_a_training_step_moves_the_same_average():
   fields = SMALL | {'mira': {'mode': 'exact', 'statistics': 'batch_ema'}}
   variables = spread(fields)
   video = np.asarray(clips(fields, 4), np.float32) / 255
-  model = engine.build_model(fields)
+  model = build.build_model(fields)
   _, moved = model.apply(variables, video, train=True, mutable=['mira'])
   peer = torch_compare.peer(fields, variables)
   peer.module.train()

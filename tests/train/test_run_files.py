@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import runs
-from mira_jax import files, lock
+from mira_jax import files
 from mira_jax.devices import platform
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import results
@@ -105,12 +105,12 @@ def test_two_trainings_in_one_folder(data, tmp_path):
     assert run_folder.read_config(folder).train.epochs == 2000
     first.kill()
     first.communicate()
-  with lock.hold(folder / '.lock'):  # though its words are there
+  with files.lock(folder / '.lock'):  # though its words are there
     pass
 
 
 def test_a_lock_that_says_nothing_of_its_holder(tmp_path, monkeypatch):
-  monkeypatch.setattr(lock, '_PATIENCE', 1)
+  monkeypatch.setattr(files, '_PATIENCE', 1)
   path = tmp_path / '.lock'
   for content in (b'', b'\xff\x00', b'[]', b'{"pid": 1}'):
     with path.open('ab') as other:
@@ -118,7 +118,7 @@ def test_a_lock_that_says_nothing_of_its_holder(tmp_path, monkeypatch):
       path.write_bytes(content)
       with (
         pytest.raises(MiraInputError, match='another process writes here'),
-        lock.hold(path),
+        files.lock(path),
       ):
         pass
 
@@ -128,7 +128,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     raise OSError(95, 'Operation not supported')
 
   monkeypatch.setattr(fcntl, 'flock', flock)
-  with lock.hold(tmp_path / '.lock'):
+  with files.lock(tmp_path / '.lock'):
     (text,) = texts(caplog)
   assert 'Operation not supported): do not start a second' in text
 

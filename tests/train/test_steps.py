@@ -16,7 +16,6 @@ from mira_jax.augment import transforms
 from mira_jax.augment.transforms import Augment
 from mira_jax.config import ModelConfig
 from mira_jax.devices import sharding
-from mira_jax.inference import engine
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build, mae
 from mira_jax.train import losses as objectives
@@ -47,7 +46,7 @@ def prepared(key, video):
 def start(optimizer, objective=None, model=MODEL, averaged=False, **options):
   """A fresh state and a function (state, batch) -> (state, metrics)."""
   mesh = sharding.make_mesh(devices=jax.devices()[:4])
-  flax = engine.build_model(dataclasses.asdict(model))
+  flax = build.build_model(dataclasses.asdict(model))
   if objective is None:
     objective = objectives.classification(flax, prepared)
   init = functools.partial(
@@ -87,7 +86,7 @@ def test_it_learns_and_is_traced_once():
   ema = dataclasses.replace(
     MODEL, depth=1, mira=MiraConfig(statistics='batch_ema'), drop_path=0.1
   )
-  flax = engine.build_model(dataclasses.asdict(ema))
+  flax = build.build_model(dataclasses.asdict(ema))
   objective = objectives.classification(flax, augmentation)
   optimizer = optim.adamw(lambda step: 1e-2)
   state, step = start(optimizer, objective, ema)
@@ -105,7 +104,7 @@ def test_it_learns_and_is_traced_once():
 
 def test_every_step_draws_anew_and_the_same_again():
   # With a rate of 0 only the draws differ between steps.
-  flax = engine.build_model(dataclasses.asdict(MODEL))
+  flax = build.build_model(dataclasses.asdict(MODEL))
   augmentation = Augment(shift=4, brightness=0.5)
   objective = objectives.classification(flax, augmentation)
   state, step = start(optax.sgd(0.0), objective)
@@ -301,7 +300,7 @@ def test_a_weighted_mean_divides_by_the_weights():
 
 
 def test_a_step_weighs_classes():
-  flax = engine.build_model(dataclasses.asdict(MODEL))
+  flax = build.build_model(dataclasses.asdict(MODEL))
   only = objectives.classification(
     flax, prepared, class_weights=[0.0, 1.0, 0.0]
   )
@@ -318,7 +317,7 @@ def test_a_step_weighs_classes():
 
 
 def test_a_frozen_backbone_does_not_move_and_costs_no_gradient():
-  flax = engine.build_model(dataclasses.asdict(MODEL))
+  flax = build.build_model(dataclasses.asdict(MODEL))
   objective = objectives.freeze_backbone(
     objectives.classification(flax, prepared)
   )

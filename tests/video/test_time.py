@@ -19,7 +19,7 @@ import miniatures
 import runs
 from mira_jax.data import dataset
 from mira_jax.errors import MiraInputError
-from mira_jax.inference import engine
+from mira_jax.inference import scorer
 from mira_jax.prepare import prepare, store
 from mira_jax.video import decode, encode, footage, images, timing
 
@@ -71,7 +71,7 @@ def timed_video(
   return path
 
 
-class Brightness(engine.Scorer):
+class Brightness(scorer.Scorer):
   """Two classes: how bright a window is, and how dark."""
 
   frames, image_size, batch_size, buckets = 8, 16, 4, (4,)
@@ -83,7 +83,8 @@ class Brightness(engine.Scorer):
 
 def _seconds(video: footage.Video, fps: float | None = None) -> np.ndarray:
   """Mean index of the frames in each second of a timeline."""
-  rows = Brightness().timeline(video, fps, rate=1, fit='squash', stride=0.1)
+  video = video.at(fps) if fps else video
+  rows = Brightness().timeline(video, rate=1, fit='squash', stride=0.1)
   return (rows[:, 0] * 255 - 20) / 3
 
 
@@ -122,15 +123,9 @@ def test_windows_are_cut_in_time(tmp_path):
 def test_a_constant_rate_is_by_index(tmp_path):
   video = decode.read_clip(make_video(tmp_path / 'a.mkv', count=90, fps=30))
   assert (video.shown, video.fps, len(video)) == (None, 30, 90)
-  by_array = Brightness().timeline(video.frames, 30.0, rate=2, fit='crop')
-  by_clip = Brightness().timeline(video, rate=2, fit='crop')
-  np.testing.assert_array_equal(by_clip, by_array)
-  for a, b in zip(
-    Brightness().cut_views(video, rate=2, views=3, fit='crop'),
-    Brightness().cut_views(video.frames, rate=2, views=3, fit='crop'),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
+  by_index = Brightness().timeline(video.at(30.0), rate=2, fit='crop')
+  by_time = Brightness().timeline(video, rate=2, fit='crop')
+  np.testing.assert_array_equal(by_time, by_index)
 
 
 def _pace(milliseconds, header=30.0, last=0.0) -> timing.Pace:
@@ -368,10 +363,11 @@ def test_a_long_black_clip_is_still_one(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('fps', [1e-300, 1e-9])
 def test_a_timeline_has_an_end(fps):
-  frames = np.zeros((99, 16, 16, 3), np.uint8)
+  clip = decode.of_frames('x', np.zeros((99, 16, 16, 3), np.uint8), fps)
   with pytest.raises(MiraInputError, match=r'too_long.*604800 seconds'):
-    Brightness().timeline(frames, fps, rate=1, fit='crop')
-  found = Brightness().timeline(frames, 1e300, rate=1, fit='crop', stride=1e300)
+    Brightness().timeline(clip, rate=1, fit='crop')
+  clip = clip.at(1e300)
+  found = Brightness().timeline(clip, rate=1, fit='crop', stride=1e300)
   assert found.shape == (1, 2)
 
 

@@ -23,8 +23,9 @@ from mira_jax import config
 from mira_jax.cli import main as cli
 from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import engine
+from mira_jax.inference import load
 from mira_jax.mira import MiraConfig
+from mira_jax.models import build
 from mira_jax.models.layers import resize_positions
 from mira_jax.train import init_from, step
 from mira_jax.weights import torch_names, warm_start, weights_file
@@ -38,7 +39,7 @@ CONFIG = config.ModelConfig(
 
 def variables(seed=0, **changes):
   """Numbers of no meaning in the shapes of a model."""
-  model = engine.build_model(dataclasses.asdict(CONFIG) | changes)
+  model = build.build_model(dataclasses.asdict(CONFIG) | changes)
   side = model.image_size
   video = jax.ShapeDtypeStruct((1, model.frames, side, side, 3), jnp.float32)
   shapes = jax.eval_shape(model.init, jax.random.key(0), video)
@@ -159,7 +160,7 @@ def test_45_a_file_of_ours_names_them_too(tmp_path):
   tree = variables()
   del tree['params']['encoder']['block_0']['norm1']
   with pytest.raises(MiraInputError, match='bad_weights') as caught:
-    engine.load_file(save(tmp_path, tree))
+    load.load_engine(save(tmp_path, tree))
   for name in ('bias', 'scale'):
     assert f'params/encoder/block_0/norm1/{name}' in str(caught.value)
 

@@ -18,7 +18,7 @@ from mira_jax import config
 from mira_jax.augment import transforms
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import engine
+from mira_jax.inference import load
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build, mae
 from mira_jax.weights import (
@@ -53,7 +53,7 @@ def randomised(variables, seed=0):
 
 
 def classifier(**changes):
-  model = engine.build_model(fields(**changes))
+  model = build.build_model(fields(**changes))
   shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(CLIP))
   return randomised(shapes)
 
@@ -405,7 +405,7 @@ def test_a_classifier_of_hugging_face_computes_the_same(tmp_path, kind, file):
   folder = save_hugging_face(tmp_path / 'hf', kind, file)
   got = convert.read(folder, infer_model.Wishes())
   path = convert.write(tmp_path / 'a.safetensors', got)
-  scorer, card = engine.load_file(path)
+  scorer, card = load.load_engine(path)
   assert card['class_names'] == ['angry', 'happy', 'sad']
   assert card['model']['gelu'] == ('tanh' if kind == 'vivit' else 'exact')
   logits = scorer.model.apply(

@@ -24,7 +24,7 @@ from test_convert import (
 import torch_files
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import engine
+from mira_jax.inference import load
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build
 from mira_jax.video import images
@@ -52,7 +52,7 @@ def refused(path, code, *words, **wishes):
     assert word in str(caught.value), (word, str(caught.value))
   assert '\n' not in str(caught.value)
   if not wishes:
-    for reader in (engine.load_file, engine.load_backbone, sources.read):
+    for reader in (load.load_engine, load.load_backbone, sources.read):
       with pytest.raises(MiraInputError, match=code):
         reader(path)
 
@@ -225,8 +225,8 @@ def test_a_backbone_without_a_classifier(tmp_path, source, state, norm):
   assert any('cls_head' in r for r in got.remarks)
   assert norm != any('params/norm' in r for r in got.remarks)
   with pytest.raises(MiraInputError, match=r'no_classifier.*without a head'):
-    engine.load(got, path)
-  scorer, card, told = engine.load_backbone(path, wishes=WISHES)
+    load.make_engine(got, path)
+  scorer, card, told = load.load_backbone(path, overrides=WISHES)
   assert scorer.model.num_classes == 0
   assert len(told.fresh) == (0 if norm else 2)
   assert card['preprocessing'] == {'rate': 4, 'fit': 'crop'}
@@ -252,7 +252,7 @@ def test_a_flag_that_contradicts_a_card_is_no_silent_wish(tmp_path, source):
   for wishes in ({'heads': 4}, {'mode': 'plain'}, {'class_names': ('a',)}):
     with pytest.raises(MiraInputError, match=r'bad_flag.*its card says'):
       read(ours, **wishes)
-  refused(ours, 'bad_key', key='model')
+  refused(ours, 'bad_flag', key='model')
 
 
 # ----- folders of DeepSpeed -----
@@ -466,7 +466,7 @@ def test_training_and_features_read_it_too(tmp_path, source, state):
   )
   new, _ = warm_start.transfer(classifier(mira=MIRA), path)
   same(new, source)
-  scorer, _, _ = engine.load_backbone(path, wishes=WISHES)
+  scorer, _, _ = load.load_backbone(path, overrides=WISHES)
   same(scorer._variables['params']['norm'], source['params']['norm'])
 
 
@@ -475,7 +475,7 @@ def test_a_foreign_model_of_absurd_size_is_refused(tmp_path):
   for name in ('image_size', 'num_frames', 'num_attention_heads'):
     config = json.dumps(VIDEOMAE | {name: 10**9})
     index.with_name('config.json').write_text(config)
-    for reader in (convert.read, engine.load_file, engine.load_backbone):
+    for reader in (convert.read, load.load_engine, load.load_backbone):
       with pytest.raises(MiraInputError):
         reader(tmp_path / 'hf')
 

@@ -12,7 +12,7 @@ import safetensors.numpy
 
 from mira_jax.config import ModelConfig, PretrainConfig
 from mira_jax.errors import MiraInputError
-from mira_jax.inference import engine
+from mira_jax.inference import load
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build, mae
 from mira_jax.weights import infer_model, torch_names, weights_file
@@ -27,7 +27,7 @@ DECODER = {'decoder_dim': 8, 'decoder_depth': 1, 'decoder_heads': 2}
 
 
 def classifier(seed=0, **changes):
-  model = engine.build_model(dataclasses.asdict(CONFIG) | changes)
+  model = build.build_model(dataclasses.asdict(CONFIG) | changes)
   variables = model.init(jax.random.key(seed), jnp.zeros(SIZE))
   return model, jax.device_get(variables)
 
@@ -176,7 +176,7 @@ def test_another_size_or_model_is_refused_in_one_line(tmp_path):
 def test_the_backbone_of_a_pretraining_gives_features(tmp_path):
   _, source = autoencoder()
   save(tmp_path, source, card(pretrain=True))
-  scorer, about, _ = engine.load_backbone(tmp_path, batch_size=2)
+  scorer, about, _ = load.load_backbone(tmp_path, batch_size=2)
   assert scorer.model.num_classes == 0
   assert about['pretrain']['mask'] == 'tube'
   video = jax.random.normal(jax.random.key(3), (2, *SIZE[1:]))
@@ -202,8 +202,8 @@ def test_a_pytorch_file_has_features(tmp_path):
   path = tmp_path / 'torch.safetensors'
   safetensors.numpy.save_file(state, path)
   wishes = infer_model.Wishes(heads=2, image_size=16, rate=2)
-  scorer, about, _ = engine.load_backbone(path, wishes=wishes)
+  scorer, about, _ = load.load_backbone(path, overrides=wishes)
   assert about['preprocessing'] == {'rate': 2, 'fit': 'crop'}
   same(scorer._variables['params']['norm'], source['params']['norm'])
   with pytest.raises(MiraInputError, match='--heads'):
-    engine.load_backbone(path)
+    load.load_backbone(path)

@@ -1,0 +1,166 @@
+"""From a path to an engine: runs, weights files, checkpoints of PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.inference.engine import Engine
+from mira_jax.models.build import build_model
+from mira_jax.models.vivit import ViViT
+from mira_jax.weights import convert, infer_model, int8, sources
+from mira_jax.weights.warm_start import Transfer, transfer
+from mira_jax.weights.weights_file import WEIGHTS, compact, flatten
+
+PyTree = Any
+Path = str | os.PathLike[str]
+Card = dict[str, Any]
+
+
+def read(
+  path: Path, overrides: infer_model.Wishes = infer_model.Wishes()
+) -> convert.Converted:
+  """Reads the weights of a finished run or of another program.
+
+  Args:
+    path: a run folder, or whatever `sources.read` reads.
+    overrides: what the files don't say.
+
+  Raises:
+    MiraInputError: a run without weights ('not_finished'), or see
+      `convert.read`.
+  """
+  if os.path.isdir(path) and not sources.weights_path(path).is_file():
+    raise not_finished(path)
+  return convert.read(path, overrides)
+
+
+def load_engine(
+  path: Path, batch_size: int = 8, **options: Any
+) -> tuple[Engine, Card]:
+  """The engine and the metadata of a classifier.
+
+  Args:
+    path: see `read`.
+    batch_size: clips per call.
+    **options: of `make_engine`.
+
+  Raises:
+    MiraInputError: see `read` and `make_engine`.
+  """
+  return make_engine(read(path), path, batch_size, **options)
+
+
+def make_engine(
+  found: convert.Converted,
+  path: Path,
+  batch_size: int = 8,
+  *,
+  dtype: str | None = None,
+  eight_bits: bool = False,
+) -> tuple[Engine, Card]:
+  """The engine and the metadata of weights that were read.
+
+  Args:
+    found: the weights.
+    path: where they are from, for errors.
+    batch_size: clips per call.
+    dtype: of the computation, 'float32' or 'bfloat16'; None is the metadata's.
+    eight_bits: whether kernels are held as `int8`.
+
+  Raises:
+    MiraInputError: no classifier ('no_classifier'), or tensors that don't fit
+      the model ('bad_weights').
+  """
+  card = found.card
+  if card.get('pretrain') or not card['class_names']:
+    raise no_classifier(path, pretraining=bool(card.get('pretrain')))
+  model = build_model(card['model'] | ({'dtype': dtype} if dtype else {}))
+  _check_variables(model, found.variables, path)
+  variables = found.variables
+  if eight_bits:
+    variables = int8.quantise(variables)
+  return Engine(model, variables, batch_size), card
+
+
+def load_backbone(
+  path: Path,
+  batch_size: int = 8,
+  overrides: infer_model.Wishes = infer_model.Wishes(),
+) -> tuple[Engine, Card, Transfer]:
+  """An engine whose logits are features, of a classifier or a pre-training.
+
+  Args:
+    path: see `sources.read`.
+    batch_size: clips per call.
+    overrides: what the files don't say.
+
+  Returns:
+    The engine, the metadata, and which tensors were used.
+
+  Raises:
+    MiraInputError: see `convert.card_of`, `build_model` and `transfer`.
+  """
+  source = sources.read(path, overrides.key)
+  card, remarks = convert.card_of(source, overrides)
+  model = build_model({**card['model'], 'num_classes': 0})
+  fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(_video_shape(model)))
+  variables, used = transfer(jax.device_get(fresh), source, grid=model.grid)
+  used = dataclasses.replace(used, notes=[*used.notes, *remarks])
+  return Engine(model, variables, batch_size), card, used
+
+
+def no_classifier(path: Path, pretraining: bool = True) -> MiraInputError:
+  """The error of weights without a head where a classifier is needed."""
+  kind = 'a pre-training' if pretraining else 'a backbone without a head'
+  hint = f'it is {kind}; fine-tune it with --config.train.init_from'
+  return checkpoint_error('no_classifier', path, hint)
+
+
+def not_finished(workdir: Path) -> MiraInputError:
+  """The error of a folder without weights: an unfinished run, or no run."""
+  path = pathlib.Path(workdir)
+  if (path / 'config.json').is_file():
+    hint = (
+      f'there is no {WEIGHTS}; finish the run with train.py first, or score '
+      'a checkpoint of it with eval.py --step=newest'
+    )
+    return checkpoint_error('not_finished', workdir, hint)
+  hint = 'no weights lie in this folder; name the --workdir of a train.py run, '
+  hint += 'or a file of weights'
+  inside = [x.parent.name for x in sorted(path.glob('*/config.json'))]
+  if inside:
+    hint += f', such as {", ".join(inside[:5])} in it'
+  return checkpoint_error('not_found', workdir, hint)
+
+
+def _video_shape(model: ViViT) -> tuple[int, ...]:
+  return 1, model.frames, model.image_size, model.image_size, 3
+
+
+def _check_variables(model: ViViT, variables: PyTree, path: Path) -> None:
+  """Raises for tensors that are missing, unexpected or misshapen."""
+  video = jax.ShapeDtypeStruct(_video_shape(model), jnp.float32)
+  try:
+    expected = jax.eval_shape(model.init, jax.random.key(0), video)
+  except (ValueError, TypeError, ZeroDivisionError) as cause:
+    hint = f'it does not describe a model of this version ({cause})'
+    raise checkpoint_error('bad_card', path, hint) from cause
+  want, have = (
+    {name: leaf.shape for name, leaf in flatten(tree).items()}
+    for tree in (expected, variables)
+  )
+  wrong = [n for n in sorted(want | have) if want.get(n) != have.get(n)]
+  if wrong:
+    name = wrong[0]
+    hint = (
+      f'{len(wrong)} tensors do not fit its model: {compact(wrong)}; '
+      f'the first is {have.get(name)} where {want.get(name)} is needed'
+    )
+    raise checkpoint_error('bad_weights', path, hint)

@@ -1,0 +1,318 @@
+"""A trained model that classifies clips, behind `mira_jax.load`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.inference import exported, find_clips
+from mira_jax.inference import load as loading
+from mira_jax.inference.engine import Engine, Record
+from mira_jax.inference.scorer import Scorer
+from mira_jax.video import decode, footage, geometry
+from mira_jax.weights import convert, infer_model
+
+Path = str | os.PathLike[str]
+Clip = Path | np.ndarray | footage.Video
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Records:
+  """What MiRA did to one window of a clip, as its picture shows it.
+
+  `before` and `after` are attention marginals: the share of all attention that
+  each token receives, averaged over queries, heads and MiRA's blocks; each sums
+  to one. A plain ViT has neither `gain` nor `after`.
+
+  Attributes:
+    window: uint8 [F, S, S, 3], the frames that the model saw.
+    indices: int [F], their numbers in the clip.
+    number: of the window, from 0, of `windows` ones.
+    windows: how many windows the clip was cut into.
+    gain: float32 [blocks, T], of every temporal token; or None.
+    before: float32 [T, h, w], without MiRA.
+    after: float32 [T, h, w], with MiRA; or None.
+  """
+
+  window: np.ndarray
+  indices: np.ndarray
+  number: int
+  windows: int
+  gain: np.ndarray | None
+  before: np.ndarray
+  after: np.ndarray | None
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Prediction:
+  """The classes of one clip.
+
+  Attributes:
+    label: the most probable class.
+    probabilities: by class name, in the model's order; the means over windows,
+      or over the seconds of a timeline.
+    windows: float32 [V, K], one row per window; None with a timeline.
+    timeline: float32 [S, K], one row per second; None without.
+    frames: number of frames in the clip.
+    fps: frames per second; 0 if unknown.
+    seconds: duration of the clip; 0 if unknown.
+    flags: what is odd about the clip, such as 'static' (docs/errors.md).
+    records: of the middle window, if asked for.
+  """
+
+  label: str
+  probabilities: Mapping[str, float]
+  windows: np.ndarray | None
+  timeline: np.ndarray | None
+  frames: int
+  fps: float
+  seconds: float
+  flags: tuple[str, ...]
+  records: Records | None = None
+
+  @property
+  def mean(self) -> np.ndarray:
+    """The probabilities as an array, float32 [K]."""
+    return np.array(list(self.probabilities.values()), np.float32)
+
+
+class Predictor:
+  """Classifies clips; see `load`.
+
+  The windows of a clip are a batch of their own, so that its result depends on
+  no other clip, whatever `MiraConfig.statistics` is.
+
+  Args:
+    scorer: an engine or an export.
+    metadata: of the model.
+    views: windows per clip.
+    notes: what was assumed about the weights.
+
+  Attributes:
+    class_names: in the order of the model's outputs; () of a backbone, which
+      has features alone.
+    metadata: the model's fields, its class names and how clips are read.
+    notes: what was assumed about weights of another program, a line each.
+  """
+
+  def __init__(
+    self,
+    scorer: Scorer,
+    metadata: Mapping[str, Any],
+    *,
+    views: int = 5,
+    notes: tuple[str, ...] = (),
+  ):
+    self.scorer, self.metadata, self.notes = scorer, metadata, notes
+    self.class_names = tuple(metadata['class_names'])
+    self._views = views
+    rules = metadata['preprocessing']
+    self._cut = {'rate': rules['rate'], 'fit': rules['fit']}
+
+  @property
+  def has_records(self) -> bool:
+    """Whether the model gives `features` and `records`; an export does not."""
+    return isinstance(self.scorer, Engine)
+
+  def read(self, clip: Clip, fps: float | None = None) -> footage.Video:
+    """A clip as frames, shrunk to what the model needs.
+
+    Args:
+      clip: a video file, a folder of frames, or uint8 [T, H, W, 3], RGB.
+      fps: frames per second, instead of the clip's own.
+
+    Raises:
+      MiraInputError: an array of another kind ('bad_shape'), or see
+        `decode.read_clip`.
+    """
+    size = self.scorer.image_size
+    if isinstance(clip, np.ndarray):
+      if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3:] != (3,):
+        shape = f'{clip.dtype} {list(clip.shape)}'
+        hint = 'a clip is uint8 [frames, height, width, 3], RGB'
+        raise MiraInputError('bad_shape', shape, hint)
+      frames = [geometry.cut(frame, '<array>', size) for frame in clip]
+      clip = decode.of_frames('<array>', frames, fps or 0.0)
+    elif not isinstance(clip, footage.Video):
+      clip = find_clips.read(clip, find_clips.ReadOptions(short_side=size))
+    return clip.at(fps) if fps else clip
+
+  def predict(
+    self,
+    clip: Clip,
+    *,
+    timeline: bool = False,
+    stride: float = 0.5,
+    fps: float | None = None,
+    records: bool = False,
+  ) -> Prediction:
+    """Classifies a clip.
+
+    Args:
+      clip: see `read`.
+      timeline: slide windows over the clip and classify every second of it.
+      stride: seconds between the starts of such windows.
+      fps: frames per second, instead of the clip's own.
+      records: whether to add the records of the middle window.
+
+    Raises:
+      MiraInputError: see `read`, `Scorer.timeline` and `records`; or the model
+        is a backbone ('no_classifier').
+    """
+    if not self.class_names:
+      raise loading.no_classifier(
+        'the model', bool(self.metadata.get('pretrain'))
+      )
+    video = self.read(clip, fps)
+    flags, rows, seen = list(video.flags), None, None
+    if timeline:
+      rows = self.scorer.timeline(video, stride=stride, **self._cut)
+    windows, indices = None, None
+    if not timeline or records:
+      windows, indices = self._windows(video)
+    if not timeline:
+      seen = self.scorer.probabilities(windows)
+      if 1 < video.count < indices.shape[1]:  # one frame is 'static' already
+        flags.append(f'repeated:{video.count}/{indices.shape[1]}')
+    mean = (seen if rows is None else rows).mean(axis=0)
+    return Prediction(
+      label=self.class_names[int(mean.argmax())],
+      probabilities=dict(zip(self.class_names, mean.tolist(), strict=True)),
+      windows=seen,
+      timeline=rows,
+      frames=video.count,
+      fps=video.fps,
+      seconds=len(video) / video.fps if video.fps else 0.0,
+      flags=tuple(flags),
+      records=self._records(windows, indices) if records else None,
+    )
+
+  def features(self, clip: Clip) -> np.ndarray:
+    """Features of a clip, pooled after the last norm, float32 [C].
+
+    They are the mean over its windows, and the input of the model's head.
+
+    Raises:
+      MiraInputError: see `read`; or an export ('unsupported').
+    """
+    windows, _ = self._windows(self.read(clip))
+    return self._backbone.logits(windows).mean(axis=0)
+
+  def records(self, clip: Clip) -> Records:
+    """Gains and attention marginals of a clip's middle window.
+
+    Raises:
+      MiraInputError: see `read`; or an export ('unsupported').
+    """
+    return self._records(*self._windows(self.read(clip)))
+
+  @functools.cached_property
+  def _backbone(self) -> Engine:
+    engine = self._engine()
+    return engine.without_head() if engine.model.num_classes else engine
+
+  def _engine(self) -> Engine:
+    if not isinstance(self.scorer, Engine):
+      hint = 'an export gives probabilities alone; load the weights instead'
+      raise checkpoint_error('unsupported', 'features, records', hint)
+    return self.scorer
+
+  def _windows(self, video: footage.Video) -> tuple[np.ndarray, np.ndarray]:
+    return self.scorer.cut_views(video, views=self._views, **self._cut)
+
+  def _records(self, windows: np.ndarray, indices: np.ndarray) -> Records:
+    engine = self._engine()
+    # All windows together: batch statistics are then those of the prediction.
+    _, blocks = engine.records(windows)
+    middle = len(windows) // 2
+    mira = [block for block in blocks if 'gain' in block]
+    shown, grid = mira or blocks, engine.model.grid
+
+    def row(block: Record, name: str) -> np.ndarray:
+      array = block[name]  # the batch may share one row
+      return array[min(middle, len(array) - 1)]
+
+    def marginal(name: str) -> np.ndarray:
+      maps = [_on_grid(row(block, name), grid) for block in shown]
+      return np.mean(maps, axis=0)
+
+    return Records(
+      window=windows[middle],
+      indices=indices[middle],
+      number=middle,
+      windows=len(windows),
+      gain=np.stack([row(block, 'gain') for block in mira]) if mira else None,
+      before=marginal('before'),
+      after=marginal('after') if mira else None,
+    )
+
+
+def _on_grid(marginal: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
+  """A marginal over tokens [L], after any class token, as [T, h, w].
+
+  A token of a temporal encoder is a whole frame: its positions share it.
+  """
+  frames, height, width = grid
+  positions = height * width
+  if len(marginal) < frames * positions:
+    marginal = np.repeat(marginal[-frames:] / positions, positions)
+  return marginal[-frames * positions :].reshape(grid)
+
+
+def load(
+  path: Path,
+  *,
+  views: int = 5,
+  batch_size: int | None = None,
+  dtype: str | None = None,
+  int8: bool = False,
+  time_limit: float | None = None,
+  **overrides: Any,
+) -> Predictor:
+  """Loads a trained model.
+
+  Args:
+    path: a run folder, a weights file, a checkpoint of PyTorch or Hugging Face
+      (docs/weights.md), or the folder of an export.
+    views: windows per clip, whose probabilities are averaged.
+    batch_size: windows per call; by default `views`.
+    dtype: of the computation, 'float32' or 'bfloat16'; by default the model's.
+    int8: whether to hold the weights in eight bits.
+    time_limit: seconds that a call of an export may take before the process
+      ends; for programs of other people.
+    **overrides: what the files of another program don't say, fields of
+      `weights.infer_model.Wishes`: `heads`, `frames`, `image_size`, `mode`,
+      `rate`, `fit`, `class_names`, `key`, ...
+
+  Returns:
+    A predictor. That of a pre-training or of a backbone without a head has
+    features and no classes.
+
+  Raises:
+    MiraInputError: a run that is not finished, files that cannot be used, or
+      overrides that contradict them.
+  """
+  wishes = infer_model.Wishes(**overrides)
+  size = batch_size or views
+  if exported.is_export(path):
+    if dtype or int8:
+      hint = 'an export is computed as it was exported; drop the flag'
+      raise MiraInputError('bad_flag', '--dtype, --int8', hint)
+    program = exported.load(path, size, time_limit)
+    convert.check_wishes(program.card, wishes, path)
+    return Predictor(program, program.card, views=views)
+  found = loading.read(path, wishes)
+  notes = tuple(found.remarks)
+  if found.card.get('pretrain') or not found.card['class_names']:
+    engine, metadata, _ = loading.load_backbone(path, size, wishes)
+  else:
+    engine, metadata = loading.make_engine(
+      found, path, size, dtype=dtype, eight_bits=int8
+    )
+  return Predictor(engine, metadata, views=views, notes=notes)
