@@ -4,6 +4,7 @@
 #   which, some 4 minutes.
 # make test-pods: compiles whole training steps for TPU pods; some 15 minutes.
 # make test-lowest: tries the lowest versions that requirements.txt allows.
+# make test-wheel: builds the wheel, installs it and uses it elsewhere.
 # make test-torch: installs PyTorch and compares numbers with it; 3 minutes.
 # make test-aot, test-aot-gpu: compiles the kernels for TPUs and for an H200,
 #   with their own compilers, which it downloads (0.2 and 0.1 GB).
@@ -15,7 +16,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-lowest test-torch soak test-aot test-pods test-aot-gpu lint format clean
+.PHONY: demo test test-wheel test-lowest test-torch soak test-aot test-pods test-aot-gpu lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -41,6 +42,15 @@ test-lowest:
 	  tests/figures/test_figures.py tests/prepare/test_prepare.py \
 	  tests/train/test_checkpoint.py
 
+# The wheel has all that it needs: it is used outside of the checkout.
+WHEEL := $(VENV)/wheel
+test-wheel: $(STAMP)
+	rm -rf build $(WHEEL)
+	$(BIN)/python -m build --quiet --wheel --outdir $(WHEEL)/dist
+	$(PYTHON) -m venv $(WHEEL)/venv
+	$(WHEEL)/venv/bin/python -m pip install --quiet $(WHEEL)/dist/*.whl
+	$(BIN)/python tests/wheel/use.py $(WHEEL)/venv/bin/mira
+
 test-torch: $(STAMP)
 	$(BIN)/python -m pip install --quiet '$(TORCH)' -e '.[torch]'
 	$(BIN)/python -m pytest tests/parity/test_torch.py
@@ -64,6 +74,7 @@ test-aot-gpu: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 format: $(STAMP)
 	$(BIN)/ruff format .
