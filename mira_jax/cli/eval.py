@@ -67,6 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help='hold the weights in eight bits, as mira predict --int8 does',
   )
   platform.add_argument(parser)
+  hosts.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     raise MiraInputError('bad_flag', '--config', hint)
   flags.set_up_logging()
   with memory.explained():
-    platform.start(args.device, meet=hosts.join)
+    platform.start(args.device, meet=lambda: hosts.join(args))
     engine.use_compile_cache()
     if args.folds is None:
       evaluate_run(args)

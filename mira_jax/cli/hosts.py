@@ -2,56 +2,62 @@
 
 from __future__ import annotations
 
+import argparse
 import socket
 import time
 
 import jax
-from absl import flags
 
+from mira_jax.cli.arguments import at_least
 from mira_jax.errors import MiraInputError
 
-_DISTRIBUTED = flags.DEFINE_bool(
-  'distributed',
-  False,
-  'one of several hosts that all run this command: a TPU pod slice, Slurm, '
-  'Open MPI and Kubernetes say which; elsewhere name it by the next flags.',
-)
-_COORDINATOR = flags.DEFINE_string(
-  'coordinator', None, 'HOST:PORT of host 0, where the hosts meet.'
-)
-_HOSTS = flags.DEFINE_integer('hosts', None, 'how many hosts.', 1)
-_HOST = flags.DEFINE_integer('host', None, 'which of them, from 0.', 0)
-_PATIENCE = flags.DEFINE_integer(
-  'host_timeout', 300, 'seconds to wait for the other hosts.', 1
-)
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that name the hosts, for `join`."""
+  group = parser.add_argument_group('several hosts')
+  group.add_argument(
+    '--distributed',
+    action='store_true',
+    help='all hosts run this command: a TPU pod slice, Slurm, Open MPI and '
+    'Kubernetes name them; elsewhere the next three flags do',
+  )
+  group.add_argument('--coordinator', metavar='HOST:PORT', help='of host 0')
+  group.add_argument('--hosts', type=at_least(1), help='how many')
+  group.add_argument('--host', type=at_least(0), help='which one, from 0')
+  group.add_argument(
+    '--host-timeout',
+    type=at_least(1),
+    default=300,
+    metavar='SECONDS',
+    help='to wait for the other hosts',
+  )
 
 
-def join() -> None:
-  """Meets the other hosts that the flags speak of; before any other use of jax.
+def join(args: argparse.Namespace) -> None:
+  """Meets the other hosts, before any other use of jax.
 
   Raises:
     MiraInputError: they are named in part, cannot be found or do not come.
   """
-  named = {'coordinator': _COORDINATOR, 'hosts': _HOSTS, 'host': _HOST}
-  missing = [f'--{name}' for name, x in named.items() if x.value is None]
-  if len(missing) == len(named) and not _DISTRIBUTED.value:
+  named = {
+    name: getattr(args, name) for name in ('coordinator', 'hosts', 'host')
+  }
+  missing = [f'--{name}' for name, value in named.items() if value is None]
+  if len(missing) == len(named) and not args.distributed:
     return
   if 0 < len(missing) < len(named):
     hint = 'name all three: --coordinator=HOST:PORT --hosts=N --host=I'
     raise MiraInputError('bad_flag', ', '.join(missing), hint)
-  if not missing and _HOST.value >= _HOSTS.value:
-    hint = f'hosts are counted from 0: use 0 to {_HOSTS.value - 1}'
-    raise MiraInputError('bad_flag', f'--host={_HOST.value}', hint)
-  if _HOST.value:
-    _wait_for(_COORDINATOR.value, _PATIENCE.value)
+  if not missing and args.host >= args.hosts:
+    hint = f'hosts are counted from 0: use 0 to {args.hosts - 1}'
+    raise MiraInputError('bad_flag', f'--host={args.host}', hint)
+  if args.host:
+    _wait_for(args.coordinator, args.host_timeout)
   try:
     jax.distributed.initialize(
-      _COORDINATOR.value,
-      _HOSTS.value,
-      _HOST.value,
-      initialization_timeout=_PATIENCE.value,
+      *named.values(), initialization_timeout=args.host_timeout
     )
-  except ValueError as error:  # nothing says who the others are
+  except ValueError as error:  # the environment names no cluster
     hint = (
       'this is no TPU pod slice, Slurm step, MPI or Kubernetes job that jax '
       'knows; name the hosts by --coordinator=HOST:PORT --hosts=N --host=I'

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     '--workdir', required=True, metavar='DIR', help='folder of the run'
   )
   platform.add_argument(parser)
+  hosts.add_arguments(parser)
   parser.add_argument(
     '--resume',
     choices=('auto', 'strict'),
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
   cfg = config.load(args.config, args.flags)
   flags.set_up_logging()
   with memory.explained():
-    platform.start(args.device, meet=hosts.join)
+    platform.start(args.device, meet=lambda: hosts.join(args))
     engine.use_compile_cache()
     loop.train(
       cfg,
