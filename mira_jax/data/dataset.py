@@ -65,7 +65,8 @@ class PreparedDataset:
     count, path = len(self.source(split)), self.directory / INDEX
     try:
       columns = json.loads(path.read_text())[split]
-      index = ClipIndex(**{name: np.array(x) for name, x in columns.items()})
+      arrays = {name: np.array(x) for name, x in columns.items()}
+      index = ClipIndex(**arrays)
       index.check(count)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
       hint = f'it cannot be read, prepare the dataset again ({error})'
@@ -107,7 +108,8 @@ def index_row(clip: Clip) -> tuple[str, int, str, int]:
 def index_columns(rows: Sequence[Sequence]) -> dict[str, list]:
   """The rows of a split as INDEX holds them."""
   names = (field.name for field in dataclasses.fields(ClipIndex))
-  return dict(zip(names, map(list, zip(*rows, strict=True)), strict=True))
+  columns = zip(*rows, strict=True)
+  return {name: list(c) for name, c in zip(names, columns, strict=True)}
 
 
 class ClipSource:
@@ -117,7 +119,7 @@ class ClipSource:
     self.directory = directory
     self.split = split
     self._records = tfds.builder_from_directory(directory).as_data_source(
-      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+      split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
 
   def __len__(self) -> int:
@@ -272,7 +274,7 @@ def _load(folder: pathlib.Path) -> PreparedDataset:
     prepared = PreparedDataset(
       directory=folder,
       name=info.name,
-      class_names=tuple(info.features['label'].names),
+      class_names=records.class_names(info),
       splits={key: split.num_examples for key, split in info.splits.items()},
       metadata=dict(json.loads((folder / 'metadata.json').read_text())),
     )
@@ -281,7 +283,7 @@ def _load(folder: pathlib.Path) -> PreparedDataset:
   except Exception as error:  # TFDS raises bare errors of many kinds here
     hint = f'its metadata cannot be read, prepare it again ({error})'
     raise data_error('damaged', folder, ' '.join(hint.split())) from error
-  if info.version.major > int(records.VERSION.split('.')[0]):
+  if int(info.version.major) > int(records.VERSION.split('.')[0]):
     hint = f'version {info.version} is newer than {records.VERSION}: update '
     raise data_error('too_new', folder, f'{hint}mira_jax')
   if missing := [file.name for file in files if not file.exists()]:

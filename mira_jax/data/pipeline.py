@@ -14,12 +14,11 @@ A batch is a dict of arrays, B rows on this host:
 
 from __future__ import annotations
 
-import functools
 import logging
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import grain
 import numpy as np
@@ -86,11 +85,11 @@ def train_batches(
   order = shuffled.repeat()
   reader = _Reader(source, size, fit, max_damaged)
 
-  def load(i: int) -> Batch:
+  def load(i: int) -> dict[str, Any]:
     row = _global_row(i, batch_size, rows)
     rng = np.random.default_rng((seed, row))
-    choose = functools.partial(window, T=frames, rate=rate, rng=rng)
-    return reader.first_readable(order[row], choose)
+    clip: Any = order[row]
+    return reader.first_readable(clip, lambda n: window(n, frames, rate, rng))
 
   local = grain.MapDataset.range(start_step * len(rows), sys.maxsize)
   return _batches(local.map(load), len(rows), threads)
@@ -124,13 +123,12 @@ def eval_batches(
   reader = _Reader(source, size, fit, max_damaged)
   total = len(source) * views
 
-  def load(i: int) -> Batch:
+  def load(i: int) -> dict[str, Any]:
     row = _global_row(i, batch_size, rows)
     clip, view = divmod(row % total, views)
-    choose = functools.partial(
-      sampling.test_indices, T=frames, rate=rate, view=view, views=views
+    item = reader.first_readable(
+      clip, lambda n: sampling.test_indices(n, frames, rate, view, views)
     )
-    item = reader.first_readable(clip, choose)
     counts = row < total and item['clip'] == clip
     return item | {'mask': np.bool_(counts), 'view': np.int32(view)}
 
@@ -157,7 +155,7 @@ class _Reader:
     self._failure: MiraInputError | None = None
     self._lock = threading.Lock()
 
-  def first_readable(self, index: int, choose: Choose) -> Batch:
+  def first_readable(self, index: int, choose: Choose) -> dict[str, Any]:
     """The row of this clip, or of the next one that can be read.
 
     Raises:
@@ -175,7 +173,7 @@ class _Reader:
     hint = 'not one clip can be read; prepare the dataset again'
     raise data_error('damaged', 'dataset', hint)
 
-  def _read(self, index: int, choose: Choose) -> Batch:
+  def _read(self, index: int, choose: Choose) -> dict[str, Any]:
     clip = self._source[index]
     indices = choose(len(clip)).tolist()
     # A short clip names a frame more than once: it is decoded once.

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import example_serializer
-from tensorflow_datasets.proto import tf_example_pb2
+from tensorflow_datasets.proto import tf_example_pb2 as protos
 
 from mira_jax.data.listing import check_class_names
 from mira_jax.video import decode, images
@@ -125,6 +125,11 @@ def new_info(
   )
 
 
+def class_names(info: Any) -> tuple[str, ...]:
+  """The class names in the metadata of a dataset."""
+  return tuple(info.features['label'].names)
+
+
 class Writer:
   """Streams clips to record files, keeping their order in each split."""
 
@@ -189,7 +194,8 @@ def write_info(
 def serializer(class_names: Sequence[str]) -> Callable[[Clip], bytes]:
   """Gives `serialize(clip)`: the record that `parse` reads."""
   fields = _features(class_names)
-  writer = example_serializer.ExampleSerializer(fields.get_serialized_info())
+  specs: Any = fields.get_serialized_info()
+  writer = example_serializer.ExampleSerializer(specs)
   return lambda clip: writer.serialize_example(
     fields.encode_example(vars(clip))
   )
@@ -197,19 +203,17 @@ def serializer(class_names: Sequence[str]) -> Callable[[Clip], bytes]:
 
 def parse(record: bytes) -> Clip:
   """The Clip of a record."""
-  parsed = tf_example_pb2.Example.FromString(record).features.feature
-  frames = list(parsed['frames'].bytes_list.value)
-  scalars = {
-    key: _scalar(key, getattr(feature, feature.WhichOneof('kind')).value[0])
-    for key, feature in parsed.items()
-    if key != 'frames'
-  }
-  return Clip(frames=frames, **scalars)
-
-
-def _scalar(key: str, value: bytes | float) -> Any:
-  is_text = isinstance(value, bytes) and key != 'video'
-  return value.decode() if is_text else value
+  parsed = protos.Example.FromString(record).features.feature  # pyright: ignore
+  fields: dict[str, Any] = {}
+  for key, feature in parsed.items():
+    values = getattr(feature, feature.WhichOneof('kind') or 'bytes_list').value
+    if key == 'frames':
+      fields[key] = list(values)
+    elif isinstance(values[0], bytes) and key != 'video':
+      fields[key] = values[0].decode()
+    else:
+      fields[key] = values[0]
+  return Clip(**fields)
 
 
 def read_frames(clip: Clip, indices: Iterable[int]) -> dict[int, np.ndarray]:
@@ -222,4 +226,4 @@ def read_frames(clip: Clip, indices: Iterable[int]) -> dict[int, np.ndarray]:
   if clip.frames:
     return {i: images.decode_jpeg(clip.frames[i]) for i in wanted}
   frames = decode.pick(io.BytesIO(clip.video), wanted, name=clip.clip_id)
-  return dict(zip(wanted, frames, strict=True))
+  return {i: frame for i, frame in zip(wanted, frames, strict=True)}

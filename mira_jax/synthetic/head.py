@@ -5,6 +5,8 @@ Each function adds its polygons to the picture, back to front.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from mira_jax.synthetic.drawing import (
@@ -133,7 +135,9 @@ def glasses(picture: Picture) -> None:
   picture.stroke(bridge, 0.012, colour, lift=0.1)
 
 
-def _contour(face: Identity, angle, drop=0.0, grow: float = 1.0) -> np.ndarray:
+def _contour(
+  face: Identity, angle, drop: Any = 0.0, grow: float = 1.0
+) -> np.ndarray:
   """Edge of the head at angles from the top [N], jaw dropped by drop [F]."""
   s, c = np.sin(angle), np.cos(angle)
   x = np.sign(s) * np.abs(s) ** np.where(c < 0, face.jaw, 0.92)

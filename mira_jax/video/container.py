@@ -16,6 +16,7 @@ from typing import BinaryIO
 
 import av
 from av.container import InputContainer
+from av.error import FFmpegError
 from av.stream import Disposition
 
 from mira_jax.errors import MiraInputError
@@ -107,8 +108,8 @@ def _open(file: BinaryIO, path: Path, allow_gif: bool) -> InputContainer:
     'max_pixels': str(MAX_PIXELS),
   }
   try:
-    return av.open(file, options=options, metadata_errors='replace')
-  except (av.error.FFmpegError, ValueError) as error:
+    return av.open(file, 'r', options=options, metadata_errors='replace')
+  except (FFmpegError, ValueError) as error:
     cut = head[4:8] == b'ftyp' or head.startswith(b'\x1aE\xdf\xa3')
     hint = _TRUNCATED if cut else 'no video format fits it'
     hint = _conversion(path) or f'{hint}; copy it again'
@@ -162,7 +163,7 @@ def promised_seconds(
   longest stream. Matroska has no other, and counts only where the file ends
   before its segment does.
   """
-  if stream.duration:
+  if stream.duration and stream.time_base:
     return float(stream.duration * stream.time_base)
   seconds = (container.duration or 0) / av.time_base
   if 'matroska' in container.format.name:

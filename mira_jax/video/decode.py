@@ -13,6 +13,8 @@ from typing import BinaryIO
 
 import av
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
 
 from mira_jax.errors import MiraInputError
 from mira_jax.video import container, footage, geometry, images, timing, upright
@@ -135,7 +137,8 @@ def glance(
     if i % stride == 0:
       kept.append(convert())
   picked = [kept[i] for i in footage.spaced(len(kept), count)]
-  return footage.stack(picked), *source.whole
+  width, height = source.whole
+  return footage.stack(picked), width, height
 
 
 def pick(
@@ -279,7 +282,7 @@ def _open(
 
 
 def _decoded(
-  video: av.container.InputContainer,
+  video: InputContainer,
   stream: av.VideoStream,
   path: Path,
   broken: list[str],
@@ -290,7 +293,7 @@ def _decoded(
       geometry.check_side(frame.width, frame.height, path)
       _check_length(i + 1, path)
       yield frame
-  except av.error.FFmpegError as error:
+  except FFmpegError as error:
     broken.append(str(error))
 
 

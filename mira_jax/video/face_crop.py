@@ -113,12 +113,9 @@ def _around(
 def _cascade(thread: int) -> cv2.CascadeClassifier:
   """The detector of a thread: it is not thread-safe, and slow to load."""
   del thread
-  try:
-    cascade = cv2.CascadeClassifier(cv2.data.haarcascades + _CASCADE)
-    broken = cascade.empty()
-  except (AttributeError, cv2.error):
-    broken = True
-  if broken:
+  folder = getattr(getattr(cv2, 'data', None), 'haarcascades', '')
+  cascade = cv2.CascadeClassifier(folder + _CASCADE)
+  if cascade.empty():
     hint = 'uninstall every opencv package, then '
     hint += "pip install 'opencv-python-headless>=4.12,<5'"
     raise MiraInputError('no_cascade', f'cv2 {cv2.__version__}', hint)

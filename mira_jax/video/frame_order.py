@@ -141,7 +141,7 @@ def _density(values: _Values) -> float:
   if len(set(values)) < len(values):
     return 0.0
   decimals = [x for x in values if isinstance(x, decimal.Decimal)]
-  places = max((-x.as_tuple().exponent for x in decimals), default=0)
+  places = max((-int(x.as_tuple().exponent) for x in decimals), default=0)
   whole = sorted(int(value * 10**places) for value in values)
   steps = [b - a for a, b in itertools.pairwise(whole)]
   return len(steps) * math.gcd(*steps) / sum(steps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import av
 import numpy as np
@@ -65,11 +66,11 @@ def _square_pixels(frame: av.VideoFrame, aspect: float) -> tuple[int, int]:
 
 def _matrix(frame: av.VideoFrame) -> _Matrix:
   """(a, b, c, d) of x' = a x + c y, y' = b x + d y, which shows a frame."""
-  for data in frame.side_data:
-    if data.type == Type.DISPLAYMATRIX:
-      rows = np.frombuffer(bytes(data), np.int32).tolist()
-      return rows[0], rows[1], rows[3], rows[4]
-  return 1, 0, 0, 1
+  data: Any = frame.side_data.get(Type.DISPLAYMATRIX)  # pyright: ignore
+  if data is None:
+    return 1, 0, 0, 1
+  rows = np.frombuffer(bytes(data), np.int32).tolist()
+  return rows[0], rows[1], rows[3], rows[4]
 
 
 def _swaps(matrix: _Matrix) -> bool:
