@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from test_decode import make_video
 
-from mira_jax.data import dataset, records
+from mira_jax.data import records
 from mira_jax.errors import MiraInputError
 from mira_jax.prepare import prepare
-from mira_jax.video import decode, images
+from mira_jax.video import decode, geometry, images
 
 _ONE = 1 << 16
 
@@ -35,7 +35,7 @@ def shown_by(
   return path
 
 
-# What each of Exif's eight orientations does to an image [H, W, 3].
+# Each of Exif's eight orientations as a change of an image [H, W, 3].
 ORIENTATIONS = {
   (1, 0, 0, 1): lambda x: x,
   (-1, 0, 0, 1): lambda x: x[:, ::-1],
@@ -46,7 +46,6 @@ ORIENTATIONS = {
   (0, -1, -1, 0): lambda x: np.rot90(x, 2).swapaxes(0, 1),
   (0, -1, 1, 0): lambda x: np.rot90(x),
   (0.98, 0.17, -0.17, 0.98): lambda x: x,  # by ten degrees
-  (-0.17, 0.98, -0.98, -0.17): lambda x: np.rot90(x, -1),
   (-2, 0, 0, 2): lambda x: x[:, ::-1],  # and twice as large
   (0, 0, 0, 0): lambda x: x,
 }
@@ -64,26 +63,28 @@ def test_eight_orientations(tmp_path, matrix):
   np.testing.assert_array_equal(kept, frames)
   assert (height, width) == expected.shape[:2]
   stored = path.read_bytes()
-  clip = dataset.Clip(clip_id='a', label=0, video=stored, video_frames=3)
+  clip = records.Clip(clip_id='a', label=0, video=stored, video_frames=3)
   np.testing.assert_array_equal(records.read_frames(clip, [2])[2], expected)
+  corner = geometry.Square(left=0.5, top=0, width=0.5, height=0.5)
+  cut = decode.read_clip(path, square=corner).frames[2]
+  np.testing.assert_array_equal(cut, geometry.apply(expected, corner))
 
 
 @pytest.mark.parametrize('suffix', ['mkv', 'webm', 'mov'])
-@pytest.mark.parametrize('quarters', [1, 2, 3])
-def test_other_files_that_are_turned(tmp_path, suffix, quarters):
+def test_other_files_that_are_turned(tmp_path, suffix):
   path = tmp_path / f'a.{suffix}'
   codec = 'libvpx' if suffix == 'webm' else 'libx264'
   with av.open(str(path), 'w') as file:
     stream = file.add_stream(codec, rate=25)
     stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
-    stream.set_display_rotation(90 * quarters)
+    stream.set_display_rotation(90)
     image = np.full((64, 96, 3), 60, np.uint8)
     image[:32, :48] = (255, 0, 0)
     for _ in range(6):
       file.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
     file.mux(stream.encode())
   frame = decode.read_clip(path).frames[3].astype(int)
-  np.testing.assert_allclose(frame, np.rot90(image, quarters), atol=60)
+  np.testing.assert_allclose(frame, np.rot90(image), atol=60)
 
 
 def _wide(path: pathlib.Path, aspect: fractions.Fraction) -> pathlib.Path:
@@ -92,7 +93,7 @@ def _wide(path: pathlib.Path, aspect: fractions.Fraction) -> pathlib.Path:
     stream = file.add_stream('libx264', rate=25)
     stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
     stream.codec_context.sample_aspect_ratio = aspect
-    for i in range(24):
+    for i in range(6):
       image = np.full((64, 96, 3), 10 * i, np.uint8)
       image[:, :48] = (255, 0, 0)
       file.mux(stream.encode(av.VideoFrame.from_ndarray(image, 'rgb24')))
@@ -102,16 +103,13 @@ def _wide(path: pathlib.Path, aspect: fractions.Fraction) -> pathlib.Path:
 
 @pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'ts', 'avi'])
 @pytest.mark.parametrize(
-  ('aspect', 'width'),
-  [((2, 1), 192), ((16, 15), 102), ((8, 9), 85), ((1, 1), 96), ((900, 1), 96)],
+  ('aspect', 'width'), [((2, 1), 192), ((8, 9), 85), ((900, 1), 96)]
 )
 def test_pixels_that_are_not_square(tmp_path, suffix, aspect, width):
   path = _wide(tmp_path / f'a.{suffix}', fractions.Fraction(*aspect))
   assert decode.read_clip(path).size == (64, width)
-  assert decode.read_clip(path, short_side=32).size == (
-    32 if width >= 64 else 64,
-    round(width / 2),
-  )
+  half = decode.read_clip(path, short_side=32)
+  assert half.size == (32, round(width / 2))
   assert decode.glance(path, 1, None)[1:] == (width, 64)
   if suffix == 'mp4':
     turned = decode.read_clip(shown_by(path, (0, 1, -1, 0)))
@@ -139,18 +137,15 @@ def test_the_larger_of_two_pictures(tmp_path, suffix):
 
 
 def test_a_size_that_changes_in_the_middle(tmp_path):
-  sizes = ((64, 48), (128, 96), (32, 24))
   joined = b''
-  for i, (width, height) in enumerate(sizes):
-    part = tmp_path / f'{i}.ts'
-    make_video(part, count=8, width=width, height=height)
+  for width, height, count in ((64, 48, 8), (128, 96, 8), (4608, 4608, 1)):
+    part = tmp_path / f'{width}.ts'
+    make_video(part, count=count, width=width, height=height)
     joined += part.read_bytes()
   (tmp_path / 'a.ts').write_bytes(joined)
-  video = decode.read_clip(tmp_path / 'a.ts')
-  assert video.frames.shape == (24, 48, 64, 3)
-  large = make_video(tmp_path / 'l.ts', count=1, width=4608, height=4608)
-  (tmp_path / 'b.ts').write_bytes(joined + large.read_bytes())
-  assert decode.read_clip(tmp_path / 'b.ts').frames.shape[1:] == (48, 64, 3)
+  video = decode.read_clip(tmp_path / 'a.ts')  # without the last part
+  assert video.frames.shape[1:] == (48, 64, 3)
+  assert 8 < video.count <= 16
 
 
 # Images.
@@ -173,20 +168,16 @@ def _png(width: int, height: int) -> bytes:
   )
 
 
-def _bomb(suffix: str) -> bytes:
-  if suffix == '.png':
-    return _png(30_000, 30_000)
-  image = np.zeros((4096, 4096), np.uint8)
-  return cv2.imencode(suffix, image)[1].tobytes()
-
-
 @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp', '.webp'])
 def test_an_image_of_too_many_pixels_is_not_decoded(
   tmp_path, monkeypatch, suffix
 ):
   folder = tmp_path / 'root/a/1'
   folder.mkdir(parents=True)
-  bomb = _bomb(suffix)
+  bomb = _png(30_000, 30_000)
+  if suffix != '.png':
+    image = np.zeros((4096, 4096), np.uint8)
+    bomb = cv2.imencode(suffix, image)[1].tobytes()
   name = '1.jpg' if suffix == '.webp' else f'1{suffix}'
   (folder / name).write_bytes(bomb)
 
@@ -208,7 +199,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded(
 
 @pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.webp'])
 @pytest.mark.parametrize('shape', [(40, 50, 3), (33, 17)])
-def test_headers_tell_the_size(suffix, shape):
+def test_headers_hold_the_size(suffix, shape):
   data = cv2.imencode(suffix, np.zeros(shape, np.uint8))[1].tobytes()
   assert images.image_size(data) == shape[:2]
   assert images.whole_image(data).shape == (*shape[:2], 3)
@@ -226,17 +217,14 @@ def test_a_jpeg_with_odd_segments_is_measured():
   assert images.image_size(b'\xff\xd8' + note) is None
 
 
-def test_a_file_of_too_many_bytes_is_not_read(tmp_path):
-  with open(tmp_path / '1.jpg', 'wb') as file:
-    file.truncate(images.MAX_IMAGE_BYTES + 1)  # takes no disk
-  with pytest.raises(MiraInputError, match=r'too_large.*128 MiB'):
-    decode.read_clip(tmp_path)
-
-
-def test_other_formats_by_these_names_are_no_images(tmp_path):
+def test_files_that_are_no_images_of_ours(tmp_path):
   data = cv2.imencode('.tiff', np.zeros((40, 50, 3), np.uint8))[1].tobytes()
   (tmp_path / '1.png').write_bytes(data)
   with pytest.raises(MiraInputError, match='damaged'):
+    decode.read_clip(tmp_path)
+  with open(tmp_path / '2.jpg', 'wb') as file:
+    file.truncate(images.MAX_IMAGE_BYTES + 1)  # takes no disk
+  with pytest.raises(MiraInputError, match=r'too_large.*128 MiB'):
     decode.read_clip(tmp_path)
 
 
