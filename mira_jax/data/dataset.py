@@ -57,10 +57,9 @@ class PreparedDataset:
     return ClipSource(self.directory, split)
 
   def index(self, split: str) -> ClipIndex:
-    """The labels, subjects and folds of a split, one row per clip.
+    """The labels, subjects and folds of a split.
 
-    Raises:
-      MiraInputError: there is no such split, or its index is damaged.
+    Raises MiraInputError: there is no such split, or its index is damaged.
     """
     count, path = len(self.source(split)), self.directory / INDEX
     try:
@@ -221,9 +220,8 @@ def refuse_existing(out: str | pathlib.Path) -> None:
 def claimed(out: pathlib.Path, name: str) -> Iterator[None]:
   """Locks a folder for one writer of a new dataset.
 
-  Raises:
-    MiraInputError: it holds a dataset already, another process writes there,
-      or the name is bad.
+  Raises MiraInputError: it holds a dataset already, another process writes
+  there, or the name is bad.
   """
   if not re.fullmatch('[a-z][a-z0-9_]*', name):
     raise MiraInputError('bad_name', name, 'use a-z, 0-9 and _ only')
@@ -305,10 +303,7 @@ def _check_names(prepared: PreparedDataset) -> None:
 
 
 def fingerprint(dataset: PreparedDataset) -> str:
-  """Identifies a dataset without reading frames.
-
-  It covers names, counts, the sizes of files and the annotations of each clip.
-  """
+  """A digest of names, counts, sizes of files and annotations."""
   files = sorted(dataset.directory.glob('*.array_record*'))
   index = dataset.directory / INDEX
   facts = (

@@ -21,13 +21,7 @@ def assign(
   """The split of every row, and in words how it was chosen.
 
   A named test or validation split is kept. Otherwise a share of the training
-  rows is held out, see `hold_out`.
-
-  Args:
-    rows: labelled clips.
-    test_fraction: share of the rows to hold out, 0 <= share < 1.
-    seed: of the choice.
-    recordings: see `hold_out`.
+  rows is held out, 0 <= share < 1; see `hold_out`.
   """
   if not 0 <= test_fraction < 1:
     hint = 'use a share from 0 up to, not including, 1'
@@ -80,17 +74,12 @@ def subject_folds(subjects: Sequence[str], count: int, seed: int) -> np.ndarray:
   Subjects in random order, those with most clips first, each go to the fold
   that has fewest clips so far.
 
-  Args:
-    subjects: of each clip.
-    count: number of folds, at least 2.
-    seed: of the order.
-
   Returns:
     int [C], the fold of each clip, from 0; -1 where the subject is unknown,
     since such a clip may show any of the subjects.
 
   Raises:
-    MiraInputError: there are fewer known subjects than folds.
+    MiraInputError: fewer than two folds, or fewer known subjects than folds.
   """
   groups = _groups(people.one_spelling(subjects))
   groups.pop('', None)

@@ -51,9 +51,8 @@ def pooled(
 ) -> list[Pool]:
   """All clips of each dataset under common class names.
 
-  Args:
-    datasets: one keeps its own class names and their order.
-    classes: a table for `label_map.read_table`; '' for none.
+  One dataset keeps its own class names and their order, unless `classes` is a
+  table for `label_map.read_table`.
 
   Raises:
     MiraInputError: see `label_map`; or two datasets of the same name.

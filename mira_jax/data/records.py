@@ -104,11 +104,7 @@ def new_info(
   description: str,
   metadata: dict[str, Any] | None,
 ) -> tfds.core.DatasetInfo:
-  """The metadata of a dataset that is to be written to `folder`.
-
-  Raises:
-    MiraInputError: a class name cannot be stored ('bad_label').
-  """
+  """The metadata of a new dataset; 'bad_label' for an unusable class name."""
   identity = tfds.core.DatasetIdentity(
     name=name,
     version=tfds.core.Version(VERSION),
@@ -219,8 +215,7 @@ def parse(record: bytes) -> Clip:
 def read_frames(clip: Clip, indices: Iterable[int]) -> dict[int, np.ndarray]:
   """Some frames of a clip, by their indices: uint8 [H, W, 3], RGB.
 
-  Raises:
-    MiraInputError: a frame cannot be decoded ('damaged').
+  Raises MiraInputError('damaged').
   """
   wanted = sorted(set(indices))
   if clip.frames:

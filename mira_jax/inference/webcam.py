@@ -20,12 +20,9 @@ _RATE = 30.0  # frames per second of a camera without a rate of its own
 def record(
   index: int, seconds: float, *, short_side: int | None = None
 ) -> footage.Video:
-  """Records a camera, and reports on standard error that it is on.
+  """Records the camera `index`, and reports on standard error that it is on.
 
-  Args:
-    index: of the camera, from 0.
-    seconds: to record.
-    short_side: as of `decode.read_clip`.
+  Frames are shrunk as by `decode.read_clip`.
 
   Raises:
     MiraInputError: there is no such camera, or it gives no frame ('no_camera');
@@ -55,12 +52,8 @@ def read(
 ) -> footage.Video:
   """The next seconds of an open camera, or of a video file, as a clip.
 
-  Args:
-    capture: that is open.
-    name: for errors.
-    seconds: to read, in frames of its nominal rate; a camera that gives fewer,
-      as in the dark, is read until the time is over.
-    short_side: as of `decode.read_clip`.
+  They are counted in frames of its nominal rate; a camera that gives fewer, as
+  in the dark, is read until the time is over.
 
   Raises:
     MiraInputError: it gives no frame ('no_camera'), or see `decode.of_frames`.

@@ -7,10 +7,10 @@ each polygon once per frame.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -23,8 +23,7 @@ INK = np.array((38.0, 26.0, 26.0))
 SPAN = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 17))  # denser at both ends
 
 
-@dataclasses.dataclass(kw_only=True)
-class Pose:
+class Pose(NamedTuple):
   """Pose of the head, each [F]; angles in radians, shifts in half frames."""
 
   x: np.ndarray
@@ -166,9 +165,7 @@ def path(*controls) -> np.ndarray:
 def stroke(centre, width) -> np.ndarray:
   """Outline [F, 2N, 2] of a brush stroke along centre [F, N, 2].
 
-  Args:
-    centre: of the brush.
-    width: half of the brush's width along the stroke, [N] or [F, N].
+  `width` is half of the brush's along the stroke, a number, [N] or [F, N].
   """
   along = np.empty_like(centre)
   along[:, 1:-1] = centre[:, 2:] - centre[:, :-2]

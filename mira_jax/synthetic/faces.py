@@ -112,15 +112,7 @@ def draw_clip(
   """Draws clip `index` of a split.
 
   Seven consecutive clips show one person with each class once, see
-  `class_order`; no person is in both splits.
-
-  Args:
-    index: of the clip, from 0, without end.
-    seed: of the dataset.
-    split: 'train' or 'test'.
-    difficulty: 'macro' or 'micro'.
-    size: pixels per side.
-    num_frames: F, at least 8.
+  `class_order`; no person is in both splits. `size` is in pixels per side.
   """
   person, place = divmod(index, len(CLASS_NAMES))
   name = class_order(person, seed=seed, split=split)[place]

@@ -36,7 +36,7 @@ def draw_face(
 
   Args:
     face: its identity.
-    au: intensities in [0, 1], [F, 2] for every unit in `faces.ACTION_UNITS`.
+    au: of `Picture`, in [0, 1], for every unit in `faces.ACTION_UNITS`.
     blink: how far the eyes are closed, [F] in [0, 1].
     gaze: direction of the eyes, [F, 2] in eye widths.
   """

@@ -69,15 +69,10 @@ def read_clip(
 
 
 def of_frames(name: str, frames: Sequence[np.ndarray], fps: float) -> Video:
-  """A clip of frames in memory.
+  """A clip of frames in memory: uint8 [H, W, 3], RGB, in order, at least one.
 
-  Args:
-    name: of their source, for errors.
-    frames: uint8 [H, W, 3], RGB, in order, at least one.
-    fps: frames per second; 0 when unknown.
-
-  Raises:
-    MiraInputError: with code too_long.
+  `fps` is 0 when unknown; `name` is for errors. Raises
+  MiraInputError('too_long').
   """
   footage.check_bytes(2 * sum(frame.nbytes for frame in frames), name)
   held = footage.stack(frames)
@@ -114,13 +109,7 @@ def glance(
 
   A video is decoded to its end, since its header may promise any number of
   frames, but at most `2 * count` frames are held. Of a folder, no other images
-  than these are read. Raises as `read_clip`.
-
-  Args:
-    path: as of `read_clip`.
-    count: most frames to give.
-    short_side: as of `read_clip`.
-    allow_gif: as of `read_clip`.
+  than these are read. Arguments and errors are those of `read_clip`.
 
   Returns:
     uint8 [n, H, W, 3] in order, 1 <= n <= count, and the width and height in
@@ -153,15 +142,8 @@ def pick(
   """The frames of rising indices of a video file: uint8 [H, W, 3], RGB.
 
   They are decoded from the first on: encoders put key frames seconds apart, so
-  that a seek would save little of a clip that is a few seconds long.
-
-  Args:
-    file: path, or an open file.
-    wanted: indices of frames.
-    name: for errors.
-    short_side: as of `read_clip`.
-    square: as of `read_clip`.
-    allow_gif: as of `read_clip`.
+  that a seek would save little of a clip that is a few seconds long. Arguments
+  are those of `read_clip`, and `name` for errors.
 
   Raises:
     MiraInputError: there are too few frames ('damaged').
@@ -182,8 +164,9 @@ def pick(
 class _Source:
   """Iterates once over a clip, giving a function for each frame's pixels.
 
-  After the last frame `pace` and `flags` are those of the clip, and `whole` is
-  the width and height of its frames before they are cut and shrunk.
+  After the last frame `pace` and `flags` are those of the clip, `whole` is the
+  width and height of its frames before they are cut and shrunk, and
+  `again(wanted)` gives the frames of rising indices.
   """
 
   pace = timing.Pace(fps=0.0)
@@ -233,7 +216,6 @@ class _File(_Source):
     self.flags = _flags(len(times), bool(broken), share) + self.pace.flags
 
   def again(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames of rising indices."""
     return pick(
       self.path, wanted, name=self.path, short_side=self.short_side,
       square=self.square, allow_gif=self.allow_gif,
@@ -266,7 +248,6 @@ class _Folder(_Source):
     return geometry.cut(image, self.path, self.short_side, self.square)
 
   def again(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames of rising indices."""
     for file in (self.files[i] for i in wanted):
       image = images.read_image(file)
       if image is None:

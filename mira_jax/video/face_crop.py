@@ -66,14 +66,13 @@ def haar(frames: np.ndarray) -> Square | None:
 def from_boxes(boxes: np.ndarray, width: int, height: int) -> Square | None:
   """A square around the median of boxes, without a margin.
 
+  It is as large as the longer side, moved into the frame and shrunk to it; None
+  when the median box lies outside the frame.
+
   Args:
     boxes: float [n, 4], n >= 1; left, top, width and height in pixels.
     width: of the frame, in pixels.
     height: of the frame, in pixels.
-
-  Returns:
-    A square as large as the longer side, moved into the frame and shrunk to
-    it; None when the median box lies outside the frame.
   """
   x, y, w, h = _median(boxes)
   if x >= width or y >= height or x + w <= 0 or y + h <= 0:

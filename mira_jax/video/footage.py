@@ -58,8 +58,8 @@ class Video:
   def frames(self) -> np.ndarray:
     """All frames: uint8 [F, H, W, 3], RGB, upright; held from then on.
 
-    Raises:
-      MiraInputError: they take too much memory ('too_long'); see `take`.
+    Raises MiraInputError('too_long') where they take too much memory; see
+    `take`.
     """
     if self.held is None:
       shape = (self.count, *self.size, 3)
@@ -71,14 +71,9 @@ class Video:
     return self.held
 
   def take(self, ticks: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames of some ticks, uint8 [H, W, 3], one after the other.
+    """The frames of rising ticks int [n], uint8 [H, W, 3], one by one.
 
-    Args:
-      ticks: int [n], rising.
-
-    Raises:
-      MiraInputError: a clip that is not held is read again and has changed
-        ('damaged').
+    Raises MiraInputError('damaged') where a clip that is not held has changed.
     """
     wanted = self.of_ticks(ticks)
     if self.held is not None:
@@ -109,11 +104,8 @@ def resize_windows(
 ) -> np.ndarray:
   """Square frames of V windows: uint8 [V, T, size, size, 3].
 
-  Args:
-    frames: a clip, or uint8 [F, H, W, 3].
-    indices: int [V, T], of frames or ticks; repeated ones are resized once.
-    size: as of `geometry.resize`.
-    fit: as of `geometry.resize`.
+  `indices` int [V, T] are of frames or ticks; repeated ones are resized once.
+  `size` and `fit` are those of `geometry.resize`.
   """
   unique = np.unique(indices)
   square = {
@@ -136,8 +128,7 @@ class Held:
 def hold(frames: Iterable[Callable[[], np.ndarray]]) -> Held:
   """Reads a clip, and holds its frames as long as they fit.
 
-  Args:
-    frames: functions that give a frame each, called only where it is needed.
+  Each function gives a frame, and is called only where it is needed.
   """
   kept: list[np.ndarray] | None = []
   count, size, total, flat = 0, (0, 0), 0, True

@@ -32,9 +32,8 @@ def read_image(file: pathlib.Path) -> np.ndarray | None:
 def read_bytes(file: pathlib.Path) -> bytes | None:
   """The bytes of an image; None where the file cannot be read.
 
-  Raises:
-    MiraInputError: it has too many ('too_large'), or this process has too many
-      files open ('not_readable').
+  Raises MiraInputError where it has too many bytes ('too_large'), or this
+  process too many open files ('not_readable').
   """
   try:
     with open(file, 'rb') as opened:
@@ -57,15 +56,9 @@ def whole_image(
 ) -> np.ndarray | None:
   """RGB pixels of an image; None where there is none or it is cut off.
 
-  OpenCV silently fills a JPEG that is cut off with gray.
-
-  Args:
-    data: of the file.
-    reduced: decode an eighth of the rows and columns, to find damage.
-    name: for errors.
-
-  Raises:
-    MiraInputError: it has too many pixels ('too_large').
+  OpenCV silently fills a JPEG that is cut off with gray. With `reduced`, an
+  eighth of the rows and columns is decoded, to find damage; `name` is for
+  errors. Raises MiraInputError('too_large').
   """
   if data.startswith(b'\xff\xd8') and b'\xff\xd9' not in data[-_JPEG_TAIL:]:
     return None
@@ -75,9 +68,7 @@ def whole_image(
 def decode_jpeg(data: bytes) -> np.ndarray:
   """The uint8 [H, W, 3] RGB frame of JPEG bytes.
 
-  Raises:
-    MiraInputError: there is none in them ('damaged'), or it has too many
-      pixels ('too_large').
+  Raises MiraInputError: 'damaged', or 'too_large' for too many pixels.
   """
   image = _decoded(data, '<frame>')
   if image is None:
@@ -209,11 +200,7 @@ def _is_frame(entry: os.DirEntry[str]) -> bool:
 
 
 def frame_numbers(files: Sequence[pathlib.Path]) -> np.ndarray:
-  """Frame numbers int64 [n] as in annotations: of file names, else from 0.
-
-  Args:
-    files: of `frame_files`.
-  """
+  """Frame numbers int64 [n] of file names as in annotations, else from 0."""
   numbers = frame_order.in_time([file.name for file in files])[1]
   return np.arange(len(files)) if numbers is None else numbers
 

@@ -22,17 +22,10 @@ def to_rgb(
   square: geometry.Square | None,
   aspect: float = 1.0,
 ) -> np.ndarray:
-  """RGB pixels uint8 [H, W, 3].
+  """RGB pixels uint8 [H, W, 3], cut and shrunk as by `decode.read_clip`.
 
-  Args:
-    frame: of a decoder.
-    path: for errors.
-    short_side: as of `decode.read_clip`.
-    square: as of `decode.read_clip`.
-    aspect: of a pixel, see `pixel_aspect`.
-
-  Raises:
-    MiraInputError: the square is too small ('too_small').
+  `aspect` is that of a pixel, see `pixel_aspect`; `path` is for errors. Raises
+  MiraInputError('too_small') for the square.
   """
   height, width = _square_pixels(frame, aspect)
   if square is None:  # shrunk while it is converted, which is less work
