@@ -120,21 +120,6 @@ def test_stored_folds_test_every_clip_once(film):
   assert len(tested) == len(set(tested)) == 26
 
 
-@pytest.mark.parametrize(
-  ('options', 'count'), [({'protocol': 'loso'}, 13), ({'num_folds': 4}, 4)]
-)
-def test_no_person_is_on_two_sides(film, options, count):
-  options = {'protocol': 'folds', **options}
-  assert len(protocol.fold_names([film], **options)) == count
-  tested = []
-  for fold in range(count):
-    parts = protocol.parts([film], fold=fold, val_fraction=0.2, **options)
-    sides = [people(p) for p in (parts.train, parts.val, parts.test)]
-    assert sum(map(len, sides)) == len(set.union(*sides)) == 13
-    tested += ids(parts.test)
-  assert len(tested) == len(set(tested)) == 26
-
-
 def _pool(subjects: list[str], seed: int) -> pool.Pool:
   """Clips in memory, of two classes, three stored folds and no frames."""
   rng, count = np.random.default_rng(seed), len(subjects)
@@ -254,13 +239,6 @@ def test_few_labels_keep_every_class(film):
   assert parts.train.counts == [2, 2]
   parts = protocol.parts([film], val_fraction=0, train_fraction=0.001)
   assert parts.train.counts == [1, 1]
-
-
-def test_common_names():
-  assert label_map.common_name('Happy') == 'happiness'
-  assert label_map.common_name('SAD ') == 'sadness'
-  assert label_map.common_name('calm') == 'calm'
-  assert set(label_map.COMMON.values()) & label_map.COMMON.keys() == set()
 
 
 @pytest.mark.parametrize(
