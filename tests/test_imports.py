@@ -114,6 +114,15 @@ def test_the_method_needs_few_packages(name):
     todo |= {x for x in imports(module) if x in SOURCES} - seen
 
 
+def test_one_module_uses_undocumented_parts_of_tfds():
+  users = {
+    module
+    for module in SOURCES
+    if any(name.startswith('tensorflow_datasets.') for name in imports(module))
+  }
+  assert users == {'mira_jax.data.records'}
+
+
 def test_models_import_without_the_data_packages():
   program = """
 import sys

@@ -88,8 +88,8 @@ def _opened(path: pathlib.Path, encoding: str) -> Iterator[_Archive]:
     with zipfile.ZipFile(path, metadata_encoding=encoding) as file:
       yield file
     return
-  options = {'encoding': encoding, 'errors': 'strict', 'tarinfo': _Header}
-  with tarfile.open(path, 'r:*', **options) as file:
+  options: Any = {'encoding': encoding, 'errors': 'strict'}
+  with tarfile.open(path, 'r:*', tarinfo=_Header, **options) as file:
     file.extraction_filter = tarfile.data_filter
     yield file
     while file.fileobj and file.fileobj.read(1 << 20):

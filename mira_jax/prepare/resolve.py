@@ -75,15 +75,10 @@ def given(
   rows = list(rows)
   folders = [os.path.dirname(row.path) for row in rows]
   base = os.path.realpath(os.path.commonpath([os.fspath(root), *folders]))
-  # One listing of a folder is cheaper than a call per clip.
-  names = {
-    folder: {*os.listdir(folder)} if os.path.isdir(folder) else set()
-    for folder in {*folders}
-  }
   found, failures = [], []
-  for row, folder in zip(rows, folders, strict=True):
+  for row in rows:
     path, clip_id = os.path.realpath(row.path), escaped(row.clip_id)
-    if os.path.basename(row.path) not in names[folder]:
+    if not os.path.exists(path):
       failure = Failure(path=clip_id, code='not_found', hint=escaped(row.path))
       failures.append(failure)
     elif os.path.commonpath([path, base]) != base:

@@ -99,8 +99,9 @@ def store(
   clip: Found, *, labels: Mapping[str, int], storage: Storage
 ) -> Stored | Failure:
   """Runs in a worker: the clip, or why it cannot be used."""
-  seconds = MAX_SECONDS + _SECONDS_PER_MIB * _file_size(clip.path) / 2**20
   try:
+    mebibytes = clip.path.stat().st_size / 2**20
+    seconds = MAX_SECONDS + _SECONDS_PER_MIB * mebibytes
     with time_limit(seconds, clip.clip_id):
       return _store(clip, labels, storage)
   except MiraInputError as error:
@@ -108,13 +109,6 @@ def store(
   except Exception as error:  # a decoder's own, on unforeseen bytes
     hint = f'{type(error).__name__}: {error}'[:200]
     return Failure(path=clip.clip_id, code='unreadable', hint=hint)
-
-
-def _file_size(path: pathlib.Path) -> int:
-  """Bytes of a file; 0 for others, which fail when they are read."""
-  with contextlib.suppress(OSError, ValueError):
-    return path.stat().st_size if path.is_file() else 0
-  return 0
 
 
 @contextlib.contextmanager
@@ -142,21 +136,13 @@ def time_limit(seconds: float, name: str) -> Iterator[None]:
 
 
 class _Frames(NamedTuple):
-  """The frames of a clip that are kept.
+  """The frames of a clip that are kept."""
 
-  Attributes:
-    jpegs: of each frame; none where they are `files`.
-    numbers: of each frame as a table would number it, int [n].
-    fps: frames per second, after the others were left out.
-    flags: see `footage.Video`.
-    files: names of JPEG files that are kept as they are.
-  """
-
-  jpegs: list[bytes]
-  numbers: np.ndarray
-  fps: float
-  flags: tuple[str, ...]
-  files: tuple[str, ...] = ()
+  jpegs: list[bytes]  # of each frame; none where they are `files`
+  numbers: np.ndarray  # of each frame as a table would number it, int [n]
+  fps: float  # after the others were left out
+  flags: tuple[str, ...]  # see `footage.Video`
+  files: tuple[str, ...] = ()  # names of JPEG files that are kept as they are
 
 
 def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
@@ -184,7 +170,7 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
 
 def _as_video(path: pathlib.Path, record: Clip) -> Stored:
   """The bytes of a file, whose frames are taken by index when it is read."""
-  if _file_size(path) > MAX_STORED_BYTES:
+  if path.stat().st_size > MAX_STORED_BYTES:
     hint = f'a stored video has at most {MAX_STORED_BYTES >> 20} MiB; cut it'
     raise MiraInputError('too_large', path, hint)
   count, fps, flags = decode.count_frames(path, allow_gif=_is_gif(path))
@@ -216,61 +202,42 @@ def _of_video(
   return _Frames(jpegs, numbers[kept], fps, video.flags)
 
 
-@dataclasses.dataclass(kw_only=True, frozen=True)
-class _Image:
-  """An image of a folder: its bytes, pixels (perhaps fewer), and size."""
-
-  path: pathlib.Path
-  data: bytes
-  pixels: np.ndarray
-  size: tuple[int, int]  # height and width
-
-  def jpeg(self, size: tuple[int, int], quality: int) -> bytes:
-    """As JPEG of a size; a file that needs no change stays as it is.
-
-    Coding it again would lose quality and three quarters of the speed.
-    """
-    if self.size == size and self.data.startswith(b'\xff\xd8'):
-      return self.data
-    pixels = self.pixels
-    if pixels.shape[:2] != self.size:
-      pixels = images.decode_jpeg(self.data)
-    return images.encode_jpeg(geometry.fit_to(pixels, size), quality)
-
-
-def _read(path: pathlib.Path) -> _Image | None:
-  """An image; None for one that cannot be read or is cut off."""
-  if not (data := images.read_bytes(path)):
-    return None
-  size = images.plain_jpeg_size(data)
-  # An eighth of a JPEG's pixels shows damage, at half the time.
-  pixels = images.whole_image(data, reduced=bool(size), name=path)
-  if pixels is None:
-    return None
-  height, width = size or pixels.shape[:2]
-  return _Image(path=path, data=data, pixels=pixels, size=(height, width))
-
-
 def _of_folder(clip: Found, storage: Storage) -> _Frames:
   """Frames of a folder of images, which need no crop."""
   path, files = clip.path, images.some_frame_files(clip.path)
   files = [files[i] for i in _inside(clip, images.frame_numbers(files))]
-  wanted = footage.spaced(len(files), storage.max_frames)
-  read = {i: image for i in wanted.tolist() if (image := _read(files[i]))}
-  if not read:
+  wanted = footage.spaced(len(files), storage.max_frames).tolist()
+  size, jpegs, pixels, kept, as_is = (), [], [], [], True
+  for i in wanted:
+    data = images.read_bytes(files[i])
+    own = images.plain_jpeg_size(data) if data else None
+    # An eighth of a JPEG's pixels shows damage, at half the time.
+    image = data and images.whole_image(data, reduced=bool(own), name=files[i])
+    if image is None or not data:
+      continue  # it cannot be read, or is cut off
+    own = own or image.shape[:2]
+    if not size:
+      size = geometry.shrunk(own, storage.size)
+      geometry.check_side(size[1], size[0], path)
+    kept.append(i)
+    pixels.append(image)
+    # Coding a JPEG again would lose quality and three quarters of the speed.
+    if own != size or not data.startswith(b'\xff\xd8'):
+      whole = image if image.shape[:2] == own else images.decode_jpeg(data)
+      fitted = geometry.fit_to(whole, size)
+      data, as_is = images.encode_jpeg(fitted, storage.quality), False
+    jpegs.append(data)
+  if not kept:
     raise images.unreadable(path, len(files))
-  found = [*read.values()]
-  size = geometry.shrunk(found[0].size, storage.size)
-  geometry.check_side(size[1], size[0], path)
-  jpegs, kept = [image.jpeg(size, storage.quality) for image in found], ()
-  if all(frame is x.data for frame, x in zip(jpegs, found, strict=True)):
-    jpegs, kept = [], tuple(image.path.name for image in found)
-  flags = ('partial',) * (len(found) < len(wanted))
-  flags += ('static',) * (len(found) == 1)
-  flags += ('low_signal',) * footage.is_flat([x.pixels for x in found])
-  numbers = images.frame_numbers(files)[[*read]]
-  fps = _thinned(clip.row.fps, len(found), len(files))
-  return _Frames(jpegs, numbers, fps, flags, kept)
+  flags = ('partial',) * (len(kept) < len(wanted))
+  flags += ('static',) * (len(kept) == 1)
+  flags += ('low_signal',) * footage.is_flat(pixels)
+  numbers = images.frame_numbers(files)[kept]
+  fps = _thinned(clip.row.fps, len(kept), len(files))
+  if as_is:
+    names = tuple(files[i].name for i in kept)
+    return _Frames([], numbers, fps, flags, names)
+  return _Frames(jpegs, numbers, fps, flags)
 
 
 def _thinned(fps: float, kept: int, total: int) -> float:

@@ -1,4 +1,4 @@
-"""Beam writes what `dataset.write` writes, and goes on where it stopped."""
+"""Beam writes the same as `dataset.write`, and resumes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FRAME = np.arange(16 * 16 * 3, dtype=np.uint8).reshape(16, 16, 3)
 
 
 def _work(job: int, log: str = ''):
-  """Even jobs have flags; `log` is a folder that learns which jobs ran."""
+  """Even jobs have flags; `log` is a folder with the names of jobs that ran."""
   if log:
     pathlib.Path(log, str(job)).touch()
   if job in BAD:
@@ -98,24 +98,36 @@ def _needs_beam(request):
 
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory) -> pathlib.Path:
-  return _plainly(tmp_path_factory.mktemp('plain'))
+  """The same clips by `dataset.write`."""
+  return dataset.write(
+    tmp_path_factory.mktemp('plain'),
+    name='toy',
+    class_names=CLASSES,
+    splits={key: functools.partial(_clips, jobs) for key, jobs in JOBS.items()},
+    description='Toy clips.',
+    metadata={'size': 16},
+  )
 
 
-def test_beam_writes_what_dataset_writes(tmp_path, plain):
+def test_beam_writes_the_same_as_dataset_write(tmp_path, plain):
   written = _write(tmp_path)
-  assert written.folder == tmp_path / 'toy' / records.VERSION
+  folder = written.folder
+  assert folder == tmp_path / 'toy' / records.VERSION
   opened = dataset.open(tmp_path)
   assert opened.splits == {'train': 30, 'test': 3}
   for split, jobs in JOBS.items():
     assert list(opened.source(split)) == _clips(jobs)
-    assert _raw(written.folder, split) == _raw(plain, split)
+    assert _raw(folder, split) == _raw(plain, split)
   for name in ('features.json', 'metadata.json', dataset.INDEX):
-    assert (written.folder / name).read_text() == (plain / name).read_text()
-  assert _info(written.folder) == _info(plain)
-
-
-def test_failures_counts_and_flags_are_returned(tmp_path):
-  written = _write(tmp_path)
+    assert (folder / name).read_text() == (plain / name).read_text()
+  assert _info(folder) == _info(plain)
+  # Files are numbered without gaps, and nothing else is left.
+  train = [f'toy-train.array_record-0000{i}-of-00004' for i in range(4)]
+  found = sorted(p.name for p in folder.glob('*array_record*'))
+  assert found == ['toy-test.array_record-00000-of-00001', *train]
+  assert len([*folder.iterdir()]) == len(found) + 5
+  assert [p.name for p in folder.parent.iterdir()] == [records.VERSION]
+  # Failures, counts and flags are returned.
   assert [f.path for f in written.failures] == [f'{i}.mp4' for i in sorted(BAD)]
   assert written.failures[0] == _work(0)
   assert written.counts == {
@@ -123,15 +135,6 @@ def test_failures_counts_and_flags_are_returned(tmp_path):
     'test': {'a': 2, 'b': 1, 'c': 0},
   }
   assert written.flags == {'truncated': 17, 'rotated': 17}
-
-
-def test_shards_are_numbered_without_gaps_and_nothing_else_is_left(tmp_path):
-  folder = _write(tmp_path).folder
-  found = sorted(p.name for p in folder.glob('*array_record*'))
-  train = [f'toy-train.array_record-0000{i}-of-00004' for i in range(4)]
-  assert found == ['toy-test.array_record-00000-of-00001', *train]
-  assert not list(tmp_path.rglob('*.part'))
-  assert [p.name for p in folder.parent.iterdir()] == [records.VERSION]
 
 
 def _stopped(out: pathlib.Path, monkeypatch) -> pathlib.Path:
@@ -208,16 +211,12 @@ def test_without_clips_there_is_no_dataset_and_no_shard(tmp_path):
   assert not list(tmp_path.glob('toy/*'))
 
 
-def test_a_dataset_is_not_written_over(tmp_path, plain):
+def test_an_unknown_runner_and_a_dataset_that_is_there(tmp_path, plain):
+  with pytest.raises(MiraInputError, match=r'beam_failed.*NoRunner'):
+    _write(tmp_path, runner='NoRunner')
   shutil.copytree(plain.parents[1], tmp_path / 'copy')
   with pytest.raises(MiraInputError, match='exists'):
     _write(tmp_path / 'copy')
-
-
-def test_an_unknown_runner_is_named(tmp_path):
-  with pytest.raises(MiraInputError, match='NoRunner') as caught:
-    _write(tmp_path, runner='NoRunner')
-  assert caught.value.code == 'beam_failed'
 
 
 def test_without_beam_the_hint_says_what_to_install(tmp_path, monkeypatch):
