@@ -18,7 +18,7 @@ from mira_jax.data import sampling
 from mira_jax.errors import ExitCode, plain
 from mira_jax.inference import load
 from mira_jax.kernels import dispatch
-from mira_jax.parity import torch_compare
+from mira_jax.parity import torch_compare, torch_peers
 from mira_jax.synthetic import faces
 from mira_jax.video import decode, footage
 from mira_jax.weights import convert
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
   """Prints a table for each number format; 1 if logits differ too much."""
-  torch_compare.load_torch()
+  torch_peers.load()
   if args.out:
     files.open_folder(pathlib.Path(args.out).parent)
   found = convert.read(args.weights, weight_flags.wishes(args))
@@ -87,9 +87,9 @@ def run(args: argparse.Namespace) -> int:
     raise load.no_classifier(args.weights)
   fields = found.card['model']
   if args.module:
-    other = torch_compare.from_path(args.module, found.variables)
+    other = torch_peers.from_path(args.module, found.variables)
   else:
-    other = torch_compare.peer(fields, found.variables)
+    other = torch_peers.peer(fields, found.variables)
   video = _windows(args, fields, found.card['preprocessing'])
   dtypes = torch_compare.DTYPES if args.dtype == 'both' else (args.dtype,)
   agreements = [

@@ -20,7 +20,7 @@ Array = jax.Array
 # this name in `jax.experimental.xla_metadata`.
 FLOPS = 'flops'
 
-# Names of what the backward passes of `streaming` and `flash` need of the map:
+# Names of what the backward passes of `streaming` and `vjp` need of the map:
 # rematerialisation that keeps these never computes their attention twice.
 RESIDUALS = ('attention_output', 'attention_rows')
 

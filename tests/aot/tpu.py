@@ -165,7 +165,7 @@ def _measure_pass(name: str, shape: str, chip: Chip, device) -> dict:
 def _measure_operation(name: str, shape: str, device) -> dict:
   import jax
 
-  from mira_jax.kernels import vjp as flash
+  from mira_jax.kernels import vjp
   from mira_jax.kernels.tpu.passes import PASSES
 
   inputs, _ = _arguments(SHAPES[shape], device)
@@ -180,9 +180,9 @@ def _measure_operation(name: str, shape: str, device) -> dict:
   }[name]
 
   def gradients(cotangent, *x):
-    operation = getattr(flash, name)
-    _, vjp = jax.vjp(lambda *x: operation(PASSES, *x, *options), *x)
-    return vjp(cotangent)
+    operation = getattr(vjp, name)
+    _, pull = jax.vjp(lambda *x: operation(PASSES, *x, *options), *x)
+    return pull(cotangent)
 
   plain = name == 'attention_marginal'
   cotangent = key if plain else token

@@ -1,4 +1,4 @@
-"""The passes of `kernels.flash` on the whole map: the oracle of kernels."""
+"""The passes of `kernels.vjp` on the whole map: the oracle of kernels."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build
 from mira_jax.models.vivit import SIZES
-from mira_jax.parity import torch_compare
+from mira_jax.parity import torch_compare, torch_peers
 from mira_jax.weights import (
   convert,
   huggingface_config,
@@ -61,7 +61,7 @@ def spread(fields, seed=0):
 def clips(fields, count=2):
   side = fields['image_size']
   rng = np.random.default_rng(1)
-  # Brightness moves, so that frames are told apart.
+  # Brightness moves, so that frames differ.
   video = rng.integers(0, 120, (count, fields['frames'], side, side, 3))
   ramp = np.linspace(0, 130, fields['frames']).astype(int)
   return (video + ramp[:, None, None, None]).astype(np.uint8)
@@ -81,7 +81,7 @@ def test_plain_models_are_those_of_hugging_face(kind, gelu):
   if kind == 'Vivit':
     fields |= {'pool': 'cls', 'positions': 'learned'}
   variables = spread(fields)
-  peer = torch_compare.peer(fields, variables)
+  peer = torch_peers.peer(fields, variables)
   assert f'{kind}ForVideoClassification' in peer.name
   before = {n: x.clone() for n, x in peer.module.state_dict().items()}
   found = torch_compare.compare(
@@ -154,7 +154,7 @@ def test_the_table_has_every_field_of_the_configurations(kind):
 def test_mira_is_that_of_the_module(mode, statistics):
   fields = SMALL | {'mira': {'mode': mode, 'statistics': statistics}}
   variables = spread(fields)
-  peer = torch_compare.peer(fields, variables)
+  peer = torch_peers.peer(fields, variables)
   video = clips(fields, 3)
   found = torch_compare.compare(fields, variables, peer, video, gradients=True)
   assert worst(found) < 1e-5
@@ -165,7 +165,7 @@ def test_mira_is_that_of_the_module(mode, statistics):
   assert 1e-4 < worst(rounded) < 0.05
   assert rounded.row('logits').cosine > 0.999
   # And it is MiRA that is compared: without it logits are others.
-  plain = torch_compare.with_mira(fields | {'mira': None}, variables)
+  plain = torch_peers.with_mira(fields | {'mira': None}, variables)
   apart = torch_compare.compare(fields, variables, plain, video)
   assert worst(apart) > 1e-4
 
@@ -187,7 +187,7 @@ def test_every_option_of_mira_is_in_both(attention):
   found = torch_compare.compare(
     fields,
     variables,
-    torch_compare.peer(fields, variables),
+    torch_peers.peer(fields, variables),
     clips(fields),
     gradients=True,
     attention=attention,
@@ -202,7 +202,7 @@ def test_a_training_step_moves_the_same_average():
   video = np.asarray(clips(fields, 4), np.float32) / 255
   model = build.build_model(fields)
   _, moved = model.apply(variables, video, train=True, mutable=['mira'])
-  peer = torch_compare.peer(fields, variables)
+  peer = torch_peers.peer(fields, variables)
   peer.module.train()
   peer.module(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy()))
   for i, block in enumerate(peer.module.blocks):
@@ -227,7 +227,7 @@ def test_every_size_agrees(size, depth, mira):
     'mira': mira,
   }
   variables = spread(fields)
-  peer = torch_compare.peer(fields, variables)
+  peer = torch_peers.peer(fields, variables)
   found = torch_compare.compare(fields, variables, peer, clips(fields, 1))
   assert found.row('logits').relative <= 2e-5, found.row('logits')
   assert worst(found) <= 1e-4
@@ -258,10 +258,10 @@ def test_the_command_shows_layers_and_draws_them(saved, tmp_path, capsys):
   picture = tmp_path / 'new' / 'x.png'
   arguments = ['compare', 'torch', '--weights', str(saved)]
   code = cli.main([*arguments, '--gradients', f'--out={picture}'])
-  told = capsys.readouterr().out
-  assert code == ExitCode.OK, told
+  out = capsys.readouterr().out
+  assert code == ExitCode.OK, out
   for text in ('torch_mira (exact)', 'block 3', 'd head', 'bfloat16: top-1'):
-    assert text in told
+    assert text in out
   assert picture.stat().st_size > 20_000
   assert cli.main([*arguments, '--json', '--dtype=float32']) == ExitCode.OK
   (found,) = json.loads(capsys.readouterr().out)
@@ -304,11 +304,11 @@ def test_the_command_takes_a_module_of_ones_own(saved, tmp_path, capsys):
 def test_models_that_no_peer_computes_are_refused():
   fields = SMALL | {'variant': 'factorised_encoder'}
   with pytest.raises(MiraInputError, match=r'unsupported: variant .*--module'):
-    torch_compare.peer(fields, spread(fields))
+    torch_peers.peer(fields, spread(fields))
 
 
 def test_the_attention_stands_in_another_model():
-  # What a person with a PyTorch model writes: MiRA instead of their attention.
+  # In a PyTorch model of the user, MiRA in place of its attention.
   torch.manual_seed(0)
   layer = torch_mira.Attention(24, 3, 4, MiraConfig(mode='flashlite'))
   x = torch.randn(2, 20, 24, requires_grad=True)

@@ -14,19 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mira_jax.kernels.gpu.sweep import (
-  LOG2E,
-  Context,
-  Tiles,
-  Vector,
-  accumulate,
-  along,
-  full,
-  product,
-  product_pair,
-  sweep,
-  vector,
-)
+from mira_jax.kernels.gpu.sweep import Context, Tiles, Vector, sweep
+from mira_jax.kernels.gpu.warpgroup import LOG2E, Warpgroup, along
 
 Array = jax.Array
 
@@ -78,6 +67,7 @@ def mass(dp, rows, keys) -> Slopes:
 
 
 def row_gradient(
+  ops: Warpgroup,
   q: Array,
   k: Array,
   v: Array,
@@ -86,12 +76,11 @@ def row_gradient(
   keys: Sequence[Vector],
   rule: Rule,
   tiles: Tiles,
-  *,
-  interpret: bool,
 ) -> Array:
   """dq [B, L, H, D], 3 U: every warpgroup keeps queries, keys pass by.
 
   Args:
+    ops: see `sweep`.
     q: [B, L, H, D].
     k: [B, L, H, D].
     v: [B, L, H, D].
@@ -100,7 +89,6 @@ def row_gradient(
     keys: [B, L]: the bias in units of log 2, and those of the rule.
     rule: gives dS.
     tiles: sizes.
-    interpret: see `sweep`.
   """
   scale = q.shape[-1] ** -0.5
   shape = tiles.rows, tiles.columns
@@ -108,36 +96,32 @@ def row_gradient(
   def consume(context: Context):
     query, gradient, *own = context.own
     (group,) = context.groups
-    lse, *own = (along(vector(x, 0, interpret), 0, shape) for x in own)
+    lse, *own = (along(ops.vector(x, 0), 0, shape) for x in own)
 
     def step(i, dq):
       group.wait(i)
       key, value, *passing = group.tile(i)
-      bias, *passing = (
-        along(vector(x, 1, interpret), 1, shape) for x in passing
-      )
-      p, dp = product_pair(
+      bias, *passing = (along(ops.vector(x, 1), 1, shape) for x in passing)
+      p, dp = ops.product_pair(
         (query, key),
         (gradient, value),
         lambda s: jnp.exp2(s * (scale * LOG2E) - lse + bias),
-        interpret,
       )
       ds = p * rule(dp, own, passing).slope
-      (dq,) = accumulate([dq], [(ds.astype(q.dtype), key)], interpret)
+      (dq,) = ops.accumulate([dq], [(ds.astype(q.dtype), key)])
       group.release(i)
       return dq
 
-    dq = full((tiles.rows, q.shape[-1]), 0, interpret)
+    dq = ops.full((tiles.rows, q.shape[-1]), 0)
     return [scale * lax.fori_loop(0, context.count, step, dq)]
 
   own, stream = [q, g, *rows], [[k, v, *keys]]
-  (dq,) = sweep(
-    consume, own, stream, [q], tiles, products=3, interpret=interpret
-  )
+  (dq,) = sweep(ops, consume, own, stream, [q], tiles, products=3)
   return dq
 
 
 def key_gradient(
+  ops: Warpgroup,
   q: Array,
   k: Array,
   values: Sequence[Array],
@@ -148,11 +132,11 @@ def key_gradient(
   tiles: Tiles,
   *,
   factor: Vector | None = None,
-  interpret: bool,
 ) -> list[Array]:
   """Sums over queries, 4 U with all: a warpgroup keeps keys, queries pass by.
 
   Args:
+    ops: see `sweep`.
     q: [B, L, H, D].
     k: [B, L, H, D].
     values: v and dL/dy, [B, L, H, D], or nothing.
@@ -162,7 +146,6 @@ def key_gradient(
     wanted: of 'dk', 'dv' and 'share'.
     tiles: sizes.
     factor: [B, L], of P. All sums of a key share it: a bias is exp(bias) here.
-    interpret: see `sweep`.
 
   Returns:
     What is wanted, dk and dv like k, the share float32 [B, H, L].
@@ -174,7 +157,7 @@ def key_gradient(
   def consume(context: Context):
     (group,) = context.groups
     key, *value = context.own[: 1 + len(v)]
-    own = [vector(x, 0, interpret) for x in context.own[1 + len(v) :]]
+    own = [ops.vector(x, 0) for x in context.own[1 + len(v) :]]
     last = own.pop() if factor is not None else None
     own = [along(x, 0, shape) for x in own]
 
@@ -182,13 +165,21 @@ def key_gradient(
       group.wait(i)
       query, *passing = group.tile(i)
       gradient, passing = passing[: len(g)], passing[len(g) :]
-      lse, *passing = (
-        along(vector(x, 1, interpret), 1, shape) for x in passing
-      )
-      p, dp = _softmax(key, query, value, gradient, lse, scale, interpret)
+      lse, *passing = (along(ops.vector(x, 1), 1, shape) for x in passing)
+
+      def softmax(s):
+        return jnp.exp2(s * (scale * LOG2E) - lse)
+
+      if v:
+        pairs = (key, query), (*value, *gradient)
+        p, dp = ops.product_pair(*pairs, softmax)
+      else:
+        p, dp = softmax(ops.product(key, query)), None
       terms, share = _terms(rule(dp, passing, own), p, query, gradient, wanted)
       names = list(terms)
-      new = accumulate([sums[x] for x in names], terms.values(), interpret)
+      new = [sums[x] for x in names]
+      if terms:
+        new = ops.accumulate(new, terms.values())
       group.release(i)
       new = dict(zip(names, new, strict=True))
       if 'share' in sums:
@@ -197,8 +188,7 @@ def key_gradient(
 
     matrix = tiles.rows, k.shape[-1]
     sums = {
-      x: full(shape[:1] if x == 'share' else matrix, 0, interpret)
-      for x in wanted
+      x: ops.full(shape[:1] if x == 'share' else matrix, 0) for x in wanted
     }
     sums = lax.fori_loop(0, context.count, step, sums)
     if 'dk' in sums:
@@ -211,25 +201,14 @@ def key_gradient(
   batch, length, heads, _ = k.shape
   per_key = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
   return sweep(
+    ops,
     consume,
     [k, *v, *keys, *([] if factor is None else [factor])],
     [[q, *g, *rows]],
     [per_key if x == 'share' else k for x in wanted],
     tiles,
     products=1 + len(v) + len({'dk', 'dv'} & set(wanted)),
-    interpret=interpret,
   )
-
-
-def _softmax(key, query, value, gradient, lse, scale, interpret):
-  """P^T and, with values, dP^T."""
-
-  def use(s):
-    return jnp.exp2(s * (scale * LOG2E) - lse)
-
-  if not value:
-    return use(product(key, query, lambda: None, interpret)), None
-  return product_pair((key, query), (*value, *gradient), use, interpret)
 
 
 def _terms(slopes, p, query, gradient, wanted):

@@ -10,23 +10,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from mira_jax.kernels.gpu.sweep import (
-  LOG2E,
-  Context,
-  Tiles,
-  Vector,
-  accumulate,
-  along,
-  full,
-  product,
-  sweep,
-  vector,
-)
+from mira_jax.kernels.gpu.sweep import Context, Tiles, Vector, sweep
+from mira_jax.kernels.gpu.warpgroup import LOG2E, Warpgroup, along
 
 Array = jax.Array
 
 
 def forward(
+  ops: Warpgroup,
   q: Array,
   k: Array,
   v: Array | None,
@@ -37,11 +28,11 @@ def forward(
   *,
   plain: bool = True,
   per_head: Sequence[Array] = (),
-  interpret: bool,
 ) -> list[Array]:
   """Softmax of every row, online: 1 U, and 1 U per sum over values.
 
   Args:
+    ops: see `sweep`.
     q: [B, L, H, D].
     k: [B, L, H, D].
     v: [B, L, H, D], or None.
@@ -52,7 +43,6 @@ def forward(
     tiles: sizes.
     plain: whether P v is wanted.
     per_head: float32 [B, H, D], for `finish`.
-    interpret: see `sweep`.
   """
   scale = LOG2E * q.shape[-1] ** -0.5
   matrix = tiles.rows, q.shape[-1]
@@ -69,10 +59,8 @@ def forward(
     def step(i, carry):
       top, totals, sums = carry
       key, *passing = group.tile(i)
-      s = product(query, key, turns.meet, interpret)
-      bias, *gain = (
-        along(vector(x, 1, interpret), 1, s.shape) for x in passing
-      )
+      s = ops.product(query, key, turns.meet)
+      bias, *gain = (along(ops.vector(x, 1), 1, s.shape) for x in passing)
       group.release(i)
       p, shrink, top, totals = _online(s * scale + bias, gain, top, totals)
       if not values:
@@ -81,14 +69,13 @@ def forward(
       sums = [x * along(shrink, 0, matrix) for x in sums]
       p = [x.astype(q.dtype) for x in p[wanted]]
       # All of the softmax comes before the turn is over.
-      top, totals, sums, p = _settled((top, totals, sums, p), interpret)
+      top, totals, sums, p = ops.settle((top, totals, sums, p))
       turns.give()
       values[0].wait(i)
       turns.take()
       (value,) = values[0].tile(i)
-      sums = accumulate(
-        sums, [(x, value) for x in p], interpret, lambda: arrive(i + 1)
-      )
+      terms = [(x, value) for x in p]
+      sums = ops.accumulate(sums, terms, lambda: arrive(i + 1))
       values[0].release(i)
       return top, totals, sums
 
@@ -96,22 +83,21 @@ def forward(
     turns.shift(1)
     start = (
       # Not -inf: where a bias is, their difference would be nan.
-      full(matrix[:1], -1e30, interpret),
-      [full(matrix[:1], 0, interpret) for _ in keys],
-      [full(matrix, 0, interpret) for _ in keys[wanted]],
+      ops.full(matrix[:1], -1e30),
+      [ops.full(matrix[:1], 0) for _ in keys],
+      [ops.full(matrix, 0) for _ in keys[wanted]],
     )
     top, totals, sums = lax.fori_loop(0, context.count, step, start)
     turns.shift(0)
     one = 1 / totals[0]
     lse = top * (1 / LOG2E) + jnp.log(totals[0])
     sums = [x * along(one, 0, matrix) for x in sums]
-    of_head = [
-      along(vector(x, 1, interpret), 1, matrix) for x in context.per_head
-    ]
+    of_head = [along(ops.vector(x, 1), 1, matrix) for x in context.per_head]
     return finish(lse, sums, [x * one for x in totals[1:]], of_head)
 
   stream = [[k, *keys]] if v is None else [[k, *keys], [v]]
   return sweep(
+    ops,
     consume,
     [q],
     stream,
@@ -119,7 +105,6 @@ def forward(
     tiles,
     products=1 + len(keys[wanted]),
     per_head=per_head,
-    interpret=interpret,
   )
 
 
@@ -131,10 +116,6 @@ def _online(s, gain, top, totals):
   p = [p, *(p * x for x in gain)]
   totals = [x * shrink + y.sum(1) for x, y in zip(totals, p, strict=True)]
   return p, shrink, highest, totals
-
-
-def _settled(x, interpret):
-  return x if interpret else lax.optimization_barrier(x)
 
 
 class _Turns:

@@ -1,4 +1,4 @@
-"""The passes of `kernels.flash` for NVIDIA H100 and H200, in Pallas Mosaic GPU.
+"""The passes of `kernels.vjp` for NVIDIA H100 and H200, in Pallas Mosaic GPU.
 
 Tensor cores multiply bfloat16; everything else is float32. q, k, v are read as
 projections write them, [B, L, H, D], by a copy engine that knows where arrays
@@ -21,7 +21,8 @@ import jax.numpy as jnp
 
 from mira_jax.kernels.gpu import backward
 from mira_jax.kernels.gpu.forward import forward
-from mira_jax.kernels.gpu.sweep import LOG2E, Tiles, Vector, along
+from mira_jax.kernels.gpu.sweep import Tiles, Vector
+from mira_jax.kernels.gpu.warpgroup import LOG2E, Interpreter, Warpgroup, along
 from mira_jax.kernels.operations import row_norm
 from mira_jax.kernels.vjp import Passes
 
@@ -39,8 +40,6 @@ def refusal(shape: tuple[int, ...], dtype) -> str | None:
     return f'{batch} clips or {heads} heads are more than 65535 blocks'
   return None
 
-
-# ----- tiles ------------------------------------------------------------------
 
 # Columns of a tile. These fit the registers for widths up to 80; the one with
 # the least padding is taken, of equals the first.
@@ -76,9 +75,10 @@ def tiles(sweep_name: str, shape: tuple[int, ...]) -> Tiles:
 
 def passes(interpret: bool = False) -> Passes:
   """The passes, for a GPU or for the interpreter of Mosaic GPU kernels."""
+  ops = Interpreter() if interpret else Warpgroup()
   return Passes(
     *(
-      functools.partial(one, interpret=interpret)
+      functools.partial(one, ops)
       for one in (
         _attend,
         _attend_backward,
@@ -91,74 +91,37 @@ def passes(interpret: bool = False) -> Passes:
   )
 
 
-def _attend(q, k, v, bias, *, interpret):
+def _attend(ops, q, k, v, bias):
   def finish(lse, sums, means, of_head):
     del means, of_head
     return [*sums, lse]
 
   keys, size = [_exponent(k, bias)], tiles('attend', k.shape)
-  out = [q, _per_row(q)]
-  return tuple(forward(q, k, v, keys, finish, out, size, interpret=interpret))
+  return tuple(forward(ops, q, k, v, keys, finish, [q, _per_row(q)], size))
 
 
-def _attend_backward(q, k, v, bias, lse, delta, g, *, bias_gradient, interpret):
+def _attend_backward(ops, q, k, v, bias, lse, delta, g, *, bias_gradient):
   rows = [_log2(lse), Vector(delta)]
-  dq = backward.row_gradient(
-    q,
-    k,
-    v,
-    g,
-    rows,
-    [_exponent(k, bias)],
-    backward.biased,
-    tiles('dq', k.shape),
-    interpret=interpret,
+  return _gradients(
+    ops, q, k, v, g, rows, [], backward.biased, 'dq', bias_gradient, bias
   )
-  dk, dv, *dbias = backward.key_gradient(
-    q,
-    k,
-    [v, g],
-    rows,
-    [],
-    backward.biased,
-    ['dk', 'dv', 'share'] if bias_gradient else ['dk', 'dv'],
-    tiles('dkv', k.shape),
-    factor=None if bias is None else Vector(jnp.exp(bias)),
-    interpret=interpret,
-  )
-  return dq, dk, dv, _over_heads(dbias)
 
 
-def _marginal(q, k, *, interpret):
+def _marginal(ops, q, k):
   def finish(lse, sums, means, of_head):
     del sums, means, of_head
     return [lse]
 
-  (lse,) = forward(
-    q,
-    k,
-    None,
-    [_exponent(k, None)],
-    finish,
-    [_per_row(q)],
-    tiles('logsumexp', k.shape),
-    interpret=interpret,
-  )
+  keys, size = [_exponent(k, None)], tiles('logsumexp', k.shape)
+  (lse,) = forward(ops, q, k, None, keys, finish, [_per_row(q)], size)
+  rows, size = [_log2(lse)], tiles('mass', k.shape)
   mass = backward.key_gradient(
-    q,
-    k,
-    [],
-    [_log2(lse)],
-    [],
-    backward.mass,
-    ['share'],
-    tiles('mass', k.shape),
-    interpret=interpret,
+    ops, q, k, [], rows, [], backward.mass, ['share'], size
   )
   return _over_heads(mass), lse
 
 
-def _marginal_backward(q, k, lse, gamma, *, interpret):
+def _marginal_backward(ops, q, k, lse, gamma):
   # A constant in gamma changes nothing; without it, less cancels below.
   gamma = gamma - gamma.mean(1, keepdims=True)
 
@@ -169,31 +132,19 @@ def _marginal_backward(q, k, lse, gamma, *, interpret):
     return [dq * q.shape[-1] ** -0.5, mean]
 
   # dS k = (A * gamma) k - mean A k: a forward sweep whose values are the keys.
-  dq, mean = forward(
-    q,
-    k,
-    k,
+  keys, size = (
     [_exponent(k, None), Vector(gamma)],
-    finish,
-    [q, _per_row(q)],
     tiles('redistribute', k.shape),
-    interpret=interpret,
   )
+  dq, mean = forward(ops, q, k, k, keys, finish, [q, _per_row(q)], size)
+  rows, size = [_log2(lse), Vector(mean)], tiles('marginal dk', k.shape)
   (dk,) = backward.key_gradient(
-    q,
-    k,
-    [],
-    [_log2(lse), Vector(mean)],
-    [Vector(gamma)],
-    backward.marginal,
-    ['dk'],
-    tiles('marginal dk', k.shape),
-    interpret=interpret,
+    ops, q, k, [], rows, [Vector(gamma)], backward.marginal, ['dk'], size
   )
   return dq, dk
 
 
-def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor, interpret):
+def _redistribute(ops, q, k, v, gain, v_mean, *, residual_mix, floor):
   plain = [] if residual_mix == 1 else [q]  # with 1, y is z
 
   def finish(lse, sums, means, of_head):
@@ -204,6 +155,7 @@ def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor, interpret):
     return [lse, mean, z, *y]
 
   lse, mean, z, *y = forward(
+    ops,
     q,
     k,
     v,
@@ -213,51 +165,45 @@ def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor, interpret):
     tiles('redistribute', k.shape),
     plain=bool(plain),
     per_head=[v_mean],
-    interpret=interpret,
   )
   return *(y or [z]), z, lse, mean
 
 
 def _redistribute_backward(
-  q,
-  k,
-  v,
-  gain,
-  lse,
-  rho,
-  pull,
-  delta,
-  g,
-  *,
-  residual_mix,
-  gain_gradient,
-  interpret,
+  ops, q, k, v, gain, lse, *numbers, residual_mix, gain_gradient
 ):
-  rows = [_log2(lse), Vector(rho), Vector(pull), Vector(delta)]
-  rule = backward.redistributed(residual_mix)
+  *numbers, g = numbers  # rho, pull, delta; dL/dy
+  rows, keys = [_log2(lse), *map(Vector, numbers)], [Vector(gain)]
+  rule, name = backward.redistributed(residual_mix), 'redistribute dq'
+  return _gradients(ops, q, k, v, g, rows, keys, rule, name, gain_gradient)
+
+
+def _gradients(ops, q, k, v, g, rows, keys, rule, name, shared, bias=None):
+  """dq, dk, dv and, if `shared`, the gradient of what all rows share."""
   dq = backward.row_gradient(
+    ops,
     q,
     k,
     v,
     g,
     rows,
-    [_exponent(k, None), Vector(gain)],
+    [_exponent(k, bias), *keys],
     rule,
-    tiles('redistribute dq', k.shape),
-    interpret=interpret,
+    tiles(name, k.shape),
   )
-  dk, dv, *dgain = backward.key_gradient(
+  dk, dv, *share = backward.key_gradient(
+    ops,
     q,
     k,
     [v, g],
     rows,
-    [Vector(gain)],
+    keys,
     rule,
-    ['dk', 'dv', 'share'] if gain_gradient else ['dk', 'dv'],
+    ['dk', 'dv', 'share'] if shared else ['dk', 'dv'],
     tiles('dkv', k.shape),
-    interpret=interpret,
+    factor=None if bias is None else Vector(jnp.exp(bias)),
   )
-  return dq, dk, dv, _over_heads(dgain)
+  return dq, dk, dv, _over_heads(share)
 
 
 def _per_row(q):

@@ -10,9 +10,8 @@ In global memory a matrix is [B, L, H, D], as projections write it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,18 +20,10 @@ from jax.experimental import pallas as pl
 from jax.experimental import xla_metadata
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from mira_jax.kernels.gpu.warpgroup import Ref, Warpgroup
 from mira_jax.kernels.operations import FLOPS
 
 Array = jax.Array
-Ref = Any  # a reference into the memory of the GPU
-
-LOG2E = math.log2(math.e)  # exponentials of the hardware are 2^x
-
-# Per thread: of consumers, of the producer. Over all warpgroups they sum to
-# what a block starts with (504 and 512 times 128). With a step of 8 more, the
-# last warpgroup to ask would wait for ever.
-REGISTERS = {2: (232, 40), 3: (160, 32)}
-
 
 STEP = 8  # rows of the patches that a matrix in shared memory is made of
 
@@ -95,6 +86,7 @@ class Context(NamedTuple):
 
 
 def sweep(
+  ops: Warpgroup,
   consume: Callable[[Context], Sequence[Array]],
   own: Sequence[Array | Vector],
   stream: Sequence[Sequence[Array | Vector]],
@@ -103,11 +95,11 @@ def sweep(
   *,
   products: int,
   per_head: Sequence[Array] = (),
-  interpret: bool,
 ) -> list[Array]:
   """Runs `consume` for every tile of rows of every head.
 
   Args:
+    ops: of the hardware or of the interpreter.
     consume: computes a tile of each output; it must wait for and release every
       tile of every group once.
     own: what a warpgroup keeps a tile of, a matrix first.
@@ -117,7 +109,6 @@ def sweep(
     tiles: sizes.
     products: L x L x D products that `consume` takes, for counts of FLOPs.
     per_head: float32 [B, H, D].
-    interpret: whether this is for the interpreter, not for a GPU.
   """
   batch, length, heads, width = own[0].shape
   flops = 2 * products * batch * heads * length**2 * width
@@ -136,7 +127,7 @@ def sweep(
     clip, head = lax.axis_index('clip'), lax.axis_index('head')
     warpgroup = lax.axis_index('warpgroup')
     groups = [
-      Group(ring, *barriers, stages, interpret or len(ring[-1].shape) == 2)
+      Group(ring, *barriers, stages, ops.interprets or len(ring[-1].shape) == 2)
       for ring, *barriers in zip(rings, full, free, strict=True)
     ]
 
@@ -147,7 +138,7 @@ def sweep(
 
     @pl.when(warpgroup < tiles.warpgroups)
     def _():
-      _set_registers(tiles, 'increase', interpret)
+      ops.set_registers(tiles.warpgroups, 'increase')
       start = lax.axis_index('block') * block + warpgroup * tiles.rows
       mine = [x.at[warpgroup] for x in kept]
       for source, target in zip(sources, mine, strict=True):
@@ -167,7 +158,7 @@ def sweep(
 
     @pl.when(warpgroup == tiles.warpgroups)
     def _():
-      _set_registers(tiles, 'decrease', interpret)
+      ops.set_registers(tiles.warpgroups, 'decrease')
 
       def fetch(group, arrays, i):
         for array, target in zip(arrays, group.tile(i), strict=True):
@@ -178,7 +169,7 @@ def sweep(
 
   run = plgpu.kernel(
     kernel,
-    out_type=[_whole_output(x, blocks * block, interpret) for x in out],
+    out_type=[_whole_output(x, blocks * block, ops.interprets) for x in out],
     grid=(blocks, heads, batch),
     grid_names=('block', 'head', 'clip'),
     num_threads=tiles.warpgroups + 1,
@@ -214,13 +205,6 @@ def _produce(pairs, fetch, count, stages):
       plgpu.barrier_wait(group.free.at[i % stages])
 
 
-def _set_registers(tiles, action, interpret):
-  if not interpret:
-    consumer, producer = REGISTERS[tiles.warpgroups]
-    count = consumer if action == 'increase' else producer
-    plgpu.set_max_registers(count, action=action)
-
-
 # ----- memory -----------------------------------------------------------------
 
 
@@ -240,11 +224,11 @@ def _whole(x, rows):
   return jnp.pad(values, padding, constant_values=fill)
 
 
-def _whole_output(x, rows, interpret):
+def _whole_output(x, rows, interprets):
   """The shape of an output, padded likewise. The interpreter clips nothing."""
   axis, step = (2, rows) if len(x.shape) == 3 else (1, STEP)
   shape = list(x.shape)
-  shape[axis] = rows if interpret else pl.cdiv(shape[axis], step) * step
+  shape[axis] = rows if interprets else pl.cdiv(shape[axis], step) * step
   return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
@@ -289,101 +273,3 @@ def _buffer(x, count, rows, summed):
     x.dtype,
     transforms=(tiling, plgpu.SwizzleTransform(swizzle)),
   )
-
-
-# ----- arithmetic of a warpgroup ----------------------------------------------
-# The interpreter of jax 0.10 knows neither layouts nor products of registers or
-# of transposed references. `interpret` swaps these few lines, and no others.
-
-LAYOUT = plgpu.Layout.WGMMA  # of a matrix over the threads of a warpgroup
-NO_INDEX = {} if jax.__version_info__ >= (0, 11) else {'idx': ()}
-
-
-def full(shape: tuple[int, ...], value: float, interpret: bool) -> Array:
-  """A matrix, or a vector of one number per row of one."""
-  x = jnp.full(shape, value, jnp.float32)
-  if interpret:
-    return x
-  return plgpu.layout_cast(x, LAYOUT if len(shape) == 2 else LAYOUT.reduce(1))
-
-
-def vector(ref: Ref, axis: int, interpret: bool) -> Array:
-  """A vector from memory, to lie along an axis of a matrix."""
-  if interpret:
-    return ref[...]
-  layout = LAYOUT.reduce(1 - axis)
-  # Loads of a few hundred bytes from global memory are not worth a fast path.
-  shared = ref.memory_space == plgpu.SMEM
-  return plgpu.load(ref, **NO_INDEX, layout=layout, optimized=shared)
-
-
-def along(x: Array, axis: int, shape: tuple[int, ...]) -> Array:
-  """A vector along an axis, repeated over the other one."""
-  return lax.broadcast_in_dim(x, shape, [axis])
-
-
-def product(
-  x: Ref, y: Ref, meanwhile: Callable[[], None], interpret: bool
-) -> Array:
-  """x y^T of two tiles, in flight while `meanwhile` runs."""
-  if interpret:
-    meanwhile()
-    return _dot(x[...], y[...].T)
-
-  def run(total):
-    plgpu.wgmma(total, x, y.transpose((1, 0)))
-    meanwhile()
-    return total[...]
-
-  return pl.run_scoped(run, _accumulator(x, y))
-
-
-def product_pair(
-  first: tuple[Ref, Ref],
-  second: tuple[Ref, Ref],
-  use: Callable[[Array], Array],
-  interpret: bool,
-) -> tuple[Array, Array]:
-  """x y^T of two pairs; the second is in flight while `use` has the first."""
-  if interpret:
-    one, two = (_dot(x[...], y[...].T) for x, y in (first, second))
-    return use(one), two
-
-  def run(one, two):
-    for total, (x, y) in ((one, first), (two, second)):
-      plgpu.wgmma(total, x, y.transpose((1, 0)))
-    used = use(plgpu.wgmma_accumulator_load(one, wait_n=1))
-    return used, two[...]
-
-  return pl.run_scoped(run, _accumulator(*first), _accumulator(*second))
-
-
-def _accumulator(x, y):
-  return plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32)
-
-
-def accumulate(
-  sums: Sequence[Array],
-  terms: Sequence[tuple[Array, Ref]],
-  interpret: bool,
-  meanwhile: Callable[[], None] = lambda: None,
-) -> list[Array]:
-  """Adds x y of each term, all in flight while `meanwhile` runs."""
-  if not terms:
-    return []
-  if interpret:
-    meanwhile()
-    return [
-      total + _dot(x, y[...]) for total, (x, y) in zip(sums, terms, strict=True)
-    ]
-
-  def run(refs):
-    for ref, (x, y) in zip(refs, terms, strict=True):
-      plgpu.wgmma(ref, x, y)
-    meanwhile()
-
-  return pl.run_state(run)([plgpu.ACC.init(x) for x in sums])
-
-
-def _dot(x, y):
-  return jnp.dot(x, y, preferred_element_type=jnp.float32)

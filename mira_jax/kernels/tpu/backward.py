@@ -1,4 +1,4 @@
-"""Backward passes of `kernels.flash` for TPUs: one kernel, all gradients.
+"""Backward passes of `kernels.vjp` for TPUs: one kernel, all gradients.
 
 With keys and values in VMEM, the gradients of both are summed there while
 blocks of queries stream by, and each block's dq is complete. Five products
@@ -35,7 +35,7 @@ Array = jax.Array
 
 
 def attend_backward(q, k, v, bias, lse, delta, g, *, bias_gradient, interpret):
-  """See `flash.Passes`."""
+  """See `vjp.Passes`."""
 
   def tile(a, dp, rows, keys):
     (delta,) = rows
@@ -56,21 +56,9 @@ def attend_backward(q, k, v, bias, lse, delta, g, *, bias_gradient, interpret):
 
 
 def redistribute_backward(
-  q,
-  k,
-  v,
-  gain,
-  lse,
-  rho,
-  pull,
-  delta,
-  g,
-  *,
-  residual_mix,
-  gain_gradient,
-  interpret,
+  q, k, v, gain, lse, *numbers, residual_mix, gain_gradient, interpret
 ):
-  """See `flash.Passes`."""
+  """See `vjp.Passes`; the numbers are rho, pull and delta, and dL/dy."""
 
   def tile(a, dp, rows, keys):
     rho, pull, delta = rows
@@ -78,6 +66,7 @@ def redistribute_backward(
     ds = a * ((1 - residual_mix) * dp + keys['gain'] * t - delta)
     return ds, a * (1 - residual_mix + rho * keys['gain']), a * t
 
+  *numbers, g = numbers
   blocks = cut(q.shape, q.dtype)
   gain = blocks.pack_keys(gain), blocks.key_numbers()
   return _gradients(
@@ -86,14 +75,14 @@ def redistribute_backward(
     blocks,
     {'q': q, 'k': k, 'v': v, 'g': g},
     {'bias': blocks.bias(None), 'gain': gain},
-    [lse, rho, pull, delta],
+    [lse, *numbers],
     key_sums=gain_gradient,
     interpret=interpret,
   )
 
 
 def marginal_backward(q, k, lse, gamma, *, interpret):
-  """See `flash.Passes`."""
+  """See `vjp.Passes`."""
 
   def tile(a, dp, rows, keys):
     # A row of one chunk is whole, and its mean at hand.

@@ -1,4 +1,4 @@
-"""The passes of `kernels.flash` for TPUs v5e, v5p and v6e, in Pallas.
+"""The passes of `kernels.vjp` for TPUs v5e, v5p and v6e, in Pallas.
 
 Keys and values of a group of heads stay in VMEM while blocks of queries stream
 by. Up to ONE_CHUNK keys a row of logits is whole, and there is no online

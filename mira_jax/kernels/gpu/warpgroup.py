@@ -1,0 +1,145 @@
+"""Arithmetic of a Hopper warpgroup, and the same for the interpreter."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+Array = jax.Array
+Ref = Any  # a reference into the memory of the GPU
+Pair = tuple[Ref, Ref]
+
+LOG2E = math.log2(math.e)  # exponentials of the hardware are 2^x
+# Per thread: of consumers, of the producer. Over all warpgroups they sum to
+# what a block starts with (504 and 512 times 128). With a step of 8 more, the
+# last warpgroup to ask would wait for ever.
+REGISTERS = {2: (232, 40), 3: (160, 32)}
+LAYOUT = plgpu.Layout.WGMMA  # of a matrix over the threads of a warpgroup
+NO_INDEX = {} if jax.__version_info__ >= (0, 11) else {'idx': ()}
+
+
+def along(x: Array, axis: int, shape: tuple[int, ...]) -> Array:
+  """A vector along an axis, repeated over the other one."""
+  return lax.broadcast_in_dim(x, shape, [axis])
+
+
+def nothing() -> None:
+  """Work to do while a product is in flight: none."""
+
+
+class Warpgroup:
+  """Operations of the hardware."""
+
+  interprets = False
+
+  def set_registers(self, warpgroups: int, action: str) -> None:
+    """Registers of a thread: 'increase' for consumers, or 'decrease'."""
+    consumer, producer = REGISTERS[warpgroups]
+    count = consumer if action == 'increase' else producer
+    plgpu.set_max_registers(count, action=action)
+
+  def full(self, shape: tuple[int, ...], value: float) -> Array:
+    """A matrix, or a vector of one number per row of one."""
+    x = jnp.full(shape, value, jnp.float32)
+    layout = LAYOUT if len(shape) == 2 else LAYOUT.reduce(1)
+    return plgpu.layout_cast(x, layout)
+
+  def vector(self, ref: Ref, axis: int) -> Array:
+    """A vector from memory, to lie along an axis of a matrix."""
+    layout = LAYOUT.reduce(1 - axis)
+    # Loads of a few hundred bytes from global memory are not worth a fast path.
+    shared = ref.memory_space == plgpu.SMEM
+    return plgpu.load(ref, **NO_INDEX, layout=layout, optimized=shared)
+
+  def product(self, x: Ref, y: Ref, meanwhile: Callable = nothing) -> Array:
+    """x y^T of two tiles, in flight while `meanwhile` runs."""
+
+    def run(total):
+      plgpu.wgmma(total, x, y.transpose((1, 0)))
+      meanwhile()
+      return total[...]
+
+    return pl.run_scoped(run, _accumulator(x, y))
+
+  def product_pair(
+    self, first: Pair, second: Pair, use: Callable[[Array], Array]
+  ) -> tuple[Array, Array]:
+    """x y^T of two pairs; the second is in flight while `use` has the first."""
+
+    def run(one, two):
+      for total, (x, y) in ((one, first), (two, second)):
+        plgpu.wgmma(total, x, y.transpose((1, 0)))
+      used = use(plgpu.wgmma_accumulator_load(one, wait_n=1))
+      return used, two[...]
+
+    return pl.run_scoped(run, _accumulator(*first), _accumulator(*second))
+
+  def accumulate(
+    self,
+    sums: Sequence[Array],
+    terms: Sequence[tuple[Array, Ref]],
+    meanwhile: Callable = nothing,
+  ) -> list[Array]:
+    """Adds x y of each term, all in flight while `meanwhile` runs."""
+
+    def run(refs):
+      for ref, (x, y) in zip(refs, terms, strict=True):
+        plgpu.wgmma(ref, x, y)
+      meanwhile()
+
+    return pl.run_state(run)([plgpu.ACC.init(x) for x in sums])
+
+  def settle(self, x: Any) -> Any:
+    """Arrays that are complete before anything that follows."""
+    return lax.optimization_barrier(x)
+
+
+class Interpreter(Warpgroup):
+  """The same without layouts, or products of registers or transposed tiles.
+
+  The interpreter of jax 0.10 has none of these.
+  """
+
+  interprets = True
+
+  def set_registers(self, warpgroups, action):
+    del warpgroups, action
+
+  def full(self, shape, value):
+    return jnp.full(shape, value, jnp.float32)
+
+  def vector(self, ref, axis):
+    del axis
+    return ref[...]
+
+  def product(self, x, y, meanwhile=nothing):
+    meanwhile()
+    return _dot(x[...], y[...].T)
+
+  def product_pair(self, first, second, use):
+    one, two = (_dot(x[...], y[...].T) for x, y in (first, second))
+    return use(one), two
+
+  def accumulate(self, sums, terms, meanwhile=nothing):
+    meanwhile()
+    return [
+      total + _dot(x, y[...]) for total, (x, y) in zip(sums, terms, strict=True)
+    ]
+
+  def settle(self, x):
+    return x
+
+
+def _accumulator(x: Ref, y: Ref):
+  return plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32)
+
+
+def _dot(x: Array, y: Array) -> Array:
+  return jnp.dot(x, y, preferred_element_type=jnp.float32)

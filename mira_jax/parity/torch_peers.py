@@ -1,0 +1,282 @@
+"""PyTorch models with our weights: the other side of `mira compare torch`.
+
+They were written without ours: Hugging Face's VideoMAE or ViViT for a plain
+model, `torch_mira` for one with MiRA, or any `torch.nn.Module` of a user.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pathlib
+import runpy
+import tempfile
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from mira_jax.errors import MiraInputError, checkpoint_error
+from mira_jax.mira import MiraConfig
+from mira_jax.models.layers import mlp_width
+from mira_jax.weights import huggingface, sources, torch_names
+from mira_jax.weights.weights_file import flatten, restack, unflatten
+
+PyTree = Any
+State = dict[str, np.ndarray]
+LOGITS = 'logits'
+
+
+@dataclasses.dataclass
+class Outputs:
+  """Arrays of a model for some clips.
+
+  Attributes:
+    layers: name -> array, of the blocks in their order, then logits.
+    gradients: the authors' names -> array, of the mean cross-entropy; or {}.
+  """
+
+  layers: State
+  gradients: State
+
+
+@dataclasses.dataclass
+class Peer:
+  """A PyTorch model that has our weights.
+
+  Attributes:
+    name: in titles.
+    module: called with [B, 3, F, H, W] (`channels_first`) or [B, F, 3, H, W].
+    channels_first: which.
+    gradients: module after `backward` -> the authors' names -> gradient.
+  """
+
+  name: str
+  module: Any
+  channels_first: bool
+  gradients: Callable[[Any], State]
+
+  def run(
+    self,
+    video: np.ndarray,
+    labels: np.ndarray | None,
+    depth: int,
+    dtype: str = 'float32',
+  ) -> Outputs:
+    """As `ours`; bfloat16 by autocast, which keeps float32 where we do."""
+    torch = load()
+    order = (0, 4, 1, 2, 3) if self.channels_first else (0, 1, 4, 2, 3)
+    pixels = torch.from_numpy(np.ascontiguousarray(video.transpose(order)))
+    layers: State = {}
+
+    def keep(i: int) -> Callable:
+      def hook(module: Any, inputs: Any, output: Any) -> None:
+        first = output[0] if isinstance(output, tuple) else output
+        layers[f'block {i + 1}'] = first.detach().float().numpy()
+
+      return hook
+
+    lists = (
+      part
+      for part in self.module.modules()
+      if isinstance(part, torch.nn.ModuleList) and len(part) == depth
+    )
+    blocks = next(lists, ())
+    hooks = [x.register_forward_hook(keep(i)) for i, x in enumerate(blocks)]
+    self.module.eval().requires_grad_(labels is not None)
+    self.module.zero_grad()
+    try:
+      with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
+        logits = self.module(pixels)
+        logits = getattr(logits, 'logits', logits).float()
+    finally:
+      for hook in hooks:
+        hook.remove()
+    layers[LOGITS] = logits.detach().numpy()
+    if labels is None:
+      return Outputs(layers, {})
+    targets = torch.from_numpy(np.asarray(labels, np.int64))
+    torch.nn.functional.cross_entropy(logits, targets).backward()
+    return Outputs(layers, self.gradients(self.module))
+
+
+def load(name: str = 'torch') -> Any:
+  """The package torch or transformers.
+
+  Raises:
+    MiraInputError: it is not installed.
+  """
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:
+    hint = "install it beside this package: pip install 'mira-jax[torch]'"
+    raise MiraInputError('no_torch', name, hint) from error
+
+
+def peer(fields: Mapping[str, Any], variables: PyTree) -> Peer:
+  """The independent model of these fields: Hugging Face's, or `torch_mira`.
+
+  Raises:
+    MiraInputError: neither computes such a model.
+  """
+  vivit = fields.get('pool') == 'cls'
+  learned = fields.get('positions') == 'learned'
+  plain = fields.get('mira') is None
+  odd = [
+    f'{name} {fields[name]!r}'
+    for name, usual in (('variant', 'joint'), ('layer_scale', None))
+    if fields.get(name, usual) != usual
+  ]
+  if vivit != learned or (vivit and not plain):
+    odd.append('a class token' if vivit else 'learned positions')
+  if odd:
+    hint = 'no independent model here has this; give yours: --module PATH:CLASS'
+    raise MiraInputError('unsupported', ', '.join(odd), hint)
+  if plain:
+    return _hugging_face(fields, _named(variables), vivit)
+  return with_mira(fields, variables)
+
+
+def _named(variables: PyTree) -> State:
+  """Variables of a classifier by the authors' names, in float32."""
+  flat = restack(flatten(variables), stacked=False)
+  state = torch_names.to_torch(unflatten(flat), torch_names.CLASSIFIER)
+  return {n: np.asarray(x, np.float32) for n, x in state.items()}
+
+
+def with_mira(fields: Mapping[str, Any], variables: PyTree) -> Peer:
+  """`torch_mira`'s model, with MiRA or plain."""
+  load()
+  from mira_jax.parity import torch_mira
+
+  names = ('dim', 'depth', 'heads', 'num_classes', 'frames', 'image_size')
+  names += ('patch', 'tubelet', 'mlp_ratio', 'gelu', 'mira_last_blocks')
+  names += ('norm_eps', 'last_norm_eps')
+  own = {name: fields[name] for name in names if name in fields}
+  mira = fields.get('mira')
+  if isinstance(mira, Mapping):
+    mira = MiraConfig(**mira)
+  module = torch_mira.VideoTransformer(**own, mira=mira)
+  name = f'torch_mira ({mira.mode if mira else "plain"})'
+  return _loaded(name, module, variables)
+
+
+def from_path(text: str, variables: PyTree) -> Peer:
+  """A model of the user: PATH:NAME.
+
+  NAME, in the Python file PATH, is a class or function without arguments that
+  returns a `torch.nn.Module`. The module takes the authors' names in
+  `load_state_dict`, and clips [B, 3, F, H, W], and returns logits.
+
+  Raises:
+    MiraInputError: there is no such file or name, or it has other tensors.
+  """
+  path, _, name = text.rpartition(':')
+  if not pathlib.Path(path).is_file() or not name:
+    hint = 'give a Python file and a name in it, such as model.py:MyModel'
+    raise MiraInputError('not_found', text, hint)
+  found = runpy.run_path(path)
+  if name not in found:
+    raise MiraInputError('not_found', text, f'{path} has no {name}')
+  return _loaded(name, found[name](), variables)
+
+
+def _loaded(name: str, module: Any, variables: PyTree) -> Peer:
+  """Raises MiraInputError when the tensors are not those of the module."""
+  torch = load()
+  tensors = {n: torch.from_numpy(x) for n, x in _named(variables).items()}
+  try:
+    missing, left = module.load_state_dict(tensors, strict=False)
+  except RuntimeError as error:
+    hint = str(error).replace('\n', ' ')[:400]
+    raise checkpoint_error('weights_mismatch', 'module', hint) from error
+  # MiRA's averages are optional: a plain model has no use for them.
+  wrong = [n for n in (*missing, *left) if not n.endswith('c_buf')]
+  if wrong:
+    hint = f'it must have the names of the authors: {", ".join(wrong[:6])}'
+    raise checkpoint_error('weights_mismatch', 'module', hint)
+
+  def gradients(module: Any) -> State:
+    pairs = module.named_parameters()
+    return {n: x.grad.numpy() for n, x in pairs if x.grad is not None}
+
+  return Peer(name, module, True, gradients)
+
+
+def _hugging_face(fields: Mapping[str, Any], state: State, vivit: bool) -> Peer:
+  load()
+  transformers = load('transformers')
+  transformers.utils.logging.disable_progress_bar()
+  kind = 'Vivit' if vivit else 'VideoMAE'
+  named = f'{kind}ForVideoClassification'
+  config = _configuration(transformers, fields, kind)
+  config.architectures = [named]
+  with tempfile.TemporaryDirectory() as folder:
+    config.save_pretrained(folder)
+    safetensors.numpy.save_file(
+      huggingface.restore(state, vivit),
+      f'{folder}/model.safetensors',
+      metadata={'format': 'pt'},
+    )
+    module, report = getattr(transformers, named).from_pretrained(
+      folder, output_loading_info=True
+    )
+  if wrong := [*report['missing_keys'], *report['unexpected_keys']]:
+    hint = f'transformers {transformers.__version__} has other names: {wrong}'
+    raise checkpoint_error('weights_mismatch', named, hint)
+  # The configuration has no field for it.
+  last = module.vivit.layernorm if vivit else module.fc_norm
+  last.eps = fields.get('last_norm_eps') or config.layer_norm_eps
+
+  def gradients(module: Any) -> State:
+    return _saved_gradients(module, vivit)
+
+  return Peer(f"Hugging Face's {named}", module, False, gradients)
+
+
+def _configuration(
+  transformers: Any, fields: Mapping[str, Any], kind: str
+) -> Any:
+  """The configuration of a Vivit or VideoMAE of these fields."""
+  dim = fields['dim']
+  patch, tubelet = fields.get('patch', 16), fields.get('tubelet', 2)
+  shape = {
+    'hidden_size': dim,
+    'num_hidden_layers': fields['depth'],
+    'num_attention_heads': fields['heads'],
+    'intermediate_size': mlp_width(dim, fields.get('mlp_ratio', 4.0)),
+    'num_frames': fields.get('frames', 16),
+    'image_size': fields.get('image_size', 224),
+    'num_labels': fields['num_classes'],
+    'layer_norm_eps': fields.get('norm_eps', 1e-6),
+    'hidden_act': 'gelu_new' if fields.get('gelu') == 'tanh' else 'gelu',
+  }
+  if kind == 'Vivit':
+    shape['tubelet_size'] = [tubelet, patch, patch]
+  else:
+    shape |= {'tubelet_size': tubelet, 'patch_size': patch}
+    shape['use_mean_pooling'] = True
+  return getattr(transformers, f'{kind}Config')(**shape)
+
+
+def _saved_gradients(module: Any, vivit: bool) -> State:
+  """Gradients by the authors' names: saved as if they were weights, and read.
+
+  So `sources` handles the names of every version of transformers. ViViT's
+  first layer is rewritten for our pixels, and left out.
+  """
+  torch = load()
+  values = [p.detach().clone() for p in module.parameters()]
+  with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+    for parameter in module.parameters():
+      grad = parameter.grad
+      parameter.copy_(torch.zeros_like(parameter) if grad is None else grad)
+    module.save_pretrained(folder)
+    for parameter, value in zip(module.parameters(), values, strict=True):
+      parameter.copy_(value)
+    state = dict(sources.read(folder).state)
+  embeddings = ('patch_embed.', 'pos_embed', 'cls_token')
+  if vivit:
+    state = {n: x for n, x in state.items() if not n.startswith(embeddings)}
+  return state
