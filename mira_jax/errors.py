@@ -33,11 +33,11 @@ _USAGE = """
   unclear_label unexpected unknown_case wrong_root
 """
 _DATA = """
-  bad_archive beam_failed class_count class_range clip_in_both clip_range leak
+  bad_archive beam_failed class_count clip_in_both leak
   no_clips no_common_classes no_fold no_folds no_split no_subjects
   not_a_dataset one_dataset one_fold other_classes other_weights same_name
   several_datasets too_many_damaged too_many_missing unclear_tree
-  unsafe_archive view_count worker_died
+  unsafe_archive worker_died
 """
 _CHECKPOINT = """
   bad_card bad_classes bad_key bad_model bad_program bad_weights

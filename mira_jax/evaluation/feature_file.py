@@ -1,7 +1,7 @@
 """Files of features: arrays of the clips of a dataset, one row per clip.
 
 A file holds features [C, D], label, clip_id, subject, fold, split [C],
-class_names [K] and `about`, JSON that says where they are from.
+class_names [K] and `about`, JSON of their origin.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def write(
   class_names: tuple[str, ...],
   about: Mapping[str, Any],
 ) -> None:
-  """Writes a file; whatever was there stays until it is complete.
+  """Writes a file; an existing one stays until it is complete.
 
   Args:
     out: its name.
@@ -52,20 +52,20 @@ def read(path: str | os.PathLike[str]) -> Features:
   """The arrays of a file.
 
   Raises:
-    MiraInputError: it is not one, or what it holds does not fit together.
+    MiraInputError: it is not one, or its arrays do not fit together
+      ('not_features'); a feature is not finite ('not_finite').
   """
   try:
     with np.load(path, allow_pickle=False) as file:
       data = dict(file)
+    wrong = _wrong(data)
   except OSError as error:
-    hint = f'write one with `mira features` ({error.strerror or error})'
-    raise MiraInputError('not_features', path, hint) from error
-  except (ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
+    wrong = error.strerror or str(error)
+  except (ValueError, TypeError, zipfile.BadZipFile, EOFError):
     # numpy's own words offer to unpickle the file, which could run code.
-    hint = 'it is no .npz of arrays; write one with `mira features`'
-    raise MiraInputError('not_features', path, hint) from error
-  if wrong := _wrong(data):
-    hint = f'{wrong}; write it with `mira features`'
+    wrong = 'it is no .npz of arrays'
+  if wrong:
+    hint = f'{wrong}; write one with `mira features`'
     raise MiraInputError('not_features', path, hint)
   if not np.isfinite(data['features']).all():
     hint = 'a feature is NaN or infinite: check the weights'
@@ -74,30 +74,30 @@ def read(path: str | os.PathLike[str]) -> Features:
 
 
 def _wrong(data: Features) -> str:
-  """What keeps arrays from being features; '' when nothing does."""
+  """Why arrays are no features; '' if they are."""
   missing = [n for n in (*ROWS, 'class_names', 'about') if n not in data]
   if missing:
     return f'it has no {missing[0]}'
-  if data['features'].ndim != 2 or not len(data['features']):
+  label, clips = data['label'], len(data['label'])
+  if data['features'].ndim != 2 or not clips:
     return f'features are {list(data["features"].shape)}, not clips by numbers'
-  clips = len(data['features'])
-  uneven = [name for name in ROWS if data[name].shape[:1] != (clips,)]
-  if uneven:
-    return f'{uneven[0]} is not of {clips} clips'
-  label, classes = data['label'], len(data['class_names'])
-  if label.dtype.kind not in 'iu' or not 0 <= label.min() <= label.max() < (
-    classes
+  for name in ROWS:
+    if data[name].shape[:1] != (clips,):
+      return f'{name} is not of {clips} clips'
+  most = len(data['class_names']) - 1
+  if (
+    label.dtype.kind not in 'iu' or not 0 <= label.min() <= label.max() <= most
   ):
-    return f'labels must be whole numbers from 0 to {classes - 1}'
+    return f'labels must be whole numbers from 0 to {most}'
   try:
     about(data)
-  except (TypeError, ValueError):
+  except ValueError:
     return 'about is not JSON'
   return ''
 
 
 def about(data: Features) -> dict[str, Any]:
-  """Where features are from."""
+  """The origin of features."""
   return dict(json.loads(str(data['about'])))
 
 
@@ -163,18 +163,17 @@ def partition(
       hint += 'folds, or --test=OTHER.npz'
       raise data_error('no_split', f'splits {found}', hint)
     return {'test': (train, test)}
-  if protocol == 'loso':
-    keys, shown = data['subject'], '{}'
-    unknown, need = keys == '', 'subject'
-  else:
-    keys, shown = data['fold'], 'fold {}'
-    unknown, need = keys < 0, 'fold'
+  need = 'subject' if protocol == 'loso' else 'fold'
+  keys = data[need]
+  unknown = keys == '' if protocol == 'loso' else keys < 0
   if unknown.any():
     hint = f'{unknown.sum()} clips have no {need}; prepare them with a table '
     hint += f'that has a column {need}'
     raise data_error(f'no_{need}s', protocol, hint)
   groups = np.unique(keys)
   if len(groups) < 2:
-    hint = f'all clips are of {need} {groups[0]}'
-    raise data_error('one_fold', protocol, hint)
-  return {shown.format(g): (keys != g, keys == g) for g in groups}
+    raise data_error(
+      'one_fold', protocol, f'all clips are of {need} {groups[0]}'
+    )
+  name = '{}' if protocol == 'loso' else 'fold {}'
+  return {name.format(g): (keys != g, keys == g) for g in groups}

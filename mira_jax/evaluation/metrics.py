@@ -93,22 +93,13 @@ def confusion_matrix(
     int64 [K, K]; row sums are the clips per class.
 
   Raises:
-    MiraInputError: a class is outside 0..K-1 ('class_range').
-    ValueError: the two differ in length.
+    ValueError: a class is outside 0..K-1, or the two differ in length.
   """
-  labels, predictions = np.asarray(labels), np.asarray(predictions)
-  if labels.shape != predictions.shape or labels.ndim != 1:
-    raise ValueError(
-      f'labels {labels.shape} != predictions {predictions.shape}'
-    )
-  for name, values in (('label', labels), ('prediction', predictions)):
-    wrong = np.flatnonzero((values < 0) | (values >= num_classes))
-    if wrong.size:
-      where = f'{name} {values[wrong[0]]} of clip {wrong[0]}'
-      hint = f'classes must lie in 0..{num_classes - 1}'
-      raise data_error('class_range', where, hint)
+  pairs = np.stack([labels, predictions])
+  if ((pairs < 0) | (pairs >= num_classes)).any():
+    raise ValueError(f'classes must lie in 0..{num_classes - 1}: {pairs}')
   matrix = np.zeros((num_classes, num_classes), np.int64)
-  np.add.at(matrix, (labels, predictions), 1)
+  np.add.at(matrix, (*pairs,), 1)
   return matrix
 
 
@@ -146,10 +137,7 @@ def score(matrix: np.ndarray) -> Scores:
 def average_views(
   probabilities: np.ndarray, clip: np.ndarray, num_clips: int, views: int
 ) -> np.ndarray:
-  """Averages the softmax probabilities of the views of each clip.
-
-  Probabilities are averaged, not logits, and in float64. Strict, because a
-  clip that is missing, or counted twice, changes a score silently.
+  """Averages the softmax probabilities of the views of each clip, in float64.
 
   Args:
     probabilities: [N, K] softmax outputs in any order, without padding rows.
@@ -161,32 +149,20 @@ def average_views(
     float64 [num_clips, K].
 
   Raises:
-    MiraInputError: a clip has not exactly `views` rows, or a probability is
-      not finite; the error names the clips.
-    ValueError: the two differ in length.
+    MiraInputError: a probability is not finite; the error names the clips.
+    ValueError: a clip has not exactly `views` rows, which would change a score
+      silently.
   """
   probabilities, clip = np.asarray(probabilities), np.asarray(clip)
-  if len(probabilities) != len(clip):
-    raise ValueError(f'{len(probabilities)} rows for {len(clip)} clip indices')
-  outside = clip[(clip < 0) | (clip >= num_clips)]
-  if outside.size:
-    hint = f'indices end at {num_clips - 1}'
-    raise data_error('clip_range', _clips(outside), hint)
-  broken = clip[~np.isfinite(probabilities).all(1)]
+  counts = np.bincount(clip, minlength=num_clips)
+  if len(counts) > num_clips or (counts != views).any():
+    raise ValueError(f'{num_clips} clips have {counts} views, not {views}')
+  broken = np.unique(clip[~np.isfinite(probabilities).all(1)])
   if broken.size:
+    where = f'clip {some([*map(str, broken)], _NAMED)}'
     hint = 'the model gave NaN or infinity for them: check its weights'
     code = ExitCode.NUMERIC
-    raise MiraInputError('not_finite', _clips(broken), hint, exit_code=code)
-  counts = np.bincount(clip, minlength=num_clips)
-  uneven = np.flatnonzero(counts != views)
-  if uneven.size:
-    found = sorted(set(counts[uneven].tolist()))
-    hint = f'each clip must be seen in {views} views, these in {found}'
-    raise data_error('view_count', _clips(uneven), hint)
+    raise MiraInputError('not_finite', where, hint, exit_code=code)
   total = np.zeros((num_clips, probabilities.shape[1]), np.float64)
   np.add.at(total, clip, probabilities)
   return total / views
-
-
-def _clips(clips: np.ndarray) -> str:
-  return f'clip {some([*map(str, np.unique(clips))], _NAMED)}'

@@ -173,16 +173,9 @@ def select_penalty(
   num_classes: int,
   balanced: bool = False,
 ) -> float:
-  """The penalty of `PENALTIES` with the best UAR on held-out training clips.
+  """The penalty with the best UAR on the training clips of a mask [C].
 
   Of equally good ones the largest; the middle one where nothing is held out.
-
-  Args:
-    features: [C, D] of the training clips.
-    labels: int [C].
-    held_out: bool [C].
-    num_classes: K.
-    balanced: see `fit_linear`.
   """
   if not held_out.any() or held_out.all():
     return PENALTIES[len(PENALTIES) // 2]

@@ -222,24 +222,19 @@ def _check_codec(name: str) -> None:
 def _not_decoded(
   data: bytes, error: UnicodeDecodeError, path: str | os.PathLike[str]
 ) -> MiraInputError:
-  """Names the line, and the readings of its word in likely encodings."""
-  line = data.count(b'\n', 0, error.start) + 1
-  hint = f'line {line} is not {error.encoding}'
+  """Names the line, and shows it in likely encodings."""
+  number = data.count(b'\n', 0, error.start)
+  hint = f'line {number + 1} is not {error.encoding}: '
   if error.encoding != 'utf-8':
-    return MiraInputError('bad_encoding', path, f'{hint}: name another one')
-  around = data[max(0, error.start - 20) : error.start + 20]
-  cell = rb'[^,;\t|\r\n]*[\x80-\xff][^,;\t|\r\n]*'
-  words = {
-    name: found[0].decode(name, 'replace')
-    for name in _LIKELY
-    if (found := re.search(cell, around))
-  }
+    return MiraInputError('bad_encoding', path, f'{hint}name another one')
+  line = data.split(b'\n')[number].strip()[:60]
+  shown = {name: line.decode(name, 'replace') for name in _LIKELY}
   examples = [
-    f'--encoding={name} reads {word!r}'
-    for name, word in words.items()
-    if word.isprintable() and '\ufffd' not in word
+    f'--encoding={name} reads {text!r}'
+    for name, text in shown.items()
+    if text.isprintable() and '\ufffd' not in text
   ]
-  hint += ': save it as UTF-8, or name its encoding to `mira prepare folder`'
+  hint += 'save it as UTF-8, or name its encoding to `mira prepare folder`'
   hint += f' ({", ".join(examples)})' * bool(examples)
   return MiraInputError('bad_encoding', path, hint)
 

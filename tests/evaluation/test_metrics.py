@@ -134,18 +134,14 @@ def test_to_dict_is_strict_json():
 
 
 @pytest.mark.parametrize(
-  ('labels', 'predictions', 'named'),
-  [([0, 3], [0, 0], 'label 3 of clip 1'), ([0], [-1], 'prediction -1')],
+  ('labels', 'predictions'), [([0, 3], [0, 0]), ([0], [-1]), ([0], [0, 1])]
 )
-def test_class_outside_the_range(labels, predictions, named):
-  with pytest.raises(MiraInputError, match=named) as caught:
+def test_labels_that_would_be_counted_wrong(labels, predictions):
+  with pytest.raises(ValueError):
     metrics.confusion_matrix(np.array(labels), np.array(predictions), 3)
-  assert caught.value.exit_code == ExitCode.DATA
 
 
 def test_shapes_are_checked():
-  with pytest.raises(ValueError, match='labels'):
-    metrics.confusion_matrix(np.array([0]), np.array([0, 1]), 2)
   with pytest.raises(ValueError, match='square'):
     metrics.score(np.ones((2, 3), int))
   with pytest.raises(ValueError, match='without clips'):
@@ -166,25 +162,12 @@ def test_average_views_in_any_order():
   )
 
 
-def test_average_views_names_uneven_clips():
-  half = np.full((5, 2), 0.5)
-  with pytest.raises(MiraInputError, match=r'clip 1, 2: .*2 views.*\[0, 3\]'):
-    metrics.average_views(half, np.array([0, 0, 1, 1, 1]), 3, 2)
-  with pytest.raises(MiraInputError, match=r'clip 0, 1, .*, 7 and 12 more'):
-    metrics.average_views(np.zeros((0, 2)), np.zeros(0, int), 20, 1)
-
-
-def test_average_views_refuses_other_clips_and_nan():
+def test_average_views_refuses_uneven_clips_and_nan():
   half = np.full((2, 2), 0.5)
-  with pytest.raises(MiraInputError, match='clip_range: clip 5'):
-    metrics.average_views(half, np.array([0, 5]), 2, 1)
+  for clip in ([0, 0], [0, 5]):
+    with pytest.raises(ValueError, match='2 clips have'):
+      metrics.average_views(half, np.array(clip), 2, 1)
   half[1, 0] = np.nan
   with pytest.raises(MiraInputError, match='not_finite: clip 1') as caught:
     metrics.average_views(half, np.array([0, 1]), 2, 1)
   assert caught.value.exit_code == ExitCode.NUMERIC
-
-
-def test_scores_as_a_line():
-  scores = metrics.score(np.array([[9, 1, 0], [5, 15, 0], [0, 0, 0]]))
-  line = 'UAR 82.50%  ·  WAR 80.00%  ·  30 clips  ·  2 of 3 classes present'
-  assert str(scores) == line

@@ -105,7 +105,7 @@ def test_engine_leaves_out_clips_that_were_not_seen_whole(weights_file):
   with pytest.raises(MiraInputError, match='damaged'):
     scorer.score_split([batch], clips=4, views=3)
   batch['clip'][:] = 0
-  with pytest.raises(MiraInputError, match='view_count'):
+  with pytest.raises(ValueError, match='1 clips have'):
     scorer.score_split([batch], clips=1, views=2)
 
 

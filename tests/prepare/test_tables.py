@@ -7,6 +7,8 @@ import gzip
 import os
 import pathlib
 import re
+import subprocess
+import sys
 import zipfile
 
 import openpyxl
@@ -76,10 +78,11 @@ def test_utf_16_without_a_mark_is_asked_for(read):
   [('cp1252', 'enttäuscht'), ('cp932', '悲しみ'), ('cp1251', 'грусть')],
 )
 def test_other_encodings_are_asked_for(read, encoding, word):
-  data = f'{HEAD}0,ok\n1,{word}\n'.encode(encoding)
+  line = f'1,{word}'
+  data = f'{HEAD}0,ok\n{line}\n'.encode(encoding)
   with pytest.raises(MiraInputError, match=r'bad_encoding.*line 3') as caught:
     read(data)
-  assert f'--encoding={encoding} reads {word!r}' in caught.value.hint
+  assert f'--encoding={encoding} reads {line!r}' in caught.value.hint
   assert _labels(read(data, encoding=encoding)) == ['ok', word]
 
 
@@ -382,10 +385,26 @@ def test_the_flags_reach_the_table(tmp_path, capsys):
 
   code, shown = run()
   assert code == ExitCode.USAGE
-  assert re.search(r"bad_encoding.*--encoding=cp1252 reads 'ärger'", shown)
+  assert re.search(r"bad_encoding.*--encoding=cp1252 reads '1;ärger'", shown)
   code, shown = run('--encoding=cp1252', '--missing=x,y')
   assert code == ExitCode.OK
   assert 'table: cp1252, semicolons; columns path, label; 4 rows' in shown
   assert 'passed over: 1 no label (x)' in shown
   report = (tmp_path / 'out' / prepare.REPORT_NAME).read_text()
   assert 'cp1252, semicolons' in report
+
+
+def test_training_imports_no_reader_of_tables():
+  code = """
+import importlib, pkgutil, sys
+import mira_jax.train, mira_jax.data, mira_jax.inference
+for package in (mira_jax.train, mira_jax.data, mira_jax.inference):
+  for module in pkgutil.iter_modules(package.__path__):
+    importlib.import_module(f'{package.__name__}.{module.name}')
+print(*sys.modules)
+"""
+  command = [sys.executable, '-c', code]
+  loaded = subprocess.run(command, capture_output=True, text=True, check=True)
+  names = {name.split('.')[0] for name in loaded.stdout.split()}
+  assert not names & {'openpyxl', 'xlrd', 'sklearn'}
+  assert 'mira_jax.prepare.tables' not in loaded.stdout.split()

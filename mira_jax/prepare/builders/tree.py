@@ -1,8 +1,8 @@
-"""Finds the parts of a download, wherever its owner or its user put them.
+"""Finds the parts of a download, wherever they lie.
 
 Archives unpack to a folder of their own name, cloud drives add '-002' to it,
-and people name the folder above or below the one that is meant. So the search
-starts above a folder that is a part itself, and finds parts by their names.
+and users give the folder above or below the right one. So the search starts
+above a folder that is a part itself, and finds parts by their names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import pathlib
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from mira_jax.data import trees
 from mira_jax.data.listing import natural
@@ -20,7 +20,7 @@ from mira_jax.prepare import archives
 
 _DEPTH = 4  # levels that are searched below the given folder
 _LEVELS_UP = 3
-# A folder with more folders in it holds clips or people, not parts.
+# A folder with more folders in it holds clips or subjects, not parts.
 _MOST_PARTS = 300
 _ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar')
 _COPY = re.compile(r'(-\d{3}|\s*\(\d+\)|-\d{8}t\d{6}z(-\d+)*)$')
@@ -30,8 +30,8 @@ class Tree:
   """A download below `root`.
 
   Attributes:
-    root: what the user named, or a folder above it if that is a part.
-    layout: what is expected, for people.
+    root: the given folder, or one above it if that is a part.
+    layout: the expected tree, for errors.
     missing: names of the parts that were needed and not found.
   """
 
@@ -45,8 +45,12 @@ class Tree:
 
   def find(self, *names: str) -> pathlib.Path | None:
     """The folder of one of the names, such as 'Clip/original', or None."""
-    wanted = [[plain(part) for part in name.split('/')] for name in names]
-    return _first(self._folders, wanted)
+    for name in names:
+      wanted = [plain(part) for part in name.split('/')]
+      for folder in self._folders:
+        if [plain(part) for part in folder.parts[-len(wanted) :]] == wanted:
+          return _innermost(folder)
+    return None
 
   def need(self, *names: str) -> pathlib.Path:
     """As `find`; what is not found is reported by `check`."""
@@ -61,13 +65,9 @@ class Tree:
     fits = re.compile(pattern, re.IGNORECASE).fullmatch
     found = []
     for where, folders, names in os.walk(self.root):
-      folders[:] = sorted(visible(folders), key=natural)
-      found += [
-        pathlib.Path(where, name)
-        for name in sorted(visible(names), key=natural)
-        if fits(name)
-      ]
-    return found
+      folders[:] = visible(folders)
+      found += [pathlib.Path(where, n) for n in visible(names) if fits(n)]
+    return sorted(found, key=lambda path: natural(str(path)))
 
   def need_file(self, pattern: str, name: str) -> pathlib.Path:
     """The first such file; what is not found is reported by `check`."""
@@ -155,32 +155,16 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
 def _folders(root: pathlib.Path, depth: int) -> Iterator[pathlib.Path]:
   """A folder and those below it, the upper ones first.
 
-  A link is followed once on a way down, and not to a folder above it.
+  Links are followed, but no folder is given twice: links may form circles.
   """
-  level = [(root, False)]
+  level, seen = [root], {root.resolve()}
   for _ in range(depth + 1):
-    yield from (folder for folder, _ in level)
-    below = []
-    for folder, is_linked in level:
-      inside = subfolders(folder)
-      for path in inside if len(inside) <= _MOST_PARTS else ():
-        is_link = path.is_symlink()
-        circles = is_link and folder.resolve().is_relative_to(path.resolve())
-        if not (circles or (is_link and is_linked)):
-          below.append((path, is_linked or is_link))
-    level = below
-
-
-def _first(
-  folders: Sequence[pathlib.Path], wanted: Sequence[Sequence[str]]
-) -> pathlib.Path | None:
-  """The first folder whose last names are wanted, at its innermost."""
-  for name in wanted:
-    for folder in folders:
-      parts = [plain(part) for part in folder.parts[-len(name) :]]
-      if parts == list(name):
-        return _innermost(folder)
-  return None
+    yield from level
+    inside = [subfolders(folder) for folder in level]
+    below = [x for found in inside if len(found) <= _MOST_PARTS for x in found]
+    real = {path.resolve(): path for path in reversed(below)}
+    level = [path for key, path in reversed(real.items()) if key not in seen]
+    seen |= real.keys()
 
 
 def _innermost(folder: pathlib.Path) -> pathlib.Path:
