@@ -1,6 +1,6 @@
 """CASME II: 255 micro-expressions of 26 subjects.
 
-python eval.py --config=configs/casme2.py:B --folds=all --workdir=runs/casme2
+mira eval --config=casme2:B --folds=all --workdir=runs/casme2
 
 SIZE,MODE,FOLD, where a fold leaves one subject out. The paper probes frozen
 features here and has no script for it: this is its fine-tuning of DFEW, and

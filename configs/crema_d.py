@@ -1,6 +1,6 @@
 """CREMA-D: 6 acted emotions, 7,442 clips of 91 actors, 5 folds of actors.
 
-python eval.py --config=configs/crema_d.py:B --folds=all --workdir=runs/crema_d
+mira eval --config=crema_d:B --folds=all --workdir=runs/crema_d
 
 SIZE,MODE,FOLD; the folds are those that were prepared with the clips (the
 column fold of the table; consecutive actors in MAE-DFER, arXiv 2307.02227).

@@ -1,7 +1,7 @@
 """DFEW: 7 expressions of 11,697 film clips, 5 folds.
 
-python eval.py --config=configs/dfew.py:B --folds=all --workdir=runs/dfew
-python train.py --config=configs/dfew.py:L,flashlite,1 --workdir=runs/dfew-L-1
+mira eval --config=dfew:B --folds=all --workdir=runs/dfew
+mira train --config=dfew:L,flashlite,1 --workdir=runs/dfew-L-1
 
 SIZE,MODE,FOLD; the authors have scripts for flashlite in B, L and H, all folds,
 and for exact in B, fold 1. Starts from runs/voxceleb2-SIZE-MODE, see

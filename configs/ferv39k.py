@@ -1,7 +1,7 @@
 """FERV39k: 7 expressions of 38,935 clips, one split of its own.
 
-python train.py --config=configs/ferv39k.py:B --workdir=runs/ferv39k-B
-python eval.py --workdir=runs/ferv39k-B --views=5
+mira train --config=ferv39k:B --workdir=runs/ferv39k-B
+mira eval --workdir=runs/ferv39k-B --views=5
 
 SIZE,MODE; the authors have scripts for flashlite in B, L and H. They test 2
 windows of a clip while training and 5 in a job of its own. Starts from

@@ -1,7 +1,7 @@
 """MAFW: 11 expressions of 9,172 film clips with a single label, 5 folds.
 
-python eval.py --config=configs/mafw.py:B --folds=all --workdir=runs/mafw
-python train.py --config=configs/mafw.py:L,flashlite,1 --workdir=runs/mafw-L-1
+mira eval --config=mafw:B --folds=all --workdir=runs/mafw
+mira train --config=mafw:L,flashlite,1 --workdir=runs/mafw-L-1
 
 SIZE,MODE,FOLD; the authors have scripts for flashlite in B, L and H, all folds,
 and for exact in B, fold 1. Folds 1 and 5 of B have settings of their own, which

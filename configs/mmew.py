@@ -1,6 +1,6 @@
 """MMEW: 300 micro-expressions of 30 subjects.
 
-python eval.py --config=configs/mmew.py:B --folds=all --workdir=runs/mmew
+mira eval --config=mmew:B --folds=all --workdir=runs/mmew
 
 SIZE,MODE,FOLD, where a fold leaves one subject out. The paper probes frozen
 features here and has no script for it: this is its fine-tuning of DFEW, and

@@ -1,8 +1,8 @@
 """A small MiRA transformer on synthetic faces, made on the spot.
 
-python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+mira train --config=quickstart --workdir=runs/quickstart
 
-`--config=configs/quickstart.py:plain` trains the same transformer without
+`--config=quickstart:plain` trains the same transformer without
 MiRA, and `:flashlite` with MiRA's cheaper estimate.
 """
 

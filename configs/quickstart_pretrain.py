@@ -1,11 +1,11 @@
 """Pre-training of the quickstart's small transformer on synthetic faces.
 
-python train.py --workdir=runs/pretrained \
-  --config=configs/quickstart_pretrain.py
-python train.py --config=configs/quickstart.py --workdir=runs/tuned \
+mira train --workdir=runs/pretrained \
+  --config=quickstart_pretrain
+mira train --config=quickstart --workdir=runs/tuned \
   --config.train.init_from=runs/pretrained
 
-`--config=configs/quickstart_pretrain.py:plain` and `:flashlite` as in
+`--config=quickstart_pretrain:plain` and `:flashlite` as in
 quickstart.py. Learns from the clips of both difficulties; labels are not used.
 Pictures of reconstructions are in runs/pretrained/pictures. About a quarter of
 an hour on two CPU cores.

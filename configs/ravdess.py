@@ -1,6 +1,6 @@
 """RAVDESS: 8 acted emotions, 1,440 clips of 24 actors, 6 folds of actors.
 
-python eval.py --config=configs/ravdess.py:B --folds=all --workdir=runs/ravdess
+mira eval --config=ravdess:B --folds=all --workdir=runs/ravdess
 
 SIZE,MODE,FOLD; the folds are those that were prepared with the clips (the
 column fold of the table; 4 actors each in MAE-DFER, arXiv 2307.02227).

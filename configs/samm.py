@@ -1,6 +1,6 @@
 """SAMM: 159 micro-expressions of 29 subjects.
 
-python eval.py --config=configs/samm.py:B --folds=all --workdir=runs/samm
+mira eval --config=samm:B --folds=all --workdir=runs/samm
 
 SIZE,MODE,FOLD, where a fold leaves one subject out. The paper probes frozen
 features here and has no script for it: this is its fine-tuning of DFEW, and

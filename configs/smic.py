@@ -1,6 +1,6 @@
 """SMIC (HS): 164 micro-expressions of 16 subjects, 3 classes.
 
-python eval.py --config=configs/smic.py:B --folds=all --workdir=runs/smic
+mira eval --config=smic:B --folds=all --workdir=runs/smic
 
 SIZE,MODE,FOLD, where a fold leaves one subject out. The paper probes frozen
 features here and has no script for it: this is its fine-tuning of DFEW, and

@@ -1,6 +1,6 @@
 """Pre-training on VoxCeleb2: 1.09 million face clips, without labels.
 
-python train.py --config=configs/voxceleb2.py:B,exact --workdir=runs/vox-B
+mira train --config=voxceleb2:B,exact --workdir=runs/vox-B
 
 SIZE,MODE; the authors have scripts for exact and flashlite in B, L and H. Their
 fine-tuning starts from the 200th epoch, for B in the middle of the cosine of
