@@ -57,8 +57,13 @@ def atomic(path: Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
 
 def write_text(path: Path, text: str, *, shared: bool = False) -> None:
   """Writes a file in UTF-8, see `atomic`."""
+  write_bytes(path, text.encode(), shared=shared)
+
+
+def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
+  """Writes a file, see `atomic`."""
   with atomic(path, shared=shared) as part:
-    part.write_text(text, encoding='utf-8')
+    part.write_bytes(data)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import pathlib
 from typing import Any
 
@@ -76,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     'fingerprint': run_folder.fingerprint(dataset),
     'views': args.views,
     'weights': str(source),
-    'weights_sha256': _sha256(source),
+    'weights_sha256': files.sha256(source),
     'card': card,
   }
   feature_file.write(out, arrays, dataset.class_names, about)
@@ -85,11 +84,6 @@ def run(args: argparse.Namespace) -> int:
     f'features: {out} ({count} clips of {", ".join(splits)}, {dim} numbers)'
   )
   return ExitCode.OK
-
-
-def _sha256(path: pathlib.Path) -> str:
-  with path.open('rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _split(

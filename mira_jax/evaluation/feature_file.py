@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mira_jax import files
 from mira_jax.errors import ExitCode, MiraInputError, data_error
 
 Features = dict[str, np.ndarray]  # by the names above
@@ -36,16 +37,14 @@ def write(
     about: JSON values: dataset (its name), weights_sha256, and what else helps.
   """
   out = pathlib.Path(out)
-  part = out.with_name(out.name + '.part')
   out.parent.mkdir(parents=True, exist_ok=True)
-  with part.open('wb') as file:
+  with files.atomic(out) as part, part.open('wb') as file:
     np.savez(
       file,
       class_names=np.array(class_names),
       about=np.array(json.dumps(dict(about))),
       **{name: rows[name] for name in ROWS},
     )
-  os.replace(part, out)
 
 
 def read(path: str | os.PathLike[str]) -> Features:

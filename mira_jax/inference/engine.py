@@ -29,7 +29,7 @@ _REMEDY = (
 
 def use_compile_cache() -> None:
   """Caches compiled programs on disk, unless JAX is configured otherwise."""
-  if jax.config.jax_compilation_cache_dir is None:
+  if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', str(files.cache()))
 
 
@@ -90,7 +90,7 @@ class Engine(Scorer):
   def _outputs(self, windows: np.ndarray) -> dict[str, np.ndarray]:
     return self._run_score({'video': windows})
 
-  def _run_score(self, batch: Mapping[str, np.ndarray]) -> dict[str, Any]:
+  def _run_score(self, batch: Any) -> dict[str, np.ndarray]:
     return self._run(self._score, sharding.put_batch(batch, self._mesh))
 
   def _run(self, program: Any, batch: Any) -> Any:
@@ -114,9 +114,10 @@ class Engine(Scorer):
   def _apply_record(self, variables: PyTree, video: jax.Array):
     model = self.model.clone(attention=None)  # one that has maps
     with sharding.ambient(self._mesh):
-      logits, records = model.apply(
+      result: Any = model.apply(
         int8.restore(variables), transforms.prepare(video), record=True
       )
+    logits, records = result
     # XLA does not compute what is left out here.
     small = [
       {name: x for name, x in record.items() if x.ndim == 2}

@@ -161,7 +161,7 @@ def _trace(
 
   def score(arrays, video):
     variables = weights_file.unflatten(arrays)
-    logits = model.apply(variables, transforms.prepare(video))
+    logits: Any = model.apply(variables, transforms.prepare(video))
     return {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
 
   (batch,) = jax_export.symbolic_shape('b')
@@ -203,7 +203,7 @@ def _golden(
       size=max(64, model.image_size),
       num_frames=max(8, model.frames * rules['rate']),
     )
-    clip = decode.of_frames('synthetic', face.frames, 0)
+    clip = decode.of_frames('synthetic', list(face.frames), 0)
     cut = {'rate': rules['rate'], 'fit': rules['fit']}
     windows, _ = reference.cut_views(clip, views=1, **cut)
     clips.append(windows[0])

@@ -6,8 +6,6 @@ its card, and its program before it is compiled, see `untrusted`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 import pathlib
@@ -92,7 +90,7 @@ def is_export(path: Path) -> bool:
 def seal(card: Card) -> str:
   """A digest of a card without its own field."""
   rest = {name: x for name, x in card.items() if name != SEAL}
-  return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+  return files.json_sha256(rest)
 
 
 def load(

@@ -133,7 +133,7 @@ class Predictor:
     """
     size = self.scorer.image_size
     if isinstance(clip, np.ndarray):
-      if clip.dtype != np.uint8 or clip.ndim != 4 or clip.shape[3:] != (3,):
+      if clip.dtype != np.uint8 or clip.shape[3:] != (3,) or not len(clip):
         shape = f'{clip.dtype} {list(clip.shape)}'
         hint = 'a clip is uint8 [frames, height, width, 3], RGB'
         raise MiraInputError('bad_shape', shape, hint)
@@ -170,27 +170,27 @@ class Predictor:
         'the model', bool(self.metadata.get('pretrain'))
       )
     video = self.read(clip, fps)
-    flags, rows, seen = list(video.flags), None, None
+    flags, kept = list(video.flags), None
     if timeline:
       rows = self.scorer.timeline(video, stride=stride, **self._cut)
-    windows, indices = None, None
-    if not timeline or records:
+      kept = self.records(video) if records else None
+    else:
       windows, indices = self._windows(video)
-    if not timeline:
-      seen = self.scorer.probabilities(windows)
+      rows = self.scorer.probabilities(windows)
+      kept = self._records(windows, indices) if records else None
       if 1 < video.count < indices.shape[1]:  # one frame is 'static' already
         flags.append(f'repeated:{video.count}/{indices.shape[1]}')
-    mean = (seen if rows is None else rows).mean(axis=0)
+    mean = rows.mean(axis=0)
     return Prediction(
       label=self.class_names[int(mean.argmax())],
       probabilities=dict(zip(self.class_names, mean.tolist(), strict=True)),
-      windows=seen,
-      timeline=rows,
+      windows=None if timeline else rows,
+      timeline=rows if timeline else None,
       frames=video.count,
       fps=video.fps,
       seconds=len(video) / video.fps if video.fps else 0.0,
       flags=tuple(flags),
-      records=self._records(windows, indices) if records else None,
+      records=kept,
     )
 
   def features(self, clip: Clip) -> np.ndarray:

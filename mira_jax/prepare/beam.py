@@ -31,6 +31,7 @@ from array_record.python import (
   array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+from mira_jax import files
 from mira_jax.data import dataset, records
 from mira_jax.data.listing import Failure
 from mira_jax.data.records import Clip
@@ -180,7 +181,9 @@ def _plan(
   for split, jobs in splits.items():
     for start in range(0, len(jobs), size):
       number, part = len(shards), list(jobs[start : start + size])
-      _put(places.jobs(number), pickle.dumps((settings, split, part)))
+      files.write_bytes(
+        places.jobs(number), pickle.dumps((settings, split, part)), shared=True
+      )
       kept |= {
         path(number) for path in (places.jobs, places.about, places.shard)
       }
@@ -229,7 +232,7 @@ def _write_shard(
       os.replace(part, places.shard(number))
   finally:
     part.unlink(missing_ok=True)
-  _put(places.about(number), json.dumps(note).encode())
+  files.write_text(places.about(number), json.dumps(note), shared=True)
 
 
 def _write_records(
@@ -300,13 +303,6 @@ def _publish(
   (places.records / dataset.INDEX).write_text(json.dumps(index))
   places.records.rename(final)
   shutil.rmtree(places.notes, ignore_errors=True)
-
-
-def _put(path: pathlib.Path, data: bytes) -> None:
-  """Writes a file whole or not at all."""
-  part = path.with_name(f'{path.name}.{uuid.uuid4().hex}.part')
-  part.write_bytes(data)
-  os.replace(part, path)
 
 
 def _digest(data: bytes) -> str:

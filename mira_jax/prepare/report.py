@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 
+from mira_jax import files
 from mira_jax.data import people
 from mira_jax.data.listing import Failure, Row, escaped
 from mira_jax.errors import some
@@ -130,9 +130,8 @@ class Report:
   def add_tables(self, paths: Iterable[pathlib.Path]) -> None:
     """Adds the SHA-256 of files."""
     for path in paths:
-      with open(path, 'rb') as file:
-        digest = hashlib.file_digest(file, 'sha256').hexdigest()
-      self.tables[escaped('/'.join(path.parts[-3:]))] = digest
+      name = escaped('/'.join(path.parts[-3:]))
+      self.tables[name] = files.sha256(path)
 
   def write(self, folder: str | os.PathLike[str]) -> None:
     """Adds the warnings of the result, and writes `REPORT_NAME`."""

@@ -7,7 +7,6 @@ Array files have no sums, so this is what notices flipped bits.
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import json
 import os
 import pathlib
@@ -48,7 +47,7 @@ def seal(folder: pathlib.Path, accuracy: float | None) -> None:
 
 def write(folder: pathlib.Path, content: Mapping[str, Any]) -> None:
   """Writes a manifest with the digest of its content."""
-  text = json.dumps({**content, 'seal': _seal_of(content)}, indent=1)
+  text = json.dumps({**content, 'seal': files.json_sha256(content)}, indent=1)
   files.write_text(folder / MANIFEST, text)
 
 
@@ -64,7 +63,7 @@ def read(folder: pathlib.Path) -> dict[str, Any] | None:
     )
   except _UNREADABLE:
     return None
-  return content if typed and seal_ == _seal_of(content) else None
+  return content if typed and seal_ == files.json_sha256(content) else None
 
 
 def rate(folder: pathlib.Path, accuracy: float) -> None:
@@ -127,11 +126,6 @@ def _step(folder: pathlib.Path, content: Mapping[str, Any]) -> Any:
     return None
 
 
-def _seal_of(content: Mapping[str, Any]) -> str:
-  text = json.dumps(content, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _sizes(folder: pathlib.Path) -> dict[str, int]:
   """Bytes of every file below `folder`, by sorted relative path."""
   paths = (p for p in folder.rglob('*') if not p.name.startswith(MANIFEST))
@@ -144,11 +138,7 @@ def _sizes(folder: pathlib.Path) -> dict[str, int]:
 
 def _digests(folder: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
   """SHA-256 of files by relative path, computed in threads."""
-
-  def sha256(name: str) -> str:
-    with (folder / name).open('rb') as file:
-      return hashlib.file_digest(file, 'sha256').hexdigest()
-
   names = sorted(names)
   with concurrent.futures.ThreadPoolExecutor(_THREADS) as threads:
-    return dict(zip(names, threads.map(sha256, names), strict=True))
+    digests = threads.map(files.sha256, [folder / name for name in names])
+    return dict(zip(names, digests, strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mira_jax import files
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error, plain
 from mira_jax.models import mae
 from mira_jax.models.build import build_autoencoder, build_model
@@ -190,8 +190,7 @@ def check_wishes(
 
 
 def _origin(source: sources.Source) -> dict[str, str]:
-  with source.path.open('rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  digest = files.sha256(source.path)
   return {'name': source.path.name, 'kind': source.kind, 'sha256': digest}
 
 

@@ -308,7 +308,7 @@ def test_the_steps_before_stay_until_the_new_one_is_sealed(
 ):
   save(tmp_path, {1: 0.5, 2: 0.1})
   with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
-    monkeypatch.setattr(files, 'replace', full)
+    monkeypatch.setattr(files, 'write_text', full)
     checkpoints.save(3, state(3), 0.9)
     with pytest.raises(MiraInputError, match='not_written'):
       checkpoints.wait()
