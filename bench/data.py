@@ -1,17 +1,15 @@
-"""How many clips a second are prepared, and read by the input pipeline.
+"""Clips per second of preparing and of the input pipeline.
 
   python bench/data.py [--clips 200] [--dataset FOLDER]
 
-Draws a dataset of synthetic faces at the size of the model, unless a prepared
-one is named, and reads shuffled training batches from it. Then writes 16 frames
-of each clip as a folder of JPEG files, as owners deliver them, and prepares
-these. The files stay in the page cache: decoding is measured, not a disk. The
-targets, for clips of 16 frames of 224 x 224 pixels: 300 prepared and 300 read a
-second on two cores, and 150 read on one.
+Reads shuffled training batches of synthetic faces at the size of the model, or
+of a prepared dataset. Then prepares folders of JPEG files with 16 frames of
+each clip. The files stay in the page cache: decoding is measured, not a disk.
+The targets, for clips of 16 frames of 224 x 224 pixels: 300 prepared and 300
+read a second on two cores, and 150 read on one.
 
-Other work on the machine only slows a pass, so the best one counts. Time of the
-CPU is that of all threads of this process, and hardly depends on other work:
-clips per second of it are what a core does that has nothing else to do.
+Other work on the machine only slows a pass, so the best one counts. CPU time is
+that of all threads of this process, and hardly depends on other work.
 """
 
 from __future__ import annotations
@@ -60,14 +58,9 @@ def rates(run: Callable[[], int]) -> dict[str, float]:
 
 def read(source: dataset.ClipSource, threads: int, args) -> Callable[[], int]:
   """A pass over about as many clips as the split has."""
+  cut = {'frames': args.frames, 'rate': args.rate, 'size': args.size}
   batches = pipeline.train_batches(
-    source,
-    frames=args.frames,
-    rate=args.rate,
-    size=args.size,
-    batch_size=BATCH,
-    seed=0,
-    threads=threads,
+    source, **cut, batch_size=BATCH, seed=0, threads=threads
   )
   next(batches)  # threads have started
   steps = max(1, len(source) // BATCH)
@@ -109,8 +102,8 @@ def prepare_rate(
 ) -> dict[str, float]:
   """Clips per second of the best of three runs.
 
-  Of whole runs, and without what a run takes to start and to end: how many
-  clips the longer run did more in how much more time than one of a quarter.
+  Of whole runs; and without their start and end: the clips that a whole run has
+  more than one of a quarter, in the time that it takes longer.
   """
   with tempfile.TemporaryDirectory() as quarter:
     folders = sorted(root.glob('*/*'))[::4]
@@ -149,8 +142,8 @@ def parse() -> argparse.Namespace:
     '--quality',
     type=int,
     default=90,
-    help='of the JPEG files to prepare; drawn noise takes 14 kB a frame at 90, '
-    'where faces take 8, and 6 at 72',
+    help='of the JPEG files to prepare; synthetic noise takes 14 kB a frame at '
+    '90, where faces take 8, and 6 at 72',
   )
   parser.add_argument('--out', default='bench/results', type=pathlib.Path)
   return parser.parse_args()

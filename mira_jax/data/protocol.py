@@ -108,8 +108,8 @@ def parts(
     seed: of these choices.
 
   Raises:
-    MiraInputError: the clips lack what the protocol needs, there is no such
-      fold or split, or a part would be empty.
+    MiraInputError: the clips lack the subjects or folds of the protocol, there
+      is no such fold or split, or a part would be empty.
   """
   pools = pooled(datasets, classes)
   names, tests = _folds(pools, protocol, num_folds, seed)

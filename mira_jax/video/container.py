@@ -157,7 +157,7 @@ def _main(stream: av.VideoStream) -> tuple[bool, int, bool]:
 def promised_seconds(
   container: InputContainer, stream: av.VideoStream, path: Path
 ) -> float:
-  """The length in a file's header, which tells a truncated one; 0 if unknown.
+  """The length in a file's header, to detect truncation; 0 if unknown.
 
   That of the picture, where the container has it: its own is that of the
   longest stream. Matroska has no other, and counts only where the file ends

@@ -49,7 +49,7 @@ def read_clip(
 
   Raises:
     MiraInputError: as `container.open_video` or `images.some_frame_files`, and
-      with code too_long, too_large, too_small (also for what `square` leaves)
+      with code too_long, too_large, too_small (also of the `square`)
       or damaged.
   """
   source = _open(path, short_side, square, allow_gif)
@@ -211,7 +211,7 @@ class _File(_Source):
       hint = f'only {len(times)} frames can be decoded'
       raise MiraInputError('damaged', path, hint)
     self.pace = timing.pace(np.array(times), last, header)
-    end = np.nan_to_num(times[-1]) + last  # what Matroska promises
+    end = np.nan_to_num(times[-1]) + last  # the duration in Matroska
     share = max(self.pace.seconds, end) / promised if promised else 1.0
     self.flags = _flags(len(times), bool(broken), share) + self.pace.flags
 

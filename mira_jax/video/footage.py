@@ -37,7 +37,7 @@ class Video:
     shown: int64 [N], the frame that each tick shows; None where tick i shows
       frame i.
     path: of the file or folder, for errors.
-    held: uint8 [F, H, W, 3]; None for what takes more than HELD_BYTES.
+    held: uint8 [F, H, W, 3]; None for more than HELD_BYTES.
     again: reads the frames of rising indices; for clips that are not held.
   """
 

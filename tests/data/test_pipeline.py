@@ -18,8 +18,8 @@ SHORT = {'frames': 4, 'rate': 2, 'size': 16}
 def _clip(index: int, frames: int = 12) -> Clip:
   """Frames of one gray: 20 times the clip's index plus the frame's."""
   grays = [20 * index + j for j in range(frames)]
-  frames_ = [np.full((16, 16, 3), gray, np.uint8) for gray in grays]
-  jpegs = [images.encode_jpeg(image) for image in frames_]
+  pictures = [np.full((16, 16, 3), gray, np.uint8) for gray in grays]
+  jpegs = [images.encode_jpeg(picture) for picture in pictures]
   return Clip(clip_id=str(index), frames=jpegs, label=index % 3)
 
 
@@ -89,31 +89,25 @@ def test_the_seed_decides_the_order():
     _assert_equal(_train(3), _train(3, seed=4))
 
 
-@pytest.mark.parametrize('threads', [1, 8])
-def test_threads_do_not_change_the_batches(threads):
-  _assert_equal(_train(6), _train(6, threads=threads))
-  _assert_equal(_eval(), _eval(threads=threads))
-
-
-@pytest.mark.parametrize('hosts', [2, 4])
-def test_hosts_share_the_same_global_batches(hosts):
-  train = [_train(6, rows=rows) for rows in np.split(np.arange(4), hosts)]
-  _assert_equal(_joined(train), _train(6))
-  evaluated = [
-    _eval(rows=rows, views=3) for rows in np.split(np.arange(4), hosts)
-  ]
-  _assert_equal(_joined(evaluated), _eval(views=3))
-
-
-@pytest.mark.parametrize('start', [1, 3, 5])
-def test_a_restart_goes_on_as_if_nothing_happened(start):
-  _assert_equal(_train(6)[start:], _train(6 - start, start_step=start))
+def test_threads_hosts_and_restarts_do_not_change_the_batches():
+  train, evaluated = _train(6), _eval(views=3)
+  for threads in (1, 8):
+    _assert_equal(_train(6, threads=threads), train)
+    _assert_equal(_eval(views=3, threads=threads), evaluated)
+  for hosts in (2, 4):
+    rows = np.split(np.arange(4), hosts)
+    _assert_equal(_joined([_train(6, rows=own) for own in rows]), train)
+    parts = [_eval(rows=own, views=3) for own in rows]
+    _assert_equal(_joined(parts), evaluated)
+  _assert_equal(_train(3, start_step=3), train[3:])
 
 
 def test_fewer_clips_than_a_batch():
   batches = _train(3, source=SOURCE[:3], batch_size=8)
   clips = np.concatenate([b['clip'] for b in batches])
   assert np.bincount(clips).tolist() == [8, 8, 8]
+  (last,) = _eval(source=SOURCE[:1], rows=[3])  # of a host without a clip
+  assert last['mask'].tolist() == [False]
 
 
 def test_every_clip_and_view_is_evaluated_once():
@@ -130,11 +124,6 @@ def test_every_clip_and_view_is_evaluated_once():
   for (clip, view), gray in zip(pairs, grays, strict=True):
     frames = sampling.test_indices(12, 4, 2, view, 3)
     np.testing.assert_array_equal(gray, 20 * clip + frames)
-
-
-def test_hosts_with_nothing_left_still_give_a_batch():
-  (last,) = _eval(source=SOURCE[:1], rows=[3])
-  assert last['mask'].tolist() == [False]
 
 
 class _Damaged(list):
@@ -164,17 +153,18 @@ def test_a_damaged_clip_is_masked_in_evaluation():
   assert rows['mask'].tolist() == [i != 4 for i in range(10)]
 
 
-def test_a_damaged_frame_is_a_damaged_clip():
+def test_damaged_frames_and_too_many_of_them():
   broken = Clip(clip_id='b', frames=[b'no jpeg'] * 12, label=0)
   (batch,) = _train(1, source=[broken, *SOURCE[:2]], batch_size=3)
   assert sorted(batch['clip']) == [1, 1, 2]
-
-
-def test_nothing_but_damage_is_an_error():
-  broken = Clip(clip_id='b', frames=[b'no jpeg'] * 12, label=0)
-  with pytest.raises(MiraInputError) as caught:
-    _train(1, source=[broken, broken])
-  assert caught.value.exit_code == ExitCode.DATA
+  for source, share, code in (
+    ([broken, *SOURCE[:2], broken], 0.3, 'too_many_damaged'),
+    ([*SOURCE, broken], 0, 'too_many_damaged'),
+    ([broken, broken], 1.0, 'damaged'),
+  ):
+    with pytest.raises(MiraInputError, match=code) as caught:
+      _train(9, source=source, max_damaged=share)
+    assert caught.value.exit_code == ExitCode.DATA
 
 
 def test_whole_frames_or_their_centre():

@@ -106,11 +106,8 @@ def test_a_split_named_val_is_taken_instead(tmp_path):
 
 
 def test_stored_folds_test_every_clip_once(film):
-  assert protocol.fold_names([film], protocol='folds') == [
-    'fold 0',
-    'fold 1',
-    'fold 2',
-  ]
+  names = protocol.fold_names([film], protocol='folds')
+  assert names == ['fold 0', 'fold 1', 'fold 2']
   tested = []
   for fold in range(3):
     parts = protocol.parts([film], protocol='folds', fold=fold)
