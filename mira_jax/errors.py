@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import enum
 import os
+import reprlib
 import unicodedata
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class ExitCode(enum.IntEnum):
@@ -40,7 +42,7 @@ _DATA = """
   unsafe_archive worker_died
 """
 _CHECKPOINT = """
-  bad_card bad_classes bad_key bad_model bad_program bad_weights
+  bad_classes bad_key bad_metadata bad_program bad_weights
   batch_statistics changed differs legacy_pth missing no_classifier no_step
   not_an_export not_finished not_weights other_jax other_model other_platform
   other_size run_changed several_weights split_weights unknown_size
@@ -99,6 +101,16 @@ def some(names: Sequence[str], most: int, separator: str = ', ') -> str:
   """The first names of many, and how many more there are."""
   more = f' and {len(names) - most} more' if len(names) > most else ''
   return separator.join(names[:most]) + more
+
+
+def short(value: Any, most: int = 60) -> str:
+  """A value of a file or flag as an error quotes it, however large it is."""
+  shortener = reprlib.Repr()
+  shortener.maxstring = shortener.maxother = most
+  try:
+    return shortener.repr(value)
+  except ValueError:  # Python does not print thousands of digits
+    return 'a number of many digits'
 
 
 def plain(text: str) -> str:

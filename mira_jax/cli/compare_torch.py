@@ -82,15 +82,15 @@ def run(args: argparse.Namespace) -> int:
   torch_peers.load()
   if args.out:
     files.open_folder(pathlib.Path(args.out).parent)
-  found = convert.read(args.weights, weight_flags.wishes(args))
-  if found.card.get('pretrain'):
+  found = convert.read(args.weights, weight_flags.overrides(args))
+  if found.metadata.get('pretrain'):
     raise load.no_classifier(args.weights)
-  fields = found.card['model']
+  fields = found.metadata['model']
   if args.module:
     other = torch_peers.from_path(args.module, found.variables)
   else:
     other = torch_peers.peer(fields, found.variables)
-  video = _windows(args, fields, found.card['preprocessing'])
+  video = _windows(args, fields, found.metadata['preprocessing'])
   dtypes = torch_compare.DTYPES if args.dtype == 'both' else (args.dtype,)
   agreements = [
     torch_compare.compare(

@@ -1,12 +1,12 @@
-"""Turn weights of PyTorch into a file of this package, or back.
+"""Convert weights of PyTorch to a file of this package, or back.
 
   mira convert SRC DST.safetensors
   mira convert SRC DST.torch.safetensors
 
-SRC is a file or folder: what MiRA's or VideoMAE's training saved (.pth, .ckpt,
-under any key), a checkpoint folder of DeepSpeed, safetensors with their names,
-a model folder of Hugging Face (VideoMAE, ViViT) in one part or in many, a
-weights file or run of this package. PyTorch is not needed, and nothing in a
+SRC is a file or folder: a checkpoint of MiRA's or VideoMAE's training (.pth,
+.ckpt, under any key), a checkpoint folder of DeepSpeed, safetensors with their
+names, a model folder of Hugging Face (VideoMAE, ViViT) in one part or in many,
+a weights file or run of this package. PyTorch is not needed, and nothing in a
 file is run. docs/weights.md has the details.
 """
 
@@ -15,19 +15,20 @@ from __future__ import annotations
 import argparse
 import pathlib
 
-import rich.console
 import rich.table
 
 from mira_jax import terminal
 from mira_jax.cli import weight_flags
-from mira_jax.errors import ExitCode, MiraInputError, plain
+from mira_jax.errors import ExitCode, MiraInputError, plain, some
+from mira_jax.models.vivit import SIZES
 from mira_jax.weights import convert, sources
+from mira_jax.weights.weights_file import compact, flatten
 
 TORCH = '.torch.safetensors'
 
 
 def add_arguments(parser: argparse.ArgumentParser):
-  """Adds the files, and what a file may not tell."""
+  """Adds the files, and facts that a file may lack."""
   parser.add_argument('source', metavar='SRC')
   parser.add_argument('destination', metavar='DST')
   parser.add_argument(
@@ -40,23 +41,27 @@ def add_arguments(parser: argparse.ArgumentParser):
     '--allow-missing',
     default='',
     metavar='PARTS',
-    help='parts that may be missing, such as head; they start anew',
+    help='parts that may be missing, such as head; they start at random',
   )
   parser.add_argument('--force', action='store_true', help='write over DST')
 
 
 def run(args: argparse.Namespace) -> int:
-  """Converts, and tells what was recognised."""
+  """Converts, and prints the model that was found."""
   path = pathlib.Path(args.destination)
-  to_torch = args.to == 'torch' or (
-    args.to is None and path.name.endswith(TORCH)
-  )
   _check_destination(args, path)
-  converted = convert.read(args.source, weight_flags.wishes(args))
-  write = convert.write_torch if to_torch else convert.write
-  write(path, converted)
-  _tell(converted)
-  terminal.say(f'{"PyTorch names" if to_torch else "weights"}: {path}')
+  converted = convert.read(args.source, weight_flags.overrides(args))
+  usual = 'torch' if path.name.endswith(TORCH) else 'mira'
+  if (args.to or usual) == 'torch':
+    convert.write_torch(path, converted)
+  else:
+    convert.write(path, converted)
+  table = rich.table.Table(show_header=False, box=None, pad_edge=False)
+  for name, text in _summary(converted).items():
+    table.add_row(name, plain(text))
+  terminal.show(table)
+  terminal.say(*(f'note: {note}' for note in converted.notes))
+  terminal.say(f'weights: {path}')
   return ExitCode.OK
 
 
@@ -65,15 +70,38 @@ def _check_destination(args: argparse.Namespace, path: pathlib.Path) -> None:
     raise MiraInputError('bad_name', path, 'end the name in .safetensors')
   source = sources.weights_path(args.source)
   if path.exists() and source.exists() and path.samefile(source):
-    raise MiraInputError('bad_name', path, 'it is what is to be converted')
+    raise MiraInputError('bad_name', path, 'it is the source')
   if path.exists() and not args.force:
     raise MiraInputError('exists', path, 'it is there already; --force')
 
 
-def _tell(converted: convert.Converted) -> None:
-  table = rich.table.Table(show_header=False, box=None, pad_edge=False)
-  for name, text in convert.summary(converted):
-    table.add_row(name, plain(text))
-  terminal.show(table)
-  for remark in converted.remarks:
-    terminal.say(f'note: {remark}')
+def _summary(converted: convert.Converted) -> dict[str, str]:
+  """The model, as rows of a name and a text."""
+  metadata = converted.metadata
+  model, names = metadata['model'], metadata['class_names']
+  mira, last = model.get('mira'), model.get('mira_last_blocks')
+  slots = model['frames'] // model['tubelet']
+  side = model['image_size'] // model['patch']
+  mode = '{mode}, {statistics}'.format(**mira) if mira else 'plain'
+  own = {n: model[n] for n in ('dim', 'depth', 'heads')}
+  size = next((n for n, x in SIZES.items() if x == own), 'of no known name')
+  rows = {
+    'source': converted.kind,
+    'size': '{0}: width {dim}, {depth} blocks, {heads} heads',
+    'clips': '{frames} frames of {image_size} pixels',
+    'tokens': f'{slots} x {side} x {side}, '
+    'each {tubelet} frames of {patch} pixels',
+    'mode': mode + (f', last {last} blocks' if last else ''),
+    'classes': f'{len(names)}: {some(names, 12)}' if names else 'none',
+  }
+  for name in ('size', 'clips', 'tokens'):
+    rows[name] = rows[name].format(size, **model)
+  if decoder := metadata.get('pretrain'):
+    text = 'width {decoder_dim}, {decoder_depth} blocks, {decoder_heads} heads'
+    rows['decoder'] = text.format(**decoder)
+  count = len(flatten(converted.variables)) - len(converted.missing)
+  rows['taken'] = f'{count} tensors'
+  for kind in ('ignored', 'missing'):
+    if tensors := getattr(converted, kind):
+      rows[kind] = f'{len(tensors)} tensors: {compact(tensors)}'
+  return rows

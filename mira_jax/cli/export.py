@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     platforms=platforms,
     dtype=args.dtype,
     force=args.force,
-    overrides=weight_flags.wishes(args),
+    overrides=weight_flags.overrides(args),
   )
   terminal.say(f'golden pair: within {difference:.1e} of the engine')
   terminal.say(f'export for {", ".join(platforms)}: {args.out}')

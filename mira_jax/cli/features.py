@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
   splits = args.splits.split(',') if args.splits else list(dataset.splits)
   path = args.workdir or args.weights
   scorer, card, told = load.load_backbone(
-    path, args.batch_size, weight_flags.wishes(args)
+    path, args.batch_size, weight_flags.overrides(args)
   )
   terminal.say(*str(told).split('\n'))
   rules, source = card['preprocessing'], sources.weights_path(path)

@@ -175,7 +175,7 @@ def _load(args: argparse.Namespace) -> predictor.Predictor:
     dtype=args.dtype,
     int8=args.int8,
     time_limit=untrusted.SECONDS,
-    **dataclasses.asdict(weight_flags.wishes(args)),
+    **dataclasses.asdict(weight_flags.overrides(args)),
   )
   for note in model.notes:
     terminal.say(f'note: {note}', error=True)

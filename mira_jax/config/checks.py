@@ -13,8 +13,8 @@ from mira_jax.config.schema import (
   datasets,
   group,
   hints,
-  short,
 )
+from mira_jax.errors import short
 from mira_jax.models import options
 
 _MOST = 10**6  # of whole numbers without a highest value
@@ -35,9 +35,7 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
     MiraInputError: names the first field that is wrong, its value and a fix.
   """
   build_tree(Config, dataclasses.asdict(cfg), 'config')
-  _check_fields(cfg)
-  if fault := options.contradiction(cfg.model):
-    raise bad_config(f'config.model.{fault[0]}', fault[1])
+  check_values(cfg)
   parts = 1 if devices is None else _check_mesh(cfg, devices)
   if cfg.data.batch_size % parts:
     hint = f'{cfg.data.batch_size} must be a multiple of {parts} devices'
@@ -60,6 +58,22 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
     raise bad_config('config.optim.final_lr', hint)
   if cfg.pretrain:
     _check_pretrain(cfg)
+
+
+def check_values(cfg: Config) -> None:
+  """Checks ranges, choices, and the options of a model against each other.
+
+  Raises:
+    MiraInputError: see `validate`.
+  """
+  _check_fields(cfg)
+  if fault := options.contradiction(cfg.model):
+    raise bad_config(f'config.model.{fault[0]}', fault[1])
+  pretrain = cfg.pretrain
+  if pretrain and pretrain.decoder_dim % pretrain.decoder_heads:
+    hint = f'{pretrain.decoder_dim} must be a multiple of decoder_heads '
+    hint += f'{pretrain.decoder_heads}'
+    raise bad_config('config.pretrain.decoder_dim', hint)
 
 
 def _check_fields(part: Any, name: str = 'config') -> None:
@@ -106,10 +120,6 @@ def _check_mesh(cfg: Config, devices: int) -> int:
 def _check_pretrain(cfg: Config) -> None:
   model, pretrain = cfg.model, cfg.pretrain
   assert pretrain is not None
-  if pretrain.decoder_dim % pretrain.decoder_heads:
-    hint = f'{pretrain.decoder_dim} must be a multiple of decoder_heads '
-    hint += f'{pretrain.decoder_heads}'
-    raise bad_config('config.pretrain.decoder_dim', hint)
   if not int(pretrain.mask_ratio * (model.image_size // model.patch) ** 2):
     hint = f'{pretrain.mask_ratio} masks no spatial position; use more'
     raise bad_config('config.pretrain.mask_ratio', hint)

@@ -15,7 +15,7 @@ import typing
 from typing import Any
 
 from mira_jax.augment.transforms import CROP_SCALES, Augment
-from mira_jax.errors import MiraInputError, nearest
+from mira_jax.errors import MiraInputError, nearest, short
 from mira_jax.kernels.dispatch import current_names
 from mira_jax.models import options
 from mira_jax.models.options import DecoderOptions, ModelOptions
@@ -280,7 +280,7 @@ def build_tree(cls: type, values: Any, name: str) -> Any:
   try:
     return cls(**built)
   except ValueError as error:
-    raise bad_config(name, short(str(error), 300)) from error
+    raise bad_config(name, str(error)[:300]) from error
 
 
 def _value(hint: Any, value: Any, name: str) -> Any:
@@ -291,14 +291,8 @@ def _value(hint: Any, value: Any, name: str) -> Any:
     return value
   if type(value) is int and float in kinds and abs(value) < 2**63:
     return float(value)
-  hint = f'{short(repr(value))} is not right: it takes {takes(hint)}'
+  hint = f'{short(value)} is not right: it takes {takes(hint)}'
   raise bad_config(name, hint)
-
-
-def short(value: Any, most: int = 80) -> str:
-  """A value for a message, cut to a length."""
-  text = value if isinstance(value, str) else repr(value)
-  return text if len(text) <= most else f'{text[:most]}...'
 
 
 def bad_config(name: str, hint: str) -> MiraInputError:

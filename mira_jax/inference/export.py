@@ -55,7 +55,7 @@ def write(
   platforms: Sequence[str] = PLATFORMS,
   dtype: str | None = None,
   force: bool = False,
-  overrides: infer_model.Wishes = infer_model.Wishes(),
+  overrides: infer_model.Overrides = infer_model.Overrides(),
 ) -> float:
   """Exports a classifier; `out` appears only after it was verified.
 

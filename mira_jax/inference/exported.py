@@ -21,7 +21,7 @@ from mira_jax import files
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.inference import scorer, untrusted
 from mira_jax.weights import weights_file
-from mira_jax.weights.metadata import check_card, parse_card
+from mira_jax.weights.metadata import check_metadata, parse_metadata
 
 Card = dict[str, Any]
 Path = str | os.PathLike[str]
@@ -231,7 +231,7 @@ def _read_card(folder: pathlib.Path) -> Card:
     raise _missing(path)
   wrong = (ValueError, LookupError, TypeError, AttributeError, OSError)
   try:
-    card = parse_card(path.read_text(encoding='utf-8'), path)
+    card = parse_metadata(path.read_text(encoding='utf-8'), path)
     version = int(card['format'].removeprefix('mira export '))
     if version <= FORMAT and card[SEAL] != seal(card):
       raise _changed(path)
@@ -244,8 +244,8 @@ def _read_card(folder: pathlib.Path) -> Card:
     _check_fields(card)
   except wrong as error:
     hint = f'its card lacks a field of an export, or has another ({error})'
-    raise checkpoint_error('bad_card', path, hint) from error
-  return check_card(card, path)
+    raise checkpoint_error('bad_metadata', path, hint) from error
+  return check_metadata(card, path)
 
 
 def _check_fields(card: Card) -> None:

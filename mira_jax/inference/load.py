@@ -24,7 +24,7 @@ Card = dict[str, Any]
 
 
 def read(
-  path: Path, overrides: infer_model.Wishes = infer_model.Wishes()
+  path: Path, overrides: infer_model.Overrides = infer_model.Overrides()
 ) -> convert.Converted:
   """Reads the weights of a finished run or of another program.
 
@@ -78,7 +78,7 @@ def make_engine(
     MiraInputError: no classifier ('no_classifier'), or tensors that don't fit
       the model ('bad_weights').
   """
-  card = found.card
+  card = found.metadata
   if card.get('pretrain') or not card['class_names']:
     raise no_classifier(path, pretraining=bool(card.get('pretrain')))
   model = build_model(card['model'] | ({'dtype': dtype} if dtype else {}))
@@ -92,7 +92,7 @@ def make_engine(
 def load_backbone(
   path: Path,
   batch_size: int = 8,
-  overrides: infer_model.Wishes = infer_model.Wishes(),
+  overrides: infer_model.Overrides = infer_model.Overrides(),
 ) -> tuple[Engine, Card, Transfer]:
   """An engine whose logits are features, of a classifier or a pre-training.
 
@@ -105,10 +105,10 @@ def load_backbone(
     The engine, the metadata, and which tensors were used.
 
   Raises:
-    MiraInputError: see `convert.card_of`, `build_model` and `transfer`.
+    MiraInputError: see `metadata_of`, `build_model` and `transfer`.
   """
   source = sources.read(path, overrides.key)
-  card, remarks = convert.card_of(source, overrides)
+  card, remarks = infer_model.metadata_of(source, overrides)
   model = build_model({**card['model'], 'num_classes': 0})
   fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(_video_shape(model)))
   variables, used = transfer(jax.device_get(fresh), source, grid=model.grid)
@@ -151,7 +151,7 @@ def _check_variables(model: ViViT, variables: PyTree, path: Path) -> None:
     expected = jax.eval_shape(model.init, jax.random.key(0), video)
   except (ValueError, TypeError, ZeroDivisionError) as cause:
     hint = f'it does not describe a model of this version ({cause})'
-    raise checkpoint_error('bad_card', path, hint) from cause
+    raise checkpoint_error('bad_metadata', path, hint) from cause
   want, have = (
     {name: leaf.shape for name, leaf in flatten(tree).items()}
     for tree in (expected, variables)

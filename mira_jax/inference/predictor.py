@@ -16,7 +16,7 @@ from mira_jax.inference import load as loading
 from mira_jax.inference.engine import Engine, Record
 from mira_jax.inference.scorer import Scorer
 from mira_jax.video import decode, footage, geometry
-from mira_jax.weights import convert, infer_model
+from mira_jax.weights import infer_model
 
 Path = str | os.PathLike[str]
 Clip = Path | np.ndarray | footage.Video
@@ -287,7 +287,7 @@ def load(
     time_limit: seconds that a call of an export may take before the process
       ends; for programs of other people.
     **overrides: what the files of another program don't say, fields of
-      `weights.infer_model.Wishes`: `heads`, `frames`, `image_size`, `mode`,
+      `weights.infer_model.Overrides`: `heads`, `frames`, `image_size`, `mode`,
       `rate`, `fit`, `class_names`, `key`, ...
 
   Returns:
@@ -298,19 +298,19 @@ def load(
     MiraInputError: a run that is not finished, files that cannot be used, or
       overrides that contradict them.
   """
-  wishes = infer_model.Wishes(**overrides)
+  known = infer_model.Overrides(**overrides)
   size = batch_size or views
   if exported.is_export(path):
     if dtype or int8:
       hint = 'an export is computed as it was exported; drop the flag'
       raise MiraInputError('bad_flag', '--dtype, --int8', hint)
     program = exported.load(path, size, time_limit)
-    convert.check_wishes(program.card, wishes, path)
+    infer_model.check_overrides(program.card, known, path)
     return Predictor(program, program.card, views=views)
-  found = loading.read(path, wishes)
-  notes = tuple(found.remarks)
-  if found.card.get('pretrain') or not found.card['class_names']:
-    engine, metadata, _ = loading.load_backbone(path, size, wishes)
+  found = loading.read(path, known)
+  notes = tuple(found.notes)
+  if found.metadata.get('pretrain') or not found.metadata['class_names']:
+    engine, metadata, _ = loading.load_backbone(path, size, known)
   else:
     engine, metadata = loading.make_engine(
       found, path, size, dtype=dtype, eight_bits=int8

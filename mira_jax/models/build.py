@@ -51,4 +51,4 @@ def _build(kind: type, fields: Mapping[str, Any]) -> Any:
     return kind(**fields)
   except (KeyError, TypeError, ValueError) as error:
     hint = f'it does not describe a model of this version ({error})'
-    raise checkpoint_error('bad_model', 'model', hint) from error
+    raise checkpoint_error('bad_metadata', 'model', hint) from error

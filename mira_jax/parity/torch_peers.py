@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.mira import MiraConfig
@@ -211,20 +210,14 @@ def _hugging_face(fields: Mapping[str, Any], state: State, vivit: bool) -> Peer:
   kind = 'Vivit' if vivit else 'VideoMAE'
   named = f'{kind}ForVideoClassification'
   config = _configuration(transformers, fields, kind)
-  config.architectures = [named]
-  with tempfile.TemporaryDirectory() as folder:
-    config.save_pretrained(folder)
-    safetensors.numpy.save_file(
-      huggingface.restore(state, vivit),
-      f'{folder}/model.safetensors',
-      metadata={'format': 'pt'},
-    )
-    module, report = getattr(transformers, named).from_pretrained(
-      folder, output_loading_info=True
-    )
-  if wrong := [*report['missing_keys'], *report['unexpected_keys']]:
-    hint = f'transformers {transformers.__version__} has other names: {wrong}'
-    raise checkpoint_error('weights_mismatch', named, hint)
+  module = getattr(transformers, named)(config).eval()
+  try:
+    restored = huggingface.restore(state, module.state_dict())
+  except KeyError as error:
+    hint = f'transformers {transformers.__version__} has other names: {error}'
+    raise checkpoint_error('weights_mismatch', named, hint) from error
+  tensors = {n: load().from_numpy(np.array(x)) for n, x in restored.items()}
+  module.load_state_dict(tensors)
   # The configuration has no field for it.
   last = module.vivit.layernorm if vivit else module.fc_norm
   last.eps = fields.get('last_norm_eps') or config.layer_norm_eps

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from mira_jax import config, files
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import MiraInputError, checkpoint_error, not_written
-from mira_jax.weights.metadata import check_card, parse_card
+from mira_jax.weights.metadata import check_metadata, parse_metadata
 from mira_jax.weights.weights_file import LAST, WEIGHTS
 
 CONFIG, METADATA, LOCK = 'config.json', 'metadata.json', '.lock'
@@ -136,7 +136,8 @@ def read_metadata(
   if not path.is_file():
     return None
   try:
-    content = check_card(parse_card(path.read_text('utf-8'), path), path)
+    content = parse_metadata(path.read_text('utf-8'), path)
+    check_metadata(content, path)
   except (OSError, ValueError):
     return None
   same = len(content['class_names']) == cfg.model.num_classes

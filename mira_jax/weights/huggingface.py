@@ -6,28 +6,25 @@ names of tensors, fields of the configuration files, what the models compute.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from mira_jax.augment.transforms import MEAN, STD
-from mira_jax.weights import settings
 from mira_jax.weights.huggingface_config import (
   CONFIG,
   NAME,
-  class_names,
+  check_tensors,
   fields,
-  hold,
 )
 from mira_jax.weights.huggingface_pixels import PROCESSORS, Pixels, pixels
+from mira_jax.weights.settings import Settings
 
 State = dict[str, np.ndarray]
 
-# One regular expression and its replacement for every kind of tensor; of those
-# that become the same name the first is the one that `restore` writes.
+# A regular expression and its replacement for every kind of tensor.
 _BLOCKS = (
   (
     r'(?:(?:videomae|vivit)\.)?(?:encoder\.layer|layers)\.(\d+)\.',
@@ -58,27 +55,8 @@ _OTHERS = (
   (r'(?:\w+\.)?embeddings\.position_embeddings', 'pos_embed'),
   (r'classifier\.', 'head.'),
 )
-# What may lie beside the tensors, and is read.
+# Files beside the tensors that are read.
 FILES = (NAME, *PROCESSORS)
-
-
-@dataclasses.dataclass(kw_only=True)
-class Understood:
-  """A model of Hugging Face as the authors' code would have it.
-
-  Attributes:
-    kind: what it is, in a few words.
-    state: tensors by the authors' names.
-    fields: of our models and their preprocessing, as far as files have them.
-    class_names: the classes in order; () where they are not named.
-    notes: what a person must know, one line each.
-  """
-
-  kind: str
-  state: State
-  fields: dict[str, Any]
-  class_names: tuple[str, ...]
-  notes: list[str]
 
 
 def is_here(state: Mapping[str, Any]) -> bool:
@@ -93,96 +71,84 @@ def knows(name: str) -> bool:
 
 def understand(
   state: Mapping[str, np.ndarray], files: Mapping[str, dict[str, Any]]
-) -> Understood:
-  """What a model is, from its tensors and the files beside them.
+) -> tuple[State, dict[str, Any], list[str]]:
+  """A model as the authors' code would have it.
 
   Args:
     state: of VideoMAEForVideoClassification, VideoMAEForPreTraining,
       VivitForVideoClassification or the backbone of one, by their names.
-    files: name -> content of those of FILES that are there.
+    files: name -> content of those of FILES that exist.
+
+  Returns:
+    Tensors by the authors' names; fields of our models, their classes and
+    preprocessing, as far as files have them; notes on assumptions.
 
   Raises:
     ValueError: a model that ours cannot be, or files of another one.
   """
   vivit = any(n.endswith('cls_token') for n in state)
-  name = 'ViViT' if vivit else 'VideoMAE'
-  config, notes = files.get(NAME, {}), []
-  known = CONFIG.used & config.keys() or not config
-  if not known:  # a file of another program, which has that name too
+  config, notes = Settings(files.get(NAME, {}), NAME), []
+  if config.values and not CONFIG.used & config.values.keys():
+    # A file of another program, which has that name too.
     notes.append(f"{NAME} beside it is not Hugging Face's: it is not read")
-    config = {}
-  notes += CONFIG.check(config, NAME)
+    config = Settings({}, NAME)
+  notes += config.check(CONFIG)
   found = fields(config, vivit)
-  if not config:
-    told = 'norm_eps {norm_eps}, gelu {gelu}'.format(**found)
-    notes.append(f'no {NAME}: taken for it is what {name} has, {told}')
-  names = class_names(config)
-  renamed, more = rename(state, config)
-  hold(config, renamed)
-  frames, told = pixels(files, vivit, found.get('image_size'))
-  if frames.fit:
-    found['fit'] = frames.fit
+  if not config.values:
+    assumed = 'norm_eps {norm_eps}, gelu {gelu}'.format(**found)
+    notes.append(f'no {NAME}: its defaults are assumed, {assumed}')
+  renamed = _rename(state, config)
+  check_tensors(config, renamed)
+  if 'head.weight' not in renamed:
+    found['class_names'] = ()
+  if 'mask_token' in state and 'encoder.norm.weight' not in renamed:
+    notes.append(
+      'its encoder has no last norm (use_mean_pooling=True), ours has one'
+    )
+  frames, fit, more = pixels(files, vivit)
   if not frames.usual:
     if 'mask_token' in state and not found['normalise_targets']:
       why = 'with pixels that are scaled otherwise only True is'
-      raise settings.refused(NAME, 'norm_pix_loss', False, why)
+      raise config.refused('norm_pix_loss', why)
     _fold_pixels(renamed, frames)
-    told.append(
-      'its pixels are scaled otherwise: the first layer is rewritten for ours'
-    )
-  return Understood(
-    kind=f"Hugging Face's {name}" + (f', no {NAME}' if not config else ''),
-    state=renamed,
-    fields=found,
-    class_names=names if 'head.weight' in renamed else (),
-    notes=[*notes, *more, *told],
-  )
+    more.append('other pixels: the first layer is rewritten for ours')
+  return renamed, found | ({'fit': fit} if fit else {}), notes + more
 
 
-def rename(
-  state: Mapping[str, np.ndarray], config: Mapping[str, Any]
-) -> tuple[State, list[str]]:
-  """The tensors as the authors' code has them, and what a person must know.
+def _rename(state: Mapping[str, np.ndarray], config: Settings) -> State:
+  """The tensors as the authors' code has them.
 
   Raises:
     ValueError: a model that ours cannot be.
   """
   vivit = any(n.endswith('cls_token') for n in state)
-  pretraining = 'mask_token' in state
-  has = {name.partition('.')[0] for name in state}
-  mean = settings.flag(config, 'use_mean_pooling', NAME, 'fc_norm' in has)
-  if 'classifier' in has and not vivit and not (mean and 'fc_norm' in has):
+  parts = {name.partition('.')[0] for name in state}
+  mean = config.flag('use_mean_pooling', 'fc_norm' in parts)
+  if 'classifier' in parts and not vivit and not (mean and 'fc_norm' in parts):
     hint = 'it classifies by its first token (use_mean_pooling=False)'
     raise ValueError(f'{hint}, which is a token of the video, not of a class')
-  # The last norm: of the class token, of the tokens of a pre-training.
-  norm = 'fc_norm.' if vivit else 'norm.'
-  notes: list[str] = []
-  # Nothing that classifies reads a pooler.
-  kept = {n: x for n, x in state.items() if 'pooler.' not in n}
-  renamed = _join_attention(_by_new_names(kept, norm), notes, config)
-  if pretraining:
+  old: dict[str, str] = {}
+  for name in state:
+    if 'pooler.' in name:  # which no classifier reads
+      continue
+    # The last norm is of the class token, or of the tokens of a pre-training.
+    new = _new_name(name, 'fc_norm.' if vivit else 'norm.')
+    if (first := old.setdefault(new, name)) != name:
+      raise ValueError(f'{first} and {name} are the same tensor of the model')
+  biases = config.flag('qkv_bias', config.flag('qv_bias', True))
+  renamed = _join_attention({new: state[n] for new, n in old.items()}, biases)
+  if 'mask_token' in state:
     encoder = ('patch_embed.', 'blocks.', 'norm.')
     renamed = {
       f'encoder.{n}' if n.startswith(encoder) else n: x
       for n, x in renamed.items()
     }
-    if 'encoder.norm.weight' not in renamed:
-      notes.append(
-        'its encoder has no last norm (use_mean_pooling=True), ours has one'
-      )
-  if vivit:
-    _fold_class_position(renamed)
-  return renamed, notes
-
-
-def _by_new_names(state: Mapping[str, np.ndarray], norm: str) -> State:
-  """Renames tensors; two of one name are a model within another, or worse."""
-  old: dict[str, str] = {}
-  for name in state:
-    first = old.setdefault(_new_name(name, norm), name)
-    if first != name:
-      raise ValueError(f'{first} and {name} are the same tensor of the model')
-  return {new: state[name] for new, name in old.items()}
+  positions = renamed.get('pos_embed')
+  if vivit and positions is not None and positions.ndim == 3:
+    # Its class token has a position, ours has none: the sum of both is ours.
+    renamed['cls_token'] = renamed['cls_token'] + positions[:, :1]
+    renamed['pos_embed'] = positions[:, 1:]
+  return renamed
 
 
 def _new_name(name: str, norm: str) -> str:
@@ -198,50 +164,33 @@ def _new_name(name: str, norm: str) -> str:
   return name
 
 
-def _join_attention(
-  state: Mapping[str, np.ndarray],
-  notes: list[str],
-  config: Mapping[str, Any],
-) -> State:
+_JOINED = re.compile(r'(.*\.attn\.)(query|key|value)\.(weight|bias)')
+_KINDS = ('query', 'key', 'value')
+
+
+def _join_attention(state: State, biases: bool) -> State:
   """Queries, keys and values of every block in one tensor; keys lose a bias.
 
   A bias of the keys adds the same to all logits of a query, and cancels.
   """
   joined: State = {}
-  dropped = 0
-  biases = settings.flag(config, 'qv_bias', NAME, True)
-  biases = settings.flag(config, 'qkv_bias', NAME, biases)
   for name, array in state.items():
-    match = re.fullmatch(r'(.*\.attn\.)(query|key|value)\.(\w+)', name)
+    match = _JOINED.fullmatch(name)
+    prefix, kind, what = match.groups() if match else ('', '', '')
     if not match:
       joined[name] = array
-      continue
-    prefix, kind, what = match.groups()
-    if what == 'bias':
-      if kind == 'key':
-        dropped += 1
-      else:
-        joined[f'{prefix}{kind[0]}_bias'] = array
-    elif kind == 'query':
-      parts = [f'{prefix}{n}.weight' for n in ('query', 'key', 'value')]
-      if all(p in state for p in parts):
+    elif what == 'bias' and kind != 'key':
+      joined[f'{prefix}{kind[0]}_bias'] = array
+    elif what == 'weight' and kind == 'query':
+      parts = [f'{prefix}{n}.weight' for n in _KINDS]
+      if all(part in state for part in parts):
         joined[f'{prefix}qkv.weight'] = np.concatenate(
-          [state[p] for p in parts]
+          [state[part] for part in parts]
         )
       if not biases:
-        zeros = np.zeros(len(array), array.dtype)
+        zeros = np.zeros(array.shape[:1], array.dtype)
         joined |= {f'{prefix}{n}_bias': zeros for n in 'qv'}
-  if dropped:
-    notes.append(f'{dropped} biases of keys are left out: they cancel')
   return joined
-
-
-def _fold_class_position(state: State) -> None:
-  """Its class token has a position, ours has none: the sum of both is ours."""
-  positions = state.get('pos_embed')
-  if positions is not None and positions.ndim == 3 and positions.shape[1] > 1:
-    state['cls_token'] = state['cls_token'] + positions[:, :1]
-    state['pos_embed'] = positions[:, 1:]
 
 
 def _fold_pixels(state: State, pixels: Pixels) -> None:
@@ -253,7 +202,7 @@ def _fold_pixels(state: State, pixels: Pixels) -> None:
   names = [f'{prefix}patch_embed.proj.{n}' for n in ('weight', 'bias')]
   kernel, bias = map(state.get, names)
   if kernel is None or bias is None or kernel.ndim != 5 or kernel.shape[1] != 3:
-    return  # what is wrong with them is said later
+    return  # an error names them later
   exact = kernel.astype(np.float64)
   scale, offset, mean, std = (
     np.reshape(x, (1, 3, 1, 1, 1))
@@ -264,61 +213,31 @@ def _fold_pixels(state: State, pixels: Pixels) -> None:
   state[names[1]] = (bias + shift).astype(bias.dtype)
 
 
-# ----- the other way ----------------------------------------------------------
-
-
-def restore(state: Mapping[str, np.ndarray], vivit: bool) -> State:
-  """The tensors of a classifier by Hugging Face's names.
+def restore(state: Mapping[str, np.ndarray], names: Iterable[str]) -> State:
+  """The tensors of a classifier by Hugging Face's names: the way back.
 
   Args:
-    state: by the authors' names. Where ours has no tensor (biases of keys, the
-      position of the class token), theirs is 0.
-    vivit: of VivitForVideoClassification, else VideoMAEForVideoClassification;
-      its first layer takes our pixels.
+    state: by the authors' names; for our pixels. Where it has no tensor (biases
+      of keys, the position of the class token), theirs is 0.
+    names: of the state dict of their model.
+
+  Raises:
+    KeyError: a name of theirs that ours lacks.
   """
-  root = 'vivit.' if vivit else 'videomae.'
-  norm = f'{root}layernorm.' if vivit else 'fc_norm.'
-  embed = f'{root}embeddings.patch_embeddings.projection.'
-  prefixes = {
-    'patch_embed.proj.': embed,
-    'fc_norm.': norm,
-    'head.': 'classifier.',
-  }
   found: State = {}
-  for name, array in state.items():
-    if match := re.match(r'blocks\.(\d+)\.', name):
-      block = f'{root}encoder.layer.{match[1]}.'
-      found |= _restore_block(block, name[match.end() :], array, vivit)
-      continue
-    for ours, theirs in prefixes.items():
-      if name.startswith(ours):
-        found[theirs + name.removeprefix(ours)] = array
-  if vivit:
-    cls, positions = state['cls_token'], state['pos_embed']
-    found[f'{root}embeddings.cls_token'] = cls
-    found[f'{root}embeddings.position_embeddings'] = np.concatenate(
-      [np.zeros_like(positions[:, :1]), positions], axis=1
-    )
+  for name in names:
+    own = _new_name(name, 'fc_norm.')
+    match = _JOINED.fullmatch(own)
+    prefix, kind, what = match.groups() if match else ('', '', '')
+    if what == 'weight':
+      qkv = state[f'{prefix}qkv.weight']
+      found[name] = np.split(qkv, 3)[_KINDS.index(kind)]
+    elif what == 'bias' and kind == 'key':
+      found[name] = np.zeros_like(state[f'{prefix}q_bias'])
+    elif what == 'bias':
+      found[name] = state[f'{prefix}{kind[0]}_bias']
+    elif own == 'pos_embed':
+      found[name] = np.pad(state[own], ((0, 0), (1, 0), (0, 0)))
+    else:
+      found[name] = state[own]
   return found
-
-
-def _restore_block(
-  block: str, name: str, array: np.ndarray, vivit: bool
-) -> State:
-  inner = f'{block}attention.attention.'
-  kinds = ('query', 'key', 'value')
-  if name == 'attn.qkv.weight':
-    parts = np.split(array, 3)
-    return {f'{inner}{k}.weight': x for k, x in zip(kinds, parts, strict=True)}
-  if name in ('attn.q_bias', 'attn.v_bias'):
-    if not vivit:
-      return {inner + name.removeprefix('attn.'): array}
-    kind = 'query' if name == 'attn.q_bias' else 'value'
-    zeros = {f'{inner}key.bias': np.zeros_like(array)}
-    return {f'{inner}{kind}.bias': array, **zeros}
-  for pattern, short in _PARTS:
-    if name.startswith(short) and short != 'attn.':
-      return {
-        block + pattern.replace('\\', '') + name.removeprefix(short): array
-      }
-  raise ValueError(f'{name} has no name there')

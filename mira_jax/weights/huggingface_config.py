@@ -1,4 +1,4 @@
-"""What the config.json of Hugging Face's VideoMAE and ViViT says of a model."""
+"""The config.json of Hugging Face's VideoMAE and ViViT."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax.weights import settings
+from mira_jax.weights.settings import Settings, Table
 
 NAME = 'config.json'
 _GELU = {
@@ -21,8 +21,8 @@ _GELU = {
   'gelu_pytorch_tanh': 'tanh',
 }
 # Every field of VideoMAEConfig, VivitConfig and what all configurations have.
-# Some of those used are held against the tensors, which say it too.
-CONFIG = settings.table(
+# Some of those used are only compared with the tensors, which show them too.
+CONFIG = Table(
   used="""
     model_type hidden_size num_hidden_layers num_attention_heads head_dim
     intermediate_size hidden_act layer_norm_eps qv_bias qkv_bias
@@ -41,10 +41,9 @@ CONFIG = settings.table(
     'add_cross_attention': (False,),
     'cross_attention_hidden_size': (None,),
   },
-  # Of training, of text, or of how it is stored, computed and returned. Of
-  # inference dropout and the first values of weights say nothing; our models
-  # have no dropout to fine-tune with.
-  without_meaning="""
+  # Of training, of text, or of how it is stored, computed and returned. Our
+  # models have no dropout to fine-tune with.
+  without_effect="""
     hidden_dropout_prob attention_probs_dropout_prob initializer_range
     pooler_output_size pooler_act label2id architectures transformers_version
     _name_or_path dtype torch_dtype torchscript use_bfloat16 tf_legacy_loss
@@ -64,90 +63,77 @@ CONFIG = settings.table(
 )
 
 
-def fields(config: Mapping[str, Any], vivit: bool) -> dict[str, Any]:
-  """The fields of our model, and of its decoder, that a config.json says.
+def fields(config: Settings, vivit: bool) -> dict[str, Any]:
+  """The fields of our model, its decoder and preprocessing in a config.json.
 
   Raises:
     ValueError: it describes a model that ours cannot be.
   """
-  kind, here = config.get('model_type'), 'vivit' if vivit else 'videomae'
-  if kind not in (None, here):
-    raise settings.refused(NAME, 'model_type', kind, f'{here!r} is')
-  gelu = config.get('hidden_act', 'gelu_fast' if vivit else 'gelu')
+  config.choice('model_type', ('vivit' if vivit else 'videomae',))
+  gelu = config.values.get('hidden_act', 'gelu_fast' if vivit else 'gelu')
   if not isinstance(gelu, str) or gelu not in _GELU:
-    why = f'only {", ".join(_GELU)} are'
-    raise settings.refused(NAME, 'hidden_act', gelu, why)
-  eps = settings.number(config, 'layer_norm_eps', NAME)
+    raise config.refused('hidden_act', f'only {", ".join(_GELU)} are')
   known = {
-    name: settings.whole(config, theirs, NAME)
-    for name, theirs in (
-      ('heads', 'num_attention_heads'),
-      ('frames', 'num_frames'),
-      ('decoder_heads', 'decoder_num_attention_heads'),
-    )
-  } | {'image_size': settings.side(config, 'image_size', NAME)}
+    'heads': config.whole('num_attention_heads'),
+    'frames': config.whole('num_frames'),
+    'decoder_heads': config.whole('decoder_num_attention_heads'),
+    'image_size': config.side('image_size'),
+  }
   return {n: x for n, x in known.items() if x is not None} | {
     'gelu': _GELU[gelu],
-    'norm_eps': eps or (1e-6 if vivit else 1e-12),
+    'norm_eps': config.number('layer_norm_eps') or (1e-6 if vivit else 1e-12),
     # VideoMAE's last one is as PyTorch makes it.
     'last_norm_eps': None if vivit else 1e-5,
-    'normalise_targets': settings.flag(config, 'norm_pix_loss', NAME, True),
+    'normalise_targets': config.flag('norm_pix_loss', True),
+    'class_names': _class_names(config),
   }
 
 
-def class_names(config: Mapping[str, Any]) -> tuple[str, ...]:
-  """The classes of a config.json in their order; () where it names none.
-
-  Raises:
-    ValueError: what it has is no map of numbers from 0 on to names.
-  """
-  labels = config.get('id2label')
+def _class_names(config: Settings) -> tuple[str, ...]:
+  """The classes in their order; () where none are named."""
+  labels = config.values.get('id2label')
   if labels is None:
     return ()
   try:
-    rows = {int(i): str(name) for i, name in labels.items()}
+    rows = {int(i): str(name).strip() for i, name in labels.items()}
   except (AttributeError, ValueError, TypeError):
-    rows = None
-  if rows is None or sorted(rows) != list(range(len(rows))):
+    rows = {-1: ''}
+  if sorted(rows) != list(range(len(rows))):
     why = 'only a map of numbers from 0 on to names is'
-    raise settings.refused(NAME, 'id2label', labels, why)
+    raise config.refused('id2label', why)
   return tuple(rows[i] for i in range(len(rows)))
 
 
-def hold(config: Mapping[str, Any], state: Mapping[str, np.ndarray]) -> None:
+def check_tensors(config: Settings, state: Mapping[str, np.ndarray]) -> None:
   """Raises ValueError where a config.json and the tensors contradict."""
   prefix = 'encoder.' if 'mask_token' in state else ''
-  widths = {
-    'hidden_size': f'{prefix}patch_embed.proj.weight',
-    'intermediate_size': f'{prefix}blocks.0.mlp.fc1.weight',
-    'num_labels': 'head.weight',
-    'decoder_hidden_size': 'encoder_to_decoder.weight',
-    'decoder_intermediate_size': 'decoder.blocks.0.mlp.fc1.weight',
-  }
-  found = {n: len(state[own]) for n, own in widths.items() if own in state}
+  found: dict[str, list[Any]] = {}  # the values that agree with the tensors
+  for name, own in (
+    ('hidden_size', f'{prefix}patch_embed.proj.weight'),
+    ('intermediate_size', f'{prefix}blocks.0.mlp.fc1.weight'),
+    ('num_labels', 'head.weight'),
+    ('decoder_hidden_size', 'encoder_to_decoder.weight'),
+    ('decoder_intermediate_size', 'decoder.blocks.0.mlp.fc1.weight'),
+  ):
+    if own in state and state[own].ndim:
+      found[name] = [len(state[own])]
   for name, own in (
     ('num_hidden_layers', f'{prefix}blocks'),
     ('decoder_num_hidden_layers', 'decoder.blocks'),
   ):
     parts = (re.match(rf'{own}\.(\d+)\.', n) for n in state)
     if numbers := {part[1] for part in parts if part}:
-      found[name] = len(numbers)
-  said = {n: settings.whole(config, n, NAME) for n in found}
-  heads = settings.whole(config, 'num_attention_heads', NAME)
+      found[name] = [len(numbers)]
+  heads = config.whole('num_attention_heads')
   if heads and 'hidden_size' in found:
-    found['head_dim'] = found['hidden_size'] // heads
-    said['head_dim'] = settings.whole(config, 'head_dim', NAME)
-  kernel = state.get(widths['hidden_size'])
+    found['head_dim'] = [found['hidden_size'][0] // heads]
+  kernel = state.get(f'{prefix}patch_embed.proj.weight')
   if kernel is not None and kernel.ndim == 5:
-    found |= {'patch_size': kernel.shape[3], 'tubelet_size': kernel.shape[2]}
-    said['patch_size'] = settings.side(config, 'patch_size', NAME)
-    tubelet = config.get('tubelet_size')
-    if isinstance(tubelet, (list, tuple)):
-      said['tubelet_size'] = list(tubelet)
-      found['tubelet_size'] = list(kernel.shape[2:])
-    else:
-      said['tubelet_size'] = settings.whole(config, 'tubelet_size', NAME)
-  for name, value in found.items():
-    if said[name] not in (None, value):
-      why = f'its tensors have {value}, and nothing else is'
-      raise settings.refused(NAME, name, said[name], why)
+    tubelet, height, width = kernel.shape[2:]
+    found['patch_size'] = [height, [height, width]]
+    found['tubelet_size'] = [tubelet, [tubelet, height, width]]
+  for name, values in found.items():
+    value = config.values.get(name)
+    value = list(value) if isinstance(value, tuple) else value
+    if value is not None and value not in values:
+      raise config.refused(name, f'its tensors have {values[0]}, only that is')

@@ -1,10 +1,8 @@
-"""Weights in eight bits: half the memory of bfloat16, a quarter of float32.
+"""Kernels in eight bits: half the memory of bfloat16, a quarter of float32.
 
-Every kernel becomes whole numbers from -127 to 127 and a factor for each of its
-outputs, so that the largest weight of an output is kept. What is computed with
-them is what it was: they are restored where they are used (weight-only,
-symmetric, per output channel; as in Dettmers et al., arXiv 2208.07339, without
-their outliers).
+Weight-only, symmetric and per output channel, as in Dettmers et al.
+(arXiv 2208.07339) without their outliers: a kernel is held as whole numbers
+from -127 to 127 with a factor for each output, and restored where it is used.
 """
 
 from __future__ import annotations
@@ -46,7 +44,10 @@ def quantise(variables: PyTree) -> PyTree:
     axes = param_names.kernel_axes(name, leaf.ndim)
     if axes is None or param_names.is_head(name):
       return leaf
-    return _quantise(jnp.asarray(leaf, jnp.float32), axes[0])
+    kernel = jnp.asarray(leaf, jnp.float32)
+    largest = jnp.abs(kernel).max(axes[0], keepdims=True)
+    factors = jnp.where(largest > 0, largest / 127, 1)
+    return Int8(jnp.round(kernel / factors).astype(jnp.int8), factors)
 
   return jax.tree_util.tree_map_with_path(change, variables)
 
@@ -58,9 +59,3 @@ def restore(variables: PyTree) -> PyTree:
     variables,
     is_leaf=lambda x: isinstance(x, Int8),
   )
-
-
-def _quantise(kernel: Array, axes: tuple[int, ...]) -> Int8:
-  largest = jnp.abs(kernel).max(axes, keepdims=True)
-  factors = jnp.where(largest > 0, largest / 127, 1)
-  return Int8(jnp.round(kernel / factors).astype(jnp.int8), factors)

@@ -1,9 +1,9 @@
 """Pickles as trees of dicts, lists, tuples and numbers, without running them.
 
 A pickle is a program: it names functions and classes and calls them. This
-interpreter of its opcodes has nothing to call but the functions that its caller
-lists. Any other name, whatever a pickle does with it, is an `Inert`, so that a
-file can be read for its tensors although it holds other things beside them.
+interpreter of its opcodes passes every call to one function of its caller,
+which answers the few names that it knows. Any other name is an `Inert`, so that
+a file can be read for its tensors, whatever else is in it.
 
 Time and memory are bounded by the bytes of the pickle and `MAX_OPCODES`, and
 the tree by `MAX_NODES` and `MAX_DEPTH`: it is safe to walk, print and compare.
@@ -12,12 +12,12 @@ the tree by `MAX_NODES` and `MAX_DEPTH`: it is safe to walk, print and compare.
 from __future__ import annotations
 
 import pickletools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from typing import Any
 
-from mira_jax.errors import MiraInputError
+from mira_jax.errors import MiraInputError, short
 
-# The largest checkpoints of training that are known take some 100,000 opcodes.
+# The largest known checkpoints take some 100,000 opcodes.
 MAX_OPCODES = 2**22
 MAX_NODES = 2**22  # of the tree; one that hangs in many places counts each time
 MAX_DEPTH = 100
@@ -30,10 +30,10 @@ class RefusedError(ValueError):
 
 
 class Inert(dict):
-  """Stands for a name that is not known, or for what it would have made.
+  """Stands for an unknown name, or for what it would have made.
 
   It has the items that the pickle puts into it, as an object of a subclass of
-  dict has; nothing else that the pickle says of it is kept.
+  dict has, and no other state.
 
   Attributes:
     name: the global, such as 'numpy.dtype'.
@@ -50,40 +50,29 @@ class Inert(dict):
     self.name = name
 
   def __repr__(self) -> str:
-    return f'<{show(self.name)}>'
+    return f'<{self.name[:99]}>'
 
 
-class Namespace:
-  """Stands for an `argparse.Namespace`, whose fields are in `values`."""
+class Namespace(dict):
+  """The fields of an `argparse.Namespace`."""
 
-  __slots__ = ('values',)
+  __slots__ = ()
   NAMES = ('argparse.Namespace', 'types.SimpleNamespace')
 
-  def __init__(self):
-    self.values: dict[str, Any] = {}
+
+Call = Callable[[Inert, tuple[Any, ...]], Any]
 
 
-def show(name: str) -> str:
-  """A name out of a file as it can be printed: ASCII, not too long."""
-  return name[:99].encode('unicode_escape').decode()
-
-
-def load(
-  data: bytes,
-  calls: Mapping[str, Callable[..., Any]],
-  unknown: Callable[[Inert, tuple[Any, ...]], Any],
-  persistent: Callable[[Any], Any],
-) -> Any:
-  """What a pickle describes.
+def load(data: bytes, call: Call, persistent: Callable[[Any], Any]) -> Any:
+  """The tree of a pickle.
 
   Sets are lists, and objects of subclasses of dict are `Inert` dicts. Keys that
-  are no text or number, and numbers of more digits than any has, are `Inert`.
+  are no text or number, and numbers of absurdly many digits, are `Inert`.
 
   Args:
-    data: the pickle, of any protocol.
-    calls: by 'module.name', what answers a call; arguments can be anything.
-    unknown: answers calls of all other names, as `calls` would: with an object
-      of its own or with an `Inert`.
+    data: the pickle, of protocol 1 or newer.
+    call: answers calls of all names but a Namespace's; arguments can be
+      anything.
     persistent: answers a persistent id.
 
   Raises:
@@ -91,26 +80,33 @@ def load(
     ValueError: it is damaged.
     MiraInputError: as the functions that are given raise it.
   """
-  machine = _Machine(calls, unknown, persistent)
+  machine = _Machine(call, persistent)
   try:
-    tree = machine.run(data)
+    for opcode, arg, _ in pickletools.genops(data):
+      machine.spend(1)
+      if opcode.name in _PUSHED:
+        value = _PUSHED[opcode.name](machine, arg)
+        machine.stack.append(value)  # of the stack after it
+      else:
+        _OTHERS[opcode.name](machine, arg)
+    tree = machine.stack.pop()
   except (MiraInputError, RefusedError):
     raise
   # Whatever damaged bytes make of the stack and of arguments.
   except Exception as error:
-    raise ValueError(f'{type(error).__name__}: {show(str(error))}') from error
+    raise ValueError(f'{type(error).__name__}: {short(str(error))}') from error
   _check_tree(tree)
   return tree
 
 
 def _check_tree(tree: Any) -> None:
-  """That to walk all of a tree takes an end, and no deep recursion."""
+  """Checks that walking a tree ends, without deep recursion."""
   seen, levels = 0, [iter((tree,))]
   while levels:
     for node in levels[-1]:
       seen += 1
-      if isinstance(node, (list, tuple, dict, Namespace)) and _children(node):
-        levels.append(iter(_children(node)))
+      if isinstance(node, (list, tuple, dict)) and node:
+        levels.append(iter(node.values() if isinstance(node, dict) else node))
         break
     else:
       levels.pop()
@@ -118,14 +114,14 @@ def _check_tree(tree: Any) -> None:
       raise RefusedError('its lists are within each other without an end')
 
 
-def _children(node: Any) -> Iterable[Any]:
-  if isinstance(node, Namespace):
-    return node.values.values()
-  return node.values() if isinstance(node, dict) else node
+def _literal(value: Any) -> Any:
+  if type(value) is int and value.bit_length() > _MAX_BITS:
+    return Inert('a number of many digits')
+  return bytes(value) if isinstance(value, bytearray) else value
 
 
 def _key(key: Any) -> Any:
-  """A key of which the hash takes no time, and cannot be chosen to collide."""
+  """A key with a hash that is quick and cannot be chosen to collide."""
   if type(key) is int and key.bit_length() <= 60:
     return key
   if type(key) in (str, bytes) and len(key) <= _MAX_NAME:
@@ -137,59 +133,41 @@ def _key(key: Any) -> Any:
 
 def _pairs(items: list[Any]) -> dict[Any, Any]:
   """The dict of a flat list of keys and values."""
-  return {
-    _key(key): value for key, value in zip(items[::2], items[1::2], strict=True)
-  }
+  pairs = zip(items[::2], items[1::2], strict=True)
+  return {_key(key): value for key, value in pairs}
 
 
 class _Machine:
   """The stack, the marks and the memo of a pickle."""
 
-  def __init__(
-    self,
-    calls: Mapping[str, Callable[..., Any]],
-    unknown: Callable[[Inert, tuple[Any, ...]], Any],
-    persistent: Callable[[Any], Any],
-  ):
-    self.calls, self.unknown, self.persistent = calls, unknown, persistent
+  def __init__(self, call: Call, persistent: Callable[[Any], Any]):
+    self.answer, self.persistent = call, persistent
     self.stack: list[Any] = []
-    self.marked: list[list[Any]] = []  # what was the stack before each mark
+    self.marked: list[list[Any]] = []  # the stack before each mark
     self.memo: dict[int, Any] = {}
     self.steps = 0
-
-  def run(self, data: bytes) -> Any:
-    """Follows all opcodes; returns what is on top of the stack at their end."""
-    for opcode, arg, _ in pickletools.genops(data):
-      self.spend(1)
-      if opcode.name in _LITERALS:
-        self.push(_literal(arg))
-      else:
-        _STEPS[opcode.name](self, arg)
-    return self.stack.pop()
 
   def spend(self, steps: int) -> None:
     self.steps += steps
     if self.steps > MAX_OPCODES:
       raise RefusedError(f'its pickle takes over {MAX_OPCODES} steps')
 
-  def push(self, value: Any) -> None:
-    self.stack.append(value)
-
   def pop(self, count: int) -> list[Any]:
     """The topmost values, in their order."""
     if len(self.stack) < count:
       raise IndexError('the stack is empty')
-    values = self.stack[len(self.stack) - count :]
-    del self.stack[len(self.stack) - count :]
-    return values
-
-  def pop_mark(self) -> list[Any]:
-    values, self.stack = self.stack, self.marked.pop()
+    start = len(self.stack) - count
+    values = self.stack[start:]
+    del self.stack[start:]
     return values
 
   def mark(self) -> None:
     self.marked.append(self.stack)
     self.stack = []
+
+  def pop_mark(self) -> list[Any]:
+    values, self.stack = self.stack, self.marked.pop()
+    return values
 
   def discard(self) -> None:
     if self.stack:
@@ -197,12 +175,12 @@ class _Machine:
     else:
       self.pop_mark()
 
-  def name(self) -> None:
+  def name(self) -> Inert:
     module, name = self.pop(2)
-    # Numbers and tuples would be printed, which may take an eternity.
+    # Printing numbers and tuples may take forever.
     if not isinstance(module, str) or not isinstance(name, str):
       raise TypeError('a name is no text')
-    self.push(Inert(f'{module[:_MAX_NAME]}.{name[:_MAX_NAME]}'))
+    return Inert(f'{module[:_MAX_NAME]}.{name[:_MAX_NAME]}')
 
   def call(self, function: Any, args: Any) -> Any:
     """What a name makes of arguments; see `load`."""
@@ -213,24 +191,7 @@ class _Machine:
       return Namespace()
     if function.name in ('copyreg._reconstructor', 'copy_reg._reconstructor'):
       return self.call(args[0], ())
-    if function.name in self.calls:
-      return self.calls[function.name](*args)
-    return self.unknown(function, args)
-
-  def reduce(self) -> None:
-    self.push(self.call(*self.pop(2)))
-
-  def reduce_with_keywords(self) -> None:
-    function, args, _ = self.pop(3)
-    self.push(self.call(function, args))
-
-  def call_marked(self) -> None:
-    function, *args = self.pop_mark()
-    self.push(self.call(function, tuple(args)))
-
-  def call_named(self, name: str) -> None:
-    args = self.pop_mark()
-    self.push(self.call(Inert(name), tuple(args)))
+    return self.answer(function, args)
 
   def set_state(self) -> None:
     """Keeps the fields of a `Namespace`, and no other state."""
@@ -240,91 +201,69 @@ class _Machine:
       if isinstance(state, tuple):  # fields, and those that are slots
         state = state[0] or {}
       self.spend(len(state))
-      target.values |= {k: v for k, v in state.items() if isinstance(k, str)}
+      target |= {k: v for k, v in state.items() if isinstance(k, str)}
     elif not isinstance(target, (dict, list)):
-      kind = type(target).__name__.strip('_').lower()
-      raise RefusedError(f'it gives a state to a {kind}, which has none')
+      raise RefusedError('it gives a state to a tensor or a tuple')
 
   def extend(self, values: list[Any]) -> None:
     target = self.stack[-1]
     if isinstance(target, list):
       target.extend(values)
-    elif not isinstance(target, (Inert, Namespace)):
+    elif not isinstance(target, Inert):
       raise TypeError(f'a {type(target).__name__} is no list')
 
   def update(self, items: list[Any]) -> None:
-    target = self.stack[-1]
-    if isinstance(target, dict):
-      target.update(_pairs(items))
-    elif not isinstance(target, Namespace):
-      raise TypeError(f'a {type(target).__name__} is no dict')
+    self.stack[-1].update(_pairs(items))
 
 
-def _literal(value: Any) -> Any:
-  if type(value) is int and value.bit_length() > _MAX_BITS:
-    return Inert('a number of many digits')
-  return bytes(value) if isinstance(value, bytearray) else value
-
-
-_LITERALS = frozenset(
-  (
-    *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4'),
-    *('FLOAT', 'BINFLOAT', 'STRING', 'BINSTRING', 'SHORT_BINSTRING'),
-    *('BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8', 'UNICODE'),
-    *('BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'),
-  )
+_LITERALS = (
+  *('INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4'),
+  *('FLOAT', 'BINFLOAT', 'STRING', 'BINSTRING', 'SHORT_BINSTRING'),
+  *('BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8', 'BYTEARRAY8', 'UNICODE'),
+  *('BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8'),
 )
-
-
-def _push(make: Callable[[_Machine], Any]) -> Callable[[_Machine, Any], None]:
-  """The step that pushes what `make` gets out of a machine."""
-  return lambda machine, _: machine.push(make(machine))
-
-
-_STEPS: dict[str, Callable[[_Machine, Any], Any]] = {
-  'PROTO': lambda m, _: None,
-  'FRAME': lambda m, _: None,
-  'STOP': lambda m, _: None,
-  'NONE': _push(lambda m: None),
-  'NEWTRUE': _push(lambda m: True),
-  'NEWFALSE': _push(lambda m: False),
-  'EMPTY_DICT': _push(lambda m: {}),
-  'EMPTY_LIST': _push(lambda m: []),
-  'EMPTY_SET': _push(lambda m: []),
-  'EMPTY_TUPLE': _push(lambda m: ()),
-  'TUPLE1': _push(lambda m: tuple(m.pop(1))),
-  'TUPLE2': _push(lambda m: tuple(m.pop(2))),
-  'TUPLE3': _push(lambda m: tuple(m.pop(3))),
-  'TUPLE': lambda m, _: m.push(tuple(m.pop_mark())),
-  'LIST': lambda m, _: m.push(m.pop_mark()),
-  'FROZENSET': lambda m, _: m.push(m.pop_mark()),
-  'DICT': lambda m, _: m.push(_pairs(m.pop_mark())),
+# What an opcode pushes, from the machine and its argument.
+_PUSHED: dict[str, Callable[[_Machine, Any], Any]] = {
+  **dict.fromkeys(_LITERALS, lambda m, value: _literal(value)),
+  **dict.fromkeys(
+    ('GET', 'BINGET', 'LONG_BINGET'), lambda m, place: m.memo[place]
+  ),
+  'NONE': lambda m, _: None,
+  'NEWTRUE': lambda m, _: True,
+  'NEWFALSE': lambda m, _: False,
+  'EMPTY_DICT': lambda m, _: {},
+  'EMPTY_LIST': lambda m, _: [],
+  'EMPTY_SET': lambda m, _: [],
+  'EMPTY_TUPLE': lambda m, _: (),
+  'TUPLE1': lambda m, _: tuple(m.pop(1)),
+  'TUPLE2': lambda m, _: tuple(m.pop(2)),
+  'TUPLE3': lambda m, _: tuple(m.pop(3)),
+  'TUPLE': lambda m, _: tuple(m.pop_mark()),
+  'LIST': lambda m, _: m.pop_mark(),
+  'FROZENSET': lambda m, _: m.pop_mark(),
+  'DICT': lambda m, _: _pairs(m.pop_mark()),
+  'DUP': lambda m, _: m.stack[-1],
+  'GLOBAL': lambda m, name: Inert(name.replace(' ', '.', 1)),
+  'STACK_GLOBAL': lambda m, _: m.name(),
+  'REDUCE': lambda m, _: m.call(*m.pop(2)),
+  'NEWOBJ': lambda m, _: m.call(*m.pop(2)),
+  'NEWOBJ_EX': lambda m, _: m.call(*m.pop(3)[:2]),
+  'BINPERSID': lambda m, _: m.persistent(m.pop(1)[0]),
+}
+_OTHERS: dict[str, Callable[[_Machine, Any], Any]] = {
+  **dict.fromkeys(('PROTO', 'FRAME', 'STOP'), lambda m, _: None),
+  **dict.fromkeys(
+    ('PUT', 'BINPUT', 'LONG_BINPUT'),
+    lambda m, place: m.memo.update({place: m.stack[-1]}),
+  ),
   'MARK': lambda m, _: m.mark(),
   'POP': lambda m, _: m.discard(),
   'POP_MARK': lambda m, _: m.pop_mark(),
-  'DUP': _push(lambda m: m.stack[-1]),
   'APPEND': lambda m, _: m.extend(m.pop(1)),
   'APPENDS': lambda m, _: m.extend(m.pop_mark()),
   'ADDITEMS': lambda m, _: m.extend(m.pop_mark()),
   'SETITEM': lambda m, _: m.update(m.pop(2)),
   'SETITEMS': lambda m, _: m.update(m.pop_mark()),
-  'MEMOIZE': lambda m, _: m.memo.update({len(m.memo): m.stack[-1]}),
-  **dict.fromkeys(
-    ('PUT', 'BINPUT', 'LONG_BINPUT'),
-    lambda m, place: m.memo.update({place: m.stack[-1]}),
-  ),
-  **dict.fromkeys(
-    ('GET', 'BINGET', 'LONG_BINGET'),
-    lambda m, place: m.push(m.memo[place]),
-  ),
-  'GLOBAL': lambda m, name: m.push(Inert(name.replace(' ', '.', 1))),
-  'STACK_GLOBAL': lambda m, _: m.name(),
-  'INST': lambda m, name: m.call_named(name.replace(' ', '.', 1)),
-  'OBJ': lambda m, _: m.call_marked(),
-  'NEWOBJ': lambda m, _: m.reduce(),
-  'NEWOBJ_EX': lambda m, _: m.reduce_with_keywords(),
-  'REDUCE': lambda m, _: m.reduce(),
   'BUILD': lambda m, _: m.set_state(),
-  'PERSID': _push(lambda m: m.persistent(None)),
-  'BINPERSID': _push(lambda m: m.persistent(m.pop(1)[0])),
+  'MEMOIZE': lambda m, _: m.memo.update({len(m.memo): m.stack[-1]}),
 }

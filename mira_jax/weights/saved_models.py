@@ -1,7 +1,7 @@
-"""The models within what a training program saved, by their tensors' names.
+"""The models in a file of a training program, found by their tensors' names.
 
 Programs put a state dict under keys of their own and prefixes before its names.
-No list of those is complete; what a model's tensors are called is known.
+No list of those is complete; the names of a model's own tensors are known.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from typing import Any
 
 import numpy as np
 
-from mira_jax.errors import MiraInputError, checkpoint_error, some
-from mira_jax.weights import huggingface, torch_file, torch_names
+from mira_jax.errors import MiraInputError, checkpoint_error, plain, some
+from mira_jax.weights import huggingface, torch_names
+from mira_jax.weights.pickles import Inert
+from mira_jax.weights.torch_file import Tensor
 
-Leaf = np.ndarray | torch_file.Tensor
+Leaf = np.ndarray | Tensor
 
 # Modules around modules; they may stand anywhere in a name.
 _WRAPPERS = re.compile(
   r'(?<![^.])(module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)'
   r'\.'
 )
-# What averages of a model, or an optimiser's copies, are called, which are not
-# taken unless asked for.
+# Names of averages of a model and of an optimiser's copies, which are taken
+# only on request.
 _AVERAGE = re.compile(
   r'(?i)(^|[._])(ema|avg|averaged?|swa|teacher|momentum|target|shadow'
   r'|polyak|grads?|gradients?|optim|optimi[sz]ers?)([._]|$)'
 )
-# Where programs keep the model of a run, whatever else they keep.
+# Usual keys of a run's model, whatever else is kept.
 _PLAIN = ('', 'model', 'module', 'state_dict', 'model_state_dict')
 _DEEPEST = 8  # parts of a prefix
-_SHOWN = 12  # names in an error
 # Of a file that is searched; the largest that are known have some 10,000.
 _MOST_TENSORS = 2**16
 _MOST_MODELS = 16  # of one dict
 
 
-def _names(table: tuple) -> re.Pattern[str]:
+def _names(table: torch_names.Table) -> re.Pattern[str]:
   names = (re.escape(name).replace(r'\\1', r'\d+') for _, name, _ in table)
   return re.compile('|'.join(names))
 
@@ -54,10 +55,10 @@ class Candidate:
 
   Attributes:
     label: its keys and its prefix, 'state.model'; '' for a bare state dict.
-    state: its tensors by the model's names; those under its prefix that no
-      model has keep theirs.
+    state: its tensors by the model's names; others under its prefix keep
+      theirs.
     outside: names beside it that belong to no model.
-    fits: how many names a model has.
+    fits: number of tensors with a name of the model.
   """
 
   label: str
@@ -67,23 +68,23 @@ class Candidate:
 
   @property
   def average(self) -> bool:
-    """Whether it is called an average or a copy of another."""
+    """Whether its label is of an average or of a copy of another model."""
     return bool(_AVERAGE.search(self.label))
 
 
 def choose(
   tree: Any, key: str | None, path: Any
 ) -> tuple[Candidate, list[str]]:
-  """The model that is asked for, or the best; a note where there are more.
+  """The requested or best model; a note where there are several.
 
   Args:
-    tree: what is in a file.
+    tree: the content of a file.
     key: of the model, the start of a label; None is the best one.
     path: of the file, for errors.
 
   Raises:
-    MiraInputError: it has no model, none at that key, or several of which none
-      has the name of a file's only one.
+    MiraInputError: it has no model, none at that key, or several equal ones of
+      which none has a usual key.
   """
   places = list(_mappings(tree, ()))
   count = sum(len(tensors) for _, tensors in places)
@@ -91,59 +92,48 @@ def choose(
     hint = f'it has {count} tensors by name, which no program saves'
     raise checkpoint_error('unsafe_pickle', path, hint)
   found = [c for keys, tensors in places for c in _split(keys, tensors)]
+  if not found:
+    raise _no_model(tree, places, path)
   # The most tensors of a model; no average if half as many are of none.
-  most = max((c.fits for c in found), default=0)
+  most = max(c.fits for c in found)
   found.sort(key=lambda c: (c.average or 2 * c.fits < most, -c.fits))
-  wanted = [
-    c for c in found if key is None or f'{c.label}.'.startswith(f'{key}.')
-  ]
-  if not wanted:
-    raise _error(tree, places, found, key, path)
-  if key is not None or len(found) == 1:
-    return wanted[0], []
   labels = shown(c.label or 'no key' for c in found)
-  alike = [
-    c for c in found if (c.fits, c.average) == (found[0].fits, found[0].average)
-  ]
+  if key is not None:
+    wanted = [c for c in found if f'{c.label}.'.startswith(f'{key}.')]
+    if not wanted:
+      hint = f'--key {key}: it has no model there, but at {labels}'
+      raise checkpoint_error('bad_key', path, hint)
+    return wanted[0], []
+  best = found[0]
+  if len(found) == 1:
+    return best, []
+  alike = [c for c in found if (c.fits, c.average) == (best.fits, best.average)]
   plain = [c for c in alike if c.label in _PLAIN] or alike
   if len(plain) > 1:
     hint = f'it has models at {labels}; choose one with --key of mira convert'
     raise checkpoint_error('several_weights', path, hint)
   taken = shown([plain[0].label or 'no key'])
-  note = f'it has models at {labels}; {taken} is taken, --key another'
+  note = f'it has models at {labels}; {taken} is taken, --key takes another'
   return plain[0], [note]
 
 
 def shown(names: Iterable[Any]) -> str:
-  """Names of a file for a message: a dozen at most, short and printable."""
-  return some([ascii(str(n)[:60])[1:-1] for n in names], _SHOWN)
+  """A dozen names of a file at most, short and printable, for a message."""
+  return some([plain(str(n)[:60]) for n in names], 12)
 
 
-def _error(
-  tree: Any,
-  places: list[tuple[tuple[str, ...], dict[str, Leaf]]],
-  found: list[Candidate],
-  key: str | None,
-  path: Any,
-) -> MiraInputError:
-  if found:
-    labels = shown(c.label or 'no key' for c in found)
-    hint = f'--key {key}: it has no model there, but at {labels}'
-    return checkpoint_error('bad_key', path, hint)
-  keys = f'its keys are {shown(tree)}' if isinstance(tree, Mapping) else ''
-  whole = [tree, *tree.values()] if isinstance(tree, Mapping) else [tree]
-  objects = [x.name for x in whole if isinstance(x, torch_file.Inert)]
+def _no_model(tree: Any, places: list, path: Any) -> MiraInputError:
+  """The error of a file without a model: its keys and first tensors."""
+  hint = 'it has no model that is read here'
   if places:
-    hint = 'none of its tensors is of a model that is read here: '
-    hint += shown(places[0][1])
-    return checkpoint_error(
-      'other_model', path, f'{hint}; {keys}' if places[0][0] else hint
-    )
-  hint = f'it has no tensors by name; {keys or "nor keys"}'
-  if objects:
-    hint += f'; of {shown(objects)} it has whole objects, which are not made; '
+    hint += f'; its first tensors are {shown(places[0][1])}'
+  if isinstance(tree, Mapping) and not (places and places[0][0] == ()):
+    hint += f'; its keys are {shown(tree)}'
+  whole = [tree, *tree.values()] if isinstance(tree, Mapping) else [tree]
+  if objects := [x.name for x in whole if isinstance(x, Inert)]:
+    hint += f'; it has whole objects of {shown(objects)}, which are not made: '
     hint += 'save their state_dict() with the program that wrote them'
-  return checkpoint_error('not_weights', path, hint)
+  return checkpoint_error('other_model', path, hint)
 
 
 def _mappings(
@@ -178,12 +168,10 @@ def _split(
   roots = _roots(state)
   rest = {n: r for n, r in roots.items() if r}
   models: dict[str, list[str]] = {}
-  while rest:
+  while rest and len(models) < _MOST_MODELS:
     fits = collections.Counter(root for r in rest.values() for root in r)
     root, count = max(fits.items(), key=lambda item: (item[1], -len(item[0])))
     if models and 2 * count < len(next(iter(models.values()))):
-      break
-    if len(models) == _MOST_MODELS:
       break
     models[root] = [n for n, r in rest.items() if root in r]
     rest = {n: r for n, r in rest.items() if root not in r}
@@ -206,19 +194,18 @@ def _split(
 
 def _roots(state: Mapping[str, Leaf]) -> dict[str, set[str]]:
   """For each name the prefixes without which a model has it."""
-  roots: dict[str, set[str]] = {}
   # The names of a pre-training are those of a model only beside its decoder.
   whole = {
     n.removesuffix('mask_token') for n in state if n.endswith('mask_token')
   }
+  roots: dict[str, set[str]] = {}
   for name in state:
     dots = [0, *(m.end() for m in re.finditer(r'\.', name))][:_DEEPEST]
-    roots[name] = {name[:i] for i in dots if _is_known(name, i, whole)}
+    roots[name] = {
+      name[:i]
+      for i in dots
+      if _CLASSIFIER.fullmatch(name, i)
+      or huggingface.knows(name[i:])
+      or (name[:i] in whole and _AUTOENCODER.fullmatch(name, i))
+    }
   return roots
-
-
-def _is_known(name: str, start: int, whole: set[str]) -> bool:
-  rest = name[start:]
-  if _CLASSIFIER.fullmatch(rest) or huggingface.knows(rest):
-    return True
-  return name[:start] in whole and bool(_AUTOENCODER.fullmatch(rest))

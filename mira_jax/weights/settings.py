@@ -1,9 +1,9 @@
-"""What becomes of every setting that a file of another program carries.
+"""Every setting in a file of another program is used, refused or reported.
 
-A table sorts the names of such settings. One that is used is read by the code
-beside the table; one that is refused names a model that ours cannot be; one
-without meaning does not change what a model computes; one that no table has is
-reported.
+A table sorts the names of such settings. Those that are used are read by the
+code beside the table; some are refused unless they have the one value that our
+models can have; those without effect change no number of a given clip. A name
+that no table has is reported.
 """
 
 from __future__ import annotations
@@ -13,104 +13,98 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mira_jax.errors import some
-
-Settings = Mapping[str, Any]
-_SHOWN = 12  # names in a remark
+from mira_jax.errors import short, some
 
 
-@dataclasses.dataclass(frozen=True)
 class Table:
-  """The settings of one kind of file.
+  """The settings of one kind of file: names with spaces between.
 
   Attributes:
     used: names that decide what is computed here.
     only: name -> the values that it may have; others are refused.
-    without_meaning: names that change no number of a given clip.
+    without_effect: names that change no number of a given clip.
   """
 
-  used: frozenset[str]
-  only: Mapping[str, tuple[Any, ...]]
-  without_meaning: frozenset[str]
+  def __init__(
+    self, used: str, only: Mapping[str, tuple[Any, ...]], without_effect: str
+  ):
+    self.used = frozenset(used.split())
+    self.only = only
+    self.without_effect = frozenset(without_effect.split())
 
-  def check(self, settings: Settings, where: str) -> list[str]:
-    """Remarks on settings that the table does not have.
 
-    Args:
-      settings: by name.
-      where: they are, such as 'config.json'.
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings by name, and the file that they are from, for errors.
 
-    Raises:
-      ValueError: one has a value that is refused.
-    """
-    for name, allowed in self.only.items():
-      if name in settings and settings[name] not in allowed:
-        raise refused(where, name, settings[name], f'only {allowed[0]!r} is')
-    known = {*self.used, *self.only, *self.without_meaning}
-    unknown = [ascii(name)[1:-1] for name in settings if name not in known]
+  Each method that reads one raises ValueError for a value that ours cannot be,
+  and gives None, or a default, where it is absent or None.
+  """
+
+  values: Mapping[str, Any]
+  file: str
+
+  def check(self, table: Table) -> list[str]:
+    """A remark on settings that the table does not have."""
+    for name, allowed in table.only.items():
+      if name in self.values and self.values[name] not in allowed:
+        raise self.refused(name, f'only {allowed[0]!r} is')
+    known = {*table.used, *table.only, *table.without_effect}
+    unknown = [ascii(name)[1:-1] for name in self.values if name not in known]
     if not unknown:
       return []
-    names = some(unknown, _SHOWN)
-    return [f'{where}: settings of no known meaning are left out: {names}']
+    return [f'{self.file}: unknown settings are left out: {some(unknown, 12)}']
 
+  def refused(self, name: str, why: str) -> ValueError:
+    """The error of a value; `why` ends before 'supported'."""
+    value = short(self.values.get(name))
+    return ValueError(f'{self.file}: {name} is {value}; {why} supported')
 
-def table(used: str, only: Mapping[str, tuple], without_meaning: str) -> Table:
-  """A table from names with spaces between."""
-  rest = frozenset(without_meaning.split())
-  return Table(frozenset(used.split()), only, rest)
+  def number(
+    self, name: str, kind: Any = (int, float), below: float = 2**31
+  ) -> Any:
+    """A finite number above 0."""
+    value = self.values.get(name)
+    if value is None:
+      return None
+    fits = isinstance(value, kind) and not isinstance(value, bool)
+    if not fits or not 0 < value < below or not math.isfinite(value):
+      what = 'a whole number' if kind is int else 'a number'
+      raise self.refused(name, f'{what} above 0 and below {below} is')
+    return value
 
+  def whole(self, name: str) -> int | None:
+    """A whole number above 0."""
+    return self.number(name, int)
 
-def refused(where: str, name: str, value: Any, why: str) -> ValueError:
-  """The error of a value that ours cannot be; `why` ends before 'supported'."""
-  return ValueError(f'{where}: {name} is {ascii(value)[:60]}; {why} supported')
+  def flag(self, name: str, default: Any) -> Any:
+    """True or false."""
+    value = self.values.get(name)
+    if value is not None and not isinstance(value, bool):
+      raise self.refused(name, 'true or false is')
+    return default if value is None else value
 
+  def choice(self, name: str, choices: tuple[str, ...]) -> str | None:
+    """One of some words."""
+    value = self.values.get(name)
+    if value is not None and value not in choices:
+      raise self.refused(name, f'one of {", ".join(choices)} is')
+    return value
 
-def whole(settings: Settings, name: str, where: str) -> int | None:
-  """A whole number above 0; None where the setting is absent or None."""
-  return _typed(settings, name, where, int, 'a whole number above 0')
-
-
-def number(settings: Settings, name: str, where: str) -> float | None:
-  """A finite number above 0; None where the setting is absent or None."""
-  return _typed(settings, name, where, (int, float), 'a number above 0')
-
-
-def _typed(
-  settings: Settings, name: str, where: str, kind: Any, what: str
-) -> Any:
-  value = settings.get(name)
-  if value is None:
-    return None
-  fits = isinstance(value, kind) and not isinstance(value, bool)
-  if not fits or not 0 < value < 2**31 or not math.isfinite(value):
-    raise refused(where, name, value, f'{what} is')
-  return value
-
-
-def flag(settings: Settings, name: str, where: str, default: bool) -> bool:
-  """True or false."""
-  value = settings.get(name)
-  if value is None:
-    return default
-  if not isinstance(value, bool):
-    raise refused(where, name, value, 'true or false is')
-  return value
-
-
-def side(settings: Settings, name: str, where: str) -> int | None:
-  """A number of pixels, or a pair of equal ones."""
-  value = settings.get(name)
-  if isinstance(value, (list, tuple)):
+  def side(self, name: str) -> int | None:
+    """A number of pixels, or a pair of equal ones."""
+    value = self.values.get(name)
+    if not isinstance(value, (list, tuple)):
+      return self.whole(name)
     if len(value) != 2 or value[0] != value[1]:
-      raise refused(where, name, value, 'one length for both sides is')
-    settings = {name: value[0]}
-  return whole(settings, name, where)
+      raise self.refused(name, 'one length for both sides is')
+    return Settings({name: value[0]}, self.file).whole(name)
 
 
 # ----- the authors' runs ------------------------------------------------------
 
 # What argparse saves in their checkpoints, fine-tuning and pre-training.
-REFERENCE = table(
+REFERENCE = Table(
   used="""
     add_fmp_attention fmp_num_last_layers use_fmp_flashlite stats_mode
     fmp_no_use_ema fmp_use_residual flash_tau add_intra_attention
@@ -124,8 +118,8 @@ REFERENCE = table(
     'use_cls': (False, None),
     'imagenet_default_mean_and_std': (True, None),
   },
-  # Told by the tensors, of training alone, or of where and how it ran.
-  without_meaning="""
+  # Shown by the tensors, of training alone, or of where and how it ran.
+  without_effect="""
     model nb_classes use_st_block use_learnable_pos_emb decoder_depth
     init_scale
     drop fc_drop_rate attn_drop_rate drop_path
@@ -146,77 +140,73 @@ REFERENCE = table(
 )
 
 
-def of_reference(args: Settings) -> tuple[dict[str, Any], list[str]]:
-  """What the saved settings of a run of the authors say, by our names.
+def of_reference(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+  """The saved settings of a run of the authors, by our names.
 
   Returns:
-    Such of `frames`, `image_size`, `rate`, `fit`, `mira` (a mode, 'plain' for
+    Those of `frames`, `image_size`, `rate`, `fit`, `mira` (a mode, 'plain' for
     none), `mira_last_blocks`, `statistics`, `residual_mix`, `temperature`,
-    `variant`, `mask`, `mask_ratio`, `normalise_targets` as they say; remarks.
+    `variant`, `mask`, `mask_ratio`, `normalise_targets` that it has; remarks.
 
   Raises:
-    ValueError: it names a setting that ours cannot be.
+    ValueError: a setting has a value that ours cannot be.
   """
-  where = 'the settings saved in it (args)'
   if not args:
     return {}, []
-  remarks = REFERENCE.check(args, where)
+  run = Settings(args, 'the settings saved in it (args)')
+  remarks = run.check(REFERENCE)
+  normalise = run.flag('normlize_target', None)
   found = {
-    'frames': whole(args, 'num_frames', where),
-    'image_size': _image_size(args, where),
-    'rate': whole(args, 'sampling_rate', where),
-    'fit': _fit(args),
-    'temperature': number(args, 'flash_tau', where),
-    'mira_last_blocks': whole(args, 'fmp_num_last_layers', where),
-    'mask': args.get('mask_type'),
-    'mask_ratio': number(args, 'mask_ratio', where),
+    'frames': run.whole('num_frames'),
+    'image_size': _image_size(run),
+    'rate': run.whole('sampling_rate'),
+    'fit': _fit(args.get('data_set')),
+    'temperature': run.number('flash_tau'),
+    'mask': run.choice('mask_type', ('tube', 'random')),
+    'mask_ratio': run.number('mask_ratio', below=1),
+    'normalise_targets': (
+      False if run.flag('no_normlize_target', False) else normalise
+    ),
+    **_mira(run),
   }
-  if found['mask'] not in (None, 'tube', 'random'):
-    raise refused(where, 'mask_type', found['mask'], "'tube' or 'random' is")
-  if (found['mask_ratio'] or 0) >= 1:
-    raise refused(where, 'mask_ratio', found['mask_ratio'], 'less than 1 is')
-  if 'normlize_target' in args or 'no_normlize_target' in args:
-    found['normalise_targets'] = flag(
-      args, 'normlize_target', where, True
-    ) and not flag(args, 'no_normlize_target', where, False)
-  if flag(args, 'add_intra_attention', where, False):
+  if run.flag('add_intra_attention', False):
     found['variant'] = 'intra_as_shipped'
-  found |= _mira(args, where)
   return {n: x for n, x in found.items() if x is not None}, remarks
 
 
-def _fit(args: Settings) -> str | None:
-  """How frames become square: theirs are squashed where they are stored."""
-  name = args.get('data_set')
-  if not isinstance(name, str):
+def _mira(run: Settings) -> dict[str, Any]:
+  flashlite = run.flag('use_fmp_flashlite', None)
+  residual = run.flag('fmp_use_residual', None)
+  mode = run.choice('stats_mode', ('instance', 'batch', 'batch_ema'))
+  if mode == 'batch_ema' and run.flag('fmp_no_use_ema', False):
+    mode = 'batch'  # batch_ema without the average
+  found = {
+    'mira': {None: None, True: 'flashlite', False: 'exact'}[flashlite],
+    'mira_last_blocks': run.whole('fmp_num_last_layers'),
+    'residual_mix': {None: None, True: 0.5, False: 1.0}[residual],
+    'statistics': mode,
+  }
+  if not run.flag('add_fmp_attention', True):
+    found |= {'mira': 'plain', 'mira_last_blocks': None}
+  return found
+
+
+def _fit(dataset: Any) -> str | None:
+  """The resize mode: their frames are squashed where they are stored."""
+  if not isinstance(dataset, str):
     return None
-  stored = name.endswith('_crop') or name.startswith(('FERV39k', 'AVCAFFE'))
+  stored = dataset.endswith('_crop') or dataset.startswith(
+    ('FERV39k', 'AVCAFFE')
+  )
   return 'squash' if stored else 'crop'
 
 
-def _mira(args: Settings, where: str) -> dict[str, Any]:
-  found: dict[str, Any] = {}
-  if 'use_fmp_flashlite' in args:
-    flashlite = flag(args, 'use_fmp_flashlite', where, False)
-    found['mira'] = 'flashlite' if flashlite else 'exact'
-  if not flag(args, 'add_fmp_attention', where, True):
-    found |= {'mira': 'plain', 'mira_last_blocks': None}
-  if 'fmp_use_residual' in args:
-    mixed = flag(args, 'fmp_use_residual', where, True)
-    found['residual_mix'] = 0.5 if mixed else 1.0
-  mode = args.get('stats_mode')
-  if mode not in (None, 'instance', 'batch', 'batch_ema'):
-    raise refused(where, 'stats_mode', mode, 'instance, batch, batch_ema are')
-  if mode == 'batch_ema' and flag(args, 'fmp_no_use_ema', where, False):
-    mode = 'batch'  # what is left of it without the average
-  return found | ({'statistics': mode} if mode else {})
-
-
-def _image_size(args: Settings, where: str) -> int | None:
+def _image_size(run: Settings) -> int | None:
   """Pixels, from the size itself or from tokens times their size."""
-  patch, grid = side(args, 'patch_size', where), args.get('window_size')
-  size = side(args, 'input_size', where)
+  size, patch = run.side('input_size'), run.side('patch_size')
+  grid = run.values.get('window_size')
   if size or not patch or not isinstance(grid, (list, tuple)) or not grid[1:]:
     return size
-  tokens = side({'window_size': grid[1:]}, 'window_size', where)
+  window = Settings(run.values | {'window_size': grid[1:]}, run.file)
+  tokens = window.side('window_size')
   return tokens and tokens * patch

@@ -1,7 +1,7 @@
-"""Weights, found and read: the one door for all that reads any.
+"""Finds and reads weights: the one reader for every command.
 
-What is recognised is in docs/weights.md. The tensors of another program get
-the names of the reference implementation (`torch_names`).
+docs/weights.md lists the formats. The tensors of another program get the names
+of the reference implementation (`torch_names`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,23 @@ from typing import Any
 import numpy as np
 
 from mira_jax.errors import MiraInputError, checkpoint_error, not_readable
-from mira_jax.weights import huggingface, saved_models, torch_file
-from mira_jax.weights.metadata import check_card, parse_card
-from mira_jax.weights.weights_file import LAST, WEIGHTS, card_of, read_arrays
+from mira_jax.weights import huggingface, settings, torch_file
+from mira_jax.weights.metadata import Metadata, check_metadata, parse_metadata
+from mira_jax.weights.saved_models import Leaf, choose, shown
+from mira_jax.weights.weights_file import (
+  LAST,
+  METADATA,
+  TORCH_METADATA,
+  WEIGHTS,
+  check_finite,
+  read_arrays,
+)
 
 State = dict[str, np.ndarray]
 
 _INDEX = '.index.json'  # Hugging Face's: which part has which tensor
 _DEEPSPEED = 'mp_rank_00_model_states.pt'
-# What may lie in a folder, the first one found counts.
+# Files of a folder; the first one found counts.
 _FILES = (
   WEIGHTS,
   _DEEPSPEED,
@@ -35,49 +43,43 @@ _FILES = (
   'pytorch_model.bin',
   f'pytorch_model.bin{_INDEX}',
 )
-# Files that name the folder to look in: DeepSpeed's, the cache of the hub's.
+# Files that name another folder: DeepSpeed's, the cache of the hub's.
 _POINTERS = (('latest', '.'), ('refs/main', 'snapshots'))
 _SUFFIXES = ('.safetensors', '.pth', '.pt', '.pyth', '.ckpt', '.bin', '.tar')
-# Of that kind, but what trainers keep beside a model.
+# Of that kind, but kept by trainers beside a model.
 _BESIDE = re.compile(
   r'optimizer|scheduler|scaler|rng_state|random_states|training_args|zero_pp_'
 )
 _JSON_BYTES = 16 * 2**20
-# In the header of our files with PyTorch names: the card of the weights.
-CARD = 'mira_card'
 
 
 @dataclasses.dataclass(kw_only=True)
 class Source:
-  """Weights, and all that the files say of them.
+  """Weights, and the facts that their files hold.
 
-  Attributes:
-    path: the file with the tensors.
-    kind: what it is, in a few words.
-    state: arrays by name, float32; of the reference implementation, or of ours
-      if `native`.
-    native: whether it is a weights file of ours.
-    fields: of the model, as far as files beside the tensors have them.
-    class_names: the classes in order; () where they are not named.
-    args: settings of the run that wrote it, if they are in the file.
-    card: of our own files; {} of others.
-    notes: what a person must know, one line each.
+  Tensors have the names of the reference implementation, or ours if `native`.
+  `fields` are facts of files beside the tensors and of saved settings: fields
+  of ViViT, PretrainConfig and MiraConfig, 'mira' (a mode), 'class_names',
+  'rate' and 'fit'.
   """
 
-  path: pathlib.Path
-  kind: str
-  state: State
+  path: pathlib.Path  # the file with the tensors
+  kind: str  # its format, in a few words
+  state: State  # float32
   native: bool = False
   fields: dict[str, Any] = dataclasses.field(default_factory=dict)
-  class_names: tuple[str, ...] = ()
-  args: dict[str, Any] = dataclasses.field(default_factory=dict)
-  card: dict[str, Any] = dataclasses.field(default_factory=dict)
+  metadata: Metadata = dataclasses.field(default_factory=dict)  # of our files
   notes: list[str] = dataclasses.field(default_factory=list)
 
   @property
   def pretraining(self) -> bool:
     """Whether it has a decoder."""
     return 'mask_token' in self.state
+
+  @property
+  def class_names(self) -> list[str]:
+    """The classes in order; [] where they are not named."""
+    return list((self.metadata or self.fields).get('class_names') or ())
 
 
 def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
@@ -88,7 +90,7 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
     key: which model of a file that has several; None is the best, no average.
 
   Raises:
-    MiraInputError: not there, damaged, of another kind, unsafe, or with NaN.
+    MiraInputError: absent, damaged, of another format, unsafe, or with NaN.
   """
   file = weights_path(path)
   if not file.is_file():
@@ -97,45 +99,72 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
       hint = 'no weights lie in this folder; name their file or folder'
     raise checkpoint_error('not_found', path, hint)
   with contextlib.ExitStack() as stack:
-    kind, tree, metadata = _open(file, stack)
-    if 'card' in metadata:
-      return _native(file, key, metadata, tree)
-    found, notes = saved_models.choose(tree, key, file)
-    _check_whole(found.state, file)
+    kind, tree, header = _open(file, stack)
+    if METADATA in header:
+      return _native(file, header, tree)
+    found, notes = choose(tree, key, file)
+    if 2 * sum(0 in x.shape for x in found.state.values()) > len(found.state):
+      raise _zero_error(file)
     notes += _deepspeed_notes(found.state, file)
-    state = {
-      n: x.read() if isinstance(x, torch_file.Tensor) else x
-      for n, x in found.state.items()
-    }
-    args = _args(tree)
-  label = saved_models.shown([found.label])
-  place = f"key '{label}'" if label else 'no key'
-  source = Source(path=file, kind=f'{kind}, {place}', state=state, args=args)
-  source.notes = notes + _left_out(found.outside)
-  if CARD in metadata:
+    state = {n: _read_tensor(n, x, file) for n, x in found.state.items()}
+  if found.outside:
+    notes.append(f'left out, as no model here has them: {shown(found.outside)}')
+  label = shown([found.label])
+  kind = f"{kind}, key '{label}'" if label else f'{kind}, no key'
+  source = Source(path=file, kind=kind, state=state, notes=notes)
+  if TORCH_METADATA in header:
     source.kind = 'safetensors of this package with PyTorch names'
-    source.card = check_card(parse_card(metadata[CARD], file), file)
-  _check_state(source)
-  if huggingface.is_here(source.state):
-    _from_hugging_face(source)
+    metadata = parse_metadata(header[TORCH_METADATA], file)
+    source.metadata = check_metadata(metadata, file)
+  _add_facts(source, tree)
   return source
 
 
-def _native(
-  file: pathlib.Path, key: str | None, header: dict[str, str], state: State
-) -> Source:
-  if key is not None:
-    hint = f'--key {key}: it has one model; leave the flag out'
-    raise MiraInputError('bad_flag', file, hint)
-  card = check_card(card_of(header, state, file), file)
+def _native(file: pathlib.Path, header: dict[str, str], state: State) -> Source:
+  metadata = check_metadata(parse_metadata(header[METADATA], file), file)
+  for name, array in state.items():
+    check_finite(name, array, file)
   return Source(
     path=file,
     kind='weights of ours',
     state=state,
     native=True,
-    card=card,
-    class_names=tuple(card['class_names']),
+    metadata=metadata,
   )
+
+
+def _read_tensor(name: str, leaf: Leaf, file: pathlib.Path) -> np.ndarray:
+  """A finite float32 array."""
+  if not name.isprintable():
+    hint = f'a tensor is called {name[:99]!a}'
+    raise checkpoint_error('bad_weights', file, hint)
+  array = leaf.read() if isinstance(leaf, torch_file.Tensor) else leaf
+  with np.errstate(over='ignore'):
+    array = np.asarray(array, np.float32)
+  check_finite(name, array, file)
+  return array
+
+
+def _add_facts(source: Source, tree: Any) -> None:
+  """Adds saved settings and Hugging Face's files, and renames its tensors."""
+  args = tree.get('args') if isinstance(tree, Mapping) else None
+  folder = source.path.parent
+  try:
+    if isinstance(args, dict):
+      source.fields, more = settings.of_reference(args)
+      source.notes += more
+    if huggingface.is_here(source.state):
+      names = [n for n in huggingface.FILES if (folder / n).is_file()]
+      files = {n: _json(folder / n) for n in names}
+      vivit = any(n.endswith('cls_token') for n in source.state)
+      source.kind = f"Hugging Face's {'ViViT' if vivit else 'VideoMAE'}"
+      source.state, facts, more = huggingface.understand(source.state, files)
+      source.fields |= facts
+      source.notes += more
+  except ValueError as cause:
+    if isinstance(cause, MiraInputError):
+      raise
+    raise checkpoint_error('unsupported', source.path, str(cause)) from cause
 
 
 # ----- which file -------------------------------------------------------------
@@ -172,7 +201,7 @@ def weights_path(path: str | os.PathLike[str]) -> pathlib.Path:
   ]
   found = files or [path / n for n in names if _known(path / n)]
   if len(found) > 1:
-    hint = f'name one of them: {saved_models.shown(x.name for x in found)}'
+    hint = f'name one of them: {shown(x.name for x in found)}'
     raise checkpoint_error('several_weights', path, hint)
   return weights_path(found[0]) if found else path / WEIGHTS
 
@@ -196,49 +225,38 @@ def _pointed(
   return target if plain and target.is_dir() else None
 
 
-def _zero_error(path: pathlib.Path) -> MiraInputError:
-  hint = "it is split by DeepSpeed's ZeRO; join it with the script that "
-  hint += 'DeepSpeed put beside it: python zero_to_fp32.py FOLDER OUT'
-  return checkpoint_error('split_weights', path, hint)
-
-
-# ----- what is in it ----------------------------------------------------------
+# ----- its content ------------------------------------------------------------
 
 
 def _open(
   file: pathlib.Path, stack: contextlib.ExitStack
 ) -> tuple[str, Any, dict[str, str]]:
-  """What a file is, its tree of tensors, and its header."""
+  """The format of a file, its tree of tensors, and its header."""
   if file.name.endswith(_INDEX):
     return 'parts', _read_parts(file, stack), {}
   part = re.search(r'-\d{5}-of-(\d{5})\.(safetensors|bin)$', file.name)
   if part and int(part[1]) > 1:
     hint = f'it is one of {int(part[1])} parts; name the folder'
     raise checkpoint_error('split_weights', file, hint)
-  start = _start(file)
-  if start.startswith(b'version https://git-lfs'):
-    hint = 'fetch the file with `git lfs pull`'
-    raise checkpoint_error('git_lfs_pointer', file, hint)
-  return _open_tensors(file, start, stack)
-
-
-def _start(file: pathlib.Path) -> bytes:
-  try:
-    with file.open('rb') as stream:
-      return stream.read(64)
-  except OSError as cause:
-    raise not_readable(file, cause) from cause
+  return _open_tensors(file, stack)
 
 
 def _open_tensors(
-  file: pathlib.Path, start: bytes, stack: contextlib.ExitStack
+  file: pathlib.Path, stack: contextlib.ExitStack
 ) -> tuple[str, Any, dict[str, str]]:
+  try:
+    with file.open('rb') as stream:
+      start = stream.read(64)
+  except OSError as cause:
+    raise not_readable(file, cause) from cause
+  if start.startswith(b'version https://git-lfs'):
+    hint = 'fetch the file with `git lfs pull`'
+    raise checkpoint_error('git_lfs_pointer', file, hint)
   zipped = start[:2] == b'PK' or start[:1] == b'\x80'
   # A header of JSON after eight bytes; where in doubt the name decides.
-  header = start[8:9] == b'{'
-  if header or (file.suffix == '.safetensors' and not zipped):
-    metadata, tensors = read_arrays(file)
-    return 'safetensors', tensors, metadata
+  if start[8:9] == b'{' or (file.suffix == '.safetensors' and not zipped):
+    header, tensors = read_arrays(file)
+    return 'safetensors', tensors, header
   if 'zero_pp_rank_' in file.name:
     raise _zero_error(file)
   deepspeed = file.name == _DEEPSPEED
@@ -251,7 +269,7 @@ def _open_tensors(
 
 def _read_parts(
   index: pathlib.Path, stack: contextlib.ExitStack
-) -> dict[str, saved_models.Leaf]:
+) -> dict[str, Leaf]:
   """The tensors of all parts that an index names."""
   places = _json(index).get('weight_map')
   if not isinstance(places, dict) or not all(
@@ -260,20 +278,16 @@ def _read_parts(
   ):
     hint = 'its weight_map does not give a file of this folder for each tensor'
     raise checkpoint_error('damaged', index, hint)
-  parts: dict[str, Mapping[str, Any]] = {}
+  parts: dict[str, Any] = {}
   for part in sorted(set(places.values())):
     file = index.parent / part
     if part in ('.', '..') or not file.is_file():
-      hint = f'its part {saved_models.shown([part])} is missing; fetch it'
+      hint = f'its part {shown([part])} is missing; fetch it'
       raise checkpoint_error('damaged', index, hint)
-    parts[part] = _open_tensors(file, _start(file), stack)[1]
-  lost = [
-    name
-    for name, part in places.items()
-    if not isinstance(parts[part], Mapping) or name not in parts[part]
-  ]
-  if lost:
-    hint = f'its parts lack {saved_models.shown(lost)}; fetch them again'
+    tree = _open_tensors(file, stack)[1]
+    parts[part] = tree if isinstance(tree, Mapping) else {}
+  if lost := [n for n, part in places.items() if n not in parts[part]]:
+    hint = f'its parts lack {shown(lost)}; fetch them again'
     raise checkpoint_error('damaged', index, hint)
   return {name: parts[part][name] for name, part in places.items()}
 
@@ -292,65 +306,17 @@ def _json(file: pathlib.Path) -> dict[str, Any]:
   return content
 
 
-def _args(tree: Any) -> dict[str, Any]:
-  """The settings of the run that a file has beside its tensors."""
-  args = tree.get('args') if isinstance(tree, Mapping) else None
-  if isinstance(args, torch_file.Namespace):
-    args = args.values
-  return dict(args) if isinstance(args, dict) else {}
-
-
-# ----- what is wrong with it, and what must be said ---------------------------
-
-
-def _check_whole(
-  state: Mapping[str, saved_models.Leaf], file: pathlib.Path
-) -> None:
-  """Refuses what ZeRO leaves of a model: tensors without numbers."""
-  if 2 * sum(0 in x.shape for x in state.values()) > len(state):
-    raise _zero_error(file)
+def _zero_error(path: pathlib.Path) -> MiraInputError:
+  """The error of tensors without elements, which ZeRO leaves of a model."""
+  hint = "it is split by DeepSpeed's ZeRO; join it with the script that "
+  hint += 'DeepSpeed put beside it: python zero_to_fp32.py FOLDER OUT'
+  return checkpoint_error('split_weights', path, hint)
 
 
 def _deepspeed_notes(
-  state: Mapping[str, saved_models.Leaf], file: pathlib.Path
+  state: Mapping[str, Leaf], file: pathlib.Path
 ) -> list[str]:
   halves = {str(x.dtype) for x in state.values()} & {'float16', 'bfloat16'}
   if not halves or not list(file.parent.glob('*zero_pp_rank_*')):
     return []
   return [f'its tensors are {halves.pop()}; zero_to_fp32.py joins float32 ones']
-
-
-def _left_out(names: list[str]) -> list[str]:
-  if not names:
-    return []
-  return [f'left out, as no model here has them: {saved_models.shown(names)}']
-
-
-def _check_state(source: Source) -> None:
-  """Makes all numbers float32, and refuses those that are none."""
-  for name, array in source.state.items():
-    if not name.isprintable():
-      raise checkpoint_error(
-        'not_weights', source.path, f'a tensor is called {name[:99]!a}'
-      )
-    with np.errstate(over='ignore'):
-      array = np.asarray(array, np.float32)
-    if not np.isfinite(array).all():
-      raise checkpoint_error(
-        'not_finite', source.path, f'{name} holds NaN or infinity'
-      )
-    source.state[name] = array
-
-
-def _from_hugging_face(source: Source) -> None:
-  """Renames the tensors, and adds what the files beside them say."""
-  folder = source.path.parent
-  names = [n for n in huggingface.FILES if (folder / n).is_file()]
-  files = {n: _json(folder / n) for n in names}
-  try:
-    found = huggingface.understand(source.state, files)
-  except ValueError as cause:
-    raise checkpoint_error('unsupported', source.path, str(cause)) from cause
-  source.kind, source.state = found.kind, found.state
-  source.fields, source.class_names = found.fields, found.class_names
-  source.notes += found.notes

@@ -20,23 +20,26 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from mira_jax.errors import MiraInputError, checkpoint_error, not_readable
+from mira_jax.errors import (
+  MiraInputError,
+  checkpoint_error,
+  not_readable,
+  short,
+)
 from mira_jax.weights import pickles
-from mira_jax.weights.pickles import Inert, Namespace
-
-__all__ = ['Inert', 'Namespace', 'Tensor', 'open_pth']
+from mira_jax.weights.pickles import Inert
 
 # Names, lists and numbers, but no tensors: the largest known ones are below 1.
 _PICKLE_BYTES = 64 * 2**20
 _INDEX_BYTES = 16 * 2**20  # of the list of a zip's members
-# What all that is read may take, over the size of the file. Tensors may share
-# their bytes; a thousand of them on the same ones is an attack.
+# Bytes that may be read, over the size of the file. Tensors may share their
+# bytes; a thousand of them on the same ones is an attack.
 _SHARED = 16
 _BIGGEST = 2**48  # a number of a shape
+_MOST_ARGUMENTS = 16  # of a function within a call
 # The number with which torch.save began its files before they were zips.
 _LEGACY = 0x1950A86A20F9469CFC6C.to_bytes(10, 'little')
 
-# By the names of storages, which have a type, and of dtypes beside bytes.
 _STORAGES = {
   'DoubleStorage': 'float64',
   'FloatStorage': 'float32',
@@ -49,10 +52,6 @@ _STORAGES = {
   'ByteStorage': 'uint8',
   'BoolStorage': 'bool',
 }
-_DTYPES = {
-  f'torch.{dtype}': jnp.dtype(dtype)
-  for dtype in (*_STORAGES.values(), 'uint16', 'uint32', 'uint64')
-}
 _TYPED = {
   f'{module}.{name}': jnp.dtype(dtype)
   for name, dtype in _STORAGES.items()
@@ -64,7 +63,7 @@ _REBUILDS = ('torch._utils._rebuild_', 'torch._tensor._rebuild_')
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False, repr=False)
 class _Storage:
-  """Bytes of tensors: a member of the zip, which may not be there."""
+  """Bytes of tensors: a member of the zip, which may be absent."""
 
   key: str
   kind: str  # the name of its type
@@ -73,7 +72,7 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-  """A tensor that is in a file; `read` gets it out.
+  """A tensor of a file; `read` gets its elements.
 
   Attributes:
     shape: its shape; () of one that cannot be read.
@@ -96,18 +95,18 @@ class Tensor:
     """A copy of its elements.
 
     Raises:
-      MiraInputError: it depends on a global that is not known, its numbers
-        point out of its bytes, or those are damaged.
+      MiraInputError: it depends on an unknown global, its numbers point out of
+        its bytes, or those are damaged.
     """
     return self._file.take(self)
 
 
 @contextlib.contextmanager
 def open_pth(path: str | os.PathLike[str]) -> Iterator[Any]:
-  """What is in a file: dicts, lists, numbers, `Tensor` and `Namespace`.
+  """The tree of a file: dicts, lists, numbers, `Tensor` and `Namespace`.
 
-  Whatever else there is, such as a number of NumPy's, is an `Inert`. Tensors
-  can be read until the context ends.
+  Anything else, such as a number of NumPy, is an `Inert`. Tensors can be read
+  until the context ends.
 
   Raises:
     MiraInputError: not a file of PyTorch, of a version before 1.6, damaged, or
@@ -123,24 +122,30 @@ class _File:
 
   def __init__(self, path: pathlib.Path, archive: zipfile.ZipFile):
     self.path, self.archive = path, archive
-    names = self.archive.namelist()
+    names, size = archive.namelist(), path.stat().st_size
     roots = [n[: -len('data.pkl')] for n in names if n.endswith('data.pkl')]
     if len(roots) != 1 or roots[0].count('/') > 1:
       raise self.error('not_weights', 'a zip, but not one of torch.save')
     self.root = roots[0]
-    self._budget = _SHARED * path.stat().st_size
+    self._budget = _SHARED * size
     self._last = ('', b'')
-    self._check()
-
-  def _check(self) -> None:
-    """That no bytes are of two members, and that they are little-endian."""
-    infos, order = self.archive.infolist(), f'{self.root}byteorder'
-    if sum(i.compress_size for i in infos) > self.path.stat().st_size:
+    if sum(i.compress_size for i in archive.infolist()) > size:
       hint = 'its members overlap, which torch.save never does'
       raise self.error('unsafe_pickle', hint)
-    known = self.archive.namelist()
-    if order in known and self.member(order).strip() != b'little':
+    order = f'{self.root}byteorder'
+    if order in names and self.member(order).strip() != b'little':
       raise self.error('not_weights', 'it was written on a big-endian machine')
+    self._calls = {
+      'collections.OrderedDict': lambda: {},
+      'torch.Size': lambda sizes=(): sizes,
+      'torch._utils._rebuild_tensor': self._tensor,
+      'torch._utils._rebuild_tensor_v2': self._tensor,
+      'torch._utils._rebuild_parameter': lambda data, *_: data,
+      'torch._utils._rebuild_parameter_with_state': lambda data, *_: data,
+      # Those of subclasses, such as a parameter with attributes.
+      'torch._tensor._rebuild_from_type': self._of_subclass,
+      'torch._tensor._rebuild_from_type_v2': self._of_subclass,
+    }
 
   def error(self, code: str, hint: str) -> MiraInputError:
     return checkpoint_error(code, self.path, hint)
@@ -154,36 +159,23 @@ class _File:
       raise
     # Damaged headers make anything: encryption, names that are no text, ...
     except Exception as error:
-      hint = f'{pickles.show(name)}: {pickles.show(str(error))}; copy it again'
+      hint = f'{short(name)}: {short(str(error))}; copy it again'
       raise self.error('damaged', hint) from error
-    hint = f'{pickles.show(name)} is compressed, which torch.save never does'
+    hint = f'{short(name)} is compressed, which torch.save never does'
     raise self.error('unsafe_pickle', hint)
 
   def tree(self) -> Any:
-    """What its pickle describes."""
+    """The tree of its pickle."""
     data = self.member(f'{self.root}data.pkl')
     if len(data) > _PICKLE_BYTES:
       hint = f'its pickle has {len(data)} bytes; tensors belong beside it'
       raise self.error('unsafe_pickle', hint)
-    calls = {
-      'collections.OrderedDict': lambda: {},
-      'torch.Size': lambda sizes=(): sizes,
-      'torch._utils._rebuild_tensor': self._tensor,
-      'torch._utils._rebuild_tensor_v2': self._tensor,
-      'torch._utils._rebuild_tensor_v3': self._tensor_of_dtype,
-      'torch._utils._rebuild_parameter': _first,
-      'torch._utils._rebuild_parameter_with_state': _first,
-      # Those of subclasses, such as a parameter with attributes.
-      'torch._tensor._rebuild_from_type': self._of_subclass,
-      'torch._tensor._rebuild_from_type_v2': self._of_subclass,
-    }
-    self._calls = calls
     try:
-      return pickles.load(data, calls, self._unknown, self._storage)
-    except pickles.RefusedError as error:
-      raise self.error('unsafe_pickle', str(error)) from error
+      return pickles.load(data, self._call, self._storage)
     except MiraInputError:
       raise
+    except pickles.RefusedError as error:
+      raise self.error('unsafe_pickle', str(error)) from error
     except ValueError as error:
       hint = f'its pickle cannot be read ({error}); copy it again'
       raise self.error('damaged', hint) from error
@@ -200,18 +192,25 @@ class _File:
     hint = 'it names bytes in a way that torch.save does not'
     raise self.error('unsafe_pickle', hint)
 
+  def _call(self, function: Inert, args: tuple[Any, ...]) -> Any:
+    """What a global makes; an unknown one makes a tensor if it takes one."""
+    if function.name in self._calls:
+      return self._calls[function.name](*args)
+    inner = [a for a in args if type(a) is tuple and len(a) <= _MOST_ARGUMENTS]
+    makes = function.name.startswith(_REBUILDS) or any(
+      isinstance(x, (Tensor, _Storage)) for a in (args, *inner) for x in a
+    )
+    return self._unreadable(function.name) if makes else Inert(function.name)
+
   def _tensor(
     self,
     storage: Any,
     offset: Any,
     shape: Any,
     strides: Any,
-    _requires_grad: Any = False,
-    _hooks: Any = None,
-    metadata: Any = None,
-    dtype: np.dtype | None = None,
+    *rest: Any,  # requires_grad, hooks, metadata
   ) -> Tensor:
-    """A tensor; whether it is within its storage is seen when it is read."""
+    """A tensor; whether it is within its storage is checked on reading."""
     if isinstance(storage, Inert):  # of an unknown function
       return self._unreadable(storage.name)
     # Numbers first: there is no end to what else could be printed or computed.
@@ -224,45 +223,19 @@ class _File:
       )
     ):
       raise self.error('unsafe_pickle', 'a tensor has no proper shape')
-    if isinstance(metadata, dict) and metadata:  # such as {'neg': True}
-      return self._unreadable(f'torch.Tensor.{next(iter(metadata))}')
-    dtype = dtype or _TYPED.get(storage.kind)
+    if rest[2:] and isinstance(rest[2], dict) and rest[2]:  # {'neg': True}
+      return self._unreadable(f'torch.Tensor.{next(iter(rest[2]))}')
+    dtype = _TYPED.get(storage.kind)
     if dtype is None:
       return self._unreadable(storage.kind)
     return Tensor(shape, dtype, '', strides, offset, storage, self)
 
-  def _tensor_of_dtype(
-    self,
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    requires_grad: Any,
-    hooks: Any,
-    dtype: Any,
-    metadata: Any = None,
-  ) -> Tensor:
-    """A tensor of a dtype that has no storage of its own."""
-    name = dtype.name if isinstance(dtype, Inert) else 'torch.dtype'
-    if name not in _DTYPES:
-      return self._unreadable(name)
-    place = (storage, offset, shape, strides, requires_grad, hooks, metadata)
-    return self._tensor(*place, _DTYPES[name])
-
   def _of_subclass(self, function: Any, _type: Any, args: Any, *_: Any) -> Any:
     if not isinstance(function, Inert) or not isinstance(args, tuple):
       raise self.error('unsafe_pickle', 'a tensor is made by no function')
-    if len(args) > 16 or function.name not in self._calls:
+    if len(args) > _MOST_ARGUMENTS or function.name not in self._calls:
       return self._unreadable(function.name)
     return self._calls[function.name](*args)
-
-  def _unknown(self, function: Inert, args: tuple[Any, ...]) -> Any:
-    """What a global makes that is not known: a tensor if it takes one."""
-    inner = [a for a in args if type(a) is tuple and len(a) <= 16]
-    makes = function.name.startswith(_REBUILDS) or any(
-      isinstance(x, (Tensor, _Storage)) for a in (args, *inner) for x in a
-    )
-    return self._unreadable(function.name) if makes else Inert(function.name)
 
   def _unreadable(self, needs: str) -> Tensor:
     return Tensor((), np.dtype(np.float32), needs, (), 0, None, self)
@@ -270,11 +243,11 @@ class _File:
   # ----- its bytes -----
 
   def take(self, tensor: Tensor) -> np.ndarray:
+    """See `Tensor.read`."""
     storage, size = tensor._storage, tensor.dtype.itemsize
     if storage is None:
-      hint = f'a tensor depends on {pickles.show(tensor.needs)}, which is not '
-      hint += 'read here; save it as a plain one of float32'
-      raise self.error('unsupported', hint)
+      hint = f'a tensor depends on {tensor.needs[:99]}, which is not supported;'
+      raise self.error('unsupported', f'{hint} save it as a plain float32 one')
     count = math.prod(tensor.shape)
     self._spend(count * size)
     data = self._bytes(storage)
@@ -296,21 +269,16 @@ class _File:
       data = self.member(name)
       self._spend(len(data))
       self._last = name, data
-    dtype = _TYPED.get(storage.kind)
-    if len(self._last[1]) != storage.size * (dtype.itemsize if dtype else 1):
-      hint = f'{pickles.show(name)} has {len(self._last[1])} bytes, not those '
-      hint += f'of {storage.size} elements; copy it again'
-      raise self.error('damaged', hint)
-    return self._last[1]
+    data, dtype = self._last[1], _TYPED.get(storage.kind)
+    if len(data) != storage.size * (dtype.itemsize if dtype else 1):
+      hint = f'{short(name)} has {len(data)} bytes for {storage.size} elements;'
+      raise self.error('damaged', f'{hint} copy it again')
+    return data
 
   def _spend(self, count: int) -> None:
     self._budget -= count
     if self._budget < 0:
       raise self.error('unsafe_pickle', 'its tensors are larger than the file')
-
-
-def _first(data: Any, *_: Any) -> Any:
-  return data
 
 
 class _Stream(io.BufferedReader):
@@ -337,24 +305,22 @@ def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
   # Damaged headers make anything: names that are no text, fields too short, ...
   except Exception as error:
     stream.close()
-    raise _no_zip(path, start, error) from error
+    code, hint = _no_zip(start, error)
+    raise checkpoint_error(code, path, hint) from error
   stream.limit = None
   return archive
 
 
-def _no_zip(
-  path: pathlib.Path, start: bytes, error: Exception
-) -> MiraInputError:
+def _no_zip(start: bytes, error: Exception) -> tuple[str, str]:
+  """The code and hint for a file with these first bytes."""
   if start[:2] == b'PK':
-    hint = f'its end is missing or damaged ({pickles.show(str(error))}); '
-    return checkpoint_error('damaged', path, hint + 'copy it again')
-  if start[:1] == b'\x80' and _LEGACY not in start[:64]:
-    hint = 'it is a pickle, but not one of torch.save; save its tensors with '
-    hint += 'torch.save or as safetensors'
-    return checkpoint_error('not_weights', path, hint)
-  if start[:1] == b'\x80':
+    hint = f'its end is missing or damaged ({short(str(error))}); copy it again'
+    return 'damaged', hint
+  if start[:1] == b'\x80' and _LEGACY in start[:64]:
     hint = 'it is of PyTorch before 1.6; save it anew with PyTorch: '
     hint += "torch.save(torch.load('OLD', weights_only=True), 'NEW')"
-    return checkpoint_error('legacy_pth', path, hint)
-  hint = 'it is neither a file of torch.save nor safetensors'
-  return checkpoint_error('not_weights', path, hint)
+    return 'legacy_pth', hint
+  if start[:1] == b'\x80':
+    hint = 'it is a pickle, but not one of torch.save; save its tensors with '
+    return 'not_weights', hint + 'torch.save or as safetensors'
+  return 'not_weights', 'it is neither a file of torch.save nor safetensors'

@@ -1,31 +1,32 @@
 r"""PyTorch state dicts to flax variables and back, by one table.
 
-The PyTorch names are those of the authors' code. A row of the
-table is (flax path, PyTorch name, how the array is laid out); `(\d+)` in a path
-is a block's index, `\1` in the name repeats it. Models with scan=True, whose
-blocks are stacked, are not covered.
+The PyTorch names are those of the authors' code. A row of a table is (flax
+path, PyTorch name, layout of the array); `(\d+)` in a path is a block's index,
+`\1` in the name repeats it. Models with scan=True, whose blocks are stacked,
+are not covered.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import checkpoint_error
 from mira_jax.param_names import path_name
 from mira_jax.weights.weights_file import compact, flatten
 
-_SHAPES = 'mis-shaped'
 Variables = Mapping[str, Any]
 StateDict = Mapping[str, np.ndarray]
+Table = tuple[tuple[str, str, 'Layout'], ...]
 
 
 class Layout(NamedTuple):
-  """How one array changes its layout, both ways; a reshape is implied."""
+  """The layout of an array in both; reshaping to the model's is implied."""
 
   to_flax: Any
   to_torch: Any
@@ -52,28 +53,26 @@ ATTENTION = (
 )
 
 
-def _norm(path: str, name: str) -> tuple:
+def _affine(path: str, name: str, weight: str, layout: Layout) -> Table:
   return (
-    (f'params/{path}/scale', f'{name}.weight', SAME),
+    (f'params/{path}/{weight}', f'{name}.weight', layout),
     (f'params/{path}/bias', f'{name}.bias', SAME),
   )
 
 
-def _dense(path: str, name: str) -> tuple:
-  return (
-    (f'params/{path}/kernel', f'{name}.weight', LINEAR),
-    (f'params/{path}/bias', f'{name}.bias', SAME),
-  )
+def _norm(path: str, name: str) -> Table:
+  return _affine(path, name, 'scale', SAME)
 
 
-def _embed(name: str) -> tuple:
-  return (
-    ('params/embed/kernel', f'{name}.proj.weight', CONV),
-    ('params/embed/bias', f'{name}.proj.bias', SAME),
-  )
+def _dense(path: str, name: str) -> Table:
+  return _affine(path, name, 'kernel', LINEAR)
 
 
-def _blocks(path: str, name: str) -> tuple:
+def _embed(name: str) -> Table:
+  return _affine('embed', f'{name}.proj', 'kernel', CONV)
+
+
+def _blocks(path: str, name: str) -> Table:
   path, name = rf'{path}/block_(\d+)', rf'{name}.\1'
   attention = tuple(
     (flax.replace('/', f'/{path}/{kind}/', 1), f'{name}.{kind}.{torch}', layout)
@@ -113,11 +112,11 @@ AUTOENCODER = (
 )
 
 
-def to_torch(variables: Variables, table: tuple) -> dict[str, np.ndarray]:
+def to_torch(variables: Variables, table: Table) -> dict[str, np.ndarray]:
   """Flax variables {'params': ..., 'mira': ...} as a PyTorch state dict.
 
   Raises:
-    ValueError: for a variable that the table does not name.
+    ValueError: the table does not name a variable.
   """
   state = {}
   for path, leaf in flatten(variables).items():
@@ -127,79 +126,107 @@ def to_torch(variables: Variables, table: tuple) -> dict[str, np.ndarray]:
   return state
 
 
+@dataclasses.dataclass
+class Match:
+  """A state dict beside the variables of a model.
+
+  Attributes:
+    arrays: those that fit, by path, in flax's layout.
+    misshapen: those that do not, by path, as they are.
+    missing: paths without a tensor.
+    extra: names without a path.
+  """
+
+  arrays: dict[str, np.ndarray]
+  misshapen: dict[str, np.ndarray]
+  missing: list[str]
+  extra: list[str]
+
+
+def match(
+  state: StateDict, shapes: Mapping[str, tuple[int, ...]], table: Table
+) -> Match:
+  """Sorts a state dict by the paths and shapes of a model's variables."""
+  found = Match({}, {}, [], [])
+  used = set()
+  for path, shape in shapes.items():
+    name, layout = _find(path, table) or ('', SAME)
+    if name not in state:
+      found.missing.append(path)
+      continue
+    used.add(name)
+    array = np.asarray(state[name])
+    if array.shape == _torch_shape(layout, shape):
+      array = layout.to_flax(array).reshape(shape)
+      found.arrays[path] = np.ascontiguousarray(array)
+    else:
+      found.misshapen[path] = array
+  found.extra = [name for name in state if name not in used]
+  return found
+
+
 def from_torch(
-  state: StateDict, template: Variables, table: tuple, allow_missing: str = ''
+  state: StateDict,
+  template: Variables,
+  table: Table,
+  allow_missing: Container[str] = (),
 ) -> Variables:
   """A PyTorch state dict as flax variables shaped like `template`.
 
-  Arrays keep the dtype that they have in the state dict.
+  Arrays keep the dtype that they have in the state dict. MiRA's averages may
+  be missing; the template's stay in their place.
 
   Args:
     state: arrays by PyTorch name.
     template: variables of the model, from `init` or `jax.eval_shape`.
     table: CLASSIFIER, AUTOENCODER or ATTENTION.
-    allow_missing: regular expression of PyTorch names that may be missing; the
-      template's leaves stay in their place.
+    allow_missing: other paths of which the template's leaves may stay.
 
   Raises:
-    MiraInputError: naming every missing, extra and mis-shaped array.
+    MiraInputError: naming every missing, extra and misshapen array.
   """
-  leaves = flatten(template)
-  rows = {path: lookup(path, table) for path in leaves}
-  expected = {}
-  for path, leaf in leaves.items():
-    name, layout = rows[path]
-    expected[name] = layout.to_torch(np.empty(leaf.shape, np.bool_)).shape
-  _check_names(state, expected, allow_missing)
-
-  def convert(path, leaf):
-    name, layout = rows[path_name(path)]
-    if name not in state:
-      return leaf
-    array = layout.to_flax(np.asarray(state[name])).reshape(leaf.shape)
-    return np.ascontiguousarray(array)
-
-  return jax.tree_util.tree_map_with_path(convert, template)
-
-
-def _check_names(state: StateDict, expected: dict, allow_missing: str):
+  shapes = {path: leaf.shape for path, leaf in flatten(template).items()}
+  found = match(state, shapes, table)
   missing = [
-    name
-    for name in expected
-    if name not in state and not re.fullmatch(allow_missing, name)
+    (_find(path, table) or (path,))[0]
+    for path in found.missing
+    if not (path in allow_missing or path.startswith('mira/'))
   ]
-  extra = [name for name in state if name not in expected]
-  shapes = [
-    f'{name} is {state[name].shape}, not {shape}'
-    for name, shape in expected.items()
-    if name in state and state[name].shape != shape
-  ]
-  faults = [
-    f'{title}: {", ".join(names) if title == _SHAPES else compact(names)}'
-    for title, names in (
-      ('missing', missing),
-      ('extra', extra),
-      (_SHAPES, shapes),
-    )
-    if names
-  ]
-  if faults:
-    raise MiraInputError(
-      'weights_mismatch',
-      'state dict',
-      '; '.join(faults),
-      exit_code=ExitCode.CHECKPOINT,
-    )
+  misshapen = []
+  for path, array in found.misshapen.items():
+    name, layout = lookup(path, table)
+    shape = _torch_shape(layout, shapes[path])
+    misshapen.append(f'{name} is {array.shape}, not {shape}')
+  faults = {
+    'missing': compact(missing),
+    'extra': compact(found.extra),
+    'mis-shaped': ', '.join(misshapen),
+  }
+  if any(faults.values()):
+    hint = '; '.join(f'{kind}: {x}' for kind, x in faults.items() if x)
+    raise checkpoint_error('weights_mismatch', 'state dict', hint)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: found.arrays.get(path_name(path), leaf), template
+  )
 
 
-def lookup(path: str, table: tuple) -> tuple[str, Layout]:
-  """The PyTorch name of a variable and how its array is laid out.
+def lookup(path: str, table: Table) -> tuple[str, Layout]:
+  """The PyTorch name of a variable and the layout of its array.
 
   Raises:
     ValueError: the table does not name the variable.
   """
-  for pattern, name, layout in table:
-    match = re.fullmatch(pattern, path)
-    if match:
-      return match.expand(name), layout
+  if row := _find(path, table):
+    return row
   raise ValueError(f'{path} has no PyTorch name in this table')
+
+
+def _find(path: str, table: Table) -> tuple[str, Layout] | None:
+  for pattern, name, layout in table:
+    if match_ := re.fullmatch(pattern, path):
+      return match_.expand(name), layout
+  return None
+
+
+def _torch_shape(layout: Layout, shape: tuple[int, ...]) -> tuple[int, ...]:
+  return layout.to_torch(np.empty(shape, np.bool_)).shape

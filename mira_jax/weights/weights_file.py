@@ -1,8 +1,8 @@
 """Weights in one safetensors file that needs nothing beside it.
 
 Tensors are named by their path, 'params/encoder/block_0/attn/qkv/kernel'. The
-header carries a card: JSON with the model's fields, the class names and how
-clips are prepared. Nothing in such a file can run code.
+header carries the metadata: JSON with the model's fields, the class names and
+how clips are preprocessed. Nothing in such a file can run code.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from mira_jax.errors import checkpoint_error, not_readable, not_written
+from mira_jax.errors import checkpoint_error, not_readable, not_written, short
 from mira_jax.param_names import (
   block_index,
   is_stacked,
@@ -30,13 +30,15 @@ from mira_jax.param_names import (
   single_name,
   stacked_name,
 )
-from mira_jax.weights.metadata import parse_card
+from mira_jax.weights.metadata import parse_metadata
 
 PyTree = Any
-# In the folder of a run: the chosen weights, and those of the last step.
+# In the folder of a run: the best weights, and those of the last step.
 WEIGHTS = 'weights.safetensors'
 LAST = 'weights-last.safetensors'
-# In the header: SHA-256 of all else that is in the file.
+# Fields of the header: the metadata, where names are ours and where they are
+# PyTorch's; SHA-256 of all else in the file.
+METADATA, TORCH_METADATA = 'card', 'mira_card'
 DIGEST = 'mira_sha256'
 _DEPTH = 32  # of the tree that names make
 
@@ -47,7 +49,7 @@ def flatten(tree: PyTree) -> dict[str, Any]:
   return {path_name(path): leaf for path, leaf in leaves}
 
 
-def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def unflatten(arrays: Mapping[str, Any]) -> dict[str, Any]:
   """The inverse of `flatten`.
 
   Raises:
@@ -60,7 +62,7 @@ def unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
     for folder in folders:
       node = node.setdefault(folder, {})
       if not isinstance(node, dict) or len(folders) > _DEPTH:
-        raise ValueError(f'no tensor can be called {name[:200]!a}')
+        raise ValueError(f'{short(name)} cannot be the name of a tensor')
     node[last] = array
   return tree
 
@@ -80,12 +82,7 @@ def compact(names: Iterable[str]) -> str:
 def restack(
   arrays: Mapping[str, np.ndarray], stacked: bool
 ) -> dict[str, np.ndarray]:
-  """Stacks blocks ('block_0', ...) into 'blocks' (`scan`), or unstacks them.
-
-  Args:
-    arrays: by '/'-joined names, with stacked blocks or single ones.
-    stacked: whether they shall be stacked.
-  """
+  """Stacks blocks ('block_0', ...) into 'blocks' (`scan`), or unstacks them."""
   result: dict[str, Any] = {}
   for name, array in arrays.items():
     block = block_index(name)
@@ -106,21 +103,11 @@ def save_weights(
   path: str | os.PathLike[str],
   params: PyTree,
   state: PyTree,
-  card: Mapping[str, Any],
+  metadata: Mapping[str, Any],
 ) -> pathlib.Path:
-  """Writes a weights file; whatever was at `path` stays until it is complete.
-
-  Args:
-    path: the file; its name should end in '.safetensors'.
-    params: the 'params' collection.
-    state: the 'mira' collection; {} for a plain model.
-    card: JSON-able; what `load_weights` gives back.
-
-  Raises:
-    MiraInputError: see `write_arrays`.
-  """
+  """Writes the 'params' and 'mira' collections; see `write_arrays`."""
   arrays = flatten({'params': params, 'mira': state})
-  return write_arrays(path, arrays, {'card': json.dumps(card)})
+  return write_arrays(path, arrays, {METADATA: json.dumps(metadata)})
 
 
 def write_arrays(
@@ -128,10 +115,10 @@ def write_arrays(
   arrays: Mapping[str, np.ndarray],
   header: Mapping[str, str],
 ) -> pathlib.Path:
-  """Writes safetensors; whatever was at `path` stays until it is complete.
+  """Writes safetensors; an existing file stays until the new one is complete.
 
   Raises:
-    MiraInputError: there is no room, or no leave to write there.
+    MiraInputError: the disk is full or the folder not writable.
   """
   path = pathlib.Path(path)
   part = path.with_name(path.name + '.part')
@@ -144,10 +131,10 @@ def write_arrays(
     part.touch()
     mode = stat.S_IMODE(part.stat().st_mode)  # what the umask leaves
     safetensors.numpy.save_file(arrays, part, metadata=header)
-    part.chmod(mode)  # which safetensors restricts to the owner
+    part.chmod(mode)  # which safetensors restricts to the user
     os.replace(part, path)
   except (OSError, safetensors.SafetensorError) as cause:
-    hint = f'weights must have room there ({cause})'
+    hint = f'weights cannot be written there ({cause})'
     raise not_written(path, hint) from cause
   finally:
     with contextlib.suppress(OSError):
@@ -158,45 +145,37 @@ def write_arrays(
 def read_arrays(
   path: str | os.PathLike[str],
 ) -> tuple[dict[str, str], dict[str, np.ndarray]]:
-  """What is in a safetensors file, of whatever program.
-
-  Returns:
-    The words of its header, without ours of the digest, and its tensors.
+  """The header, without our digest, and the tensors of any safetensors file.
 
   Raises:
-    MiraInputError: not there or not to be read, not safetensors, damaged, or
-      with numbers that NumPy or float32 does not have.
+    MiraInputError: the file is absent, unreadable, damaged, not safetensors, or
+      its numbers are of a type that NumPy lacks.
   """
   if not os.path.isfile(path):
     raise checkpoint_error('not_found', path, 'name a weights.safetensors file')
   try:
-    with open(path, 'rb') as stream:
-      start = stream.read(9)
     with safetensors.safe_open(path, framework='numpy') as file:
       header = file.metadata() or {}
       names = list(file.keys())
       types = {n: file.get_slice(n).get_dtype() for n in names}
-      odd = {n: x for n, x in types.items() if x.startswith(('F8', 'F4', 'C'))}
+      odd = [n for n in names if types[n].startswith(('F8', 'F4', 'C'))]
       arrays = {n: file.get_tensor(n) for n in names if not odd}
   except OSError as cause:
     raise not_readable(path, cause) from cause
-  # Headers can say anything, and types may be younger than NumPy.
+  # Headers can hold anything, and types may be younger than NumPy.
   except (safetensors.SafetensorError, ValueError, AttributeError) as cause:
-    named = os.fspath(path).endswith('.safetensors')
-    code = 'damaged' if named or start[8:] == b'{' else 'not_weights'
-    hint = f'the file is damaged or of another format ({str(cause)[:200]!a})'
-    raise checkpoint_error(code, path, hint) from cause
+    hint = f'the file is damaged or of another format ({short(str(cause))})'
+    raise checkpoint_error('damaged', path, hint) from cause
   if odd:
-    name, kind = next(iter(odd.items()))
-    hint = f'{name[:200]!a} has numbers of {kind}; save it as float32'
+    hint = f'{short(odd[0])} is of type {types[odd[0]]}; save it as float32'
     raise checkpoint_error('unsupported', path, hint)
   try:
     unflatten(arrays)
   except ValueError as cause:
     raise checkpoint_error('bad_weights', path, str(cause)) from cause
-  told = header.pop(DIGEST, None)  # older files have none
-  if told is not None and told != _digest(arrays, header):
-    hint = 'it is not what was written (SHA-256); copy it again'
+  digest = header.pop(DIGEST, None)  # absent from older files
+  if digest is not None and digest != _digest(arrays, header):
+    hint = 'its content does not match its SHA-256; copy it again'
     raise checkpoint_error('damaged', path, hint)
   return header, arrays
 
@@ -213,41 +192,26 @@ def _digest(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
 def load_weights(
   path: str | os.PathLike[str],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-  """Reads a weights file.
+  """The variables {'params': ..., 'mira': ...} and metadata of a weights file.
 
-  Returns:
-    The model's variables {'params': ..., 'mira': ...} and the card, of which
-    only `card.check_card` says that it can be used.
+  The metadata is unchecked, see `check_metadata`.
 
   Raises:
-    MiraInputError: see `read_arrays`; or no card, tensors that no model has,
-      or NaN inside.
+    MiraInputError: see `read_arrays`; or it has no metadata, or NaN.
   """
   header, arrays = read_arrays(path)
-  return unflatten(arrays), card_of(header, arrays, path)
-
-
-def card_of(
-  header: Mapping[str, str],
-  arrays: Mapping[str, np.ndarray],
-  path: str | os.PathLike[str],
-) -> dict[str, Any]:
-  """The card of a weights file, whose tensors are those of a model.
-
-  Args:
-    header: from `read_arrays`.
-    arrays: from it.
-    path: for errors.
-
-  Raises:
-    MiraInputError: see `load_weights`.
-  """
-  card = parse_card(header['card'], path) if 'card' in header else None
-  if not isinstance(card, dict):
-    hint = 'it has no card; use a file that train.py or mira convert wrote'
-    raise checkpoint_error('not_weights', path, hint)
+  if METADATA not in header:
+    hint = 'it has no metadata; use a file of train.py or mira convert'
+    raise checkpoint_error('bad_metadata', path, hint)
   for name, array in arrays.items():
-    if not np.isfinite(array).all():
-      hint = f'{name[:200]!a} holds NaN or infinity'
-      raise checkpoint_error('not_finite', path, hint)
-  return card
+    check_finite(name, array, path)
+  return unflatten(arrays), parse_metadata(header[METADATA], path)
+
+
+def check_finite(
+  name: str, array: np.ndarray, path: str | os.PathLike[str]
+) -> None:
+  """Raises MiraInputError('not_finite') for NaN and infinity."""
+  if not np.isfinite(array).all():
+    hint = f'{short(name)} holds NaN or infinity'
+    raise checkpoint_error('not_finite', path, hint)

@@ -466,7 +466,7 @@ def test_files_of_a_card_that_fits_are_checked_too(capsys, copy):
 )
 def test_a_sealed_card_with_wrong_values(capsys, copy, changes):
   change_card(copy, **changes)
-  refused(capsys, copy, 'bad_card: ')
+  refused(capsys, copy, 'bad_metadata: ')
 
 
 def test_no_export_and_clips_of_another_shape(exports, tmp_path):

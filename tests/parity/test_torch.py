@@ -133,8 +133,8 @@ def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
   pixels = (video / 200 - rules['image_mean']) / rules['image_std']
   with torch.no_grad():
     theirs = module(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).float())
-  got = convert.read(tmp_path, infer_model.Wishes())
-  logits = build.build_model(got.card['model']).apply(
+  got = convert.read(tmp_path, infer_model.Overrides())
+  logits = build.build_model(got.metadata['model']).apply(
     got.variables, transforms.prepare(jnp.asarray(video, jnp.uint8))
   )
   np.testing.assert_allclose(logits, theirs.logits, atol=1e-5)

@@ -16,14 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import safetensors.numpy
 
 import torch_files
 from mira_jax import config
 from mira_jax.cli import main as cli
 from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import load
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build
 from mira_jax.models.layers import resize_positions
@@ -102,15 +100,6 @@ def test_43_an_exploit_runs_nothing(tmp_path, capsys):
   assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
 
 
-def test_44_a_file_before_pytorch_1_6(tmp_path, capsys):
-  path = tmp_path / 'a.pth'
-  path.write_bytes(b'\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.')
-  code, told = convert(capsys, path)
-  assert code == ExitCode.CHECKPOINT
-  assert 'legacy_pth' in told
-  assert 'torch.save(torch.load(' in told
-
-
 def test_45_every_tensor_that_does_not_fit_is_named(tmp_path, capsys):
   tensors = state()
   del tensors['blocks.1.norm2.bias'], tensors['blocks.0.norm1.weight']
@@ -156,25 +145,14 @@ def test_45_training_starts_from_a_whole_backbone(tmp_path):
   assert block['framewise_attn']['qkv']['kernel'].any()
 
 
-def test_45_a_file_of_ours_names_them_too(tmp_path):
-  tree = variables()
-  del tree['params']['encoder']['block_0']['norm1']
-  with pytest.raises(MiraInputError, match='bad_weights') as caught:
-    load.load_engine(save(tmp_path, tree))
-  for name in ('bias', 'scale'):
-    assert f'params/encoder/block_0/norm1/{name}' in str(caught.value)
-
-
-@pytest.mark.parametrize('kind', ['pth', 'safetensors', 'overflow', 'ours'])
+@pytest.mark.parametrize('kind', ['pth', 'overflow', 'ours'])
 def test_46_numbers_that_are_none(tmp_path, kind):
   tensors = state()
   name = 'blocks.1.mlp.fc1.bias'
   tensors[name] = tensors[name].astype(np.float64)
   tensors[name][2] = {'pth': np.nan, 'overflow': 1e300}.get(kind, np.inf)
   path = tmp_path / 'a.pth'
-  if kind == 'safetensors':
-    safetensors.numpy.save_file(tensors, path)
-  elif kind == 'ours':
+  if kind == 'ours':
     tree, name = variables(), 'params/norm/scale'
     tree['params']['norm']['scale'][0] = np.nan
     path = save(tmp_path, tree)
@@ -185,7 +163,7 @@ def test_46_numbers_that_are_none(tmp_path, kind):
   assert name in str(caught.value)
 
 
-@pytest.mark.parametrize('shape', [(), (0,), (16, 0, 2, 8, 8), (1, 2, 3)])
+@pytest.mark.parametrize('shape', [(), (16, 0, 2, 8, 8), (1, 2, 3)])
 def test_45_tensors_of_absurd_shapes(tmp_path, capsys, shape):
   tensors = state(positions='learned', pool='cls')
   for name in (
@@ -205,14 +183,6 @@ def test_45_tensors_of_absurd_shapes(tmp_path, capsys, shape):
     else:
       with pytest.raises(MiraInputError):
         warm_start.transfer(own, path)
-
-
-@pytest.mark.parametrize('card', ['{', '[]', '{"model": {"frames": "x"}}'])
-def test_45_a_card_that_describes_nothing(tmp_path, capsys, card):
-  path = tmp_path / 'a.safetensors'
-  safetensors.numpy.save_file(state(), path, {'mira_card': card})
-  code, told = convert(capsys, path)
-  assert (code, 'bad_card' in told) == (ExitCode.CHECKPOINT, True)
 
 
 # ----- 47: classes -----
@@ -256,9 +226,6 @@ def test_47_a_head_without_names_is_not_taken(tmp_path):
 
 
 def test_48_sizes_that_do_not_divide(tmp_path, capsys):
-  cfg = config.Config(model=dataclasses.replace(CONFIG, frames=15))
-  with pytest.raises(MiraInputError, match='of tubelet 2, such as 14'):
-    config.validate(cfg)
   path = torch_files.save(tmp_path / 'a.pth', state(mira=None))
   code, told = convert(capsys, path, '--frames=15')
   assert code == ExitCode.CHECKPOINT
@@ -282,7 +249,10 @@ def test_48_averages_of_other_slots_start_anew(tmp_path):
     own['mira']['encoder']['block_0']['attn']['confidence'],
   )
   assert len(told.missing) == 2
-  assert "MiRA's averages start anew: they are of 2 slots, not 4" in str(told)
+  assert (
+    "MiRA's averages start anew: they are of 2 temporal tokens, not 4"
+    in str(told)
+  )
   assert 'computed for 4 x 2 x 2 tokens, not 2 x 2 x 2' in str(told)
 
 

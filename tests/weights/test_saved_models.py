@@ -30,7 +30,7 @@ from mira_jax.models import build
 from mira_jax.video import images
 from mira_jax.weights import convert, infer_model, sources, warm_start
 
-WISHES = infer_model.Wishes(image_size=8)
+OVERRIDES = infer_model.Overrides(image_size=8)
 MIRA = dataclasses.asdict(MiraConfig())
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'), 'checkpoints')
 
@@ -39,19 +39,19 @@ def under(prefix, state):
   return {f'{prefix}{name}': x for name, x in state.items()}
 
 
-def read(path, **wishes):
-  return convert.read(path, dataclasses.replace(WISHES, **wishes))
+def read(path, **overrides):
+  return convert.read(path, dataclasses.replace(OVERRIDES, **overrides))
 
 
-def refused(path, code, *words, **wishes):
+def refused(path, code, *words, **overrides):
   """The one error of a file, by every reader."""
   with pytest.raises(MiraInputError) as caught:
-    read(path, **wishes)
+    read(path, **overrides)
   assert caught.value.code == code, caught.value
   for word in words:
     assert word in str(caught.value), (word, str(caught.value))
   assert '\n' not in str(caught.value)
-  if not wishes:
+  if not overrides:
     for reader in (load.load_engine, load.load_backbone, sources.read):
       with pytest.raises(MiraInputError, match=code):
         reader(path)
@@ -71,45 +71,36 @@ def state(source):
 
 
 @pytest.mark.parametrize(
-  'keys',
-  ['state_dict', 'model_state_dict', 'model_state', 'model_ema', 'net',
-   'my_weights', 'state model', 'checkpoint trainer 0 params'],
-)  # fmt: skip
-@pytest.mark.parametrize('file', ['pth', 'bare'])
-def test_a_model_is_found_under_any_key(tmp_path, source, state, keys, file):
+  'keys', ['state_dict', 'my_weights', 'checkpoint trainer 0 params']
+)
+def test_a_model_is_found_under_any_key(tmp_path, source, state, keys):
   tree = state
   for key in reversed(keys.split()):
     tree = [tree] if key == '0' else {key: tree}
-  if file == 'pth':  # an optimiser has tensors, too, and more of them
-    moments = {i: {'exp_avg': np.zeros(3)} for i in range(99)}
-    tree = {'optimizer': {'state': moments}, **tree, 'best': 0.5}
-  path = torch_files.save(tmp_path / 'a.ckpt', tree)
-  got = read(path)
+  # An optimiser has tensors, too, and more of them.
+  moments = {i: {'exp_avg': np.zeros(3)} for i in range(99)}
+  tree = {'optimizer': {'state': moments}, **tree, 'best': 0.5}
+  got = read(torch_files.save(tmp_path / 'a.ckpt', tree))
   same(got.variables, source)
   assert keys.replace(' ', '.') in got.kind
 
 
 @pytest.mark.parametrize(
-  'prefix',
-  ['_orig_mod.', 'module._orig_mod.', '_orig_mod.module.', 'model.',
-   'backbone.module.', 'module.model.backbone.', 'encoder.', 'net.encoder.',
-   'student.', 'a.b.c.'],
-)  # fmt: skip
-@pytest.mark.parametrize('kind', ['pth', 'safetensors'])
-def test_prefixes_are_stripped_until_names_fit(
-  tmp_path, source, state, prefix, kind
-):
-  path = tmp_path / f'a.{kind}'
-  if kind == 'pth':
-    torch_files.save(path, {'state_dict': under(prefix, state)})
-  else:
-    safetensors.numpy.save_file(under(prefix, state), path)
-  got = read(path)
-  same(got.variables, source)
-  assert got.ignored == []
+  'prefix', ['module._orig_mod.', 'net.encoder.', 'student.', 'a.b.c.']
+)
+def test_prefixes_are_stripped_until_names_fit(tmp_path, source, state, prefix):
+  path = torch_files.save(
+    tmp_path / 'a.pth', {'state_dict': under(prefix, state)}
+  )
+  other = tmp_path / 'a.safetensors'
+  safetensors.numpy.save_file(under(prefix, state), other)
+  for file in (path, other):
+    got = read(file)
+    same(got.variables, source)
+    assert got.ignored == []
 
 
-@pytest.mark.parametrize('prefix', ['', 'module.', 'model.module.'])
+@pytest.mark.parametrize('prefix', ['', 'model.module.'])
 def test_the_encoder_of_a_pretraining_stays_beside_its_decoder(
   tmp_path, prefix
 ):
@@ -142,18 +133,18 @@ def test_the_model_is_taken_and_its_average_when_asked_for(tmp_path, source):
   got = read(path)
   same(got.variables, source)
   assert "key 'model'" in got.kind
-  note = next(r for r in got.remarks if '--key' in r)
+  note = next(r for r in got.notes if '--key' in r)
   assert 'model, model_ema' in note
   got = read(path, key='model_ema')
   np.testing.assert_array_equal(
     got.variables['params']['head']['bias'],
     source['params']['head']['bias'] + 1,
   )
-  assert not any('--key' in r for r in got.remarks)
+  assert not any('--key' in r for r in got.notes)
   refused(path, 'bad_key', 'model, model_ema', key='ema')
 
 
-@pytest.mark.parametrize('name', ['ema', 'shadow', 'grads', 'optimizer.fp32'])
+@pytest.mark.parametrize('name', ['ema', 'optimizer.fp32'])
 def test_a_copy_that_comes_first_and_is_larger_is_not_taken(
   tmp_path, source, state, name
 ):
@@ -163,7 +154,7 @@ def test_a_copy_that_comes_first_and_is_larger_is_not_taken(
   tree = {outer: {inner: copy} if inner else copy, 'model': state}
   got = read(torch_files.save(tmp_path / 'a.pth', tree))
   same(got.variables, source)
-  assert any(f'model, {name}' in r for r in got.remarks)
+  assert any(f'model, {name}' in r for r in got.notes)
 
 
 def test_models_that_no_name_tells_apart_must_be_chosen(
@@ -205,7 +196,7 @@ def test_what_is_no_part_of_the_model_is_left_out(tmp_path, source, state):
   )
   got = read(path)
   same(got.variables, source)
-  assert any('criterion.weight' in r and 'aux_head' in r for r in got.remarks)
+  assert any('criterion.weight' in r and 'aux_head' in r for r in got.notes)
   for name in ('blocks.0.attn.bias_table', 'time_embed.weight', 'reg_token'):
     torch_files.save(path, {'model': state | {name: extra}})
     refused(path, 'weights_mismatch', f'extra: {name}', image_size=8)
@@ -220,13 +211,13 @@ def test_a_backbone_without_a_classifier(tmp_path, source, state, norm):
   tensors['cls_head.fc_cls.weight'] = np.ones((3, 192), np.float32)
   path = torch_files.save(tmp_path / 'a.pth', {'state_dict': tensors})
   got = read(path)
-  assert got.card['class_names'] == []
+  assert got.metadata['class_names'] == []
   same(got.variables['params']['encoder'], source['params']['encoder'])
-  assert any('cls_head' in r for r in got.remarks)
-  assert norm != any('params/norm' in r for r in got.remarks)
+  assert any('cls_head' in r for r in got.notes)
+  assert norm != any('params/norm' in r for r in got.notes)
   with pytest.raises(MiraInputError, match=r'no_classifier.*without a head'):
     load.make_engine(got, path)
-  scorer, card, told = load.load_backbone(path, overrides=WISHES)
+  scorer, card, told = load.load_backbone(path, overrides=OVERRIDES)
   assert scorer.model.num_classes == 0
   assert len(told.fresh) == (0 if norm else 2)
   assert card['preprocessing'] == {'rate': 4, 'fit': 'crop'}
@@ -237,21 +228,21 @@ def test_files_without_a_model_say_what_they_have(tmp_path):
   torch_files.save(path, {'model': {'conv1.weight': np.zeros(3)}, 'epoch': 3})
   refused(path, 'other_model', 'conv1.weight', 'keys are model, epoch')
   torch_files.save(path, {'model_name': 'x', 'epoch\x1b[2J': 3})
-  refused(path, 'not_weights', r'keys are model_name, epoch\x1b[2J')
+  refused(path, 'other_model', r'keys are model_name, epoch\x1b[2J')
   whole = torch_files.Call(torch_files.Global('models.Net'))
   torch_files.save(path, {'net': whole})
-  refused(path, 'not_weights', 'models.Net', 'state_dict()')
+  refused(path, 'other_model', 'models.Net', 'state_dict()')
   torch_files.save(path, [1, 2])
-  refused(path, 'not_weights')
+  refused(path, 'other_model')
 
 
 def test_a_flag_that_contradicts_a_card_is_no_silent_wish(tmp_path, source):
   path = torch_files.save(tmp_path / 'a.pth', state_of(source))
   ours = convert.write(tmp_path / 'a.safetensors', read(path))
   assert read(ours, heads=3).kind == 'weights of ours'
-  for wishes in ({'heads': 4}, {'mode': 'plain'}, {'class_names': ('a',)}):
-    with pytest.raises(MiraInputError, match=r'bad_flag.*its card says'):
-      read(ours, **wishes)
+  for overrides in ({'heads': 4}, {'mode': 'plain'}, {'class_names': ('a',)}):
+    with pytest.raises(MiraInputError, match=r'bad_flag.*its metadata has'):
+      read(ours, **overrides)
   refused(ours, 'bad_flag', key='model')
 
 
@@ -291,9 +282,9 @@ def test_what_zero_has_split_says_how_to_join_it(tmp_path, state):
   refused(shards, 'split_weights', 'zero_to_fp32.py')
   halves = {n: x.astype(np.float16) for n, x in state.items()}
   path = deepspeed(tmp_path / 'two', halves)
-  assert not any('zero_to_fp32' in r for r in read(path).remarks)
+  assert not any('zero_to_fp32' in r for r in read(path).notes)
   (path.parent / 'zero_pp_rank_0_mp_rank_00_optim_states.pt').touch()
-  assert any('zero_to_fp32' in r for r in read(path.parent).remarks)
+  assert any('zero_to_fp32' in r for r in read(path.parent).notes)
   (path.parent / 'mp_rank_01_model_states.pt').touch()
   refused(path.parent, 'split_weights', 'several files')
 
@@ -350,7 +341,7 @@ def test_parts_are_one_model(tmp_path, kind):
   for path in (tmp_path / 'hf', index):
     got = convert.read(path)
     same(got.variables, expected.variables)
-    assert got.card['model'] == expected.card['model']
+    assert got.metadata['model'] == expected.metadata['model']
   refused(tmp_path / 'hf' / files[0], 'split_weights', 'name the folder')
   (tmp_path / 'hf' / files[1]).unlink()
   refused(tmp_path / 'hf', 'damaged', files[1])
@@ -359,7 +350,7 @@ def test_parts_are_one_model(tmp_path, kind):
 
 
 @pytest.mark.parametrize(
-  'place', ['../secret', '/etc/passwd', '..', '', 'a/b', '\0', 7, None, {}]
+  'place', ['../secret', '/etc/passwd', '..', '', '\0', None]
 )
 def test_parts_are_within_their_folder(tmp_path, place):
   parts(tmp_path / 'hf', **{'fc_norm.bias': place})
@@ -369,8 +360,7 @@ def test_parts_are_within_their_folder(tmp_path, place):
 
 @pytest.mark.parametrize(
   'text',
-  ['', '[]', '{', '{"weight_map": []}', '{"weight_map": {"a": ["b"]}}',
-   '{}', '[' * 200_000, '{"a":' * 200_000, 'null', '"\\ud800"'],
+  ['', '[]', '{', '{"weight_map": {"a": ["b"]}}', '{"a":' * 200_000],
 )  # fmt: skip
 def test_side_files_that_are_damaged(tmp_path, text):
   index, _ = parts(tmp_path / 'hf')
@@ -399,7 +389,7 @@ def test_the_cache_of_the_hub_is_full_of_links(tmp_path):
   for path in (snapshot, root):
     got = convert.read(path)
     same(got.variables, expected.variables)
-    assert got.card['model'] == expected.card['model']
+    assert got.metadata['model'] == expected.metadata['model']
 
 
 # ----- files that are damaged -----
@@ -409,21 +399,11 @@ def test_damaged_safetensors(tmp_path, state):
   path = tmp_path / 'a.safetensors'
   safetensors.numpy.save_file(state, path)
   data = path.read_bytes()
-  for cut in (0, 4, 8, 9, 100, len(data) // 2, len(data) - 1):
+  for cut in (0, 8, 9, 100, len(data) - 1):
     path.write_bytes(data[:cut])
     refused(path, 'damaged')
   path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid')
   refused(path, 'git_lfs_pointer', 'git lfs pull')
-  header = json.dumps(
-    {'patch_embed.proj.weight': {'dtype': 'F8_E4M3', 'shape': [2],
-                                 'data_offsets': [0, 2]}}
-  ).encode()  # fmt: skip
-  path.write_bytes(len(header).to_bytes(8, 'little') + header + b'\0\0')
-  with pytest.raises(MiraInputError):
-    read(path)
-  broken = state | {'fc_norm.bias': state['fc_norm.bias'].astype(np.complex64)}
-  safetensors.numpy.save_file(broken, path)
-  refused(path, 'unsupported', 'fc_norm.bias')
 
 
 # ----- the commands, and starting from them -----
@@ -460,16 +440,6 @@ def test_predict_reads_what_convert_reads(tmp_path, capsys, clip, state):
   assert 'not_found' in capsys.readouterr().err
 
 
-def test_training_and_features_read_it_too(tmp_path, source, state):
-  path = torch_files.save(
-    tmp_path / 'a.pth', {'net': under('_orig_mod.backbone.', state)}
-  )
-  new, _ = warm_start.transfer(classifier(mira=MIRA), path)
-  same(new, source)
-  scorer, _, _ = load.load_backbone(path, overrides=WISHES)
-  same(scorer._variables['params']['norm'], source['params']['norm'])
-
-
 def test_a_foreign_model_of_absurd_size_is_refused(tmp_path):
   index, _ = parts(tmp_path / 'hf')
   for name in ('image_size', 'num_frames', 'num_attention_heads'):
@@ -480,15 +450,14 @@ def test_a_foreign_model_of_absurd_size_is_refused(tmp_path):
         reader(tmp_path / 'hf')
 
 
-@pytest.mark.parametrize(
-  'name', ['blocks.99999999.norm1.bias', f'blocks.{"9" * 5000}.norm1.bias']
-)
-def test_a_block_of_absurd_number_is_none(tmp_path, state, name):
+def test_a_block_of_absurd_number_is_none(tmp_path, state):
   path = tmp_path / 'a.safetensors'
-  safetensors.numpy.save_file(state | {name: np.zeros(192)}, path)
-  with pytest.raises(MiraInputError) as caught:
-    read(path)
-  assert len(str(caught.value)) < 3000
+  for number in ('99999999', '9' * 5000):
+    extra = {f'blocks.{number}.norm1.bias': np.zeros(192)}
+    safetensors.numpy.save_file(state | extra, path)
+    with pytest.raises(MiraInputError) as caught:
+      read(path)
+    assert len(str(caught.value)) < 3000
 
 
 def test_a_patch_above_the_usual_size_is_no_crash(state):
@@ -498,7 +467,7 @@ def test_a_patch_above_the_usual_size_is_no_crash(state):
   tensors |= {'pos_embed': np.zeros((1, 8, 192), np.float32)}
   whole = sources.Source(path=pathlib.Path('x'), kind='', state=tensors)
   with pytest.raises(MiraInputError, match='must be a multiple of 256'):
-    infer_model.recognise(whole, infer_model.Wishes())
+    infer_model.metadata_of(whole, infer_model.Overrides())
   assert infer_model.grid_of(whole) is None
 
 
@@ -517,16 +486,16 @@ def test_a_size_that_nothing_says_is_no_note(tmp_path, state):
 )
 @pytest.mark.parametrize('kind', ['finetune', 'pretrain'])
 def test_checkpoints_of_the_reference_implementation(kind):
-  wishes = infer_model.Wishes(heads=3, decoder_heads=3, image_size=32)
-  got = convert.read(SAMPLES / kind, wishes)
+  overrides = infer_model.Overrides(heads=3, decoder_heads=3, image_size=32)
+  got = convert.read(SAMPLES / kind, overrides)
   expected = np.load(SAMPLES / f'{kind}_expected.npz')
   video = jnp.asarray(expected['video_bcthw'].transpose(0, 2, 3, 4, 1))
   if kind == 'finetune':
-    model = build.build_model(got.card['model'])
+    model = build.build_model(got.metadata['model'])
     result, wanted = model.apply(got.variables, video), expected['logits']
   else:
-    own = {n: x for n, x in got.card['pretrain'].items() if 'decoder' in n}
-    model = build.build_autoencoder(got.card['model'], own)
+    own = {n: x for n, x in got.metadata['pretrain'].items() if 'decoder' in n}
+    model = build.build_autoencoder(got.metadata['model'], own)
     mask = expected['mask'].astype(bool)
     hidden = int(mask[0].sum())
     result = model.apply(got.variables, video, mask, num_masked=hidden)
@@ -539,7 +508,7 @@ def test_checkpoints_of_the_reference_implementation(kind):
 )
 def test_a_checkpoint_of_deepspeed():
   got = convert.read(
-    SAMPLES / 'deepspeed', infer_model.Wishes(heads=3, image_size=32)
+    SAMPLES / 'deepspeed', infer_model.Overrides(heads=3, image_size=32)
   )
   assert got.kind == "DeepSpeed file, key 'module'"
-  assert got.card['class_names'] == ['0', '1', '2']
+  assert got.metadata['class_names'] == ['0', '1', '2']

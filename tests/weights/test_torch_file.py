@@ -17,6 +17,7 @@ import pytest
 import torch_files
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.weights import pickles, torch_file
+from mira_jax.weights.pickles import Inert
 from torch_files import Bytes, Call, Global, Stateful, save, tensor
 
 
@@ -67,58 +68,37 @@ def test_views_of_one_storage(tmp_path):
   assert load(path, 'none').shape == (0, 4)
 
 
-@pytest.mark.parametrize('protocol', [2, 4])
-def test_what_lies_beside_the_tensors(tmp_path, protocol):
+def test_what_lies_beside_the_tensors(tmp_path):
   value = {
     'args': argparse.Namespace(lr=0.5, names=['a', None], size=(2, 16)),
     'size': Call(Global('torch.Size'), (1, 2)),
     'device': Call(Global('torch.device'), 'cuda', 0),
-    'weight': Call(
-      Global('torch._utils._rebuild_parameter'),
-      np.ones(2, np.float32),
-      True,
-      collections.OrderedDict(),
-    ),
     'state': collections.OrderedDict(a=1.5),
   }
-  path = save(tmp_path / 'a.pth', value, protocol=protocol)
-  with torch_file.open_pth(path) as tree:
+  with torch_file.open_pth(save(tmp_path / 'a.pth', value)) as tree:
     settings = {'lr': 0.5, 'names': ['a', None], 'size': (2, 16)}
-    assert tree['args'].values == settings
+    assert tree['args'] == settings
     assert tree['size'] == (1, 2)
     assert tree['device'].name == 'torch.device'
     assert tree['state'] == {'a': 1.5}
-    assert tree['weight'].read().tolist() == [1, 1]
 
 
 # ----- attacks -----
 
 ATTACKS = {
-  'posix.system': lambda file: Call(Global('posix.system'), f'touch {file}'),
-  'builtins.eval': lambda file: Call(
-    Global('builtins.eval'), f'open({str(file)!r}, "w")'
-  ),
-  'builtins.getattr': lambda file: Call(
-    Global('builtins.getattr'), Global('os.path'), 'os'
-  ),
-  'collections.OrderedDict.fromkeys': lambda file: Call(
-    Global('collections.OrderedDict.fromkeys'), [1]
-  ),
-  'torch.storage._load_from_bytes': lambda file: Call(
-    Global('torch.storage._load_from_bytes'), b''
-  ),
-  'tests.Stateful': lambda file: Call(
-    Global('tests.Stateful'), state={'path': str(file)}
-  ),
-  'mira_jax.weights.torch_file.Namespace': lambda file: Call(
-    Global('mira_jax.weights.torch_file.Namespace')
-  ),
+  'posix.system': lambda file: (f'touch {file}',),
+  'builtins.eval': lambda file: (f'open({str(file)!r}, "w")',),
+  'builtins.getattr': lambda _: (Global('os.path'), 'os'),
+  'collections.OrderedDict.fromkeys': lambda _: ([1],),
+  'torch.storage._load_from_bytes': lambda _: (b'',),
+  'mira_jax.weights.pickles.Namespace': lambda _: (),
 }
 
 
 @pytest.mark.parametrize('name', ATTACKS)
 def test_a_global_is_named_and_never_called(tmp_path, name):
-  attack = ATTACKS[name](tmp_path / 'touched')
+  args = ATTACKS[name](tmp_path / 'touched')
+  attack = Call(Global(name), *args, state={'path': 'x'})
   value = {
     'x': np.ones(2, np.float32),
     'value': attack,
@@ -128,31 +108,18 @@ def test_a_global_is_named_and_never_called(tmp_path, name):
   }
   with torch_file.open_pth(save(tmp_path / 'a.pth', value)) as tree:
     assert tree['x'].read().tolist() == [1, 1]
-    assert tree['value'].name == tree['args'].values['a'].name == name
+    assert tree['value'].name == tree['args']['a'].name == name
     assert [key.name for key in tree['key']] == [name]
     assert tree['state'] == {}
   assert os.listdir(tmp_path) == ['a.pth']
-
-
-def argument(thing):
-  """A tensor that an unknown function makes of a tensor or of its bytes."""
-  return Call(Global('theirs.Wrapper'), thing, 3)
 
 
 FLAT = np.arange(8, dtype=np.float32)
 REBUILD = 'torch._utils._rebuild_'
 
 
-def of_dtype(name, array=FLAT, kind='torch.storage.UntypedStorage'):
-  """As PyTorch saves dtypes that are younger than its types of storages."""
-  array = np.ascontiguousarray(array)
-  storage = Bytes(array, kind=kind, size=array.nbytes)
-  place = (storage, 0, array.shape, (1,), False, collections.OrderedDict())
-  return Call(Global(f'{REBUILD}tensor_v3'), *place, Global(name))
-
-
 DEPENDENT = {
-  'theirs.Wrapper': argument(FLAT),
+  'theirs.Wrapper': Call(Global('theirs.Wrapper'), FLAT, 3),
   'theirs.wrap': Call(Global('theirs.wrap'), 1, (FLAT, FLAT)),
   f'{REBUILD}qtensor': Call(
     Global(f'{REBUILD}qtensor'), Bytes(FLAT), 0, (8,), (1,), ('affine', 1, 0)
@@ -171,7 +138,10 @@ DEPENDENT = {
   'torch.ComplexFloatStorage': tensor(
     FLAT, Bytes(FLAT, kind='torch.ComplexFloatStorage', size=4), shape=(4,)
   ),
-  'torch.float8_e4m3fn': of_dtype('torch.float8_e4m3fn'),
+  f'{REBUILD}tensor_v3': Call(
+    Global(f'{REBUILD}tensor_v3'), Bytes(FLAT), 0, (8,), (1,), False, {},
+    Global('torch.float8_e4m3fn'),
+  ),
   'torch.Tensor.neg': Call(
     Global(f'{REBUILD}tensor_v2'),
     Bytes(FLAT), 0, (8,), (1,), False, {}, {'neg': True},
@@ -180,22 +150,19 @@ DEPENDENT = {
 
 
 @pytest.mark.parametrize('name', DEPENDENT)
-@pytest.mark.parametrize('inside', ['bare', 'parameter'])
-def test_only_a_tensor_that_depends_on_a_global_is_refused(
-  tmp_path, name, inside
-):
+def test_only_a_tensor_that_depends_on_a_global_is_refused(tmp_path, name):
   odd = DEPENDENT[name]
-  if inside == 'parameter':
-    odd = Call(Global(f'{REBUILD}parameter'), odd, True, {})
-  path = save(tmp_path / 'a.pth', {'x': FLAT, 'odd': odd})
+  inner = Call(Global(f'{REBUILD}parameter'), odd, True, {})
+  path = save(tmp_path / 'a.pth', {'x': FLAT, 'odd': odd, 'inner': inner})
   with torch_file.open_pth(path) as tree:
     assert tree['x'].read().tolist() == FLAT.tolist()
-    with pytest.raises(MiraInputError, match='unsupported') as caught:
-      tree['odd'].read()
-  assert f'depends on {name},' in str(caught.value)
+    for key in ('odd', 'inner'):
+      with pytest.raises(MiraInputError, match='unsupported') as caught:
+        tree[key].read()
+      assert f'depends on {name},' in str(caught.value)
 
 
-@pytest.mark.parametrize('protocol', [1, 2, 3, 4, 5])
+@pytest.mark.parametrize('protocol', [1, 2, 5])
 def test_what_training_leaves_beside_the_tensors(tmp_path, protocol):
   """Numbers of NumPy, paths, sets, enums, functions, objects of classes."""
   beside = {
@@ -223,8 +190,8 @@ def test_what_training_leaves_beside_the_tensors(tmp_path, protocol):
     assert tree['model']['x'].read().tolist() == FLAT.tolist()
     assert tree['history'] is not history
     assert dict(tree['history']) == {'loss': [0.5, 0.25]}
-    assert tree['args'].values['n'] == 3
-    assert isinstance(tree['args'].values['data'], torch_file.Inert)
+    assert tree['args']['n'] == 3
+    assert isinstance(tree['args']['data'], Inert)
     assert len(tree) == len(value)
     assert repr(tree['queue']) == '<collections.deque>'
 
@@ -244,8 +211,6 @@ def test_tensors_in_every_way_that_pytorch_saves_them(tmp_path):
     ),
     'cuda': tensor(FLAT, Bytes(FLAT, kind='torch.cuda.FloatStorage')),
     'typed': tensor(FLAT, Bytes(FLAT, kind='torch.storage.FloatStorage')),
-    'dtype': of_dtype('torch.float32'),
-    'uint16': of_dtype('torch.uint16', np.arange(8, dtype=np.uint16)),
     'expanded': tensor(FLAT, shape=(2, 8), strides=(0, 1)),
   }  # fmt: skip
   with torch_file.open_pth(save(tmp_path / 'a.pth', value)) as tree:
@@ -253,21 +218,6 @@ def test_tensors_in_every_way_that_pytorch_saves_them(tmp_path):
       np.testing.assert_array_equal(
         tree[name].read(), [FLAT, FLAT] if name == 'expanded' else FLAT
       )
-
-
-@pytest.mark.skipif(
-  'MIRA_SAMPLES' not in os.environ, reason='has no checkpoints of training'
-)
-def test_checkpoints_of_real_training(tmp_path):
-  folder = pathlib.Path(os.environ['MIRA_SAMPLES'], 'checkpoints')
-  found = [p for p in folder.rglob('*') if p.suffix in ('.pth', '.pt')]
-  assert found
-  for path in found:
-    with torch_file.open_pth(path) as tree:
-      weights = tree.get('model') or tree['module']
-      assert all(np.isfinite(x.read()).all() for x in weights.values())
-      if 'args' in tree:
-        assert tree['args'].values['patch_size'] == (8, 8)
 
 
 def pickled(path, text):
@@ -282,8 +232,8 @@ def pickled(path, text):
   ('text', 'expected'),
   [
     (b'\x8c\x05posix\x8c\x06system\x93\x8c\x04true\x85R.', 'posix.system'),
-    (b'(\x8c\x04trueiposix\nsystem\n.', 'posix.system'),
-    (b'(\x8c\x05posix\x8c\x06system\x93\x8c\x04trueo.', 'posix.system'),
+    (b'(\x8c\x04trueiposix\nsystem\n.', 'damaged'),  # of Python 2
+    (b'(\x8c\x05posix\x8c\x06system\x93\x8c\x04trueo.', 'damaged'),
     (b'cposix\nsystem\n)\x81.', 'posix.system'),
     (b'\x82\x01\x8c\x04true\x85R.', 'damaged'),  # there are no extensions
     (b'K\x01)R.', 'damaged'),
@@ -292,54 +242,47 @@ def pickled(path, text):
   ],
 )
 def test_the_other_ways_to_call_a_global(tmp_path, text, expected):
-  """STACK_GLOBAL, INST, OBJ, NEWOBJ, and EXT1 of a registry of extensions."""
+  """STACK_GLOBAL, NEWOBJ; INST, OBJ and EXT1, which are not answered."""
   path = pickled(tmp_path / 'a.pth', b'\x80\x04' + text)
   if expected == 'damaged':
     assert code(path) == expected
   else:
     with torch_file.open_pth(path) as tree:
-      assert (type(tree), tree.name) == (torch_file.Inert, expected)
+      assert (type(tree), tree.name) == (Inert, expected)
 
 
 @pytest.mark.parametrize(
-  'thing',
-  ['torch._utils._rebuild_tensor_v2', 'argparse.Namespace', 'torch.Size'],
+  'thing', ['torch._utils._rebuild_tensor_v2', 'argparse.Namespace']
 )
-@pytest.mark.parametrize('state', [{'a': 1}, (None, {'__setstate__': 1})])
-def test_a_state_changes_no_function_or_class(tmp_path, thing, state):
+def test_a_state_changes_no_function_or_class(tmp_path, thing):
   """BUILD would set attributes of the function or class itself."""
   module, _, name = thing.rpartition('.')
-  made = pickle.dumps(state, 2)[2:-1]
+  made = pickle.dumps((None, {'__setstate__': 1}), 2)[2:-1]
   text = f'\x80\x02c{module}\n{name}\n'.encode('latin-1')
-  before = dir(torch_file.Namespace)
+  before = dir(pickles.Namespace)
   with torch_file.open_pth(
-    pickled(tmp_path / 'a.pth', text + made + b'b.')
+    pickled(tmp_path / 'a', text + made + b'b.')
   ) as tree:
     assert (tree.name, dict(tree)) == (thing, {})
     assert not hasattr(tree, '__dict__')
-  assert dir(torch_file.Namespace) == before
+  assert dir(pickles.Namespace) == before
 
 
 @pytest.mark.parametrize(
   'thing', [tensor(FLAT), Bytes(FLAT), Call(Global('torch.Size'), (2,))]
 )
-@pytest.mark.parametrize(
-  'state', [{'shape': (1 << 40,)}, (None, {'_offset': 9})]
-)
-def test_a_state_of_a_tensor(tmp_path, thing, state):
+def test_a_state_of_a_tensor(tmp_path, thing):
   """It would point out of the bytes of the file, into those of the process."""
-  odd = Stateful(thing, state)
+  odd = Stateful(thing, {'shape': (1 << 40,)})
   assert code(save(tmp_path / 'a.pth', {'x': odd})) == 'unsafe_pickle'
 
 
 @pytest.mark.parametrize(
-  'thing', [argparse.Namespace(), collections.OrderedDict(), {1}]
-)
-@pytest.mark.parametrize(
   'state', [{'values': 3, 'items': 3}, {3: 4}, (None, {'values': 3}), ({}, {})]
 )
-def test_a_state_of_others_is_data(tmp_path, thing, state):
-  value = {'x': FLAT, 'y': Stateful(thing, state)}
+def test_a_state_of_others_is_data(tmp_path, state):
+  things = [argparse.Namespace(), collections.OrderedDict(), {1}]
+  value = {'x': FLAT, 'y': [Stateful(thing, state) for thing in things]}
   with torch_file.open_pth(save(tmp_path / 'a.pth', value, protocol=4)) as tree:
     assert tree['x'].read().tolist() == FLAT.tolist()
     repr(tree)
@@ -443,11 +386,11 @@ def test_a_tensor_outside_of_its_storage(tmp_path, name):
   [
     (('storage', Global('torch.FloatStorage'), '../../x', 'cpu', 8), 'unsafe'),
     (('storage', Global('torch.FloatStorage'), '7', 'cpu', 8), 'damaged'),
+    (('storage', Global('torch.FloatStorage'), '0', 'cpu', 9), 'damaged'),
     (('storage', Global('torch.FloatStorage'), '0', 'cpu', 2**60), 'unsafe'),
     (('storage', Global('torch.FloatStorage'), '0', 'cpu', -1), 'unsafe'),
     (('storage', 'FloatStorage', '0', 'cpu', 8), 'unsafe'),
     (('module', Global('torch.FloatStorage'), '0', 'cpu', 8), 'unsafe'),
-    (('storage',), 'unsafe'),
     ('storage', 'unsafe'),
     ([[], {}], 'unsafe'),
   ],
@@ -456,13 +399,6 @@ def test_a_storage_that_is_named_oddly(tmp_path, pid, expected):
   storage = Bytes(FLAT, pid=pid)
   path = save(tmp_path / 'a.pth', {'x': tensor(FLAT, storage)})
   assert code(path).startswith(expected)
-
-
-def test_a_storage_of_another_size_than_its_bytes(tmp_path):
-  storage = Bytes(FLAT, size=9)
-  assert code(save(tmp_path / 'a.pth', {'x': tensor(FLAT, storage)})) == (
-    'damaged'
-  )
 
 
 def test_a_bomb(tmp_path):
@@ -490,24 +426,19 @@ def test_files_before_version_1_6_get_a_hint(tmp_path):
 
 def test_a_plain_pickle_is_said_to_be_one(tmp_path):
   path = tmp_path / 'a.pkl'
-  for protocol in (2, 4, 5):
-    path.write_bytes(pickle.dumps({'x': [1.0, 2.0]}, protocol=protocol))
-    assert code(path) == 'not_weights'
-    with pytest.raises(MiraInputError, match='it is a pickle'):
-      load(path)
+  path.write_bytes(pickle.dumps({'x': [1.0, 2.0]}))
+  assert code(path) == 'not_weights'
+  with pytest.raises(MiraInputError, match='it is a pickle'):
+    load(path)
 
 
-def test_a_file_that_was_cut(tmp_path):
+def test_a_file_that_was_cut_or_changed(tmp_path):
   path = save(tmp_path / 'a.pth', {'x': FLAT})
   whole = path.read_bytes()
   for end in (len(whole) // 2, len(whole) - 30, 4):
     path.write_bytes(whole[:end])
     assert code(path) == 'damaged'
-
-
-def test_a_changed_byte_of_a_tensor(tmp_path):
-  path = save(tmp_path / 'a.pth', {'x': FLAT})
-  data = bytearray(path.read_bytes())
+  data = bytearray(whole)
   data[data.index(FLAT.tobytes())] ^= 1
   path.write_bytes(data)
   assert code(path) == 'damaged'
@@ -543,19 +474,14 @@ def test_damage_anywhere_is_an_error_or_harmless(tmp_path, part):
 
 
 @pytest.mark.parametrize('flag', [0x01, 0x08, 0x20, 0x40])
-@pytest.mark.parametrize('place', [6, 7])
-def test_flags_of_members(tmp_path, flag, place):
+def test_flags_of_members(tmp_path, flag):
   """Encrypted ones, and names that should be UTF-8 and are not."""
   path = save(tmp_path / 'a.pth', {'x': FLAT})
   whole = bytearray(path.read_bytes())
-  whole[place] |= flag
+  whole[6] |= flag
   whole[32] = 0x88
-  listed = whole.index(b'PK\x01\x02')
-  for data in (whole, whole[:listed] + whole[listed:].replace(
-    b'PK\x01\x02\x14\x03\x14\x00\x00', b'PK\x01\x02\x14\x03\x14\x00\x01'
-  )):  # fmt: skip
-    path.write_bytes(data)
-    assert code(path) == 'damaged'
+  path.write_bytes(whole)
+  assert code(path) == 'damaged'
 
 
 @pytest.mark.parametrize(

@@ -201,8 +201,8 @@ def test_a_pytorch_file_has_features(tmp_path):
   state = torch_names.to_torch(source, torch_names.CLASSIFIER)
   path = tmp_path / 'torch.safetensors'
   safetensors.numpy.save_file(state, path)
-  wishes = infer_model.Wishes(heads=2, image_size=16, rate=2)
-  scorer, about, _ = load.load_backbone(path, overrides=wishes)
+  overrides = infer_model.Overrides(heads=2, image_size=16, rate=2)
+  scorer, about, _ = load.load_backbone(path, overrides=overrides)
   assert about['preprocessing'] == {'rate': 2, 'fit': 'crop'}
   same(scorer._variables['params']['norm'], source['params']['norm'])
   with pytest.raises(MiraInputError, match='--heads'):

@@ -100,6 +100,19 @@ def test_a_full_disk_is_one_line_and_harms_nothing(tmp_path, capsys):
   assert sorted(os.listdir(tmp_path)) == ['a.pth', 'out.safetensors']
 
 
+def test_weights_are_read_as_they_were_written(tmp_path):
+  matrix = np.arange(6, dtype=np.float32).reshape(2, 3).T
+  path, card = tmp_path / 'w', {'class_names': ['Freude', 'Ärger']}
+  weights_file.save_weights(path, {'a': matrix}, {'b': matrix[0]}, card)
+  variables, read = weights_file.load_weights(path)
+  assert read == card
+  np.testing.assert_array_equal(variables['params']['a'], matrix)
+  np.testing.assert_array_equal(variables['mira']['b'], matrix[0])
+  safetensors.numpy.save_file({'a': matrix}, path)
+  with pytest.raises(MiraInputError, match='bad_metadata'):
+    weights_file.load_weights(path)
+
+
 def test_a_folder_that_is_a_file(tmp_path):
   (tmp_path / 'file').touch()
   with pytest.raises(MiraInputError, match='not_written'):
@@ -157,7 +170,7 @@ def test_a_flipped_bit_anywhere_is_seen(tmp_path, names):
   save(path)
   if names == 'torch':
     state = torch_names.to_torch(variables(), torch_names.CLASSIFIER)
-    header = {'format': 'pt', sources.CARD: json.dumps(CARD)}
+    header = {'format': 'pt', weights_file.TORCH_METADATA: json.dumps(CARD)}
     weights_file.write_arrays(path, state, header)
   whole = path.read_bytes()
   size = 8 + int.from_bytes(whole[:8], 'little')
@@ -172,11 +185,11 @@ def test_a_flipped_bit_anywhere_is_seen(tmp_path, names):
     path.write_bytes(data)
     if b'mira_sha256' in data and data != whole:
       assert refused(path).code in (
-        'damaged', 'not_weights', 'not_finite', 'bad_card', 'bad_weights',
+        'damaged', 'not_weights', 'not_finite', 'bad_metadata', 'bad_weights',
         'unsupported',
       ), place  # fmt: skip
   path.write_bytes(whole)
-  assert sources.read(path).card == CARD
+  assert sources.read(path).metadata == CARD
 
 
 def test_a_file_of_an_older_version_has_no_digest(tmp_path):
@@ -288,11 +301,11 @@ def test_every_field_of_a_card_has_a_type_and_a_range(tmp_path, name):
   for value in BROKEN[name]:
     told = copy.deepcopy(CARD)
     (told[group] if field else told)[field or group] = value
-    for key in ('card', sources.CARD):
+    for key in ('card', weights_file.TORCH_METADATA):
       path = tmp_path / 'w.safetensors'
       safetensors.numpy.save_file(TENSOR, path, {key: json.dumps(told)})
       error = refused(path)
-      assert error.code == 'bad_card', (key, value)
+      assert error.code == 'bad_metadata', (key, value)
       named = (field, group, 'decoder_dim', 'image_size', 'class')
       assert any(x and x in error.hint.lower() for x in named)
 
@@ -300,9 +313,9 @@ def test_every_field_of_a_card_has_a_type_and_a_range(tmp_path, name):
 @pytest.mark.parametrize('text', ['{', '[]', '3', '[' * 10**5, '{"a": 1e', ''])
 def test_a_card_that_is_none(tmp_path, text):
   path = tmp_path / 'w.safetensors'
-  for key in ('card', sources.CARD):
+  for key in ('card', weights_file.TORCH_METADATA):
     safetensors.numpy.save_file(TENSOR, path, {key: text})
-    assert refused(path).code in ('bad_card', 'not_weights')
+    assert refused(path).code in ('bad_metadata', 'not_weights')
 
 
 def test_a_card_may_be_of_an_older_or_a_younger_version():
@@ -312,5 +325,5 @@ def test_a_card_may_be_of_an_older_or_a_younger_version():
   del told['pretrain']
   told['preprocessing']['mean'] = [0.5] * 3
   told['new'] = {'anything': [1]}
-  assert metadata.check_card(told, 'w') == told
-  assert metadata.check_card(CARD | {'pretrain': PRETRAIN}, 'w')
+  assert metadata.check_metadata(told, 'w') == told
+  assert metadata.check_metadata(CARD | {'pretrain': PRETRAIN}, 'w')
