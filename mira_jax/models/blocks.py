@@ -57,7 +57,7 @@ class BlockSpec(BlockOptions):
 def spec_of(options: BlockOptions, **own: Any) -> BlockSpec:
   """The spec of a model's blocks; `own` are the fields of a block alone."""
   names = (field.name for field in dataclasses.fields(BlockOptions))
-  shared = {name: getattr(options, name) for name in names}
+  shared: dict[str, Any] = {name: getattr(options, name) for name in names}
   return BlockSpec(**shared | {'dtype': jnp.dtype(options.dtype)} | own)
 
 
@@ -113,6 +113,8 @@ class Attention(nn.Module):
     value = None if past is None else past.value
     attended = self.attend(spec, q, k, v, value)
     if past is not None and learning and not self.is_initializing():
+      assert attended.frames is not None
+      assert attended.frames.ema is not None
       past.value = attended.frames.ema.astype(past.value.dtype)
     return attended
 

@@ -109,6 +109,8 @@ def over_time(
   )
   before = after = None
   if spec.record:
+    assert attended.before is not None
+    assert attended.after is not None
     before, after = (
       einops.rearrange(
         _block_diagonal(maps, places), 'b h n q m k -> b h (q n) (k m)'

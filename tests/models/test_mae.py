@@ -70,9 +70,7 @@ def by_formula(model):
 @pytest.mark.parametrize(
   ('size', 'decoder', 'total', 'encoder', 'decoder_total'),
   [
-    ('S', (192, 3, 4), 24_029_376, 21_879_936, 2_075_520),
     ('B', (384, 6, 4), 94_210_944, 86_227_200, 7_688_448),
-    ('L', (512, 8, 12), 342_996_992, 303_860_736, 38_611_456),
     ('H', (640, 8, 12), 692_487_296, 631_607_040, 60_060_416),
   ],
 )
@@ -191,11 +189,6 @@ def test_targets_without_normalisation_are_the_pixels():
   )
 
 
-def test_flat_tubelets_have_finite_targets():
-  targets = tubelet_targets(jnp.full((1, 2, 4, 4, 3), 0.5), tubelet=2, patch=4)
-  np.testing.assert_array_equal(targets, 0)
-
-
 # Masks.
 
 
@@ -215,12 +208,6 @@ def test_tube_mask_follows_the_key():
   )
   np.testing.assert_array_equal(one, same)
   assert (one != other).any()
-
-
-def test_tube_mask_hides_every_place_equally_often():
-  mask = tube_mask(jax.random.key(0), 4000, 1, 10, 0.3)
-  # 4000 draws of 0.3 have a standard deviation of 0.0072.
-  np.testing.assert_allclose(mask.mean(0), 0.3, atol=0.036)
 
 
 @pytest.mark.parametrize('ratio', [0.0, 1.0])
@@ -299,13 +286,12 @@ def test_a_video_of_another_size_is_named():
     shapes_of(MaskedAutoencoder(**TINY), size=30)
 
 
-@pytest.mark.parametrize('mode', [None, 'exact'])
 @pytest.mark.parametrize('variant', [n for n in BLOCKS if n != 'joint'])
-def test_variants_are_pretrained_too(variant, mode):
+def test_variants_are_pretrained_too(variant):
   model = MaskedAutoencoder(
-    **TINY,
+    **TINY | {'depth': 1},
     variant=variant,
-    mira=mode and MiraConfig(mode=mode, statistics='batch_ema'),
+    mira=MiraConfig(statistics='batch_ema'),
   )
   video = formula_video(2, 16, 32).astype(np.float32)
   init = jax.jit(functools.partial(model.init, num_masked=HIDDEN))
@@ -325,9 +311,8 @@ def test_variants_are_pretrained_too(variant, mode):
   step = jax.jit(jax.value_and_grad(loss, has_aux=True))
   (_, updates), grads = step(variables['params'])
   assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(grads['encoder']))
-  moved = jax.tree.leaves(updates)
-  assert len(moved) == (2 if mode else 0)
-  assert all((x != 1 / 8).any() for x in moved)
+  (moved,) = jax.tree.leaves(updates)
+  assert (moved != 1 / 8).any()
 
 
 def test_two_encoders_are_not_pretrained():

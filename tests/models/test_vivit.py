@@ -93,10 +93,9 @@ def test_parameter_counts(size, seven, eleven):
   assert [x.shape for x in jax.tree.leaves(mira['mira'])] == [(8,)] * depth
 
 
-@pytest.mark.parametrize('mode', ['exact', 'flashlite'])
-def test_mira_adds_no_parameter(mode):
+def test_mira_adds_no_parameter():
   plain = shapes_of(ViViT(**TINY))
-  mira = shapes_of(ViViT(**TINY, mira=MiraConfig(mode=mode)))
+  mira = shapes_of(ViViT(**TINY, mira=MiraConfig()))
   assert mira['params'] == plain['params']
   assert mira['params']['encoder']['block_0']['attn'].keys() == {
     'q_bias',
@@ -139,10 +138,7 @@ def test_options_add_only_their_own_parameters():
   [
     (768, 245744.989567),
     (384, 122425.857873),
-    (1024, 327909.206615),
-    (512, 163460.932658),
     (1280, 410130.259973),
-    (640, 204714.511272),
   ],
 )
 def test_position_table_sums(dim, total):
@@ -172,9 +168,8 @@ def test_resizing_positions_keeps_what_it_must():
   np.testing.assert_allclose(constant, 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize('positions', ['sinusoidal', 'learned'])
-def test_other_sizes_need_interpolation_asked_for(positions):
-  model = ViViT(**TINY, positions=positions, mira=MiraConfig())
+def test_other_sizes_need_interpolation_asked_for():
+  model = ViViT(**TINY, positions='learned', mira=MiraConfig())
   video = jnp.zeros((1, 8, 32, 32, 3))
   variables = jax.jit(model.init)(jax.random.key(0), video)
   larger = jnp.zeros((1, 12, 48, 64, 3))
@@ -304,7 +299,7 @@ def test_scan_is_the_unrolled_loop(x64):
 
 @pytest.mark.parametrize(
   ('scan', 'policy'),
-  [(False, 'attention'), (True, 'attention'), (True, 'full'), (True, 'linear')],
+  [(False, 'attention'), (True, 'full'), (True, 'linear')],
 )
 def test_remat_changes_no_number_and_moves_the_average_once(x64, scan, policy):
   plain = ViViT(**TRAINED, scan=scan, drop_path=0.5, dtype=jnp.float64)
@@ -321,15 +316,14 @@ def test_remat_changes_no_number_and_moves_the_average_once(x64, scan, policy):
   assert largest_difference(again['mira'], variables['mira']) > 1e-6
 
 
-@pytest.mark.parametrize('mira', [None, MiraConfig()], ids=['plain', 'exact'])
 @pytest.mark.parametrize('scan', [False, True])
-def test_remat_computes_no_attention_twice(scan, mira):
-  tokens = jnp.ones((1, 16, 8))
+def test_remat_computes_no_attention_twice(scan):
+  tokens, mira = jnp.ones((1, 16, 8)), MiraConfig()
 
   def exponentials(remat: str | None) -> int:
     spec = BlockSpec(heads=2, num_frames=4, mira=mira, attention='streaming')
-    model = Encoder(spec, depth=2, remat=remat, scan=scan)
-    variables = model.init(jax.random.key(0), tokens)
+    model = Encoder(spec, depth=1, remat=remat, scan=scan)
+    variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
 
     def loss(params):
       return model.apply(variables | {'params': params}, tokens)[0].sum()
@@ -376,18 +370,6 @@ def test_cls_pooling_reads_the_first_token():
   x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
   want = x @ variables['params']['head']['kernel']
   np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
-
-
-def test_learned_positions_reach_the_output():
-  model = ViViT(**TINY, positions='learned', head_scale=50.0)
-  video = jnp.asarray(formula_video(1, 8, 32), jnp.float32)
-  variables = jax.jit(model.init)(jax.random.key(0), video)
-  run = jax.jit(model.apply)
-  before = run(variables, video)
-  params = variables['params'] | {
-    'positions': variables['params']['positions'] + jnp.arange(32.0)
-  }
-  assert np.abs(run({'params': params}, video) - before).max() > 1e-3
 
 
 def test_no_classes_returns_features():
@@ -450,10 +432,8 @@ def test_drop_path_rises_linearly_to_the_last_block():
       rates.append(float(args[1]))
     return call(*args, **options)
 
-  model = ViViT(**TINY | {'depth': 5}, drop_path=0.1)
-  video = jnp.zeros((1, 8, 32, 32, 3))
   with nn.intercept_methods(spy):
-    model.init(jax.random.key(0), video)
+    shapes_of(ViViT(**TINY | {'depth': 5}, drop_path=0.1))
   np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0.075, 0.1], rtol=1e-6)
 
 
@@ -475,10 +455,9 @@ def test_drop_path_follows_the_key_and_is_off_in_evaluation():
   )
 
 
-@pytest.mark.parametrize('mode', [None, 'exact', 'flashlite'])
+@pytest.mark.parametrize('mode', ['exact', 'flashlite'])
 def test_bfloat16_stays_near_float32(mode):
-  mira = mode and MiraConfig(mode=mode)
-  single = ViViT(**TINY, mira=mira)
+  single = ViViT(**TINY, mira=MiraConfig(mode=mode))
   half = single.clone(dtype=jnp.bfloat16)
   variables = by_formula(single, np.float32)
   video = jnp.asarray(formula_video(2, 8, 32), jnp.float32)
@@ -559,13 +538,4 @@ def test_scan_with_mira_in_some_blocks_is_an_error():
 def test_heads_that_do_not_divide_the_width_are_an_error():
   model = ViViT(**TINY | {'heads': 5})
   with pytest.raises(ValueError, match=r'32.*5|5.*32'):
-    shapes_of(model)
-
-
-@pytest.mark.parametrize(
-  ('field', 'value'), [('pool', 'max'), ('positions', 'fixed')]
-)
-def test_unknown_options_are_an_error(field, value):
-  model = ViViT(**TINY, **{field: value})
-  with pytest.raises(ValueError, match=value):
     shapes_of(model)
