@@ -1,8 +1,8 @@
 """MiRA: marginal-induced attention redistribution, as pure functions.
 
 From one vector per clip, the key marginal of an attention map or the energy of
-its keys, MiRA estimates how much each frame matters, and moves attention
-towards the frames that matter more. It has no parameters.
+its keys, MiRA estimates a gain for each frame, and redistributes attention
+between the frames by it. It has no parameters.
 
 Shapes: B clips, T frames, N tokens per frame, L = T * N tokens ordered frame by
 frame, H heads, D channels per head. Queries, keys and values are [B, L, H, D],
@@ -90,15 +90,15 @@ class MiraConfig:
 
 
 class FrameGain(NamedTuple):
-  """What MiRA thinks of each frame.
+  """The gain of each frame, and the quantities that it is computed from.
 
   With batch statistics B is 1, except for the gain of exact mode.
   """
 
   gain: Array  # [B, T] factor on the attention that the frame receives
-  prior: Array  # [B, T] share of attention the frame should have, sums to 1
+  prior: Array  # [B, T] target share of attention, sums to 1
   score: Array  # [B, T] confidence and concentration, mixed and normalised
-  confidence: Array  # [B, T] share of attention the frame has, or its EMA
+  confidence: Array  # [B, T] present share of attention, or its EMA
   concentration: Array | None  # [B, T] 1 / entropy within the frame, 1 / nats
   ema: Array | None  # [T] the EMA after this call
 
@@ -111,8 +111,7 @@ def key_marginal(attention: Array) -> Array:
 def key_energy(keys: Array) -> Array:
   """Mean square of each key over heads and channels: [B, L, H, D] -> [B, L].
 
-  The stand-in of flashlite mode for the key marginal. A constant: gradients do
-  not flow into the keys.
+  Flashlite mode takes it for the key marginal. No gradient flows into the keys.
   """
   keys = jax.lax.stop_gradient(keys)
   keys = keys.astype(jnp.promote_types(keys.dtype, jnp.float32))
@@ -184,8 +183,8 @@ def frame_gain(
     training: whether a training step is running.
 
   Returns:
-    The gain and what led to it; `ema` is the updated [T] average, or `past` as
-    it was.
+    The gain and its intermediate quantities; `ema` is the updated [T] average,
+    or `past` unchanged.
 
   Raises:
     ValueError: num_frames does not divide L, or `past` is missing or not [T].
@@ -264,14 +263,14 @@ def redistribute(
 
 
 def log_bias(gain: Array) -> Array:
-  """What to add to the logits of every key: [B, L] gain -> [B, L]."""
+  """Bias on the logits of every key: [B, L] gain -> [B, L]."""
   return jnp.log(jnp.maximum(gain, 1e-12))
 
 
 def _exact_prior(score: Array, config: MiraConfig) -> tuple[Array, Array]:
-  # Compilers fuse, and may round, `score` and its extremes differently. By the
-  # gradient of `jnp.max`, which asks who equals it, that would be 0 / 0; by
-  # index, gradients go to one frame, as in PyTorch.
+  # Compilers may round `score` and its extremes differently; the gradient of
+  # `jnp.max`, which compares them, is then 0 / 0. By index, gradients go to one
+  # frame, as in PyTorch.
   low, high = (
     jnp.take_along_axis(score, f(score, -1, keepdims=True), -1)
     for f in (jnp.argmin, jnp.argmax)

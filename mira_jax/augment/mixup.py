@@ -1,10 +1,9 @@
-"""Mixing the clips of a batch, and their targets with them.
+"""Mixup and cutmix of the clips of a batch and their targets.
 
-Mixup fades every clip into its partner, cutmix pastes a box of the partner into
-it. Neighbours are partners, and the last of an odd batch stays as it is. The
-reference pairs the first clip with the last one: of shuffled clips that is the
-same draw, but over many devices every step would send all its videos through
-the network. Neighbours are on one device, and the same ones on any number.
+Mixup blends every clip with its partner, cutmix pastes a box of the partner
+into it. Partners are neighbours, which lie on one device; the last clip of an
+odd batch stays. (The reference pairs the first clip with the last: the same
+draw for shuffled clips, but it would send all videos between devices.)
 """
 
 from __future__ import annotations
@@ -28,21 +27,18 @@ def mix(
   probability: float = 1.0,
   copies: int = 1,
 ) -> tuple[Array, Array]:
-  """Mixes all clips alike: one draw, one share and one box for the batch.
+  """Mixes video [B, T, H, W, 3] and targets [B, K], all clips alike.
 
   Args:
-    key: of the draw.
-    video: [B, T, H, W, 3], every row a clip that counts.
-    targets: [B, K].
+    key: of the one draw for the batch.
+    video: without masked rows.
+    targets: of the clips.
     mixup_alpha: the share that a clip keeps is Beta(alpha, alpha) distributed;
       0 leaves mixup out.
-    cutmix_alpha: likewise for cutmix; when both are 0, nothing changes.
-    switch: with which probability it is cutmix, if it may be either.
-    probability: with which anything is mixed.
-    copies: rows of one clip that lie side by side, which are no partners.
-
-  Returns:
-    The mixed video and targets, of the same shapes.
+    cutmix_alpha: likewise for cutmix.
+    switch: probability of cutmix where both are possible.
+    probability: of mixing anything.
+    copies: adjacent rows of one clip, which are no partners.
   """
   if not (mixup_alpha or cutmix_alpha):
     return video, targets
@@ -63,12 +59,9 @@ def mix(
 
 
 def cutmix_box(key: Array, share: Array, whole: tuple[int, int]) -> Box:
-  """A box of 1 - share of a frame about a random pixel, cut off at the edges.
+  """A box about a random pixel that leaves `share` of a frame of H, W pixels.
 
-  Args:
-    key: of the draw.
-    share: float [], of the frame that stays as it is.
-    whole: height and width of the frame in pixels.
+  It may reach past the edges.
   """
   centre = jax.random.randint(key, (2,), 0, jnp.asarray(whole))
   half = (jnp.sqrt(1 - share) * jnp.asarray(whole)).astype(int) // 2

@@ -1,9 +1,8 @@
-"""RandAugment of whole clips: random operations that mean what Pillow means.
+"""RandAugment of whole clips, with the results of Pillow.
 
-A clip is uint8 [T, H, W, 3]. Every operation is a pure function of it that
-gives what `PIL` gives for each frame, in the same whole numbers; all frames of
-a clip are changed by the same amount. `rand_augment` draws operations and
-amounts as 'rand-m7-n4-mstd0.5-inc1' of timm does.
+A clip is uint8 [T, H, W, 3]. Every operation gives the integers that `PIL`
+gives for each frame, and changes all frames by the same amount. `rand_augment`
+draws operations and amounts as timm's 'rand-m7-n4-mstd0.5-inc1'.
 
 Reference: Cubuk et al., RandAugment, https://arxiv.org/abs/1909.13719; the
 operations and how far they go are those of timm's `auto_augment`.
@@ -44,12 +43,12 @@ OPERATIONS = (
   'translate_y',
 )
 WARPS = 10  # index of the first one
-FILL = 128  # what comes in from outside a frame
-TILE, WINDOW = 8, 16  # pixels: of a warped tile, of the square it is made of
+FILL = 128  # level outside a frame
+TILE, WINDOW = 8, 16  # pixels: of a warped tile, of the square it is read from
 
 
 class Draws(NamedTuple):
-  """What is done to a clip, step by step; all [N]."""
+  """The operations on a clip, in their order; all [N]."""
 
   operation: Array  # int, index in OPERATIONS
   happens: Array  # bool
@@ -88,11 +87,10 @@ def rand_augment(
   Args:
     key: of the draw.
     clip: uint8 [T, H, W, 3].
-    magnitude: mean of the normal distribution that amounts are drawn from; 0
-      changes least and 10 most.
-    ops: number of operations that are drawn, with replacement.
-    std: standard deviation of that distribution, which is cut off at 0 and 10.
-    probability: with which each of them is done.
+    magnitude: mean of the normal distribution of amounts, 0 to 10.
+    ops: number of operations, drawn with replacement.
+    std: standard deviation of amounts, which are clipped to 0 and 10.
+    probability: of each operation.
 
   Returns:
     uint8 [T, H, W, 3].
@@ -121,9 +119,9 @@ def rand_augment_clips(keys: Array, video: Array) -> Array:
 
 
 def changes(row: Draws, size: tuple[int, int]) -> tuple[Change, ...]:
-  """What a drawn row may mean: each pixel operation, a warp, and nothing.
+  """The branches of a drawn row: each pixel operation, a warp, and nothing.
 
-  How far an operation goes at which share is timm's "increasing" scale.
+  Amounts follow timm's "increasing" scale.
   """
   partial = functools.partial
   enhanced = {'factor': jnp.maximum(0.1, 1 + 0.9 * row.share * row.sign)}
@@ -188,7 +186,7 @@ def auto_contrast(clip: Array) -> Array:
 def _falls_short() -> np.ndarray:
   """Sorted codes (low, high, level) for which PIL is one below the quotient.
 
-  It multiplies with a rounded scale, and cuts off what should be whole.
+  It truncates a product with a rounded scale.
   """
   codes = []
   for low in range(256):
@@ -233,8 +231,8 @@ def _look_up(table: Array, clip: Array) -> Array:
 def _digits(clip: Array) -> tuple[Array, Array]:
   """Both hexadecimal digits of all levels, one-hot [..., 16].
 
-  Counting and looking up become matrix products: accelerators are slow at
-  scattering and gathering single numbers. All of it is exact in bfloat16.
+  Histograms and look-ups become matrix products, exact in bfloat16:
+  accelerators are slow at scattering and gathering.
   """
   return tuple(
     jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16)
@@ -317,19 +315,16 @@ def _blend(base: Array | int, clip: Array, factor: Array) -> Array:
 
 
 def warp(clip: Array, matrix: Array) -> Array:
-  """Looks up the pixel at (x, y) at (a x + b y + c, d x + e y + f).
+  """Reads the pixel at (x, y) from (a x + b y + c, d x + e y + f).
 
-  Bicubic as in PIL's `Image.transform`, whose kernel is the one with -1, not
-  that of its `resize`. Centres of pixels lie at halves, borders are repeated
-  within a frame, and FILL comes in from outside.
-
-  Every tile of the result is made of one window of the frames by one matrix
-  product: 16 numbers would have to be gathered for every pixel otherwise.
+  Bicubic as PIL's `Image.transform` (slope -1, unlike its `resize`), with
+  centres of pixels at halves, repeated borders, and FILL outside. Each tile is
+  one matrix product with a window of the frames, not a gather per pixel.
 
   Args:
     clip: uint8 [T, H, W, 3].
-    matrix: float [6], a to f; |a| + |b| and |d| + |e| at most 1.5, so that the
-      window of a tile holds all that it is made of.
+    matrix: float [6], a to f; |a| + |b| and |d| + |e| at most 1.5, so that a
+      window covers its tile.
   """
   frames, height, width, _ = clip.shape
   tile = functools.partial(_tile, size=(height, width), matrix=matrix)
@@ -383,8 +378,8 @@ def _tile(
     window.astype(jnp.float32),
     precision='highest',
   )
-  # PIL cuts off after the point. So a flat frame stays as it is, although
-  # weights in float32 sum to a bit less than 1.
+  # PIL truncates; a flat frame must stay flat although weights in float32 sum
+  # to slightly less than 1.
   mixed = jnp.clip(mixed + 2**-9, 0, 255)
   return jnp.where(inside[0, ..., None], mixed, FILL).astype(jnp.uint8)
 

@@ -56,8 +56,7 @@ def make_mesh(
       f'data {data} x fsdp {fsdp} x model {model} are not {len(devices)} '
       'devices; 0 for data takes those that are left'
     )
-  # Auto lets the compiler place what lies between; the default of
-  # jax.make_mesh is Explicit, under which flax's Dropout fails.
+  # The default of jax.make_mesh, Explicit, fails in flax's Dropout.
   axes = (*CLIP_AXES, HEAD_AXIS)
   kinds = (AxisType.Auto,) * len(axes)
   slices = _slices(devices)
@@ -76,7 +75,7 @@ def make_mesh(
 
 
 def _slices(devices: Sequence[jax.Device]) -> int:
-  """How many pods of TPUs the devices are of, or pieces of pods."""
+  """Number of TPU slices that the devices belong to."""
   tpus = [device for device in devices if device.platform == 'tpu']
   return len({getattr(device, 'slice_index', 0) for device in tpus}) or 1
 
@@ -91,10 +90,7 @@ def describe(mesh: Mesh) -> str:
 
 
 def ambient(mesh: Mesh):
-  """Context in which traced code knows the mesh: attention's kernels need it.
-
-  Like `jax.set_mesh`, but also inside a function that is being traced.
-  """
+  """Context that sets the mesh for attention's kernels, also while tracing."""
   return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
@@ -158,13 +154,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def meet(name: str) -> None:
-  """Waits until every host is here; `name` is of the place in the program."""
+  """Waits for all hosts; `name` identifies the barrier."""
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices(name)
 
 
 def gather(tree: PyTree, mesh: Mesh) -> PyTree:
-  """Whole arrays on every host, as numpy; every host must call it."""
+  """Whole arrays on every host, as NumPy; a collective call."""
   whole = jax.jit(lambda x: x, out_shardings=replicated(mesh))(tree)
   return jax.device_get(whole)
 
@@ -173,18 +169,14 @@ def gather(tree: PyTree, mesh: Mesh) -> PyTree:
 
 
 def clip_parts(mesh: Mesh) -> int:
-  """In how many parts a batch is split; its size must be a multiple."""
+  """Number of parts of a batch, which must divide its size."""
   return math.prod(mesh.shape[axis] for axis in CLIP_AXES)
 
 
 def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """The rows of every batch that this host's devices hold, in order.
+  """The rows of a global batch that this host's devices hold, in order.
 
-  Hosts that share rows, because 'model' reaches over both, read the same ones.
-
-  Args:
-    mesh: from `make_mesh`.
-    batch_size: rows over all hosts, a multiple of `clip_parts`.
+  Hosts between which 'model' is split hold the same rows.
   """
   split = NamedSharding(mesh, BATCH)
   places = split.addressable_devices_indices_map((batch_size,))
@@ -193,15 +185,7 @@ def own_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
 
 
 def put_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict:
-  """Rows of a batch on this host -> the global batch, split over devices.
-
-  Args:
-    batch: arrays [B_local, ...] of `own_rows`.
-    mesh: from `make_mesh`.
-
-  Returns:
-    The same keys, arrays [B, ...].
-  """
+  """The `own_rows` of a batch -> the global batch, split over devices."""
   split = NamedSharding(mesh, BATCH)
   return {
     name: jax.make_array_from_process_local_data(split, np.asarray(rows))

@@ -1,9 +1,8 @@
 """VideoMAE pre-training around the same blocks (docs/method.md, section 6).
 
 The encoder, with MiRA, sees only the visible tubelets; a light plain decoder
-predicts the normalised pixels of the masked ones. Tube masks hide the same
-places in every slot, so that each slot keeps the same number of visible tokens
-and MiRA's frames stay whole.
+predicts the normalised pixels of the masked ones. Masks leave the same number
+of tokens visible in every temporal token (slot), as MiRA needs.
 """
 
 from __future__ import annotations
@@ -35,14 +34,9 @@ xavier = nn.initializers.xavier_uniform()
 def tube_mask(
   key: Array, batch: int, slots: int, tokens: int, ratio: float
 ) -> Array:
-  """One random set of places per clip, hidden in every slot.
+  """One random set of spatial positions per clip, hidden in every slot.
 
-  Args:
-    key: random key.
-    batch: B.
-    slots: T.
-    tokens: N per slot.
-    ratio: share of masked places; `int(ratio * tokens)` are masked.
+  `int(ratio * tokens)` of the N tokens of each of the T slots are masked.
 
   Returns:
     [B, T * N] bool, True where masked.
@@ -56,11 +50,7 @@ def tube_mask(
 def random_mask(
   key: Array, batch: int, slots: int, tokens: int, ratio: float
 ) -> Array:
-  """A random set of places in every slot, each slot its own.
-
-  Arguments and result are those of `tube_mask`. Slots keep the same number of
-  visible tokens, which MiRA needs and a draw over all tokens would not give.
-  """
+  """A random set of positions for each slot; otherwise as `tube_mask`."""
   mask = tube_mask(key, batch * slots, 1, tokens, ratio)
   return mask.reshape(batch, slots * tokens)
 
@@ -77,18 +67,9 @@ def draw_mask(
   kind: str,
   ratio: float,
 ) -> tuple[Array, int]:
-  """A mask for videos of a shape, and how many tokens of a clip it hides.
+  """A mask [B, L] of videos [B, F, H, W, 3], and how many tokens it hides.
 
-  Args:
-    key: random key.
-    shape: [B, F, H, W, 3].
-    tubelet: frames in a token.
-    patch: height and width of a token.
-    kind: a key of MASKS.
-    ratio: as in `tube_mask`.
-
-  Returns:
-    [B, L] bool, and a Python int.
+  `kind` is a key of MASKS; `ratio` as in `tube_mask`.
   """
   slots, height, width = token_grid(shape, tubelet, patch)
   places = height * width
@@ -140,10 +121,10 @@ def reconstruct(
   patch: int,
   normalise: bool = True,
 ) -> tuple[Array, Array]:
-  """Pictures of what was hidden and of what was predicted in its place.
+  """The masked video and the reconstructed one, for pictures.
 
-  A prediction of normalised pixels has no mean and no contrast; those of the
-  hidden tubelet are lent to it, as is usual.
+  Predictions of normalised pixels take the mean and contrast of the hidden
+  tubelet.
 
   Args:
     prediction: [B, n, P] of the masked tokens.
@@ -154,8 +135,7 @@ def reconstruct(
     normalise: whether the prediction is of normalised pixels.
 
   Returns:
-    The video with grey in place of what is hidden, and with the prediction
-    there; both [B, F, H, W, 3] in [0, 1].
+    The video with masked tubelets grey, and predicted; [B, F, H, W, 3] both.
   """
   x = tubelets(video, tubelet, patch)
   _, masked = split_tokens(mask, prediction.shape[1])

@@ -9,15 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from mira_jax.mira import MiraConfig
 from mira_jax.models.blocks import Block, BlockSpec
 from mira_jax.models.encoder import Encoder
 from mira_jax.models.layers import resize_positions, sinusoid
 from mira_jax.models.vivit import SIZES, ViViT
-from mira_jax.weights import torch_names
-from oracle import formula_state, formula_video
+from oracle import formula_video
+from tiny_models import by_formula, count, shapes_of, stacked, train_step
 
 TINY = {
   'dim': 32,
@@ -27,40 +26,6 @@ TINY = {
   'frames': 8,
   'image_size': 32,
 }
-
-
-def shapes_of(model):
-  """Shapes of the variables, without making any array."""
-  side = model.image_size
-  video = jax.ShapeDtypeStruct((1, model.frames, side, side, 3), jnp.float32)
-  return jax.eval_shape(model.init, jax.random.key(0), video)
-
-
-def count(tree):
-  return sum(leaf.size for leaf in jax.tree.leaves(tree))
-
-
-def by_formula(model, dtype=np.float64):
-  """Variables of the classifier, filled by the published formula."""
-  template = shapes_of(model)
-  zeros = jax.tree.map(lambda x: np.zeros(x.shape, dtype), template)
-  names = torch_names.to_torch(zeros, torch_names.CLASSIFIER)
-  state = formula_state({name: x.shape for name, x in names.items()})
-  state |= {
-    name: np.full(x.shape, 1 / x.size)
-    for name, x in names.items()
-    if name.endswith('c_buf')
-  }
-  variables = torch_names.from_torch(state, template, torch_names.CLASSIFIER)
-  return jax.tree.map(lambda x: jnp.asarray(x, dtype), variables)
-
-
-def stack_blocks(tree):
-  """encoder/block_i/... as encoder/blocks/... with a leading depth axis."""
-  encoder = dict(tree['encoder'])
-  blocks = [encoder.pop(f'block_{i}') for i in range(len(encoder))]
-  stacked = jax.tree.map(lambda *x: np.stack(x), *blocks)
-  return {**tree, 'encoder': {**encoder, 'blocks': stacked}}
 
 
 def largest_difference(a, b):
@@ -107,10 +72,12 @@ def test_mira_adds_no_parameter():
 
 def test_variables_of_the_plain_model_serve_mira():
   plain, mira = ViViT(**TINY), ViViT(**TINY, mira=MiraConfig())
-  variables = by_formula(plain, np.float32)
+  variables = by_formula(shapes_of(plain), dtype=np.float32)
   video = jnp.asarray(formula_video(1, 8, 32), jnp.float32)
   logits = jax.jit(mira.apply)(variables, video)
-  with_buffers = jax.jit(mira.apply)(by_formula(mira, np.float32), video)
+  with_buffers = jax.jit(mira.apply)(
+    by_formula(shapes_of(mira), dtype=np.float32), video
+  )
   np.testing.assert_array_equal(logits, with_buffers)
 
 
@@ -149,17 +116,6 @@ def test_position_table_sums(dim, total):
   )
 
 
-def test_position_table_entries():
-  table = sinusoid(1568, 768)
-  first = [0.84147096, 0.54030228, 0.82843077, 0.56009150]
-  last = [0.60894841, -0.79320985, 0.09323163, -0.99564445]
-  np.testing.assert_allclose(table[1, :4], first, atol=6e-9)
-  np.testing.assert_allclose(table[1567, :4], last, atol=6e-9)
-  np.testing.assert_allclose(
-    table[1567, -2:], [0.15981568, 0.98714685], atol=6e-9
-  )
-
-
 def test_resizing_positions_keeps_what_it_must():
   table = jnp.asarray(sinusoid(4 * 2 * 3, 5))
   assert resize_positions(table, (4, 2, 3), (4, 2, 3)) is table
@@ -189,60 +145,32 @@ LOGITS = [
   (
     None,
     None,
-    [
-      -0.595466621,
-      -0.596342918,
-      -0.2997024,
-      0.131643895,
-      0.469128101,
-      0.535275061,
-      0.2942572,
-    ],
+    [-0.595466621, -0.596342918, -0.2997024, 0.131643895, 0.469128101,
+     0.535275061, 0.2942572],
     -0.530463435,
   ),
   (
     'exact',
     None,
-    [
-      -0.595587806,
-      -0.598187634,
-      -0.302339396,
-      0.129545828,
-      0.468628111,
-      0.536625552,
-      0.296776417,
-    ],
+    [-0.595587806, -0.598187634, -0.302339396, 0.129545828, 0.468628111,
+     0.536625552, 0.296776417],
     -0.530367217,
   ),
   (
     'flashlite',
     None,
-    [
-      -0.595917641,
-      -0.597033565,
-      -0.30028402,
-      0.131464915,
-      0.469442114,
-      0.535923546,
-      0.29491279,
-    ],
+    [-0.595917641, -0.597033565, -0.30028402, 0.131464915, 0.469442114,
+     0.535923546, 0.29491279],
     -0.530631263,
   ),
   (
     'flashlite',
     1,
-    [
-      -0.595712784,
-      -0.596680854,
-      -0.299961512,
-      0.131594413,
-      0.469313228,
-      0.535601341,
-      0.294559921,
-    ],
+    [-0.595712784, -0.596680854, -0.299961512, 0.131594413, 0.469313228,
+     0.535601341, 0.294559921],
     -0.530496831,
   ),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(('mode', 'last', 'first', 'second'), LOGITS)
@@ -253,7 +181,9 @@ def test_logits_are_the_printed_ones(x64, mode, last, first, second):
     mira_last_blocks=last,
     dtype=jnp.float64,
   )
-  logits = jax.jit(model.apply)(by_formula(model), formula_video(2, 8, 32))
+  logits = jax.jit(model.apply)(
+    by_formula(shapes_of(model)), formula_video(2, 8, 32)
+  )
   assert logits.dtype == jnp.float64
   np.testing.assert_allclose(logits[0], first, rtol=0, atol=1e-8)
   np.testing.assert_allclose(logits[1, 0], second, rtol=0, atol=1e-8)
@@ -262,39 +192,24 @@ def test_logits_are_the_printed_ones(x64, mode, last, first, second):
 # What must not matter.
 
 
-def step(model, variables, video, key=None):
-  """Loss, updates and gradients of one training step."""
-
-  def loss(params):
-    logits, updates = model.apply(
-      variables | {'params': params},
-      video,
-      train=True,
-      mutable=['mira'],
-      rngs={} if key is None else {'dropout': key},
-    )
-    return jnp.sin(3 * logits).sum(), updates
-
-  return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables['params'])
-
-
 TRAINED = {**TINY, 'mira': MiraConfig(statistics='batch_ema')}
 
 
 def test_scan_is_the_unrolled_loop(x64):
   unrolled = ViViT(**TRAINED, dtype=jnp.float64)
   scanned = ViViT(**TRAINED, scan=True, dtype=jnp.float64)
-  variables, video = by_formula(unrolled), formula_video(2, 8, 32)
-  stacked = {name: stack_blocks(tree) for name, tree in variables.items()}
-  assert jax.tree.map(jnp.shape, stacked) == jax.tree.map(
+  variables, video = by_formula(shapes_of(unrolled)), formula_video(2, 8, 32)
+  stacks = stacked(variables)
+  assert jax.tree.map(jnp.shape, stacks) == jax.tree.map(
     lambda x: x.shape, shapes_of(scanned)
   )
-  (value, updates), gradients = step(unrolled, variables, video)
-  (other, scanned_updates), scanned_gradients = step(scanned, stacked, video)
+  (value, updates), gradients = train_step(unrolled, variables, video)
+  (other, scanned_updates), scanned_gradients = train_step(
+    scanned, stacks, video
+  )
   np.testing.assert_allclose(other, value, rtol=1e-12)
-  assert largest_difference(scanned_gradients, stack_blocks(gradients)) < 1e-11
-  moved = stack_blocks(updates['mira'])
-  assert largest_difference(scanned_updates['mira'], moved) < 1e-14
+  assert largest_difference(scanned_gradients, stacked(gradients)) < 1e-11
+  assert largest_difference(scanned_updates, stacked(updates)) < 1e-14
 
 
 @pytest.mark.parametrize(
@@ -304,12 +219,14 @@ def test_scan_is_the_unrolled_loop(x64):
 def test_remat_changes_no_number_and_moves_the_average_once(x64, scan, policy):
   plain = ViViT(**TRAINED, scan=scan, drop_path=0.5, dtype=jnp.float64)
   remat = plain.clone(remat=policy)
-  variables = by_formula(ViViT(**TRAINED))  # in float64, by its default
+  variables = by_formula(
+    shapes_of(ViViT(**TRAINED))
+  )  # in float64, by its default
   if scan:
-    variables = {name: stack_blocks(x) for name, x in variables.items()}
+    variables = stacked(variables)
   video, key = formula_video(2, 8, 32), jax.random.key(3)
-  (value, updates), gradients = step(plain, variables, video, key)
-  (other, again), recomputed = step(remat, variables, video, key)
+  (value, updates), gradients = train_step(plain, variables, video, key)
+  (other, again), recomputed = train_step(remat, variables, video, key)
   np.testing.assert_allclose(other, value, rtol=1e-12)
   assert largest_difference(recomputed, gradients) < 1e-11
   assert largest_difference(again, updates) < 1e-15
@@ -335,20 +252,6 @@ def test_remat_computes_no_attention_twice(scan):
   assert exponentials('attention') == exponentials(None) > 0
   assert exponentials('linear') == exponentials(None)
   assert exponentials('full') > exponentials(None)
-
-
-def test_average_moves_one_step_towards_the_batch(x64):
-  model = ViViT(**TRAINED, dtype=jnp.float64)
-  variables, video = by_formula(model), formula_video(2, 8, 32)
-  _, records = jax.jit(functools.partial(model.apply, record=True))(
-    variables, video
-  )
-  (_, updates), _ = step(model, variables, video)
-  # In evaluation the confidence on record is the batch mean, and what enters
-  # the first block is the same in training.
-  got = updates['mira']['encoder']['block_0']['attn']['confidence']
-  want = 0.9 * 0.25 + 0.1 * records[0]['confidence'][0]
-  np.testing.assert_allclose(got, want, rtol=1e-12)
 
 
 # Options.
@@ -424,19 +327,6 @@ def test_drop_path_loses_whole_branches_and_keeps_the_mean():
   )
 
 
-def test_drop_path_rises_linearly_to_the_last_block():
-  rates = []
-
-  def spy(call, args, options, context):
-    if isinstance(context.module, Block) and context.method_name == '__call__':
-      rates.append(float(args[1]))
-    return call(*args, **options)
-
-  with nn.intercept_methods(spy):
-    shapes_of(ViViT(**TINY | {'depth': 5}, drop_path=0.1))
-  np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0.075, 0.1], rtol=1e-6)
-
-
 def test_drop_path_follows_the_key_and_is_off_in_evaluation():
   model = ViViT(**TINY, drop_path=0.9, head_scale=50.0)
   video = jnp.asarray(formula_video(8, 8, 32), jnp.float32)
@@ -459,7 +349,7 @@ def test_drop_path_follows_the_key_and_is_off_in_evaluation():
 def test_bfloat16_stays_near_float32(mode):
   single = ViViT(**TINY, mira=MiraConfig(mode=mode))
   half = single.clone(dtype=jnp.bfloat16)
-  variables = by_formula(single, np.float32)
+  variables = by_formula(shapes_of(single), dtype=np.float32)
   video = jnp.asarray(formula_video(2, 8, 32), jnp.float32)
   want = jax.jit(single.apply)(variables, video)
   got = jax.jit(half.apply)(variables, video)

@@ -1,0 +1,184 @@
+"""Options of variants: class tokens, sizes, rules, and their optimisers."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mira_jax import config
+from mira_jax.devices import sharding
+from mira_jax.errors import MiraInputError
+from mira_jax.mira import MiraConfig
+from mira_jax.models.options import VARIANTS
+from mira_jax.models.vivit import SIZES, ViViT
+from mira_jax.train import build, optim
+from mira_jax.weights.weights_file import flatten
+from tiny_models import (
+  TINY,
+  B,
+  C,
+  N,
+  T,
+  draw,
+  model_and_variables,
+  shapes_of,
+)
+
+# ----- options ----------------------------------------------------------------
+
+
+def test_the_factorised_encoder_reads_class_tokens(x64):
+  model, variables, video = model_and_variables(
+    'factorised_encoder', pool='cls', positions='learned', mira=MiraConfig()
+  )
+  params = variables['params']
+  assert params['cls'].shape == params['cls_time'].shape == (1, 1, C)
+  assert params['positions'].shape == (N, C)
+  assert params['positions_time'].shape == (T, C)
+  run = jax.jit(functools.partial(model.apply, record=True))
+  logits, records = run(variables, video)
+  assert records[0]['output'].shape == (B, T, 1 + N, C)
+  assert records[-1]['output'].shape == (B, 1 + T, C)
+  x = np.asarray(records[-1]['output'][:, 0])
+  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  x = x * params['norm']['scale'] + params['norm']['bias']
+  want = x @ params['head']['kernel'] + params['head']['bias']
+  np.testing.assert_allclose(logits, want, atol=1e-12)
+  for name in ('cls', 'cls_time', 'positions', 'positions_time'):
+    changed = {'params': params | {name: params[name] + np.arange(C)}}
+    assert np.abs(run(changed, video)[0] - logits).max() > 1e-4, name
+
+
+@pytest.mark.parametrize('variant', ['intra', 'factorised_encoder'])
+def test_other_sizes_are_interpolated(variant):
+  model = ViViT(**TINY, variant=variant, positions='learned', mira=MiraConfig())
+  variables = shapes_of(model)
+  larger = jax.ShapeDtypeStruct((1, 8, 12, 16, 3), jnp.float32)
+  run = functools.partial(model.apply, record=True, interpolate_positions=True)
+  logits, records = jax.eval_shape(run, variables, larger)
+  assert logits.shape == (1, 3)
+  assert records[-1]['gain'].shape == (1, 4)
+  with pytest.raises(ValueError, match='interpolate_positions=True'):
+    jax.eval_shape(model.apply, variables, larger)
+
+
+@pytest.mark.parametrize(
+  ('fields', 'words'),
+  [
+    ({'variant': 'axial'}, 'axial.*joint'),
+    ({'variant': 'intra', 'pool': 'cls'}, "pool: 'cls'.*intra.*use 'mean'"),
+    (
+      {'variant': 'factorised_dot_product', 'heads': 1},
+      'heads: 1 must be even',
+    ),
+    ({'heads': 3}, 'dim: 8 must be a multiple of heads 3, such as 6'),
+    ({'image_size': 9}, 'image_size: 9 must be a multiple of patch 4'),
+    (
+      {'variant': 'intra_as_shipped', 'image_size': 4},
+      '3 tokens are one group of 3',
+    ),
+    (
+      {
+        'variant': 'factorised_encoder',
+        'mira': MiraConfig(),
+        'mira_last_blocks': 1,
+        'scan': True,
+      },
+      'last 1 of 4',
+    ),
+  ],
+)
+def test_what_cannot_be_is_an_error(fields, words):
+  with pytest.raises(ValueError, match=words):
+    shapes_of(ViViT(**TINY | fields))
+
+
+def test_the_configuration_has_the_same_rules():
+  cfg = config.Config()
+  for variant in VARIANTS:
+    cfg.model.variant = variant
+    config.validate(cfg)
+  for fields, words in (
+    ({'variant': 'factorised_dot_product', 'heads': 3}, r'heads.*must be even'),
+    ({'variant': 'intra', 'pool': 'cls'}, r"model\.pool.*use 'mean'"),
+    ({'variant': 'axial'}, r'model\.variant.*axial'),
+  ):
+    cfg = config.Config(model=config.ModelConfig(**fields))
+    with pytest.raises(MiraInputError, match=words):
+      config.validate(cfg)
+
+
+@pytest.mark.parametrize(
+  ('variant', 'tokens'),
+  [
+    ('intra', 1568),
+    ('factorised_dot_product', 196),
+  ],
+)
+def test_the_attention_that_is_announced_is_the_largest(variant, tokens):
+  model = ViViT(**SIZES['B'], num_classes=2, variant=variant, mira=MiraConfig())
+  line = build.attention_choice(model, (8, 196), 4, sharding.make_mesh())
+  name = 'streaming' if tokens == 1568 else 'reference'
+  assert line.startswith(f'attention: {name}')
+
+
+# ----- optimisers -------------------------------------------------------------
+
+
+def params_of(variant, scan):
+  options = {'positions': 'learned', 'layer_scale': 0.1, 'scan': scan}
+  if variant == 'factorised_encoder':
+    options['pool'] = 'cls'
+  return shapes_of(ViViT(**TINY, variant=variant, **options))['params']
+
+
+@pytest.mark.parametrize('scan', [False, True])
+def test_temporal_layers_come_after_spatial_ones(scan):
+  params = params_of('factorised_encoder', scan)
+  scales = flatten(optim.layer_scales(params, 0.5))
+  # Seven layers follow the inputs: two spatial, four temporal, and the head.
+  want = {
+    'embed': 0,
+    'positions': 0,
+    'cls': 0,
+    'encoder/block_0': 1,
+    'encoder/block_1': 2,
+    'positions_time': 2,
+    'cls_time': 2,
+    'temporal/block_0': 3,
+    'temporal/block_1': 4,
+    'temporal/block_2': 5,
+    'temporal/block_3': 6,
+    'norm': 7,
+    'head': 7,
+    'encoder/blocks': np.array([1, 2]),
+    'temporal/blocks': np.array([3, 4, 5, 6]),
+  }
+  for name, leaf in flatten(params).items():
+    parts = name.split('/')
+    inside = parts[0] in ('encoder', 'temporal')
+    layer = want['/'.join(parts[: 1 + inside])]
+    np.testing.assert_array_equal(
+      np.squeeze(scales[name]), 0.5 ** (7.0 - layer), err_msg=name
+    )
+    if 'blocks' in parts:
+      assert scales[name].ndim == leaf.ndim
+
+
+@pytest.mark.parametrize('variant', ['factorised_encoder', 'st_block'])
+def test_muon_steps_on_the_largest_trees(variant):
+  params = draw({'params': params_of(variant, scan=True)})['params']
+  params = jax.tree.map(lambda x: x.astype(np.float32), params)
+  optimizer = optim.muon(lambda step: 0.1, layer_decay=0.5)
+
+  @jax.jit
+  def update(grads):
+    return optimizer.update(grads, optimizer.init(grads), grads)[0]
+
+  for leaf in jax.tree.leaves(update(params)):
+    assert np.isfinite(leaf).all()
+    assert np.abs(leaf).max() > 0
