@@ -49,7 +49,7 @@ def mix(
   alpha = jnp.where(cuts, cutmix_alpha, mixup_alpha)
   happens = jax.random.bernoulli(happens_key, probability)
   share = jnp.where(happens, jax.random.beta(share_key, alpha, alpha), 1)
-  whole = video.shape[2:4]
+  whole = (video.shape[2], video.shape[3])
   outside = ~cutmix_box(box_key, share, whole).mask(whole)
   kept = jnp.where(cuts, outside, share)  # of each pixel, [H, W, 1]
   # The box has whole pixels and may reach past an edge: targets keep what the

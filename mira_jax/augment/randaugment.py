@@ -101,7 +101,9 @@ def rand_augment(
     branch = jnp.where(
       row.happens, jnp.minimum(row.operation, WARPS), WARPS + 1
     )
-    return jax.lax.switch(branch, changes(row, clip.shape[1:3]), clip), None
+    return jax.lax.switch(
+      branch, changes(row, (clip.shape[1], clip.shape[2])), clip
+    ), None
 
   draws = draw(
     key, magnitude=magnitude, ops=ops, std=std, probability=probability
@@ -234,10 +236,11 @@ def _digits(clip: Array) -> tuple[Array, Array]:
   Histograms and look-ups become matrix products, exact in bfloat16:
   accelerators are slow at scattering and gathering.
   """
-  return tuple(
+  high, low = (
     jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16)
     for digit in (clip // 16, clip % 16)
   )
+  return high, low
 
 
 # ----- other operations on pixels ---------------------------------------------

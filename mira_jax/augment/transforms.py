@@ -121,7 +121,7 @@ def draw_box(
   # All tries at once: a loop would run as long as the unluckiest clip's.
   draws = jax.random.uniform(key, (TRIES, 4))
   pixels = math.prod(whole) * _between(*area, draws[:, 0])
-  shape = jnp.exp(_between(*map(math.log, ratio), draws[:, 1]))
+  shape = jnp.exp(_between(math.log(ratio[0]), math.log(ratio[1]), draws[:, 1]))
   sizes = jnp.sqrt(jnp.stack([pixels / shape, pixels * shape], axis=-1))
   sizes = jnp.round(sizes).astype(int)
   room = jnp.asarray(whole) - sizes
@@ -130,7 +130,10 @@ def draw_box(
   boxes = jnp.concatenate([corners, sizes], axis=-1)
   middle = [(a - b) // 2 for a, b in zip(whole, fallback, strict=True)]
   centred = jnp.array([*middle, *fallback])
-  return Box(*jnp.where(fits.any(), boxes[fits.argmax()], centred))
+  top, left, height, width = jnp.where(
+    fits.any(), boxes[fits.argmax()], centred
+  )
+  return Box(top, left, height, width)
 
 
 def _between(low: float, high: float, share: Array) -> Array:
@@ -232,7 +235,7 @@ def random_erase(
   The clip is normalised, so that the noise has the variance of its values.
   `area` and `ratio` as in `draw_box`; where no box fits, nothing is erased.
   """
-  whole = clip.shape[1:3]
+  whole = (clip.shape[1], clip.shape[2])
   happens_key, box_key, noise_key = jax.random.split(key, 3)
   box = draw_box(box_key, whole, area, ratio, fallback=(0, 0))
   erased = box.mask(whole) & jax.random.bernoulli(happens_key, probability)

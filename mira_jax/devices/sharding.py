@@ -34,7 +34,7 @@ def make_mesh(
   data: int = 0,
   fsdp: int = 1,
   model: int = 1,
-  devices: Sequence[jax.Device] | None = None,
+  devices: Sequence[Any] | None = None,
 ) -> Mesh:
   """A mesh of devices; use it in `jax.set_mesh`.
 
@@ -74,7 +74,7 @@ def make_mesh(
   return Mesh(grid, axes, axis_types=kinds)
 
 
-def _slices(devices: Sequence[jax.Device]) -> int:
+def _slices(devices: Sequence[Any]) -> int:
   """Number of TPU slices that the devices belong to."""
   tpus = [device for device in devices if device.platform == 'tpu']
   return len({getattr(device, 'slice_index', 0) for device in tpus}) or 1

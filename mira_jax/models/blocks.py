@@ -57,8 +57,9 @@ class BlockSpec(BlockOptions):
 def spec_of(options: BlockOptions, **own: Any) -> BlockSpec:
   """The spec of a model's blocks; `own` are the fields of a block alone."""
   names = (field.name for field in dataclasses.fields(BlockOptions))
-  shared: dict[str, Any] = {name: getattr(options, name) for name in names}
-  return BlockSpec(**shared | {'dtype': jnp.dtype(options.dtype)} | own)
+  fields: dict[str, Any] = {name: getattr(options, name) for name in names}
+  fields['dtype'] = jnp.dtype(options.dtype)
+  return BlockSpec(**(fields | own))
 
 
 class Attention(nn.Module):
