@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from mira_jax.cli import predict
-from mira_jax.inference import engine
+from mira_jax.inference import predictor
 from mira_jax.mira import MiraConfig
 from mira_jax.models import variants
 from mira_jax.models.blocks import BLOCKS, Block, BlockSpec
 from mira_jax.models.options import VARIANTS
 from mira_jax.models.vivit import SIZES, TEMPORAL_DEPTH, ViViT
 from oracle import formula_video
+from small_models import save_model
 from tiny_models import (
   TINY,
   B,
@@ -357,26 +357,17 @@ def test_marginals_on_record_are_shares(x64, variant):
       assert np.abs(record['after'] - record['before']).max() > 1e-6
 
 
-def test_two_encoders_can_be_drawn(tmp_path):
-  model = ViViT(
-    **TINY, variant='factorised_encoder', scan=True, mira=MiraConfig()
+def test_two_encoders_have_records_of_a_clip(tmp_path):
+  weights = save_model(
+    tmp_path / 'two.safetensors',
+    MiraConfig(),
+    variant='factorised_encoder',
+    frames=4,
+    scan=True,
   )
-  views = np.random.default_rng(0).integers(0, 256, (1, 6, 8, 8, 3), np.uint8)
-  variables = jax.jit(model.init)(
-    jax.random.key(0), jnp.zeros(views.shape, jnp.float32)
-  )
-  runner = engine.Engine(model, variables, batch_size=1)
-  path = tmp_path / 'clip.png'
-  predict._draw(
-    runner,
-    str(path),
-    views,
-    np.arange(6)[None],
-    np.full(3, 1 / 3),
-    ['a', 'b', 'c'],
-    'clip',
-  )
-  assert path.read_bytes().startswith(b'\x89PNG')
-  before = np.load(path.with_suffix('.npz'))['before']
-  assert before.shape == (T, 2, 2)
-  np.testing.assert_allclose(before.sum(), 1, rtol=1e-5)
+  clip = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+  records = predictor.load(weights, views=1).records(clip)
+  assert records.gain.shape == (4, 2)
+  assert records.before.shape == (2, 4, 4)
+  for marginal in (records.before, records.after):
+    np.testing.assert_allclose(marginal.sum(), 1, rtol=1e-5)
