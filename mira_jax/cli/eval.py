@@ -132,8 +132,7 @@ def _scored(
   if args.int8:
     name += ', int8'
   views = args.views or cfg.eval.views
-  rules = inputs.reading(cfg)
-  matrix = inputs.score_source(scorer, source, views=views, **rules)
+  matrix = inputs.score_source(scorer, source, cfg, views)
   facts = {'workdir': str(run), 'tested': name, 'views': views, 'card': card}
   return matrix, source.class_names, facts
 

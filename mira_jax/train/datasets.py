@@ -75,16 +75,16 @@ def _check_drawn(
   path: pathlib.Path, dataset: PreparedDataset, data: config.DataConfig
 ) -> None:
   asked = {'train': data.train_clips, 'test': data.test_clips}
-  seed = dataset.metadata.get('seed')
+  seed, hint = dataset.metadata.get('seed'), ''
   if (dataset.splits, seed) != (asked, data.synthetic_seed):
     hint = (
-      f'it was drawn with {dataset.splits} and seed {seed}, not {asked} and '
+      f'it has {dataset.splits} and seed {seed}, not {asked} and '
       f'{data.synthetic_seed}; remove it, or name another folder'
     )
-    raise config.bad_config(f'config.data.dataset={path}', hint)
   level = synthetic.level(dataset.metadata['difficulty'])
-  if dataset.metadata.get('level') != level:
-    hint = 'another version of mira_jax drew it; remove it to draw it again'
+  if not hint and dataset.metadata.get('level') != level:
+    hint = 'another version of mira_jax made it; remove it to make it again'
+  if hint:
     raise config.bad_config(f'config.data.dataset={path}', hint)
 
 
@@ -198,14 +198,7 @@ def train_batches(
 
 
 def score_source(
-  engine: Engine,
-  source: pool.Pool,
-  *,
-  views: int,
-  rate: int,
-  fit: str,
-  threads: int,
-  max_damaged: float,
+  engine: Engine, source: pool.Pool, cfg: config.Config, views: int
 ) -> np.ndarray:
   """Confusion matrix [K, K] (rows = true class) of a source.
 
@@ -215,14 +208,11 @@ def score_source(
   batches = pipeline.eval_batches(
     source,
     frames=engine.model.frames,
-    rate=rate,
-    fit=fit,
     size=engine.model.image_size,
     batch_size=engine.batch_size,
     views=views,
     rows=engine.rows,
-    threads=threads,
-    max_damaged=max_damaged,
+    **reading(cfg),
   )
   mean, labels, damaged = engine.score_split(batches, len(source), views)
   if len(damaged):

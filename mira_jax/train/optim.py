@@ -125,7 +125,6 @@ def muon(
 
   Orthogonalised momentum (Jordan et al., 2024), scaled so that its updates are
   as large as AdamW's (Liu et al., arXiv 2502.16982): learning rates carry over.
-  A small transformer learns from scratch in a fraction of AdamW's steps.
   """
   optimizer = optax.contrib.muon(
     schedule,
@@ -180,34 +179,10 @@ OPTIMIZERS = {'adamw': adamw, 'muon': muon}
 def _around(
   optimizer: optax.GradientTransformation, clip_norm: float, layer_decay: float
 ) -> optax.GradientTransformation:
-  """Clips the gradients of an optimiser and scales its updates.
+  """Clips the gradients of an optimiser and scales its updates by layer.
 
-  Neither adds to the tree of its state: a checkpoint fits with and without.
-  """
-  if layer_decay != 1:
-    optimizer = optax.chain(optimizer, _scale_layers(layer_decay))
-  if clip_norm:
-    optimizer = _clipped(optimizer, clip_norm)
-  return optimizer
-
-
-def _clipped(
-  optimizer: optax.GradientTransformation, norm: float
-) -> optax.GradientTransformation:
-  """Not a chain, so that a run can begin to clip with the state that it has."""
-  clip = optax.clip_by_global_norm(norm)
-
-  def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
-    updates, _ = clip.update(updates, clip.init(params))
-    return optimizer.update(updates, state, params)
-
-  return optax.GradientTransformation(optimizer.init, update)
-
-
-def _scale_layers(decay: float) -> optax.GradientTransformation:
-  """Scales whole updates, and with them the decay of weights in them.
-
-  Gradients would not do: Adam and Muon divide by their size.
+  Updates are scaled, because Adam and Muon divide gradients by their size.
+  Clipping is no chain: a run can begin to clip with the state that it has.
   """
 
   def scale(updates: PyTree, params: PyTree | None) -> PyTree:
@@ -215,7 +190,17 @@ def _scale_layers(decay: float) -> optax.GradientTransformation:
     return jax.tree.map(
       lambda x, factor: x * jnp.asarray(factor, x.dtype),
       updates,
-      layer_scales(updates, decay),
+      layer_scales(updates, layer_decay),
     )
 
-  return optax.stateless(scale)
+  if layer_decay != 1:
+    optimizer = optax.chain(optimizer, optax.stateless(scale))
+  if not clip_norm:
+    return optimizer
+  clip = optax.clip_by_global_norm(clip_norm)
+
+  def update(grads: PyTree, state: PyTree, params: PyTree | None = None):
+    grads, _ = clip.update(grads, clip.init(params))
+    return optimizer.update(grads, state, params)
+
+  return optax.GradientTransformation(optimizer.init, update)

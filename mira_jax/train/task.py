@@ -122,8 +122,7 @@ class Classification:
         self._mesh,
       )
     self._scorer.update(state.variables)
-    rules = inputs.reading(self._cfg)
-    return inputs.score_source(self._scorer, source, views=views, **rules)
+    return inputs.score_source(self._scorer, source, self._cfg, views)
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
     parts, workdir, views = self._parts, self._workdir, self._cfg.eval.views

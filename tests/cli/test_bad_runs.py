@@ -29,7 +29,7 @@ from test_runs import tiny, write
 import runs
 from mira_jax import config, files
 from mira_jax.cli import main as cli
-from mira_jax.devices import memory, platform
+from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import metrics, report, results
 from mira_jax.inference import webcam
@@ -194,15 +194,6 @@ def test_54_more_classes_than_names(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_54_folds_of_other_classes():
-  folds = [
-    results.Fold(name=f'fold {i}', matrix=np.eye(k, dtype=int))
-    for i, k in enumerate((3, 4))
-  ]
-  with pytest.raises(MiraInputError, match='fold 0: 3, fold 1: 4'):
-    results.pooled(folds)
-
-
 def test_54_forty_classes_stay_readable():
   names = [f'compound expression {i}' for i in range(40)]
   matrix = 10 * np.eye(40, dtype=int)
@@ -303,13 +294,6 @@ def test_56_a_platform_of_the_environment(small):
   command = ('eval.py', f'--workdir={small}')
   line = refused(*command, JAX_PLATFORMS='cuda')
   assert 'no_device: JAX_PLATFORMS=cuda: JAX finds cpu here' in line
-
-
-def test_56_the_cpu_can_be_asked_for(tmp_path, capsys, small):
-  clip = make_video(tmp_path / 'a.mp4')
-  rest = ['--device=cpu', '--no-picture', f'--workdir={small}']
-  assert cli.main(['predict', str(clip), *rest]) == ExitCode.OK
-  assert set(platform.PLATFORMS) == {'cpu', 'gpu', 'tpu'}
 
 
 # ----- 57: two interrupts ---------------------------------------------------

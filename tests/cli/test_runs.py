@@ -15,7 +15,6 @@ from mira_jax.cli import main
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import results
-from mira_jax.inference import load
 from mira_jax.mira import MiraConfig
 from mira_jax.train import log, loop, run_folder
 from mira_jax.weights.weights_file import WEIGHTS, load_weights
@@ -120,11 +119,6 @@ def test_fine_tuning_starts_from_a_pretraining(
     ours['params']['encoder']['block_0']['attn']['qkv']['kernel'],
     theirs['params']['encoder']['block_0']['attn']['qkv']['kernel'],
   )
-
-
-def test_a_pretraining_is_no_classifier(pretrained):
-  with pytest.raises(MiraInputError, match='init_from'):
-    load.load_engine(pretrained)
 
 
 def test_weights_to_start_from_must_be_there(levels, tmp_path):

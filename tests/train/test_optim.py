@@ -14,7 +14,6 @@ import pytest
 
 import runs
 from mira_jax import config
-from mira_jax.errors import MiraInputError
 from mira_jax.models.vivit import ViViT
 from mira_jax.train import build, optim
 
@@ -101,17 +100,6 @@ def test_learning_rates_are_the_references():
   np.testing.assert_allclose(rates, warmup + cosine, atol=1e-6)
 
 
-def test_without_warmup_the_first_rate_is_the_peak():
-  schedule = optim.warmup_cosine(
-    peak=2.0, final=0.0, warmup_steps=0, total_steps=4
-  )
-  np.testing.assert_allclose(
-    [schedule(step) for step in range(4)],
-    [2, 1 + 0.5**0.5, 1, 1 - 0.5**0.5],
-    atol=1e-6,
-  )
-
-
 @pytest.mark.parametrize('scan', [False, True])
 def test_only_matrices_decay(scan):
   decayed = flat(optim.decayed(shapes(2, scan)))
@@ -143,7 +131,6 @@ def test_muon_makes_every_matrix_orthogonal(scan):
   ('depth', 'printed'),
   [  # of the layers 0, 1, 2, depth and depth + 1
     (12, [0.023757, 0.031676, 0.042235, 0.75, 1]),
-    (24, [0.000753, 0.001003, 0.001338, 0.75, 1]),
     (32, [0.000075, 0.000100, 0.000134, 0.75, 1]),
   ],
 )
@@ -273,12 +260,3 @@ def test_updates_keep_their_type(x64, dtype):
 
 
 # ----- configuration --------------------------------------------------------
-
-
-@pytest.mark.parametrize('decay', [0.0, -0.5, 1.1, float('nan')])
-def test_a_decay_that_is_none_is_refused(decay):
-  cfg = config.Config(optim=config.OptimConfig(layer_decay=0.75))
-  config.validate(cfg)
-  cfg.optim.layer_decay = decay
-  with pytest.raises(MiraInputError, match=r'config\.optim\.layer_decay'):
-    config.validate(cfg)

@@ -253,14 +253,6 @@ def test_sound_rows_of_a_damaged_log_are_kept(data, run, whole, caplog):
   assert found == expected
 
 
-def test_names_of_what_is_set_aside(tmp_path, caplog):
-  for i, name in enumerate(('x.damaged', 'x.damaged-2', 'x.damaged-3')):
-    (tmp_path / 'x').write_text(str(i))
-    assert files.set_aside(tmp_path / 'x', 'why').name == name
-  assert (tmp_path / 'x.damaged-2').read_text() == '1'
-  assert len(texts(caplog)) == 3
-
-
 @pytest.mark.parametrize('damage', DAMAGE, ids=lambda f: f.__name__)
 def test_readers_of_a_damaged_run(run, caplog, damage):
   """They change nothing, and end in one line where they cannot go on."""
@@ -314,15 +306,6 @@ def test_absurd_values_of_config_json(run, field, value):
   assert caught.value.code == 'bad_config'
   assert group in str(caught.value)
   assert len(str(caught.value)) < 600
-
-
-def test_another_model_in_config_json(run):
-  content = json.loads((run / 'config.json').read_text())
-  content['model']['dim'] = 32
-  (run / 'config.json').write_text(json.dumps(content))
-  with pytest.raises(MiraInputError, match='run_changed') as caught:
-    snapshot.load(run, 'newest')
-  assert caught.value.exit_code == ExitCode.CHECKPOINT
 
 
 # ----- rows that kills would repeat -----------------------------------------

@@ -261,22 +261,6 @@ def test_the_average_is_exponential_and_is_what_is_scored():
   assert plain.variables['params'] is plain.params
 
 
-def test_clipping_bounds_the_norm_of_the_gradient():
-  head = {'kernel': jnp.full((3, 3), 2.0), 'bias': jnp.full((3,), -1.0)}
-  grads = {'head': head}
-  params = jax.tree.map(jnp.zeros_like, grads)
-  norm = float(optax.tree.norm(grads))  # sqrt(9 * 4 + 3)
-  assert norm == pytest.approx(39**0.5)
-  for limit in (1.0, 100.0):
-    # Adam at its first step hides the scale: look at its first moment, 0.1 g.
-    optimizer = optim.adamw(lambda step: 1.0, b1=0.9, clip_norm=limit)
-    _, state = optimizer.update(grads, optimizer.init(params), params)
-    moment = optax.tree.get(state, 'mu')
-    assert float(optax.tree.norm(moment)) == pytest.approx(
-      0.1 * min(norm, limit), rel=1e-5
-    )
-
-
 # ----- class weights --------------------------------------------------------
 
 
@@ -352,52 +336,6 @@ def autoencoder(mode='exact'):
     | {'mira': mode and {'mode': mode, 'statistics': 'batch_ema'}},
     {'decoder_dim': 8, 'decoder_depth': 1, 'decoder_heads': 2},
   )
-
-
-@pytest.mark.parametrize('kind', ['tube', 'random'])
-def test_a_mask_hides_the_same_number_in_every_slot(kind):
-  mask, hidden = mae.draw_mask(
-    KEY, (5, 16, 224, 224, 3), 2, 16, kind=kind, ratio=0.9
-  )
-  assert mask.shape == (5, 1568)
-  assert hidden == 8 * 176
-  slots = np.asarray(mask).reshape(5, 8, 196)
-  assert (slots.sum(-1) == 176).all()
-  same = (slots == slots[:, :1]).all(axis=(1, 2))
-  assert same.all() if kind == 'tube' else not same.any()
-  assert (slots[0] != slots[1]).any()
-
-
-def test_pretraining_learns_and_moves_mira():
-  model = autoencoder()
-  objective = objectives.reconstruction(model, prepared, ratio=0.5)
-  optimizer = optim.adamw(lambda step: 3e-3, b2=0.95)
-  mesh = sharding.make_mesh(devices=jax.devices()[:4])
-
-  def init(key):
-    mask, hidden = mae.draw_mask(
-      key, (1, 4, 16, 16, 3), 2, 8, kind='tube', ratio=0.5
-    )
-    return model.init(
-      key, jnp.zeros((1, 4, 16, 16, 3)), mask, num_masked=hidden
-    )
-
-  state = jax.jit(functools.partial(steps.init_state, init, optimizer))(KEY)
-  state = jax.device_put(state, sharding.replicated(mesh))
-  before = jax.tree.map(np.asarray, state.mira)
-  step = steps.make_train_step(objective, optimizer, lambda s: 0.0, mesh)
-  rng = np.random.default_rng(0)
-  ramp = np.linspace(0, 255, 16)[None, None, None, :, None]
-  losses = []
-  for _ in range(60):
-    level = rng.uniform(0.2, 1, (8, 1, 1, 1, 1))
-    video = np.broadcast_to(level * ramp, (8, 4, 16, 16, 3)).astype(np.uint8)
-    with jax.set_mesh(mesh):
-      state, row = step(state, sharding.put_batch({'video': video}, mesh), KEY)
-    losses.append(float(row['loss']))
-  assert losses[-1] < 0.3 * losses[0]
-  moved = jax.tree.map(lambda a, b: (a != b).any(), before, state.mira)
-  assert all(jax.tree.leaves(moved))
 
 
 def test_the_targets_of_a_step_are_those_of_the_unchanged_pixels():
