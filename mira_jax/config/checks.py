@@ -83,22 +83,24 @@ def _check_fields(part: Any, name: str = 'config') -> None:
     value, path = getattr(part, field.name), f'{name}.{field.name}'
     if value is not None and group(hints(type(part))[field.name]):
       _check_fields(value, path)
-    choices, span = map(field.metadata.get, ('choices', 'range'))
+    choices: Any = field.metadata.get('choices')
+    span: Any = field.metadata.get('range')
     if model:
       choices = choices or options.CHOICES.get(field.name)
       span = span or _RANGES.get(field.name)
     if choices and value not in choices:
       raise bad_config(path, f'{value!r} must be one of {choices}')
     if span and value is not None:
-      _check_range(value, *span, path)
+      _check_range(value, span, path)
 
 
-def _check_range(value: Any, low: float, high: float | None, name: str) -> None:
+def _check_range(value: Any, span: tuple[Any, Any], name: str) -> None:
+  low, high = span
   whole = type(value) is int
   most = high or (_MOST if whole else sys.float_info.max)
   if not low <= value <= most:
-    span = f'{low} to {most}' if whole or high else f'{low} or more'
-    raise bad_config(name, f'{short(value)} must be {span}')
+    text = f'{low} to {most}' if whole or high else f'{low} or more'
+    raise bad_config(name, f'{short(value)} must be {text}')
 
 
 def _check_mesh(cfg: Config, devices: int) -> int:

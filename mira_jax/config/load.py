@@ -83,12 +83,12 @@ def _override(cfg: Any, path: Sequence[str], text: str, flag: str) -> Any:
   name, *rest = path
   hint = hints(type(cfg)).get(name)
   inner = group(hint)
-  if hint is None or (rest and not inner):
+  if hint is None or (rest and inner is None):
     names = list(defaults())
     wanted = flag.removeprefix('--config.')
     near = nearest(wanted, names, 0.3) or f'; use one of {names}'
     raise bad_config(flag, f'no such field{near}')
-  if rest:
+  if rest and inner:
     before = getattr(cfg, name)
     value = _override(inner() if before is None else before, rest, text, flag)
   else:

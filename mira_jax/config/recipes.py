@@ -9,6 +9,7 @@ Each file says which rows are the authors'.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any, cast
 
 from mira_jax.config import (
   Config,
@@ -58,17 +59,17 @@ def parse(text: str | None) -> Spec:
   return Spec(size=size, mode=mode, fold=int(fold))
 
 
-def mira(mode: str, statistics: str) -> MiraConfig | None:
+def mira(mode: str, statistics: Any) -> MiraConfig | None:
   """MiRA as the authors run it; None for 'plain'."""
   if mode == 'plain':
     return None
-  return MiraConfig(mode=mode, statistics=statistics)
+  return MiraConfig(mode=cast(Any, mode), statistics=statistics)
 
 
 def model(spec: Spec, statistics: str, drop_path: float) -> ModelConfig:
   """16 frames of 224 x 224 pixels in tubelets of 2 x 16 x 16."""
   return ModelConfig(
-    **SIZES[spec.size],
+    **cast(dict[str, Any], SIZES[spec.size]),
     frames=16,
     image_size=224,
     patch=16,

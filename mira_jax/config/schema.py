@@ -204,9 +204,8 @@ hints = functools.cache(typing.get_type_hints)  # of a dataclass, by field
 def group(hint: Any) -> type | None:
   """X from X or `X | None` when X is a dataclass."""
   options = typing.get_args(hint) if isinstance(hint, types.UnionType) else ()
-  return next(
-    (x for x in (hint, *options) if dataclasses.is_dataclass(x)), None
-  )
+  found = (x for x in (hint, *options) if isinstance(x, type))
+  return next((x for x in found if dataclasses.is_dataclass(x)), None)
 
 
 def defaults(cls: type = Config, prefix: str = '') -> dict[str, Any]:

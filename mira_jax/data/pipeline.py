@@ -50,7 +50,7 @@ def train_batches(
   batch_size: int,
   seed: int,
   start_step: int = 0,
-  rows: Sequence[int] | None = None,
+  rows: Sequence[int] | np.ndarray | None = None,
   threads: int = 16,
   fit: str = 'squash',
   max_damaged: float = 1.0,
@@ -103,7 +103,7 @@ def eval_batches(
   size: int,
   batch_size: int,
   views: int = 1,
-  rows: Sequence[int] | None = None,
+  rows: Sequence[int] | np.ndarray | None = None,
   threads: int = 16,
   fit: str = 'squash',
   max_damaged: float = 1.0,
@@ -137,7 +137,9 @@ def eval_batches(
   return _batches(local.map(load), len(rows), threads)
 
 
-def _global_row(i: int, batch_size: int, rows: Sequence[int]) -> int:
+def _global_row(
+  i: int, batch_size: int, rows: Sequence[int] | np.ndarray
+) -> int:
   """The i-th of this host's rows, among those of all batches end to end."""
   step, row = divmod(i, len(rows))
   return step * batch_size + int(rows[row])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ class Program(NamedTuple):
   Attributes:
     model: flax module.
     init: random key -> its variables.
-    objective: see `objectives`.
+    objective: see `losses`.
     attention: the attention implementation that runs, and why, in one line.
   """
 
@@ -88,9 +88,11 @@ def classifier(
 
 def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
   """Masked pre-training, see `make`."""
+  pretrain = cfg.pretrain
+  assert pretrain is not None
   fields = {
     name: value
-    for name, value in dataclasses.asdict(cfg.pretrain).items()
+    for name, value in dataclasses.asdict(pretrain).items()
     if name.startswith('decoder_')
   }
   model = build.build_autoencoder(dataclasses.asdict(cfg.model), fields)
@@ -102,9 +104,9 @@ def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
   objective = losses.reconstruction(
     model,
     config.augment(cfg.data),
-    kind=cfg.pretrain.mask,
-    ratio=cfg.pretrain.mask_ratio,
-    normalise=cfg.pretrain.normalise_targets,
+    kind=pretrain.mask,
+    ratio=pretrain.mask_ratio,
+    normalise=pretrain.normalise_targets,
   )
 
   def init(key: jax.Array) -> PyTree:
@@ -119,6 +121,7 @@ def draw_mask(
   cfg: config.Config, key: jax.Array, shape: tuple[int, ...]
 ) -> tuple[jax.Array, int]:
   """The mask of pre-training for videos of a shape, see `mae.draw_mask`."""
+  assert cfg.pretrain is not None
   return mae.draw_mask(
     key,
     shape,
@@ -163,7 +166,7 @@ def attention_choice(
   shape = (batch_size, length + num_prefix, heads, model.dim // model.heads)
   q = jax.ShapeDtypeStruct(shape, model.dtype)
   with sharding.ambient(mesh):
-    asked = dispatch.request(q, q, q, mode)
+    asked = dispatch.request(*cast(Any, (q, q, q)), mode)
     if model.attention is None:
       return 'attention: {} ({})'.format(*dispatch.choose(asked))
     try:
@@ -181,7 +184,7 @@ class Training(NamedTuple):
 
   Attributes:
     init: random key -> a fresh state.
-    step: see `steps.make_train_step`.
+    step: see `step.make_train_step`.
     target: shapes and shardings of the state.
   """
 
@@ -223,7 +226,7 @@ def training(
     optimizer,
     averaged=cfg.optim.ema_decay > 0,
   )
-  target = steps.abstract(init, abstract_key(mesh), mesh)
+  target = steps.abstract(init, cast(Any, abstract_key(mesh)), mesh)
   return Training(init, step, target)
 
 

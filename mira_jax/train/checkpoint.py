@@ -244,8 +244,8 @@ class Checkpoints:
     return dataclasses.replace(target, **found[WEIGHTS], **found[STATE])
 
   def _read(self, step: int, args: dict[str, Any]) -> Any:
-    args = ocp.args.Composite(**args)
-    return self._writer.restore(self._folder(step), args=args)
+    composite = ocp.args.Composite(**args)
+    return self._writer.restore(self._folder(step), args=composite)
 
   def _set_aside(self, damage: Mapping[int, str], instead: int) -> None:
     """Renames damaged steps, so that their numbers can be saved again.

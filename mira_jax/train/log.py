@@ -14,13 +14,14 @@ import numpy as np
 import rich.progress
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto import event_pb2
 
 from mira_jax import files, terminal
 from mira_jax.errors import plain
 from mira_jax.evaluation import results
 from mira_jax.train import guard
 
+_EVENTS: Any = event_pb2  # whose names are made when it is imported
 METRICS, EVAL_HISTORY = 'metrics.jsonl', 'eval_history.jsonl'  # of a run
 _SHORT = {
   'loss': 'loss',
@@ -181,7 +182,9 @@ class _Events:
     folder.mkdir(exist_ok=True)
     self._folder = folder
     self._writer = EventsWriter(str(folder / 'events'))
-    self._write(start + 1, session_log=SessionLog(status=SessionLog.START))
+    self._write(
+      start + 1, session_log=_EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
+    )
 
   def add(self, step: int, row: Mapping[str, float]) -> None:
     with files.naming(self._folder):
@@ -190,7 +193,7 @@ class _Events:
       self._writer.flush()
 
   def _write(self, step: int, **what: Any) -> None:
-    event = Event(step=step, wall_time=time.time(), **what)
+    event = _EVENTS.Event(step=step, wall_time=time.time(), **what)
     self._writer.write_event(event)
 
   def close(self) -> None:

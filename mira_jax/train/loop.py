@@ -90,7 +90,7 @@ def train(
     if jax.process_index() == 0:
       files.write_text(workdir / run_folder.CONFIG, config.to_json(cfg))
       run_folder.write_metadata(workdir, task.metadata(step=0))
-    run = _Run(cfg, workdir, task, made, checkpoints, steps_per_epoch)
+    run = _Run(cfg, workdir, task, made, checkpoints, steps_per_epoch, mesh)
     run.train(state, step_key)
 
 
@@ -104,7 +104,7 @@ def _fresh(
   where = jax.tree.map(lambda x: x.sharding, made.target)
   state = jax.jit(made.init, out_shardings=where)(key)
   if cfg.train.init_from:
-    names = task.source.class_names
+    names = task.class_names
     mesh = jax.tree.leaves(where)[0].mesh
     state, transferred = init_from.start_from(cfg, names, state, mesh)
     if jax.process_index() == 0:
@@ -122,6 +122,7 @@ class _Run:
   made: build.Training
   checkpoints: checkpoint.Checkpoints
   steps_per_epoch: int
+  mesh: jax.sharding.Mesh
 
   @property
   def total(self) -> int:
@@ -136,7 +137,7 @@ class _Run:
   def train(self, state: TrainState, key: jax.Array) -> None:
     """All steps that are left, and the files of the end."""
     cfg, task, checkpoints = self.cfg, self.task, self.checkpoints
-    start, mesh = int(state.step), key.sharding.mesh
+    start, mesh = int(state.step), self.mesh
     # A signal came just when a validation was due, which saving had not time
     # to wait for.
     due = (

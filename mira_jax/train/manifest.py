@@ -96,10 +96,8 @@ def _trouble(folder: pathlib.Path, part: str) -> str:
   step = _step(folder, content)
   if step is not None and str(step) != folder.name:
     return f'it was written as step {step} and renamed'
-  expected, actual = (
-    {name: x for name, x in found.items() if name.startswith(part)}
-    for found in (content['files'], _sizes(folder))
-  )
+  expected = {n: x for n, x in content['files'].items() if n.startswith(part)}
+  actual = {n: x for n, x in _sizes(folder).items() if n.startswith(part)}
   for name in sorted(expected.keys() | actual.keys()):
     if name not in actual:
       return f'{name} is missing'

@@ -11,6 +11,7 @@ import pathlib
 import re
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
@@ -19,7 +20,7 @@ from mira_jax.train import guard
 _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
-def checked(step: Callable) -> Callable:
+def checked(step: Any) -> Callable:
   """A training step that raises when its update is not finite.
 
   Args:

@@ -25,7 +25,7 @@ def warmup_cosine(
   after the last. No `warmup_steps` start at `peak`.
   """
 
-  def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+  def schedule(step: Any) -> jax.Array:
     warm = peak * step / max(warmup_steps - 1, 1)
     part = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
     cosine = final + (peak - final) * (1 + jnp.cos(jnp.pi * part)) / 2
@@ -199,7 +199,7 @@ def _around(
     return optimizer
   clip = optax.clip_by_global_norm(clip_norm)
 
-  def update(grads: PyTree, state: PyTree, params: PyTree | None = None):
+  def update(grads: PyTree, state: PyTree, params: Any = None):
     grads, _ = clip.update(grads, clip.init(params))
     return optimizer.update(grads, state, params)
 

@@ -1,4 +1,4 @@
-"""What one step computes: the state, the training step, the evaluation step.
+"""The train state and the training step.
 
 The model is any object with `init` and `apply` as flax modules have them.
 Randomness is an argument: every draw comes from a key folded with the step, so
@@ -29,7 +29,7 @@ Batch = Mapping[str, Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(kw_only=True)
 class TrainState:
-  """Everything that a step changes.
+  """The state of a training, which every step updates.
 
   Attributes:
     step: int32 [], how many steps were made, skipped updates among them.
@@ -49,7 +49,7 @@ class TrainState:
 
   @property
   def variables(self) -> dict[str, PyTree]:
-    """What `model.apply` takes to score: averaged parameters, if there are."""
+    """Variables to score: averaged parameters where there are, and MiRA's."""
     return {'params': self.average or self.params, 'mira': self.mira}
 
 
@@ -101,22 +101,20 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """The jitted training step (state, batch, key) -> (state, metrics).
 
-  The state is donated: the one passed in is gone afterwards. `key` is the
-  run's; the step folds itself into it. An update whose loss or gradient is not
-  finite, or whose loss is a spike, is skipped: only `step` and `guard` go on,
-  and everything else stays as it was, to the bit. That is known before the
-  update is computed, so it is written over what was there, in one pass.
+  The state is donated. `key` is the run's; the step folds itself into it. An
+  update whose loss or gradient is not finite, or whose loss is a spike, is
+  skipped: only `step` and `guard` change, everything else stays, to the bit.
 
   Args:
-    objective: see `objectives`.
+    objective: see `losses`.
     optimizer: as in `optim.adamw`.
     schedule: of the optimizer, to report the learning rate.
-    mesh: the devices, see `sharding`.
+    mesh: the devices, see `devices.sharding`.
     repeats: times that every clip of a batch goes through the model, each time
       augmented anew (repeated augmentation; Hoffer et al., CVPR 2020).
     accumulate: parts of equal size that a batch goes through the model in, to
-      need less memory: gradients and metrics are their means. What depends on
-      the batch (mixing, MiRA's batch statistics) then depends on the part.
+      need less memory: gradients and metrics are their means. Mixing and MiRA's
+      batch statistics are then those of a part.
     ema_decay: weight of the past in `TrainState.average`; 0 keeps no average.
     spike_sigmas: see `guard.judge`.
     donate: False keeps the state that is passed in, at twice the memory.
@@ -125,6 +123,50 @@ def make_train_step(
     A function whose metrics are scalars: loss, those of the objective,
     grad_norm, learning_rate, and those of `guard.report`.
   """
+  gradients = _gradients(objective, repeats, accumulate)
+
+  def step(state: TrainState, batch: Batch, key: Array):
+    key = jax.random.fold_in(key, state.step)
+    with sharding.ambient(mesh):
+      mira, (grads, metrics) = gradients(state.params, state.mira, batch, key)
+    metrics |= {
+      'grad_norm': optax.tree.norm(grads),
+      # The optimizer counts the updates that it made.
+      'learning_rate': schedule(state.step - guards.missed(state.guard)),
+    }
+    finite = guards.all_finite((metrics['loss'], metrics['grad_norm'], mira))
+    guard, verdict = guards.judge(
+      state.guard, metrics['loss'], finite, state.step + 1, spike_sigmas
+    )
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = {
+      'params': params,
+      'mira': mira,
+      'opt_state': opt_state,
+      'average': _average(state.average, params, ema_decay),
+    }
+    # The verdict is known before the update is computed, so it is written over
+    # the old state, in one pass.
+    keep = verdict == guards.KEPT
+    old = {name: getattr(state, name) for name in new}
+    held = jax.tree.map(lambda a, b: jnp.where(keep, a, b), new, old)
+    guard, verdict = guards.confirm(
+      state.guard, guard, verdict, guards.all_finite(held)
+    )
+    state = TrainState(step=state.step + 1, guard=guard, **held)
+    # With the shardings of the old state, or the next step would compile again.
+    where = sharding.shardings(state, mesh)
+    state = jax.lax.with_sharding_constraint(state, where)
+    return state, metrics | guards.report(guard, verdict)
+
+  return jax.jit(step, donate_argnums=0 if donate else ())
+
+
+def _gradients(
+  objective: Objective, repeats: int, accumulate: int
+) -> Callable[[PyTree, PyTree, Batch, Array], tuple[PyTree, tuple]]:
+  """(params, mira, batch, key) -> mira, (gradients, metrics) of a batch."""
   differentiate = jax.value_and_grad(objective, has_aux=True)
 
   def one_part(params: PyTree, mira: PyTree, batch: Batch, key: Array):
@@ -146,52 +188,13 @@ def make_train_step(
       mira, result = one_part(params, mira, *part)
       return (mira, jax.tree.map(jnp.add, total, result)), None
 
-    zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(one_part, params, mira, *_first((parts, keys)))[1],
-    )
+    first = jax.tree.map(lambda x: x[0], (parts, keys))
+    shapes = jax.eval_shape(one_part, params, mira, *first)[1]
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     (mira, total), _ = jax.lax.scan(add, (mira, zeros), (parts, keys))
     return mira, jax.tree.map(lambda x: x / accumulate, total)
 
-  def step(state: TrainState, batch: Batch, key: Array):
-    key = jax.random.fold_in(key, state.step)
-    with sharding.ambient(mesh):
-      mira, (grads, metrics) = whole(state.params, state.mira, batch, key)
-    metrics |= {
-      'grad_norm': optax.tree.norm(grads),
-      # The optimizer counts the updates that it made.
-      'learning_rate': schedule(state.step - guards.missed(state.guard)),
-    }
-    finite = guards.all_finite((metrics['loss'], metrics['grad_norm'], mira))
-    guard, verdict = guards.judge(
-      state.guard, metrics['loss'], finite, state.step + 1, spike_sigmas
-    )
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    average = _average(state.average, params, ema_decay)
-    news = (params, mira, opt_state, average)
-    olds = (state.params, state.mira, state.opt_state, state.average)
-    keep = verdict == guards.KEPT
-    held = jax.tree.map(lambda new, old: jnp.where(keep, new, old), news, olds)
-    guard, verdict = guards.confirm(
-      state.guard, guard, verdict, guards.all_finite(held)
-    )
-    params, mira, opt_state, average = held
-    state = TrainState(
-      step=state.step + 1,
-      params=params,
-      mira=mira,
-      opt_state=opt_state,
-      average=average,
-      guard=guard,
-    )
-    # The new state lies as the old one did, or the next step would compile
-    # again.
-    where = sharding.shardings(state, mesh)
-    state = jax.lax.with_sharding_constraint(state, where)
-    return state, metrics | guards.report(guard, verdict)
-
-  return jax.jit(step, donate_argnums=0 if donate else ())
+  return whole
 
 
 def split_batch(x: Array, parts: int) -> Array:
@@ -201,10 +204,6 @@ def split_batch(x: Array, parts: int) -> Array:
   batch would each be on a third of the devices.
   """
   return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-
-
-def _first(tree: PyTree) -> PyTree:
-  return jax.tree.map(lambda x: x[0], tree)
 
 
 def _average(past: PyTree, params: PyTree, decay: float) -> PyTree:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pathlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +19,12 @@ from jax.sharding import Mesh
 from mira_jax import config, figures, files, terminal
 from mira_jax.augment.transforms import denormalise, prepare
 from mira_jax.data import pipeline, pool, sampling
-from mira_jax.data.dataset import PreparedDataset
 from mira_jax.devices import sharding
 from mira_jax.evaluation import report, results
 from mira_jax.evaluation.metrics import score
 from mira_jax.inference import engine
 from mira_jax.models import mae
+from mira_jax.models.vivit import ViViT
 from mira_jax.train import build as program
 from mira_jax.train import datasets as inputs
 from mira_jax.train import log as runlog
@@ -37,34 +37,64 @@ Best = Callable[[], tuple[int, steps.TrainState]]  # restores a checkpoint
 PICTURED = 4  # clips in a picture of a reconstruction
 
 
-class Task(Protocol):
-  """The parts of a task that the loop uses.
+class Task:
+  """The parts of a task that the loop uses; a subclass makes them.
 
   Attributes:
     datasets: that it reads.
     source: the training clips.
+    class_names: of the model; () in pre-training.
     program: model and loss.
     summary: the datasets and the numbers of clips, in one line.
   """
 
-  datasets: Sequence[PreparedDataset]
-  source: pipeline.Source
+  source: pool.Pool
   program: program.Program
   summary: str
+  class_names: Sequence[str] = ()
+  _window: pipeline.Window = staticmethod(sampling.train_indices)
+
+  def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
+    self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
+    self.datasets = inputs.open_datasets(cfg.data)
 
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
     """Endless batches from a step on."""
+    return inputs.train_batches(
+      self._cfg, self.source, start, self._mesh, self._window
+    )
 
   def metadata(self, step: int) -> dict[str, Any]:
     """Metadata of the weights after a step, JSON-able."""
+    return run_folder.metadata(self._cfg, self.datasets, self.class_names, step)
 
   def validate(
     self, step: int, state: steps.TrainState, log: runlog.Log
   ) -> float:
     """Validates a state; the score that selects checkpoints, -1 without one."""
+    raise NotImplementedError
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
     """Writes weights and results on the first host; `best` restores a state."""
+    raise NotImplementedError
+
+  def _save(self, name: str, step: int, state: steps.TrainState):
+    """Writes the parameters, or their average; every host must call it."""
+    variables = sharding.gather(state.variables, self._mesh)
+    if jax.process_index() == 0:
+      weights_file.save_weights(
+        self._workdir / name,
+        variables['params'],
+        variables['mira'],
+        self.metadata(step),
+      )
+
+  def _draw_curves(self) -> None:
+    rows = runlog.read(self._workdir)
+    if any('loss' in row for row in rows):  # the log may have been lost
+      path = self._workdir / 'curves.png'
+      with files.naming(path):
+        figures.curves_figure(rows).save(path)
 
 
 def make(cfg: config.Config, workdir: pathlib.Path, mesh: Mesh) -> Task:
@@ -77,22 +107,19 @@ def make(cfg: config.Config, workdir: pathlib.Path, mesh: Mesh) -> Task:
   return kind(cfg, workdir, mesh)
 
 
-class Classification:
+class Classification(Task):
   """Learns classes; validation clips choose the weights that are tested."""
 
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
-    self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
-    self.datasets = inputs.open_datasets(cfg.data)
+    super().__init__(cfg, workdir, mesh)
     self._parts = inputs.open_parts(cfg, self.datasets)
     self.source = self._parts.train
+    self.class_names = self.source.class_names
     self.summary = inputs.describe(self._parts)
-    run_folder.fit_classes(cfg, self.source.class_names)
+    run_folder.fit_classes(cfg, self.class_names)
     self.program = program.classifier(cfg, mesh, self.source.counts)
-    self._history = runlog.EvalHistory(workdir, len(self.source.class_names))
+    self._history = runlog.EvalHistory(workdir, len(self.class_names))
     self._scorer: engine.Engine | None = None
-
-  def batches(self, start: int) -> Iterator[pipeline.Batch]:
-    return inputs.train_batches(self._cfg, self.source, start, self._mesh)
 
   def validate(
     self, step: int, state: steps.TrainState, log: runlog.Log
@@ -116,7 +143,7 @@ class Classification:
   ) -> np.ndarray:
     if self._scorer is None:
       self._scorer = engine.Engine(
-        self.program.model,
+        cast(ViViT, self.program.model),
         state.variables,
         self._cfg.data.batch_size,
         self._mesh,
@@ -131,11 +158,11 @@ class Classification:
       at: self._score(kept, parts.test, views)
       for at, kept in {step: state, chosen: chosen_state}.items()
     }
-    self._save(workdir / weights_file.LAST, step, state)
-    self._save(workdir / weights_file.WEIGHTS, chosen, chosen_state)
+    self._save(weights_file.LAST, step, state)
+    self._save(weights_file.WEIGHTS, chosen, chosen_state)
     if jax.process_index() > 0:
       return
-    _draw_curves(workdir)
+    self._draw_curves()
     watched = {
       n: x['test'] for n, x in self._history.read().items() if 'test' in x
     }
@@ -145,27 +172,21 @@ class Classification:
     names = parts.test.class_names
     path = results.write(workdir, rows, names, fold=parts.fold_name)
     terminal.show(report.results_table(rows, self.summary))
-    command = shlex.join(['python', 'eval.py', f'--workdir={workdir}'])
+    command = shlex.join(['mira', 'eval', f'--workdir={workdir}'])
     terminal.say(
       f'outcome: {path}',
       f'weights: {workdir / weights_file.WEIGHTS}',
       f'scores:  {command}',
     )
 
-  def _save(self, path: pathlib.Path, step: int, state: steps.TrainState):
-    _save_weights(path, state, self.metadata(step), self._mesh)
 
-  def metadata(self, step: int) -> dict[str, Any]:
-    names = self.source.class_names
-    return run_folder.metadata(self._cfg, self.datasets, names, step)
-
-
-class Pretraining:
+class Pretraining(Task):
   """Learns to reconstruct masked tubelets; draws some reconstructions."""
 
+  _window = staticmethod(sampling.pretrain_indices)
+
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
-    self._cfg, self._workdir, self._mesh = cfg, workdir, mesh
-    self.datasets = inputs.open_datasets(cfg.data)
+    super().__init__(cfg, workdir, mesh)
     self.source, self._shown = inputs.open_unlabelled(cfg, self.datasets)
     # A batch of them, spread out, because neighbours may show one subject.
     count = min(len(self._shown), cfg.data.batch_size)
@@ -178,18 +199,12 @@ class Pretraining:
     self.program = program.autoencoder(cfg, mesh)
     self._fill = jax.jit(self._filled, out_shardings=sharding.replicated(mesh))
 
-  def batches(self, start: int) -> Iterator[pipeline.Batch]:
-    return inputs.train_batches(
-      self._cfg,
-      self.source,
-      start,
-      self._mesh,
-      window=sampling.pretrain_indices,
-    )
-
   def _filled(self, variables: PyTree, video: jax.Array):
-    """The loss, and videos in [0, 1]: masked and filled in."""
-    model, normalise = self.program.model, self._cfg.pretrain.normalise_targets
+    """The loss, and videos in [0, 1]: masked and reconstructed."""
+    pretrain = self._cfg.pretrain
+    assert pretrain is not None
+    model: Any = self.program.model
+    normalise = pretrain.normalise_targets
     size = {'tubelet': model.tubelet, 'patch': model.patch}
     with sharding.ambient(self._mesh):
       mask, hidden = program.draw_mask(
@@ -238,33 +253,10 @@ class Pretraining:
     return -1.0
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
-    workdir = self._workdir
-    path = workdir / weights_file.WEIGHTS
-    _save_weights(path, state, self.metadata(step), self._mesh)
+    self._save(weights_file.WEIGHTS, step, state)
     if jax.process_index() > 0:
       return
-    _draw_curves(workdir)
-    flag = shlex.quote(f'--config.train.init_from={workdir}')
-    terminal.say(f'weights:   {path}', f'fine-tune: python train.py {flag} ...')
-
-  def metadata(self, step: int) -> dict[str, Any]:
-    return run_folder.metadata(self._cfg, self.datasets, (), step)
-
-
-def _draw_curves(workdir: pathlib.Path) -> None:
-  rows = runlog.read(workdir)
-  if any('loss' in row for row in rows):  # the log may have been lost
-    path = workdir / 'curves.png'
-    with files.naming(path):
-      figures.curves_figure(rows).save(path)
-
-
-def _save_weights(
-  path: pathlib.Path, state: steps.TrainState, card: dict[str, Any], mesh: Mesh
-) -> None:
-  """Writes the parameters, or their average; every host must call it."""
-  variables = sharding.gather(state.variables, mesh)
-  if jax.process_index() == 0:
-    weights_file.save_weights(
-      path, variables['params'], variables['mira'], card
-    )
+    self._draw_curves()
+    path = self._workdir / weights_file.WEIGHTS
+    flag = shlex.quote(f'--config.train.init_from={self._workdir}')
+    terminal.say(f'weights:   {path}', f'fine-tune: mira train {flag} ...')

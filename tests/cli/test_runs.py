@@ -112,7 +112,7 @@ def test_fine_tuning_starts_from_a_pretraining(
   assert 'fresh: 4 tensors' in shown
   assert 'ignored: ' in shown
   (line,) = (x for x in shown.splitlines() if x.startswith('scores: '))
-  assert shlex.split(line)[1:] == ['python', 'eval.py', f'--workdir={workdir}']
+  assert shlex.split(line)[1:] == ['mira', 'eval', f'--workdir={workdir}']
   ours, _ = load_weights(workdir / 'weights.safetensors')
   theirs, _ = load_weights(pretrained / 'weights.safetensors')
   np.testing.assert_array_equal(

@@ -1,10 +1,10 @@
 """Writes the small files of this folder, by which later versions are tested.
 
-python tests/compatibility/write.py FOLDER
+python tests/compatibility/write.py /tmp/VERSION
 
-FOLDER is named after the version of the package. It then holds a prepared
-dataset, a run that was stopped, a weights file and an export. What is in this
-folder is never written again: it stands for the files that users have.
+The folder then holds a prepared dataset, a run that was stopped, a weights file
+and an export, and is moved here. What is here is never written again: it stands
+for the files that users have.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from mira_jax.video import images
 
 DATA, RUN, WEIGHTS, EXPORT = 'prepared', 'run', 'weights.safetensors', 'export'
 EXPECTED = 'expected.npz'  # a video, and its probabilities by the weights
-STOP = 4  # the step after which the run is stopped
+STOP = 3  # the step after which the run is stopped
 
 
 def clips(count: int, seed: int) -> Iterator[dataset.Clip]:
@@ -56,6 +56,7 @@ def configuration(statistics: str) -> config.Config:
       heads=2,
       frames=4,
       image_size=16,
+      patch=8,
       mira=MiraConfig(statistics=statistics),
     ),
     data=config.DataConfig(
@@ -71,7 +72,7 @@ class StopLog(log.Log):
 
   def add(self, step, metrics):
     super().add(step, metrics)
-    if step == STOP - 1:
+    if step == STOP:
       os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -102,7 +103,10 @@ def main(folder: pathlib.Path) -> None:
     loop.train(configuration('batch_ema'), run)
   # Their names and contents are those of the machine.
   shutil.rmtree(run / 'tensorboard')
-  (run / '.lock').unlink()
+  for path in (run / '.lock', pathlib.Path(DATA) / '.lock'):
+    path.unlink()
+  older, _ = sorted((run / 'checkpoints').iterdir())
+  shutil.rmtree(older)
 
 
 if __name__ == '__main__':
