@@ -164,9 +164,9 @@ def attention_choice(
   if model.variant == 'factorised_dot_product':
     heads //= 2
   shape = (batch_size, length + num_prefix, heads, model.dim // model.heads)
-  q = jax.ShapeDtypeStruct(shape, model.dtype)
+  q: Any = jax.ShapeDtypeStruct(shape, model.dtype)
   with sharding.ambient(mesh):
-    asked = dispatch.request(*cast(Any, (q, q, q)), mode)
+    asked = dispatch.request(q, q, q, mode)
     if model.attention is None:
       return 'attention: {} ({})'.format(*dispatch.choose(asked))
     try:

@@ -199,8 +199,8 @@ def _around(
     return optimizer
   clip = optax.clip_by_global_norm(clip_norm)
 
-  def update(grads: PyTree, state: PyTree, params: Any = None):
-    grads, _ = clip.update(grads, clip.init(params))
-    return optimizer.update(grads, state, params)
+  def update(updates: PyTree, state: PyTree, params: Any = None):
+    updates, _ = clip.update(updates, clip.init(params))
+    return optimizer.update(updates, state, params)
 
   return optax.GradientTransformation(optimizer.init, update)

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import json
-import os
-import pathlib
 import signal
 import socket
 import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
 import runs
-from mira_jax.data import dataset
-from mira_jax.errors import ExitCode
-from mira_jax.video import images
+from mira_jax.cli import hosts
+from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.weights.weights_file import load_weights
 
-ROOT = pathlib.Path(__file__).parents[2]
 DEVICES = 4  # of all processes together
 STEPS = 12
 FLAGS = (
-  '--config=configs/quickstart.py', '--config.model.dim=32',
-  '--config.model.depth=1', '--config.model.heads=4',
-  '--config.model.frames=4', '--config.model.image_size=16',
-  '--config.model.drop_path=0.1', '--config.model.mira.statistics=batch_ema',
-  '--config.data.batch_size=8', '--config.data.threads=2',
-  '--config.data.val_fraction=0.2', '--config.train.epochs=4',
-  '--config.train.eval_every=2', '--config.train.log_every=1',
+  *runs.FLAGS, '--config.model.heads=4', '--config.model.dim=32',
+  '--config.train.epochs=4', '--config.train.eval_every=2',
 )  # fmt: skip
 
 
@@ -38,22 +29,7 @@ FLAGS = (
 def place(tmp_path_factory):
   """A folder with a prepared dataset of 30 clips to learn from, 9 to test."""
   folder = tmp_path_factory.mktemp('hosts')
-
-  def split(count, seed):
-    rng = np.random.default_rng(seed)
-    for i in range(count):
-      level = 60 + 60 * (i % 3)
-      video = np.clip(rng.normal(level, 20, (8, 16, 16, 3)), 0, 255)
-      frames = [images.encode_jpeg(x) for x in video.astype(np.uint8)]
-      yield dataset.Clip(clip_id=f'{seed}-{i}', frames=frames, label=i % 3)
-
-  dataset.write(
-    folder / 'data',
-    name='levels',
-    class_names=('dark', 'grey', 'bright'),
-    splits={'train': lambda: split(30, 0), 'test': lambda: split(9, 1)},
-    description='Clips that differ in brightness.',
-  )
+  runs.levels(folder / 'data', train=30)
   return folder
 
 
@@ -65,23 +41,12 @@ def free_port():
 
 def start(place, script, count, *flags, cluster='flags'):
   """Starts a command on some hosts; every device is a simulated one."""
-  port = free_port()
-  processes = []
+  port, processes = free_port(), []
   for i in range(count):
-    environment = os.environ | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': runs.xla_flags(DEVICES // count),
-      'JAX_COMPILATION_CACHE_DIR': str(place / f'cache-{count}'),
-      'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-      'PYTHONPATH': str(ROOT),
-    }
-    mine = []
-    if count > 1:
-      mine = [f'--coordinator=127.0.0.1:{port}', f'--hosts={count}']
-      mine.append(f'--host={i}')
-    if cluster == 'slurm':  # what srun says; the port comes from the job
+    mine, slurm = [], {}
+    if cluster == 'slurm':  # the variables of srun; the port comes from the job
       mine = ['--distributed']
-      environment |= {
+      slurm = {
         'SLURM_JOB_ID': str(port),
         'SLURM_STEP_NODELIST': '127.0.0.1',
         'SLURM_NTASKS': str(count),
@@ -89,13 +54,16 @@ def start(place, script, count, *flags, cluster='flags'):
         'SLURM_LOCALID': str(i),
         'SLURM_STEP_NUM_NODES': '1',
       }
-    command = [sys.executable, script, *mine, *flags]
-    processes.append(
-      subprocess.Popen(
-        command, env=environment, cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      )
+    elif count > 1:
+      mine = [f'--coordinator=127.0.0.1:{port}', f'--hosts={count}']
+      mine.append(f'--host={i}')
+    call = runs.command(
+      place / f'cache-{count}', script, *mine, *flags,
+      devices=DEVICES // count,
     )  # fmt: skip
+    call['env'] |= slurm
+    pipes = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE}
+    processes.append(subprocess.Popen(**call, **pipes))
   return processes
 
 
@@ -214,14 +182,15 @@ def test_hosts_score_every_clip_once(place, alone):
         '--coordinator=127.0.0.1:1',
         '--hosts=2',
         '--host=1',
-        '--host_timeout=2',
+        '--host-timeout=1',
       ],
       'no_host: 127.0.0.1:1: host 0 does not answer',
     ),
   ],
 )
-def test_hosts_that_cannot_meet(place, flags, words):
-  (process,) = train(place, 'nobody', 1, *flags)
-  codes, said = finish([process])
-  assert codes == [ExitCode.USAGE], said
-  assert words in said[0][1]
+def test_hosts_that_cannot_meet(flags, words):
+  parser = argparse.ArgumentParser()
+  hosts.add_arguments(parser)
+  with pytest.raises(MiraInputError) as caught:
+    hosts.join(parser.parse_args(flags))
+  assert words in str(caught.value)
