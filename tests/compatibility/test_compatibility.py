@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from mira_jax.data import dataset
-from mira_jax.inference import export, load
+from mira_jax.inference import exported, load
 from mira_jax.train import log as runlog
 from mira_jax.train import loop, run_folder, snapshot
 
@@ -48,11 +48,11 @@ def test_weights_and_an_export_predict_what_they_did(stored):
   expected = np.load('expected.npz')
   scorer, metadata = load.load_engine('weights.safetensors')
   assert metadata['class_names'] == ['dark', 'bright']
-  exported = export.load('export')
-  for one in (scorer, exported):
+  program = exported.load('export')
+  for one in (scorer, program):
     found = one.probabilities(expected['video'])
     np.testing.assert_allclose(found, expected['probabilities'], atol=1e-5)
-  assert export.verify(stored / 'export') < 1e-5
+  assert exported.verify(stored / 'export') < 1e-5
 
 
 def test_a_prepared_dataset_is_read(stored):
