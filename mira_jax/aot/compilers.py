@@ -15,7 +15,7 @@ import pathlib
 import re
 import subprocess
 import sys
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.experimental import topologies
@@ -205,13 +205,13 @@ def tpu_of(kind: str, chips: int) -> Target:
   raise MiraInputError('bad_scale', f'{chips} chips of {kind}', hint)
 
 
-def devices(target: Target) -> list[jax.Device]:
+def devices(target: Target) -> list[Any]:
   """Its devices, after `load`.
 
   Raises:
     MiraInputError: the compiler does not know the machine.
   """
-  options = {'topology_name': target.name}
+  options: dict[str, Any] = {'topology_name': target.name}
   if target.platform == 'cuda':
     options = {'target_config': GPUS[target.name], 'topology': '1x1x1'}
   elif target.slices > 1:

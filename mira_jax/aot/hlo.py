@@ -53,14 +53,14 @@ class Collective(NamedTuple):
   Attributes:
     kind: of KINDS or BETWEEN_SLICES.
     group: devices, or slices, that take part together.
-    count: how often in a step.
+    times: how often in a step.
     bytes: per device and step, of the whole array: the sum, the gathered
       array, the array before it is scattered, or the array sent.
   """
 
   kind: str
   group: int
-  count: int
+  times: int
   bytes: int
 
 
@@ -156,9 +156,9 @@ def _bytes(type_: str, *, hbm: bool = False, loop: int = 1) -> int:
     if hbm and re.search(r'S\([1-9]', layout):
       continue
     sizes = [int(x) for x in shape.split(',') if x]
-    bits = 8 if kind == 'pred' else int(re.search(r'\d+', kind)[0])
+    bits = [int(x) for x in re.findall(r'\d+', kind)] or [8]  # of a pred
     part = loop if loop > 1 and sizes and sizes[0] == loop else 1
-    total += math.prod(sizes) * bits // 8 // part
+    total += math.prod(sizes) * bits[0] // 8 // part
   return total
 
 
@@ -185,7 +185,7 @@ def _collective(step: _Step, types: dict[str, str]) -> Collective | None:
   kind = x.opcode.removesuffix('-start')
   given = sum(_bytes(types.get(name, '')) for name in x.operands)
   if kind == 'send' and 'megascale_transfer_type' in x.rest:
-    transfer = re.search(r'transfer_type="(\w+)"', x.rest)[1]
+    (transfer,) = re.findall(r'transfer_type="(\w+)"', x.rest)
     slices = re.search(r'megascale_target="\{([\d,]+)\}', x.rest)
     group = len(slices[1].split(',')) if slices else 2
     sent = _bytes(types[x.operands[0]])

@@ -41,9 +41,10 @@ def measure(cfg: config.Config, target: Target) -> Report:
   made = build.make(cfg, mesh)
   training = build.training(cfg, made, mesh, steps_per_epoch=1000)
   batch, key = build.abstract_batch(cfg, mesh), build.abstract_key(mesh)
+  step: Any = training.step
   start = time.monotonic()
   with jax.set_mesh(mesh):
-    traced = training.step.trace(training.target, batch, key)
+    traced = step.trace(training.target, batch, key)
     compiled, message = _compile(traced.lower())
   memory = _memory(compiled, (training.target, batch))
   hbm = int(chip.hbm * share)

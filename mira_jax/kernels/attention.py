@@ -159,6 +159,7 @@ def mira_attention(
   name = dispatch.resolve(implementation, dispatch.request(q, k, v, mode))
 
   def estimate(marginal: Array) -> tuple[FrameGain, Array]:
+    assert config is not None  # without MiRA nothing is estimated
     frames = frame_gain(
       marginal[:, num_prefix:],
       num_frames,

@@ -66,7 +66,7 @@ class Implementation(NamedTuple):
 def target() -> Target:
   """The device of the ambient mesh (`jax.set_mesh`), else the default one."""
   device = jax.sharding.get_abstract_mesh().abstract_device
-  device = device or jax.config.jax_default_device
+  device = device or jax.config.values['jax_default_device']
   if device is None or isinstance(device, str):  # the name of a platform
     device = jax.devices(device)[0]
   platform = 'gpu' if device.platform == 'cuda' else device.platform

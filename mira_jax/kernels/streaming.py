@@ -309,7 +309,7 @@ def _zeros(*likes):
   )
 
 
-def _accumulate(sums, q, g, ds, p=None, shared=None):
+def _accumulate(sums, q, g, ds, p: Any = None, shared: Any = None):
   """Adds a tile's dk, dv and the gradient of what all rows share."""
   dk, dv, d = sums
   scale = q.shape[-1] ** -0.5

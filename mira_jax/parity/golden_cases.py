@@ -54,16 +54,15 @@ def mira_config(case: Mapping[str, Any]) -> MiraConfig | None:
 def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
   """One attention module over the steps of a case; the EMA is carried on."""
   config = mira_config(case)
-  module = Attention(
-    BlockSpec(
-      heads=case['heads'],
-      num_frames=case['frames'],
-      mira=config,
-      train=case['training'],
-      attention=attention,
-      dtype=dtype,
-    )
-  )
+  spec: Any = {
+    'heads': case['heads'],
+    'num_frames': case['frames'],
+    'mira': config,
+    'train': case['training'],
+    'attention': attention,
+    'dtype': dtype,
+  }
+  module = Attention(BlockSpec(**spec))
   variables = _load(
     module, arrays, torch_names.ATTENTION, dtype, arrays['step0/x']
   )

@@ -98,9 +98,10 @@ def ours(
   rest = {n: x for n, x in variables.items() if n != 'params'}
 
   def run(params: PyTree) -> tuple[jax.Array, State]:
-    logits, records = model.apply(
+    result: Any = model.apply(
       {'params': params, **rest}, jnp.asarray(video), record=True
     )
+    logits, records = result
     layers = {
       f'block {i + 1}': record['output'].astype(jnp.float32)
       for i, record in enumerate(records)

@@ -16,9 +16,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
-from torch.nn import functional
+import torch  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
+from torch.nn import functional  # pyright: ignore[reportMissingImports]
 
 from mira_jax.mira import MiraConfig
 
@@ -63,10 +63,12 @@ def frame_gain(
     confidence = own.mean(0, keepdim=True)
     concentration = concentration.mean(0, keepdim=True)
   if config.statistics == 'batch_ema' and training:
+    if average is None:
+      raise ValueError("statistics='batch_ema' trains with an average")
     momentum = config.ema_momentum
     present = confidence[0].detach()
-    average = momentum * average.to(present) + (1 - momentum) * present
-    confidence = average[None]
+    moved = momentum * average.to(present) + (1 - momentum) * present
+    average, confidence = moved, moved[None]
   score = config.confidence_weight * confidence
   if tokens.shape[-1] > 1:  # one token has no entropy
     score = score + config.concentration_weight * concentration
@@ -185,7 +187,7 @@ class Attention(nn.Module):
       average=average,
       training=self.training,
     )
-    if self.frames is not None:
+    if self.frames is not None and self.frames.average is not None:
       self.c_buf.copy_(self.frames.average[None])
     return self.proj(y.transpose(1, 2).flatten(2))
 

@@ -208,14 +208,14 @@ def test_communication_in_a_loop_counts_as_often():
   )
   (found,) = hlo.collectives(text)
   assert found.kind == 'all-reduce'
-  assert (found.count, found.bytes) == (5, 5 * 4 * 16 * 16)
+  assert (found.times, found.bytes) == (5, 5 * 4 * 16 * 16)
 
 
 def test_split_parameters_are_gathered_within_their_groups():
   text = compiled(lambda w: jnp.sin(w), ((32, 16), PartitionSpec('fsdp')))
   (found,) = hlo.collectives(text)
   assert (found.kind, found.group) == ('all-gather', 4)
-  assert (found.count, found.bytes) == (1, 4 * 32 * 16)
+  assert (found.times, found.bytes) == (1, 4 * 32 * 16)
 
 
 # As a TPU's compiler writes them, but for what nothing reads.

@@ -23,7 +23,7 @@ Array = jax.Array
 class Slopes(NamedTuple):
   """What follows from dP, in multiples of P."""
 
-  slope: Array | None = None  # dS
+  slope: Array | float = 0.0  # dS
   weight: Array | float = 1.0  # of g in dv
   share: Array | float = 1.0  # of what is summed per key
 
@@ -113,7 +113,7 @@ def row_gradient(
       return dq
 
     dq = ops.full((tiles.rows, q.shape[-1]), 0)
-    return [scale * lax.fori_loop(0, context.count, step, dq)]
+    return [scale * lax.fori_loop(0, context.steps, step, dq)]
 
   own, stream = [q, g, *rows], [[k, v, *keys]]
   (dq,) = sweep(ops, consume, own, stream, [q], tiles, products=3)
@@ -179,7 +179,7 @@ def key_gradient(
       names = list(terms)
       new = [sums[x] for x in names]
       if terms:
-        new = ops.accumulate(new, terms.values())
+        new = ops.accumulate(new, list(terms.values()))
       group.release(i)
       new = dict(zip(names, new, strict=True))
       if 'share' in sums:
@@ -190,7 +190,7 @@ def key_gradient(
     sums = {
       x: ops.full(shape[:1] if x == 'share' else matrix, 0) for x in wanted
     }
-    sums = lax.fori_loop(0, context.count, step, sums)
+    sums = lax.fori_loop(0, context.steps, step, sums)
     if 'dk' in sums:
       sums['dk'] *= scale
     if last is not None:

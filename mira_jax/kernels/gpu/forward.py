@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from mira_jax.kernels.gpu.sweep import Context, Tiles, Vector, sweep
+from mira_jax.kernels.gpu.sweep import Context, Shaped, Tiles, Vector, sweep
 from mira_jax.kernels.gpu.warpgroup import LOG2E, Warpgroup, along
 
 Array = jax.Array
@@ -23,7 +23,7 @@ def forward(
   v: Array | None,
   keys: Sequence[Vector],
   finish: Callable[..., Sequence[Array]],
-  out: Sequence[jax.ShapeDtypeStruct],
+  out: Sequence[Shaped],
   tiles: Tiles,
   *,
   plain: bool = True,
@@ -54,7 +54,7 @@ def forward(
     turns = _Turns(context, take_turns)
 
     def arrive(i):
-      pl.when(i < context.count)(lambda: group.wait(i))
+      pl.when(i < context.steps)(lambda: group.wait(i))
 
     def step(i, carry):
       top, totals, sums = carry
@@ -87,7 +87,7 @@ def forward(
       [ops.full(matrix[:1], 0) for _ in keys],
       [ops.full(matrix, 0) for _ in keys[wanted]],
     )
-    top, totals, sums = lax.fori_loop(0, context.count, step, start)
+    top, totals, sums = lax.fori_loop(0, context.steps, step, start)
     turns.shift(0)
     one = 1 / totals[0]
     lse = top * (1 / LOG2E) + jnp.log(totals[0])

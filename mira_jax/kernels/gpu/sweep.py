@@ -11,7 +11,7 @@ In global memory a matrix is [B, L, H, D], as projections write it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +24,7 @@ from mira_jax.kernels.gpu.warpgroup import Ref, Warpgroup
 from mira_jax.kernels.operations import FLOPS
 
 Array = jax.Array
+Shaped = jax.ShapeDtypeStruct | Array
 
 STEP = 8  # rows of the patches that a matrix in shared memory is made of
 
@@ -80,7 +81,7 @@ class Context(NamedTuple):
   own: list[Ref]  # its tiles, in shared memory
   per_head: list[Ref]  # [D], in global memory
   groups: list[Group]
-  count: int  # tiles that pass by
+  steps: int  # tiles that pass by
   warpgroup: Array
   turn: Ref  # a barrier at which all consumers meet
 
@@ -88,9 +89,9 @@ class Context(NamedTuple):
 def sweep(
   ops: Warpgroup,
   consume: Callable[[Context], Sequence[Array]],
-  own: Sequence[Array | Vector],
-  stream: Sequence[Sequence[Array | Vector]],
-  out: Sequence[jax.ShapeDtypeStruct],
+  own: Sequence[Any],
+  stream: Sequence[Sequence[Any]],
+  out: Sequence[Shaped],
   tiles: Tiles,
   *,
   products: int,
@@ -102,7 +103,7 @@ def sweep(
     ops: of the hardware or of the interpreter.
     consume: computes a tile of each output; it must wait for and release every
       tile of every group once.
-    own: what a warpgroup keeps a tile of, a matrix first.
+    own: what a warpgroup keeps a tile of: a matrix first, and vectors.
     stream: groups of what passes by, a matrix first. The rows of those in the
       last group are summed over by `accumulate`.
     out: shapes of the outputs, which have the rows of `own`.
@@ -127,8 +128,8 @@ def sweep(
     clip, head = lax.axis_index('clip'), lax.axis_index('head')
     warpgroup = lax.axis_index('warpgroup')
     groups = [
-      Group(ring, *barriers, stages, ops.interprets or len(ring[-1].shape) == 2)
-      for ring, *barriers in zip(rings, full, free, strict=True)
+      Group(ring, *pair, stages, ops.interprets or len(ring[-1].shape) == 2)
+      for ring, pair in zip(rings, zip(full, free, strict=True), strict=True)
     ]
 
     def rows_of(ref, start, size):

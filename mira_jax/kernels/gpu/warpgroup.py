@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ LOG2E = math.log2(math.e)  # exponentials of the hardware are 2^x
 # last warpgroup to ask would wait for ever.
 REGISTERS = {2: (232, 40), 3: (160, 32)}
 LAYOUT = plgpu.Layout.WGMMA  # of a matrix over the threads of a warpgroup
+ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 NO_INDEX = {} if jax.__version_info__ >= (0, 11) else {'idx': ()}
 
 
@@ -39,7 +40,9 @@ class Warpgroup:
 
   interprets = False
 
-  def set_registers(self, warpgroups: int, action: str) -> None:
+  def set_registers(
+    self, warpgroups: int, action: Literal['increase', 'decrease']
+  ) -> None:
     """Registers of a thread: 'increase' for consumers, or 'decrease'."""
     consumer, producer = REGISTERS[warpgroups]
     count = consumer if action == 'increase' else producer
@@ -86,7 +89,7 @@ class Warpgroup:
     sums: Sequence[Array],
     terms: Sequence[tuple[Array, Ref]],
     meanwhile: Callable = nothing,
-  ) -> list[Array]:
+  ) -> list[Any]:
     """Adds x y of each term, all in flight while `meanwhile` runs."""
 
     def run(refs):
@@ -94,7 +97,7 @@ class Warpgroup:
         plgpu.wgmma(ref, x, y)
       meanwhile()
 
-    return pl.run_state(run)([plgpu.ACC.init(x) for x in sums])
+    return pl.run_state(run)([ACC.init(x) for x in sums])
 
   def settle(self, x: Any) -> Any:
     """Arrays that are complete before anything that follows."""
@@ -138,7 +141,7 @@ class Interpreter(Warpgroup):
 
 
 def _accumulator(x: Ref, y: Ref):
-  return plgpu.ACC((x.shape[0], y.shape[0]), jnp.float32)
+  return ACC((x.shape[0], y.shape[0]), jnp.float32)
 
 
 def _dot(x: Array, y: Array) -> Array:

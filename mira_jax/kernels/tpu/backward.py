@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +110,7 @@ def _gradients(
   tile: Callable,
   blocks: Blocks,
   tokens: dict[str, Array],
-  keys: dict[str, tuple | None],
+  keys: dict[str, Any],
   rows: list[Array],
   *,
   key_sums: bool,
@@ -132,20 +133,20 @@ def _gradients(
     dq, dk, dv or None, sums [B, L] or None.
   """
   block = {'q': blocks.row_tokens(), 'g': blocks.row_tokens()}
-  inputs = {
+  inputs: dict[str, Any] = {
     x: (blocks.pack(tokens[x]), block.get(x, blocks.key_tokens()))
     for x in tokens
   }
   lse, *others = rows
   # A row that only fills up has an infinite log-sum-exp: its A is 0.
   fill = [jnp.inf] + [0.0] * len(others)
-  rows = blocks.pack_rows(lse * LOG2_E, *others, fill=fill)
+  packed = blocks.pack_rows(lse * LOG2_E, *others, fill=fill)
   sums, scratch = _sums(blocks, ['dk', 'dv'] if 'v' in tokens else ['dk'])
   out = call(
     name,
     functools.partial(_kernel, tile=tile),
     blocks,
-    inputs | keys | {'rows': (rows, blocks.row_numbers(len(others) + 1))},
+    inputs | keys | {'rows': (packed, blocks.row_numbers(len(others) + 1))},
     {
       'dq': blocks.row_tokens(),
       'key_sums': blocks.key_sums() if key_sums else None,

@@ -162,10 +162,8 @@ class Blocks:
 
   def pack_rows(self, *numbers: Array, fill: Sequence[float]) -> Array:
     """[B, H, L] each -> as `row_numbers` says; `fill` is for rows beyond L."""
-    numbers = [
-      self._fill(x, 2, value) for x, value in zip(numbers, fill, strict=True)
-    ]
-    x = jnp.stack(numbers, -1)
+    pairs = zip(numbers, fill, strict=True)
+    x = jnp.stack([self._fill(x, 2, value) for x, value in pairs], -1)
     x = x.reshape(self.batch, self.groups, self.group, *x.shape[2:])
     return jnp.moveaxis(x, 2, -1).reshape(*x.shape[:2], self.padded, -1)
 
@@ -331,9 +329,9 @@ def scores(q: Array, inputs, clip: int, keys, blocks: Blocks) -> Array:
   return s + inputs['bias'][clip, :, keys]
 
 
-def int32(*numbers: int) -> tuple[Array, ...]:
+def int32(start: int, stop: int) -> tuple[Array, Array]:
   """Bounds of a loop: plain ones would count in 64 bits under x64."""
-  return tuple(map(jnp.int32, numbers))
+  return jnp.int32(start), jnp.int32(stop)
 
 
 def chunk_at(index, blocks: Blocks):
@@ -352,7 +350,7 @@ def call(
   products: int,
   interpret,
   scratch: dict[str, Any] | None = None,
-) -> dict[str, Array | None]:
+) -> dict[str, Any]:
   """Runs `kernel(inputs, outputs, scratch, blocks=)` over the grid.
 
   Args:
@@ -398,6 +396,7 @@ def call(
 
 def _halves(pairs: dict[str, tuple | None]) -> tuple[dict, dict]:
   """{name: (x, y)} -> {name: x}, {name: y}."""
-  return tuple(
+  first, second = (
     {name: pair and pair[i] for name, pair in pairs.items()} for i in (0, 1)
   )
+  return first, second
