@@ -92,7 +92,7 @@ def test_errors_of_a_named_implementation():
 @pytest.fixture
 def not_imported(monkeypatch):
   """The GPU kernels are imported anew, by this test alone."""
-  for name in ('passes', 'forward', 'backward', 'sweep'):
+  for name in ('passes', 'forward', 'backward', 'sweep', 'warpgroup'):
     monkeypatch.delitem(sys.modules, f'{gpu.__name__}.{name}', raising=False)
     monkeypatch.delattr(gpu, name, raising=False)
 
