@@ -117,8 +117,9 @@ class ClipSource:
   def __init__(self, directory: pathlib.Path, split: str):
     self.directory = directory
     self.split = split
-    self._records = tfds.builder_from_directory(directory).as_data_source(
-      split=split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+    builder: Any = tfds.builder_from_directory(directory)
+    self._records = builder.as_data_source(
+      split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
     )
 
   def __len__(self) -> int:

@@ -18,8 +18,6 @@ from av.error import FFmpegError
 
 from mira_jax.errors import MiraInputError
 from mira_jax.video import container, footage, geometry, images, timing, upright
-from mira_jax.video.footage import Video
-from mira_jax.video.geometry import Square
 
 MAX_FRAMES = 1_000_000  # of a clip: nine hours at 30 a second
 MIN_FRAMES = 4  # that a file broken in the middle must still give
@@ -31,9 +29,9 @@ def read_clip(
   path: Path,
   *,
   short_side: int | None = None,
-  square: Square | None = None,
+  square: geometry.Square | None = None,
   allow_gif: bool = False,
-) -> Video:
+) -> footage.Video:
   """Reads a video file, or the images of a folder, to the end.
 
   A file that breaks in the middle gives the frames before. Of a folder, empty
@@ -54,7 +52,7 @@ def read_clip(
   """
   source = _open(path, short_side, square, allow_gif)
   kept = footage.hold(source)
-  return Video(
+  return footage.Video(
     count=kept.count,
     size=kept.size,
     fps=source.pace.fps,
@@ -68,7 +66,9 @@ def read_clip(
   )
 
 
-def of_frames(name: str, frames: Sequence[np.ndarray], fps: float) -> Video:
+def of_frames(
+  name: str, frames: Sequence[np.ndarray], fps: float
+) -> footage.Video:
   """A clip of frames in memory: uint8 [H, W, 3], RGB, in order, at least one.
 
   `fps` is 0 when unknown; `name` is for errors. Raises
@@ -76,7 +76,7 @@ def of_frames(name: str, frames: Sequence[np.ndarray], fps: float) -> Video:
   """
   footage.check_bytes(2 * sum(frame.nbytes for frame in frames), name)
   held = footage.stack(frames)
-  return Video(
+  return footage.Video(
     count=len(held),
     size=held.shape[1:3],
     fps=fps,
@@ -92,8 +92,9 @@ def count_frames(
   """Decodes a video file and keeps nothing; raises as `read_clip`.
 
   Returns:
-    The number of its frames; frames per second; and flags as of `Video`, with
-    'variable' where the rate is not constant and is given as the mean.
+    The number of its frames; frames per second; and the flags of a
+    `footage.Video`, with 'variable' where the rate is the mean of one that is
+    not constant.
   """
   source = _File(path, None, None, allow_gif)
   count, fps, flags = sum(1 for _ in source), source.pace.fps, source.flags
@@ -136,7 +137,7 @@ def pick(
   *,
   name: Path,
   short_side: int | None = None,
-  square: Square | None = None,
+  square: geometry.Square | None = None,
   allow_gif: bool = False,
 ) -> Iterator[np.ndarray]:
   """The frames of rising indices of a video file: uint8 [H, W, 3], RGB.
@@ -177,7 +178,7 @@ class _Source:
     self,
     path: Path,
     short_side: int | None,
-    square: Square | None,
+    square: geometry.Square | None,
     allow_gif: bool,
   ):
     self.path = path
@@ -256,7 +257,10 @@ class _Folder(_Source):
 
 
 def _open(
-  path: Path, short_side: int | None, square: Square | None, allow_gif: bool
+  path: Path,
+  short_side: int | None,
+  square: geometry.Square | None,
+  allow_gif: bool,
 ) -> _File | _Folder:
   kind = _Folder if os.path.isdir(path) else _File
   return kind(path, short_side, square, allow_gif)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.metadata
 import os
 import pathlib
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
@@ -283,3 +285,18 @@ def test_no_damage_to_metadata_is_a_traceback(tmp_path):
   assert {error.exit_code for error in errors} == {ExitCode.DATA}
   assert not any('\n' in str(error) for error in errors)
   assert dataset.open(tmp_path).splits == {'train': 3, 'test': 1}
+
+
+def test_one_module_uses_parts_of_tfds_that_it_does_not_document():
+  root = pathlib.Path(records.__file__).parents[1]
+  private = re.compile(r'tfds\.core|tensorflow_datasets\.(core|proto)')
+  using = [p for p in root.rglob('*.py') if private.search(p.read_text())]
+  assert using == [pathlib.Path(records.__file__)]
+  # They were tried with this version, and may change with any other.
+  (bound,) = (
+    line.split('#')[0].strip()
+    for line in (root.parent / 'requirements.txt').read_text().splitlines()
+    if line.startswith('tensorflow-datasets')
+  )
+  assert bound == 'tensorflow-datasets>=4.9.10,<4.9.11'
+  assert importlib.metadata.version('tensorflow-datasets') == '4.9.10'

@@ -330,6 +330,23 @@ def test_resize_squashes_or_crops():
     geometry.resize(image, 4, 'pad')
 
 
+def test_decode_offers_only_its_own_names():
+  owners = {
+    name: getattr(value, '__module__', decode.__name__)
+    for name, value in vars(decode).items()
+    if callable(value) and not name.startswith('_')
+  }
+  own = [n for n, owner in owners.items() if owner.startswith('mira_jax.video')]
+  assert sorted(own) == [
+    'count_frames',
+    'glance',
+    'of_frames',
+    'pick',
+    'read_clip',
+  ]
+  assert {owners[name] for name in own} == {decode.__name__}
+
+
 @needs_samples
 @pytest.mark.parametrize(
   ('name', 'count', 'fps'),
