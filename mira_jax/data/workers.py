@@ -10,7 +10,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import connection
 from typing import TypeVar
@@ -29,35 +29,30 @@ _JOBS_PER_WORKER = 32
 _WINDOW = 4  # jobs of each worker that are started before their results
 
 
-@contextlib.contextmanager
-def runner(
+def run(
   work: Callable[[Job], Result],
-  total: int,
-  workers: int | None = None,
+  jobs: Sequence[Job],
+  processes: int | None = None,
   title: str = 'preparing clips',
-) -> Iterator[Callable[[Iterable[Job]], Iterator[Result]]]:
-  """Gives `run(jobs)`, which yields `work(job)` for each job, in order.
+) -> Iterator[Result]:
+  """Yields `work(job)` for each job, in order.
 
   Args:
     work: picklable, as are jobs and results.
-    total: number of jobs of all calls of `run` together.
-    workers: processes; by default one per core, fewer for little work; 0 for
-      this process alone.
+    jobs: what to work on.
+    processes: by default one per core, fewer for little work; 0 for this
+      process alone.
     title: of the bar, which is shown on a terminal only.
   """
-  if workers is None:
-    workers = min(os.cpu_count() or 1, total // _JOBS_PER_WORKER)
-  with progress_bar(title, total) as advance, _pool(workers) as pool:
-
-    def run(jobs: Iterable[Job]) -> Iterator[Result]:
-      results = map(work, jobs)
-      if pool:
-        results = _ordered(pool, work, jobs, _WINDOW * workers)
-      for result in results:
-        advance(1)
-        yield result
-
-    yield run
+  if processes is None:
+    processes = min(os.cpu_count() or 1, len(jobs) // _JOBS_PER_WORKER)
+  with progress_bar(title, len(jobs)) as advance, _pool(processes) as pool:
+    results = map(work, jobs)
+    if pool:
+      results = _ordered(pool, work, jobs, _WINDOW * processes)
+    for result in results:
+      advance(1)
+      yield result
 
 
 @contextlib.contextmanager

@@ -23,7 +23,6 @@ import pathlib
 import pickle
 import shutil
 import types
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -151,9 +150,7 @@ class _Places:
     """The note of a shard that is finished and still whole."""
     try:
       note = json.loads(self.about(number).read_text())
-      whole = not note['rows'] or (
-        self.shard(number).stat().st_size == note['file_size']
-      )
+      whole = self.shard(number).stat().st_size == note['file_size']
       same = note['jobs'] == _digest(self.jobs(number).read_bytes())
     except (OSError, ValueError, KeyError):
       return None
@@ -181,9 +178,8 @@ def _plan(
   for split, jobs in splits.items():
     for start in range(0, len(jobs), size):
       number, part = len(shards), list(jobs[start : start + size])
-      files.write_bytes(
-        places.jobs(number), pickle.dumps((settings, split, part)), shared=True
-      )
+      data = pickle.dumps((settings, split, part))
+      files.write_bytes(places.jobs(number), data)
       kept |= {
         path(number) for path in (places.jobs, places.about, places.shard)
       }
@@ -223,15 +219,11 @@ def _write_shard(
 ) -> None:
   """Runs in a worker; safe to run concurrently."""
   data = places.jobs(number).read_bytes()
-  part = places.records / f'{number}.{uuid.uuid4().hex}.part'
-  try:
-    note = _write_records(part, map(work, pickle.loads(data)[-1]), class_names)
-    note['jobs'] = _digest(data)
-    if note['rows']:
-      note['file_size'] = part.stat().st_size
-      os.replace(part, places.shard(number))
-  finally:
-    part.unlink(missing_ok=True)
+  results = map(work, pickle.loads(data)[-1])
+  shard = places.shard(number)
+  with files.atomic(shard, shared=True) as part:
+    note = _write_records(part, results, class_names)
+  note['jobs'], note['file_size'] = _digest(data), shard.stat().st_size
   files.write_text(places.about(number), json.dumps(note), shared=True)
 
 
@@ -299,6 +291,8 @@ def _publish(
     sizes[split] = [(len(n['rows']), n['num_bytes']) for _, n in filled]
     rows = [row for _, note in filled for row in note['rows']]
     index[split] = dataset.index_columns(rows)
+  for empty in places.records.glob('*.shard'):
+    empty.unlink()
   records.write_info(info, sizes)
   (places.records / dataset.INDEX).write_text(json.dumps(index))
   places.records.rename(final)

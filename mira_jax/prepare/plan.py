@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
-import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
 from mira_jax import files
@@ -40,7 +38,7 @@ class Plan:
     with files.lock(self.out / '.prepare.lock'):
       dataset.refuse_existing(self.out)
       with Journal(self.out / _JOURNAL, self._key) as journal:
-        with self._results(journal, processes) as results:
+        with contextlib.closing(self._results(journal, processes)) as results:
           try:
             folder = dataset.write(
               self.out, splits=self._streams(results), **self._settings()
@@ -86,7 +84,7 @@ class Plan:
       self.report.class_names,
       dataclasses.asdict(self.storage) | {'boxes': boxes},
     )
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    return files.json_sha256(facts)
 
   def _settings(self) -> dict[str, Any]:
     metadata = {
@@ -102,11 +100,10 @@ class Plan:
       'metadata': metadata,
     }
 
-  @contextlib.contextmanager
   def _results(
     self, journal: Journal, processes: int | None
-  ) -> Iterator[Iterator[Stored | Failure]]:
-    """Gives the result of each clip, in order; new ones enter the journal.
+  ) -> Generator[Stored | Failure]:
+    """The result of each clip, in order; new ones enter the journal.
 
     A failure is an empty entry, which the next run tries again.
     """
@@ -115,21 +112,16 @@ class Plan:
     kept = {i for i in range(len(journal)) if not journal.is_empty(i)}
     todo = [clip for i, clip in enumerate(clips) if i not in kept]
     self.report.resumed = len(kept)
-    with workers.runner(self._work, len(todo), processes) as run:
-      new = run(todo)
-
-      def results() -> Iterator[Stored | Failure]:
-        for i in range(len(clips)):
-          if i in kept:
-            yield Stored.from_bytes(journal[i])
-            continue
-          result = next(new)
-          if i == len(journal):
-            is_stored = isinstance(result, Stored)
-            journal.append(result.to_bytes(serialize) if is_stored else b'')
-          yield result
-
-      yield results()
+    new = workers.run(self._work, todo, processes)
+    for i in range(len(clips)):
+      if i in kept:
+        yield Stored.from_bytes(journal[i])
+        continue
+      result = next(new)
+      if i == len(journal):
+        is_stored = isinstance(result, Stored)
+        journal.append(result.to_bytes(serialize) if is_stored else b'')
+      yield result
 
   def _streams(
     self, results: Iterator[Stored | Failure]

@@ -130,8 +130,7 @@ class Report:
   def add_tables(self, paths: Iterable[pathlib.Path]) -> None:
     """Adds the SHA-256 of files."""
     for path in paths:
-      name = escaped('/'.join(path.parts[-3:]))
-      self.tables[name] = files.sha256(path)
+      self.tables[escaped('/'.join(path.parts[-3:]))] = files.sha256(path)
 
   def write(self, folder: str | os.PathLike[str]) -> None:
     """Adds the warnings of the result, and writes `REPORT_NAME`."""

@@ -209,12 +209,13 @@ def _of_folder(clip: Found, storage: Storage) -> _Frames:
   wanted = footage.spaced(len(files), storage.max_frames).tolist()
   size, jpegs, pixels, kept, as_is = (), [], [], [], True
   for i in wanted:
-    data = images.read_bytes(files[i])
-    own = images.plain_jpeg_size(data) if data else None
+    if not (data := images.read_bytes(files[i])):
+      continue
+    own = images.plain_jpeg_size(data)
     # An eighth of a JPEG's pixels shows damage, at half the time.
-    image = data and images.whole_image(data, reduced=bool(own), name=files[i])
-    if image is None or not data:
-      continue  # it cannot be read, or is cut off
+    image = images.whole_image(data, reduced=bool(own), name=files[i])
+    if image is None:
+      continue
     own = own or image.shape[:2]
     if not size:
       size = geometry.shrunk(own, storage.size)

@@ -36,7 +36,7 @@ def verify(dataset: PreparedDataset, processes: int | None = None) -> Verdict:
 
   Args:
     dataset: opened.
-    processes: see `workers.runner`.
+    processes: see `workers.run`.
   """
   jobs = [
     (split, start)
@@ -47,14 +47,14 @@ def verify(dataset: PreparedDataset, processes: int | None = None) -> Verdict:
   verdict = Verdict(clips=clips, frames=0, problems=[])
   places: dict[str, list[str]] = collections.defaultdict(list)
   work = functools.partial(_block, dataset)
-  with workers.runner(work, len(jobs), processes, 'reading clips') as run:
-    for (split, _), result in zip(jobs, run(jobs), strict=True):
-      ids, frames, problems = result
-      verdict.clips[split] += len(ids)
-      verdict.frames += frames
-      verdict.problems += problems
-      for name in ids:
-        places[name].append(split)
+  results = workers.run(work, jobs, processes, 'reading clips')
+  for (split, _), result in zip(jobs, results, strict=True):
+    ids, frames, problems = result
+    verdict.clips[split] += len(ids)
+    verdict.frames += frames
+    verdict.problems += problems
+    for name in ids:
+      places[name].append(split)
   verdict.problems += [
     f'{name} is stored {len(where)} times, in {", ".join(sorted(set(where)))}'
     for name, where in places.items()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from typing import Any
@@ -57,23 +58,21 @@ def build(
     hint = f'use one of {", ".join(faces.DIFFICULTIES)}'
     raise MiraInputError('bad_value', f'difficulty={difficulty}', hint)
   drawing['difficulty'] = difficulty
+  jobs = [(split, i) for split, n in counts.items() for i in range(n)]
   draw = functools.partial(_draw, drawing=drawing)
-  total = sum(counts.values())
-  with clip_workers.runner(
-    draw, total, workers, 'drawing synthetic faces'
-  ) as run:
-
-    def clips(split: str):
-      return lambda: run((split, i) for i in range(counts[split]))
-
-    return dataset.write(
-      out,
-      name=f'synthetic_faces_{difficulty}',
-      class_names=faces.CLASS_NAMES,
-      splits={split: clips(split) for split in counts},
-      description='Synthetic faces that show seven expressions.',
-      metadata=drawing | {'level': level(difficulty)},
-    )
+  title = 'drawing synthetic faces'
+  clips = clip_workers.run(draw, jobs, workers, title)
+  return dataset.write(
+    out,
+    name=f'synthetic_faces_{difficulty}',
+    class_names=faces.CLASS_NAMES,
+    splits={
+      split: functools.partial(itertools.islice, clips, count)
+      for split, count in counts.items()
+    },
+    description='Synthetic faces that show seven expressions.',
+    metadata=drawing | {'level': level(difficulty)},
+  )
 
 
 def level(difficulty: str) -> dict[str, Any]:

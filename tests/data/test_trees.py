@@ -206,18 +206,10 @@ def test_other_kinds_of_video_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('name', 'codec'),
-  [
-    ('a.wmv', 'wmv2'),
-    ('a.MPG', 'mpeg2video'),
-    ('a.mts', 'mpeg2video'),
-    ('a.ogv', 'libvpx'),
-  ],
+  ('name', 'codec'), [('a.wmv', 'wmv2'), ('a.MPG', 'mpeg2video')]
 )
 def test_old_formats_are_read(tmp_path, name, codec):
-  forms = {'.mts': 'mpegts', '.ogv': 'ogg'}
-  form = forms.get(os.path.splitext(name)[1])
-  with av.open(str(tmp_path / name), 'w', format=form) as file:
+  with av.open(str(tmp_path / name), 'w') as file:
     stream = file.add_stream(codec, rate=25)
     stream.width = stream.height = 64
     for i in range(12):
@@ -356,32 +348,25 @@ def test_natural_order_of_any_number_of_digits():
 # ----- subjects ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-  'same',
-  [
+def test_a_subject_in_several_spellings_is_one():
+  for same in (
     ('1', '01', '001', '1.0', ' 1 '),
     ('S01', 's01', 'S01 ', 's1', 'S-1', 'sub01', 'Subject 1', '1'),
-    ('Ann', 'ann', 'ANN '),
     ('José', unicodedata.normalize('NFD', 'José')),
     ('p1\0', 'P01'),
     ('Ann Lee', 'ann  lee', 'ANN\xa0LEE'),
-  ],
-)
-def test_a_subject_in_several_spellings_is_one(same):
-  names = people.one_spelling([*same, 'Bob', same[0]])
-  assert {*names[: len(same)]} == {names[-1]}
-  assert names[-2] == 'Bob'
-  assert people.one_spelling(names) == names
+  ):
+    names = people.one_spelling([*same, 'Bob', same[0]])
+    assert {*names[: len(same)]} == {names[-1]}
+    assert names[-2] == 'Bob'
+    assert people.one_spelling(names) == names
+  kept = people.one_spelling(['1', '01', '01', '2', '02'])
+  assert kept == ['01', '01', '01', '02', '02']  # the most frequent
 
 
-@pytest.mark.parametrize(
-  'others', [('1', '10'), ('S1', 'P1'), ('1', 'S1', 'P1'), ('ann', 'anne')]
-)
-def test_other_subjects_stay_others(others):
-  assert len({*people.one_spelling(others)}) == len(others)
-
-
-def test_marks_of_unknown_subjects_are_no_subject():
+def test_other_subjects_stay_others():
+  for others in (('1', '10'), ('S1', 'P1'), ('1', 'S1', 'P1'), ('ann', 'anne')):
+    assert len({*people.one_spelling(others)}) == len(others)
   marks = ['NA', 'nan', '-', '?', '', ' ', 'N/A', 'None', 'unknown', '-1']
   assert people.one_spelling([*marks, '3']) == [''] * len(marks) + ['3']
 
@@ -393,12 +378,6 @@ def test_initials_that_look_like_a_mark_are_a_subject(names):
   found = people.one_spelling(names)
   assert found[1] == found[3] != ''
   assert found[-1] == ''
-
-
-def test_the_spelling_that_is_kept_is_the_most_frequent():
-  assert people.one_spelling(['1', '01', '01', '2', '02']) == [
-    *('01', '01', '01', '02', '02')
-  ]
 
 
 @pytest.mark.parametrize('name', ['Actor_0{}', 'fold_{}'])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import gzip
 import json
 import os
 import pathlib
@@ -171,51 +170,8 @@ def test_a_root_without_clips(tmp_path):
 # Tables.
 
 
-def test_rows_that_are_not_wanted_are_counted(tmp_path):
-  text = """path,label,split,is_valid
-1,a,train,True
-2,a,Validation,true
-3,b,TEST,1.0
-4,a,train,False
-5,,train,True
-6,NA,train,True
-7,#N/A,train,True
-8,a,5-fold_check_train,True
-9,a,,True
-10,a,train,
-,a,train,True
-"""
-  listing = tables.read_table(_table(tmp_path / 't.csv', text))
-  assert [(r.path, r.split) for r in listing.rows] == [
-    ('1', 'train'),
-    ('2', 'val'),
-    ('3', 'test'),
-  ]
-  assert listing.dropped == {
-    'marked as not valid': 1,
-    'not marked as valid or not': 1,
-    'no label': 1,
-    'no label (NA)': 1,
-    'no label (#N/A)': 1,
-    "another split ('5-fold_check_train')": 1,
-    'no split': 1,
-    'no path': 1,
-  }
-
-
 def test_tables_that_cannot_be_used(tmp_path, run):
   (tmp_path / 'root').mkdir()
-  for data, code in (
-    (b'', 'bad_table'),
-    (b'name,label\na,b\n', 'bad_table'),
-    (b'path,score\na,b\n', 'bad_table'),
-    (gzip.compress(b'path,label\n')[:-9], 'bad_table'),
-    (b'path,label\n1,Happy\n2,happy\n', 'bad_label'),
-    (b'path,label\n"' + b'x' * 200_000, 'bad_table'),
-  ):
-    (tmp_path / 't').write_bytes(data)
-    assert _error(tables.read_table, tmp_path / 't').code == code
-  assert _error(tables.read_table, tmp_path / 'absent').code == 'not_found'
   error = _error(run, 'path,label\na,NA\n')
   assert (error.code, error.exit_code) == ('no_clips', ExitCode.DATA)
   assert "{'no label (NA)': 1}" in error.hint
@@ -235,16 +191,6 @@ def test_a_table_finds_its_clips_wherever_they_are_now(tmp_path, run):
   ]
   assert [len(digest) for digest in report.tables.values()] == [64]
   assert 'there is no test split' in report.warnings
-
-
-def test_an_excel_table_with_text_above_its_header(tmp_path):
-  _tree(tmp_path / 'root', 'clips/7', 'clips/8')
-  rows = [['Notes'], [], ['Filename', 'Emotion', 'Apex Frame'],
-          ['clips/7', 'a', 2.0], ['clips/8', 'b', None]]  # fmt: skip
-  miniatures.sheet(tmp_path / 't.xlsx', rows)
-  options = {'table': tmp_path / 't.xlsx', 'test_fraction': 0}
-  _prepare(tmp_path / 'root', tmp_path / 'out', **options)
-  assert [clip.apex for clip in _clips(tmp_path / 'out')] == [1, -1]
 
 
 def test_options_that_cannot_be(tmp_path):
