@@ -2,13 +2,13 @@
 
   python bench/ablation.py [--seeds 5] [--epochs 12] [--init-from RUN]
 
-Trains a small transformer on drawn faces with weak and brief expressions, once
-per mode and seed, from random weights or from those of --init-from. A seed
+Trains a small transformer on synthetic faces with weak and brief expressions,
+once per mode and seed, from random weights or from those of --init-from. A seed
 fixes the initial weights (of the head, if the others are given), the order of
 the clips, their augmentation and the validation clips, so runs of the same seed
 are pairs: the table has the mean and the standard deviation of each mode, and
-the mean difference to plain with a two-sided paired t-test. The tested weights
-are those that the validation clips choose.
+the mean difference to plain with a two-sided paired t-test. The validation
+clips choose the tested weights.
 
 Runs are kept below --workdir; a second start goes on where the first stopped.
 The JSON goes to --out with the command, the versions and the date.

@@ -2,10 +2,10 @@
 
   python bench/augment.py [--no-time]
 
-Counts what XLA says of compiled programs, per clip: of every operation of
+Counts the FLOPs and bytes of compiled programs per clip: of every operation of
 RandAugment, of all that follows (random resized crop, flip, normalisation,
-erasing, mixup or cutmix), and of ViT-B forward and backward in bfloat16. Unless
-there is --no-time, it also times them here, in float32.
+erasing, mixup or cutmix), and of ViT-B forward and backward in bfloat16.
+Without --no-time, it also times them here, in float32.
 
 XLA counts the body of a loop once and the dearest branch of a switch, as the
 first lines of the output show. So operations are compiled one by one, and

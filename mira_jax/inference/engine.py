@@ -17,6 +17,7 @@ from mira_jax.evaluation.metrics import average_views
 from mira_jax.inference.scorer import Scorer, bucket_sizes
 from mira_jax.inference.step import make_eval_step
 from mira_jax.models.vivit import ViViT
+from mira_jax.param_names import HEAD
 from mira_jax.weights import int8
 
 PyTree = Any
@@ -76,7 +77,7 @@ class Engine(Scorer):
     """An engine on the same arrays whose `logits` are features [B, C]."""
     variables = dict(self._variables)
     params = variables['params']
-    variables['params'] = {n: x for n, x in params.items() if n != 'head'}
+    variables['params'] = {n: x for n, x in params.items() if n != HEAD}
     model = self.model.clone(num_classes=0)
     return Engine(model, variables, self.batch_size, self._mesh)
 

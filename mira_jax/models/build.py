@@ -1,4 +1,4 @@
-"""Models from the fields that cards and configurations have."""
+"""Models from their options as JSON, in metadata and configurations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mira_jax.models.vivit import ViViT
 
 
 def build_model(fields: Mapping[str, Any]) -> ViViT:
-  """The model of a card or a configuration: the fields of ViViT as JSON.
+  """The classifier of `options.ModelOptions` as JSON.
 
   `mira` is None or the fields of MiraConfig, `dtype` a name.
 
@@ -31,8 +31,8 @@ def build_autoencoder(
   """The pre-training model around the encoder of `build_model`.
 
   Args:
-    fields: of ViViT as JSON; those that only a classifier has are not used.
-    decoder: the fields `decoder_dim`, `decoder_depth`, `decoder_heads`.
+    fields: as for `build_model`; options of a classifier alone are not used.
+    decoder: fields of `options.DecoderOptions`.
 
   Raises:
     MiraInputError: unknown fields or values.
