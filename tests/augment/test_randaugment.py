@@ -121,7 +121,7 @@ def test_solarize_add_by_hand_and_as_a_table():
   )
 
 
-@pytest.mark.parametrize('factor', [0.1, 0.37, 1.0, 1.63])
+@pytest.mark.parametrize('factor', [0.1, 1.63])
 @pytest.mark.parametrize('name', ENHANCE)
 def test_enhancing_is_pils(name, factor):
   enhance = jax.jit(getattr(randaugment, name))
@@ -150,7 +150,7 @@ def pil_warp(image, operation, share):
   return image.transform(image.size, AFFINE, matrix[operation], **GREY)
 
 
-@pytest.mark.parametrize('share', [-1.0, -0.65, 0.0, 0.31, 0.7, 1.0])
+@pytest.mark.parametrize('share', [-1.0, 0.0, 0.31, 0.7])
 @pytest.mark.parametrize('index', range(5))
 def test_warps_are_pils(index, share):
   operation = randaugment.OPERATIONS[randaugment.WARPS + index]
