@@ -106,7 +106,7 @@ class Engine(Scorer):
       windows: uint8 [B, T, S, S, 3].
 
     Returns:
-      Probabilities [B, K], and per block the arrays of `encoder.block_record`
+      Probabilities [B, K], and per block the arrays of `blocks.block_record`
       over frames and tokens (not the attention maps).
     """
     self._check(windows)
