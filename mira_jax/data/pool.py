@@ -109,9 +109,13 @@ def of_dataset(
     fold=fold,
     dataset=np.full(len(label), dataset.name),
     sources=tuple(dataset.source(split) for split in splits),
-    where=np.array(
-      [(i, row) for i, size in enumerate(sizes) for row in range(size)]
-    ).reshape(-1, 2),
+    where=np.stack(
+      [
+        np.repeat(np.arange(len(sizes)), sizes),
+        np.concatenate([np.arange(size) for size in sizes]),
+      ],
+      axis=1,
+    ),
   )
   return pool.take(pool.label >= 0)
 

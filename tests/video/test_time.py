@@ -370,7 +370,7 @@ def test_rates_of_tables_that_are_no_numbers(tmp_path):
   for i in range(9):
     image = np.full((32, 32, 3), 20 * i, np.uint8)
     (folder / f'{i}.jpg').write_bytes(images.encode_jpeg(image))
-  for fps, kept in ((float('nan'), 0), (-5.0, 0), (1e9, 0), (12.5, 12.5)):
+  for fps, kept in ((float('nan'), 0), (-5.0, 0), (12.5, 12.5)):
     assert _stored(folder, fps).fps == kept
 
 
