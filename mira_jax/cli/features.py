@@ -1,15 +1,14 @@
-"""Write the features of the clips of a prepared dataset to one array file.
+"""Extract features for every clip of a prepared dataset into one array file.
 
   mira features DATASET --out FILE.npz (--workdir RUN | --weights FILE)
 
-The model is a finished run, a pre-training as well as a classifier, or any
-weights that `mira convert` reads; its head is not used: features are what is
-pooled after the last norm, averaged over views. The file holds the arrays
-features [C, D], label, clip_id, subject, fold, split [C] and class_names [K],
-and `about`, JSON that says where they are from. `mira probe` reads it, and so
-does numpy.load.
+The model is a finished run (a pre-training or a classifier), or any weights
+that `mira convert` reads. Features are pooled after the last norm and averaged
+over views; the head is not used. The file holds the arrays features [C, D],
+label, clip_id, subject, fold, split [C] and class_names [K], and `about`, JSON
+of their origin. `mira probe` and numpy.load read it.
 
-Flags such as --heads are for weights of other programs that do not say it.
+Flags such as --heads are for foreign weights that do not record them.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from mira_jax.train import run_folder
 from mira_jax.weights import sources
 
 
-def add_arguments(parser: argparse.ArgumentParser):
+def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the dataset, the model and where to write."""
   parser.add_argument('dataset', metavar='DATASET')
   model = parser.add_mutually_exclusive_group(required=True)
@@ -53,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 @memory.explained()
 def run(args: argparse.Namespace) -> int:
-  """Writes the file, and says what is in it."""
+  """Writes the file and prints its size."""
   out = pathlib.Path(args.out)
   if out.suffix != '.npz':
     raise MiraInputError('bad_name', out, 'end the name in .npz')
@@ -63,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
   dataset = prepared.open(args.dataset)
   splits = args.splits.split(',') if args.splits else list(dataset.splits)
   path = args.workdir or args.weights
-  scorer, card, told = load.load_backbone(
+  scorer, card, report = load.load_backbone(
     path, args.batch_size, weight_flags.overrides(args)
   )
-  terminal.say(*str(told).split('\n'))
+  terminal.say(*str(report).split('\n'))
   rules, source = card['preprocessing'], sources.weights_path(path)
   parts = [_split(scorer, dataset, split, rules, args) for split in splits]
   arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}

@@ -73,7 +73,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[tuple[str, str], str]:
 def common_name(
   name: str, dataset: str = '', table: Table | None = None
 ) -> str:
-  """What a class is called in every dataset; '' leaves it out."""
+  """The common name of a class; '' leaves it out."""
   key = name.strip().lower()
   if table and (dataset.lower(), key) in table:
     return table[dataset.lower(), key]
@@ -83,7 +83,7 @@ def common_name(
 def harmonise(
   class_names: Mapping[str, Sequence[str]], table: Table | None = None
 ) -> tuple[list[str], dict[str, dict[str, str]]]:
-  """The classes that all datasets have, and how each dataset calls them.
+  """The classes that all datasets have, and the name of each per dataset.
 
   Args:
     class_names: of each dataset, in label order.
@@ -104,11 +104,13 @@ def harmonise(
   first = next(iter(names.values()), {})
   common = list(dict.fromkeys(n for n in first.values() if n and n in shared))
   if len(common) < 2:
-    told = '; '.join(f'{d}: {", ".join(own)}' for d, own in class_names.items())
+    where = '; '.join(
+      f'{d}: {", ".join(own)}' for d, own in class_names.items()
+    )
     hint = f'they share {len(common)} classes; name them alike in a table with '
     hint += f'the columns {", ".join(COLUMNS)} (config.data.classes)'
     code = ExitCode.DATA
-    raise MiraInputError('no_common_classes', told, hint, exit_code=code)
+    raise MiraInputError('no_common_classes', where, hint, exit_code=code)
   return common, {
     dataset: {n: c if c in common else '' for n, c in own.items()}
     for dataset, own in names.items()

@@ -38,13 +38,11 @@ def write(
   """
   out = pathlib.Path(out)
   out.parent.mkdir(parents=True, exist_ok=True)
+  arrays: dict[str, Any] = {name: rows[name] for name in ROWS}
+  arrays['class_names'] = np.array(class_names)
+  arrays['about'] = np.array(json.dumps(dict(about)))
   with files.atomic(out) as part, part.open('wb') as file:
-    np.savez(
-      file,
-      class_names=np.array(class_names),
-      about=np.array(json.dumps(dict(about))),
-      **{name: rows[name] for name in ROWS},
-    )
+    np.savez(file, **arrays)
 
 
 def read(path: str | os.PathLike[str]) -> Features:
@@ -54,6 +52,7 @@ def read(path: str | os.PathLike[str]) -> Features:
     MiraInputError: it is not one, or its arrays do not fit together
       ('not_features'); a feature is not finite ('not_finite').
   """
+  data: Features = {}
   try:
     with np.load(path, allow_pickle=False) as file:
       data = dict(file)

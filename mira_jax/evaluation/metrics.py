@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class Scores:
       f'{self.present} of {len(self.support)} classes present'
     )
 
-  def to_dict(self, class_names: Sequence[str]) -> dict[str, object]:
+  def to_dict(self, class_names: Sequence[str]) -> dict[str, Any]:
     """The scores as strict JSON: NaN becomes None, classes go by name.
 
     Raises:

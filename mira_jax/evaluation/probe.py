@@ -10,11 +10,10 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-from sklearn.base import ClassifierMixin
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import pairwise_distances_chunked
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from mira_jax.errors import MiraInputError
@@ -136,7 +135,7 @@ def _uar(labels: Array, predicted: Array, num_classes: int) -> float:
 
 def fit_linear(
   features: Array, labels: Array, *, penalty: float, balanced: bool = False
-) -> ClassifierMixin:
+) -> DummyClassifier | Pipeline:
   """Multinomial logistic regression on standardised features.
 
   Minimises mean cross-entropy + penalty / 2 * |weights|^2 by L-BFGS in float64;
@@ -183,7 +182,7 @@ def select_penalty(
 
   def uar(penalty: float) -> float:
     fitted = fit_linear(*kept, penalty=penalty, balanced=balanced)
-    predicted = fitted.predict(features[held_out])
+    predicted = np.asarray(fitted.predict(features[held_out]))
     return _uar(labels[held_out], predicted, num_classes)
 
   return max(reversed(PENALTIES), key=uar)
@@ -212,7 +211,7 @@ def linear(
     balanced=balanced,
   )
   fitted = fit_linear(train, labels, penalty=penalty, balanced=balanced)
-  return {f'penalty={penalty:g}': fitted.predict(test)}
+  return {f'penalty={penalty:g}': np.asarray(fitted.predict(test))}
 
 
 # ----- protocols ------------------------------------------------------------

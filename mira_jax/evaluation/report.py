@@ -140,11 +140,11 @@ def folds_table(
   missing: Sequence[str] = (),
 ) -> RenderableType:
   """A line per fold, then the mean of folds beside the pool."""
-  also = {
-    name: [row.scores.war for row in rows]
-    for name in (results.LAST, results.BEST_ON_TEST)
-    if None not in (rows := [fold.result(name) for fold in folds])
-  }
+  also = {}
+  for name in (results.LAST, results.BEST_ON_TEST):
+    rows = [row for fold in folds if (row := fold.result(name))]
+    if len(rows) == len(folds):
+      also[name] = [row.scores.war for row in rows]
   lines = table('fold, %', 'clips', 'WAR', 'UAR', 'F1', *also)
   for i, fold in enumerate(folds):
     others = [wars[i] for wars in also.values()]
@@ -214,7 +214,7 @@ def _confusions_table(
   for i, j in zip(*np.unravel_index(largest, wrong.shape), strict=True):
     if wrong[i, j]:
       share = _percent(wrong[i, j] / matrix[i].sum())
-      cells = (names[i], names[j], f'{wrong[i, j]}', share)
+      cells = [names[int(i)], names[int(j)], f'{wrong[i, j]}', share]
       lines.add_row(*map(Text, cells))
   title = f'largest confusions of {len(matrix)} classes'
   return Group(Text(title, 'bold'), lines)
@@ -266,7 +266,7 @@ def prediction_table(
   lines.add_column('probability', width=_BAR)
   lines.add_column('', justify='right', no_wrap=True, width=7)
   order = np.argsort(-probabilities, kind='stable')[:top]
-  for place, i in enumerate(order):
+  for place, i in enumerate(map(int, order)):
     style = 'dim' if place else 'bold'
     lines.add_row(
       Text('' if place else plain(clip)),
@@ -297,7 +297,7 @@ def timeline_table(
   Consecutive seconds of one class are one line; of more than `rows` lines the
   longest are shown.
   """
-  best = timeline.argmax(1)
+  best = [int(i) for i in timeline.argmax(1)]
   cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
   stretches = list(itertools.pairwise(cuts))
   shown = sorted(sorted(stretches, key=lambda x: x[0] - x[1])[:rows])

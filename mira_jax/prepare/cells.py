@@ -177,16 +177,17 @@ def text(
   first = _MARKS.get(mark) or encoding or 'utf-8'
   hint = 'it holds zero bytes: it is no text, no Excel file, or UTF-16 without '
   binary = bad_table(path, hint + 'a byte order mark (--encoding=utf-16-le)')
-  for name in (first, fallback) if first == 'utf-8' and fallback else (first,):
-    try:
-      content = data[len(mark) :].decode(name)
-    except UnicodeDecodeError as error:
-      problem = binary if b'\0' in data else _not_decoded(data, error, path)
-      continue
-    if '\0' in content:
-      raise binary
-    return content, name
-  raise problem
+  try:
+    content = data[len(mark) :].decode(first)
+  except UnicodeDecodeError as error:
+    if b'\0' in data:
+      raise binary from error
+    if first == 'utf-8' and fallback:
+      return text(data, path, fallback)
+    raise _not_decoded(data, error, path) from error
+  if '\0' in content:
+    raise binary
+  return content, first
 
 
 def read_text(path: str | os.PathLike[str], fallback: str = '') -> str:

@@ -308,17 +308,22 @@ def _why_dropped(
 
 
 def _row(row: Mapping[str, str], line: int, path: Path) -> Row:
-  numbers = {field: _number(row, field, line, path) for field in _MOST}
-  fps = numbers.pop('fps')
+  def whole(field: str) -> int:
+    number = _number(row, field, line, path)
+    return -1 if number is None else int(number)
+
   return Row(
     path=row['path'],
     label=row['label'],
     split=split_word(row.get('split', '')),
     subject=row.get('subject', ''),
-    fps=fps or 0.0,
+    fold=whole('fold'),
+    fps=_number(row, 'fps', line, path) or 0.0,
+    onset=whole('onset'),
+    apex=whole('apex'),
+    offset=whole('offset'),
     action_units=row.get('action_units', ''),
     line=line,
-    **{field: -1 if n is None else int(n) for field, n in numbers.items()},
   )
 
 

@@ -202,7 +202,7 @@ _CODING = ('Subject', 'Filename', 'OnsetFrame', 'ApexFrame', 'OffsetFrame',
 
 
 def make_casme2(root: pathlib.Path) -> int:
-  """Two people with six clips each; one apex is unknown."""
+  """Two subjects with six clips each; one apex is unknown."""
   emotions = BUILDERS['casme2'].class_names[:6]
   rows = [(*_CODING[:4], '', *_CODING[4:])]
   for person in (1, 2):
@@ -223,7 +223,7 @@ def make_casme2(root: pathlib.Path) -> int:
 
 
 def make_samm(root: pathlib.Path) -> int:
-  """Three people with four clips each; text above the header of the sheet."""
+  """Three subjects with four clips each; text above the header of the sheet."""
   rows = [[f'SAMM notes {i}'] for i in range(12)] + [
     ['Subject', 'Filename', 'Inducement Code', 'Onset Frame', 'Apex Frame',
      'Offset Frame', 'Duration', 'Micro', 'Action Units', 'Estimated Emotion',
@@ -244,7 +244,7 @@ def make_samm(root: pathlib.Path) -> int:
 
 
 def make_mmew(root: pathlib.Path) -> int:
-  """Three people with four clips each."""
+  """Three subjects with four clips each."""
   rows = [_CODING]
   base = root / 'MMEW_Final'
   for person in (1, 2, 30):
@@ -257,7 +257,7 @@ def make_mmew(root: pathlib.Path) -> int:
 
 
 def make_smic(root: pathlib.Path) -> int:
-  """Three people with three clips each, of the fast camera."""
+  """Three subjects with three clips each, of the fast camera."""
   for person in (1, 3, 20):
     for k, (code, label) in enumerate(
       (('ne', 'negative'), ('po', 'positive'), ('sur', 'surprise'))
@@ -272,7 +272,7 @@ def make_smic(root: pathlib.Path) -> int:
 
 
 def make_ck_plus(root: pathlib.Path) -> int:
-  """Four people; each has a sequence without a label."""
+  """Four subjects; each has a sequence without a label."""
   number = 0
   for person in (5, 10, 11, 999):
     for clip in (1, 2, 3):

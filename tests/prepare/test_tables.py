@@ -1,4 +1,4 @@
-"""Tables as spreadsheet programs, R, pandas and people write them."""
+"""Tables as spreadsheet programs, R, pandas and hands write them."""
 
 from __future__ import annotations
 
