@@ -3,6 +3,7 @@
 # make soak: trains a run twice, once under faults, and compares; SEED=0 draws
 #   which, some 4 minutes.
 # make test-pods: compiles whole training steps for TPU pods; some 15 minutes.
+# make mutants: breaks the core line of public functions; tests must notice.
 # make test-lowest: tries the lowest versions that requirements.txt allows.
 # make test-wheel: builds the wheel, installs it and uses it elsewhere.
 # make test-torch: installs PyTorch and compares numbers with it; 3 minutes.
@@ -16,7 +17,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel test-lowest test-torch soak test-aot test-pods test-aot-gpu lint format clean
+.PHONY: demo test test-wheel test-lowest test-torch soak test-aot test-pods test-aot-gpu mutants lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -70,6 +71,9 @@ test-aot-gpu: $(STAMP)
 	$(BIN)/python tests/aot/install.py cuda $(VENV)/aot-cuda
 	JAX_PLATFORMS=cpu MIRA_AOT_CUDA=$(VENV)/aot-cuda \
 	  $(BIN)/python -m pytest tests/aot/test_gpu.py
+
+mutants: $(STAMP)
+	$(BIN)/python tests/mutants.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
