@@ -38,23 +38,14 @@ _FEATURES = re.compile(r'(blocks|encoder|decoder|\w*(embed|token|norm|pos_))')
 
 @dataclasses.dataclass(kw_only=True)
 class Converted:
-  """Weights as our files hold them.
+  """Weights as our files hold them."""
 
-  Attributes:
-    variables: {'params': ..., 'mira': ...}.
-    metadata: see `metadata`.
-    kind: the format that they were read from.
-    ignored: names of tensors that are left out.
-    missing: names of ours that the source lacks, which are random.
-    notes: assumptions and changes, one line each.
-  """
-
-  variables: PyTree
+  variables: PyTree  # {'params': ..., 'mira': ...}
   metadata: Metadata
-  kind: str
-  ignored: Sequence[str] = ()
-  missing: Sequence[str] = ()
-  notes: Sequence[str] = ()
+  kind: str  # the format that they were read from
+  ignored: Sequence[str] = ()  # names of tensors that are left out
+  missing: Sequence[str] = ()  # names of ours that are initialised at random
+  notes: Sequence[str] = ()  # assumptions and changes, one line each
 
 
 def read(

@@ -291,7 +291,7 @@ class _Inference:
     state, said = self.state, self.said
     names = [f'{self.prefix}blocks.{i}.attn.c_buf' for i in range(depth)]
     having = [i for i, name in enumerate(names) if name in state]
-    mode = self.overrides.mode or said.get('mira')
+    mode: Any = self.overrides.mode or said.get('mira')
     if having and said.get('mira') == 'plain':
       hint = 'its settings have add_fmp_attention=False, its tensors have MiRA'
       raise self.error('unsupported', hint)

@@ -41,7 +41,7 @@ class Inert(dict):
 
   __slots__ = ('name',)
   # Two of them are never alike, whatever is in them.
-  __hash__ = object.__hash__
+  __hash__ = object.__hash__  # pyright: ignore
   __eq__ = object.__eq__
   __ne__ = object.__ne__
 
@@ -124,7 +124,7 @@ def _key(key: Any) -> Any:
   """A key with a hash that is quick and cannot be chosen to collide."""
   if type(key) is int and key.bit_length() <= 60:
     return key
-  if type(key) in (str, bytes) and len(key) <= _MAX_NAME:
+  if isinstance(key, str | bytes) and len(key) <= _MAX_NAME:
     return key
   if key is None or type(key) in (float, bool) or isinstance(key, Inert):
     return key

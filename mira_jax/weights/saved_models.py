@@ -51,20 +51,12 @@ _AUTOENCODER = _names(torch_names.AUTOENCODER)
 
 @dataclasses.dataclass(kw_only=True)
 class Candidate:
-  """A model within a file.
+  """A model within a file."""
 
-  Attributes:
-    label: its keys and its prefix, 'state.model'; '' for a bare state dict.
-    state: its tensors by the model's names; others under its prefix keep
-      theirs.
-    outside: names beside it that belong to no model.
-    fits: number of tensors with a name of the model.
-  """
-
-  label: str
-  state: dict[str, Leaf]
-  outside: list[str]
-  fits: int
+  label: str  # its keys and prefix, 'state.model'; '' for a bare state dict
+  state: dict[str, Leaf]  # by the model's names, where they are its
+  outside: list[str]  # names beside it that belong to no model
+  fits: int  # number of tensors with a name of the model
 
   @property
   def average(self) -> bool:

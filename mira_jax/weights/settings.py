@@ -207,6 +207,6 @@ def _image_size(run: Settings) -> int | None:
   grid = run.values.get('window_size')
   if size or not patch or not isinstance(grid, (list, tuple)) or not grid[1:]:
     return size
-  window = Settings(run.values | {'window_size': grid[1:]}, run.file)
+  window = Settings({**run.values, 'window_size': grid[1:]}, run.file)
   tokens = window.side('window_size')
   return tokens and tokens * patch

@@ -72,17 +72,11 @@ class _Storage:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-  """A tensor of a file; `read` gets its elements.
+  """A tensor of a file; `read` gets its elements."""
 
-  Attributes:
-    shape: its shape; () of one that cannot be read.
-    dtype: of its elements, as numpy has it.
-    needs: the global without which it cannot be read, or ''.
-  """
-
-  shape: tuple[int, ...]
+  shape: tuple[int, ...]  # () of one that cannot be read
   dtype: np.dtype
-  needs: str
+  needs: str  # the global without which it cannot be read, or ''
   _strides: tuple[int, ...]  # in elements
   _offset: int
   _storage: _Storage | None
@@ -112,9 +106,15 @@ def open_pth(path: str | os.PathLike[str]) -> Iterator[Any]:
     MiraInputError: not a file of PyTorch, of a version before 1.6, damaged, or
       its pickle is none that a program writes.
   """
-  archive = _open_zip(pathlib.Path(path))
-  with archive.fp, archive:
-    yield _File(pathlib.Path(path), archive).tree()
+  path = pathlib.Path(path)
+  if not path.is_file():
+    raise checkpoint_error('not_found', path, 'there is no such file')
+  try:
+    stream = _Stream(io.FileIO(path))
+  except OSError as error:
+    raise not_readable(path, error) from error
+  with stream, _open_zip(path, stream) as archive:
+    yield _File(path, archive).tree()
 
 
 class _File:
@@ -292,19 +292,12 @@ class _Stream(io.BufferedReader):
     return super().read(size)
 
 
-def _open_zip(path: pathlib.Path) -> zipfile.ZipFile:
-  if not path.is_file():
-    raise checkpoint_error('not_found', path, 'there is no such file')
-  try:
-    stream = _Stream(io.FileIO(path))
-  except OSError as error:
-    raise not_readable(path, error) from error
+def _open_zip(path: pathlib.Path, stream: _Stream) -> zipfile.ZipFile:
   start = stream.peek(64)
   try:
     archive = zipfile.ZipFile(stream)
   # Damaged headers make anything: names that are no text, fields too short, ...
   except Exception as error:
-    stream.close()
     code, hint = _no_zip(start, error)
     raise checkpoint_error(code, path, hint) from error
   stream.limit = None

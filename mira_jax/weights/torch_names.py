@@ -128,19 +128,12 @@ def to_torch(variables: Variables, table: Table) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass
 class Match:
-  """A state dict beside the variables of a model.
+  """A state dict beside the variables of a model."""
 
-  Attributes:
-    arrays: those that fit, by path, in flax's layout.
-    misshapen: those that do not, by path, as they are.
-    missing: paths without a tensor.
-    extra: names without a path.
-  """
-
-  arrays: dict[str, np.ndarray]
-  misshapen: dict[str, np.ndarray]
-  missing: list[str]
-  extra: list[str]
+  arrays: dict[str, np.ndarray]  # that fit, by path, in flax's layout
+  misshapen: dict[str, np.ndarray]  # by path, as they are
+  missing: list[str]  # paths without a tensor
+  extra: list[str]  # names without a path
 
 
 def match(

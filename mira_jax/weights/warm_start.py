@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from mira_jax.errors import checkpoint_error, some
@@ -41,21 +42,13 @@ Grid = tuple[int, int, int]
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Transfer:
-  """The fate of every tensor, by name.
+  """The fate of every tensor, by name."""
 
-  Attributes:
-    taken: of the model, read from the source.
-    fresh: of the new task, initialised at random.
-    missing: of the backbone, which the source lacks; initialised at random too.
-    ignored: of the source, which the model has no place for.
-    notes: further differences, one line each.
-  """
-
-  taken: Sequence[str]
-  fresh: Sequence[str]
-  missing: Sequence[str]
-  ignored: Sequence[str]
-  notes: Sequence[str] = ()
+  taken: Sequence[str]  # of the model, read from the source
+  fresh: Sequence[str]  # of the new task, initialised at random
+  missing: Sequence[str]  # of the backbone, initialised at random too
+  ignored: Sequence[str]  # of the source, without a place in the model
+  notes: Sequence[str] = ()  # further differences, one line each
 
   def __str__(self) -> str:
     """One line for each kind of fate, and one for each note."""
@@ -212,15 +205,16 @@ def _fit_positions(
   learned = [n for n in POSITIONS if n in have and n in arrays]
   notes = []
   for name in learned:
-    axes = _axes(name, arrays, before), _axes(name, have, grid)
-    if axes[0] == axes[1]:  # spatial ones do not depend on the frames
+    here, there = _axes(name, have, grid), _axes(name, arrays, before)
+    if here == there:  # spatial ones do not depend on the frames
       continue
-    if not interpolate or None in axes:
+    if not interpolate or here is None or there is None:
       hint = f'{name} is learned for {old} tokens in time, height and width, '
       hint += f'and the model has {new}; give it the frames and image_size of '
       hint += 'the weights, or --config.train.interpolate_positions'
       raise checkpoint_error('other_size', source.path, hint)
-    arrays[name] = np.asarray(resize_positions(arrays[name], *axes))
+    table = resize_positions(jnp.asarray(arrays[name]), there, here)
+    arrays[name] = np.asarray(table)
     notes.append(f'{name}: interpolated from {old} to {new} tokens')
   return notes if learned else [f'positions are computed for {new} tokens, '
                                 f'not {old}']  # fmt: skip

@@ -185,7 +185,7 @@ def _digest(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> str:
   whole = hashlib.sha256(json.dumps(sorted(header.items())).encode())
   for name, array in sorted(arrays.items()):
     whole.update(f'{name!a} {array.dtype} {array.shape};'.encode())
-    whole.update(array.reshape(-1).view(np.uint8))
+    whole.update(array.reshape(-1).view(np.uint8).data)
   return whole.hexdigest()
 
 

@@ -145,7 +145,7 @@ def test_the_table_has_every_field_of_the_configurations(kind):
   transformers = pytest.importorskip('transformers')
   found = getattr(transformers, f'{kind}Config')().to_dict().keys()
   table = huggingface_config.CONFIG
-  known = {*table.used, *table.only, *table.without_meaning}
+  known = {*table.used, *table.only, *table.without_effect}
   assert not found - known
 
 

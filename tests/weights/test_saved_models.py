@@ -116,8 +116,13 @@ def test_wrappers_within_names_are_none_of_them(tmp_path, source, state):
     n.replace('blocks.0.', 'blocks.0._checkpoint_wrapped_module.'): x
     for n, x in under('_fsdp_wrapped_module.', state).items()
   }
-  path = torch_files.save(tmp_path / 'a.pth', {'model': inner})
-  same(read(path).variables, source)
+  # A head beside its backbone is its head.
+  beside = under('backbone.', state)
+  for name in ('head.weight', 'head.bias'):
+    beside[name] = beside.pop(f'backbone.{name}')
+  for tensors in (inner, beside):
+    path = torch_files.save(tmp_path / 'a.pth', {'model': tensors})
+    same(read(path).variables, source)
 
 
 # ----- several models, and what is beside one -----
@@ -178,14 +183,6 @@ def test_two_models_of_one_state_dict(tmp_path, source, state):
     got.variables['params']['norm']['bias'],
     source['params']['norm']['bias'] + 1,
   )
-
-
-def test_a_head_beside_its_backbone_is_its_head(tmp_path, source, state):
-  tensors = under('backbone.', state)
-  for name in ('head.weight', 'head.bias'):
-    tensors[name] = tensors.pop(f'backbone.{name}')
-  path = torch_files.save(tmp_path / 'a.pth', {'model': tensors})
-  same(read(path).variables, source)
 
 
 def test_what_is_no_part_of_the_model_is_left_out(tmp_path, source, state):

