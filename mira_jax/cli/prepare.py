@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import Any
 
 from mira_jax import terminal
 from mira_jax.cli.arguments import at_least
@@ -52,6 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser):
     source.add_argument(
       '--beam-option', action='append', default=[], help='of that runner'
     )
+  _add_folder(sources)
+  _add_faces(sources)
+  for source in sources.choices.values():
+    source.add_argument('--out', required=True, help='folder of the dataset')
+    source.add_argument('--seed', type=at_least(0), default=0)
+    source.add_argument(
+      '--workers', type=at_least(0), help='processes (default: one per core)'
+    )
+
+
+def _add_folder(sources: Any) -> None:
   folder = sources.add_parser('folder', help='clips on this disk')
   _add_clip_arguments(folder)
   for flag, text in (
@@ -62,6 +74,9 @@ def add_arguments(parser: argparse.ArgumentParser):
     ('name', 'of the dataset (default: that of ROOT)'),
   ):
     folder.add_argument(f'--{flag}', help=text)
+
+
+def _add_faces(sources: Any) -> None:
   faces = sources.add_parser('synthetic_faces', help='synthetic faces')
   faces.add_argument(
     '--difficulty', choices=('macro', 'micro'), default='macro'
@@ -73,12 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser):
     ('num-frames', 8, 32),
   ):
     faces.add_argument(f'--{flag}', type=at_least(least), default=default)
-  for source in sources.choices.values():
-    source.add_argument('--out', required=True, help='folder of the dataset')
-    source.add_argument('--seed', type=at_least(0), default=0)
-    source.add_argument(
-      '--workers', type=at_least(0), help='processes (default: one per core)'
-    )
 
 
 def _add_clip_arguments(source: argparse.ArgumentParser) -> None:

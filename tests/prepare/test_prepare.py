@@ -283,18 +283,6 @@ def _rows(**fields) -> list[Row]:
   ]
 
 
-def test_no_subject_is_in_both_splits():
-  subjects = [f's{i % 7}' for i in range(70)]
-  names, rule = holdout.assign(_rows(subject=subjects), 0.3, seed=0)
-  sides = {
-    split: {s for s, n in zip(subjects, names, strict=True) if n == split}
-    for split in ('train', 'test')
-  }
-  assert not sides['train'] & sides['test']
-  assert names.count('test') == 20  # two subjects of ten; 21 were asked for
-  assert rule == '0.3 held out by subject, seed 0'
-
-
 def test_every_class_gives_its_share_but_never_all_of_it():
   labels = 'a' * 10 + 'b' * 5 + 'cc' + 'd'
   names, _ = holdout.assign(_rows(label=labels), 0.2, 0)
