@@ -166,7 +166,7 @@ BUILDERS = (
     protocol='pre-training',
     counts={'train': 1_092_009, 'test': 36_237},
     ask='https://www.robots.ox.ac.uk/~vgg/data/voxceleb',
-    layout="""VoxCeleb2/      (unpacked: mira unpack vox2_dev_mp4_partaa)
+    layout="""VoxCeleb2/      (unpacked: join the pieces, see docs/datasets.md)
   dev/mp4/id00012/21Uxsk56VDQ/00001.mp4
   test/mp4/id00017/01dfn2spqyE/00001.mp4    (if there)""",
     list_clips=_list_voxceleb2,
