@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+import pass_cases
 from aot import gpu
 from mira_jax.kernels import dispatch, vjp
 from mira_jax.kernels.attention import mira_attention
@@ -28,11 +29,11 @@ pytestmark = [
   ),
 ]
 # A kernel that another case has compiled is not compiled, nor reported, again.
-MOST = [x for x in gpu.CASES if not x.endswith('no bias')]
+MOST = [x for x in pass_cases.CASES if not x.endswith('no bias')]
 
 
 def compiled(run, shape):
-  return jax.jit(run).lower(gpu.shapes(shape, gpu.device())).compile()
+  return jax.jit(run).lower(pass_cases.shapes(shape, gpu.device())).compile()
 
 
 @pytest.fixture(autouse=True)
@@ -43,10 +44,10 @@ def _report(monkeypatch):
 @pytest.mark.parametrize('shape', gpu.SHAPES.values(), ids=gpu.SHAPES)
 @pytest.mark.parametrize('case', MOST)
 def test_kernels_fit_into_registers(capfd, shape, case):
-  run = functools.partial(gpu.CASES[case].run, passes.PASSES)
+  run = functools.partial(pass_cases.CASES[case].run, passes.PASSES)
   compiled(run, shape)
   log = ''.join(capfd.readouterr())
-  assert 1 <= len(gpu.spills(log)) <= gpu.CASES[case].kernels, log
+  assert 1 <= len(gpu.spills(log)) <= pass_cases.CASES[case].kernels, log
   assert not any(gpu.spills(log)), log
   assert 'serialized' not in log
 
@@ -64,7 +65,7 @@ def test_kernels_fit_into_registers(capfd, shape, case):
 )
 def test_other_shapes_fit(capfd, length, width):
   def run(x):
-    return [gpu.CASES[name].run(passes.PASSES, x) for name in MOST]
+    return [pass_cases.CASES[name].run(passes.PASSES, x) for name in MOST]
 
   compiled(run, (2, length, 3, width))
   log = ''.join(capfd.readouterr())
@@ -73,11 +74,11 @@ def test_other_shapes_fit(capfd, length, width):
 
 
 @pytest.mark.parametrize('shape', gpu.SHAPES.values(), ids=gpu.SHAPES)
-@pytest.mark.parametrize('name', gpu.OPERATIONS)
+@pytest.mark.parametrize('name', pass_cases.OPERATIONS)
 def test_both_passes_need_a_few_numbers_per_row(shape, name):
   batch, length, heads, _ = shape
   operations = vjp.operations(passes.PASSES)
-  program = compiled(lambda x: gpu.both(operations, name, x), shape)
+  program = compiled(lambda x: pass_cases.both(operations, name, x), shape)
   temporary = program.memory_analysis().temp_size_in_bytes
   assert 0 < temporary < 12 * batch * heads * length * 4
 

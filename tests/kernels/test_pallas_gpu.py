@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from jax.experimental.pallas.mosaic_gpu import barrier_arrive
 
+import pass_cases
 import plain_passes
 from aot import gpu
 from mira_jax.kernels import vjp
@@ -45,16 +46,6 @@ def interpreted():
     interpreter.reset_gpu_interpret_mode_state()
 
 
-def draw(shape) -> gpu.Inputs:
-  rng = np.random.default_rng(0)
-  x = jax.tree.map(
-    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), gpu.shapes(shape)
-  )
-  gain = jnp.exp(x.gain / 4)
-  _, lse = plain_passes.attend(x.q, x.k, x.v, None)
-  return x._replace(gain=gain, lse=lse, bias=x.bias / 2)
-
-
 def assert_near(ours, plain, narrow=4e-3, wide=1e-5):
   """Every array in norm; limits for those in bfloat16 and in float32."""
   ours, plain = jax.tree.leaves(ours), jax.tree.leaves(plain)
@@ -65,21 +56,19 @@ def assert_near(ours, plain, narrow=4e-3, wide=1e-5):
     assert np.linalg.norm(one - other) < limit * np.linalg.norm(other)
 
 
-def wide(x: gpu.Inputs) -> gpu.Inputs:
+def wide(x: pass_cases.Inputs) -> pass_cases.Inputs:
   return jax.tree.map(lambda x: x.astype(jnp.float32), x)
 
 
 def check_pass(case, shape):
   """A pass on bfloat16, against the oracle on the same numbers in float32."""
-  run, x = gpu.CASES[case].run, draw(shape)
+  run, x = pass_cases.CASES[case].run, pass_cases.draw(shape)
   with interpreted():
     ours = run(PASSES, x)
   assert_near(ours, run(plain_passes.PASSES, wide(x)))
 
 
-@pytest.mark.parametrize(
-  'case', [x for x in gpu.CASES if x not in gpu.LESS_THAN_OTHERS]
-)
+@pytest.mark.parametrize('case', [*pass_cases.WHOLE, 'redistribute, all'])
 def test_passes_agree_with_the_oracle(monkeypatch, case):
   """Four ragged tiles through two places of a ring; 101 is padded to 104."""
   monkeypatch.setattr(passes, 'tiles', lambda *_: SMALL)
@@ -102,22 +91,24 @@ def test_clips_heads_and_blocks_are_told_apart():
   check_pass('attend', (2, 136, 2, 16))
 
 
-@pytest.mark.parametrize('name', gpu.OPERATIONS)
+@pytest.mark.parametrize('name', pass_cases.OPERATIONS)
 def test_operations_and_gradients(name):
   """With three warpgroups."""
-  x = draw((1, 160, 1, 64))
+  x = pass_cases.draw((1, 160, 1, 64))
   with interpreted():
-    ours = gpu.both(vjp.operations(PASSES), name, x)
-  plain = gpu.both(vjp.operations(plain_passes.PASSES), name, wide(x))
+    ours = pass_cases.both(vjp.operations(PASSES), name, x)
+  plain = pass_cases.both(vjp.operations(plain_passes.PASSES), name, wide(x))
   # Sums over a row's gradient start from an output rounded to bfloat16.
   assert_near(ours, plain, narrow=5e-3, wide=1e-3)
 
 
 @pytest.mark.parametrize('shape', [*gpu.SHAPES.values(), (2, 393, 12, 64)])
 def test_every_pass_lowers_to_kernels(shape):
-  for name, (run, kernels) in gpu.CASES.items():
+  for name, (run, kernels) in pass_cases.CASES.items():
     run = jax.jit(functools.partial(run, passes.PASSES))
-    lowered = run.trace(gpu.shapes(shape)).lower(lowering_platforms=('cuda',))
+    lowered = run.trace(pass_cases.shapes(shape)).lower(
+      lowering_platforms=('cuda',)
+    )
     text = lowered.as_text()
     assert text.count('custom_call @mosaic_gpu') == kernels, name
 

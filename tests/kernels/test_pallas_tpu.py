@@ -12,15 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
+import pass_cases
 import plain_passes
+from mira_jax.kernels import vjp
 from mira_jax.kernels.tpu import blocks
 from mira_jax.kernels.tpu.passes import PASSES, passes, refusal
-from mira_jax.kernels.vjp import (
-  Passes,
-  attention_marginal,
-  biased_attention,
-  redistributed_attention,
-)
 
 # A private part of jax, which may move.
 interpret_pallas_call = pytest.importorskip(
@@ -50,47 +46,6 @@ def sizes(monkeypatch):
   return change
 
 
-def draw(shape, dtype=np.float32):
-  """Calls of every pass, by name, with arguments as training makes them."""
-  rng = np.random.default_rng(0)
-  batch, length, heads, _ = shape
-  q, k, v, g = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(4))
-  rho, pull, delta = (
-    jnp.asarray(rng.normal(size=(batch, heads, length)), jnp.float32)
-    for _ in range(3)
-  )
-  gain = jnp.asarray(rng.uniform(0.5, 1.5, (batch, length)), jnp.float32)
-  bias = jnp.log(gain)
-  _, lse = plain_passes.attend(q, k, v, None)
-  _, biased_lse = plain_passes.attend(q, k, v, bias)
-  mean = v.mean(1, dtype=jnp.float32)
-
-  def back(f, bias, lse, wanted):
-    return f(q, k, v, bias, lse, delta, g, bias_gradient=wanted)
-
-  def spread(f, mix):
-    return f(q, k, v, gain, mean, residual_mix=mix, floor=0.1)
-
-  def spread_back(f, mix, wanted):
-    x = (q, k, v, gain, lse, rho, pull, delta, g)
-    return f(*x, residual_mix=mix, gain_gradient=wanted)
-
-  return {
-    'attend': [lambda f: f(q, k, v, bias), lambda f: f(q, k, v, None)],
-    'attend_backward': [
-      lambda f: back(f, bias, biased_lse, True),
-      lambda f: back(f, None, lse, False),
-    ],
-    'marginal': [lambda f: f(q, k)],
-    'marginal_backward': [lambda f: f(q, k, lse, gain)],
-    'redistribute': [lambda f: spread(f, 0.4), lambda f: spread(f, 1.0)],
-    'redistribute_backward': [
-      lambda f: spread_back(f, 0.4, True),
-      lambda f: spread_back(f, 1.0, False),
-    ],
-  }
-
-
 def assert_agree(ours, expected, tolerance):
   """Same tree, shapes, dtypes; largest error relative to the largest value."""
   assert jax.tree.structure(ours) == jax.tree.structure(expected)
@@ -104,45 +59,41 @@ def assert_agree(ours, expected, tolerance):
 # ----- every pass -------------------------------------------------------------
 
 
-@pytest.mark.parametrize('name', Passes._fields)
-@pytest.mark.parametrize('case', SHAPES.values(), ids=SHAPES.keys())
-def test_agrees_in_float32(sizes, case, name):
-  shape, constants = case
+def check(case, shape, dtype=jnp.float32, tolerance=1e-5, use=INTERPRETED):
+  x, run = pass_cases.draw(shape, dtype), pass_cases.CASES[case].run
+  assert_agree(run(use, x), run(plain_passes.PASSES, x), tolerance)
+
+
+# Every option in one shape, the whole passes in all: each is compiled anew.
+@pytest.mark.parametrize(
+  ('name', 'case'),
+  [('pairs of heads', x) for x in pass_cases.CASES]
+  + [(n, x) for n in list(SHAPES)[1:] for x in pass_cases.WHOLE],
+)
+def test_agrees_in_float32(sizes, name, case):
+  shape, constants = SHAPES[name]
   sizes(constants)
-  calls = draw(shape)[name]
-  # Every option in one shape, the first in all: each is compiled anew.
-  for call in calls if case is SHAPES['pairs of heads'] else calls[:1]:
-    assert_agree(
-      call(getattr(INTERPRETED, name)),
-      call(getattr(plain_passes.PASSES, name)),
-      1e-5,
-    )
+  check(case, shape)
 
 
-@pytest.mark.parametrize('name', Passes._fields)
-def test_agrees_in_bfloat16(sizes, name):
+@pytest.mark.parametrize('case', pass_cases.WHOLE)
+def test_agrees_in_bfloat16(sizes, case):
   sizes(SMALL)
-  for call in draw((2, 64, 2, 64), jnp.bfloat16)[name]:
-    assert_agree(
-      call(getattr(INTERPRETED, name)),
-      call(getattr(plain_passes.PASSES, name)),
-      1e-2,  # two roundings of 2^-8 at most: P or dS, and the result
-    )
+  # Two roundings of 2^-8 at most: P or dS, and the result.
+  check(case, (2, 64, 2, 64), jnp.bfloat16, 1e-2)
 
 
-@pytest.mark.parametrize('name', Passes._fields)
+@pytest.mark.parametrize('case', pass_cases.WHOLE)
 @settings(max_examples=3, derandomize=True, deadline=None, database=None)
 @given(
   shape=st.tuples(st.integers(1, 2), st.integers(2, 70), st.integers(1, 2)),
   width=st.sampled_from([8, 64, 128]),
 )
-def test_agrees_on_any_shape(name, shape, width):
+def test_agrees_on_any_shape(case, shape, width):
   with pytest.MonkeyPatch.context() as patch:
     for constant, value in (SMALL | CHUNKS).items():
       patch.setattr(blocks, constant, value)
-    call = draw((*shape, width))[name][0]
-    ours = call(getattr(INTERPRETED, name))
-  assert_agree(ours, call(getattr(plain_passes.PASSES, name)), 2e-5)
+    check(case, (*shape, width), tolerance=2e-5)
 
 
 def test_shapes_cover_every_layout():
@@ -176,56 +127,22 @@ def test_rows_fill_the_length(length, rows, padded):
 # ----- through vjp.py ---------------------------------------------------------
 
 
-def marginal_loss(use, q, k, v, gain, weight):
-  mass = attention_marginal(use, q, k)
-  return (mass * gain).sum() * mass.shape[1]
-
-
-def biased_loss(use, q, k, v, gain, weight):
-  y = biased_attention(use, q, k, v, jnp.log(gain), True)
-  return (y * weight).sum()
-
-
-def redistributed_loss(use, q, k, v, gain, weight, mix=0.5):
-  y = redistributed_attention(use, q, k, v, gain, mix, 0.1, True)
-  return (y * weight).sum()
-
-
-@pytest.mark.parametrize(
-  'loss',
-  [
-    biased_loss,
-    marginal_loss,
-    redistributed_loss,
-    functools.partial(redistributed_loss, mix=1.0),
-  ],
-  ids=['biased', 'marginal', 'redistributed', 'replaced'],
-)
-def test_gradients_of_operations(sizes, loss):
+@pytest.mark.parametrize('name', pass_cases.OPERATIONS)
+def test_gradients_of_operations(sizes, name):
   sizes(SMALL)
-  shape = (2, 40, 2, 64)
-  rng = np.random.default_rng(1)
-  q, k, v, weight = (
-    jnp.asarray(rng.normal(size=shape), jnp.float32) for _ in range(4)
+  x = pass_cases.draw((2, 40, 2, 64), jnp.float32)
+  ours, expected = (
+    pass_cases.both(vjp.operations(use), name, x)
+    for use in (INTERPRETED, plain_passes.PASSES)
   )
-  gain = jnp.asarray(rng.uniform(0.5, 1.5, shape[:2]), jnp.float32)
-
-  def value_and_gradients(use):
-    f = functools.partial(loss, use)
-    return jax.value_and_grad(f, (0, 1, 2, 3))(q, k, v, gain, weight)
-
-  assert_agree(
-    value_and_gradients(INTERPRETED),
-    value_and_gradients(plain_passes.PASSES),
-    2e-5,
-  )
+  assert_agree(ours, expected, 2e-5)
 
 
 # ----- as a TPU runs them -----------------------------------------------------
 
 
-@pytest.mark.parametrize('name', Passes._fields)
-def test_without_races_or_unwritten_memory(sizes, name):
+@pytest.mark.parametrize('case', pass_cases.WHOLE)
+def test_without_races_or_unwritten_memory(sizes, case):
   shape, constants = SHAPES['ragged chunks']
   sizes(constants)
   interpreted = passes(
@@ -235,9 +152,7 @@ def test_without_races_or_unwritten_memory(sizes, name):
       out_of_bounds_reads='raise',
     )
   )
-  call = draw(shape)[name][0]
-  ours = call(getattr(interpreted, name))
-  assert_agree(ours, call(getattr(plain_passes.PASSES, name)), 1e-5)
+  check(case, shape, use=interpreted)
   assert interpret_pallas_call.races.races_found is False
 
 
@@ -252,31 +167,12 @@ def test_without_races_or_unwritten_memory(sizes, name):
   ids=str,
 )
 def test_lowers_to_one_kernel(shape, wide_integers):
-  batch, length, heads, _ = shape
-  token = jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-  row = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
-  key = jax.ShapeDtypeStruct((batch, length), jnp.float32)
-  mean = jax.ShapeDtypeStruct((batch, heads, shape[-1]), jnp.float32)
-  calls = {
-    'attend': (token, token, token, key),
-    'attend_backward': (token, token, token, key, row, row, token),
-    'marginal': (token, token),
-    'marginal_backward': (token, token, row, key),
-    'redistribute': (token, token, token, key, mean),
-    'redistribute_backward': (token, token, token, key, *(row,) * 4, token),
-  }
-  options = {
-    'attend_backward': {'bias_gradient': True},
-    'redistribute': {'residual_mix': 0.5, 'floor': 1e-3},
-    'redistribute_backward': {'residual_mix': 0.5, 'gain_gradient': True},
-  }
-  assert calls.keys() == set(Passes._fields)
-  for name, arguments in calls.items():
-    f = functools.partial(getattr(PASSES, name), **options.get(name, {}))
+  for case in pass_cases.WHOLE:
+    run = functools.partial(pass_cases.CASES[case].run, PASSES)
     with jax.enable_x64(wide_integers):
-      traced = jax.jit(f).trace(*arguments)
+      traced = jax.jit(run).trace(pass_cases.shapes(shape))
       text = traced.lower(lowering_platforms=('tpu',)).as_text()
-    assert text.count('tpu_custom_call') == 1, name
+    assert text.count('tpu_custom_call') == 1, case
 
 
 @pytest.mark.parametrize(

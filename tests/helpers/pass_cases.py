@@ -1,0 +1,149 @@
+"""The passes and operations of kernels on random inputs, case by case."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import plain_passes
+
+
+class Inputs(NamedTuple):
+  """What passes and operations take, as arrays or as shapes of them."""
+
+  q: jax.Array
+  k: jax.Array
+  v: jax.Array
+  g: jax.Array
+  bias: jax.Array
+  gain: jax.Array
+  gamma: jax.Array
+  lse: jax.Array
+  delta: jax.Array
+  rho: jax.Array
+  pull: jax.Array
+  v_mean: jax.Array
+
+
+def shapes(shape: tuple[int, ...], sharding=None, dtype=jnp.bfloat16) -> Inputs:
+  """Inputs for q of a shape [B, L, H, D] and a dtype."""
+  batch, length, heads, width = shape
+
+  def of(shape, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
+  return Inputs(
+    *[of(shape, dtype)] * 4,
+    *[of((batch, length))] * 3,
+    *[of((batch, heads, length))] * 4,
+    of((batch, heads, width)),
+  )
+
+
+def draw(shape: tuple[int, ...], dtype=jnp.bfloat16) -> Inputs:
+  """Random inputs, with the log-sum-exp of q and k."""
+  rng = np.random.default_rng(0)
+  x = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype),
+    shapes(shape, dtype=dtype),
+  )
+  gain = jnp.exp(x.gain / 4)
+  _, lse = plain_passes.attend(x.q, x.k, x.v, None)
+  return x._replace(gain=gain, lse=lse, bias=x.bias / 2)
+
+
+class Case(NamedTuple):
+  """A pass with its options."""
+
+  run: object  # of passes and inputs
+  kernels: int  # that it is made of on a GPU
+
+
+def _attend_backward(passes, x, bias_gradient, bias=True):
+  return passes.attend_backward(
+    *x[:3],
+    x.bias if bias else None,
+    x.lse,
+    x.delta,
+    x.g,
+    bias_gradient=bias_gradient,
+  )
+
+
+def _redistribute(passes, x, residual_mix):
+  return passes.redistribute(
+    *x[:3], x.gain, x.v_mean, residual_mix=residual_mix, floor=0.1
+  )
+
+
+def _redistribute_backward(passes, x, gain_gradient):
+  rows = x.lse, x.rho, x.pull, x.delta
+  return passes.redistribute_backward(
+    *x[:3], x.gain, *rows, x.g, residual_mix=0.7, gain_gradient=gain_gradient
+  )
+
+
+CASES = {
+  'attend': Case(lambda p, x: p.attend(*x[:3], x.bias), 1),
+  'attend, no bias': Case(lambda p, x: p.attend(*x[:3], None), 1),
+  'attend_backward': Case(lambda p, x: _attend_backward(p, x, False), 2),
+  'attend_backward, no bias': Case(
+    lambda p, x: _attend_backward(p, x, False, bias=False), 2
+  ),
+  'attend_backward, bias too': Case(
+    lambda p, x: _attend_backward(p, x, True), 2
+  ),
+  'marginal': Case(lambda p, x: p.marginal(x.q, x.k), 2),
+  'marginal_backward': Case(
+    lambda p, x: p.marginal_backward(x.q, x.k, x.lse, x.gamma), 2
+  ),
+  'redistribute': Case(lambda p, x: _redistribute(p, x, 0.7), 1),
+  'redistribute, all': Case(lambda p, x: _redistribute(p, x, 1.0), 1),
+  'redistribute_backward': Case(
+    lambda p, x: _redistribute_backward(p, x, False), 2
+  ),
+  'redistribute_backward, gain too': Case(
+    lambda p, x: _redistribute_backward(p, x, True), 2
+  ),
+}
+# One of each pass, with all that it can compute.
+WHOLE = (
+  *('attend', 'attend_backward, bias too', 'marginal', 'marginal_backward'),
+  *('redistribute', 'redistribute_backward, gain too'),
+)
+
+
+def _biased(operations, x):
+  def run(q, k, v, bias):
+    return operations.biased(q, k, v, bias, True)
+
+  return run, (*x[:3], x.bias), x.g
+
+
+def _marginal(operations, x):
+  return operations.marginal, (x.q, x.k), x.gamma
+
+
+def _redistributed(operations, x):
+  def run(q, k, v, gain):
+    return operations.redistributed(q, k, v, gain, 0.7, 0.1, True)
+
+  return run, (*x[:3], x.gain), x.g
+
+
+# Name -> the operation, its arguments, and a gradient of its result.
+OPERATIONS = {
+  'biased': _biased,
+  'marginal': _marginal,
+  'redistributed': _redistributed,
+}
+
+
+def both(operations, name: str, x: Inputs):
+  """The result of an operation and all its gradients."""
+  run, arguments, gradient = OPERATIONS[name](operations, x)
+  y, pull = jax.vjp(run, *arguments)
+  return y, pull(gradient.astype(y.dtype))
