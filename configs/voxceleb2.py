@@ -4,8 +4,8 @@ mira train --config=voxceleb2:B,exact --workdir=runs/vox-B
 
 SIZE,MODE; the authors have scripts for exact and flashlite in B, L and H. Their
 fine-tuning starts from the 200th epoch, for B in the middle of the cosine of
-301; ours from the end of the run. It looks for runs/voxceleb2-SIZE-MODE, unless
-it is told --config.train.init_from=runs/vox-B.
+301; ours from the end of the run, in runs/voxceleb2-SIZE-MODE unless
+--config.train.init_from names another one.
 """
 
 from __future__ import annotations

@@ -290,7 +290,7 @@ def _report_folds(
   picture = folder / 'confusion.png'
   title = ', '.join(filter(None, [title, 'pooled', results.partial(missing)]))
   scores = str(metrics.score(whole))
-  figures.confusion_figure(picture, whole, class_names, title, scores)
+  figures.confusion_figure(whole, class_names, title, scores).save(picture)
   told = results.folds_dict(folds, class_names, missing)
   told |= {'protocol': protocol}
   path = folder / 'folds.json'

@@ -191,7 +191,7 @@ def test_folds_are_trained_and_then_only_scored(
     f"  return test_runs.tiny({levels!r}, data={{'protocol': 'folds'}})\n"
   )
   place = f'--workdir={tmp_path / "all"}'
-  train = ('--folds=all', f'--config={file}', '--config.train.epochs=8')
+  train = ('--folds=all', f'--config={file}', '--config.train.epochs=6')
   assert main.main(['eval', place, *train]) == 0
   assert 'training fold 2' in capsys.readouterr().out
   told = json.loads((tmp_path / 'all/eval/folds/folds.json').read_text())
