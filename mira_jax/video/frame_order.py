@@ -37,7 +37,7 @@ def in_time(names: Sequence[str]) -> tuple[list[str], np.ndarray | None]:
   stems = [os.path.splitext(name)[0] for name in names]
   words = _split(stems)
   columns = _columns(words)
-  running = _running(columns, stems, words)
+  running = _running(columns, words)
   natural = [_natural(word) for word in words]
   keys = running or natural
   order = sorted(
@@ -95,31 +95,13 @@ def _columns(words: Sequence[Sequence[str]]) -> list[_Values]:
   return [[row[place] for row in rows] for place in places]
 
 
-def _hexadecimal(stems: Sequence[str]) -> list[_Values]:
-  """As `_columns`, of numbers that are written with letters, too."""
-  rows = [re.findall('[0-9a-f]+', stem.lower()) for stem in stems]
-  if len({len(row) for row in rows}) > 1:
-    return []
-  return [
-    [int(word, 16) for word in column]
-    for column in zip(*rows, strict=True)
-    if re.search('[a-f]', text := ''.join(column)) and re.search('[0-9]', text)
-  ]
-
-
 def _running(
-  columns: Sequence[_Values],
-  stems: Sequence[str],
-  words: Sequence[Sequence[str]],
+  columns: Sequence[_Values], words: Sequence[Sequence[str]]
 ) -> _Values | None:
   """The number that runs; None for the natural order of whole names."""
   if len(words) < 2:
     return None
   dense = [_density(column) for column in columns]
-  if max(dense, default=0) < _LEAST_DENSITY:
-    more = _hexadecimal(stems)
-    columns = [*columns, *more]
-    dense += map(_density, more)
   best = int(np.argmax(dense)) if any(dense) else None
   if best is None:
     return None

@@ -11,13 +11,15 @@ import shutil
 import openpyxl
 import pytest
 
+import downloads as small
 import miniatures
+from downloads import error_of, list_clips, prepare_small, rows_of
 from mira_jax.cli import main as cli
-from mira_jax.data import dataset, label_map, records
+from mira_jax.data import dataset, records
 from mira_jax.data.listing import Row
-from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.prepare import builders, prepare
-from mira_jax.prepare.builders import BUILDERS, Tree, tally
+from mira_jax.errors import ExitCode
+from mira_jax.prepare import prepare
+from mira_jax.prepare.builders import BUILDERS, tally
 from mira_jax.video import decode
 
 NAMES = list(BUILDERS)
@@ -27,44 +29,13 @@ ROOT = pathlib.Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def downloads(tmp_path_factory) -> pathlib.Path:
   """All miniatures, each in a folder of its name; read only."""
-  root = tmp_path_factory.mktemp('downloads')
-  for name, make in miniatures.DATASETS.items():
-    (root / f'{name}.count').write_text(str(make(root / name)))
-  return root
+  return small.make(tmp_path_factory.mktemp('downloads'), *miniatures.DATASETS)
 
 
 @pytest.fixture
 def copy(downloads, tmp_path):
   """Gives `copy(name)`: a miniature of one's own."""
-
-  def copy(name: str) -> pathlib.Path:
-    return shutil.copytree(downloads / name, tmp_path / name)
-
-  return copy
-
-
-def _list(name: str, root: pathlib.Path, **options) -> builders.Clips:
-  builder = BUILDERS[name]
-  chosen = {key: values[0] for key, values in builder.options.items()}
-  return builder.list_clips(Tree(root, builder.layout), chosen | options)
-
-
-def _rows(name: str, root: pathlib.Path, **options) -> dict[str, Row]:
-  rows = _list(name, root, **options).rows
-  assert all(pathlib.Path(row.path).exists() for row in rows)
-  return {row.clip_id: row for row in rows}
-
-
-def _prepare(name: str, root: pathlib.Path, out: pathlib.Path, **options):
-  settings = {'workers': 0} | options
-  report = prepare.prepare_dataset(name, root, out, **settings)
-  return report, dataset.open(out)
-
-
-def _error(call, *args, **options) -> MiraInputError:
-  with pytest.raises(MiraInputError) as caught:
-    call(*args, **options)
-  return caught.value
+  return lambda name: shutil.copytree(downloads / name, tmp_path / name)
 
 
 def test_there_is_a_miniature_of_every_dataset():
@@ -107,7 +78,7 @@ def test_a_download_is_prepared_and_verified(name, downloads, tmp_path, capsys):
 def test_clips_are_found_below_the_folder_above(name, downloads, tmp_path):
   """Each has a name of its own, a class, and a rule for its crop."""
   shutil.copytree(downloads / name, tmp_path / 'above' / name.upper())
-  listing = _list(name, tmp_path / 'above')
+  listing = list_clips(name, tmp_path / 'above')
   ids = [row.clip_id for row in listing.rows]
   assert len(ids) == int((downloads / f'{name}.count').read_text())
   assert len(set(ids)) == len(ids)
@@ -129,7 +100,7 @@ def test_clips_are_found_below_the_folder_above(name, downloads, tmp_path):
 )
 def test_a_folder_inside_is_enough(name, inside, downloads):
   expected = int((downloads / f'{name}.count').read_text())
-  assert len(_rows(name, downloads / name / inside)) == expected
+  assert len(rows_of(name, downloads / name / inside)) == expected
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -182,23 +153,23 @@ def test_published_counts_that_agree_are_no_warning(
   counts = {'all': 15, 'Happy': 2, 'fold 5': 3, 'fold 5 train': 12}
   right = dataclasses.replace(BUILDERS['dfew'], counts=counts)
   monkeypatch.setitem(BUILDERS, 'dfew', right)
-  report, _ = _prepare('dfew', downloads / 'dfew', tmp_path / 'a')
+  report, _ = prepare_small('dfew', downloads / 'dfew', tmp_path / 'a')
   assert not any('published' in text for text in report.warnings)
   assert 'published counts: 4 of 4 agree' in str(report)
   wrong = dataclasses.replace(right, counts=counts | {'all': 16})
   monkeypatch.setitem(BUILDERS, 'dfew', wrong)
-  report, _ = _prepare('dfew', downloads / 'dfew', tmp_path / 'b')
+  report, _ = prepare_small('dfew', downloads / 'dfew', tmp_path / 'b')
   assert report.published['all'] == (15, 16)
   assert 'not the published counts: all 15 of 16' in report.warnings
 
 
 def test_the_report_holds_a_sum_of_each_list(copy, tmp_path):
   root = copy('dfew')
-  report, _ = _prepare('dfew', root, tmp_path / 'a')
+  report, _ = prepare_small('dfew', root, tmp_path / 'a')
   assert len(report.tables) == 10
   changed = next(root.rglob('set_3.csv'))
   changed.write_bytes(changed.read_bytes() + b'\r\n')
-  again, _ = _prepare('dfew', root, tmp_path / 'b')
+  again, _ = prepare_small('dfew', root, tmp_path / 'b')
   different = {
     name for name in report.tables if report.tables[name] != again.tables[name]
   }
@@ -206,132 +177,16 @@ def test_the_report_holds_a_sum_of_each_list(copy, tmp_path):
   assert different.pop().endswith('set_3.csv')
 
 
-# DFEW.
-
-
-def test_dfew_folds_classes_and_sources(downloads, tmp_path):
-  rows = _rows('dfew', downloads / 'dfew')
-  assert rows['01600'].label == 'Surprise'  # 1600 % 7 + 1 is code 5
-  assert {row.fold for row in rows.values()} == {1, 2, 3, 4, 5}
-  for clip, row in rows.items():
-    assert row.fold == int(clip) % 5 + 1
-    assert row.split == ('test' if row.fold == 1 else 'train')
-  videos = _rows('dfew', downloads / 'dfew', frames='original')
-  assert videos['01601'].path.endswith('original/part_2/1601.mp4')
-  report, prepared = _prepare(
-    'dfew', downloads / 'dfew', tmp_path, choices={'frames': '16f'}
-  )
-  assert prepared.name == 'dfew_16f'
-  assert 'fold 1 is the test split' in str(report)
-  assert report.published == {}  # the published counts are of another choice
-
-
-def test_dfew_lists_as_other_copies_have_them(copy):
-  """Names, codes from 0, class names, padded ids, semicolons and a BOM."""
-  root = copy('dfew')
-  expected = {k: r.label for k, r in _rows('dfew', root).items()}
-  splits = next(root.rglob('EmoLabel_DataSplit'))
-  for file in splits.rglob('*.csv'):
-    lines = file.read_text().split()[1:]
-    rows = [line.split(',') for line in lines]
-    text = '\n'.join(f'{int(c):05d};{int(k) - 1}' for c, k in rows)
-    file.write_text('\ufeffvideo_name;label\n' + text)
-  assert {k: r.label for k, r in _rows('dfew', root).items()} == expected
-  (splits / 'train(single-labeled)').rename(splits / 'train(single_labeled)')
-  for part in ('train(single_labeled)', 'test(single-labeled)'):
-    for file in list((splits / part).iterdir()):
-      file.rename(file.with_name(f'{part.split("(")[0]}_{file.name}'))
-  assert {k: r.label for k, r in _rows('dfew', root).items()} == expected
-
-
-def test_a_dfew_clip_in_train_and_test_of_a_fold_is_a_leak(copy, tmp_path):
-  root = copy('dfew')
-  file = next(root.rglob('test(single-labeled)/set_2.csv'))
-  file.write_text(file.read_text() + '\n1600,5')
-  error = _error(_prepare, 'dfew', root, tmp_path / 'out')
-  assert (error.code, error.exit_code) == ('leak', ExitCode.DATA)
-  assert '01600 is in train and test of fold 2' in error.hint
-  file.write_text('video_name,label\n1601,6\n01601,6')
-  assert 'listed twice' in _error(_list, 'dfew', root).hint
-  assert not (tmp_path / 'out').exists()
-
-
-def test_absent_clips_are_listed_up_to_a_share(copy, tmp_path):
-  root = copy('dfew')
-  frames = root / 'DFEW-part2/Clip/clip_224x224'
-  shutil.rmtree(frames / '01600')
-  report, _ = _prepare('dfew', root, tmp_path / 'a')
-  assert [(f.path, f.code) for f in report.failures] == [('01600', 'not_found')]
-  assert 'left out: 1 not_found' in str(report)
-  shutil.rmtree(frames / '01601')
-  error = _error(_prepare, 'dfew', root, tmp_path / 'b')
-  assert (error.code, error.exit_code) == ('too_many_missing', ExitCode.DATA)
-  assert '2 of 15 listed clips are not there, first 01600, 01601' in error.hint
-  report, _ = _prepare('dfew', root, tmp_path / 'c', max_missing=0.2)
-  assert len(report.failures) == 2
-
-
-def test_a_link_out_of_a_download_is_refused(copy, tmp_path):
-  root = copy('dfew')
-  clip = root / 'DFEW-part2/Clip/clip_224x224/01600'
-  clip.rename(tmp_path / 'elsewhere')
-  clip.symlink_to(tmp_path / 'elsewhere')
-  report, _ = _prepare('dfew', root, tmp_path / 'out')
-  assert [f.code for f in report.failures] == ['outside_root']
-
-
-# MAFW.
-
-
-def test_mafw_sets_and_captions(copy):
-  root = copy('mafw')
-  rows = _rows('mafw', root)
-  assert rows['00003'].label == 'fear'
-  assert rows['00005'].fold == 1
-  listing = _list('mafw', root, set='compound')
-  assert len(listing.rows) == 12
-  assert list(listing.class_names[:11]) == list(BUILDERS['mafw'].class_names)
-  assert len(listing.class_names) == 11 + 6
-  assert 'anger_neutral' in listing.class_names
-  for folder in root.rglob('no_caption'):
-    shutil.rmtree(folder)
-  assert _rows('mafw', root) == rows  # from those with captions, in GB18030
-  frames = _rows('mafw', root, frames='frames')
-  assert frames['00003'].path.endswith('frames/00003')
-  lists = next(root.rglob('single/with_caption'))
-  lists.rename(root / 'anno')  # the folders above vary from copy to copy
-  shutil.rmtree(root / 'Train & Test Set')
-  assert _rows('mafw', root) == rows
-  file = root / 'anno/set_1/test.txt'
-  file.write_bytes(file.read_bytes() + b'\xff\xff\n')
-  assert _error(_list, 'mafw', root).code == 'bad_encoding'
-
-
-# FERV39k.
-
-
-def test_ferv39k_scenes_and_leaks(copy):
-  root = copy('ferv39k')
-  rows = _rows('ferv39k', root)
-  assert rows['Crime/Angry/0001'].source_id == 'Crime'
-  assert rows['DailyLife/Sad/0013'].split == 'test'
-  file = root / '4_setups/All_scenes/test_All.csv'
-  file.write_text(file.read_text() + 'Crime/Angry/0001 Angry\n')
-  error = _error(_list, 'ferv39k', root)
-  assert error.code == 'leak'
-  assert 'is in train and again in test' in error.hint
-
-
 # CREMA-D and RAVDESS.
 
 
 def test_crema_d_actors_folds_and_votes(downloads):
-  rows = _rows('crema_d', downloads / 'crema_d')
+  rows = rows_of('crema_d', downloads / 'crema_d')
   assert '1076_MTI_SAD_XX' not in rows
   folds = {row.subject: row.fold for row in rows.values()}
   assert folds == {'1001': 1, '1019': 2, '1037': 3, '1055': 4, '1076': 5}
   assert rows['1019_MTI_HAP_XX'].label == 'happiness'
-  seen = _list('crema_d', downloads / 'crema_d', label='perceived')
+  seen = list_clips('crema_d', downloads / 'crema_d', label='perceived')
   assert {row.label for row in seen.rows} == {'happiness'}
   assert seen.dropped['no majority of votes'] == 15
   assert len(seen.rows) == 30 - 15 - 1
@@ -346,35 +201,38 @@ def test_crema_d_without_git_lfs(copy, tmp_path):
     'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n'
   )
   options = {'crop': 'none', 'max_missing': 1}
-  report, _ = _prepare('crema_d', root, tmp_path / 'out', **options)
+  report, _ = prepare_small('crema_d', root, tmp_path / 'out', **options)
   assert [f.code for f in report.failures] == ['git_lfs_pointer']
   assert 'git lfs pull' in report.failures[0].hint
 
 
 def test_ravdess_keeps_each_performance_once(downloads):
-  rows = _rows('ravdess', downloads / 'ravdess')
+  rows = rows_of('ravdess', downloads / 'ravdess')
   assert all(name.startswith('01-01-') for name in rows)
   assert rows['01-01-02-01-01-01-05'].label == 'calm'
   assert {(row.subject, row.fold) for row in rows.values()} == {
     ('01', 1),
     ('05', 2),
   }
-  assert _error(_list, 'ravdess', downloads / 'ravdess', channel='song')
+  assert error_of(list_clips, 'ravdess', downloads / 'ravdess', channel='song')
 
 
 def test_folders_without_clips(copy, tmp_path):
   root = copy('crema_d')
   shutil.rmtree(root / 'VideoFlash')
   (root / 'VideoFlash').mkdir()
-  assert _error(_prepare, 'crema_d', root, tmp_path / 'out').code == 'no_clips'
+  assert (
+    error_of(prepare_small, 'crema_d', root, tmp_path / 'out').code
+    == 'no_clips'
+  )
 
 
 def test_names_that_come_again_in_another_split(downloads):
-  rows = _rows('afew', downloads / 'afew')
+  rows = rows_of('afew', downloads / 'afew')
   assert rows['train/Sad/0006'].path != rows['test/Sad/0006'].path
   assert 'Val_AFEW' in rows['test/Sad/0006'].path
   splits = collections.Counter(
-    row.split for row in _rows('caer', downloads / 'caer').values()
+    row.split for row in rows_of('caer', downloads / 'caer').values()
   )
   assert splits == {'train': 7, 'val': 7, 'test': 7}
 
@@ -383,13 +241,15 @@ def test_names_that_come_again_in_another_split(downloads):
 
 
 def test_casme2_marks_follow_the_file_names(downloads, tmp_path):
-  rows = _rows('casme2', downloads / 'casme2')
+  rows = rows_of('casme2', downloads / 'casme2')
   row = rows['sub01/EP03_01f']
   assert (row.onset, row.apex, row.offset) == (41, 45, 49)
   assert (row.subject, row.fps, row.action_units) == ('sub01', 200, '4+L12')
   assert rows['sub02/EP02_01f'].apex == -1  # '/' in the sheet
   options = {'choices': {'frames': 'cropped'}}
-  _, prepared = _prepare('casme2', downloads / 'casme2', tmp_path, **options)
+  _, prepared = prepare_small(
+    'casme2', downloads / 'casme2', tmp_path, **options
+  )
   assert prepared.name == 'casme2_cropped'
   clip = prepared.source('train')[1]
   assert (clip.onset, clip.apex, clip.offset) == (0, 4, 8)
@@ -397,7 +257,7 @@ def test_casme2_marks_follow_the_file_names(downloads, tmp_path):
 
 
 def test_samm_subjects_have_three_digits_and_mistakes_are_warnings(downloads):
-  listing = _list('samm', downloads / 'samm')
+  listing = list_clips('samm', downloads / 'samm')
   assert {row.subject for row in listing.rows} == {'006', '007', '011'}
   rows = {row.clip_id: row for row in listing.rows}
   assert (rows['006_4_2'].onset, rows['006_4_2'].offset) == (5592, -1)
@@ -409,24 +269,24 @@ def test_samm_subjects_have_three_digits_and_mistakes_are_warnings(downloads):
 
 def test_mmew_by_subject_as_its_readme_says(copy):
   root = copy('mmew')
-  expected = {k: r.label for k, r in _rows('mmew', root).items()}
+  expected = {k: r.label for k, r in rows_of('mmew', root).items()}
   micro = root / 'MMEW_Final/Micro_Expression'
   for clip in list(micro.glob('*/*')):
     place = micro / clip.name.split('-')[0] / clip.parent.name / clip.name
     place.parent.mkdir(parents=True, exist_ok=True)
     clip.rename(place)
-  rows = _rows('mmew', root)
+  rows = rows_of('mmew', root)
   assert {k: r.label for k, r in rows.items()} == expected
   assert rows['S30-01-001'].subject == 'S30'
 
 
 def test_smic_cameras(downloads):
-  rows = _rows('smic', downloads / 'smic')
+  rows = rows_of('smic', downloads / 'smic')
   assert rows['s20_sur_01'].label == 'surprise'
   assert rows['s20_sur_01'].subject == 's20'
-  cropped = _list('smic', downloads / 'smic', frames='cropped')
+  cropped = list_clips('smic', downloads / 'smic', frames='cropped')
   assert cropped.crop == 'none'
-  shown = _error(_list, 'smic', downloads / 'smic', camera='VIS')
+  shown = error_of(list_clips, 'smic', downloads / 'smic', camera='VIS')
   assert shown.code == 'wrong_root'
 
 
@@ -446,7 +306,7 @@ def test_a_sheet_that_cannot_be_read(copy):
     (b'\xd0\xcf\x11\xe0' + bytes(600), 'no readable Excel file'),
   ):
     sheet.write_bytes(content)
-    error = _error(_list, 'samm', root)
+    error = error_of(list_clips, 'samm', root)
     assert error.code == 'bad_table'
     assert hint in error.hint
 
@@ -479,7 +339,7 @@ def test_a_class_that_a_dataset_does_not_have(copy, name, file, line, shown):
   else:
     before = '' if name == 'ck_plus' else path.read_text() + '\n'
     path.write_text(before + line)
-  error = _error(_list, name, root)
+  error = error_of(list_clips, name, root)
   assert (error.code, error.exit_code) == ('bad_label', ExitCode.DATA)
   assert shown in error.hint
 
@@ -488,12 +348,12 @@ def test_a_class_that_a_dataset_does_not_have(copy, name, file, line, shown):
 
 
 def test_ck_plus_peaks_and_units(downloads):
-  rows = _rows('ck_plus', downloads / 'ck_plus')
+  rows = rows_of('ck_plus', downloads / 'ck_plus')
   row = rows['S005/001']
   assert (row.label, row.subject) == ('contempt', 'S005')
   assert (row.onset, row.apex) == (1, miniatures.FRAMES)
   assert row.action_units == '1+12'
-  assert _list('ck_plus', downloads / 'ck_plus').dropped == {
+  assert list_clips('ck_plus', downloads / 'ck_plus').dropped == {
     'no emotion label': 4
   }
 
@@ -502,7 +362,7 @@ def test_voxceleb2_stays_mp4(copy, tmp_path):
   root = copy('voxceleb2')
   speaker = root / 'dev/mp4/id00012/21Uxsk56VDQ'
   (speaker / '00003.mp4').write_bytes(b'\0' * 500)
-  report, prepared = _prepare('voxceleb2', root, tmp_path / 'out')
+  report, prepared = prepare_small('voxceleb2', root, tmp_path / 'out')
   assert [f.code for f in report.failures] == ['not_video']
   clip = prepared.source('train')[0]
   assert clip.video == (speaker / '00001.mp4').read_bytes()
@@ -518,7 +378,7 @@ def test_voxceleb2_stays_mp4(copy, tmp_path):
 
 
 def test_the_list_of_datasets(downloads, tmp_path, capsys):
-  _prepare('dfew', downloads / 'dfew', tmp_path / 'data' / 'dfew')
+  prepare_small('dfew', downloads / 'dfew', tmp_path / 'data' / 'dfew')
   assert cli.main(['datasets', '--data-dir', str(tmp_path / 'data')]) == 0
   shown = capsys.readouterr().out
   for name, builder in BUILDERS.items():
@@ -535,28 +395,3 @@ def test_every_dataset_shows_its_tree(capsys):
     with pytest.raises(SystemExit):
       cli.main(['prepare', name, '--help'])
     assert builder.layout in capsys.readouterr().out
-
-
-# Tables of classes for training on fewer.
-
-
-@pytest.mark.parametrize(
-  ('table', 'names', 'counts'),
-  [
-    # The MiRA authors' table of SAMM has 118, 26 and 15 clips of these.
-    ('samm3', ['samm'], {'negative': 118, 'positive': 26, 'surprise': 15}),
-    ('megc3', ['samm', 'casme2', 'smic'], {}),
-    ('casme2_5', ['casme2'], {}),
-  ],
-)
-def test_tables_of_classes(table, names, counts):
-  path = ROOT / f'configs/classes/{table}.csv'
-  own = {name: BUILDERS[name].class_names for name in names}
-  common, rename = label_map.harmonise(own, label_map.read_table(path))
-  assert len(common) == (5 if table == 'casme2_5' else 3)
-  for name in names:
-    assert {c for c in rename[name].values() if c} == set(common)
-  found = collections.Counter()
-  for name, common_name in rename['samm'].items() if counts else ():
-    found[common_name] += BUILDERS['samm'].counts[name]
-  assert found == counts

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import datetime
 import gzip
 import os
 import pathlib
 import re
 import subprocess
 import sys
-import zipfile
 
-import openpyxl
 import pytest
 
 import miniatures
@@ -238,110 +235,7 @@ def test_unknown_subjects_are_not_one_person(read):
   assert [row.subject for row in listing.rows] == ['S1', '', '', '', '', '']
 
 
-# Excel.
-
-
-@pytest.fixture
-def book(tmp_path):
-  """Gives `book({title: rows}, **options)`: the listing of a workbook."""
-
-  def book(sheets, edit=lambda book: None, **options):
-    made = openpyxl.Workbook()
-    made.remove(made.active)
-    for title, rows in sheets.items():
-      sheet = made.create_sheet(title)
-      for row in rows:
-        sheet.append(row)
-    edit(made)
-    made.save(tmp_path / 't.xlsx')
-    return tables.read_table(tmp_path / 't.xlsx', **options)
-
-  return book
-
-
-ROWS = [['path', 'label'], ['1', 'a'], ['2', 'b']]
-
-
-def test_the_sheet_that_has_the_columns_is_read(book):
-  listing = book({'README': [['about']], 'clips': ROWS})
-  assert _labels(listing) == ['a', 'b']
-  assert listing.remarks == ["sheet 'clips'; columns path, label; 2 rows"]
-
-  def hide(made):
-    made['old'].sheet_state = 'hidden'
-
-  assert len(book({'old': ROWS, 'new': ROWS[:2]}, hide).rows) == 1
-
-
-def test_one_of_several_sheets_is_asked_for(book):
-  sheets = {'train': ROWS, 'test': ROWS[:2]}
-  with pytest.raises(MiraInputError, match=r"'train', 'test' with --sheet"):
-    book(sheets)
-  assert len(book(sheets, sheet='test').rows) == 1
-  with pytest.raises(MiraInputError, match=r"no sheet 'x'; its sheets are"):
-    book(sheets, sheet='x')
-
-
-def test_what_excel_changes_is_refused(book):
-  long = 123456789012345678
-  for cell in (datetime.datetime(2024, 3, 4), datetime.time(3, 4), long):
-    with pytest.raises(
-      MiraInputError, match=r"bad_table.*line 2, col.*'label'"
-    ):
-      book({'a': [['path', 'label', 'note'], ['1', cell, None]]})
-    assert book({'a': [['path', 'label', 'note'], ['1', 'a', cell]]}).rows
-
-
-def test_formulas_must_have_been_computed(book):
-  rows = [['path', 'label', 'note'], ['1', '="a"', None], ['2', 'b', '=1+1']]
-  with pytest.raises(MiraInputError, match=r'line 2.*formula without its valu'):
-    book({'a': rows})
-  assert len(book({'a': [rows[0], rows[2]]}).rows) == 1
-
-
-def test_numbers_and_truth_of_cells(book):
-  def zeros(made):
-    made['a']['A2'].number_format = '000'
-
-  rows = [['path', 'label', 'fold', 'valid'], [7, 1.0, 2.0, True]]
-  row = book({'a': rows}, zeros).rows[0]
-  assert (row.path, row.label, row.fold) == ('007', '1', 2)
-  assert book(
-    {'a': [rows[0], [7, '#N/A', 2.0, True], [8, 1, 1, False]]}
-  ).dropped == {'no label (#N/A)': 1, 'marked as not valid': 1}
-
-
-@pytest.mark.parametrize('name', ['clips.xls', 'clips.xlsx'])
-def test_what_libreoffice_writes(name):
-  listing = tables.read_table(STORED / name)
-  assert [(r.path, r.label, r.fold, r.subject) for r in listing.rows] == [
-    ('a/1.mp4', 'happy', 1, '001'),  # a formula
-    ('a/2.mp4', 'sad', 2, '002'),
-    ('005', 'glücklich', 1, '003'),  # 5, shown with three digits
-  ]
-  assert listing.dropped == {'no label (#N/A)': 1, 'marked as not valid': 1}
-
-
-def test_one_cell_far_out_takes_no_time(book):
-  def far(made):
-    made['a']['XFD1048576'] = 'x'
-
-  listing = book({'a': ROWS}, far)
-  assert _labels(listing) == ['a', 'b']
-  assert listing.dropped == {'no label': 1}
-
-
-def test_other_spreadsheets_are_said_to_be_others(tmp_path):
-  with zipfile.ZipFile(tmp_path / 't.ods', 'w') as file:
-    file.writestr('mimetype', 'application/vnd.oasis.opendocument.spreadsheet')
-  with pytest.raises(MiraInputError, match=r'bad_table.*save it as .xlsx'):
-    tables.read_table(tmp_path / 't.ods')
-  (tmp_path / 't.csv').write_text(HEAD)
-  with pytest.raises(MiraInputError, match=r"no sheet 'a': it is a text file"):
-    tables.read_table(tmp_path / 't.csv', sheet='a')
-
-
-# What attacks.
+# Hostile files.
 
 
 def test_only_regular_files_are_read(tmp_path):

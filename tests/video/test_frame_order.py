@@ -38,8 +38,6 @@ NAMES = {
   'shot': (lambda i: f'shot1.{i:03}.png', True),
   'capitals': (lambda i: f'{("Frame", "frame")[i % 2]}{i}.jpg', True),
   'suffixes': (lambda i: f'{i}{(".JPG", ".png", ".bmp")[i % 3]}', True),
-  'hexadecimal': (lambda i: f'{i:x}.jpg', True),
-  'padded hexadecimal': (lambda i: f'img_{i:03x}_l.jpg', True),
   'other digits': (
     lambda i: ''.join(chr(0x660 + int(d)) for d in str(i)) + '.jpg',
     True,
