@@ -8,7 +8,6 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from jax.sharding import NamedSharding
 
@@ -16,7 +15,6 @@ from mira_jax.aot import hlo
 from mira_jax.augment import mixup, transforms
 from mira_jax.devices import sharding
 from mira_jax.train import losses
-from mira_jax.train import step as steps
 
 KEY = jax.random.key(0)
 
@@ -123,65 +121,7 @@ def test_how_often_it_is_mixup_or_cutmix(options, cut, untouched):
   assert same.mean() == pytest.approx(untouched, abs=0.03)
 
 
-# ----- in a training step ---------------------------------------------------
-
-TRACES = []
-
-
-def apply(variables, video, train, rngs, mutable):
-  """Logits are the mean colours, with noise where a model has dropout."""
-  TRACES.append(video.shape)
-  noise = jax.random.normal(rngs['dropout'], (len(video), 3))
-  logits = video.mean((1, 2, 3)) + noise + variables['params']['bias']
-  return logits, {}
-
-
-MODEL = types.SimpleNamespace(num_classes=3, apply=apply)
-
-
-def brighten(key, video):
-  return transforms.prepare(video) * jax.random.uniform(key)
-
-
-def four_devices():
-  return sharding.make_mesh(devices=jax.devices()[:4])
-
-
-def train_steps(count, **options):
-  """Metrics of steps from a batch of 8 on four devices, and the batch."""
-  mesh = four_devices()
-  rng = np.random.default_rng(0)
-  batch = {
-    'video': rng.integers(0, 256, (8, 2, 4, 4, 3), np.uint8),
-    'label': np.arange(8, dtype=np.int32) % 3,
-    'mask': np.ones(8, bool),
-  }
-  optimizer = optax.sgd(0.0)
-  objective = losses.classification(MODEL, brighten, **options)
-  step = steps.make_train_step(objective, optimizer, lambda step: 0.0, mesh)
-  state = steps.TrainState(
-    step=jnp.zeros((), jnp.int32),
-    params={'bias': jnp.zeros(3)},
-    mira={},
-    opt_state=optimizer.init({'bias': jnp.zeros(3)}),
-    average={},
-  )
-  state = jax.device_put(state, sharding.replicated(mesh))
-  metrics = []
-  for _ in range(count):
-    with jax.set_mesh(mesh):
-      state, row = step(state, sharding.put_batch(batch, mesh), KEY)
-    metrics.append(row)
-  return batch, metrics
-
-
-def expected(key, video, targets):
-  logits, _ = apply(
-    {'params': {'bias': 0.0}}, video, True, {'dropout': key}, ['mira']
-  )
-  logs = jax.nn.log_softmax(logits)
-  hits = logits.argmax(-1) == targets.argmax(-1)
-  return -(targets * logs).sum(-1).mean(), hits.mean()
+# ----- in training -----------------------------------------------------------
 
 
 def pair_up(rows):
@@ -222,34 +162,42 @@ def test_copies_of_a_clip_are_no_partners():
   assert mixed == [{0, 1}] * 4 + [{2, 3}] * 4 + [{4}] * 2
 
 
-def test_a_step_without_mixing_draws_what_it_always_drew():
-  batch, metrics = train_steps(2, smoothing=0.3)
-  targets = jnp.eye(3)[batch['label']] * 0.7 + 0.1
-  for i, row in enumerate(metrics):
-    keys = jax.random.split(jax.random.fold_in(KEY, i))
-    video = brighten(keys[0], batch['video'])
-    loss, accuracy = expected(keys[1], video, targets)
-    np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
-    assert row['accuracy'] == accuracy
+@pytest.mark.parametrize(
+  'options', [{}, {'mixup_alpha': 0.8, 'cutmix_alpha': 1.0}]
+)
+def test_the_objective_mixes_clips_and_targets(options):
+  def apply(variables, video, train, rngs, mutable):
+    assert train
+    noise = jax.random.normal(rngs['dropout'], (len(video), 3))
+    return video.mean((1, 2, 3)) + noise + variables['params']['bias'], {}
 
+  def brighten(key, video):
+    return transforms.prepare(video) * jax.random.uniform(key)
 
-def test_a_step_mixes_clips_and_targets_and_is_traced_once():
-  TRACES.clear()
-  batch, metrics = train_steps(
-    6, smoothing=0.1, mixup_alpha=0.8, cutmix_alpha=1.0
-  )
-  assert len(TRACES) == 1
-  labels_hit = 0
-  mix = jax.jit(mixup.mix)  # with the reference's numbers, as above
-  for i, row in enumerate(metrics):
-    keys = jax.random.split(jax.random.fold_in(KEY, i), 3)
-    video, targets = mix(
-      keys[2],
-      brighten(keys[0], batch['video']),
-      losses.soft_targets(batch['label'], 3, 0.1),
+  rng = np.random.default_rng(0)
+  batch = {
+    'video': rng.integers(0, 256, (8, 2, 4, 4, 3), np.uint8),
+    'label': np.arange(8, dtype=np.int32) % 3,
+    'mask': np.ones(8, bool),
+  }
+  model = types.SimpleNamespace(num_classes=3, apply=apply)
+  objective = losses.classification(model, brighten, smoothing=0.3, **options)
+  params = {'bias': jnp.zeros(3)}
+  loss, (metrics, _) = jax.jit(objective)(params, {}, batch, KEY)
+  augment_key, dropout_key, mix_key = jax.random.split(KEY, 3)
+  video, targets = jax.jit(
+    functools.partial(
+      mixup.mix, **options or {'mixup_alpha': 0, 'cutmix_alpha': 0}
     )
-    loss, accuracy = expected(keys[1], video, targets)
-    np.testing.assert_allclose(row['loss'], loss, rtol=1e-5)
-    assert row['accuracy'] == accuracy
-    labels_hit += (targets.argmax(-1) == batch['label']).mean()
-  assert labels_hit < 6  # in some step the partners' classes weigh more
+  )(
+    mix_key,
+    brighten(augment_key, batch['video']),
+    jnp.eye(3)[batch['label']] * 0.7 + 0.1,
+  )
+  logits, _ = apply(
+    {'params': params}, video, True, {'dropout': dropout_key}, ['mira']
+  )
+  want = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+  np.testing.assert_allclose(loss, want, rtol=1e-5)
+  hits = logits.argmax(-1) == targets.argmax(-1)
+  assert metrics['accuracy'] == hits.mean()

@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 
 from mira_jax import config
-from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.models.options import VARIANTS
-from mira_jax.models.vivit import SIZES, ViViT
-from mira_jax.train import build, optim
+from mira_jax.models.vivit import ViViT
+from mira_jax.train import optim
 from mira_jax.weights.weights_file import flatten
 from tiny_models import (
   TINY,
@@ -110,20 +109,6 @@ def test_the_configuration_has_the_same_rules():
     cfg = config.Config(model=config.ModelConfig(**fields))
     with pytest.raises(MiraInputError, match=words):
       config.validate(cfg)
-
-
-@pytest.mark.parametrize(
-  ('variant', 'tokens'),
-  [
-    ('intra', 1568),
-    ('factorised_dot_product', 196),
-  ],
-)
-def test_the_attention_that_is_announced_is_the_largest(variant, tokens):
-  model = ViViT(**SIZES['B'], num_classes=2, variant=variant, mira=MiraConfig())
-  line = build.attention_choice(model, (8, 196), 4, sharding.make_mesh())
-  name = 'streaming' if tokens == 1568 else 'reference'
-  assert line.startswith(f'attention: {name}')
 
 
 # ----- optimisers -------------------------------------------------------------

@@ -170,16 +170,6 @@ def test_permuted_frames_give_permuted_outputs_and_gains(x64, variant, mode):
   np.testing.assert_allclose(again['gain'], record['gain'][:, order], rtol=1e-9)
 
 
-def test_frames_are_no_groups_as_shipped(x64):
-  # Runs of T tokens are no frames: it matters which frame comes first.
-  module, variables, x = block_and_variables('intra_as_shipped')
-  flipped = x.reshape(B, T, N, C)[:, ::-1].reshape(x.shape)
-  want, _ = module.apply(variables, x, 0.0)
-  got, _ = module.apply(variables, flipped, 0.0)
-  back = np.asarray(got).reshape(B, T, N, C)[:, ::-1].reshape(x.shape)
-  assert np.abs(back - want).max() > 1e-4
-
-
 def test_kept_maps_are_the_attention(x64):
   rng = np.random.default_rng(2)
   q, k, v = rng.normal(size=(3, B, T * N, H, 4))

@@ -275,16 +275,6 @@ def test_cls_pooling_reads_the_first_token():
   np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
-def test_no_classes_returns_features():
-  model = ViViT(**TINY | {'num_classes': 0})
-  video = jnp.asarray(formula_video(2, 8, 32), jnp.float32)
-  features, _ = jax.jit(model.init_with_output)(jax.random.key(0), video)
-  assert features.shape == (2, 32)
-  # The final LayerNorm starts at scale 1 and shift 0.
-  np.testing.assert_allclose(features.mean(-1), 0, atol=1e-5)
-  np.testing.assert_allclose(features.std(-1), 1, rtol=1e-2)
-
-
 def test_layer_scale_zero_silences_the_blocks():
   model = ViViT(**TINY, layer_scale=0.0)
   video = jnp.asarray(formula_video(1, 8, 32), jnp.float32)
@@ -292,16 +282,6 @@ def test_layer_scale_zero_silences_the_blocks():
   run = jax.jit(functools.partial(model.apply, record=True))
   _, records = run(variables, video)
   np.testing.assert_array_equal(records[0]['output'], records[1]['output'])
-  ones = model.clone(layer_scale=1.0)
-  bare = model.clone(layer_scale=None)
-  with_ones = jax.jit(ones.init)(jax.random.key(0), video)
-  params = traverse.flatten_dict(with_ones['params'])
-  params = {k: x for k, x in params.items() if not k[-1].startswith('scale1')}
-  params = {k: x for k, x in params.items() if not k[-1].startswith('scale2')}
-  without = {'params': traverse.unflatten_dict(params)}
-  np.testing.assert_array_equal(
-    jax.jit(ones.apply)(with_ones, video), jax.jit(bare.apply)(without, video)
-  )
 
 
 def test_drop_path_loses_whole_branches_and_keeps_the_mean():
@@ -406,7 +386,6 @@ def test_records_lack_gains_where_mira_is_not():
 @pytest.mark.parametrize(
   ('shape', 'words'),
   [
-    ((8, 32, 32, 3), r'\(8, 32, 32, 3\)'),
     ((1, 8, 32, 32, 1), r'\(1, 8, 32, 32, 1\)'),
     ((1, 7, 32, 32, 3), r'\(7, 32, 32\).*\(2, 16, 16\)'),
     ((1, 8, 30, 32, 3), r'\(8, 30, 32\).*\(2, 16, 16\)'),
@@ -422,10 +401,4 @@ def test_errors_name_the_shape_of_the_video(shape, words):
 def test_scan_with_mira_in_some_blocks_is_an_error():
   model = ViViT(**TINY, mira=MiraConfig(), mira_last_blocks=1, scan=True)
   with pytest.raises(ValueError, match='last 1 of 2'):
-    shapes_of(model)
-
-
-def test_heads_that_do_not_divide_the_width_are_an_error():
-  model = ViViT(**TINY | {'heads': 5})
-  with pytest.raises(ValueError, match=r'32.*5|5.*32'):
     shapes_of(model)
