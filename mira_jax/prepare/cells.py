@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from mira_jax.errors import MiraInputError, nearest
+from mira_jax.errors import MiraInputError, nearest, short
 
 MAX_BYTES = 256 << 20  # of a table, packed and unpacked
 MAX_ROWS = 2_000_000
@@ -198,11 +198,6 @@ def read_text(path: str | os.PathLike[str], fallback: str = '') -> str:
 def bad_table(path: str | os.PathLike[str], hint: str) -> MiraInputError:
   """The error of a table that cannot be used."""
   return MiraInputError('bad_table', path, hint)
-
-
-def short(cell: str, most: int = 40) -> str:
-  """A cell as an error quotes it."""
-  return repr(str(cell[:most])) + '...' * (len(cell) > most)
 
 
 # Text.
