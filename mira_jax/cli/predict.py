@@ -130,7 +130,9 @@ def run(args: argparse.Namespace) -> int:
   platform.start(args.device)
   engine.use_compile_cache()
   model = _load(args)
-  pictures = Pictures(out, model.has_records or args.timeline)
+  if not (model.has_records or args.timeline):
+    out = None  # an export has no attention to picture
+  taken: set[str] = set()
   read = functools.partial(_read, args, options, model.scorer.image_size)
   with printer.Printer(args.format, clips, model.class_names) as shown:
     for clip, video in find_clips.ahead(read, clips, args.threads):
@@ -138,9 +140,12 @@ def run(args: argparse.Namespace) -> int:
         with _reported(clip):
           if isinstance(video, Exception):
             raise video
-          _predict(args, model, clip, video, pictures, shown)
+          picture = out and _picture(out, clip, taken)
+          _predict(args, model, clip, video, picture, shown)
       except MiraInputError as error:
-        if _stops_all(error, clip):
+        # The other clips would fail the same way.
+        batch = error.code == 'out_of_memory' and error.path != clip
+        if batch or error.code == 'no_camera':
           raise
         shown.fail(clip, error)
     for failure in found.failures:
@@ -159,12 +164,6 @@ def _check_clips(args: argparse.Namespace) -> None:
     raise MiraInputError('bad_flag', found, hint)
   if args.webcam is not None and args.crop_face:
     raise MiraInputError('bad_flag', '--crop-face', 'it is for clips in files')
-
-
-def _stops_all(error: MiraInputError, clip: str) -> bool:
-  """Whether the other clips would fail the same way."""
-  too_large = error.code == 'out_of_memory' and error.path != clip
-  return error.code == 'no_camera' or too_large
 
 
 def _load(args: argparse.Namespace) -> predictor.Predictor:
@@ -221,11 +220,10 @@ def _predict(
   model: predictor.Predictor,
   clip: str,
   video: footage.Video,
-  pictures: Pictures,
+  picture: str | None,
   shown: printer.Printer,
 ) -> None:
   """Prints a prediction, and draws its picture."""
-  picture = pictures.path(clip)
   found = model.predict(
     video,
     timeline=args.timeline,
@@ -263,21 +261,11 @@ def draw(
     figures.clip_figure(picture).save(path)
 
 
-class Pictures:
-  """Paths of pictures: DIR/NAME.png, numbered where clips share a name."""
-
-  def __init__(self, folder: pathlib.Path | None, wanted: bool):
-    self._folder = folder if wanted else None
-    self._taken: set[str] = set()
-
-  def path(self, clip: str) -> str | None:
-    """A free path for the picture of a clip; None without pictures."""
-    if self._folder is None:
-      return None
-    # As long as the names of files may be, with a number and a suffix.
-    stem = os.fsdecode(os.fsencode(pathlib.Path(clip).resolve().stem)[:240])
-    names = itertools.chain([stem], (f'{stem}_{i}' for i in itertools.count(2)))
-    paths = (str(self._folder / f'{name}.png') for name in names)
-    path = next(path for path in paths if path not in self._taken)
-    self._taken.add(path)
-    return path
+def _picture(folder: pathlib.Path, clip: str, taken: set[str]) -> str:
+  """DIR/NAME.png, numbered where clips share a name; adds it to `taken`."""
+  # As long as the names of files may be, with a number and a suffix.
+  stem = os.fsdecode(os.fsencode(pathlib.Path(clip).resolve().stem)[:240])
+  names = itertools.chain([stem], (f'{stem}_{i}' for i in itertools.count(2)))
+  name = next(name for name in names if name not in taken)
+  taken.add(name)
+  return str(folder / f'{name}.png')

@@ -15,7 +15,6 @@ from mira_jax.devices import memory, sharding
 from mira_jax.errors import data_error
 from mira_jax.evaluation.metrics import average_views
 from mira_jax.inference.scorer import Scorer, bucket_sizes
-from mira_jax.inference.step import make_eval_step
 from mira_jax.models.vivit import ViViT
 from mira_jax.param_names import HEAD
 from mira_jax.weights import int8
@@ -64,7 +63,8 @@ class Engine(Scorer):
     self.batch_size = -(-batch_size // parts) * parts
     self.buckets = bucket_sizes(parts, self.batch_size)
     self.rows = sharding.own_rows(self._mesh, self.batch_size)
-    self._score = make_eval_step(model, self._mesh)
+    whole = sharding.replicated(self._mesh)
+    self._score = jax.jit(self._apply_score, out_shardings=whole)
     self._record = jax.jit(self._apply_record)
     self.update(variables)
 
@@ -83,13 +83,12 @@ class Engine(Scorer):
 
   def logits(self, windows: np.ndarray) -> np.ndarray:
     """uint8 [B, T, S, S, 3] -> float32 [B, K]; features without a head."""
-    return self._in_batches(lambda x: self._outputs(x)['logits'], windows)
+    return self._in_batches(
+      lambda x: self._run_score({'video': x})['logits'], windows
+    )
 
   def _score_bucket(self, windows: np.ndarray) -> np.ndarray:
-    return self._outputs(windows)['probabilities']
-
-  def _outputs(self, windows: np.ndarray) -> dict[str, np.ndarray]:
-    return self._run_score({'video': windows})
+    return self._run_score({'video': windows})['probabilities']
 
   def _run_score(self, batch: Any) -> dict[str, np.ndarray]:
     return self._run(self._score, sharding.put_batch(batch, self._mesh))
@@ -111,6 +110,16 @@ class Engine(Scorer):
     """
     self._check(windows)
     return self._run(self._record, windows)
+
+  def _apply_score(self, variables: PyTree, batch: Mapping[str, jax.Array]):
+    """The fields of a batch but the video, logits and probabilities."""
+    rest = {name: x for name, x in batch.items() if name != 'video'}
+    with sharding.ambient(self._mesh):
+      logits: Any = self.model.apply(
+        int8.restore(variables), transforms.prepare(batch['video'])
+      )
+    scores = {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
+    return scores | rest
 
   def _apply_record(self, variables: PyTree, video: jax.Array):
     model = self.model.clone(attention=None)  # one that has maps

@@ -75,6 +75,9 @@ class Exported(scorer.Scorer):
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
         raise
       raise untrusted.bad_program(self._file, error) from error
+    shape = (len(windows), len(self.card['class_names']))
+    if (scores.shape, scores.dtype) != (shape, np.float32):
+      raise untrusted.bad_program(self._file, f'it gives {scores.shape}')
     if not np.isfinite(scores).all():
       hint = 'its probabilities are NaN or infinite; export the model again'
       raise checkpoint_error('not_finite', self._file, hint)
@@ -127,41 +130,12 @@ def load(
       f'read ({error})'
     )
     raise checkpoint_error('other_jax', folder / PROGRAM, hint) from error
+  untrusted.check(program, folder / PROGRAM)
   variables, _ = weights_file.load_weights(folder / weights_file.WEIGHTS)
   arrays = weights_file.flatten(variables)
-  untrusted.check(program, folder / PROGRAM)
-  _check_signature(program, arrays, card, folder / PROGRAM)
   return Exported(
     program, arrays, card, batch_size, folder=folder, seconds=seconds
   )
-
-
-def _check_signature(
-  program: jax_export.Exported,
-  arrays: Mapping[str, np.ndarray],
-  card: Card,
-  path: pathlib.Path,
-) -> None:
-  """That a program takes the weights and clips of its card, and scores them."""
-  size = card['model']['image_size']
-  video = (card['model']['frames'], size, size, 3)
-  leaves, tree = jax.tree.flatten(((dict(arrays), 0), {}))
-  found = [(x.shape, x.dtype) for x in program.in_avals[:-1]]
-  last = program.in_avals[-1] if program.in_avals else None
-  scores = jax.tree.structure({'logits': 0, 'probabilities': 0})
-  out = {(x.shape[1:], np.dtype(x.dtype).name) for x in program.out_avals}
-  fits = (
-    program.in_tree == tree
-    and found == [(x.shape, x.dtype) for x in leaves[:-1]]
-    and last is not None
-    and last.dtype == np.uint8
-    and last.shape[1:] == video
-    and program.out_tree == scores
-    and out == {((len(card['class_names']),), 'float32')}
-  )
-  if not fits:
-    hint = f'it does not take the weights and clips of {CARD}; export it again'
-    raise checkpoint_error('bad_program', path, hint)
 
 
 def verify(folder: Path, seconds: float | None = None) -> float:

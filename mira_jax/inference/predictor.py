@@ -24,17 +24,17 @@ Clip = Path | np.ndarray | footage.Video
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Records:
-  """What MiRA did to one window of a clip, as its picture shows it.
+  """What MiRA did to one window of a clip.
 
   `before` and `after` are attention marginals: the share of all attention that
-  each token receives, averaged over queries, heads and MiRA's blocks; each sums
-  to one. A plain ViT has neither `gain` nor `after`.
+  each token receives, averaged over queries, heads and MiRA's blocks. A plain
+  ViT has neither `gain` nor `after`.
 
   Attributes:
     window: uint8 [F, S, S, 3], the frames that the model saw.
     indices: int [F], their numbers in the clip.
-    number: of the window, from 0, of `windows` ones.
-    windows: how many windows the clip was cut into.
+    number: of the window, from 0.
+    windows: number of windows of the clip.
     gain: float32 [blocks, T], of every temporal token; or None.
     before: float32 [T, h, w], without MiRA.
     after: float32 [T, h, w], with MiRA; or None.
@@ -83,16 +83,10 @@ class Prediction:
 
 
 class Predictor:
-  """Classifies clips; see `load`.
+  """Classifies clips; made by `load`.
 
   The windows of a clip are a batch of their own, so that its result depends on
   no other clip, whatever `MiraConfig.statistics` is.
-
-  Args:
-    scorer: an engine or an export.
-    metadata: of the model.
-    views: windows per clip.
-    notes: what was assumed about the weights.
 
   Attributes:
     class_names: in the order of the model's outputs; () of a backbone, which
@@ -301,9 +295,9 @@ def load(
   known = infer_model.Overrides(**overrides)
   size = batch_size or views
   if exported.is_export(path):
-    if dtype or int8:
-      hint = 'an export is computed as it was exported; drop the flag'
-      raise MiraInputError('bad_flag', '--dtype, --int8', hint)
+    if dtype or int8 or known.key:
+      hint = 'an export is used as it was exported; drop the flag'
+      raise MiraInputError('bad_flag', '--dtype, --int8, --key', hint)
     program = exported.load(path, size, time_limit)
     infer_model.check_overrides(program.card, known, path)
     return Predictor(program, program.card, views=views)

@@ -79,7 +79,7 @@ def _foreign(program: export.Exported) -> set[str]:
   return found
 
 
-def bad_program(path: pathlib.Path, error: Exception) -> MiraInputError:
+def bad_program(path: pathlib.Path, error: object) -> MiraInputError:
   """The error of a program that cannot be run."""
   first = str(error).strip().partition('\n')[0][:200]
   hint = f'it cannot be run here ({first}); export the model again'

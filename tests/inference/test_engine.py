@@ -128,7 +128,7 @@ def test_a_card_that_says_too_little_is_named(weights_file, tmp_path):
   variables, card = load_weights(weights_file)
   params, state = variables['params'], variables['mira']
   for broken, named in (
-    ({**card, 'preprocessing': {'rate': 1}}, 'preprocessing.fit'),
+    ({**card, 'preprocessing': {'rate': 1}}, 'preprocessing: it lacks fit'),
     ({**card, 'class_names': ['one']}, '3 classes'),
   ):
     path = save_weights(tmp_path / 'w', params, state, broken)

@@ -419,7 +419,7 @@ def test_numbers_that_are_not_finite_are_an_error(capsys, copy):
 def test_a_program_with_other_outputs(copy, score):
   put_program(copy, score)
   with pytest.raises(MiraInputError, match='bad_program'):
-    exported.load(copy)
+    exported.load(copy).probabilities(clips(1))
 
 
 def test_a_module_that_is_not_stablehlo(copy):

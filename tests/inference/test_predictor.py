@@ -166,7 +166,7 @@ def test_one_prediction_whatever_the_weights_are(
   for ask in (exported.features, exported.records):
     with pytest.raises(MiraInputError, match='unsupported'):
       ask(clip)
-  for wrong in ({'dtype': 'bfloat16'}, {'heads': 3}):
+  for wrong in ({'dtype': 'bfloat16'}, {'heads': 3}, {'key': 'ema'}):
     with pytest.raises(MiraInputError, match='bad_flag'):
       mira_jax.load(tmp_path / 'export', **wrong)
 
