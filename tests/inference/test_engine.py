@@ -156,5 +156,5 @@ def test_engine_names_what_does_not_fit(weights_file, tmp_path):
   path = save_weights(tmp_path / 'w', params, mira, card)
   with pytest.raises(MiraInputError, match=r'mira.*block_1.*norm2/scale'):
     load.load_engine(path)
-  with pytest.raises(MiraInputError, match='bad_model'):
+  with pytest.raises(MiraInputError, match='bad_metadata'):
     build.build_model({'dtype': 'float32', 'width': 3})
