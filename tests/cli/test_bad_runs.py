@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from test_decode import make_video
 from test_runs import tiny, write
 
 import runs
@@ -37,6 +36,7 @@ from mira_jax.models import build
 from mira_jax.train import manifest, run_folder
 from mira_jax.video import decode
 from mira_jax.weights import weights_file
+from videos import make_video
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAMES = ('Happy', 'Sad', 'Fear')

@@ -19,7 +19,6 @@ import av
 import cv2
 import numpy as np
 import pytest
-from test_decode import make_video
 
 from mira_jax import figures, terminal
 from mira_jax.cli import main as cli
@@ -28,6 +27,7 @@ from mira_jax.mira import MiraConfig
 from mira_jax.synthetic import faces
 from mira_jax.video import decode, encode
 from small_models import NAMES, save_model
+from videos import make_video
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
 

@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-from test_decode import make_video
 
 import mira_jax
 import torch_files
@@ -18,6 +17,7 @@ from mira_jax.inference import load as loading
 from mira_jax.mira import MiraConfig
 from mira_jax.weights import convert, torch_names
 from small_models import NAMES, save_model
+from videos import make_video
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
 PRETRAIN = {

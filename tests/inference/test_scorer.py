@@ -9,7 +9,6 @@ import cv2
 import jax
 import numpy as np
 import pytest
-from test_decode import make_video
 
 from mira_jax.errors import MiraInputError
 from mira_jax.inference import engine, find_clips, load
@@ -17,6 +16,7 @@ from mira_jax.mira import MiraConfig
 from mira_jax.synthetic import faces
 from mira_jax.video import decode
 from small_models import save_model
+from videos import make_video
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
 

@@ -13,7 +13,6 @@ import sys
 import av
 import numpy as np
 import pytest
-from test_decode import make_video
 
 import miniatures
 import runs
@@ -24,6 +23,7 @@ from mira_jax.inference import scorer
 from mira_jax.prepare import prepare, store
 from mira_jax.prepare.resolve import Found
 from mira_jax.video import decode, encode, footage, images, timing
+from videos import make_video
 
 _MS = fractions.Fraction(1, 1000)
 # A second of 30 frames a second, then six of 5.

@@ -13,12 +13,12 @@ import av
 import cv2
 import numpy as np
 import pytest
-from test_decode import make_video
 
 from mira_jax.data import records
 from mira_jax.errors import MiraInputError
 from mira_jax.prepare import prepare
 from mira_jax.video import decode, geometry, images
+from videos import make_video
 
 _ONE = 1 << 16
 
