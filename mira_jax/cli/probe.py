@@ -69,12 +69,9 @@ def run(args: argparse.Namespace) -> int:
   names = tuple(data['class_names'].tolist())
   tests = feature_file.partition(data, args.protocol)
   fewest = min(int(train.sum()) for train, _ in tests.values())
-  clips = np.arange(len(data['label'])).astype(str)
-  groups = np.where(data['subject'] == '', 'clip ' + clips, data['subject'])
   method = _method(args, fewest, len(names))
-  result = probe.run(
-    method, data['features'], data['label'], groups, tests, len(names)
-  )
+  columns = (data['features'], data['label'], _groups(data))
+  result = probe.run(method, *columns, tests, len(names))
   folds = [
     results.Fold(name=name, matrix=matrix)
     for name, matrix in zip(result.folds, result.matrices, strict=True)
@@ -85,13 +82,10 @@ def run(args: argparse.Namespace) -> int:
     'chosen': dict(zip(result.folds, result.chosen, strict=True)),
     'about': feature_file.about(data),
   }
-  content = results.folds_dict(folds, names) | settings
-  content['sweep'] = {name: _scores(m) for name, m in _by_value(result.sweep)}
-  if args.method == 'linear':
-    content['balanced'] = args.balanced
-  sources = [args.features, *filter(None, [args.test])]
-  title = f'{args.method}, {args.protocol}: '
-  title += ' -> '.join(pathlib.Path(file).name for file in sources)
+  sweep = {name: _scores(matrix) for name, matrix in _by_value(result.sweep)}
+  content = results.folds_dict(folds, names) | settings | {'sweep': sweep}
+  content |= {'balanced': args.balanced} if args.method == 'linear' else {}
+  title = _title(args)
   if args.json:
     print(terminal.as_json(content, encoding=sys.stdout.encoding, indent=2))
   else:
@@ -109,6 +103,19 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:  # which prints one document and nothing else
       terminal.say(f'scores: {path}')
   return ExitCode.OK
+
+
+def _groups(data: feature_file.Features) -> np.ndarray:
+  """The subject of every clip; a group of its own where it is unknown."""
+  clips = np.arange(len(data['label'])).astype(str)
+  alone = np.char.add('clip ', clips)
+  return np.where(data['subject'] == '', alone, data['subject'])
+
+
+def _title(args: argparse.Namespace) -> str:
+  files = [args.features, *filter(None, [args.test])]
+  names = ' -> '.join(pathlib.Path(file).name for file in files)
+  return f'{args.method}, {args.protocol}: {names}'
 
 
 def _read(args: argparse.Namespace) -> feature_file.Features:

@@ -221,10 +221,8 @@ def test_folders_without_clips(copy, tmp_path):
   root = copy('crema_d')
   shutil.rmtree(root / 'VideoFlash')
   (root / 'VideoFlash').mkdir()
-  assert (
-    error_of(prepare_small, 'crema_d', root, tmp_path / 'out').code
-    == 'no_clips'
-  )
+  error = error_of(prepare_small, 'crema_d', root, tmp_path / 'out')
+  assert error.code == 'no_clips'
 
 
 def test_names_that_come_again_in_another_split(downloads):
