@@ -3,12 +3,12 @@
   python bench/inference.py [--sizes B,L] [--batches 1,8] [--out FILE.json]
 
 Every candidate has a process of its own, so that its peak memory is its own,
-and its threads nobody else's; the candidates of a row take turns, `--rounds`
+and its threads are its own; the candidates of a row take turns, `--rounds`
 times, and the best time of each is what the machine can do. Read the ratios.
 On a CPU, times are also given in units of the floor: the time of our model's
 products alone, at the rate of the fastest product that XLA or PyTorch makes on
 this machine.
-Peers: Hugging Face's VideoMAE (plain), and `interop/torch_mira.py`, which
+Peers: Hugging Face's VideoMAE (plain), and `parity/torch_mira.py`, which
 computes flashlite in scaled_dot_product_attention with one channel more and
 exact on the whole map, as the authors do; with --compiled also under
 torch.compile. Clips are 16 frames of 224 pixels, float32 unless --dtype, and
@@ -180,8 +180,8 @@ def peak(args: argparse.Namespace) -> float | None:
   rates = []
   for library in ('jax', 'torch'):
     command = [sys.executable, __file__, '--products', library]
-    told = subprocess.run(command, capture_output=True, text=True, check=True)
-    rates.append(float(told.stdout))
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rates.append(float(done.stdout))
   return max(rates)
 
 
@@ -210,9 +210,9 @@ def memory(kind: str) -> dict[str, float]:
   if kind == 'ours':
     import jax
 
-    told = jax.devices()[0].memory_stats() or {}
-    if 'peak_bytes_in_use' in told:
-      found['device_mb'] = told['peak_bytes_in_use'] / 1e6
+    stats = jax.devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in stats:
+      found['device_mb'] = stats['peak_bytes_in_use'] / 1e6
   else:
     import torch
 
@@ -225,10 +225,10 @@ class Candidate:
   """A process that calls a model when it is asked."""
 
   def __init__(self, case: tuple[str, str, int], kind: str, options: dict):
-    told = json.dumps([*case, kind, options])
+    served = json.dumps([*case, kind, options])
     environment = os.environ | {'PYTHONPATH': str(ROOT)}
     self.process = subprocess.Popen(
-      [sys.executable, __file__, '--serve', told],
+      [sys.executable, __file__, '--serve', served],
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       stderr=subprocess.DEVNULL,
@@ -246,9 +246,9 @@ class Candidate:
   def call(self) -> None:
     self.process.stdin.write('\n')
     self.process.stdin.flush()
-    told = json.loads(self.process.stdout.readline())
-    self.times.append(told.pop('seconds'))
-    self.peak = told
+    answer = json.loads(self.process.stdout.readline())
+    self.times.append(answer.pop('seconds'))
+    self.peak = answer
 
   def end(self) -> None:
     self.process.stdin.close()

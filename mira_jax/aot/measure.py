@@ -64,18 +64,20 @@ def measure(cfg: config.Config, target: Target) -> Report:
   }
   if compiled is None:
     return report
-  text = compiled.as_text()
+  return report | _movement(compiled.as_text(), chip, report['flops'], share)
+
+
+def _movement(
+  text: str, chip: chips.Chip, flops: Report, share: float
+) -> Report:
+  """What a program moves, and the time estimated from it."""
   found, traffic = hlo.collectives(text), hlo.traffic(text)
-  return report | {
+  return {
     'kernels': len(re.findall(r'"(?:tpu_custom_call|mosaic_gpu\w*)"', text)),
     'traffic': traffic,
     'collectives': [x._asdict() for x in found if x.group > 1],
     'estimate': chips.estimate(
-      chip,
-      flops=report['flops'],
-      traffic=traffic,
-      collectives=found,
-      share=share,
+      chip, flops=flops, traffic=traffic, collectives=found, share=share
     ),
   }
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument(
     '--clip',
     metavar='CLIP',
-    help='a video or a folder of frames (default: a drawn face)',
+    help='a video or a folder of frames (default: a synthetic face)',
   )
   parser.add_argument(
     '--module',

@@ -32,7 +32,7 @@ Array = jax.Array
 
 
 class Attended(NamedTuple):
-  """The output of attention and all that a person may want to see of it."""
+  """The output of attention and what pictures of it show."""
 
   output: Array  # [B, L, H, D]
   before: Array | None  # [B, H, L, L] attention without MiRA; reference only

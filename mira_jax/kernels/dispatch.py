@@ -1,8 +1,8 @@
 """Which implementation of attention runs, and why.
 
 An implementation is three operations; `choose` picks one for what is asked and
-the device it will run on, and `refusal` says why one cannot serve. Kernels are
-imported when they are first needed.
+the device it will run on, and `refusal` returns why one cannot serve. Kernels
+are imported when they are first needed.
 """
 
 from __future__ import annotations

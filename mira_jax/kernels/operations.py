@@ -16,8 +16,8 @@ from jax.ad_checkpoint import checkpoint_name
 
 Array = jax.Array
 
-# What a kernel says of its FLOPs where Pallas has no cost estimate to give: by
-# this name in `jax.experimental.xla_metadata`.
+# The name of a kernel's FLOPs in `jax.experimental.xla_metadata`, where Pallas
+# takes no cost estimate.
 FLOPS = 'flops'
 
 # Names of what the backward passes of `streaming` and `vjp` need of the map:

@@ -92,22 +92,21 @@ def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
     if attended.before is not None:
       yield prefix + 'attn_before_head0', attended.before[:, 0]
       yield prefix + 'attn_after_head0', attended.after[:, 0]
-    frames = _reported_statistics(attended.frames, config, params, x, case)
-    concentration = frames.concentration
-    if concentration is None:  # 1 / (0 + 1e-6) in the reference
-      concentration = jnp.full_like(frames.confidence, 1e6)
-    for name, array in zip(
-      ('c', 'H', 'f', 'pi', 'alpha'),
-      (
-        frames.confidence,
-        concentration,
-        frames.score,
-        frames.prior,
-        attended.frames.gain,
-      ),
-      strict=True,
-    ):
+    for name, array in _statistics(attended, config, params, x, case):
       yield f'{prefix}stat/{name}', array
+
+
+def _statistics(attended, config, params, x, case) -> Iterator:
+  """Names of the reference -> what MiRA computed of each frame."""
+  frames = _reported_statistics(attended.frames, config, params, x, case)
+  concentration = frames.concentration
+  if concentration is None:  # 1 / (0 + 1e-6) in the reference
+    concentration = jnp.full_like(frames.confidence, 1e6)
+  yield 'c', frames.confidence
+  yield 'H', concentration
+  yield 'f', frames.score
+  yield 'pi', frames.prior
+  yield 'alpha', attended.frames.gain
 
 
 def _reported_statistics(frames, config, params, x, case):

@@ -154,6 +154,7 @@ def key_gradient(
   shape = tiles.rows, tiles.columns
   v, g = ([x] for x in values) if values else ([], [])
 
+  # One kernel: what follows is traced together, in this order.
   def consume(context: Context):
     (group,) = context.groups
     key, *value = context.own[: 1 + len(v)]

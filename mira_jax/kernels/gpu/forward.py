@@ -49,6 +49,7 @@ def forward(
   wanted = slice(0 if plain else 1, None if v is not None else 0)
   take_turns = v is not None and tiles.warpgroups == 2
 
+  # One kernel: what follows is traced together, in this order.
   def consume(context: Context):
     (query,), (group, *values) = context.own, context.groups
     turns = _Turns(context, take_turns)

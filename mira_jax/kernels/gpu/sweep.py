@@ -121,6 +121,7 @@ def sweep(
   stream = [[_whole(x, tiles.columns) for x in group] for group in stream]
   leaves, structure = jax.tree.flatten((own, list(per_head), stream))
 
+  # One kernel: what follows is traced together, in this order.
   def kernel(*refs):
     inputs, targets = refs[: len(leaves)], refs[len(leaves) :][: len(out)]
     sources, vectors, streams = jax.tree.unflatten(structure, inputs)
