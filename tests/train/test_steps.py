@@ -24,7 +24,7 @@ from mira_jax.train import step as steps
 
 KEY = jax.random.key(0)
 MODEL = ModelConfig(
-  dim=16, depth=2, heads=2, num_classes=3, frames=4, image_size=16, patch=8,
+  dim=16, depth=1, heads=2, num_classes=3, frames=4, image_size=16, patch=8,
   head_scale=1.0, mira=MiraConfig(),
 )  # fmt: skip
 
@@ -84,7 +84,7 @@ def test_it_learns_and_is_traced_once():
     return Augment(shift=1, brightness=0.1, contrast=0.1)(key, video)
 
   ema = dataclasses.replace(
-    MODEL, depth=1, mira=MiraConfig(statistics='batch_ema'), drop_path=0.1
+    MODEL, mira=MiraConfig(statistics='batch_ema'), drop_path=0.1
   )
   flax = build.build_model(dataclasses.asdict(ema))
   objective = objectives.classification(flax, augmentation)
