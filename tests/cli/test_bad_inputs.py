@@ -18,7 +18,6 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
-from test_cli import save_model
 
 import miniatures
 from mira_jax.cli import main as cli
@@ -27,6 +26,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.prepare import cells, prepare, tables
 from mira_jax.video import container, decode, footage
+from small_models import save_model
 from videos import make_sound, make_video
 
 _LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pathlib
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mira_jax import config
 from mira_jax.cli import main as cli
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode
 from mira_jax.mira import MiraConfig
-from mira_jax.models import build
 from mira_jax.synthetic import faces
-from mira_jax.weights import weights_file
+from small_models import NAMES, save_model
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
-NAMES = list(faces.CLASS_NAMES)
-
-
-def save_model(path: pathlib.Path, mira: MiraConfig | None) -> pathlib.Path:
-  """An untrained model in a weights file, as a finished run leaves one."""
-  fields = dataclasses.asdict(
-    config.ModelConfig(
-      dim=16, depth=2, heads=2, num_classes=7, image_size=32, patch=8, mira=mira
-    )
-  )
-  model = build.build_model(fields)
-  variables = model.init(jax.random.key(0), jnp.zeros((1, 16, 32, 32, 3)))
-  card = {
-    'model': fields,
-    'class_names': NAMES,
-    'preprocessing': {'rate': 2, 'fit': 'crop'},
-  }
-  return weights_file.save_weights(
-    path, variables['params'], variables.get('mira', {}), card
-  )
 
 
 @pytest.fixture(scope='module')
