@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_runs import command, pretraining, tiny
+from test_runs import pretraining, tiny
 
 import miniatures
+from mira_jax.cli import main as cli
 from mira_jax.data import dataset
 from mira_jax.evaluation import results
 from mira_jax.prepare import prepare
@@ -59,13 +60,12 @@ def test_voxceleb2_is_pretrained_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_commands_do_it_too(tmp_path):
+def test_the_commands_do_it_too(capsys, tmp_path):
   path = _prepared('dfew', tmp_path)
   cfg = tiny(path, data={'protocol': 'folds', 'fold': 2})
   cfg.train.epochs = 1
   loop.train(cfg, tmp_path / 'run')
-  done = command('eval.py', f'--workdir={tmp_path}/run')
-  assert done.returncode == 0, done.stderr
-  assert 'dataset dfew ' in done.stdout
+  assert cli.main(['eval', f'--workdir={tmp_path}/run']) == 0
+  assert 'dataset dfew ' in capsys.readouterr().out
   scores = json.loads(next((tmp_path / 'run').rglob('scores.json')).read_text())
   assert scores['scores']['clips'] == 3
