@@ -25,6 +25,7 @@ from mira_jax.errors import MiraInputError, nearest, short
 MAX_BYTES = 256 << 20  # of a table, packed and unpacked
 MAX_ROWS = 2_000_000
 MAX_CELLS = 20_000_000  # empty ones between others included
+_MAX_LINE = 1 << 20  # characters of a text file
 EXCEL = (b'PK', b'\xd0\xcf\x11\xe0')  # first bytes of .xlsx and .xls
 
 DELIMITERS = {
@@ -238,12 +239,18 @@ def _not_decoded(
 def _csv(
   content: str, delimiter: str, path: str | os.PathLike[str]
 ) -> Iterator[tuple[int, list[str]]]:
-  lines = io.StringIO(content, newline='')
   spaces: dict[str, Any] = {'skipinitialspace': delimiter == ' '}
-  reader = csv.reader(lines, delimiter=delimiter, **spaces)
+  reader = csv.reader(_lines(content, path), delimiter=delimiter, **spaces)
   try:
     for row in reader:
       # Excel writes ="007" to keep a text from changing.
       yield reader.line_num, [re.sub('^="(.*)"$', r'\1', c) for c in row]
   except csv.Error as error:
     raise bad_table(path, f'not a CSV file: {error}') from error
+
+
+def _lines(content: str, path: str | os.PathLike[str]) -> Iterator[str]:
+  for line in io.StringIO(content, newline=''):
+    if len(line) > _MAX_LINE:
+      raise bad_table(path, f'a line has more than {_MAX_LINE} characters')
+    yield line

@@ -16,7 +16,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import IO, Any
 
 import openpyxl
 import xlrd
@@ -25,6 +25,9 @@ from mira_jax.errors import MiraInputError
 from mira_jax.prepare import cells
 from mira_jax.prepare.cells import EXCEL, Grid, Odd, bad_table
 
+_XML = re.compile(rb'\s*<|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\0')
+_ITEM = re.compile(rb'<(?:\w+:)?(?:row|si)\b')
+_LONGEST = 4 << 20  # bytes of a row, or of a shared string
 _MOST_XLS = 32 << 20  # bytes; a sheet has at most 65,536 rows
 _EXACT = 10**15  # Excel keeps 15 digits of a number
 
@@ -45,15 +48,32 @@ def _xlsx(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   with zipfile.ZipFile(io.BytesIO(data)) as parts:
     names = parts.namelist()
     size = sum(part.file_size for part in parts.infolist())
-  if size > cells.MAX_BYTES:
-    raise bad_table(path, f'it unpacks to {size >> 20} MiB')
-  if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
-    raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')
+    if size > cells.MAX_BYTES:
+      raise bad_table(path, f'it unpacks to {size >> 20} MiB')
+    if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
+      raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')
+    for name in names:
+      with parts.open(name) as part:
+        _check_part(part, name, path)
   return [
     _grid(sheet.title, path, _xlsx_rows, sheet, data)
     for sheet in _book(data).worksheets
     if sheet.sheet_state == 'visible'
   ]
+
+
+def _check_part(
+  part: IO[bytes], name: str, path: str | os.PathLike[str]
+) -> None:
+  """Refuses XML that openpyxl would parse for minutes, or hold at once."""
+  count = since = 0
+  while (chunk := part.read(1 << 20)) and (count or since or _XML.match(chunk)):
+    starts = [item.start() for item in _ITEM.finditer(chunk)]
+    count += len(starts)
+    since = len(chunk) - starts[-1] if starts else since + len(chunk)
+    if count > cells.MAX_ROWS or since > _LONGEST:
+      hint = f'{name[:80]} has over {cells.MAX_ROWS} rows, or one of over '
+      raise bad_table(path, f'{hint}{_LONGEST >> 20} MiB: save it as CSV')
 
 
 def _grid(
@@ -110,6 +130,7 @@ def _xls(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   if len(data) > _MOST_XLS:
     hint = f'it has over {_MOST_XLS >> 20} MiB: save it as .xlsx'
     raise bad_table(path, hint)
+  _refuse_rings(data, path)
   book = xlrd.open_workbook(
     file_contents=data,
     ragged_rows=True,
@@ -121,6 +142,17 @@ def _xls(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
     for sheet in book.sheets()
     if sheet.visibility == 0
   ]
+
+
+def _refuse_rings(data: bytes, path: str | os.PathLike[str]) -> None:
+  """Refuses a file whose short sectors xlrd would follow for ever."""
+  parts = xlrd.compdoc.CompDoc(data, logfile=io.StringIO())
+  for entry in parts.dirlist:
+    sector, steps = entry.first_SID, 0
+    while 0 <= sector < len(parts.SSAT):
+      sector, steps = parts.SSAT[sector], steps + 1
+      if steps > len(parts.SSAT):
+        raise bad_table(path, 'no readable Excel file: its sectors form a ring')
 
 
 def _xls_rows(book: Any, sheet: Any) -> Iterator[tuple[int, list[str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import pathlib
+import struct
 import zipfile
 
 import openpyxl
@@ -108,6 +109,31 @@ def test_one_cell_far_out_takes_no_time(book):
   listing = book({'a': ROWS}, far)
   assert _labels(listing) == ['a', 'b']
   assert listing.dropped == {'no label': 1}
+
+
+def test_a_row_that_would_fill_the_memory(book, tmp_path):
+  book({'a': ROWS})
+  with (
+    zipfile.ZipFile(tmp_path / 't.xlsx') as made,
+    zipfile.ZipFile(tmp_path / 'b.xlsx', 'w', zipfile.ZIP_DEFLATED) as bomb,
+  ):
+    for name in made.namelist():
+      data = made.read(name)
+      if name.endswith('sheet1.xml'):
+        data = data.replace(b'</row>', b'<c/>' * (2 << 20) + b'</row>', 1)
+      bomb.writestr(name, data)
+    bomb.writestr('xl/media/image1.png', b'\x89PNG' + bytes(6 << 20))
+  with pytest.raises(MiraInputError, match=r'bad_table.*sheet1.*over 4 MiB'):
+    tables.read_table(tmp_path / 'b.xlsx')
+
+
+def test_a_ring_of_sectors_ends(tmp_path):
+  data = bytearray((STORED / 'clips.xls').read_bytes())
+  sector = struct.unpack_from('<i', data, 60)[0]  # the table of short sectors
+  struct.pack_into('<128i', data, 512 + 512 * sector, *[1, 0] * 64)
+  (tmp_path / 't.xls').write_bytes(data)
+  with pytest.raises(MiraInputError, match=r'bad_table.*form a ring'):
+    tables.read_table(tmp_path / 't.xls')
 
 
 def test_other_spreadsheets_are_said_to_be_others(tmp_path):

@@ -258,6 +258,10 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
   path.write_text(HEAD + '1,a\n' * 60)
   with pytest.raises(MiraInputError, match=r'bad_table.*100 cells'):
     tables.read_table(path)
+  monkeypatch.setattr(cells, 'MAX_BYTES', 4 << 20)
+  path.write_text(HEAD + ',' * (2 << 20))
+  with pytest.raises(MiraInputError, match=r'bad_table.*a line has more than'):
+    tables.read_table(path)
 
 
 # The command.
