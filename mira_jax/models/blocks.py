@@ -7,8 +7,6 @@ width, H heads, D channels per head.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
 import einops
 import jax
@@ -19,47 +17,11 @@ from mira_jax.devices.partition import split_clips
 from mira_jax.kernels.attention import Attended
 from mira_jax.mira import key_marginal
 from mira_jax.models import variants
-from mira_jax.models.layers import Mlp, default_init, layer_norm, mlp_width
-from mira_jax.models.options import BlockOptions
+from mira_jax.models.layers import Mlp, layer_norm, mlp_width
+from mira_jax.models.spec import BlockSpec
 
 Array = jax.Array
 Record = dict[str, Array]
-# Not frozen, as the options of a configuration are not; never changed.
-_spec = dataclasses.dataclass(kw_only=True, unsafe_hash=True)
-
-
-@_spec
-class BlockSpec(BlockOptions):
-  """Everything that a block reads, in one field of every module.
-
-  Attributes:
-    num_frames: T.
-    num_prefix: leading tokens of no frame (a class token).
-    train: whether a training step is running.
-    drop_paths: whether to draw which clips lose a branch (rng 'dropout').
-    record: whether to return the arrays of `block_record`.
-    kernel_init: of all kernels.
-  """
-
-  num_frames: int
-  num_prefix: int = 0
-  train: bool = False
-  drop_paths: bool = False
-  record: bool = False
-  kernel_init: Callable[..., Array] = default_init
-
-  @property
-  def implementation(self) -> str | None:
-    """Of attention: one that returns maps if they are recorded."""
-    return self.attention or ('reference' if self.record else None)
-
-
-def spec_of(options: BlockOptions, **own: Any) -> BlockSpec:
-  """The spec of a model's blocks; `own` are the fields of a block alone."""
-  names = (field.name for field in dataclasses.fields(BlockOptions))
-  fields: dict[str, Any] = {name: getattr(options, name) for name in names}
-  fields['dtype'] = jnp.dtype(options.dtype)
-  return BlockSpec(**(fields | own))
 
 
 class Attention(nn.Module):

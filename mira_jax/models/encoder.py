@@ -12,8 +12,9 @@ import numpy as np
 from flax import linen as nn
 
 from mira_jax.kernels.operations import REMAT
-from mira_jax.models.blocks import BLOCKS, BlockSpec, Record
+from mira_jax.models.blocks import BLOCKS, Record
 from mira_jax.models.options import EncoderOptions
+from mira_jax.models.spec import BlockSpec
 
 Array = jax.Array
 Records = list[Record]

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from mira_jax.models.blocks import BLOCKS, BlockSpec, Record, spec_of
+from mira_jax.models.blocks import BLOCKS, Record
 from mira_jax.models.encoder import Encoder, encoder_of
 from mira_jax.models.layers import (
   TubeletEmbed,
@@ -25,6 +25,7 @@ from mira_jax.models.layers import (
   tubelets,
 )
 from mira_jax.models.options import DecoderOptions, EncoderOptions
+from mira_jax.models.spec import BlockSpec, spec_of
 
 Array = jax.Array
 

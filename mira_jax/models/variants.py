@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import einops
 import jax
@@ -25,9 +24,7 @@ from mira_jax.kernels.attention import (
   mira_attention,
 )
 from mira_jax.mira import FrameGain, frame_gain
-
-if TYPE_CHECKING:
-  from mira_jax.models.blocks import BlockSpec
+from mira_jax.models.spec import BlockSpec
 
 Array = jax.Array
 Attend = Callable[['BlockSpec', Array, Array, Array, Array | None], Attended]

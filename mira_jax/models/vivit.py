@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from mira_jax.models.blocks import BlockSpec, Record, spec_of
+from mira_jax.models.blocks import Record
 from mira_jax.models.encoder import clip_record, encoder_of
 from mira_jax.models.layers import (
   Grid,
@@ -26,6 +26,7 @@ from mira_jax.models.layers import (
   token_grid,
 )
 from mira_jax.models.options import CHOICES, ModelOptions, contradiction
+from mira_jax.models.spec import BlockSpec, spec_of
 
 Array = jax.Array
 

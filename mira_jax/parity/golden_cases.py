@@ -15,8 +15,9 @@ import numpy as np
 from mira_jax.augment.transforms import MEAN, STD
 from mira_jax.mira import MiraConfig, frame_gain, key_energy
 from mira_jax.models import mae
-from mira_jax.models.blocks import Attention, BlockSpec
+from mira_jax.models.blocks import Attention
 from mira_jax.models.layers import sinusoid
+from mira_jax.models.spec import BlockSpec
 from mira_jax.models.vivit import ViViT
 from mira_jax.weights import torch_names
 

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mira_jax.models.blocks import BLOCKS, BlockSpec
+from mira_jax.models.blocks import BLOCKS
+from mira_jax.models.spec import BlockSpec
 from mira_jax.models.vivit import ViViT
 from mira_jax.weights import torch_names
 from mira_jax.weights.weights_file import flatten, restack, unflatten

@@ -14,8 +14,9 @@ from flax import linen as nn
 from mira_jax.inference import predictor
 from mira_jax.mira import MiraConfig
 from mira_jax.models import variants
-from mira_jax.models.blocks import BLOCKS, Block, BlockSpec
+from mira_jax.models.blocks import BLOCKS, Block
 from mira_jax.models.options import VARIANTS
+from mira_jax.models.spec import BlockSpec
 from mira_jax.models.vivit import SIZES, TEMPORAL_DEPTH, ViViT
 from oracle import formula_video
 from small_models import save_model

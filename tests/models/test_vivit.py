@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from mira_jax.mira import MiraConfig
-from mira_jax.models.blocks import Block, BlockSpec
+from mira_jax.models.blocks import Block
 from mira_jax.models.encoder import Encoder
 from mira_jax.models.layers import resize_positions, sinusoid
+from mira_jax.models.spec import BlockSpec
 from mira_jax.models.vivit import SIZES, ViViT
 from oracle import formula_video
 from tiny_models import by_formula, count, shapes_of, stacked, train_step
