@@ -8,6 +8,7 @@ Split, encrypted and other archives are left to 7-Zip.
 from __future__ import annotations
 
 import contextlib
+import errno
 import lzma
 import os
 import pathlib
@@ -26,10 +27,16 @@ MAX_MEMBERS = 3_000_000
 MAX_RATIO = 200  # deflate reaches 1032 on zeros; video and images stay near 1
 RATIO_FLOOR = 1 << 20  # smaller contents are harmless at any ratio
 MAX_HEADER = 1 << 20  # of a tar's member; tarfile holds it in memory
-PIECE = re.compile(r'.+(\.\w+\.(\d{3}|[a-z]{2})|\.z\d\d|_part[a-z]{2})', re.I)
+PIECE = re.compile(  # x.zip.001, x.tar.gz.aa, x.z01, x_partaa, but not x.tar.gz
+  r'.+(\.\w+\.\d{3}|\.(zip|7z|tar|[tgx][gx]?z)\.(?!gz|xz)[a-z]{2}'
+  r'|\.z\d\d|_part[a-z]{2})',
+  re.I,
+)
 _OUTSIDE = re.compile(r'/|[A-Za-z]:|.*[\\\0]|(.*/)?\.\.(/|$)', re.DOTALL)
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
-_DAMAGE += (EOFError, ValueError, RuntimeError)
+_DAMAGE += (EOFError, ValueError, RuntimeError, OverflowError)
+# Of names that are too long, or a file and a folder at once.
+_PLACES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST)
 _Archive = zipfile.ZipFile | tarfile.TarFile
 _Info = Any  # of a member: a ZipInfo or a TarInfo
 
@@ -166,8 +173,9 @@ def _errors(path: pathlib.Path) -> Iterator[None]:
     hint = f'{error}; name the encoding, such as --encoding=gb18030'
     raise data_error('bad_encoding', path, hint) from error
   except (*_DAMAGE, OSError) as error:
-    if isinstance(error, OSError) and error.errno is not None:
+    number = error.errno if isinstance(error, OSError) else None
+    if number is not None and number not in _PLACES:
       raise  # the disk's fault, not the archive's
-    text = str(error).split('\n')[-1] or 'it ends too early'
+    text = str(error).split('\n')[-1][:200] or 'it ends too early'
     hint = '; where it is not damaged, unpack it with 7-Zip: docs/datasets.md'
     raise data_error('bad_archive', path, text + hint) from error

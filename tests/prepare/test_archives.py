@@ -202,6 +202,20 @@ def test_a_wrong_checksum(tmp_path, out, method):
   assert 'happy/1.mp4' in _refused(path, out, 'bad_archive')
 
 
+@pytest.mark.parametrize('names', [('x', 'x/y'), ('y' * 300,)])
+def test_names_that_no_disk_can_have(tmp_path, out, names):
+  path = _zip(tmp_path / 'a.zip', dict.fromkeys(names, b''))
+  assert _refused(path, out, 'bad_archive')
+
+
+def test_a_length_of_more_digits_than_any(tmp_path, out):
+  extended = tarfile.TarInfo('x')
+  extended.type, extended.size = tarfile.XHDTYPE, 512
+  records = b'99999999999999999999 a=b\n'.ljust(512, b'\0')
+  (tmp_path / 'a.tar').write_bytes(extended.tobuf() + records + bytes(1024))
+  assert _refused(tmp_path / 'a.tar', out, 'bad_archive')
+
+
 def test_a_damaged_tar_is_no_short_one(tmp_path, out):
   path = _tar(tmp_path / 'a.tar')
   data = bytearray(path.read_bytes())
@@ -238,8 +252,21 @@ def test_other_files(tmp_path, out, name, data):
   assert '7-Zip' in _refused(tmp_path / name, out, 'bad_archive')
 
 
+@pytest.mark.parametrize('name', ['a.tar.gz', 'a.b.tar.xz', 'a.tgz', 'a.v1.gz'])
+def test_usual_names_are_no_pieces(tmp_path, out, name):
+  assert archives.unpack(_tar(tmp_path / name, mode='w:gz'), out) == (3, 0)
+
+
 @pytest.mark.parametrize(
-  'name', ['a.zip.001', 'a.7z.002', 'a.zip.ab', 'vox2_dev_mp4_partaa', 'a.z01']
+  'name',
+  [
+    'a.zip.001',
+    'a.7z.002',
+    'a.zip.ab',
+    'a.tar.gz.aa',
+    'vox2_dev_mp4_partaa',
+    'a.z01',
+  ],
 )
 def test_pieces_are_left_to_7_zip(tmp_path, out, name):
   path = _zip(tmp_path / name)
