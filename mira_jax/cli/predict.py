@@ -141,13 +141,15 @@ def run(args: argparse.Namespace) -> int:
           if isinstance(video, Exception):
             raise video
           picture = out and _picture(out, clip, taken)
-          _predict(args, model, clip, video, picture, shown)
+          result = _predict(args, model, clip, video, picture)
       except MiraInputError as error:
         # The other clips would fail the same way.
         batch = error.code == 'out_of_memory' and error.path != clip
         if batch or error.code == 'no_camera':
           raise
         shown.fail(clip, error)
+      else:  # a reader that is gone, such as `| head`, is no clip's fault
+        shown.add(clip, result, picture)
     for failure in found.failures:
       error = MiraInputError(failure.code, failure.path, failure.hint)
       shown.fail(failure.path, error)
@@ -221,9 +223,8 @@ def _predict(
   clip: str,
   video: footage.Video,
   picture: str | None,
-  shown: printer.Printer,
-) -> None:
-  """Prints a prediction, and draws its picture."""
+) -> predictor.Prediction:
+  """Classifies a clip, and draws its picture."""
   found = model.predict(
     video,
     timeline=args.timeline,
@@ -233,7 +234,7 @@ def _predict(
   )
   if picture:
     draw(picture, found, model.class_names, pathlib.Path(clip).name)
-  shown.add(clip, found, picture)
+  return found
 
 
 def draw(

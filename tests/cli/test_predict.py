@@ -22,6 +22,7 @@ import pytest
 
 from mira_jax import figures, terminal
 from mira_jax.cli import main as cli
+from mira_jax.cli import printer
 from mira_jax.errors import ExitCode, plain
 from mira_jax.mira import MiraConfig
 from mira_jax.synthetic import faces
@@ -187,6 +188,17 @@ def test_the_other_clips_go_on(
   assert 'z.mp4' in text.replace('\n', '')
   if form == 'json':
     assert [row.get('error') for row in json.loads(text)] == [code, None]
+
+
+def test_a_reader_that_is_gone_ends_the_command(
+  capsys, tree, model, monkeypatch
+):
+  def gone(*_):
+    raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
+
+  monkeypatch.setattr(printer.Printer, 'add', gone)
+  _, err = predict(capsys, tree, f'--weights={model}', fails=True)
+  assert err == 'mira: [Errno 32] Broken pipe\n'
 
 
 @pytest.mark.parametrize('form', ['table', 'json'])
