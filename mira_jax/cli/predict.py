@@ -27,12 +27,14 @@ import traceback
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from mira_jax import figures, files, terminal
 from mira_jax.cli import printer, weight_flags
 from mira_jax.cli.arguments import above_zero, at_least
 from mira_jax.data import trees
 from mira_jax.devices import memory, platform
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
 from mira_jax.inference import engine, find_clips, predictor, untrusted, webcam
 from mira_jax.video import footage
 
@@ -232,6 +234,11 @@ def _predict(
     fps=args.fps,
     records=picture is not None and not args.timeline,
   )
+  if not np.isfinite(found.mean).all():
+    hint = (
+      'the model gives NaN or infinity; its weights or fields are too large'
+    )
+    raise checkpoint_error('not_finite', clip, hint)
   if picture:
     draw(picture, found, model.class_names, pathlib.Path(clip).name)
   return found

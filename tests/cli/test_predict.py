@@ -17,6 +17,7 @@ import time
 
 import av
 import cv2
+import jax
 import numpy as np
 import pytest
 
@@ -27,6 +28,7 @@ from mira_jax.errors import ExitCode, plain
 from mira_jax.mira import MiraConfig
 from mira_jax.synthetic import faces
 from mira_jax.video import decode, encode
+from mira_jax.weights import weights_file
 from small_models import NAMES, save_model
 from videos import make_video
 
@@ -188,6 +190,21 @@ def test_the_other_clips_go_on(
   assert 'z.mp4' in text.replace('\n', '')
   if form == 'json':
     assert [row.get('error') for row in json.loads(text)] == [code, None]
+
+
+def test_finite_weights_may_give_numbers_that_are_not(
+  capsys, tree, model, tmp_path
+):
+  variables, metadata = weights_file.load_weights(model)
+  large = jax.tree.map(lambda x: x * 1e38, variables['params'])
+  path = weights_file.save_weights(
+    tmp_path / 'w.safetensors', large, variables.get('mira', {}), metadata
+  )
+  text, err = predict(
+    capsys, tree / 'a.mp4', f'--weights={path}', '--format=json', fails=True
+  )
+  assert [row['error'] for row in json.loads(text)] == ['not_finite']
+  assert err.startswith(f'mira: not_finite: {tree / "a.mp4"}: ')
 
 
 def test_a_reader_that_is_gone_ends_the_command(
