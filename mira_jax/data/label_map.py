@@ -42,16 +42,18 @@ def read_table(path: str | os.PathLike[str]) -> dict[tuple[str, str], str]:
   Raises:
     MiraInputError: no such file, or a column is missing ('bad_table').
   """
+  # Reading a FIFO would wait, and a device would fill the memory.
+  if os.path.exists(path) and not os.path.isfile(path):
+    hint = 'it is a folder, a pipe or a device; give the file of a table'
+    raise MiraInputError('not_regular_file', path, hint)
   try:
-    text = pathlib.Path(path).read_text('utf-8-sig')
+    lines = pathlib.Path(path).read_text('utf-8-sig').splitlines()
+    rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
   except FileNotFoundError:
     raise MiraInputError('not_found', path, 'no such table') from None
-  except (OSError, ValueError) as error:
-    hint = f'it cannot be read as UTF-8 ({error})'
+  except (OSError, ValueError, csv.Error) as error:
+    hint = f'it cannot be read as CSV in UTF-8 ({error})'
     raise MiraInputError('bad_table', path, hint) from error
-  rows = [
-    [cell.strip() for cell in row] for row in csv.reader(text.splitlines())
-  ]
   names = [name.lower() for name in rows[0]] if rows else []
   missing = [name for name in COLUMNS if name not in names]
   if missing:

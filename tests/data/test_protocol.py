@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import hypothesis
 import numpy as np
 import pytest
@@ -218,7 +220,11 @@ def test_few_labels_keep_every_class(film):
 
 
 @pytest.mark.parametrize(
-  ('text', 'says'), [('dataset,class\na,b\n', 'no column for common')]
+  ('text', 'says'),
+  [
+    ('dataset,class\na,b\n', 'no column for common'),
+    ('dataset,class,common\na,b,' + 'c' * 200_000, 'read as CSV'),
+  ],
 )
 def test_a_table_of_other_columns_is_refused(tmp_path, text, says):
   path = tmp_path / 'table.csv'
@@ -227,6 +233,9 @@ def test_a_table_of_other_columns_is_refused(tmp_path, text, says):
     label_map.read_table(path)
   with pytest.raises(MiraInputError, match='not_found'):
     label_map.read_table(tmp_path / 'absent.csv')
+  os.mkfifo(tmp_path / 'pipe')
+  with pytest.raises(MiraInputError, match='not_regular_file'):
+    label_map.read_table(tmp_path / 'pipe')
 
 
 def test_a_pool_reads_the_clip_that_it_names(film, lab):
