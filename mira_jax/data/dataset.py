@@ -67,7 +67,10 @@ class PreparedDataset:
       arrays = {name: np.array(x) for name, x in columns.items()}
       index = ClipIndex(**arrays)
       index.check(count)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (
+      *(OSError, ValueError, RecursionError),
+      *(KeyError, TypeError, AttributeError),
+    ) as error:
       hint = f'it cannot be read, prepare the dataset again ({error})'
       raise data_error('damaged', path, hint) from error
     return index

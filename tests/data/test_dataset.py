@@ -238,6 +238,8 @@ def test_the_index_says_what_the_records_say(tmp_path):
     assert _rows(index) == _facts(_clips(count))
     assert index.label.dtype == index.fold.dtype == np.int64
   assert _code(made.index, 'val')[0] == 'no_split'
+  (folder / dataset.INDEX).write_text('[' * 100_000)
+  assert _code(made.index, 'test') == ('damaged', ExitCode.DATA)
   (folder / dataset.INDEX).unlink()
   assert _code(made.index, 'test') == ('damaged', ExitCode.DATA)
 
