@@ -15,6 +15,8 @@ import pathlib
 import tempfile
 import time
 import uuid
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +25,9 @@ from mira_jax.errors import MiraInputError, data_error, not_written
 
 Path = str | os.PathLike[str]
 PROBE = 1 << 16  # bytes
+# What reading a damaged zip raises, such as an .npz.
+BAD_ZIP = (OSError, ValueError, LookupError, TypeError, EOFError)
+BAD_ZIP += (RuntimeError, zipfile.BadZipFile, zlib.error)
 _PATIENCE = 5  # tenths of a second until a lock names its holder
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +58,7 @@ def read(path: str | os.PathLike[str]) -> Features:
     wrong = _wrong(data)
   except OSError as error:
     wrong = error.strerror or str(error)
-  except (ValueError, TypeError, zipfile.BadZipFile, EOFError):
+  except files.BAD_ZIP:
     # numpy's own words offer to unpickle the file, which could run code.
     wrong = 'it is no .npz of arrays'
   if wrong:

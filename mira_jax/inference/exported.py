@@ -183,13 +183,7 @@ def _read_golden(
     kinds = [(x.shape, x.dtype) for x in (found, expected)]
     if kinds != [(clips, np.uint8), (scores, np.float32)]:
       raise ValueError(f'it is not as {CARD} says')
-  except (
-    OSError,
-    ValueError,
-    LookupError,
-    EOFError,
-    zipfile.BadZipFile,
-  ) as error:
+  except files.BAD_ZIP as error:
     hint = f'it does not hold the golden pair ({error}); export it again'
     raise checkpoint_error('damaged', path, hint) from error
   return found, expected

@@ -74,6 +74,16 @@ def test_arrays_that_do_not_fit_together_are_named(tmp_path, change, says):
     feature_file.read(path)
 
 
+def test_a_damaged_file_is_named(tmp_path):
+  path = tmp_path / 'a.npz'
+  np.savez_compressed(path, **subjects())
+  data = bytearray(path.read_bytes())
+  data[100:120] = b'\xff' * 20
+  path.write_bytes(data)
+  with pytest.raises(MiraInputError, match=r'not_features.*no \.npz of arrays'):
+    feature_file.read(path)
+
+
 def other(**about):
   """Features of other subjects' clips."""
   content = {'dataset': 'e', 'weights_sha256': 'w'} | about

@@ -443,8 +443,12 @@ def test_files_of_a_card_that_fits_are_checked_too(capsys, copy):
     np.savez_compressed(copy / exported.GOLDEN, **(arrays | change))
     reseal(copy, exported.GOLDEN, (copy / exported.GOLDEN).read_bytes())
     refused(capsys, copy, 'damaged: ')
-  reseal(copy, exported.GOLDEN, b'PK')
-  refused(capsys, copy, 'damaged: ')
+  np.savez_compressed(copy / exported.GOLDEN, **arrays)
+  packed = bytearray((copy / exported.GOLDEN).read_bytes())
+  packed[100:120] = b'\xff' * 20
+  for damaged in (b'PK', bytes(packed)):
+    reseal(copy, exported.GOLDEN, damaged)
+    refused(capsys, copy, 'damaged: ')
   reseal(copy, weights_file.WEIGHTS, b'{}' * 100)
   refused(capsys, copy, weights_file.WEIGHTS)
 
