@@ -20,6 +20,7 @@ from typing import IO, Any
 
 import openpyxl
 import xlrd
+import xlrd.compdoc
 
 from mira_jax.errors import MiraInputError
 from mira_jax.prepare import cells
