@@ -37,7 +37,7 @@ test-lowest:
 	$(PYTHON) -m venv $(LOWEST)
 	sed -E 's/>=([0-9.]+)[^#]*/==\1  /' requirements.txt > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet -r $(LOWEST)/lowest.txt \
-	  pytest pillow
+	  pytest pillow hypothesis
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps -e .
 	$(LOWEST)/bin/python -m pytest tests/cli/test_cli.py tests/video/test_decode.py \
 	  tests/figures/test_figures.py tests/prepare/test_prepare.py \

@@ -13,8 +13,13 @@ import pytest
 from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from mira_jax import mira
-from mira_jax.kernels import attention as kernels
+from mira_inputs import (
+  WIDE,
+  frame_gain,
+  mira_attention,
+  random_marginal,
+  random_qkv,
+)
 from mira_jax.mira import (
   MiraConfig,
   ema,
@@ -25,20 +30,8 @@ from mira_jax.mira import (
   redistribute,
 )
 
-# Compiled once per configuration, which is faster than op by op.
-frame_gain = jax.jit(
-  mira.frame_gain,
-  static_argnames=('num_frames', 'config', 'training'),
-)
-mira_attention = jax.jit(
-  kernels.mira_attention,
-  static_argnames=('num_frames', 'config', 'num_prefix', 'training'),
-)
-
 MODES = ('exact', 'flashlite')
 STATISTICS = ('instance', 'batch', 'batch_ema')
-# Bounds that no gain reaches, so that the numbers behind the clip show.
-WIDE = {'gain_min': 1e-3, 'gain_max': 1e3}
 
 few = hypothesis.settings(
   max_examples=20,
@@ -48,19 +41,6 @@ few = hypothesis.settings(
 )
 seeds = st.integers(0, 2**31 - 1)
 unit = st.floats(0, 1)
-
-
-def random_marginal(shape=(3, 24), seed=0):
-  """Positive, each row sums to 1, far from uniform."""
-  marginal = np.exp(np.random.default_rng(seed).normal(size=shape))
-  return jnp.asarray(marginal / marginal.sum(1, keepdims=True))
-
-
-def random_qkv(shape=(2, 12, 2, 4), seed=0):
-  """Queries, keys, values; keys differ in size from frame to frame."""
-  q, k, v = np.random.default_rng(seed).normal(size=(3, *shape))
-  k = k * np.linspace(0.3, 2, shape[1])[:, None, None]
-  return tuple(jnp.asarray(x) for x in (2 * q, k, v))
 
 
 # By hand.

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 import oracle
+from mira_inputs import (
+  WIDE,
+  frame_gain,
+  mira_attention,
+  random_marginal,
+  random_qkv,
+)
 from mira_jax import mira
 from mira_jax.kernels.reference import attention_map
 from mira_jax.mira import (
   MiraConfig,
   key_gain,
   log_bias,
-)
-from test_mira import (
-  WIDE,
-  frame_gain,
-  mira_attention,
-  random_marginal,
-  random_qkv,
 )
 
 

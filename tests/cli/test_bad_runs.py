@@ -23,7 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.console import Console
-from test_runs import tiny, write
 
 import runs
 from mira_jax import config, files
@@ -36,6 +35,7 @@ from mira_jax.models import build
 from mira_jax.train import manifest, run_folder
 from mira_jax.video import decode
 from mira_jax.weights import weights_file
+from small_runs import tiny, write
 from videos import make_video
 
 ROOT = pathlib.Path(__file__).parents[2]

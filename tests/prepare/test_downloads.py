@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_runs import pretraining, tiny
 
 import miniatures
 from mira_jax.cli import main as cli
@@ -13,6 +12,7 @@ from mira_jax.data import dataset
 from mira_jax.evaluation import results
 from mira_jax.prepare import prepare
 from mira_jax.train import log, loop
+from small_runs import pretraining, tiny
 
 # Most datasets have seven classes: their steps are the same program.
 pytestmark = pytest.mark.usefixtures('compile_cache')

@@ -12,7 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_convert import (
+
+import torch_files
+from foreign_models import (
   VIDEOMAE,
   autoencoder,
   classifier,
@@ -20,8 +22,6 @@ from test_convert import (
   same,
   state_of,
 )
-
-import torch_files
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.inference import load

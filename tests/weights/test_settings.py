@@ -10,9 +10,9 @@ import re
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_convert import VIDEO, hugging_face, save_hugging_face
 
 import torch_files
+from foreign_models import VIDEO, hugging_face, save_hugging_face
 from mira_jax.augment import transforms
 from mira_jax.augment.transforms import MEAN, STD
 from mira_jax.errors import MiraInputError

@@ -8,15 +8,15 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_bad_weights import CONFIG, save, variables
-from test_convert import randomised, same
 
+from foreign_models import randomised, same
 from mira_jax.config import PretrainConfig
 from mira_jax.errors import MiraInputError
 from mira_jax.inference import load
 from mira_jax.models import build
 from mira_jax.weights import torch_names, weights_file
 from mira_jax.weights.warm_start import transfer
+from small_weights import CONFIG, save, variables
 
 SIZE = (1, 4, 16, 16, 3)
 DECODER = {'decoder_dim': 8, 'decoder_depth': 1, 'decoder_heads': 2}

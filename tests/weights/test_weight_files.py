@@ -19,13 +19,13 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from test_bad_weights import CONFIG, variables
 
 import runs
 import torch_files
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.weights import metadata, sources, torch_names, weights_file
+from small_weights import CONFIG, variables
 
 CARD = {
   'model': dataclasses.asdict(CONFIG),
