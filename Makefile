@@ -78,6 +78,7 @@ mutants: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/pyright
 
 types: $(STAMP)
 	$(BIN)/pyright
