@@ -216,7 +216,7 @@ def test_37_a_sheet_that_is_huge(tmp_path, monkeypatch):
   rows = [('path', 'label'), *[('a', 'b')] * 200]
   miniatures.sheet(tmp_path / 't.xlsx', rows)
   monkeypatch.setattr(cells, 'MAX_ROWS', 100)
-  with pytest.raises(MiraInputError, match=r'bad_table.*more than 100 rows'):
+  with pytest.raises(MiraInputError, match=r'bad_table.*over 100 rows'):
     tables.read_table(tmp_path / 't.xlsx')
 
 

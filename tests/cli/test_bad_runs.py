@@ -357,7 +357,7 @@ def test_58_too_little_memory_to_score(tmp_path, levels):
   run = save_run(tmp_path / 'run', cfg)
   line = refused('eval.py', f'--workdir={run}', gib=GIB)
   assert 'out_of_memory: 64 clips at once: ' in line
-  assert 'take fewer: --batch-size of eval' in line
+  assert 'use a smaller --batch-size (eval.py' in line
 
 
 def test_58_memory_that_only_numpy_wanted():

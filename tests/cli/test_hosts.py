@@ -7,6 +7,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -171,7 +172,6 @@ def test_hosts_score_every_clip_once(place, alone):
 @pytest.mark.parametrize(
   ('flags', 'words'),
   [
-    (['--distributed'], 'no_cluster: --distributed: this is no TPU pod'),
     (['--hosts=2', '--host=1'], 'bad_flag: --coordinator: name all three'),
     (
       ['--coordinator=127.0.0.1:1', '--hosts=2', '--host=2'],
@@ -194,3 +194,15 @@ def test_hosts_that_cannot_meet(flags, words):
   with pytest.raises(MiraInputError) as caught:
     hosts.join(parser.parse_args(flags))
   assert words in str(caught.value)
+
+
+def test_no_cluster_is_one_line(tmp_path):
+  """In a process of its own, where jax has not started."""
+  done = subprocess.run(
+    [sys.executable, 'train.py', '--config=quickstart', '--distributed',
+     f'--workdir={tmp_path}/run'],
+    cwd=runs.ROOT, capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == ExitCode.USAGE
+  line = 'train.py: no_cluster: --distributed: this is no TPU pod'
+  assert done.stderr.startswith(line)
