@@ -3,9 +3,7 @@
 A TPU works on tiles of 8 x 128 numbers, so an array whose last dimension is 64
 wastes half of its memory. Heads therefore stay side by side as the projection
 made them, [B, L, H * D]: with D = 64 two of them, a group, fill the 128 lanes
-of a block. Where heads do not fill lanes (D = 80, or an odd number of heads of
-64), they become an axis of their own, [B, H, L, D], and a group is one head.
-The kernels are the same for both.
+of a block. Other heads (D = 80, or an odd number) get an axis, [B, H, L, D].
 """
 
 from __future__ import annotations
