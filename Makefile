@@ -49,7 +49,7 @@ test-wheel: $(STAMP)
 	rm -rf build $(WHEEL)
 	$(BIN)/python -m build --quiet --wheel --outdir $(WHEEL)/dist
 	$(PYTHON) -m venv $(WHEEL)/venv
-	$(WHEEL)/venv/bin/python -m pip install --quiet $(WHEEL)/dist/*.whl
+	$(WHEEL)/venv/bin/pip install --quiet $(WHEEL)/dist/*.whl
 	$(BIN)/python tests/wheel/use.py $(WHEEL)/venv/bin/mira
 
 test-torch: $(STAMP)
