@@ -17,7 +17,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from mira_jax.data.listing import FACTS, Listing, Row, listed, split_word
 from mira_jax.errors import MiraInputError, short
-from mira_jax.prepare import cells
+from mira_jax.prepare import cells, grids
 from mira_jax.prepare.cells import bad_table
 
 Path = str | os.PathLike[str]
@@ -138,7 +138,7 @@ def read_table(
   Args:
     path: CSV, CSV.GZ, XLSX or XLS.
     label: names of the column of classes, the preferred one first.
-    encoding: see `cells.grids`.
+    encoding: see `grids.grids`.
     sheet: of an Excel file in which several have the columns.
     missing: labels that are none, in any case; the empty one always is. By
       default those of `MISSING`, and an error for those of `EITHER`.
@@ -197,18 +197,18 @@ def records(
     names: that the column of a field may have, in lower case and without
       other characters than letters and digits, the preferred one first.
     required: fields that the table must have.
-    encoding: see `cells.grids`.
+    encoding: see `grids.grids`.
     sheet: to read; by default the only one that has the columns.
 
   Raises:
-    MiraInputError: the file cannot be read (see `cells.grids`), it has no such
+    MiraInputError: the file cannot be read (see `grids.grids`), it has no such
       columns or two of a name, or several sheets have them ('bad_table').
   """
   found: list[Table] = []
   heads: list[list[str]] = []
-  for grid in cells.grids(path, encoding, sheet):
+  for grid in grids.grids(path, encoding, sheet):
     # Spaces delimit columns only where no other delimiter does.
-    if not (found and grid.how.endswith(cells.DELIMITERS[' '])):
+    if not (found and grid.how.endswith(grids.DELIMITERS[' '])):
       rows = [*itertools.islice(grid.rows(), _HEADER_ROWS + 1)]
       table = _with_header(
         path, grid, [row for _, row in rows], names, required
