@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -176,7 +176,7 @@ def _trace(
     hint = 'a program for every platform is traced on the CPU; add cpu'
     raise MiraInputError('no_device', 'JAX_PLATFORMS', hint) from error
   # On the CPU no small attention of a variant chooses a kernel.
-  with jax.default_device(host), _precision(model):
+  with jax.default_device(host), _precision(model), _without_paths():
     traced = jax_export.export(jax.jit(score), platforms=tuple(platforms))
     return traced(shapes, video)
 
@@ -185,6 +185,18 @@ def _precision(model: ViViT) -> contextlib.AbstractContextManager:
   """Full float32, which GPUs and TPUs round by default."""
   full = model.dtype == jnp.float32
   return jax.default_matmul_precision('highest' if full else 'default')
+
+
+@contextlib.contextmanager
+def _without_paths() -> Iterator[None]:
+  """Keeps the folders of this machine's source files out of programs."""
+  option = 'jax_traceback_in_locations_limit'
+  before = getattr(jax.config, option)
+  jax.config.update(option, 0)
+  try:
+    yield
+  finally:
+    jax.config.update(option, before)
 
 
 def _golden(

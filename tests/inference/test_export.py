@@ -173,6 +173,12 @@ def test_the_program_is_for_every_platform_and_full_precision(exports):
   assert str(program.in_avals[-1]) == 'uint8[b,8,32,32,3]'
 
 
+def test_the_program_names_no_folder_of_this_machine(exports):
+  program = (exports / 'exact' / exported.PROGRAM).read_bytes()
+  assert b'mira_jax/' not in program
+  assert b'site-packages' not in program
+
+
 def test_the_card_and_the_weights_need_nothing_else(runs, exports):
   folder = exports / 'flashlite'
   names = {exported.GOLDEN, exported.PROGRAM, weights_file.WEIGHTS}
