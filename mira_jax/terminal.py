@@ -170,7 +170,8 @@ def _interruptible() -> Iterator[None]:
     raise
   finally:
     signal.signal(signal.SIGINT, before)
-    sys.unraisablehook = hook
+    if sys.unraisablehook is send_again:  # else the command set its own
+      sys.unraisablehook = hook
 
 
 def _open_streams() -> None:

@@ -289,7 +289,7 @@ class Checkpoints:
         yield name, before, now
 
   def __enter__(self) -> Checkpoints:
-    self._quiet.enter_context(_without_tracebacks())
+    self._quiet.enter_context(without_tracebacks())
     return self
 
   def __exit__(self, kind: type | None, *error: Any) -> None:
@@ -308,7 +308,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def _without_tracebacks() -> Iterator[None]:
+def without_tracebacks() -> Iterator[None]:
   """Silences tracebacks of failed saves, which `wait` raises as one line.
 
   Orbax logs them; asyncio logs those of a save's other files, and tensorstore
