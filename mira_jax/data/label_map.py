@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
-import pathlib
 from collections.abc import Mapping, Sequence
 
+from mira_jax.data import table_file
 from mira_jax.errors import ExitCode, MiraInputError
 
 # Spellings in DFEW, FERV39k, MAFW, CREMA-D, RAVDESS, AFEW, CAER, CASME II,
@@ -40,25 +40,21 @@ def read_table(path: str | os.PathLike[str]) -> dict[tuple[str, str], str]:
     out.
 
   Raises:
-    MiraInputError: no such file, or a column is missing ('bad_table').
+    MiraInputError: see `table_file.read_bytes`; or it is no CSV file with these
+      columns ('bad_table').
   """
-  # Reading a FIFO would wait, and a device would fill the memory.
-  if os.path.exists(path) and not os.path.isfile(path):
-    hint = 'it is a folder, a pipe or a device; give the file of a table'
-    raise MiraInputError('not_regular_file', path, hint)
+  data = table_file.read_bytes(path)
   try:
-    lines = pathlib.Path(path).read_text('utf-8-sig').splitlines()
+    lines = data.decode('utf-8-sig').splitlines()
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
-  except FileNotFoundError:
-    raise MiraInputError('not_found', path, 'no such table') from None
-  except (OSError, ValueError, csv.Error) as error:
+  except (ValueError, csv.Error) as error:
     hint = f'it cannot be read as CSV in UTF-8 ({error})'
-    raise MiraInputError('bad_table', path, hint) from error
+    raise table_file.bad_table(path, hint) from error
   names = [name.lower() for name in rows[0]] if rows else []
   missing = [name for name in COLUMNS if name not in names]
   if missing:
     hint = f'no column for {missing[0]}; it needs {", ".join(COLUMNS)}'
-    raise MiraInputError('bad_table', path, hint)
+    raise table_file.bad_table(path, hint)
   columns = [names.index(name) for name in COLUMNS]
   table = {}
   for number, row in enumerate(rows[1:], 2):
@@ -66,7 +62,7 @@ def read_table(path: str | os.PathLike[str]) -> dict[tuple[str, str], str]:
       continue
     if len(row) != len(names):
       hint = f'line {number} has {len(row)} cells, and the header {len(names)}'
-      raise MiraInputError('bad_table', path, hint)
+      raise table_file.bad_table(path, hint)
     dataset, own, common = (row[column].lower() for column in columns)
     table[dataset, own] = common
   return table

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from mira_jax.data.table_file import read_bytes
 from mira_jax.errors import MiraInputError
 from mira_jax.prepare import cells, tables
 from mira_jax.video import container
@@ -41,7 +42,7 @@ def read_boxes(
     MiraInputError: not_found; the file is no such table ('bad_table'); a box
       is not four numbers with a positive size ('bad_box').
   """
-  data = cells.read_bytes(path)
+  data = read_bytes(path)
   rows = None
   if not data.startswith(cells.EXCEL):
     content, _ = cells.text(data, path, encoding)

@@ -22,9 +22,11 @@ import openpyxl
 import xlrd
 import xlrd.compdoc
 
+from mira_jax.data import table_file
+from mira_jax.data.table_file import bad_table
 from mira_jax.errors import MiraInputError
 from mira_jax.prepare import cells
-from mira_jax.prepare.cells import EXCEL, Grid, Odd, bad_table
+from mira_jax.prepare.cells import EXCEL, Grid, Odd
 
 _XML = re.compile(rb'\s*<|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\0')
 _ITEM = re.compile(rb'<(?:\w+:)?(?:row|si)\b')
@@ -49,7 +51,7 @@ def _xlsx(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
   with zipfile.ZipFile(io.BytesIO(data)) as parts:
     names = parts.namelist()
     size = sum(part.file_size for part in parts.infolist())
-    if size > cells.MAX_BYTES:
+    if size > table_file.MAX_BYTES:
       raise bad_table(path, f'it unpacks to {size >> 20} MiB')
     if '[Content_Types].xml' not in names or 'xl/workbook.bin' in names:
       raise bad_table(path, 'it is no .xlsx file: save it as .xlsx or as CSV')

@@ -10,8 +10,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from mira_jax.data.table_file import bad_table, read_bytes
 from mira_jax.errors import short
-from mira_jax.prepare.cells import EXCEL, Grid, bad_table, read_bytes, text
+from mira_jax.prepare.cells import EXCEL, Grid, text
 
 _MAX_LINE = 1 << 20  # characters of a text file
 DELIMITERS = {

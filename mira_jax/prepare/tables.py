@@ -16,9 +16,9 @@ import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from mira_jax.data.listing import FACTS, Listing, Row, listed, split_word
+from mira_jax.data.table_file import bad_table
 from mira_jax.errors import MiraInputError, short
 from mira_jax.prepare import cells, grids
-from mira_jax.prepare.cells import bad_table
 
 Path = str | os.PathLike[str]
 

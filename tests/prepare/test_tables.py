@@ -13,6 +13,7 @@ import pytest
 
 import miniatures
 from mira_jax.cli import main as cli
+from mira_jax.data import table_file
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.prepare import cells, prepare, tables
 
@@ -249,7 +250,7 @@ def test_only_regular_files_are_read(tmp_path):
 
 
 def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
-  monkeypatch.setattr(cells, 'MAX_BYTES', 1 << 20)
+  monkeypatch.setattr(table_file, 'MAX_BYTES', 1 << 20)
   path = tmp_path / 'bomb.csv.gz'
   path.write_bytes(gzip.compress(bytes(2 << 20)))
   with pytest.raises(MiraInputError, match=r'bad_table.*more than 1 MiB'):
@@ -258,7 +259,7 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
   path.write_text(HEAD + '1,a\n' * 60)
   with pytest.raises(MiraInputError, match=r'bad_table.*100 cells'):
     tables.read_table(path)
-  monkeypatch.setattr(cells, 'MAX_BYTES', 4 << 20)
+  monkeypatch.setattr(table_file, 'MAX_BYTES', 4 << 20)
   path.write_text(HEAD + ',' * (2 << 20))
   with pytest.raises(MiraInputError, match=r'bad_table.*a line has more than'):
     tables.read_table(path)
