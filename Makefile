@@ -17,7 +17,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel test-lowest test-torch soak test-aot test-pods test-aot-gpu mutants lint types format clean
+.PHONY: demo test test-wheel test-lowest test-torch soak test-aot test-pods test-aot-gpu mutants lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -78,9 +78,6 @@ mutants: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
-
-types: $(STAMP)
 	$(BIN)/pyright
 
 format: $(STAMP)

@@ -26,14 +26,14 @@ import jax
 import numpy as np
 
 from mira_jax import config, figures, files, terminal
-from mira_jax.cli import flags, hosts
+from mira_jax.cli import hosts, start
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import label_map, pool
-from mira_jax.devices import memory, platform
+from mira_jax.devices import platform
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import metrics, report, results
-from mira_jax.inference import engine, load
+from mira_jax.inference import load
 from mira_jax.train import datasets as inputs
 from mira_jax.train import loop, run_folder, snapshot
 from mira_jax.weights import weights_file
@@ -79,10 +79,7 @@ def run(args: argparse.Namespace) -> int:
   if cfg and args.folds is None:
     hint = 'it trains folds: add --folds=all, or use mira train'
     raise MiraInputError('bad_flag', '--config', hint)
-  flags.set_up_logging()
-  with memory.explained():
-    platform.start(args.device, meet=lambda: hosts.join(args))
-    engine.use_compile_cache()
+  with start.devices(args):
     if args.folds is None:
       evaluate_run(args)
     else:

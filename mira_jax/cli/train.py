@@ -13,10 +13,9 @@ from __future__ import annotations
 import argparse
 
 from mira_jax import config
-from mira_jax.cli import flags, hosts
-from mira_jax.devices import memory, platform
+from mira_jax.cli import hosts, start
+from mira_jax.devices import platform
 from mira_jax.errors import ExitCode
-from mira_jax.inference import engine
 from mira_jax.train import loop, run_folder
 
 TAKES_CONFIG_FLAGS = True
@@ -53,10 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
   """Trains, or goes on with a run."""
   cfg = config.load(args.config, args.flags)
-  flags.set_up_logging()
-  with memory.explained():
-    platform.start(args.device, meet=lambda: hosts.join(args))
-    engine.use_compile_cache()
+  with start.devices(args):
     loop.train(
       cfg,
       run_folder.open_workdir(args.workdir),
