@@ -56,6 +56,8 @@ def _run(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
     prog='mira', description='MiRA video transformers for faces.'
   )
+  version = _version() if argv[:1] == ['--version'] else ''
+  parser.add_argument('--version', action='version', version=version)
   commands = parser.add_subparsers(dest='command', required=True)
   takes_fields = False
   for name, summary in COMMANDS.items():
@@ -74,6 +76,13 @@ def _run(argv: list[str]) -> int:
     parser.error(plain(f'unrecognized arguments: {unknown}'))
   args.flags = fields  # such as --config.data.batch_size=256
   return int(args.run(args))
+
+
+def _version() -> str:
+  from importlib import metadata  # slow, and rarely needed
+
+  names = ('mira-jax', 'jax', 'flax')
+  return ', '.join(f'{name} {metadata.version(name)}' for name in names)
 
 
 def _with_dashes(arg: str) -> str:

@@ -9,6 +9,7 @@ import pathlib
 import numpy as np
 import pytest
 
+import mira_jax
 from mira_jax.cli import main as cli
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode
@@ -164,6 +165,13 @@ def test_help_names_every_command(capsys, command):
   text = capsys.readouterr().out
   if not command:
     assert all(name in text for name in cli.COMMANDS)
+
+
+def test_the_version_is_printed(capsys):
+  with pytest.raises(SystemExit) as stop:
+    cli.main(['--version'])
+  assert stop.value.code == 0
+  assert f'mira-jax {mira_jax.__version__}, jax 0' in capsys.readouterr().out
 
 
 def test_an_unknown_command_exits_with_usage():
