@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import rich.table
 
-from mira_jax import figures, files, terminal
+from mira_jax import terminal
 from mira_jax.cli import weight_flags
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import sampling
@@ -70,9 +70,6 @@ def add_arguments(parser: argparse.ArgumentParser):
     help='attention implementation of JAX (default: reference)',
   )
   parser.add_argument(
-    '--out', metavar='PNG', help='where a picture of the differences goes'
-  )
-  parser.add_argument(
     '--json', action='store_true', help='print JSON instead of tables'
   )
 
@@ -80,8 +77,6 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
   """Prints a table for each number format; 1 if logits differ too much."""
   torch_peers.load()
-  if args.out:
-    files.open_folder(pathlib.Path(args.out).parent)
   found = convert.read(args.weights, weight_flags.overrides(args))
   if found.metadata.get('pretrain'):
     raise load.no_classifier(args.weights)
@@ -106,12 +101,6 @@ def run(args: argparse.Namespace) -> int:
   ]
   title = f'{pathlib.Path(args.weights).name}: JAX and {other.name}'
   _print(args, title, agreements)
-  if args.out:
-    figures.agreement_figure(
-      {a.dtype: {r.name: r.relative for r in a.rows} for a in agreements}, title
-    ).save(args.out)
-    if not args.json:
-      terminal.say(f'picture: {args.out}')
   exact = [a.row('logits') for a in agreements if a.dtype == 'float32']
   far = any(not row.relative <= BOUND for row in exact)  # NaN is far, too
   return ExitCode.FAILED if far else ExitCode.OK

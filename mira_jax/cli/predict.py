@@ -256,17 +256,16 @@ def draw(
   elif (records := found.records) is not None:
     if records.windows > 1:
       title += f' · window {records.number + 1} of {records.windows}'
-    picture = figures.ClipPicture(
+    figures.clip_figure(
       frames=records.window,
+      indices=records.indices,
       gain=records.gain,
       before=records.before,
       after=records.after,
       probabilities=found.mean,
       class_names=class_names,
       title=title,
-      indices=records.indices,
-    )
-    figures.clip_figure(picture).save(path)
+    ).save(path)
 
 
 def _picture(folder: pathlib.Path, clip: str, taken: set[str]) -> str:

@@ -8,61 +8,33 @@ safe for colour-blind readers. matplotlib is imported on first use.
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import logging
-import os
-import sys
 from typing import Any
 
 from mira_jax.errors import MiraInputError
 
 _MODULES = {
-  'agreement_figure': 'agreement',
-  'ClipPicture': 'clip',
   'clip_figure': 'clip',
   'confusion_figure': 'charts',
-  'contact_sheet': 'charts',
+  'contact_sheet': 'sheets',
   'curves_figure': 'charts',
-  'reconstruction_figure': 'reconstruction',
-  'timeline_figure': 'timeline',
+  'reconstruction_figure': 'sheets',
+  'timeline_figure': 'charts',
 }
 
 
 def __getattr__(name: str) -> Any:
-  if name in _MODULES:
-    _import_matplotlib()
-    module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
-    return getattr(module, name)
-  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-
-
-def _import_matplotlib() -> None:
-  """Imports matplotlib with its own settings, not the user's.
-
-  Notebooks set MPLBACKEND for their child processes to a module that may be
-  missing there. A backend that exists is set afterwards: the caller may want
-  windows.
-
-  Raises:
-    MiraInputError: matplotlibrc cannot be read ('bad_settings').
-  """
-  if 'matplotlib.figure' in sys.modules:
-    return
-  backend = os.environ.pop('MPLBACKEND', None)
+  if name not in _MODULES:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
   logger = logging.getLogger('matplotlib')
   level = logger.level
-  logger.setLevel(logging.ERROR)  # its warnings are about unused settings
+  logger.setLevel(logging.ERROR)  # it warns of settings that are not used here
   try:
-    import matplotlib
-    import matplotlib.figure
+    module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
   except (OSError, ValueError) as error:
-    hint = f'matplotlib cannot read it, correct or remove that file ({error})'
-    raise MiraInputError('bad_settings', 'matplotlibrc', hint) from error
+    hint = f'correct or remove matplotlibrc and MPLBACKEND ({error})'
+    raise MiraInputError('bad_settings', 'matplotlib', hint) from error
   finally:
     logger.setLevel(level)
-    if backend is not None:
-      os.environ['MPLBACKEND'] = backend
-  if backend:
-    with contextlib.suppress(ValueError):
-      matplotlib.rcParams['backend'] = backend
+  return getattr(module, name)

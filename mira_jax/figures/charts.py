@@ -1,4 +1,4 @@
-"""Confusion matrices, training curves and contact sheets."""
+"""Confusion matrices, training curves and timelines."""
 
 from __future__ import annotations
 
@@ -7,19 +7,17 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.image import AxesImage
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from rich.cells import cell_len
 
 from mira_jax.figures.style import (
   CYCLE,
+  FAINT,
   INK,
   MUTED,
   Picture,
+  blank,
   drawn,
-  legend_above,
+  legend,
   text,
   texts,
   tidy,
@@ -46,58 +44,34 @@ def confusion_figure(
     scores: a line below the title.
   """
   arrays = {'matrix': matrix, 'class_names': np.array(class_names)}
-  clips, count = matrix.sum(1), len(matrix)
-  class_names, title = texts(class_names, 40), text(title)
-  longest = max(map(cell_len, class_names))
-  side, left, bottom = max(0.78 * count, 4.4), 0.75 + 0.1 * longest, 0.9
-  bottom += 0.07 * longest
-  width, height = left + side + 1.0, 1.25 + side + bottom  # inches
-  figure = Figure(figsize=(width, height))
-  box = (left / width, bottom / height, side / width, side / height)
-  axes = figure.add_axes(box)
+  clips, count, names = matrix.sum(1), len(matrix), texts(class_names, 40)
+  side = max(0.78 * count, 4.6) + 2.2  # inches
+  figure = blank(side, side)
+  axes = figure.add_subplot()
+  style = {'color': INK, 'x': 0.02, 'ha': 'left', 'size': 14, 'weight': 'bold'}
+  figure.suptitle(text(title, int(7 * side)), **style)
+  axes.set_title(scores, size=10, color=MUTED, pad=10)
   shares = matrix / np.maximum(clips[:, None], 1)
-  image = axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-  _write_cells(axes, image, matrix, shares)
-  _label_classes(axes, class_names)
-  bar = figure.add_axes((1 - 0.85 / width, box[1], 0.16 / width, box[3]))
-  figure.colorbar(image, cax=bar, format=PercentFormatter(1))
-  bar.tick_params(length=0, labelsize=10, labelcolor=MUTED)
-  bar.spines[:].set_visible(False)
-  edge = 0.3 / width
-  size = min(16, 115 * (width - 0.6) / max(cell_len(title), 1))
-  figure.text(edge, 1 - 0.45 / height, title, size=size, weight='bold')
-  figure.text(edge, 1 - 0.85 / height, scores, size=11, color=MUTED)
-  return Picture(figure, arrays)
-
-
-def _write_cells(
-  axes: Axes, image: AxesImage, matrix: np.ndarray, shares: np.ndarray
-) -> None:
-  """Percent above count, in the text colour of the higher contrast."""
-  weights = np.array([0.2126, 0.7152, 0.0722])
-  luminance = image.to_rgba(shares)[..., :3] ** 2.2 @ weights  # linear light
-  empty = matrix.sum(1) == 0
-  for (true, guess), count in np.ndenumerate(matrix):
-    color = INK if luminance[true, guess] > 0.215 else 'white'
-    style: dict[str, Any] = {'color': color, 'ha': 'center'}
-    share = '–' if empty[true] else f'{shares[true, guess]:.1%}'
-    axes.text(guess, true, share, va='bottom', size=11, **style)
-    axes.text(guess, true + 0.08, f'{count}', va='top', size=9, **style)
-
-
-def _label_classes(axes: Axes, names: Sequence[str]) -> None:
-  count = len(names)
-  slanted = {'rotation': 40, 'ha': 'right', 'rotation_mode': 'anchor'}
-  axes.set_xticks(range(count), names, **slanted)
+  axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+  for (true, guess), number in np.ndenumerate(matrix):
+    color = INK if shares[true, guess] < 0.55 else 'white'  # the more readable
+    share = f'{shares[true, guess]:.1%}' if clips[true] else '–'
+    cell: dict[str, Any] = {'color': color, 'ha': 'center'}
+    axes.text(guess, true, share, va='bottom', size=11, **cell)
+    axes.text(guess, true + 0.08, f'{number}', va='top', size=9, **cell)
+  axes.set_xticks(
+    range(count), names, rotation=40, ha='right', rotation_mode='anchor'
+  )
   axes.set_yticks(range(count), names)
   axes.tick_params(length=0, labelsize=11, labelcolor=INK)
-  axes.set_xticks(np.arange(count - 1) + 0.5, minor=True)
-  axes.set_yticks(np.arange(count - 1) + 0.5, minor=True)
+  for axis in (axes.xaxis, axes.yaxis):
+    axis.set_ticks(np.arange(count - 1) + 0.5, minor=True)
   axes.grid(which='minor', color='white', linewidth=1.5)
   axes.tick_params(which='minor', length=0)
   axes.spines[:].set_visible(False)
   axes.set_xlabel('predicted', size=12, color=MUTED)
   axes.set_ylabel('true', size=12, color=MUTED)
+  return Picture(figure, arrays)
 
 
 @drawn
@@ -114,84 +88,78 @@ def curves_figure(rows: Sequence[Mapping[str, float]]) -> Picture:
   Raises:
     ValueError: there is nothing to draw.
   """
-  series = _series(rows)
-  panels = {
-    title: [k for k in series if _panel(k) == title] for title in _PANELS
-  }
-  panels = {title: keys for title, keys in panels.items() if keys}
+  panels: dict[str, dict[str, list]] = {title: {} for title in _PANELS}
+  for row in rows:
+    for key, value in row.items():
+      if value is not None and (title := _panel(key)):
+        panels[title].setdefault(key, []).append((row['step'], value))
+  panels = {title: curves for title, curves in panels.items() if curves}
   if not panels:
     raise ValueError(f'no curve in {len(rows)} rows')
   across = min(2, len(panels))
   down = -(-len(panels) // across)
-  layout = ConstrainedLayoutEngine(w_pad=0.15, h_pad=0.12)
-  figure = Figure(figsize=(6.4 * across, 3.6 * down), layout=layout)
-  for place, (title, keys) in enumerate(panels.items(), 1):
+  figure = blank(6.4 * across, 3.6 * down)
+  series: dict[str, np.ndarray] = {}
+  for place, (title, curves) in enumerate(panels.items(), 1):
     axes = figure.add_subplot(down, across, place)
-    tidy(axes, grid='y')
-    for key, color in zip(keys, CYCLE * len(keys), strict=False):
-      step, value = series[key].T
-      style: dict[str, Any] = {'lw': 1.1}
-      if len(step) <= 60:
-        style = {'lw': 1.8, 'marker': 'o', 'ms': 4, 'zorder': 3}
-      axes.plot(step, value, color=color, label=text(key, 24), **style)
+    axes.set_prop_cycle(color=CYCLE)
+    for key, points in curves.items():
+      series[key] = np.array(points)
+      axes.plot(*series[key].T, marker='.', label=text(key, 24))
     axes.set_title(title, size=13, loc='left', color=INK)
-    axes.set_xlabel('step', color=MUTED, size=10)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-    if title == 'accuracy':
-      axes.yaxis.set_major_formatter(PercentFormatter(1))
-    legend_above(axes)
+    _finish(axes, 'step', percent=title == 'accuracy')
+    legend(axes)
   return Picture(figure, series)
 
 
 def _panel(key: str) -> str | None:
   """The panel of a metric's name; prefixes end in '/' or '_'."""
   for title, names in _PANELS.items():
-    if any(key == n or key.endswith((f'/{n}', f'_{n}')) for n in names):
+    if any(f'_{key}'.endswith((f'/{n}', f'_{n}')) for n in names):
       return title
   return None
 
 
-def _series(rows: Sequence[Mapping[str, float]]) -> dict[str, np.ndarray]:
-  series: dict[str, list] = {}
-  for row in rows:
-    for key, value in row.items():
-      if value is not None and _panel(key):
-        series.setdefault(key, []).append((row['step'], value))
-  return {key: np.array(values) for key, values in series.items()}
-
-
 @drawn
-def contact_sheet(
-  clips: Sequence[np.ndarray], titles: Sequence[str]
+def timeline_figure(
+  timeline: np.ndarray, class_names: Sequence[str], title: str
 ) -> Picture:
-  """Eight frames of each uint8 [F, H, W, 3] clip, two clips per row."""
-  if not clips or len(clips) != len(titles):
-    raise ValueError(f'{len(clips)} clips for {len(titles)} titles')
-  strips = [_strip(clip) for clip in clips]
-  wide, gap, head = 7.6, 0.8 / 3, 0.45  # 16 inches in all
-  across, down = min(2, len(strips)), -(-len(strips) // 2)
-  tall = wide * max(s.shape[0] / s.shape[1] for s in strips)
-  width = across * wide + (across + 1) * gap
-  height = down * (tall + head) + gap
-  figure = Figure(figsize=(width, height))
-  for place, (strip, title) in enumerate(zip(strips, titles, strict=True)):
-    left = gap + (place % across) * (wide + gap)
-    bottom = height - (place // across + 1) * (tall + head)
-    axes = figure.add_axes(
-      (left / width, bottom / height, wide / width, tall / height)
-    )
-    axes.imshow(strip)
-    axes.set_anchor('W')
-    axes.set_axis_off()
-    axes.set_title(text(title, 72), size=11, loc='left', color=INK, pad=5)
-  arrays = {f'clip_{i:03d}': strip for i, strip in enumerate(strips)}
-  return Picture(figure, {'titles': np.array(titles), **arrays})
+  """The probability of every class in every second, stacked to one.
+
+  Args:
+    timeline: float [S, K].
+    class_names: K names.
+    title: of the figure.
+  """
+  order = [*map(int, np.argsort(-timeline.mean(0), kind='stable'))]
+  named, others = order[: len(CYCLE)], order[len(CYCLE) :]
+  layers = [timeline[:, i] for i in named]
+  labels = texts([class_names[i] for i in named], 24)
+  if others:
+    layers.append(timeline[:, others].sum(1))
+    labels.append(f'{len(others)} more')
+  figure = blank(10, 3.8)
+  axes = figure.add_subplot()
+  axes.stackplot(
+    np.arange(len(timeline) + 1),
+    *[np.append(layer, layer[-1]) for layer in layers],  # the last second, too
+    labels=labels,
+    colors=[*CYCLE[: len(named)], FAINT],
+    step='post',
+    linewidth=0,
+  )
+  axes.set(xlim=(0, len(timeline)), ylim=(0, 1))
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+  axes.set_title(text(title), loc='left', color=INK, fontsize=13)
+  _finish(axes, 'second', percent=True)
+  legend(axes, loc='center left', bbox_to_anchor=(1.0, 0.5), reverse=True)
+  names = np.array(list(class_names))
+  return Picture(figure, {'timeline': timeline, 'class_names': names})
 
 
-def _strip(clip: np.ndarray) -> np.ndarray:
-  """Eight frames side by side, white between them, [H, W', 3]."""
-  frames = clip[np.linspace(0, len(clip) - 1, 8).round().astype(int)]
-  edge = max(1, clip.shape[2] // 40)
-  margins = ((0, 0), (0, 0), (0, edge), (0, 0))
-  padded = np.pad(frames, margins, constant_values=255)
-  return np.concatenate(list(padded), axis=1)[:, :-edge]
+def _finish(axes: Axes, label: str, *, percent: bool) -> None:
+  axes.set_xlabel(label, color=MUTED, size=10)
+  if percent:
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+  tidy(axes, grid='y')
