@@ -13,7 +13,6 @@ import math
 import os
 import pathlib
 import re
-import subprocess
 import sys
 from typing import Any, NamedTuple
 
@@ -29,17 +28,11 @@ MODULES = {'tpu': 'libtpu', 'cuda': 'jax_cuda13_plugin'}
 
 
 class Target(NamedTuple):
-  """A machine to compile for.
+  """A machine to compile for."""
 
-  Attributes:
-    platform: 'tpu' or 'cuda'.
-    name: a topology, such as 'v5e:16x16', or a key of GPUS.
-    slices: TPU slices of that topology, joined by the network.
-  """
-
-  platform: str
-  name: str
-  slices: int = 1
+  platform: str  # 'tpu' or 'cuda'
+  name: str  # a topology, such as 'v5e:16x16', or a key of GPUS
+  slices: int = 1  # of that topology, joined by the network
 
   def __str__(self) -> str:
     return f'{self.slices} x {self.name}' if self.slices > 1 else self.name
@@ -50,55 +43,27 @@ class Target(NamedTuple):
     shape = self.name.partition(':')[2]
     return self.slices * math.prod(int(x) for x in shape.split('x') if x)
 
-  @property
-  def devices(self) -> int:
-    """Devices in jax: the two cores of a v4 are one each."""
-    return self.chips * (2 if self.name.startswith('v4') else 1)
-
 
 # ----- where a compiler is ----------------------------------------------------
 
 
-def requirements(platform: str) -> list[str]:
-  """The wheels that match the installed jax."""
+def pip_command(platform: str, folder: str | os.PathLike[str]) -> list[str]:
+  """The command that unpacks the wheels of the installed jax into a folder."""
   if platform == 'cuda':
     version = importlib.metadata.version('jax')
-    return [f'jax-cuda13-{part}=={version}' for part in ('plugin', 'pjrt')]
-  needed = importlib.metadata.requires('jax') or []
-  (libtpu,) = (x for x in needed if re.match(r'libtpu\b.*extra == .tpu', x))
-  return [libtpu.partition(';')[0].strip()]
-
-
-def _pip(platform: str, folder: str | os.PathLike[str]) -> list[str]:
+    wheels = [f'jax-cuda13-{part}=={version}' for part in ('plugin', 'pjrt')]
+  else:
+    needed = importlib.metadata.requires('jax') or []
+    (libtpu,) = (x for x in needed if re.match(r'libtpu\b.*extra == .tpu', x))
+    wheels = [libtpu.partition(';')[0].strip()]
   pip = ['pip', 'install', '--quiet', '--no-deps', '--upgrade', '--target']
-  return [*pip, os.fspath(folder), *requirements(platform)]
+  return [*pip, os.fspath(folder), *wheels]
 
 
-def install(platform: str, folder: str | os.PathLike[str]) -> None:
-  """Unpacks the wheels, unless those of this jax are in the folder.
-
-  Raises:
-    MiraInputError: pip fails.
-  """
-  done = pathlib.Path(folder) / 'installed.txt'
-  wanted = repr(requirements(platform))
-  if done.exists() and done.read_text() == wanted:
-    return
-  command = _pip(platform, folder)
-  if subprocess.run([sys.executable, '-m', *command]).returncode:
-    raise MiraInputError('no_compiler', ' '.join(command), 'pip failed')
-  done.write_text(wanted)
-
-
-def find(
-  platform: str, folder: str | None = None, *, fetch: bool = False
-) -> pathlib.Path | None:
+def find(platform: str, folder: str | None = None) -> pathlib.Path | None:
   """The folder of a platform's wheels; None if they are installed with jax.
 
-  Args:
-    platform: 'tpu' or 'cuda'.
-    folder: by default the one of the environment, then one in the cache.
-    fetch: whether to install them where they are missing.
+  By default the one of the environment, then one in the cache.
 
   Raises:
     MiraInputError: they are missing.
@@ -108,12 +73,10 @@ def find(
     return None
   path = pathlib.Path(named) if named else files.cache() / 'aot' / platform
   path = path.expanduser()
-  if fetch:
-    install(platform, path)
   if (path / MODULES[platform]).is_dir():
     return path.resolve()
-  command = ' '.join(_pip(platform, path))
-  hint = f'it holds no compiler; pass --install, or run `{command}`'
+  command = ' '.join(pip_command(platform, path))
+  hint = f'it holds no compiler; run `{command}`'
   raise MiraInputError('no_compiler', path, hint, exit_code=ExitCode.USAGE)
 
 
@@ -166,13 +129,6 @@ GPUS = {
   'h100': _HOPPER % (3350 * 10**9, 52428800, 80 * 10**9, 'H100'),
   'h200': _HOPPER % (4800 * 10**9, 62914560, 141 * 10**9, 'H200'),
 }
-# Kind of TPU -> shapes of a slice, by its number of chips.
-_FLAT = {4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16'}
-_FLAT |= {256: '16x16'}
-_CUBES = {4: '2x2x1', 8: '2x2x2', 16: '2x2x4', 32: '2x4x4', 64: '4x4x4'}
-_CUBES |= {128: '4x4x8', 256: '4x8x8', 512: '8x8x8', 1024: '8x8x16'}
-_CUBES |= {2048: '8x16x16', 4096: '16x16x16'}
-SLICES = {'v4': _CUBES, 'v5e': _FLAT, 'v5p': _CUBES, 'v6e': _FLAT}
 
 
 def tpu(text: str, slices: int = 1) -> Target:
@@ -181,28 +137,10 @@ def tpu(text: str, slices: int = 1) -> Target:
   Raises:
     MiraInputError: it has another form, or names an unknown kind of TPU.
   """
-  if not re.fullmatch(r'(v4|v5e|v5p|v6e):\d+x\d+(x\d+)?', text):
+  if not re.fullmatch(r'(v5e|v5p|v6e):\d+x\d+(x\d+)?', text):
     hint = 'name a TPU and its shape, such as v5e:16x16, v5p:4x4x4 or v6e:2x4'
     raise MiraInputError('bad_topology', text, hint)
   return Target('tpu', text, slices)
-
-
-def tpu_of(kind: str, chips: int) -> Target:
-  """The slice, or slices, of a kind of TPU with this many chips.
-
-  Raises:
-    MiraInputError: there are none.
-  """
-  shapes = SLICES.get(kind, {})
-  if chips in shapes:
-    return Target('tpu', f'{kind}:{shapes[chips]}')
-  largest = max(shapes, default=0)
-  if largest and chips % largest == 0:
-    return Target('tpu', f'{kind}:{shapes[largest]}', chips // largest)
-  hint = f'use {", ".join(map(str, shapes))} or a multiple of {largest}'
-  if not shapes:
-    hint = f'use one of {", ".join(SLICES)}'
-  raise MiraInputError('bad_scale', f'{chips} chips of {kind}', hint)
 
 
 def devices(target: Target) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import math
 import re
 import time
 from typing import Any
@@ -33,11 +32,10 @@ def measure(cfg: config.Config, target: Target) -> Report:
     jax.errors.JaxRuntimeError: the compiler fails for another reason than
       memory.
   """
-  config.validate(cfg, target.devices)
+  config.validate(cfg, target.chips)
   devices = compilers.devices(target)
   mesh = sharding.make_mesh(**dataclasses.asdict(cfg.mesh), devices=devices)
   chip = chips.of_kind(devices[0].device_kind)
-  share = target.chips / len(devices)
   made = build.make(cfg, mesh)
   training = build.training(cfg, made, mesh, steps_per_epoch=1000)
   batch, key = build.abstract_batch(cfg, mesh), build.abstract_key(mesh)
@@ -46,39 +44,22 @@ def measure(cfg: config.Config, target: Target) -> Report:
   with jax.set_mesh(mesh):
     traced = step.trace(training.target, batch, key)
     compiled, message = _compile(traced.lower())
-  memory = _memory(compiled, (training.target, batch))
-  hbm = int(chip.hbm * share)
-  fits = compiled is not None and memory['peak'] <= hbm
-  report = {
+  memory = _memory(compiled)
+  fits = compiled is not None and memory['peak'] <= chip.hbm
+  flops = _flops(cfg, traced.jaxpr, len(devices))
+  found = hlo.collectives(compiled.as_text()) if compiled else []
+  return {
     'machine': str(target),
     'chip': chip.name,
     'chips': target.chips,
     'devices': sharding.describe(mesh).removeprefix('devices: '),
-    'mesh': dict(mesh.shape),
     'attention': made.attention.removeprefix('attention: '),
     'batch': cfg.data.batch_size,
     'seconds': round(time.monotonic() - start, 1),
-    'memory': memory | {'hbm': hbm, 'fits': fits, 'message': message},
-    'flops': _flops(cfg, traced.jaxpr, len(devices)),
-    'estimate': None,
-  }
-  if compiled is None:
-    return report
-  return report | _movement(compiled.as_text(), chip, report['flops'], share)
-
-
-def _movement(
-  text: str, chip: chips.Chip, flops: Report, share: float
-) -> Report:
-  """What a program moves, and the time estimated from it."""
-  found, traffic = hlo.collectives(text), hlo.traffic(text)
-  return {
-    'kernels': len(re.findall(r'"(?:tpu_custom_call|mosaic_gpu\w*)"', text)),
-    'traffic': traffic,
+    'memory': memory | {'hbm': int(chip.hbm), 'fits': fits, 'message': message},
+    'flops': flops,
     'collectives': [x._asdict() for x in found if x.group > 1],
-    'estimate': chips.estimate(
-      chip, flops=flops, traffic=traffic, collectives=found, share=share
-    ),
+    'estimate': compiled and chips.estimate(chip, flops, found),
   }
 
 
@@ -93,14 +74,10 @@ def _compile(lowered: Any) -> tuple[Any, str]:
     return None, line
 
 
-def _memory(compiled: Any, arguments: Any) -> Report:
-  """Bytes of a device; the arguments alone of a step that does not fit."""
+def _memory(compiled: Any) -> Report:
+  """Bytes of a device; nothing of a step that does not fit."""
   if compiled is None:
-    held = sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(arguments)
-    )
-    return {'arguments': held, 'peak': None}
+    return {}
   stats = compiled.memory_analysis()
   sizes = {
     'arguments': stats.argument_size_in_bytes,

@@ -2,10 +2,10 @@
 
   mira aot dfew:L,exact --topology v5e:16x16
   mira aot dfew:B --gpu h200 --config.model.remat=attention
-  mira aot voxceleb2:B --topology v5e --scale 8,256,1024
+  mira aot voxceleb2:B --topology v5e:2x4,v5e:16x16
 
 Runs the device's own compiler on the real step, kernels included, and prints
-memory, FLOPs, communication, and a step time estimated from the peaks of the
+memory, FLOPs, communication, and the least time of a step at the peaks of the
 chip. No data is opened. Any field of the configuration is a flag, as in
 `mira train`. Exits with 1 if the step does not fit into memory.
 """
@@ -45,28 +45,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('config', metavar='CONFIG', help='name or file, such as dfew:B')
   machine = parser.add_mutually_exclusive_group(required=True)
   machine.add_argument(
-    '--topology', help='such as v5e:16x16, v5p:4x4x4 or v6e:2x4'
+    '--topology', help='such as v5e:16x16, v5p:4x4x4 or v6e:2x4,v6e:16x16'
   )
   machine.add_argument('--gpu', choices=tuple(compilers.GPUS))
   add('--slices', type=at_least(1), default=1, help='joined by the network')
-  add('--scale', metavar='CHIPS', help='chip counts, such as 8,256,1024')
   add('--batch-per-chip', type=at_least(1), metavar='CLIPS')
   add('--compiler', metavar='FOLDER', help='that holds the compiler')
-  add('--install', action='store_true', help='the compiler, if it is missing')
-  add('--json', action='store_true', help='print JSON instead of tables')
+  add('--json', action='store_true', help='print JSON instead of a table')
 
 
 def run(args: argparse.Namespace) -> int:
   """Compiles, and prints a table with a column per machine."""
-  cfg, targets = _config(args), _targets(args)
+  cfg = config.load(args.config, args.flags)
+  if cfg.pretrain is None:
+    cfg.model.num_classes = cfg.model.num_classes or CLASSES
+  targets = [Target('cuda', args.gpu)]
+  if not args.gpu:
+    names = args.topology.split(',')
+    targets = [compilers.tpu(name, args.slices) for name in names]
   platform = targets[0].platform
-  compiler = compilers.find(platform, args.compiler, fetch=args.install)
-  compilers.load(platform, compiler)
+  compilers.load(platform, compilers.find(platform, args.compiler))
   console = rich.console.Console(stderr=args.json)
   reports = []
   for target in targets:
     own = copy.deepcopy(cfg)
-    source = _set_batch(own, target, args.batch_per_chip, bool(args.scale))
+    source = _set_batch(own, target.chips, args.batch_per_chip)
     with console.status(f'compiling for {target}'):
       try:
         report = measure.measure(own, target)
@@ -75,60 +78,31 @@ def run(args: argparse.Namespace) -> int:
         raise MiraInputError(
           'not_compiled', str(target), hint, exit_code=ExitCode.FAILED
         ) from error
-    report |= {'config': args.config, 'flags': args.flags}
     reports.append(report | {'batch_source': source})
   if args.json:
-    print(json.dumps(reports if args.scale else reports[0], indent=2))
+    print(json.dumps(reports, indent=2))
   else:
-    _print(console, reports)
+    _print(console, reports, ' '.join([args.config, *args.flags]))
   fits = all(x['memory']['fits'] for x in reports)
   return ExitCode.OK if fits else ExitCode.FAILED
 
 
-def _config(args: argparse.Namespace) -> config.Config:
-  cfg = config.load(args.config, args.flags)
-  if cfg.pretrain is None:
-    cfg.model.num_classes = cfg.model.num_classes or CLASSES
-  return cfg
-
-
-def _targets(args: argparse.Namespace) -> list[Target]:
-  if args.gpu:
-    if args.scale or args.slices > 1:
-      hint = 'only one GPU is compiled for; name a --topology instead'
-      raise MiraInputError('bad_flag', '--gpu', hint)
-    return [Target('cuda', args.gpu)]
-  if not args.scale:
-    return [compilers.tpu(args.topology, args.slices)]
-  kind = args.topology.partition(':')[0]
-  try:
-    numbers = [int(x) for x in args.scale.split(',')]
-  except ValueError as error:
-    hint = 'give chip counts separated by commas, such as 8,256'
-    raise MiraInputError('bad_scale', args.scale, hint) from error
-  return [compilers.tpu_of(kind, x) for x in numbers]
-
-
-def _set_batch(
-  cfg: config.Config, target: Target, per_chip: int | None, scale: bool
-) -> str:
+def _set_batch(cfg: config.Config, chips: int, per_chip: int | None) -> str:
   """Sets the batch; returns its source."""
-  before = cfg.data.batch_size
-  parts = target.devices // cfg.mesh.model * cfg.optim.accumulate
-  default = PER_CHIP[cfg.pretrain is not None]
-  if per_chip is None and not scale and before % parts == 0:
+  parts = chips // cfg.mesh.model * cfg.optim.accumulate
+  if per_chip is None and cfg.data.batch_size % parts == 0:
     return "the configuration's"
-  cfg.data.batch_size = (per_chip or default) * target.chips
-  if per_chip or scale:
-    return f'{per_chip or default} per chip'
-  return f"{default} per chip: the configuration's {before} does not divide"
+  per_chip = per_chip or PER_CHIP[cfg.pretrain is not None]
+  cfg.data.batch_size = per_chip * chips
+  return f'{per_chip} per chip'
 
 
 # ----- output -----------------------------------------------------------------
 
 
-def _print(console: rich.console.Console, reports: list[dict]) -> None:
-  title = ' '.join([reports[0]['config'], *reports[0]['flags']])
+def _print(
+  console: rich.console.Console, reports: list[dict], title: str
+) -> None:
   table = rich.table.Table(title=plain(title), box=rich.box.SIMPLE_HEAD)
   table.add_column('')
   columns = [dict(_rows(report)) for report in reports]
@@ -141,19 +115,19 @@ def _print(console: rich.console.Console, reports: list[dict]) -> None:
   if not all(report['memory']['fits'] for report in reports):
     console.print(TO_SAVE_MEMORY)
   console.print(
-    'Sizes are per device; times are estimated from peaks, and measured steps '
-    'are slower.'
+    'Sizes are per device; times are the least that products and communication '
+    'take at peak, and measured steps are slower.'
   )
 
 
 def _rows(report: dict) -> Iterator[tuple[str, str]]:
   """Name and value of each line."""
-  memory, flops, guess = (report[x] for x in ('memory', 'flops', 'estimate'))
+  memory, flops, least = (report[x] for x in ('memory', 'flops', 'estimate'))
   yield 'devices', report['devices']
   yield 'attention', report['attention']
   yield 'clips', f'{report["batch"]} ({report["batch_source"]})'
   for name in ('arguments', 'temporaries', 'outputs', 'aliased', 'peak'):
-    if memory.get(name) is not None:
+    if name in memory:
       yield f'GiB {name}', f'{memory[name] / 2**30:.2f}'
   verdict = 'fits' if memory['fits'] else 'DOES NOT FIT'
   yield f'GiB of {report["chip"]}', f'{memory["hbm"] / 2**30:.2f}: {verdict}'
@@ -162,14 +136,14 @@ def _rows(report: dict) -> Iterator[tuple[str, str]]:
   for name, count in flops['by_name'].items():
     if count > flops['hardware'] / 1000:
       yield f'  {name}', f'{count / 1e12:.3f}'
-  if guess is None:
-    yield 'the compiler', report['memory']['message']
+  if least is None:
+    yield 'the compiler', memory['message']
     return
   for x in report['collectives']:
     yield f'MB {x["kind"]}', f'{x["bytes"] / 1e6:.2f} over {x["group"]}'
-  for name in ('compute', 'memory', 'collectives', 'seconds'):
-    label = 'step' if name == 'seconds' else name
-    yield f'ms {label}', f'{1e3 * guess[name]:.1f}'
-  rate = report['batch'] / guess['seconds'] / report['chips']
-  yield 'clips/s per chip', f'{rate:.1f}'
-  yield 'utilisation', f'{guess["utilisation"]:.1%}, bound by {guess["bound"]}'
+  yield 'ms compute', f'{1e3 * least["compute"]:.1f}'
+  yield 'ms collectives', f'{1e3 * least["collectives"]:.1f}'
+  yield 'ms step, at least', f'{1e3 * least["seconds"]:.1f}'
+  rate = report['batch'] / least['seconds'] / report['chips']
+  yield 'clips/s per chip, at most', f'{rate:.1f}'
+  yield 'utilisation, at most', f'{least["utilisation"]:.1%}'

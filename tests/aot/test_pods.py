@@ -82,7 +82,8 @@ def compiled(size: str, kind: str, clips: int, *flags: str) -> dict:
   assert done.stdout, done.stderr
   # The partitioner's warning that it gathers whole arrays.
   assert 'Involuntary full rematerialization' not in done.stderr
-  return json.loads(done.stdout)
+  (report,) = json.loads(done.stdout)
+  return report
 
 
 @pytest.fixture(scope='module')
@@ -130,22 +131,21 @@ def test_a_step_is_what_its_sizes_say(reports, case):
   assert found['hardware'] == pytest.approx(clips * flops(size, kind), rel=0.03)
   assert found['model'] < found['hardware'] < 1.15 * found['model']
 
-  # Parameters and the two moments of AdamW, in float32, and the clips.
   memory = report['memory']
-  state = 12 * parameters + clips * 16 * 224 * 224 * 3
-  assert memory['arguments'] == pytest.approx(state, rel=0.05)
   if not memory['fits']:  # as the compiler says, or the sum of its figures
     assert (size, case[2]) == ('H', 'v5e:2x2')
     refused = 'RESOURCE_EXHAUSTED' in memory['message']
     assert refused or memory['peak'] > memory['hbm']
     return
+  # Parameters and the two moments of AdamW, in float32, and the clips.
+  state = 12 * parameters + clips * 16 * 224 * 224 * 3
+  assert memory['arguments'] == pytest.approx(state, rel=0.05)
   assert memory['aliased'] == pytest.approx(12 * parameters, rel=0.05)
   assert memory['peak'] < memory['hbm']
   assert memory['temporaries'] > 2 * parameters  # gradients, at least
 
   # Gradients are summed as what they are computed in, bfloat16, and nothing
   # else is: clips stay where they are.
-  assert report['kernels'] >= (2 if kind == TUNING else 4)
   (only,) = report['collectives']
   assert (only['kind'], only['group']) == ('all-reduce', 4)
   assert only['bytes'] == pytest.approx(2 * parameters, rel=0.02)

@@ -12,6 +12,7 @@ serves one kind of chip a process: hence a process for each.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -19,6 +20,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+import time
 from typing import NamedTuple
 
 from mira_jax.aot import compilers
@@ -46,23 +48,19 @@ SHAPES = {
   'encoder': (64, 160, 12, 64),
   'long': (1, 32768, 12, 64),
 }
-# L x L x D products that a pass is about, however its kernel gets there.
-PRODUCTS = {
-  'attend': 2,
-  'attend_backward': 5,
-  'marginal': 1,
-  'marginal_backward': 3,
-  'redistribute': 3,
-  'redistribute_backward': 5,
+# A pass -> its case in `pass_cases`, and the L x L x D products that it is
+# about, however its kernel gets there.
+PASSES = {
+  'attend': ('attend', 2),
+  'attend_backward': ('attend_backward', 5),
+  'marginal': ('marginal', 1),
+  'marginal_backward': ('marginal_backward', 3),
+  'redistribute': ('redistribute', 3),
+  'redistribute_backward': ('redistribute_backward, gain too', 5),
 }
 # Of a kernel's bundles, those that every further chunk of keys runs again: the
 # first chunk has code of its own in the forward passes.
 LOOPED = {'attend': 1 / 2, 'redistribute': 1 / 2, 'marginal': 2 / 3}
-OPERATIONS = (
-  'biased_attention',
-  'attention_marginal',
-  'redistributed_attention',
-)
 OPERATION_SHAPES = ('decoder', 'long')
 
 
@@ -71,12 +69,12 @@ def measure(chip: str) -> dict[str, dict]:
 
   Returns:
     'PASS SHAPE' -> cycles, tflops, seconds (to compile); 'OPERATION SHAPE' ->
-    temporaries (bytes), of forward and backward; and 'temporaries of exact
-    mode' -> the same of `mira_attention`, by implementation.
+    temporaries (bytes), of forward and backward.
 
   Raises:
     RuntimeError: something does not compile.
   """
+  root = pathlib.Path(__file__).parents[2]
   with tempfile.TemporaryDirectory() as dump:
     done = subprocess.run(
       [sys.executable, __file__, chip],
@@ -86,7 +84,7 @@ def measure(chip: str) -> dict[str, dict]:
           f'--xla_jf_dump_to={dump} --xla_jf_dump_llo_text=true'
         ),
         'MIRA_AOT_DUMP': dump,
-        'PYTHONPATH': str(pathlib.Path(__file__).parents[2]),
+        'PYTHONPATH': f'{root}{os.pathsep}{root / "tests" / "helpers"}',
       },
       capture_output=True,
       text=True,
@@ -117,44 +115,37 @@ def _measure_here(chip: Chip) -> dict[str, dict]:
   from jax.sharding import SingleDeviceSharding
 
   compilers.load('tpu', pathlib.Path(os.environ[FOLDER]).resolve())
+  import pass_cases
+
   topology = topologies.get_topology_desc(
     platform='tpu', topology_name=chip.topology
   )
   device = SingleDeviceSharding(topology.devices[0])
-  results = {
-    'temporaries of exact mode': {
-      name: _exact_temporaries(topology.devices[0], name)
-      for name in ('pallas_tpu', 'reference')
-    }
-  }
+  results = {}
   for shape in SHAPES:
-    for name in PRODUCTS:
+    for name in PASSES:
       results[f'{name} {shape}'] = _measure_pass(name, shape, chip, device)
   for shape in OPERATION_SHAPES:
-    for name in OPERATIONS:
+    for name in pass_cases.OPERATIONS:
       results[f'{name} {shape}'] = _measure_operation(name, shape, device)
   return results
 
 
 def _measure_pass(name: str, shape: str, chip: Chip, device) -> dict:
-  import time
-
+  import pass_cases
   from mira_jax.kernels.tpu.blocks import cut
-  from mira_jax.kernels.tpu.passes import PASSES
+  from mira_jax.kernels.tpu.passes import PASSES as KERNELS
 
   batch, length, heads, width = SHAPES[shape]
-  inputs, options = _arguments(SHAPES[shape], device)
+  case, products = PASSES[name]
   start = time.monotonic()
-  _compile(
-    lambda *x: getattr(PASSES, name)(*x, **options.get(name, {})),
-    SHAPES[shape],
-    inputs[name],
-  )
-  blocks = cut(SHAPES[shape], inputs[name][0].dtype)
+  run = functools.partial(pass_cases.CASES[case].run, KERNELS)
+  _compile(run, SHAPES[shape], device)
+  blocks = cut(SHAPES[shape], 'bfloat16')
   cycles = _bundles(name) * math.prod(blocks.grid)
   if blocks.chunks > 1:
     cycles = round(cycles * blocks.chunks * LOOPED.get(name, 1))
-  flops = 2 * PRODUCTS[name] * batch * heads * length**2 * width
+  flops = 2 * products * batch * heads * length**2 * width
   return {
     'cycles': cycles,
     'tflops': round(flops * chip.hertz / cycles / 1e12, 1),
@@ -163,103 +154,36 @@ def _measure_pass(name: str, shape: str, chip: Chip, device) -> dict:
 
 
 def _measure_operation(name: str, shape: str, device) -> dict:
-  import jax
-
+  import pass_cases
   from mira_jax.kernels import vjp
-  from mira_jax.kernels.tpu.passes import PASSES
+  from mira_jax.kernels.tpu.passes import PASSES as KERNELS
 
-  inputs, _ = _arguments(SHAPES[shape], device)
-  token, _, _, key = inputs['attend']
-  arguments, options = {
-    'biased_attention': ((token, token, token, key), (False,)),
-    'attention_marginal': ((token, token), ()),
-    'redistributed_attention': (
-      (token, token, token, key),
-      (0.5, 1e-3, True),
-    ),
-  }[name]
-
-  def gradients(cotangent, *x):
-    operation = getattr(vjp, name)
-    _, pull = jax.vjp(lambda *x: operation(PASSES, *x, *options), *x)
-    return pull(cotangent)
-
-  plain = name == 'attention_marginal'
-  cotangent = key if plain else token
-  compiled = _compile(gradients, SHAPES[shape], (cotangent, *arguments))
-  return {'temporaries': compiled.memory_analysis().temp_size_in_bytes}
+  both = functools.partial(pass_cases.both, vjp.operations(KERNELS), name)
+  stats = _compile(both, SHAPES[shape], device).memory_analysis()
+  return {'temporaries': stats.temp_size_in_bytes}
 
 
-def _exact_temporaries(device, implementation: str) -> int:
-  """Bytes that exact attention, forward and backward, needs on a TPU."""
-  import jax
-  import jax.numpy as jnp
-  import numpy as np
-  from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+def _compile(f, shape: tuple[int, ...], device):
+  """Compiles f of `pass_cases.Inputs`; empties the dump first.
 
-  from mira_jax.kernels import dispatch
-  from mira_jax.kernels.attention import mira_attention
-  from mira_jax.mira import MiraConfig
-
-  mesh = Mesh(np.array([device]), ('data',), (AxisType.Auto,))
-  where = NamedSharding(mesh, PartitionSpec())
-  x = jax.ShapeDtypeStruct(SHAPES['decoder'], jnp.bfloat16, sharding=where)
-
-  def loss(*x):
-    attended = mira_attention(
-      *x, num_frames=8, config=MiraConfig(), implementation=implementation
-    )
-    return attended.output.astype(jnp.float32).sum()
-
-  with jax.set_mesh(mesh):
-    asked = dispatch.Request(x.shape, x.dtype, 'exact', dispatch.target())
-    assert dispatch.choose(asked)[0] == 'pallas_tpu', asked
-    compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(x, x, x).compile()
-  return compiled.memory_analysis().temp_size_in_bytes
-
-
-def _arguments(shape: tuple[int, ...], device) -> tuple[dict, dict]:
-  """Arguments and options of each pass."""
-  import jax
-  import jax.numpy as jnp
-
-  batch, length, heads, width = shape
-
-  def array(*shape, dtype=jnp.float32):
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=device)
-
-  # As a projection leaves it, heads side by side; `_compile` splits it.
-  token = array(batch, length, heads * width, dtype=jnp.bfloat16)
-  row = array(batch, heads, length)
-  key = array(batch, length)
-  inputs = {
-    'attend': (token, token, token, key),
-    'attend_backward': (token, token, token, key, row, row, token),
-    'marginal': (token, token),
-    'marginal_backward': (token, token, row, key),
-    'redistribute': (token, token, token, key, array(batch, heads, width)),
-    'redistribute_backward': (token, token, token, key, *(row,) * 4, token),
-  }
-  options = {
-    'attend_backward': {'bias_gradient': False},
-    'redistribute': {'residual_mix': 0.5, 'floor': 1e-3},
-    'redistribute_backward': {'residual_mix': 0.5, 'gain_gradient': True},
-  }
-  return inputs, options
-
-
-def _compile(f, shape: tuple[int, ...], arguments):
-  """Compiles f of heads, given them side by side; empties the dump first."""
+  Its tokens come as a projection leaves them, heads side by side.
+  """
   import jax
 
-  tokens = (*shape[:2], shape[2] * shape[3])
+  import pass_cases
 
-  def split(*x):
-    return f(*(y.reshape(shape) if y.shape == tokens else y for y in x))
+  inputs = pass_cases.shapes(shape, device)
+  flat = jax.ShapeDtypeStruct(
+    (*shape[:2], shape[2] * shape[3]), inputs.q.dtype, sharding=device
+  )
+
+  def run(x):
+    split = {name: getattr(x, name).reshape(shape) for name in 'qkvg'}
+    return f(x._replace(**split))
 
   for path in pathlib.Path(os.environ['MIRA_AOT_DUMP']).iterdir():
     path.unlink()
-  traced = jax.jit(split).trace(*arguments)
+  traced = jax.jit(run).trace(inputs._replace(**dict.fromkeys('qkvg', flat)))
   return traced.lower(lowering_platforms=('tpu',)).compile()
 
 
