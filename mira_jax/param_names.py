@@ -71,7 +71,6 @@ EMBEDDED = ('embed', 'positions', 'cls')  # what precedes the blocks
 TIME_EMBEDDED = ('positions_time', 'cls_time')  # the temporal blocks
 POSITIONS = ('params/positions', 'params/positions_time')
 MASK_TOKEN = 'params/mask_token'  # only of an autoencoder
-EMBEDDING = 'params/embed/kernel'
 
 
 def path_name(path: tuple[Any, ...]) -> str:

@@ -54,9 +54,8 @@ def read_cases(directory: str | pathlib.Path) -> list[dict[str, Any]]:
   """The entries of DIR/cases.json."""
   path = pathlib.Path(directory) / 'cases.json'
   if not path.is_file():
-    raise MiraInputError(
-      'not_found', path, 'give a directory of golden cases with a cases.json'
-    )
+    hint = 'give a directory of golden cases with a cases.json'
+    raise MiraInputError('not_found', path, hint)
   try:
     cases = json.loads(path.read_text())
   except ValueError as error:
@@ -97,9 +96,8 @@ def run_case(
   if attention != 'reference':
     uncomputed = {name for name in uncomputed if '/attn_' not in name}
   if uncomputed:
-    raise MiraInputError(
-      'bad_case', path, f'nothing here computes {", ".join(sorted(uncomputed))}'
-    )
+    hint = f'nothing here computes {", ".join(sorted(uncomputed))}'
+    raise MiraInputError('bad_case', path, hint)
   return [
     _compare(case, name, np.asarray(ours[name]), arrays[name], dtype)
     for name in arrays

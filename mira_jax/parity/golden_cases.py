@@ -54,19 +54,17 @@ def mira_config(case: Mapping[str, Any]) -> MiraConfig | None:
 
 def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
   """One attention module over the steps of a case; the EMA is carried on."""
-  config = mira_config(case)
-  spec: Any = {
-    'heads': case['heads'],
-    'num_frames': case['frames'],
-    'mira': config,
-    'train': case['training'],
-    'attention': attention,
-    'dtype': dtype,
-  }
-  module = Attention(BlockSpec(**spec))
-  variables = _load(
-    module, arrays, torch_names.ATTENTION, dtype, arrays['step0/x']
+  config, table = mira_config(case), torch_names.ATTENTION
+  spec = BlockSpec(
+    heads=case['heads'],
+    num_frames=case['frames'],
+    mira=config,
+    train=case['training'],
+    attention=attention,
+    dtype=dtype,
   )
+  module = Attention(spec)
+  variables = _load(module, arrays, table, dtype, arrays['step0/x'])
   params, buffers = variables['params'], variables['mira']
 
   def loss(params, x, buffers, cotangent):
@@ -81,15 +79,12 @@ def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
     x, cotangent = (
       jnp.asarray(arrays[prefix + name], dtype) for name in ('x', 'cotangent')
     )
-
     gradients, (y, attended, updates) = run(params, x, buffers, cotangent)
     buffers = updates['mira']
     yield prefix + 'y', y
     yield prefix + 'ema', buffers['confidence'][None]
     yield prefix + 'grad/x', gradients[1]
-    yield from _named(
-      {'params': gradients[0]}, torch_names.ATTENTION, prefix + 'grad/'
-    )
+    yield from _named({'params': gradients[0]}, table, prefix + 'grad/')
     if attended.before is not None:
       yield prefix + 'attn_before_head0', attended.before[:, 0]
       yield prefix + 'attn_after_head0', attended.after[:, 0]
@@ -99,7 +94,13 @@ def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
 
 def _statistics(attended, config, params, x, case) -> Iterator:
   """Names of the reference -> what MiRA computed of each frame."""
-  frames = _reported_statistics(attended.frames, config, params, x, case)
+  frames = attended.frames
+  if (config.mode, config.statistics) == ('flashlite', 'batch_ema'):
+    # The file reports c, f and pi of the batch mean, though the gain comes from
+    # the average.
+    keys = jnp.einsum('blc,chd->blhd', x, params['qkv']['kernel'][:, 1])
+    config = dataclasses.replace(config, statistics='batch')
+    frames = frame_gain(key_energy(keys), case['frames'], config)
   concentration = frames.concentration
   if concentration is None:  # 1 / (0 + 1e-6) in the reference
     concentration = jnp.full_like(frames.confidence, 1e6)
@@ -108,17 +109,6 @@ def _statistics(attended, config, params, x, case) -> Iterator:
   yield 'f', frames.score
   yield 'pi', frames.prior
   yield 'alpha', attended.frames.gain
-
-
-def _reported_statistics(frames, config, params, x, case):
-  """In flashlite batch_ema training the file reports c, f and pi of the batch
-  mean, although the gain comes from the EMA.
-  """
-  if config.mode != 'flashlite' or config.statistics != 'batch_ema':
-    return frames
-  keys = jnp.einsum('blc,chd->blhd', x, params['qkv']['kernel'][:, 1])
-  config = dataclasses.replace(config, statistics='batch')
-  return frame_gain(key_energy(keys), case['frames'], config)
 
 
 def run_classifier(case, arrays: Arrays, dtype, attention) -> Iterator:

@@ -15,7 +15,7 @@ import numpy as np
 
 from mira_jax.augment import transforms
 from mira_jax.models import build
-from mira_jax.parity.torch_peers import LOGITS, Outputs, Peer, PyTree, State
+from mira_jax.parity.torch_peers import LOGITS, Peer, PyTree, State
 from mira_jax.train import losses
 from mira_jax.weights import torch_names
 from mira_jax.weights.weights_file import flatten, restack, unflatten
@@ -25,36 +25,22 @@ DTYPES = ('float32', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """The difference between two arrays.
+  """The difference between two arrays."""
 
-  Attributes:
-    name: of the layer, 'block 3' or 'logits'; 'd block 3' of gradients.
-    max_abs: largest difference.
-    mean_abs: mean difference.
-    relative: largest difference over the largest number of PyTorch's.
-    cosine: between the two as vectors.
-  """
-
-  name: str
+  name: str  # of the layer, 'block 3' or 'logits'; 'd block 3' of gradients
   max_abs: float
   mean_abs: float
-  relative: float
-  cosine: float
+  relative: float  # largest difference over the largest number of PyTorch's
+  cosine: float  # between the two as vectors
 
 
 @dataclasses.dataclass(frozen=True)
 class Agreement:
-  """Two models in one number format.
+  """Two models in one number format."""
 
-  Attributes:
-    dtype: of the computation.
-    rows: by layer; those of gradients last.
-    top1: share of clips whose best class is the same.
-  """
-
-  dtype: str
-  rows: Sequence[Row]
-  top1: float
+  dtype: str  # of the computation
+  rows: Sequence[Row]  # by layer; those of gradients last
+  top1: float  # share of clips whose best class is the same
 
   def row(self, name: str) -> Row:
     return next(row for row in self.rows if row.name == name)
@@ -81,14 +67,14 @@ def ours(
   labels: np.ndarray | None,
   dtype: str = 'float32',
   attention: str | None = None,
-) -> Outputs:
-  """Our model's layers and gradients.
+) -> tuple[State, State]:
+  """Our model's layers, then logits, and its gradients by the authors' names.
 
   Args:
     fields: of ViViT as JSON.
     variables: {'params': ..., 'mira': ...}, blocks stacked or not.
     video: float32 [B, F, H, W, 3], normalised.
-    labels: int [B] to differentiate by; None: no gradients.
+    labels: int [B] of the cross-entropy; None: no gradients.
     dtype: of the computation.
     attention: its implementation; None is the model's choice.
   """
@@ -115,11 +101,11 @@ def ours(
 
   params = variables['params']
   if labels is None:
-    return Outputs(jax.device_get(jax.jit(run)(params)[1]), {})
+    return jax.device_get(jax.jit(run)(params)[1]), {}
   differentiated = jax.jit(jax.grad(run, has_aux=True))
   gradients, layers = jax.device_get(differentiated(params))
   names = torch_names.CLASSIFIER
-  return Outputs(layers, torch_names.to_torch({'params': gradients}, names))
+  return layers, torch_names.to_torch({'params': gradients}, names)
 
 
 def compare(
@@ -146,23 +132,20 @@ def compare(
   """
   normalised = np.asarray(transforms.prepare(jnp.asarray(video)))
   labels = np.arange(len(video)) % fields['num_classes'] if gradients else None
-  mine = ours(fields, variables, normalised, labels, dtype, attention)
-  theirs = other.run(normalised, labels, fields['depth'], dtype)
-  rows = [
-    difference(name, mine.layers[name], array)
-    for name, array in theirs.layers.items()
-  ]
-  names = sorted(mine.gradients.keys() & theirs.gradients.keys())
+  mine, own = ours(fields, variables, normalised, labels, dtype, attention)
+  theirs, other_own = other.run(normalised, labels, fields['depth'], dtype)
+  rows = [difference(n, mine[n], array) for n, array in theirs.items()]
+  names = sorted(own.keys() & other_own.keys())
   blocks = [f'block {i + 1}' for i in range(fields['depth'])]
   for group in ('embed', *blocks, 'head'):
-    if own := [n for n in names if _group(n) == group]:
+    if within := [n for n in names if _group(n) == group]:
       a, b = (
-        np.concatenate([np.ravel(x.gradients[n]) for n in own])
-        for x in (mine, theirs)
+        np.concatenate([np.ravel(x[n]) for n in within])
+        for x in (own, other_own)
       )
       rows.append(difference(f'd {group}', a, b))
-  a, b = (x.layers[LOGITS].argmax(-1) for x in (mine, theirs))
-  return Agreement(dtype, rows, float((a == b).mean()))
+  same = mine[LOGITS].argmax(-1) == theirs[LOGITS].argmax(-1)
+  return Agreement(dtype, rows, float(same.mean()))
 
 
 def _group(name: str) -> str:

@@ -10,8 +10,7 @@ import dataclasses
 import importlib
 import pathlib
 import runpy
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import numpy as np
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.mira import MiraConfig
 from mira_jax.models.layers import mlp_width
-from mira_jax.weights import huggingface, sources, torch_names
+from mira_jax.weights import huggingface, torch_names
 from mira_jax.weights.weights_file import flatten, restack, unflatten
 
 PyTree = Any
@@ -28,33 +27,19 @@ LOGITS = 'logits'
 
 
 @dataclasses.dataclass
-class Outputs:
-  """Arrays of a model for some clips.
-
-  Attributes:
-    layers: name -> array, of the blocks in their order, then logits.
-    gradients: the authors' names -> array, of the mean cross-entropy; or {}.
-  """
-
-  layers: State
-  gradients: State
-
-
-@dataclasses.dataclass
 class Peer:
   """A PyTorch model that has our weights.
 
   Attributes:
     name: in titles.
-    module: called with [B, 3, F, H, W] (`channels_first`) or [B, F, 3, H, W].
-    channels_first: which.
-    gradients: module after `backward` -> the authors' names -> gradient.
+    module: called with clips [B, 3, F, H, W].
+    hugging_face: whether it is of Hugging Face: its parameters have their names
+      and its clips are [B, F, 3, H, W].
   """
 
   name: str
   module: Any
-  channels_first: bool
-  gradients: Callable[[Any], State]
+  hugging_face: bool = False
 
   def run(
     self,
@@ -62,27 +47,22 @@ class Peer:
     labels: np.ndarray | None,
     depth: int,
     dtype: str = 'float32',
-  ) -> Outputs:
+  ) -> tuple[State, State]:
     """As `ours`; bfloat16 by autocast, which keeps float32 where we do."""
     torch = load()
-    order = (0, 4, 1, 2, 3) if self.channels_first else (0, 1, 4, 2, 3)
+    order = (0, 1, 4, 2, 3) if self.hugging_face else (0, 4, 1, 2, 3)
     pixels = torch.from_numpy(np.ascontiguousarray(video.transpose(order)))
-    layers: State = {}
+    outputs: list[Any] = []
 
-    def keep(i: int) -> Callable:
-      def hook(module: Any, inputs: Any, output: Any) -> None:
-        first = output[0] if isinstance(output, tuple) else output
-        layers[f'block {i + 1}'] = first.detach().float().numpy()
-
-      return hook
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+      outputs.append(output[0] if isinstance(output, tuple) else output)
 
     lists = (
       part
       for part in self.module.modules()
       if isinstance(part, torch.nn.ModuleList) and len(part) == depth
     )
-    blocks = next(lists, ())
-    hooks = [x.register_forward_hook(keep(i)) for i, x in enumerate(blocks)]
+    hooks = [x.register_forward_hook(keep) for x in next(lists, ())]
     self.module.eval().requires_grad_(labels is not None)
     self.module.zero_grad()
     try:
@@ -92,12 +72,28 @@ class Peer:
     finally:
       for hook in hooks:
         hook.remove()
+    layers = {
+      f'block {i + 1}': x.detach().float().numpy()
+      for i, x in enumerate(outputs)
+    }
     layers[LOGITS] = logits.detach().numpy()
     if labels is None:
-      return Outputs(layers, {})
+      return layers, {}
     targets = torch.from_numpy(np.asarray(labels, np.int64))
     torch.nn.functional.cross_entropy(logits, targets).backward()
-    return Outputs(layers, self.gradients(self.module))
+    return layers, self._gradients()
+
+  def _gradients(self) -> State:
+    """Of all parameters, by the authors' names."""
+    pairs = self.module.named_parameters()
+    found = {n: x.grad.numpy() for n, x in pairs if x.grad is not None}
+    if not self.hugging_face:
+      return found
+    renamed = huggingface.understand(found, {})[0]
+    if 'cls_token' in renamed:  # its first layer is rewritten for our pixels
+      embeddings = ('patch_embed.', 'pos_embed', 'cls_token')
+      return {n: x for n, x in renamed.items() if not n.startswith(embeddings)}
+    return renamed
 
 
 def load(name: str = 'torch') -> Any:
@@ -133,7 +129,7 @@ def peer(fields: Mapping[str, Any], variables: PyTree) -> Peer:
     hint = 'no independent model here has this; give yours: --module PATH:CLASS'
     raise MiraInputError('unsupported', ', '.join(odd), hint)
   if plain:
-    return _hugging_face(fields, _named(variables), vivit)
+    return _hugging_face(fields, variables, vivit)
   return with_mira(fields, variables)
 
 
@@ -195,81 +191,40 @@ def _loaded(name: str, module: Any, variables: PyTree) -> Peer:
   if wrong:
     hint = f'it must have the names of the authors: {", ".join(wrong[:6])}'
     raise checkpoint_error('weights_mismatch', 'module', hint)
-
-  def gradients(module: Any) -> State:
-    pairs = module.named_parameters()
-    return {n: x.grad.numpy() for n, x in pairs if x.grad is not None}
-
-  return Peer(name, module, True, gradients)
+  return Peer(name, module)
 
 
-def _hugging_face(fields: Mapping[str, Any], state: State, vivit: bool) -> Peer:
-  load()
-  transformers = load('transformers')
-  transformers.utils.logging.disable_progress_bar()
+def _hugging_face(
+  fields: Mapping[str, Any], variables: PyTree, vivit: bool
+) -> Peer:
+  torch, transformers = load(), load('transformers')
   kind = 'Vivit' if vivit else 'VideoMAE'
+  dim, patch, tubelet = fields['dim'], fields['patch'], fields['tubelet']
+  config = getattr(transformers, f'{kind}Config')(
+    hidden_size=dim,
+    num_hidden_layers=fields['depth'],
+    num_attention_heads=fields['heads'],
+    intermediate_size=mlp_width(dim, fields.get('mlp_ratio', 4.0)),
+    num_frames=fields['frames'],
+    image_size=fields['image_size'],
+    num_labels=fields['num_classes'],
+    layer_norm_eps=fields.get('norm_eps', 1e-6),
+    hidden_act='gelu_new' if fields.get('gelu') == 'tanh' else 'gelu',
+    patch_size=patch,
+    tubelet_size=[tubelet, patch, patch] if vivit else tubelet,
+    use_mean_pooling=True,
+  )
   named = f'{kind}ForVideoClassification'
-  config = _configuration(transformers, fields, kind)
   module = getattr(transformers, named)(config).eval()
   try:
-    restored = huggingface.restore(state, module.state_dict())
+    restored = huggingface.restore(_named(variables), module.state_dict())
   except KeyError as error:
     hint = f'transformers {transformers.__version__} has other names: {error}'
     raise checkpoint_error('weights_mismatch', named, hint) from error
-  tensors = {n: load().from_numpy(np.array(x)) for n, x in restored.items()}
-  module.load_state_dict(tensors)
+  module.load_state_dict(
+    {n: torch.from_numpy(np.array(x)) for n, x in restored.items()}
+  )
   # The configuration has no field for it.
   last = module.vivit.layernorm if vivit else module.fc_norm
   last.eps = fields.get('last_norm_eps') or config.layer_norm_eps
-
-  def gradients(module: Any) -> State:
-    return _saved_gradients(module, vivit)
-
-  return Peer(f"Hugging Face's {named}", module, False, gradients)
-
-
-def _configuration(
-  transformers: Any, fields: Mapping[str, Any], kind: str
-) -> Any:
-  """The configuration of a Vivit or VideoMAE of these fields."""
-  dim = fields['dim']
-  patch, tubelet = fields.get('patch', 16), fields.get('tubelet', 2)
-  shape = {
-    'hidden_size': dim,
-    'num_hidden_layers': fields['depth'],
-    'num_attention_heads': fields['heads'],
-    'intermediate_size': mlp_width(dim, fields.get('mlp_ratio', 4.0)),
-    'num_frames': fields.get('frames', 16),
-    'image_size': fields.get('image_size', 224),
-    'num_labels': fields['num_classes'],
-    'layer_norm_eps': fields.get('norm_eps', 1e-6),
-    'hidden_act': 'gelu_new' if fields.get('gelu') == 'tanh' else 'gelu',
-  }
-  if kind == 'Vivit':
-    shape['tubelet_size'] = [tubelet, patch, patch]
-  else:
-    shape |= {'tubelet_size': tubelet, 'patch_size': patch}
-    shape['use_mean_pooling'] = True
-  return getattr(transformers, f'{kind}Config')(**shape)
-
-
-def _saved_gradients(module: Any, vivit: bool) -> State:
-  """Gradients by the authors' names: saved as if they were weights, and read.
-
-  So `sources` handles the names of every version of transformers. ViViT's
-  first layer is rewritten for our pixels, and left out.
-  """
-  torch = load()
-  values = [p.detach().clone() for p in module.parameters()]
-  with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-    for parameter in module.parameters():
-      grad = parameter.grad
-      parameter.copy_(torch.zeros_like(parameter) if grad is None else grad)
-    module.save_pretrained(folder)
-    for parameter, value in zip(module.parameters(), values, strict=True):
-      parameter.copy_(value)
-    state = dict(sources.read(folder).state)
-  embeddings = ('patch_embed.', 'pos_embed', 'cls_token')
-  if vivit:
-    state = {n: x for n, x in state.items() if not n.startswith(embeddings)}
-  return state
+  return Peer(f"Hugging Face's {named}", module, hugging_face=True)

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from mira_jax import files
 from mira_jax.errors import MiraInputError, checkpoint_error
-from mira_jax.models import mae
 from mira_jax.models.build import build_autoencoder, build_model
 from mira_jax.weights import sources, torch_names
 from mira_jax.weights.infer_model import Overrides, metadata_of
@@ -51,11 +50,7 @@ class Converted:
 def read(
   path: str | os.PathLike[str], overrides: Overrides = Overrides()
 ) -> Converted:
-  """Reads weights of ours or of another program.
-
-  Args:
-    path: see `sources.read`.
-    overrides: facts that the files lack.
+  """Reads weights of ours or of another program, with facts that files lack.
 
   Raises:
     MiraInputError: naming every missing and misshapen tensor; or see
@@ -64,13 +59,12 @@ def read(
   source = sources.read(path, overrides.key)
   metadata, notes = metadata_of(source, overrides)
   found = Converted(
-    variables={},
+    variables=unflatten(source.state) if source.native else {},
     metadata=metadata,
     kind=source.kind,
     notes=[*source.notes, *notes],
   )
   if source.native:
-    found.variables = unflatten(source.state)
     return found
   metadata['source'] = {
     'name': source.path.name,
@@ -83,9 +77,8 @@ def read(
 
 def write(path: str | os.PathLike[str], converted: Converted) -> pathlib.Path:
   """Writes a weights file of ours."""
-  variables = converted.variables
-  mira = variables.get('mira', {})
-  return save_weights(path, variables['params'], mira, converted.metadata)
+  params, mira = (converted.variables.get(n, {}) for n in ('params', 'mira'))
+  return save_weights(path, params, mira, converted.metadata)
 
 
 def write_torch(
@@ -108,9 +101,6 @@ def write_torch(
   return write_arrays(path, state, header)
 
 
-# ----- the tensors ------------------------------------------------------------
-
-
 def _table(metadata: Mapping[str, Any]) -> torch_names.Table:
   if metadata.get('pretrain'):
     return torch_names.AUTOENCODER
@@ -121,7 +111,7 @@ def _put_tensors(
   found: Converted, source: sources.Source, allow_missing: Sequence[str]
 ) -> None:
   """Adds the variables, and the names of tensors left out or missing."""
-  metadata, table = found.metadata, _table(found.metadata)
+  metadata, table, notes = found.metadata, _table(found.metadata), []
   init = _init(metadata)
   template = jax.eval_shape(init, jax.random.key(0))
   parts = sorted(template['params'])
@@ -133,8 +123,9 @@ def _put_tensors(
   useless, extra = _left_out(matched.extra, template)
   found.ignored = [*useless, *extra]
   if extra:
-    note = f'left out, as the model has no place for them: {shown(extra)}'
-    found.notes = [*found.notes, note]
+    notes.append(
+      f'left out, as the model has no place for them: {shown(extra)}'
+    )
   backbone = not (metadata['class_names'] or metadata.get('pretrain'))
   allowed = {*allow_missing, *(['norm'] if backbone else [])}
   found.missing = [
@@ -143,12 +134,11 @@ def _put_tensors(
     if path.split('/')[1] in allowed or path.startswith('mira/')
   ]
   if fresh := [n for n in found.missing if n.startswith('params/')]:
-    note = f'missing, so initialised at random: {compact(fresh)}'
-    found.notes = [*found.notes, note]
+    notes.append(f'missing, so initialised at random: {compact(fresh)}')
+  found.notes = [*found.notes, *notes]
   if found.missing:
     template = jax.device_get(jax.jit(init)(jax.random.key(0)))
-  left_out = set(found.ignored)
-  state = {n: x for n, x in source.state.items() if n not in left_out}
+  state = {n: x for n, x in source.state.items() if n not in found.ignored}
   try:
     variables = torch_names.from_torch(state, template, table, found.missing)
   except MiraInputError as cause:
@@ -163,11 +153,10 @@ def _left_out(
 ) -> tuple[list[str], list[str]]:
   """Of names that a model has no place for, those that it can do without.
 
-  First, those of a complete checkpoint that this model does not use: MiRA's
-  averages, if it shall be plain, and the last norm of an encoder that was cut
-  out of a pre-training: it is of tokens, and a classifier's is of their mean.
-  Second, those of losses and of heads under other names. Names of what could
-  change the features stay out of both, so that an error has them.
+  First, those that it does not use: MiRA's averages, if it shall be plain, and
+  the last norm of a pre-training's encoder, which is of tokens, where a
+  classifier's is of their mean. Second, those of losses and other heads. Names
+  of what could change the features stay out of both: an error has them.
   """
   classifier = 'mask_token' not in template['params']
   useless = [
@@ -191,12 +180,7 @@ def _init(metadata: Mapping[str, Any]) -> Callable[[jax.Array], PyTree]:
     return lambda key: model.init(key, jnp.zeros(shape))
   own = {n: x for n, x in pretrain.items() if n.startswith('decoder_')}
   model = build_autoencoder(fields, own)
-  mask, hidden = mae.draw_mask(
-    jax.random.key(0),
-    shape,
-    model.tubelet,
-    model.patch,
-    kind='tube',
-    ratio=pretrain['mask_ratio'],
-  )
+  slots, each = frames // model.tubelet, (side // model.patch) ** 2
+  mask = jnp.arange(slots * each)[None] % each > 0  # one of each frame is shown
+  hidden = slots * (each - 1)
   return lambda key: model.init(key, jnp.zeros(shape), mask, num_masked=hidden)

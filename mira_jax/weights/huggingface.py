@@ -13,50 +13,49 @@ from typing import Any
 import numpy as np
 
 from mira_jax.augment.transforms import MEAN, STD
-from mira_jax.weights.huggingface_config import (
+from mira_jax.weights.huggingface_settings import (
   CONFIG,
-  NAME,
+  CONFIG_FILE,
+  PROCESSORS,
   check_tensors,
   fields,
+  pixels,
 )
-from mira_jax.weights.huggingface_pixels import PROCESSORS, Pixels, pixels
 from mira_jax.weights.settings import Settings
 
 State = dict[str, np.ndarray]
 
-# A regular expression and its replacement for every kind of tensor.
-_BLOCKS = (
-  (
-    r'(?:(?:videomae|vivit)\.)?(?:encoder\.layer|layers)\.(\d+)\.',
-    r'blocks.\1.',
-  ),
-  (r'decoder\.decoder_layers\.(\d+)\.', r'decoder.blocks.\1.'),
-)
-_PARTS = (
-  (r'layernorm_before\.', 'norm1.'),
-  (r'layernorm_after\.', 'norm2.'),
-  (r'attention\.attention\.', 'attn.'),
-  (r'attention\.output\.dense\.', 'attn.proj.'),
-  (r'intermediate\.dense\.', 'mlp.fc1.'),
-  (r'output\.dense\.', 'mlp.fc2.'),
+_BLOCKS = {
+  r'(?:(?:videomae|vivit)\.)?(?:encoder\.layer|layers)\.(\d+)\.': r'blocks.\1.',
+  r'decoder\.decoder_layers\.(\d+)\.': r'decoder.blocks.\1.',
+}
+_PARTS = {
+  r'layernorm_before\.': 'norm1.',
+  r'layernorm_after\.': 'norm2.',
+  r'attention\.attention\.': 'attn.',
+  r'attention\.output\.dense\.': 'attn.proj.',
+  r'intermediate\.dense\.': 'mlp.fc1.',
+  r'output\.dense\.': 'mlp.fc2.',
   # As the modules of newer versions are called.
-  (r'attention\.q_proj\.', 'attn.query.'),
-  (r'attention\.k_proj\.', 'attn.key.'),
-  (r'attention\.v_proj\.', 'attn.value.'),
-  (r'attention\.o_proj\.', 'attn.proj.'),
-  (r'mlp\.(?=fc[12]\.)', 'mlp.'),
-)
-_OTHERS = (
-  (
-    r'(?:\w+\.)?embeddings\.patch_embeddings\.projection\.',
-    'patch_embed.proj.',
-  ),
-  (r'(?:\w+\.)?embeddings\.cls_token', 'cls_token'),
-  (r'(?:\w+\.)?embeddings\.position_embeddings', 'pos_embed'),
-  (r'classifier\.', 'head.'),
-)
+  r'attention\.q_proj\.': 'attn.query.',
+  r'attention\.k_proj\.': 'attn.key.',
+  r'attention\.v_proj\.': 'attn.value.',
+  r'attention\.o_proj\.': 'attn.proj.',
+  r'mlp\.(?=fc[12]\.)': 'mlp.',
+}
+_EMBEDDINGS = r'(?:\w+\.)?embeddings\.'
+# The start of a name of theirs, and that of the authors' name.
+_NAMES = {
+  **{
+    f'{a}{b}': f'{x}{y}' for a, x in _BLOCKS.items() for b, y in _PARTS.items()
+  },
+  rf'{_EMBEDDINGS}patch_embeddings\.projection\.': 'patch_embed.proj.',
+  rf'{_EMBEDDINGS}cls_token': 'cls_token',
+  rf'{_EMBEDDINGS}position_embeddings': 'pos_embed',
+  r'classifier\.': 'head.',
+}
 # Files beside the tensors that are read.
-FILES = (NAME, *PROCESSORS)
+FILES = (CONFIG_FILE, *PROCESSORS)
 
 
 def is_here(state: Mapping[str, Any]) -> bool:
@@ -87,16 +86,16 @@ def understand(
     ValueError: a model that ours cannot be, or files of another one.
   """
   vivit = any(n.endswith('cls_token') for n in state)
-  config, notes = Settings(files.get(NAME, {}), NAME), []
+  config, notes = Settings(files.get(CONFIG_FILE, {}), CONFIG_FILE), []
   if config.values and not CONFIG.used & config.values.keys():
     # A file of another program, which has that name too.
-    notes.append(f"{NAME} beside it is not Hugging Face's: it is not read")
-    config = Settings({}, NAME)
+    notes.append(f"{CONFIG_FILE} is not Hugging Face's: it is not read")
+    config = Settings({}, CONFIG_FILE)
   notes += config.check(CONFIG)
   found = fields(config, vivit)
   if not config.values:
     assumed = 'norm_eps {norm_eps}, gelu {gelu}'.format(**found)
-    notes.append(f'no {NAME}: its defaults are assumed, {assumed}')
+    notes.append(f'no {CONFIG_FILE}: its defaults are assumed, {assumed}')
   renamed = _rename(state, config)
   check_tensors(config, renamed)
   if 'head.weight' not in renamed:
@@ -105,12 +104,15 @@ def understand(
     notes.append(
       'its encoder has no last norm (use_mean_pooling=True), ours has one'
     )
-  frames, fit, more = pixels(files, vivit)
-  if not frames.usual:
+  affine, fit, more = pixels(files, vivit)
+  # Pixels p = s x + m of ours, with our mean m and deviation s, enter as
+  # scale * p + offset.
+  scale, offset = affine[0] * STD, affine[0] * MEAN + affine[1]
+  if not np.allclose([scale, offset], [[1] * 3, [0] * 3], rtol=0, atol=1e-6):
     if 'mask_token' in state and not found['normalise_targets']:
       why = 'with pixels that are scaled otherwise only True is'
       raise config.refused('norm_pix_loss', why)
-    _fold_pixels(renamed, frames)
+    _fold_pixels(renamed, scale, offset)
     more.append('other pixels: the first layer is rewritten for ours')
   return renamed, found | ({'fit': fit} if fit else {}), notes + more
 
@@ -152,15 +154,9 @@ def _rename(state: Mapping[str, np.ndarray], config: Settings) -> State:
 
 
 def _new_name(name: str, norm: str) -> str:
-  for pattern, new in _BLOCKS:
+  for pattern, new in (_NAMES | {r'(?:\w+\.)?layernorm\.': norm}).items():
     if match := re.match(pattern, name):
-      rest = name[match.end() :]
-      for part, short in _PARTS:
-        if re.match(part, rest):
-          return match.expand(new) + re.sub(f'^{part}', short, rest)
-  for pattern, new in (*_OTHERS, (r'(?:\w+\.)?layernorm\.', norm)):
-    if re.match(pattern, name):
-      return re.sub(f'^{pattern}', new, name)
+      return match.expand(new) + name[match.end() :]
   return name
 
 
@@ -193,24 +189,21 @@ def _join_attention(state: State, biases: bool) -> State:
   return joined
 
 
-def _fold_pixels(state: State, pixels: Pixels) -> None:
-  """Rewrites the first layer from the pixels that it takes to normalised ones.
+def _fold_pixels(state: State, scale: np.ndarray, offset: np.ndarray) -> None:
+  """Rewrites the first layer to compute of x what it did of scale x + offset.
 
-  a p + b = a s x + (a m + b) for p = s x + m, with our mean m and deviation s.
+  In float64; both are [3], of the channels.
   """
   prefix = 'encoder.' if 'mask_token' in state else ''
-  names = [f'{prefix}patch_embed.proj.{n}' for n in ('weight', 'bias')]
-  kernel, bias = map(state.get, names)
-  if kernel is None or bias is None or kernel.ndim != 5 or kernel.shape[1] != 3:
+  weight, bias = (f'{prefix}patch_embed.proj.{n}' for n in ('weight', 'bias'))
+  kernel = state.get(weight, np.zeros(0))
+  if bias not in state or kernel.ndim != 5 or kernel.shape[1] != 3:
     return  # an error names them later
   exact = kernel.astype(np.float64)
-  scale, offset, mean, std = (
-    np.reshape(x, (1, 3, 1, 1, 1))
-    for x in (pixels.scale, pixels.offset, MEAN, STD)
-  )
-  shift = (exact * (scale * mean + offset)).sum(axis=(1, 2, 3, 4))
-  state[names[0]] = (exact * scale * std).astype(kernel.dtype)
-  state[names[1]] = (bias + shift).astype(bias.dtype)
+  scale, offset = (np.reshape(x, (1, 3, 1, 1, 1)) for x in (scale, offset))
+  shift = (exact * offset).sum(axis=(1, 2, 3, 4))
+  state[weight] = (exact * scale).astype(kernel.dtype)
+  state[bias] = (state[bias] + shift).astype(state[bias].dtype)
 
 
 def restore(state: Mapping[str, np.ndarray], names: Iterable[str]) -> State:

@@ -12,7 +12,7 @@ from typing import Any
 from mira_jax.errors import MiraInputError, checkpoint_error, some
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
-from mira_jax.weights.huggingface_config import NAME
+from mira_jax.weights.huggingface_settings import CONFIG_FILE
 from mira_jax.weights.metadata import Metadata, check_metadata
 from mira_jax.weights.saved_models import shown
 from mira_jax.weights.sources import Source
@@ -60,31 +60,25 @@ def metadata_of(
   found = _Inference(source, overrides)
   model = found.model()
   decoder = found.decoder(model['mlp_ratio']) if source.pretraining else None
-  usual = {'rate': 4, 'fit': 'crop'}
-  rules = {
-    n: getattr(overrides, n) or source.fields.get(n, x)
-    for n, x in usual.items()
-  }
   metadata = {
     'model': model,
     'pretrain': decoder,
     'class_names': found.class_names(model['num_classes']),
-    'preprocessing': rules,
+    'preprocessing': {
+      n: getattr(overrides, n) or source.fields.get(n, usual)
+      for n, usual in (('rate', 4), ('fit', 'crop'))
+    },
   }
-  beside = source.path.with_name(NAME)
+  beside = source.path.with_name(CONFIG_FILE)
   hugging_face = source.kind.startswith('Hugging') and beside.is_file()
-  where = f'its {NAME}' if hugging_face else 'the inferred model'
+  where = f'its {CONFIG_FILE}' if hugging_face else 'the inferred model'
   return check_metadata(metadata, source.path, where), found.notes
 
 
 def check_overrides(
   metadata: Metadata, overrides: Overrides, path: str | os.PathLike[str]
 ) -> None:
-  """Refuses a flag that contradicts metadata, which is complete.
-
-  Raises:
-    MiraInputError: naming the flag ('bad_flag').
-  """
+  """Raises MiraInputError ('bad_flag') for a flag that contradicts metadata."""
   model = metadata['model']
   said = {
     'mode': (model.get('mira') or {}).get('mode', 'plain'),
@@ -150,9 +144,9 @@ class _Inference:
       'dim': dim,
       'depth': depth,
       'heads': self.heads('heads', dim),
-      'num_classes': (
-        len(self.tensor('head.weight')) if 'head.weight' in state else 0
-      ),
+      'num_classes': self.length('head.weight')
+      if 'head.weight' in state
+      else 0,
       **self.sizes(tubelet, patch),
       'patch': patch,
       'tubelet': tubelet,
@@ -193,6 +187,9 @@ class _Inference:
       raise self.error('other_model', f'{name} is {tensor.shape}')
     return tensor
 
+  def length(self, name: str) -> int:
+    return len(self.tensor(name))
+
   def first_layer(self) -> tuple[int, int, int]:
     """Width, tubelet and patch."""
     name = f'{self.prefix}patch_embed.proj.weight'
@@ -217,8 +214,7 @@ class _Inference:
         raise self.error('other_size', hint)
       size = sizes[name] = known.get(name, given or _USUAL[name])
       if size % unit:
-        near = max(unit, size - size % unit)
-        hint = f'{flag} {size} must be a multiple of {unit}, such as {near}'
+        hint = f'{flag} {size} must be a multiple of {unit}'
         raise self.error('other_size', hint)
       if name not in known and not given:
         self.notes.append(f'{name} {size} is assumed; {flag} changes it')
@@ -254,19 +250,18 @@ class _Inference:
     return max(blocks) + 1
 
   def mlp_ratio(self, prefix: str, dim: int) -> float:
-    return len(self.tensor(f'{prefix}blocks.0.mlp.fc1.bias')) / dim
+    return self.length(f'{prefix}blocks.0.mlp.fc1.bias') / dim
 
   def heads(self, name: str, dim: int) -> int:
     """The heads of the encoder or decoder; `name` is their field."""
     heads = getattr(self.overrides, name) or self.said.get(name)
     heads = heads or _HEADS[name].get(dim)
-    if heads is None:
-      hint = f'shapes do not show the heads, and width {dim} is of no known '
-      raise self.error('unknown_size', f'{hint}size; give {_flag(name)}=NUMBER')
-    if dim % heads:
-      hint = f'{heads} heads do not divide width {dim}; give {_flag(name)}'
-      raise self.error('unknown_size', hint)
-    return heads
+    if heads and dim % heads == 0:
+      return heads
+    hint = f'shapes do not show the heads, and width {dim} is of no known size'
+    if heads:
+      hint = f'{heads} heads do not divide width {dim}'
+    raise self.error('unknown_size', f'{hint}; give {_flag(name)}=NUMBER')
 
   def decoder(self, mlp_ratio: float) -> dict[str, Any]:
     """Fields of PretrainConfig; the recipe is only for further pre-training."""
@@ -293,14 +288,12 @@ class _Inference:
     having = [i for i, name in enumerate(names) if name in state]
     mode: Any = self.overrides.mode or said.get('mira')
     if having and said.get('mira') == 'plain':
-      hint = 'its settings have add_fmp_attention=False, its tensors have MiRA'
+      hint = 'its tensors have MiRA, its settings add_fmp_attention=False'
       raise self.error('unsupported', hint)
     if having and not mode:
       mode = 'exact'
-      self.notes.append(
-        'mode exact is assumed: tensors do not show exact or flashlite; the '
-        'authors published flashlite, --mode=flashlite'
-      )
+      note = 'mode exact is assumed, as tensors do not show it; the authors '
+      self.notes.append(f'{note}published flashlite: --mode=flashlite')
     if mode in (None, 'plain'):
       return None, None
     count = len(having) or min(said.get('mira_last_blocks', depth), depth)

@@ -23,6 +23,7 @@ MAX_NODES = 2**22  # of the tree; one that hangs in many places counts each time
 MAX_DEPTH = 100
 _MAX_NAME = 1024  # characters of a key
 _MAX_BITS = 256  # of a number; larger ones cannot be printed in time
+_NAMESPACES = ('argparse.Namespace', 'types.SimpleNamespace')
 
 
 class RefusedError(ValueError):
@@ -33,13 +34,10 @@ class Inert(dict):
   """Stands for an unknown name, or for what it would have made.
 
   It has the items that the pickle puts into it, as an object of a subclass of
-  dict has, and no other state.
-
-  Attributes:
-    name: the global, such as 'numpy.dtype'.
+  dict has, and the fields of a namespace, but no other state.
   """
 
-  __slots__ = ('name',)
+  __slots__ = ('name',)  # the global, such as 'numpy.dtype'
   # Two of them are never alike, whatever is in them.
   __hash__ = object.__hash__  # pyright: ignore
   __eq__ = object.__eq__
@@ -53,13 +51,6 @@ class Inert(dict):
     return f'<{self.name[:99]}>'
 
 
-class Namespace(dict):
-  """The fields of an `argparse.Namespace`."""
-
-  __slots__ = ()
-  NAMES = ('argparse.Namespace', 'types.SimpleNamespace')
-
-
 Call = Callable[[Inert, tuple[Any, ...]], Any]
 
 
@@ -71,8 +62,7 @@ def load(data: bytes, call: Call, persistent: Callable[[Any], Any]) -> Any:
 
   Args:
     data: the pickle, of protocol 1 or newer.
-    call: answers calls of all names but a Namespace's; arguments can be
-      anything.
+    call: answers calls of a name; arguments can be anything.
     persistent: answers a persistent id.
 
   Raises:
@@ -169,12 +159,6 @@ class _Machine:
     values, self.stack = self.stack, self.marked.pop()
     return values
 
-  def discard(self) -> None:
-    if self.stack:
-      self.stack.pop()
-    else:
-      self.pop_mark()
-
   def name(self) -> Inert:
     module, name = self.pop(2)
     # Printing numbers and tuples may take forever.
@@ -187,21 +171,19 @@ class _Machine:
     if not isinstance(function, Inert) or not isinstance(args, tuple):
       raise TypeError(f'a {type(function).__name__} is called')
     self.spend(len(args))  # a few bytes call with the same ones again
-    if function.name in Namespace.NAMES:
-      return Namespace()
     if function.name in ('copyreg._reconstructor', 'copy_reg._reconstructor'):
       return self.call(args[0], ())
     return self.answer(function, args)
 
   def set_state(self) -> None:
-    """Keeps the fields of a `Namespace`, and no other state."""
+    """Keeps the fields of a namespace, and no other state."""
     (state,) = self.pop(1)
     target = self.stack[-1]
-    if isinstance(target, Namespace):
+    if isinstance(target, Inert) and target.name in _NAMESPACES:
       if isinstance(state, tuple):  # fields, and those that are slots
         state = state[0] or {}
       self.spend(len(state))
-      target |= {k: v for k, v in state.items() if isinstance(k, str)}
+      target.update({k: v for k, v in state.items() if isinstance(k, str)})
     elif not isinstance(target, (dict, list)):
       raise RefusedError('it gives a state to a tensor or a tuple')
 
@@ -257,7 +239,7 @@ _OTHERS: dict[str, Callable[[_Machine, Any], Any]] = {
     lambda m, place: m.memo.update({place: m.stack[-1]}),
   ),
   'MARK': lambda m, _: m.mark(),
-  'POP': lambda m, _: m.discard(),
+  'POP': lambda m, _: m.stack.pop() if m.stack else m.pop_mark(),
   'POP_MARK': lambda m, _: m.pop_mark(),
   'APPEND': lambda m, _: m.extend(m.pop(1)),
   'APPENDS': lambda m, _: m.extend(m.pop_mark()),

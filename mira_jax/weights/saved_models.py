@@ -67,16 +67,11 @@ class Candidate:
 def choose(
   tree: Any, key: str | None, path: Any
 ) -> tuple[Candidate, list[str]]:
-  """The requested or best model; a note where there are several.
-
-  Args:
-    tree: the content of a file.
-    key: of the model, the start of a label; None is the best one.
-    path: of the file, for errors.
+  """The model at a key, or the best one; a note where there are several.
 
   Raises:
-    MiraInputError: it has no model, none at that key, or several equal ones of
-      which none has a usual key.
+    MiraInputError: the tree of the file at `path` has no model, none at that
+      key, or several equal ones of which none has a usual key.
   """
   places = list(_mappings(tree, ()))
   count = sum(len(tensors) for _, tensors in places)

@@ -17,19 +17,14 @@ from mira_jax.errors import short, some
 
 
 class Table:
-  """The settings of one kind of file: names with spaces between.
-
-  Attributes:
-    used: names that decide what is computed here.
-    only: name -> the values that it may have; others are refused.
-    without_effect: names that change no number of a given clip.
-  """
+  """The settings of one kind of file: names with spaces between."""
 
   def __init__(
     self, used: str, only: Mapping[str, tuple[Any, ...]], without_effect: str
   ):
-    self.used = frozenset(used.split())
-    self.only = only
+    self.used = frozenset(used.split())  # decide what is computed here
+    self.only = only  # name -> the values that it may have
+    # Names that change no number of a given clip.
     self.without_effect = frozenset(without_effect.split())
 
 
@@ -151,8 +146,6 @@ def of_reference(args: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
   Raises:
     ValueError: a setting has a value that ours cannot be.
   """
-  if not args:
-    return {}, []
   run = Settings(args, 'the settings saved in it (args)')
   remarks = run.check(REFERENCE)
   normalise = run.flag('normlize_target', None)
@@ -195,10 +188,8 @@ def _fit(dataset: Any) -> str | None:
   """The resize mode: their frames are squashed where they are stored."""
   if not isinstance(dataset, str):
     return None
-  stored = dataset.endswith('_crop') or dataset.startswith(
-    ('FERV39k', 'AVCAFFE')
-  )
-  return 'squash' if stored else 'crop'
+  stored = dataset.startswith(('FERV39k', 'AVCAFFE'))
+  return 'squash' if stored or dataset.endswith('_crop') else 'crop'
 
 
 def _image_size(run: Settings) -> int | None:
@@ -207,6 +198,5 @@ def _image_size(run: Settings) -> int | None:
   grid = run.values.get('window_size')
   if size or not patch or not isinstance(grid, (list, tuple)) or not grid[1:]:
     return size
-  window = Settings({**run.values, 'window_size': grid[1:]}, run.file)
-  tokens = window.side('window_size')
+  tokens = Settings({'window_size': grid[1:]}, run.file).side('window_size')
   return tokens and tokens * patch

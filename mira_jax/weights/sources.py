@@ -101,11 +101,16 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
   with contextlib.ExitStack() as stack:
     kind, tree, header = _open(file, stack)
     if METADATA in header:
-      return _native(file, header, tree)
+      metadata = check_metadata(parse_metadata(header[METADATA], file), file)
+      for name, array in tree.items():
+        check_finite(name, array, file)
+      kind = 'weights of ours'
+      return Source(
+        path=file, kind=kind, state=tree, native=True, metadata=metadata
+      )
     found, notes = choose(tree, key, file)
     if 2 * sum(0 in x.shape for x in found.state.values()) > len(found.state):
       raise _zero_error(file)
-    notes += _deepspeed_notes(found.state, file)
     state = {n: _read_tensor(n, x, file) for n, x in found.state.items()}
   if found.outside:
     notes.append(f'left out, as no model here has them: {shown(found.outside)}')
@@ -118,19 +123,6 @@ def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
     source.metadata = check_metadata(metadata, file)
   _add_facts(source, tree)
   return source
-
-
-def _native(file: pathlib.Path, header: dict[str, str], state: State) -> Source:
-  metadata = check_metadata(parse_metadata(header[METADATA], file), file)
-  for name, array in state.items():
-    check_finite(name, array, file)
-  return Source(
-    path=file,
-    kind='weights of ours',
-    state=state,
-    native=True,
-    metadata=metadata,
-  )
 
 
 def _read_tensor(name: str, leaf: Leaf, file: pathlib.Path) -> np.ndarray:
@@ -150,7 +142,7 @@ def _add_facts(source: Source, tree: Any) -> None:
   args = tree.get('args') if isinstance(tree, Mapping) else None
   folder = source.path.parent
   try:
-    if isinstance(args, dict):
+    if isinstance(args, dict) and args:
       source.fields, more = settings.of_reference(args)
       source.notes += more
     if huggingface.is_here(source.state):
@@ -185,7 +177,7 @@ def weights_path(path: str | os.PathLike[str]) -> pathlib.Path:
   if found := _known(path):
     return found
   for pointer, below in _POINTERS:
-    if target := _pointed(path, pointer, below):
+    if target := _pointed(path / pointer, path / below):
       return weights_path(target)
   names = sorted(entry.name for entry in path.iterdir())
   if any(n.endswith('.distcp') for n in names):
@@ -211,39 +203,36 @@ def _known(folder: pathlib.Path) -> pathlib.Path | None:
   return next(found, None)
 
 
-def _pointed(
-  folder: pathlib.Path, pointer: str, below: str
-) -> pathlib.Path | None:
-  """The folder that a file names, within this one."""
+def _pointed(file: pathlib.Path, below: pathlib.Path) -> pathlib.Path | None:
+  """The folder just below another one that a file names."""
   try:
-    with (folder / pointer).open('rb') as file:
-      name = file.read(999).decode().strip()
+    with file.open('rb') as stream:
+      name = stream.read(999).decode().strip()
   except (OSError, ValueError):
     return None
-  target = folder / below / name
   plain = re.fullmatch(r'[^/\\\0]{1,99}', name) and name not in ('.', '..')
-  return target if plain and target.is_dir() else None
+  return below / name if plain and (below / name).is_dir() else None
 
 
 # ----- its content ------------------------------------------------------------
 
 
 def _open(
-  file: pathlib.Path, stack: contextlib.ExitStack
+  file: pathlib.Path, stack: contextlib.ExitStack, whole: bool = True
 ) -> tuple[str, Any, dict[str, str]]:
-  """The format of a file, its tree of tensors, and its header."""
-  if file.name.endswith(_INDEX):
+  """The format of a file, its tree of tensors, and its header.
+
+  Args:
+    file: with the tensors, or an index of parts.
+    stack: keeps the file open.
+    whole: whether the file may not be one part of several.
+  """
+  if whole and file.name.endswith(_INDEX):
     return 'parts', _read_parts(file, stack), {}
   part = re.search(r'-\d{5}-of-(\d{5})\.(safetensors|bin)$', file.name)
-  if part and int(part[1]) > 1:
+  if whole and part and int(part[1]) > 1:
     hint = f'it is one of {int(part[1])} parts; name the folder'
     raise checkpoint_error('split_weights', file, hint)
-  return _open_tensors(file, stack)
-
-
-def _open_tensors(
-  file: pathlib.Path, stack: contextlib.ExitStack
-) -> tuple[str, Any, dict[str, str]]:
   try:
     with file.open('rb') as stream:
       start = stream.read(64)
@@ -284,7 +273,7 @@ def _read_parts(
     if part in ('.', '..') or not file.is_file():
       hint = f'its part {shown([part])} is missing; fetch it'
       raise checkpoint_error('damaged', index, hint)
-    tree = _open_tensors(file, stack)[1]
+    _, tree, _ = _open(file, stack, whole=False)
     parts[part] = tree if isinstance(tree, Mapping) else {}
   if lost := [n for n, part in places.items() if n not in parts[part]]:
     hint = f'its parts lack {shown(lost)}; fetch them again'
@@ -311,12 +300,3 @@ def _zero_error(path: pathlib.Path) -> MiraInputError:
   hint = "it is split by DeepSpeed's ZeRO; join it with the script that "
   hint += 'DeepSpeed put beside it: python zero_to_fp32.py FOLDER OUT'
   return checkpoint_error('split_weights', path, hint)
-
-
-def _deepspeed_notes(
-  state: Mapping[str, Leaf], file: pathlib.Path
-) -> list[str]:
-  halves = {str(x.dtype) for x in state.values()} & {'float16', 'bfloat16'}
-  if not halves or not list(file.parent.glob('*zero_pp_rank_*')):
-    return []
-  return [f'its tensors are {halves.pop()}; zero_to_fp32.py joins float32 ones']

@@ -86,21 +86,15 @@ class Tensor:
     return f'<tensor {self.shape}>'
 
   def read(self) -> np.ndarray:
-    """A copy of its elements.
-
-    Raises:
-      MiraInputError: it depends on an unknown global, its numbers point out of
-        its bytes, or those are damaged.
-    """
+    """A copy of its elements, or MiraInputError."""
     return self._file.take(self)
 
 
 @contextlib.contextmanager
 def open_pth(path: str | os.PathLike[str]) -> Iterator[Any]:
-  """The tree of a file: dicts, lists, numbers, `Tensor` and `Namespace`.
+  """The tree of a file: dicts, lists, numbers, `Tensor`; others are `Inert`.
 
-  Anything else, such as a number of NumPy, is an `Inert`. Tensors can be read
-  until the context ends.
+  Tensors can be read until the context ends.
 
   Raises:
     MiraInputError: not a file of PyTorch, of a version before 1.6, damaged, or
@@ -203,14 +197,12 @@ class _File:
     return self._unreadable(function.name) if makes else Inert(function.name)
 
   def _tensor(
-    self,
-    storage: Any,
-    offset: Any,
-    shape: Any,
-    strides: Any,
-    *rest: Any,  # requires_grad, hooks, metadata
+    self, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any
   ) -> Tensor:
-    """A tensor; whether it is within its storage is checked on reading."""
+    """A tensor; whether it is within its storage is checked on reading.
+
+    The rest are requires_grad, hooks and metadata.
+    """
     if isinstance(storage, Inert):  # of an unknown function
       return self._unreadable(storage.name)
     # Numbers first: there is no end to what else could be printed or computed.
@@ -255,13 +247,12 @@ class _File:
       (n - 1) * s for n, s in zip(tensor.shape, tensor._strides, strict=True)
     )
     if (last + 1 if count else tensor._offset) * size > len(data):
-      hint = f'a tensor {str(tensor.shape)[:99]} is not within its bytes'
+      hint = f'a tensor {short(tensor.shape)} is not within its bytes'
       raise self.error('unsafe_pickle', hint)
     strides = [s * size for s in tensor._strides]
+    start = tensor._offset * size
     # Which checks them once more.
-    return np.ndarray(
-      tensor.shape, tensor.dtype, data, tensor._offset * size, strides
-    ).copy()
+    return np.ndarray(tensor.shape, tensor.dtype, data, start, strides).copy()
 
   def _bytes(self, storage: _Storage) -> bytes:
     name = f'{self.root}data/{storage.key}'
@@ -296,8 +287,7 @@ def _open_zip(path: pathlib.Path, stream: _Stream) -> zipfile.ZipFile:
   start = stream.peek(64)
   try:
     archive = zipfile.ZipFile(stream)
-  # Damaged headers make anything: names that are no text, fields too short, ...
-  except Exception as error:
+  except Exception as error:  # damaged headers make anything
     code, hint = _no_zip(start, error)
     raise checkpoint_error(code, path, hint) from error
   stream.limit = None

@@ -53,7 +53,9 @@ ATTENTION = (
 )
 
 
-def _affine(path: str, name: str, weight: str, layout: Layout) -> Table:
+def _affine(
+  path: str, name: str, layout: Layout = LINEAR, weight: str = 'kernel'
+) -> Table:
   return (
     (f'params/{path}/{weight}', f'{name}.weight', layout),
     (f'params/{path}/bias', f'{name}.bias', SAME),
@@ -61,54 +63,43 @@ def _affine(path: str, name: str, weight: str, layout: Layout) -> Table:
 
 
 def _norm(path: str, name: str) -> Table:
-  return _affine(path, name, 'scale', SAME)
-
-
-def _dense(path: str, name: str) -> Table:
-  return _affine(path, name, 'kernel', LINEAR)
-
-
-def _embed(name: str) -> Table:
-  return _affine('embed', f'{name}.proj', 'kernel', CONV)
+  return _affine(path, name, SAME, 'scale')
 
 
 def _blocks(path: str, name: str) -> Table:
   path, name = rf'{path}/block_(\d+)', rf'{name}.\1'
-  attention = tuple(
-    (flax.replace('/', f'/{path}/{kind}/', 1), f'{name}.{kind}.{torch}', layout)
-    for kind in ('attn', 'framewise_attn')
-    for flax, torch, layout in ATTENTION
-  )
-  scales = tuple(
-    (f'params/{path}/scale{i}', f'{name}.gamma_{i}', SAME) for i in (1, 2)
-  )
-  halves = []
+  rows = []
   for prefix in ('', 'framewise_'):  # the second is the ST block's
+    attn, mlp = f'{prefix}attn', f'{prefix}mlp'
+    for flax, torch, layout in ATTENTION:
+      flax = flax.replace('/', f'/{path}/{attn}/', 1)
+      rows.append((flax, f'{name}.{attn}.{torch}', layout))
     for i in (1, 2):
-      norm, dense = f'{prefix}norm{i}', (f'{prefix}mlp', f'fc{i}')
-      halves += _norm(f'{path}/{norm}', f'{name}.{norm}')
-      halves += _dense('/'.join((path, *dense)), '.'.join((name, *dense)))
-  return (*attention, *scales, *halves)
+      rows += _norm(f'{path}/{prefix}norm{i}', f'{name}.{prefix}norm{i}')
+      rows += _affine(f'{path}/{mlp}/fc{i}', f'{name}.{mlp}.fc{i}')
+  for i in (1, 2):
+    rows.append((f'params/{path}/scale{i}', f'{name}.gamma_{i}', SAME))
+  return tuple(rows)
 
 
 CLASSIFIER = (
-  *_embed('patch_embed'),
+  *_affine('embed', 'patch_embed.proj', CONV),
   ('params/positions', 'pos_embed', ROW),
   ('params/cls', 'cls_token', SAME),
   *_blocks('encoder', 'blocks'),
   *_norm('norm', 'fc_norm'),
-  *_dense('head', 'head'),
+  *_affine('head', 'head'),
 )
 
 AUTOENCODER = (
-  *_embed('encoder.patch_embed'),
+  *_affine('embed', 'encoder.patch_embed.proj', CONV),
   *_blocks('encoder', 'encoder.blocks'),
   *_norm('norm', 'encoder.norm'),
   ('params/to_decoder/kernel', 'encoder_to_decoder.weight', LINEAR),
   ('params/mask_token', 'mask_token', SAME),
   *_blocks('decoder', 'decoder.blocks'),
   *_norm('decoder_norm', 'decoder.norm'),
-  *_dense('decoder_head', 'decoder.head'),
+  *_affine('decoder_head', 'decoder.head'),
 )
 
 
@@ -120,7 +111,9 @@ def to_torch(variables: Variables, table: Table) -> dict[str, np.ndarray]:
   """
   state = {}
   for path, leaf in flatten(variables).items():
-    name, layout = lookup(path, table)
+    if not (row := _find(path, table)):
+      raise ValueError(f'{path} has no PyTorch name in this table')
+    name, layout = row
     # A copy: safetensors would write a transposed view in the wrong order.
     state[name] = np.ascontiguousarray(layout.to_torch(np.asarray(leaf)))
   return state
@@ -180,14 +173,15 @@ def from_torch(
   """
   shapes = {path: leaf.shape for path, leaf in flatten(template).items()}
   found = match(state, shapes, table)
+  names = {path: _find(path, table) or (path, SAME) for path in shapes}
   missing = [
-    (_find(path, table) or (path,))[0]
+    names[path][0]
     for path in found.missing
     if not (path in allow_missing or path.startswith('mira/'))
   ]
   misshapen = []
   for path, array in found.misshapen.items():
-    name, layout = lookup(path, table)
+    name, layout = names[path]
     shape = _torch_shape(layout, shapes[path])
     misshapen.append(f'{name} is {array.shape}, not {shape}')
   faults = {
@@ -201,17 +195,6 @@ def from_torch(
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: found.arrays.get(path_name(path), leaf), template
   )
-
-
-def lookup(path: str, table: Table) -> tuple[str, Layout]:
-  """The PyTorch name of a variable and the layout of its array.
-
-  Raises:
-    ValueError: the table does not name the variable.
-  """
-  if row := _find(path, table):
-    return row
-  raise ValueError(f'{path} has no PyTorch name in this table')
 
 
 def _find(path: str, table: Table) -> tuple[str, Layout] | None:

@@ -19,7 +19,6 @@ import numpy as np
 from mira_jax.errors import checkpoint_error, some
 from mira_jax.models.layers import resize_positions
 from mira_jax.param_names import (
-  EMBEDDING,
   MASK_TOKEN,
   POSITIONS,
   is_last_norm,
@@ -28,12 +27,7 @@ from mira_jax.param_names import (
 )
 from mira_jax.weights import sources, torch_names
 from mira_jax.weights.infer_model import grid_of
-from mira_jax.weights.weights_file import (
-  compact,
-  flatten,
-  restack,
-  unflatten,
-)
+from mira_jax.weights.weights_file import compact, flatten, restack, unflatten
 
 PyTree = Any
 Arrays = dict[str, np.ndarray]
@@ -76,9 +70,8 @@ def transfer(
   Args:
     variables: {'params': ..., 'mira': ...} of numpy arrays.
     source: see the module; of a path the best model is taken.
-    class_names: of the model. A head of other classes, or of the same in
-      another order, is not taken; nor is one of unknown classes. None takes a
-      head of as many classes.
+    class_names: of the model; a head of other, unknown or reordered classes is
+      not taken. None takes a head of as many classes.
     grid: tokens in time, height and width that the model is made for.
     allow_missing: parts of the model ('encoder') that the source may lack
       tensors of; the head and the last norm it always may.
@@ -98,10 +91,9 @@ def transfer(
   notes = [
     *source.notes,
     *_drop_other_classes(arrays, have, source, class_names),
-    *_drop_averages(arrays, have),
     *_fit_positions(arrays, have, source, grid, interpolate),
+    *_drop_misshapen(arrays, have, source.path),
   ]
-  _drop_misshapen(arrays, have, source.path)
   absent = [name for name in have if name not in arrays]
   missing = [name for name in absent if not is_task(name)]
   _check_missing(source.path, have, arrays, missing, allow_missing)
@@ -139,12 +131,6 @@ def _named_as(source: sources.Source, have: Mapping[str, Any]) -> Arrays:
   return restack(arrays, any(map(is_stacked, have)))
 
 
-def _drop(arrays: Arrays, name: str) -> None:
-  """Keeps a tensor out of the model, under a name with its shape."""
-  array = arrays.pop(name)
-  arrays[f'{name} {list(array.shape)}'] = array
-
-
 def _drop_other_classes(
   arrays: Arrays,
   have: Mapping[str, Any],
@@ -153,13 +139,14 @@ def _drop_other_classes(
 ) -> list[str]:
   """Drops the head of other classes; returns a note."""
   heads = [n for n in arrays if n.startswith('params/head/')]
-  theirs = list(source.metadata.get('class_names') or source.class_names)
+  theirs = source.class_names
   if class_names is None or not heads or 'params/head/kernel' not in have:
     return []
   if list(class_names) == theirs:
     return []
   for name in heads:
-    _drop(arrays, name)
+    array = arrays.pop(name)
+    arrays[f'{name} {list(array.shape)}'] = array
   if not theirs:
     why = 'its weights do not name their classes (mira convert --classes does)'
   elif sorted(class_names) == sorted(theirs):
@@ -167,27 +154,6 @@ def _drop_other_classes(
   else:
     why = f'its classes were {some(theirs, 12)}'
   return [f'the head starts anew: {why}']
-
-
-def _drop_averages(arrays: Arrays, have: Mapping[str, Any]) -> list[str]:
-  """Drops MiRA's averages of another number of frames; returns a note."""
-  other = [
-    name
-    for name, array in have.items()
-    if name.startswith('mira/')
-    and name in arrays
-    and arrays[name].shape[-1:] != array.shape[-1:]
-  ]
-  if not other:
-    return []
-  pair = arrays[other[0]], have[other[0]]
-  before, now = ((0, *array.shape)[-1] for array in pair)
-  for name in other:
-    _drop(arrays, name)
-  return [
-    f"MiRA's averages start anew: they are of {before} temporal tokens, "
-    f'not {now}'
-  ]
 
 
 def _fit_positions(
@@ -216,8 +182,9 @@ def _fit_positions(
     table = resize_positions(jnp.asarray(arrays[name]), there, here)
     arrays[name] = np.asarray(table)
     notes.append(f'{name}: interpolated from {old} to {new} tokens')
-  return notes if learned else [f'positions are computed for {new} tokens, '
-                                f'not {old}']  # fmt: skip
+  if not learned:
+    notes.append(f'positions are computed for {new} tokens, not {old}')
+  return notes
 
 
 def _axes(name: str, arrays: Mapping[str, Any], grid: Grid) -> Grid | None:
@@ -228,36 +195,28 @@ def _axes(name: str, arrays: Mapping[str, Any], grid: Grid) -> Grid | None:
   return next((axes for axes in choices if math.prod(axes) == length), None)
 
 
-def _drop_misshapen(arrays: Arrays, have: Mapping[str, Any], path: Any) -> None:
-  """Drops misshapen tensors of a task; refuses those of a backbone."""
-  wrong = [
-    name
-    for name, array in have.items()
-    if name in arrays and arrays[name].shape != array.shape
-  ]
-  backbone = [name for name in wrong if not is_task(name)]
+def _drop_misshapen(
+  arrays: Arrays, have: Mapping[str, Any], path: Any
+) -> list[str]:
+  """Drops tensors of other shapes; refuses those of a backbone.
+
+  Returns:
+    A note on MiRA's averages, which are of another number of temporal tokens.
+  """
+  shapes = {n: arrays[n].shape for n in have if n in arrays}
+  wrong = [n for n, shape in shapes.items() if shape != have[n].shape]
+  averages = [n for n in wrong if n.startswith('mira/')]
+  backbone = [n for n in wrong if not is_task(n) and n not in averages]
   if backbone:
     first = backbone[0]
-    there, here = arrays[first].shape, have[first].shape
-    hint = f'{first} is {there} in the weights and {here} in this model'
-    if len(backbone) > 1:
-      hint += f'; misshapen are {compact(backbone)}'
-    if flags := _size_flags(arrays.get(EMBEDDING)):
-      hint += f'; the weights need {flags}'
+    hint = f'{first} is {shapes[first]} in the weights and {have[first].shape} '
+    hint += f'in this model; misshapen are {compact(backbone)}'
     raise checkpoint_error('other_size', path, hint)
   for name in wrong:
-    _drop(arrays, name)
-
-
-def _size_flags(embed: np.ndarray | None) -> str:
-  """The sizes that a first layer has, as flags."""
-  size = () if embed is None else embed.shape
-  if len(size) != 5:
-    return ''
-  if size[3] != 3:  # PyTorch's [dim, 3, t, p, p], not [t, p, p, 3, dim]
-    size = (*size[2:], size[1], size[0])
-  fields = {'tubelet': size[0], 'patch': size[2], 'dim': size[4]}
-  return ' '.join(f'--config.model.{name}={n}' for name, n in fields.items())
+    array = arrays.pop(name)
+    arrays[f'{name} {list(array.shape)}'] = array
+  note = "MiRA's averages start anew: they are of other temporal tokens"
+  return [note] if averages else []
 
 
 def _check_missing(
@@ -274,8 +233,7 @@ def _check_missing(
     hint = 'it has nothing of this model; its first tensors are '
     raise checkpoint_error('other_model', path, hint + some(list(arrays), 3))
   parts = {name: name.split('/')[1] for name in params}
-  refused = [n for n, part in parts.items() if part not in allow_missing]
-  if refused:
+  if refused := [n for n in params if parts[n] not in allow_missing]:
     needed = ','.join(sorted({*parts.values(), *allow_missing}))
     hint = f'it lacks {len(refused)} tensors of the model: {compact(refused)}; '
     hint += f'train.py --config.train.allow_missing={needed} initialises them'

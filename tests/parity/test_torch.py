@@ -22,7 +22,7 @@ from mira_jax.models.vivit import SIZES
 from mira_jax.parity import torch_compare, torch_peers
 from mira_jax.weights import (
   convert,
-  huggingface_config,
+  huggingface_settings,
   infer_model,
   weights_file,
 )
@@ -38,6 +38,7 @@ SMALL = {
   'frames': 8,
   'image_size': 32,
   'patch': 8,
+  'tubelet': 2,
   'dtype': 'float32',
 }
 EXACT, FLASHLITE = {'mode': 'exact'}, {'mode': 'flashlite'}
@@ -144,7 +145,7 @@ def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
 def test_the_table_has_every_field_of_the_configurations(kind):
   transformers = pytest.importorskip('transformers')
   found = getattr(transformers, f'{kind}Config')().to_dict().keys()
-  table = huggingface_config.CONFIG
+  table = huggingface_settings.CONFIG
   known = {*table.used, *table.only, *table.without_effect}
   assert not found - known
 
