@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import pathlib
-import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -15,10 +16,8 @@ import safetensors.numpy
 
 import torch_files
 from foreign_models import (
-  VIDEOMAE,
   autoencoder,
   classifier,
-  hugging_face,
   same,
   state_of,
 )
@@ -33,6 +32,9 @@ from mira_jax.weights import convert, infer_model, sources, warm_start
 OVERRIDES = infer_model.Overrides(image_size=8)
 MIRA = dataclasses.asdict(MiraConfig())
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'), 'checkpoints')
+needs_samples = pytest.mark.skipif(
+  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no checkpoints'
+)
 
 
 def under(prefix, state):
@@ -44,17 +46,12 @@ def read(path, **overrides):
 
 
 def refused(path, code, *words, **overrides):
-  """The one error of a file, by every reader."""
   with pytest.raises(MiraInputError) as caught:
     read(path, **overrides)
   assert caught.value.code == code, caught.value
   for word in words:
     assert word in str(caught.value), (word, str(caught.value))
   assert '\n' not in str(caught.value)
-  if not overrides:
-    for reader in (load.load_engine, load.load_backbone, sources.read):
-      with pytest.raises(MiraInputError, match=code):
-        reader(path)
 
 
 @pytest.fixture(scope='module')
@@ -70,45 +67,32 @@ def state(source):
 # ----- keys and prefixes -----
 
 
-@pytest.mark.parametrize(
-  'keys', ['state_dict', 'my_weights', 'checkpoint trainer 0 params']
-)
-def test_a_model_is_found_under_any_key(tmp_path, source, state, keys):
-  tree = state
-  for key in reversed(keys.split()):
-    tree = [tree] if key == '0' else {key: tree}
+def test_a_model_is_found_under_any_key(tmp_path, source, state):
   # An optimiser has tensors, too, and more of them.
   moments = {i: {'exp_avg': np.zeros(3)} for i in range(99)}
-  tree = {'optimizer': {'state': moments}, **tree, 'best': 0.5}
+  tree = {'optimizer': {'state': moments}, 'best': 0.5}
+  tree['checkpoint'] = {'trainer': [{'params': state}]}
   got = read(torch_files.save(tmp_path / 'a.ckpt', tree))
   same(got.variables, source)
-  assert keys.replace(' ', '.') in got.kind
+  assert 'checkpoint.trainer.0.params' in got.kind
 
 
-@pytest.mark.parametrize(
-  'prefix', ['module._orig_mod.', 'net.encoder.', 'student.', 'a.b.c.']
-)
-def test_prefixes_are_stripped_until_names_fit(tmp_path, source, state, prefix):
-  path = torch_files.save(
-    tmp_path / 'a.pth', {'state_dict': under(prefix, state)}
+def test_prefixes_are_stripped_until_names_fit(tmp_path, source, state):
+  safetensors.numpy.save_file(
+    under('module._orig_mod.', state), tmp_path / 'a.safetensors'
   )
-  other = tmp_path / 'a.safetensors'
-  safetensors.numpy.save_file(under(prefix, state), other)
-  for file in (path, other):
-    got = read(file)
+  tree = {'state_dict': under('net.encoder.', state)}
+  torch_files.save(tmp_path / 'a.pth', tree)
+  for name in ('a.safetensors', 'a.pth'):
+    got = read(tmp_path / name)
     same(got.variables, source)
     assert got.ignored == []
 
 
-@pytest.mark.parametrize('prefix', ['', 'model.module.'])
-def test_the_encoder_of_a_pretraining_stays_beside_its_decoder(
-  tmp_path, prefix
-):
+def test_the_encoder_of_a_pretraining_stays_beside_its_decoder(tmp_path):
   source = autoencoder(mira=MIRA)
-  path = torch_files.save(
-    tmp_path / 'a.pth', {'model': under(prefix, state_of(source))}
-  )
-  same(read(path).variables, source)
+  tree = {'model': under('model.module.', state_of(source))}
+  same(read(torch_files.save(tmp_path / 'a.pth', tree)).variables, source)
 
 
 def test_wrappers_within_names_are_none_of_them(tmp_path, source, state):
@@ -128,18 +112,26 @@ def test_wrappers_within_names_are_none_of_them(tmp_path, source, state):
 # ----- several models, and what is beside one -----
 
 
-def test_the_model_is_taken_and_its_average_when_asked_for(tmp_path, source):
-  other = classifier(mira=MIRA, num_classes=3)
-  average = {n: x + 1 for n, x in state_of(other).items()}
+def plus_one(state):
+  return {n: x + 1 for n, x in state.items()}
+
+
+def test_the_model_is_taken_and_its_average_when_asked_for(
+  tmp_path, source, state
+):
+  average = under('module.', plus_one(state))
+  # It comes first and is larger.
+  average['module.blocks.0.gamma_1'] = np.ones(8, np.float32)
   path = torch_files.save(
-    tmp_path / 'a.pth',
-    {'model_ema': under('module.', average), 'model': state_of(source)},
+    tmp_path / 'a.pth', {'model_ema': average, 'model': state}
   )
   got = read(path)
   same(got.variables, source)
   assert "key 'model'" in got.kind
   note = next(r for r in got.notes if '--key' in r)
   assert 'model, model_ema' in note
+  del average['module.blocks.0.gamma_1']
+  torch_files.save(path, {'model_ema': average, 'model': state})
   got = read(path, key='model_ema')
   np.testing.assert_array_equal(
     got.variables['params']['head']['bias'],
@@ -149,23 +141,10 @@ def test_the_model_is_taken_and_its_average_when_asked_for(tmp_path, source):
   refused(path, 'bad_key', 'model, model_ema', key='ema')
 
 
-@pytest.mark.parametrize('name', ['ema', 'optimizer.fp32'])
-def test_a_copy_that_comes_first_and_is_larger_is_not_taken(
-  tmp_path, source, state, name
-):
-  outer, _, inner = name.partition('.')
-  copy = {n: x + 1 for n, x in state.items()}
-  copy['blocks.0.gamma_1'] = np.ones(8, np.float32)
-  tree = {outer: {inner: copy} if inner else copy, 'model': state}
-  got = read(torch_files.save(tmp_path / 'a.pth', tree))
-  same(got.variables, source)
-  assert any(f'model, {name}' in r for r in got.notes)
-
-
 def test_models_that_no_name_tells_apart_must_be_chosen(
   tmp_path, source, state
 ):
-  other = {n: x + 1 for n, x in state.items()}
+  other = plus_one(state)
   path = torch_files.save(tmp_path / 'a.pth', {'rgb': other, 'flow': state})
   refused(path, 'several_weights', 'rgb, flow; choose one with --key')
   same(read(path, key='flow').variables, source)
@@ -174,8 +153,7 @@ def test_models_that_no_name_tells_apart_must_be_chosen(
 
 
 def test_two_models_of_one_state_dict(tmp_path, source, state):
-  teacher = {n: x + 1 for n, x in state.items()}
-  both = under('teacher.', teacher) | under('student.', state)
+  both = under('teacher.', plus_one(state)) | under('student.', state)
   path = torch_files.save(tmp_path / 'a.pth', {'state_dict': both})
   same(read(path).variables, source)
   got = read(path, key='state_dict.teacher')
@@ -194,14 +172,13 @@ def test_what_is_no_part_of_the_model_is_left_out(tmp_path, source, state):
   got = read(path)
   same(got.variables, source)
   assert any('criterion.weight' in r and 'aux_head' in r for r in got.notes)
-  for name in ('blocks.0.attn.bias_table', 'time_embed.weight', 'reg_token'):
+  for name in ('blocks.0.attn.bias_table', 'reg_token'):
     torch_files.save(path, {'model': state | {name: extra}})
-    refused(path, 'weights_mismatch', f'extra: {name}', image_size=8)
+    refused(path, 'weights_mismatch', f'extra: {name}')
 
 
-@pytest.mark.parametrize('norm', [True, False])
-def test_a_backbone_without_a_classifier(tmp_path, source, state, norm):
-  lost = ('head.', 'cls_head.') if norm else ('head.', 'fc_norm.')
+def test_a_backbone_without_a_classifier(tmp_path, source, state):
+  lost = ('head.', 'fc_norm.')
   tensors = under(
     'backbone.', {n: x for n, x in state.items() if not n.startswith(lost)}
   )
@@ -211,12 +188,12 @@ def test_a_backbone_without_a_classifier(tmp_path, source, state, norm):
   assert got.metadata['class_names'] == []
   same(got.variables['params']['encoder'], source['params']['encoder'])
   assert any('cls_head' in r for r in got.notes)
-  assert norm != any('params/norm' in r for r in got.notes)
+  assert any('params/norm' in r for r in got.notes)
   with pytest.raises(MiraInputError, match=r'no_classifier.*without a head'):
     load.make_engine(got, path)
   scorer, card, told = load.load_backbone(path, overrides=OVERRIDES)
   assert scorer.model.num_classes == 0
-  assert len(told.fresh) == (0 if norm else 2)
+  assert len(told.fresh) == 2
   assert card['preprocessing'] == {'rate': 4, 'fit': 'crop'}
 
 
@@ -229,8 +206,9 @@ def test_files_without_a_model_say_what_they_have(tmp_path):
   whole = torch_files.Call(torch_files.Global('models.Net'))
   torch_files.save(path, {'net': whole})
   refused(path, 'other_model', 'models.Net', 'state_dict()')
-  torch_files.save(path, [1, 2])
-  refused(path, 'other_model')
+  for reader in (load.load_engine, load.load_backbone, sources.read):
+    with pytest.raises(MiraInputError, match='other_model'):
+      reader(path)
 
 
 def test_a_flag_that_contradicts_a_card_is_no_silent_wish(tmp_path, source):
@@ -238,8 +216,7 @@ def test_a_flag_that_contradicts_a_card_is_no_silent_wish(tmp_path, source):
   ours = convert.write(tmp_path / 'a.safetensors', read(path))
   assert read(ours, heads=3).kind == 'weights of ours'
   for overrides in ({'heads': 4}, {'mode': 'plain'}, {'class_names': ('a',)}):
-    with pytest.raises(MiraInputError, match=r'bad_flag.*its metadata has'):
-      read(ours, **overrides)
+    refused(ours, 'bad_flag', 'its metadata has', **overrides)
   refused(ours, 'bad_flag', key='model')
 
 
@@ -261,7 +238,7 @@ def test_folders_of_deepspeed_are_followed(tmp_path, source, state):
   got = read(tmp_path / 'run')
   same(got.variables, source)
   assert got.kind == "DeepSpeed file, key 'module'"
-  for text in ('../run/global_step10', '..', '', 'absent', 'x' * 9999):
+  for text in ('../run/global_step10', '..', '', 'x' * 9999):
     (tmp_path / 'run' / 'latest').write_text(text)
     refused(tmp_path / 'run', 'several_weights')
 
@@ -277,11 +254,7 @@ def test_what_zero_has_split_says_how_to_join_it(tmp_path, state):
     torch_files.save(shard, {'module': empty})
     refused(shard, 'split_weights', 'zero_to_fp32.py')
   refused(shards, 'split_weights', 'zero_to_fp32.py')
-  halves = {n: x.astype(np.float16) for n, x in state.items()}
-  path = deepspeed(tmp_path / 'two', halves)
-  assert not any('zero_to_fp32' in r for r in read(path).notes)
-  (path.parent / 'zero_pp_rank_0_mp_rank_00_optim_states.pt').touch()
-  assert any('zero_to_fp32' in r for r in read(path.parent).notes)
+  path = deepspeed(tmp_path / 'two', state)
   (path.parent / 'mp_rank_01_model_states.pt').touch()
   refused(path.parent, 'split_weights', 'several files')
 
@@ -299,108 +272,6 @@ def test_other_folders(tmp_path, source, state):
   dcp.mkdir()
   (dcp / '__0_0.distcp').touch()
   refused(dcp, 'split_weights', 'dcp_to_torch')
-  refused(tmp_path / 'absent', 'not_found')
-
-
-# ----- folders of Hugging Face -----
-
-
-def parts(folder, kind='safetensors', **changes):
-  """A model in two parts, and the names of its index and of its parts."""
-  stem = 'model' if kind == 'safetensors' else 'pytorch_model'
-  state, _ = hugging_face('classification')
-  names = sorted(state)
-  files = [f'{stem}-0000{i}-of-00002.{kind}' for i in (1, 2)]
-  folder.mkdir(parents=True)
-  (folder / 'config.json').write_text(json.dumps(VIDEOMAE))
-  places = {}
-  for file, some in zip(files, (names[:9], names[9:]), strict=True):
-    tensors = {n: state[n] for n in some}
-    places |= dict.fromkeys(some, file)
-    if kind == 'safetensors':
-      safetensors.numpy.save_file(tensors, folder / file)
-    else:
-      torch_files.save(folder / file, tensors)
-  index = folder / f'{stem}.{kind}.index.json'
-  index.write_text(json.dumps({'weight_map': places | changes}))
-  return index, files
-
-
-@pytest.mark.parametrize('kind', ['safetensors', 'bin'])
-def test_parts_are_one_model(tmp_path, kind):
-  whole = tmp_path / 'whole'
-  whole.mkdir()
-  (whole / 'config.json').write_text(json.dumps(VIDEOMAE))
-  state, _ = hugging_face('classification')
-  safetensors.numpy.save_file(state, whole / 'model.safetensors')
-  expected = convert.read(whole)
-  index, files = parts(tmp_path / 'hf', kind)
-  for path in (tmp_path / 'hf', index):
-    got = convert.read(path)
-    same(got.variables, expected.variables)
-    assert got.metadata['model'] == expected.metadata['model']
-  refused(tmp_path / 'hf' / files[0], 'split_weights', 'name the folder')
-  (tmp_path / 'hf' / files[1]).unlink()
-  refused(tmp_path / 'hf', 'damaged', files[1])
-  shutil.copy(tmp_path / 'hf' / files[0], tmp_path / 'hf' / files[1])
-  refused(tmp_path / 'hf', 'damaged', 'lack')
-
-
-@pytest.mark.parametrize(
-  'place', ['../secret', '/etc/passwd', '..', '', '\0', None]
-)
-def test_parts_are_within_their_folder(tmp_path, place):
-  parts(tmp_path / 'hf', **{'fc_norm.bias': place})
-  torch_files.save(tmp_path / 'secret', {'fc_norm.bias': np.zeros(12)})
-  refused(tmp_path / 'hf', 'damaged')
-
-
-@pytest.mark.parametrize(
-  'text',
-  ['', '[]', '{', '{"weight_map": {"a": ["b"]}}', '{"a":' * 200_000],
-)  # fmt: skip
-def test_side_files_that_are_damaged(tmp_path, text):
-  index, _ = parts(tmp_path / 'hf')
-  config = index.with_name('config.json')
-  for file in (index, config):
-    whole = file.read_text()
-    file.write_text(text)
-    if text.startswith('{') and text.endswith('}') and file == config:
-      continue  # an object, in which nothing is said
-    refused(tmp_path / 'hf', 'damaged', file.name)
-    file.write_text(whole)
-
-
-def test_the_cache_of_the_hub_is_full_of_links(tmp_path):
-  parts(tmp_path / 'files')
-  root = tmp_path / 'models--a--b'
-  snapshot, blobs = root / 'snapshots' / 'c0ffee', root / 'blobs'
-  snapshot.mkdir(parents=True)
-  blobs.mkdir()
-  (root / 'refs').mkdir()
-  (root / 'refs' / 'main').write_text('c0ffee')
-  for i, file in enumerate(sorted((tmp_path / 'files').iterdir())):
-    shutil.copy(file, blobs / f'{i:040x}')
-    (snapshot / file.name).symlink_to(f'../../blobs/{i:040x}')
-  expected = convert.read(tmp_path / 'files')
-  for path in (snapshot, root):
-    got = convert.read(path)
-    same(got.variables, expected.variables)
-    assert got.metadata['model'] == expected.metadata['model']
-
-
-# ----- files that are damaged -----
-
-
-def test_damaged_safetensors(tmp_path, state):
-  path = tmp_path / 'a.safetensors'
-  safetensors.numpy.save_file(state, path)
-  data = path.read_bytes()
-  for cut in (0, 8, 9, 100, len(data) - 1):
-    path.write_bytes(data[:cut])
-    refused(path, 'damaged')
-  path.write_bytes(b'version https://git-lfs.github.com/spec/v1\noid')
-  refused(path, 'git_lfs_pointer', 'git lfs pull')
 
 
 # ----- the commands, and starting from them -----
@@ -437,24 +308,13 @@ def test_predict_reads_what_convert_reads(tmp_path, capsys, clip, state):
   assert 'not_found' in capsys.readouterr().err
 
 
-def test_a_foreign_model_of_absurd_size_is_refused(tmp_path):
-  index, _ = parts(tmp_path / 'hf')
-  for name in ('image_size', 'num_frames', 'num_attention_heads'):
-    config = json.dumps(VIDEOMAE | {name: 10**9})
-    index.with_name('config.json').write_text(config)
-    for reader in (convert.read, load.load_engine, load.load_backbone):
-      with pytest.raises(MiraInputError):
-        reader(tmp_path / 'hf')
-
-
 def test_a_block_of_absurd_number_is_none(tmp_path, state):
   path = tmp_path / 'a.safetensors'
-  for number in ('99999999', '9' * 5000):
-    extra = {f'blocks.{number}.norm1.bias': np.zeros(192)}
-    safetensors.numpy.save_file(state | extra, path)
-    with pytest.raises(MiraInputError) as caught:
-      read(path)
-    assert len(str(caught.value)) < 3000
+  extra = {f'blocks.{"9" * 5000}.norm1.bias': np.zeros(192)}
+  safetensors.numpy.save_file(state | extra, path)
+  with pytest.raises(MiraInputError) as caught:
+    read(path)
+  assert len(str(caught.value)) < 3000
 
 
 def test_a_patch_above_the_usual_size_is_no_crash(state):
@@ -478,9 +338,7 @@ def test_a_size_that_nothing_says_is_no_note(tmp_path, state):
 # ----- checkpoints as the reference implementation writes them -----
 
 
-@pytest.mark.skipif(
-  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no checkpoints'
-)
+@needs_samples
 @pytest.mark.parametrize('kind', ['finetune', 'pretrain'])
 def test_checkpoints_of_the_reference_implementation(kind):
   overrides = infer_model.Overrides(heads=3, decoder_heads=3, image_size=32)
@@ -489,20 +347,19 @@ def test_checkpoints_of_the_reference_implementation(kind):
   video = jnp.asarray(expected['video_bcthw'].transpose(0, 2, 3, 4, 1))
   if kind == 'finetune':
     model = build.build_model(got.metadata['model'])
-    result, wanted = model.apply(got.variables, video), expected['logits']
+    result = jax.jit(model.apply)(got.variables, video)
+    wanted = expected['logits']
   else:
     own = {n: x for n, x in got.metadata['pretrain'].items() if 'decoder' in n}
     model = build.build_autoencoder(got.metadata['model'], own)
     mask = expected['mask'].astype(bool)
     hidden = int(mask[0].sum())
-    result = model.apply(got.variables, video, mask, num_masked=hidden)
-    wanted = expected['pred']
+    run = jax.jit(functools.partial(model.apply, num_masked=hidden))
+    result, wanted = run(got.variables, video, mask), expected['pred']
   np.testing.assert_allclose(result, wanted, atol=1e-5)
 
 
-@pytest.mark.skipif(
-  not SAMPLES.is_dir(), reason='MIRA_SAMPLES names no checkpoints'
-)
+@needs_samples
 def test_a_checkpoint_of_deepspeed():
   got = convert.read(
     SAMPLES / 'deepspeed', infer_model.Overrides(heads=3, image_size=32)
