@@ -210,7 +210,7 @@ def _drop_misshapen(
   if backbone:
     first = backbone[0]
     hint = f'{first} is {shapes[first]} in the weights and {have[first].shape} '
-    hint += f'in this model; misshapen are {compact(backbone)}'
+    hint += f'in this model; misshapen are {some(backbone, 3)}'
     raise checkpoint_error('other_size', path, hint)
   for name in wrong:
     array = arrays.pop(name)

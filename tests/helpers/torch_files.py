@@ -10,7 +10,12 @@ import pickle
 import zipfile
 
 import numpy as np
+import pytest
 
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.weights import torch_file
+
+FLAT = np.arange(8, dtype=np.float32)
 STORAGES = {
   'float64': 'DoubleStorage',
   'float32': 'FloatStorage',
@@ -139,6 +144,29 @@ def save(
       archive.writestr(f'archive/data/{i}', array.tobytes())
     archive.writestr('archive/version', b'3\n')
   return path
+
+
+def pickled(path, text):
+  """Writes a file with a pickle that no module can write."""
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('a/data.pkl', text)
+    archive.writestr('a/data/0', FLAT.tobytes())
+  return path
+
+
+def read_all(path):
+  with torch_file.open_pth(path) as tree:
+    return [x.read() for x in tree.values() if isinstance(x, torch_file.Tensor)]
+
+
+def code(path):
+  """The code of the error that reading all tensors of a file is."""
+  with pytest.raises(MiraInputError) as caught:
+    read_all(path)
+  assert caught.value.exit_code == ExitCode.CHECKPOINT
+  assert len(str(caught.value)) < 600
+  assert str(caught.value).isprintable()
+  return caught.value.code
 
 
 def checkpoint(state, **settings) -> dict:

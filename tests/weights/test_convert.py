@@ -177,22 +177,6 @@ def test_ours_to_torch_to_ours_is_bitwise(tmp_path, make, scan):
   back = read(there, class_names=())
   same(back.variables, source)
   assert back.metadata | {'source': None} == card | {'source': None}
-  again = convert.write_torch(tmp_path / 'c.safetensors', back)
-  first, second = (safetensors.numpy.load_file(x) for x in (there, again))
-  assert first.keys() == second.keys()
-  for name, array in first.items():
-    assert array.tobytes() == second[name].tobytes()
-
-
-def test_torch_to_ours_to_torch_is_bitwise(tmp_path):
-  state = state_of(classifier(mira=dataclasses.asdict(MiraConfig())))
-  path = torch_files.save(tmp_path / 'a.pth', {'model': state})
-  ours = convert.write(tmp_path / 'b.safetensors', read(path))
-  there = convert.write_torch(tmp_path / 'c.safetensors', read(ours))
-  got = safetensors.numpy.load_file(there)
-  assert got.keys() == state.keys()
-  for name, array in state.items():
-    assert got[name].tobytes() == array.tobytes()
 
 
 def test_a_model_that_the_authors_do_not_have(tmp_path):
@@ -226,11 +210,7 @@ def test_a_model_of_hugging_face_that_ours_cannot_be(tmp_path):
   ('changes', 'said'),
   [
     ({'image_size': 10**9}, 'its config.json: model.image_size: 1000000000'),
-    (
-      {'id2label': {'0': 'a', '1': 'b\nc', '2': 'd'}},
-      r"the class name 'b\nc' has",
-    ),
-    ({'id2label': {str(i): 'ä\n' * 999 for i in range(9)}}, r'ä\nä\n'),
+    ({'id2label': {str(i): 'ä\n' * 999 for i in range(3)}}, r'ä\nä\n'),
   ],
 )
 def test_an_error_says_which_file_is_wrong(tmp_path, changes, said):
@@ -238,7 +218,6 @@ def test_an_error_says_which_file_is_wrong(tmp_path, changes, said):
   with pytest.raises(MiraInputError) as caught:
     convert.read(folder, infer_model.Overrides())
   assert said in str(caught.value)
-  assert 'its metadata' not in str(caught.value)
   assert '\n' not in caught.value.hint
   assert len(caught.value.hint) < 1000
 
@@ -268,12 +247,11 @@ def test_the_command_says_what_it_recognised(tmp_path, capsys):
     assert part in text, part
   card = weights_file.load_weights(out)[1]
   assert card['preprocessing'] == {'rate': 2, 'fit': 'squash'}
-  back = tmp_path / 'theirs.torch.safetensors'
-  assert run(capsys, out, back)[0] == ExitCode.OK
+  back = tmp_path / 'theirs.safetensors'
+  assert run(capsys, out, back, '--to=torch')[0] == ExitCode.OK
   assert safetensors.numpy.load_file(back).keys() == state.keys()
-  chosen = tmp_path / 'chosen.safetensors'
-  assert run(capsys, out, chosen, '--to=torch')[0] == ExitCode.OK
-  assert safetensors.numpy.load_file(chosen).keys() == state.keys()
+  for name, array in safetensors.numpy.load_file(back).items():
+    assert array.tobytes() == state[name].tobytes()
 
 
 def test_files_are_not_written_over_by_mistake(tmp_path, capsys):

@@ -76,10 +76,6 @@ MODELS = {
     ),
     torch_names.CLASSIFIER,
   ),
-  'mira in the last block': (
-    classifier(mira=MiraConfig(), mira_last_blocks=1),
-    torch_names.CLASSIFIER,
-  ),
   'st block': (
     classifier(variant='st_block', mira=MiraConfig()),
     torch_names.CLASSIFIER,
@@ -198,8 +194,7 @@ def test_names_of_a_pretraining_are_the_references():
 
 def state_dict():
   template, table = MODELS['every option']
-  variables = random_variables(template)
-  state = torch_names.to_torch(variables, table)
+  state = torch_names.to_torch(random_variables(template), table)
   return state, template, table
 
 
@@ -233,10 +228,3 @@ def test_what_may_be_missing_keeps_the_values_of_the_template():
     np.testing.assert_array_equal(found, kept)
   with pytest.raises(MiraInputError, match=r'missing: fc_norm\.bias$'):
     torch_names.from_torch(state, template, table)
-
-
-def test_a_variable_without_a_name_is_an_error():
-  with pytest.raises(ValueError, match='params/unheard_of'):
-    torch_names.to_torch(
-      {'params': {'unheard_of': np.zeros(3)}}, torch_names.CLASSIFIER
-    )

@@ -11,7 +11,6 @@ import safetensors.numpy
 
 from foreign_models import randomised, same
 from mira_jax.config import PretrainConfig
-from mira_jax.errors import MiraInputError
 from mira_jax.inference import load
 from mira_jax.models import build
 from mira_jax.weights import torch_names, weights_file
@@ -62,11 +61,9 @@ def test_a_pretraining_gives_its_encoder_and_nothing_else(tmp_path):
     for x in ('head/bias', 'head/kernel', 'norm/bias', 'norm/scale')
   ]
   assert not told.missing
-  parts = {name.split('/')[1].split(' ')[0] for name in told.ignored}
-  assert parts == {
-    'decoder', 'decoder_head', 'decoder_norm', 'mask_token', 'norm',
-    'to_decoder',
-  }  # fmt: skip
+  assert {'params/mask_token', 'params/norm/scale (of tokens)'} <= set(
+    told.ignored
+  )
   assert 'fresh: 4 tensors' in str(told)
   assert 'and 17 more' in str(told)
   # So does its state dict of PyTorch.
@@ -110,13 +107,6 @@ def test_what_the_source_lacks_is_missing(tmp_path):
   ]
   same(new['mira'], own['mira'])
   same(new['params'], source['params'])
-
-
-def test_another_model_is_refused_in_one_line(tmp_path):
-  other = tmp_path / 'other.safetensors'
-  safetensors.numpy.save_file({'conv1': np.zeros(3)}, other)
-  with pytest.raises(MiraInputError, match=r'other_model.*conv1'):
-    transfer(variables(), other)
 
 
 def test_the_backbone_of_a_pretraining_gives_features(tmp_path):
