@@ -55,15 +55,15 @@ def mira_config(case: Mapping[str, Any]) -> MiraConfig | None:
 def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
   """One attention module over the steps of a case; the EMA is carried on."""
   config, table = mira_config(case), torch_names.ATTENTION
-  spec = BlockSpec(
-    heads=case['heads'],
-    num_frames=case['frames'],
-    mira=config,
-    train=case['training'],
-    attention=attention,
-    dtype=dtype,
-  )
-  module = Attention(spec)
+  spec: Any = {
+    'heads': case['heads'],
+    'num_frames': case['frames'],
+    'mira': config,
+    'train': case['training'],
+    'attention': attention,
+    'dtype': dtype,
+  }
+  module = Attention(BlockSpec(**spec))
   variables = _load(module, arrays, table, dtype, arrays['step0/x'])
   params, buffers = variables['params'], variables['mira']
 
