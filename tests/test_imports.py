@@ -36,6 +36,7 @@ ONLY = {
   'flax': ('models',),
   'orbax': ('train',),
   'matplotlib': ('figures',),
+  'openpyxl': ('prepare',),
 }
 # What the method, the kernels and the models need.
 SMALL = {'jax', 'jaxlib', 'flax', 'numpy', 'einops', 'optax', 'mira_jax'}
@@ -99,6 +100,15 @@ def test_packages_are_imported_where_they_belong(package):
     if any(name.split('.')[0] == package for name in imports(module))
   }
   assert users == set(ONLY[package])
+
+
+def test_only_commands_read_tables():
+  users = {
+    room(module)
+    for module in SOURCES
+    if any(name.startswith('mira_jax.prepare') for name in imports(module))
+  }
+  assert users == {'cli', 'prepare'}
 
 
 @pytest.mark.parametrize('name', ['mira', 'kernels', 'models'])

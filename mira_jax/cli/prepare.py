@@ -69,7 +69,6 @@ def _add_folder(sources: Any) -> None:
   for flag, text in (
     ('table', 'CSV or Excel file that lists the clips'),
     ('encoding', 'of tables that are not UTF-8, as cp1252'),
-    ('sheet', 'of an Excel file in which several fit'),
     ('missing', 'comma-separated labels that count as missing'),
     ('name', 'of the dataset (default: that of ROOT)'),
   ):
@@ -121,7 +120,6 @@ def run(args: argparse.Namespace) -> int:
       args.out,
       table=args.table,
       encoding=args.encoding or '',
-      sheet=args.sheet or '',
       missing=None if args.missing is None else args.missing.split(','),
       name=args.name,
       **common,

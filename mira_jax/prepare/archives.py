@@ -27,11 +27,6 @@ MAX_MEMBERS = 3_000_000
 MAX_RATIO = 200  # deflate reaches 1032 on zeros; video and images stay near 1
 RATIO_FLOOR = 1 << 20  # smaller contents are harmless at any ratio
 MAX_HEADER = 1 << 20  # of a tar's member; tarfile holds it in memory
-PIECE = re.compile(  # x.zip.001, x.tar.gz.aa, x.z01, x_partaa, but not x.tar.gz
-  r'.+(\.\w+\.\d{3}|\.(zip|7z|tar|[tgx][gx]?z)\.(?!gz|xz)[a-z]{2}'
-  r'|\.z\d\d|_part[a-z]{2})',
-  re.I,
-)
 _OUTSIDE = re.compile(r'/|[A-Za-z]:|.*[\\\0]|(.*/)?\.\.(/|$)', re.DOTALL)
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 _DAMAGE += (EOFError, ValueError, RuntimeError, OverflowError)
@@ -49,12 +44,9 @@ def unpack(
 ) -> tuple[int, int]:
   """Unpacks an archive into the folder `out`, which is made if missing.
 
-  Files that are there with the right size are skipped, so that a second call
-  resumes an interrupted one.
-
   Args:
     path: a zip, or a tar that may be compressed by gzip, bzip2 or xz.
-    out: may hold files already.
+    out: may hold files already; those of the right size are skipped.
     encoding: of names whose encoding the archive does not state.
 
   Returns:
@@ -87,8 +79,6 @@ def unpack(
 
 @contextlib.contextmanager
 def _opened(path: pathlib.Path, encoding: str) -> Iterator[_Archive]:
-  if PIECE.fullmatch(path.name) or path.with_suffix('.z01').exists():
-    raise zipfile.BadZipFile('a piece of a split archive')
   with path.open('rb') as stream:
     is_zip = stream.read(2) == b'PK'
   if is_zip:

@@ -23,7 +23,7 @@ import pathlib
 import pickle
 import shutil
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from array_record.python import (
@@ -37,26 +37,21 @@ from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError, data_error, some
 
 Job = TypeVar('Job')
-Result = Clip | tuple[Clip, Sequence[str]] | Failure
+Result = tuple[Clip, Sequence[str]] | Failure
 _Note = dict[str, Any]
 # The fallback of 'DirectRunner', which first downloads a program.
 RUNNER = 'FnApiRunner'
+_RECORDS = f'incomplete.{records.VERSION}'
+_NOTES = 'incomplete.shards'  # `dataset.open` passes it over
 
 
 class Written(NamedTuple):
-  """The result of `write`.
+  """The result of `write`."""
 
-  Attributes:
-    folder: the version folder.
-    failures: of the jobs that gave no clip, in order.
-    counts: clips of each class in each split.
-    flags: usable clips with an oddity, by kind, see `footage.Video`.
-  """
-
-  folder: pathlib.Path
-  failures: list[Failure]
-  counts: dict[str, dict[str, int]]
-  flags: dict[str, int]
+  folder: pathlib.Path  # the version folder
+  failures: list[Failure]  # of the jobs that gave no clip, in order
+  counts: dict[str, dict[str, int]]  # clips of each class in each split
+  flags: dict[str, int]  # usable clips with an oddity, see `footage.Video`
 
 
 def write(
@@ -79,13 +74,13 @@ def write(
   `metadata` should hold everything that `work` depends on.
 
   Args:
-    out: the folder of the dataset, at the same path on every worker; made
-      when missing.
+    out: as of `dataset.write`, with `name`, `class_names`, `description` and
+      `metadata`; at the same path on every worker.
     name: lower-case letters, digits and underscores.
     class_names: in label order.
     splits: for each split its jobs. A split without clips is left out.
-    work: runs in a worker; gives a clip, a clip and its flags, or a failure.
-      Its module must be importable there. Jobs are pickled.
+    work: runs in a worker; gives a clip and its flags, or a failure. Its
+      module must be importable there. Jobs are pickled.
     description: one sentence.
     metadata: JSON values to keep with the dataset.
     runner: a Beam runner; the default is this machine.
@@ -93,65 +88,58 @@ def write(
     jobs_per_shard: at most.
 
   Raises:
-    MiraInputError: Beam is not installed or its run failed, the folder holds
-      a dataset already, another process writes there, the name is bad, the
-      disk is full, or no split has a clip.
+    MiraInputError: as `dataset.write`; Beam is not installed ('no_beam') or
+      its run failed ('beam_failed').
   """
   out, beam = pathlib.Path(out).absolute(), _import_beam()
   with dataset.claimed(out, name), dataset.disk_errors(str(out)):
-    places = _Places(out / name)
     settings = [list(class_names), metadata or {}]
-    shards = _plan(places, splits, settings, jobs_per_shard)
-    todo = [i for i in range(len(shards)) if not places.note(i)]
+    shards = _plan(out / name, splits, settings, jobs_per_shard)
+    todo = [shard for shard in shards if not shard.note()]
     task = functools.partial(
-      _write_shard, places=places, work=work, class_names=tuple(class_names)
+      _write_shard, work=work, class_names=tuple(class_names)
     )
     _run(beam, todo, task, runner, options)
-    notes: dict[str, list[tuple[int, _Note]]] = {split: [] for split in splits}
-    for number, split in enumerate(shards):
-      if not (note := places.note(number)):
-        hint = f'shard {number} of {len(shards)} is not there: '
-        raise data_error(
-          'beam_failed', runner, f'{hint}do all workers see {out}?'
-        )
-      notes[split].append((number, note))
-    written = _written(places, notes, class_names)
+    notes: dict[_Shard, _Note] = {}
+    for shard in shards:
+      if not (note := shard.note()):
+        hint = f'shard {shard.number} of {len(shards)} is not there: do all '
+        raise data_error('beam_failed', runner, f'{hint}workers see {out}?')
+      notes[shard] = note
+    written = _written(out / name, notes, class_names)
     info = records.new_info(
-      places.records, name, class_names, description, metadata
+      out / name / _RECORDS, name, class_names, description, metadata
     )
-    _publish(places, notes, info, written.folder)
+    _publish(notes, info, written.folder)
   return written
 
 
 @dataclasses.dataclass(frozen=True)
-class _Places:
-  """The files of a run, by the number of a shard; workers get it too."""
+class _Shard:
+  """The files of a range of jobs in the folder of a dataset."""
 
   folder: pathlib.Path
+  number: int
+  split: str
 
   @property
   def records(self) -> pathlib.Path:
-    return self.folder / f'incomplete.{records.VERSION}'
+    return self.folder / _RECORDS / f'{self.number}.shard'
 
   @property
-  def notes(self) -> pathlib.Path:
-    return self.folder / 'incomplete.shards'  # `dataset.open` passes it over
+  def jobs(self) -> pathlib.Path:
+    return self.folder / _NOTES / f'{self.number}.jobs'
 
-  def shard(self, number: int) -> pathlib.Path:
-    return self.records / f'{number}.shard'
+  @property
+  def about(self) -> pathlib.Path:
+    return self.folder / _NOTES / f'{self.number}.json'
 
-  def jobs(self, number: int) -> pathlib.Path:
-    return self.notes / f'{number}.jobs'
-
-  def about(self, number: int) -> pathlib.Path:
-    return self.notes / f'{number}.json'
-
-  def note(self, number: int) -> _Note | None:
-    """The note of a shard that is finished and still whole."""
+  def note(self) -> _Note | None:
+    """The note, if the shard is finished and still whole."""
     try:
-      note = json.loads(self.about(number).read_text())
-      whole = self.shard(number).stat().st_size == note['file_size']
-      same = note['jobs'] == _digest(self.jobs(number).read_bytes())
+      note = json.loads(self.about.read_text())
+      whole = self.records.stat().st_size == note['file_size']
+      same = note['jobs'] == files.sha256(self.jobs)
     except (OSError, ValueError, KeyError):
       return None
     return note if whole and same else None
@@ -166,34 +154,32 @@ def _import_beam() -> types.ModuleType:
 
 
 def _plan(
-  places: _Places,
+  folder: pathlib.Path,
   splits: Mapping[str, Sequence[Job]],
   settings: list,
   size: int,
-) -> list[str]:
-  """Writes the jobs of every shard for the workers; gives their splits."""
-  places.records.mkdir(parents=True, exist_ok=True)
-  places.notes.mkdir(exist_ok=True)
+) -> list[_Shard]:
+  """Writes the jobs of every shard for the workers; removes other shards."""
+  for part in (_RECORDS, _NOTES):
+    (folder / part).mkdir(parents=True, exist_ok=True)
   shards, kept = [], set()
   for split, jobs in splits.items():
     for start in range(0, len(jobs), size):
-      number, part = len(shards), list(jobs[start : start + size])
-      data = pickle.dumps((settings, split, part))
-      files.write_bytes(places.jobs(number), data)
-      kept |= {
-        path(number) for path in (places.jobs, places.about, places.shard)
-      }
-      shards.append(split)
-  for path in (*places.records.iterdir(), *places.notes.iterdir()):
-    if path not in kept:
+      shard = _Shard(folder, len(shards), split)
+      part = settings, split, list(jobs[start : start + size])
+      files.write_bytes(shard.jobs, pickle.dumps(part))
+      kept |= {shard.jobs, shard.about, shard.records}
+      shards.append(shard)
+  for part in (_RECORDS, _NOTES):
+    for path in {*(folder / part).iterdir()} - kept:
       path.unlink()
   return shards
 
 
 def _run(
   beam: types.ModuleType,
-  shards: Sequence[int],
-  task: Callable[[int], None],
+  shards: Sequence[_Shard],
+  task: Callable[[_Shard], None],
   runner: str,
   options: Sequence[str],
 ) -> None:
@@ -211,93 +197,79 @@ def _run(
 
 
 def _write_shard(
-  number: int,
+  shard: _Shard,
   *,
-  places: _Places,
   work: Callable[[Job], Result],
   class_names: Sequence[str],
 ) -> None:
   """Runs in a worker; safe to run concurrently."""
-  data = places.jobs(number).read_bytes()
-  results = map(work, pickle.loads(data)[-1])
-  shard = places.shard(number)
-  with files.atomic(shard, shared=True) as part:
-    note = _write_records(part, results, class_names)
-  note['jobs'], note['file_size'] = _digest(data), shard.stat().st_size
-  files.write_text(places.about(number), json.dumps(note), shared=True)
-
-
-def _write_records(
-  path: pathlib.Path, results: Iterable[Result], class_names: Sequence[str]
-) -> _Note:
-  """Writes the clips among the results."""
+  data = shard.jobs.read_bytes()
   serialize = records.serializer(class_names)
   rows, failures, num_bytes = [], [], 0
   flags: collections.Counter[str] = collections.Counter()
-  writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
-  for result in results:
-    if isinstance(result, Failure):
-      failures.append(dataclasses.asdict(result))
-      continue
-    clip, found = (result, ()) if isinstance(result, Clip) else result
-    flags.update(flag.partition(':')[0] for flag in found)
-    record = serialize(clip)
-    writer.write(record)
-    num_bytes += len(record)
-    rows.append(dataset.index_row(clip))
-  writer.close()
-  return dict(rows=rows, failures=failures, flags=flags, num_bytes=num_bytes)
+  with files.atomic(shard.records, shared=True) as part:
+    writer = array_record_module.ArrayRecordWriter(str(part), 'group_size:1')
+    for result in map(work, pickle.loads(data)[-1]):
+      if isinstance(result, Failure):
+        failures.append(dataclasses.asdict(result))
+        continue
+      clip, found = result
+      flags.update(flag.partition(':')[0] for flag in found)
+      record = serialize(clip)
+      writer.write(record)
+      num_bytes += len(record)
+      rows.append(dataset.index_row(clip))
+    writer.close()
+  note = dict(
+    rows=rows,
+    failures=failures,
+    flags=flags,
+    num_bytes=num_bytes,
+    file_size=shard.records.stat().st_size,
+    jobs=hashlib.sha256(data).hexdigest(),
+  )
+  files.write_text(shard.about, json.dumps(note), shared=True)
 
 
 def _written(
-  places: _Places,
-  notes: Mapping[str, Sequence[tuple[int, _Note]]],
+  folder: pathlib.Path,
+  notes: Mapping[_Shard, _Note],
   class_names: Sequence[str],
 ) -> Written:
   """The contents of all shards. Raises MiraInputError('no_clips') for none."""
   failures, counts, flags = [], {}, collections.Counter()
-  for split, found in notes.items():
-    counts[split] = dict.fromkeys(class_names, 0)
-    for _, note in found:
-      failures += [Failure(**fields) for fields in note['failures']]
-      flags.update(note['flags'])
-      for _, label, *_ in note['rows']:
-        counts[split][class_names[label]] += 1
-  if not any(sum(count.values()) for count in counts.values()):
-    shutil.rmtree(places.notes)  # so that every job is tried again
-    shutil.rmtree(places.records)
+  for shard, note in notes.items():
+    count = counts.setdefault(shard.split, dict.fromkeys(class_names, 0))
+    failures += [Failure(**fields) for fields in note['failures']]
+    flags.update(note['flags'])
+    for _, label, *_ in note['rows']:
+      count[class_names[label]] += 1
+  if not any(note['rows'] for note in notes.values()):
+    shutil.rmtree(folder / _NOTES)  # so that every job is tried again
+    shutil.rmtree(folder / _RECORDS)
     reasons = some([f'{f.path} ({f.code})' for f in failures], 3)
-    hint = f'no split has a clip: {reasons}'
-    raise data_error('no_clips', places.folder, hint)
-  final = places.folder / records.VERSION
-  return Written(final, failures, counts, dict(flags))
+    raise data_error('no_clips', folder, f'no split has a clip: {reasons}')
+  return Written(folder / records.VERSION, failures, counts, dict(flags))
 
 
 def _publish(
-  places: _Places,
-  notes: Mapping[str, Sequence[tuple[int, _Note]]],
-  info: Any,
-  final: pathlib.Path,
+  notes: Mapping[_Shard, _Note], info: Any, final: pathlib.Path
 ) -> None:
   """Makes a dataset of finished shards; those without clips have no file."""
   index, sizes = {}, {}
-  for split, found in notes.items():
-    filled = [(number, note) for number, note in found if note['rows']]
-    if not filled:
-      continue
-    paths = records.record_files(info, split, len(filled))
-    for (number, _), path in zip(filled, paths, strict=True):
-      os.replace(places.shard(number), path)
-    sizes[split] = [(len(n['rows']), n['num_bytes']) for _, n in filled]
-    rows = [row for _, note in filled for row in note['rows']]
+  filled = {shard: note for shard, note in notes.items() if note['rows']}
+  for split in dict.fromkeys(shard.split for shard in filled):
+    own = {s: note for s, note in filled.items() if s.split == split}
+    paths = records.record_files(info, split, len(own))
+    for shard, path in zip(own, paths, strict=True):
+      os.replace(shard.records, path)
+    sizes[split] = [(len(n['rows']), n['num_bytes']) for n in own.values()]
+    rows = [row for note in own.values() for row in note['rows']]
     index[split] = dataset.index_columns(rows)
-  for empty in places.records.glob('*.shard'):
+  folder = final.with_name(_RECORDS)
+  for empty in folder.glob('*.shard'):
     empty.unlink()
   records.write_info(info, sizes)
-  (places.records / dataset.INDEX).write_text(json.dumps(index))
-  places.records.rename(final)
-  shutil.rmtree(places.notes, ignore_errors=True)
-
-
-def _digest(data: bytes) -> str:
-  return hashlib.sha256(data).hexdigest()
+  (folder / dataset.INDEX).write_text(json.dumps(index))
+  folder.rename(final)
+  shutil.rmtree(final.with_name(_NOTES), ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The cells of table files as text, without guesses.
+"""The rows and cells of table files as text, without guesses.
 
 pandas would infer types, headers and missing values; what is read here stays
 the text that was written.
@@ -7,9 +7,13 @@ the text that was written.
 from __future__ import annotations
 
 import codecs
+import csv
 import dataclasses
 import encodings.aliases
+import functools
+import io
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from mira_jax.data.table_file import bad_table, read_bytes
@@ -17,14 +21,16 @@ from mira_jax.errors import MiraInputError, nearest
 
 MAX_ROWS = 2_000_000
 MAX_CELLS = 20_000_000  # empty ones between others included
-EXCEL = (b'PK', b'\xd0\xcf\x11\xe0')  # first bytes of .xlsx and .xls
-
+_MAX_LINE = 1 << 20  # characters of a text file
+_DELIMITERS = {',': 'commas', ';': 'semicolons', '\t': 'tabs', '|': 'bars'}
 _MARKS = {  # byte order marks
   codecs.BOM_UTF8: 'utf-8',
   codecs.BOM_UTF16_LE: 'utf-16-le',
   codecs.BOM_UTF16_BE: 'utf-16-be',
 }
 _LIKELY = ('cp1252', 'cp1251', 'cp932', 'gb18030')  # suggested in errors only
+_OLD_EXCEL = b'\xd0\xcf\x11\xe0'  # and new ones that are encrypted
+Line = tuple[int, list[str]]  # its number, from 1, and its cells
 
 
 class Odd(str):
@@ -51,20 +57,16 @@ class Grid:
     name: of the sheet; '' in a text file.
     how: the encoding and delimiter, or the sheet, for reports.
     path: of the file.
-    read: gives line numbers, from 1, and cells; may be called again.
+    read: gives the lines; may be called again.
   """
 
   name: str = ''
   how: str
   path: str | os.PathLike[str]
-  read: Callable[[], Iterable[tuple[int, list[str]]]]
+  read: Callable[[], Iterable[Line]]
 
-  def rows(self) -> Iterator[tuple[int, list[str]]]:
-    """Line numbers and stripped cells.
-
-    Raises:
-      MiraInputError: there are more than a table can have ('bad_table').
-    """
+  def rows(self) -> Iterator[Line]:
+    """Lines of stripped cells; 'bad_table' for more than a table can have."""
     cells = 0
     for count, (line, row) in enumerate(self.read()):
       cells += len(row)
@@ -74,7 +76,66 @@ class Grid:
       yield line, [c if isinstance(c, Odd) else c.strip() for c in row]
 
 
-def text(
+def grids(path: str | os.PathLike[str], encoding: str = '') -> list[Grid]:
+  """A grid for each sheet of an Excel file or each delimiter of a text file.
+
+  Args:
+    path: CSV or XLSX; may be gzipped.
+    encoding: of a text file that is not UTF-8 and has no byte order mark.
+
+  Raises:
+    MiraInputError: not_found, not_regular_file, bad_encoding; or the file is
+      damaged, protected by a password, too large or an .xls ('bad_table').
+  """
+  data = read_bytes(path)
+  if data.startswith(b'PK'):
+    from mira_jax.prepare import excel  # its packages load slowly
+
+    return excel.grids(data, path)
+  if data.startswith(_OLD_EXCEL):
+    hint = 'it is an .xls file or has a password: save it as .xlsx or as CSV'
+    raise bad_table(path, hint)
+  content, encoding = _text(data, path, encoding)
+  if content.lstrip().startswith('<'):  # some programs name HTML .xls
+    raise bad_table(path, 'it is HTML or XML: save it as .xlsx or as CSV')
+  return [
+    Grid(
+      how=f'{encoding}, {name}',
+      path=path,
+      read=functools.partial(_csv, content, delimiter, path),
+    )
+    for delimiter, name in _DELIMITERS.items()
+  ]
+
+
+def read_text(path: str | os.PathLike[str], fallback: str = '') -> str:
+  """The text of a file in UTF-8, or else in the encoding `fallback`."""
+  return _text(read_bytes(path), path, fallback=fallback)[0]
+
+
+def _csv(
+  content: str, delimiter: str, path: str | os.PathLike[str]
+) -> Iterator[Line]:
+  reader = csv.reader(_lines(content, path), delimiter=delimiter)
+  try:
+    for row in reader:
+      # Excel writes ="007" to keep a text from changing.
+      yield reader.line_num, [re.sub('^="(.*)"$', r'\1', c) for c in row]
+  except csv.Error as error:
+    raise bad_table(path, f'not a CSV file: {error}') from error
+
+
+def _lines(content: str, path: str | os.PathLike[str]) -> Iterator[str]:
+  for line in io.StringIO(content, newline=''):
+    if len(line) > _MAX_LINE:
+      raise bad_table(path, f'a line has more than {_MAX_LINE} characters')
+    yield line
+
+
+# Text.
+
+
+def _text(
   data: bytes,
   path: str | os.PathLike[str],
   encoding: str = '',
@@ -82,16 +143,8 @@ def text(
 ) -> tuple[str, str]:
   """The text of a file and its encoding.
 
-  The encoding is that of the byte order mark; else `encoding`; else UTF-8.
-
-  Args:
-    data: the file.
-    path: of the file, for errors.
-    encoding: given by the user; '' for none.
-    fallback: tried after UTF-8, for datasets that are known to need it.
-
-  Raises:
-    MiraInputError: with code bad_encoding, or bad_table for binary data.
+  The encoding is that of the byte order mark; else `encoding`; else UTF-8;
+  else `fallback`, for datasets that are known to need it.
   """
   _check_codec(encoding)
   mark = next((m for m in _MARKS if data.startswith(m)), b'')
@@ -104,19 +157,11 @@ def text(
     if b'\0' in data:
       raise binary from error
     if first == 'utf-8' and fallback:
-      return text(data, path, fallback)
+      return _text(data, path, fallback)
     raise _not_decoded(data, error, path) from error
   if '\0' in content:
     raise binary
   return content, first
-
-
-def read_text(path: str | os.PathLike[str], fallback: str = '') -> str:
-  """The text of a file, see `text`."""
-  return text(read_bytes(path), path, fallback=fallback)[0]
-
-
-# Text.
 
 
 def _check_codec(name: str) -> None:

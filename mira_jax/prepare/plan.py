@@ -19,8 +19,6 @@ from mira_jax.prepare.report import Report
 from mira_jax.prepare.resolve import Found
 from mira_jax.prepare.store import Storage, Stored, store
 
-_JOURNAL = '.journal'
-
 
 @dataclasses.dataclass(kw_only=True)
 class Plan:
@@ -37,7 +35,7 @@ class Plan:
     """Writes the dataset and its report."""
     with files.lock(self.out / '.prepare.lock'):
       dataset.refuse_existing(self.out)
-      with Journal(self.out / _JOURNAL, self._key) as journal:
+      with Journal(self.out / '.journal', self._key) as journal:
         with contextlib.closing(self._results(journal, processes)) as results:
           try:
             folder = dataset.write(
@@ -46,18 +44,15 @@ class Plan:
           except MiraInputError as error:
             if error.code != 'no_clips':
               raise
-            report = self.report  # it names the clips, and why
-            raise no_clips(
-              self.root, report.failures, report.dropped
-            ) from error
+            raise no_clips(self.root, self.report) from error
         journal.remove()
       self._finish(folder)
 
   def run_on_beam(self, runner: str, options: Sequence[str]) -> None:
     """As `run`, by workers that see the clips and `out` at their places."""
-    settings = self._settings()
+    settings, report = self._settings(), self.report
     settings['metadata'] |= {'source': self._key}
-    written = beam.write(
+    folder, failures, report.counts, report.flags = beam.write(
       self.out,
       splits=self.groups,
       work=functools.partial(_complete, work=self._work),
@@ -65,22 +60,27 @@ class Plan:
       options=options,
       **settings,
     )
-    self.report.failures += written.failures
-    self.report.counts, self.report.flags = written.counts, written.flags
-    self._finish(written.folder)
+    report.failures += failures
+    self._finish(folder)
 
   @property
   def _work(self) -> Callable[[Found], Stored | Failure]:
     labels = {label: i for i, label in enumerate(self.report.class_names)}
     return functools.partial(store, labels=labels, storage=self.storage)
 
+  @property
+  def _clips(self) -> list[Found]:
+    return [clip for group in self.groups.values() for clip in group]
+
   @functools.cached_property
   def _key(self) -> str:
     """Of everything that a finished clip depends on."""
-    clips = [clip for group in self.groups.values() for clip in group]
     boxes = {k: v.tolist() for k, v in self.storage.boxes.items()}
     facts = (
-      [(c.clip_id, str(c.path), dataclasses.astuple(c.row)) for c in clips],
+      [
+        (clip.clip_id, str(clip.path), dataclasses.astuple(clip.row))
+        for clip in self._clips
+      ],
       self.report.class_names,
       dataclasses.asdict(self.storage) | {'boxes': boxes},
     )
@@ -108,12 +108,11 @@ class Plan:
     A failure is an empty entry, which the next run tries again.
     """
     serialize = records.serializer(self.report.class_names)
-    clips = [clip for group in self.groups.values() for clip in group]
     kept = {i for i in range(len(journal)) if not journal.is_empty(i)}
-    todo = [clip for i, clip in enumerate(clips) if i not in kept]
+    todo = [clip for i, clip in enumerate(self._clips) if i not in kept]
     self.report.resumed = len(kept)
     new = workers.run(self._work, todo, processes)
-    for i in range(len(clips)):
+    for i in range(len(kept) + len(todo)):
       if i in kept:
         yield Stored.from_bytes(journal[i])
         continue
@@ -159,10 +158,9 @@ def _complete(
   return result.complete(found.path), result.flags
 
 
-def no_clips(
-  root: pathlib.Path, failures: list[Failure], dropped: Mapping[str, int]
-) -> MiraInputError:
+def no_clips(root: pathlib.Path, report: Report) -> MiraInputError:
   """The error for a source without a clip that can be used."""
+  failures, passed = report.failures, report.dropped
   if failures:
     first = some([f'{f.path} ({f.code})' for f in failures], 3)
     hint = f'none of {len(failures)} clips can be used: {first}'
@@ -174,7 +172,7 @@ def no_clips(
       'expected ROOT/CLASS/CLIP.mp4 or ROOT/CLASS/CLIP/1.jpg, 2.jpg, ... or '
       f'that below ROOT/train and ROOT/test; found {inside[:5] or "nothing"}'
     )
-  if dropped:
-    passed = ', '.join(f'{n} {why}' for why, n in dropped.items())
-    hint += f'; passed over: {passed}'
+  if passed:
+    reasons = ', '.join(f'{n} {why}' for why, n in passed.items())
+    hint += f'; passed over: {reasons}'
   return data_error('no_clips', root, hint)

@@ -19,7 +19,7 @@ from mira_jax.data.listing import FACTS, Failure
 from mira_jax.errors import MiraInputError, data_error, some
 from mira_jax.prepare import boxes as face_boxes
 from mira_jax.prepare import resolve, tables
-from mira_jax.prepare.builders import BUILDERS, Clips, Tree, tally
+from mira_jax.prepare.builders import BUILDERS, Tree, tally
 from mira_jax.prepare.plan import Plan, no_clips
 from mira_jax.prepare.report import REPORT_NAME, Report
 from mira_jax.prepare.resolve import Found
@@ -31,14 +31,10 @@ __all__ = ['REPORT_NAME', 'Options', 'prepare_dataset', 'prepare_folder']
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Options:
-  """How clips are stored and split.
+  """How clips are stored and split; see `Storage` for what is not said here.
 
   Attributes:
-    size: pixels of a frame's shorter side; smaller frames stay as they are.
-    max_frames: of a clip. A longer one keeps so many, evenly spaced from its
-      first to its last, and its frame rate is lowered to match.
-    quality: of the JPEG frames, 1 to 100.
-    crop: one of `face_crop.RULES`; '' for the default of the source.
+    crop: '' for the default of the source.
     boxes: table of boxes for the rule 'boxes', see `boxes.read_boxes`.
     workers: processes; None for one per core, 0 for this process alone.
     test_fraction: share of the clips that become the test split where the
@@ -79,7 +75,6 @@ def prepare_folder(
   *,
   table: str | os.PathLike[str] | None = None,
   encoding: str = '',
-  sheet: str = '',
   missing: Collection[str] | None = None,
   name: str | None = None,
   **options: Any,
@@ -90,10 +85,8 @@ def prepare_folder(
     root: folder of the clips.
     out: folder of the prepared dataset.
     table: annotation table; without one the folders name the classes.
-    encoding: of the tables, with `sheet` and `missing` see
-      `tables.read_table`.
-    sheet: of the annotation table.
-    missing: labels that count as missing.
+    encoding: of the tables, see `tables.read_table`.
+    missing: labels that count as missing, see `tables.read_table`.
     name: of the dataset; by default the name of `root`.
     **options: fields of `Options`.
 
@@ -105,7 +98,7 @@ def prepare_folder(
       the table or the output folder cannot be used.
   """
   root, chosen = pathlib.Path(root), Options(**options)
-  reading = {'encoding': encoding, 'sheet': sheet, 'missing': missing}
+  reading = {'encoding': encoding, 'missing': missing}
   clips, report, sources = _wanted_clips(root, table, reading)
   plan = Plan(
     root=root,
@@ -154,8 +147,8 @@ def prepare_dataset(
   values = {key: first for key, (first, *_) in spec.options.items()}
   values |= choices or {}
   listing = spec.list_clips(Tree(root, spec.layout), values)
-  found, failures = resolve.given(listing.rows, root)
-  _check_missing(root, listing, failures, max_missing)
+  found, failures = resolve.locate(listing.rows, [root])
+  _check_missing(root, len(listing.rows), failures, max_missing)
   report = Report(
     class_names=list(listing.class_names or spec.class_names),
     dropped=dict(listing.dropped),
@@ -187,11 +180,11 @@ def prepare_dataset(
 
 def _check_missing(
   root: pathlib.Path,
-  listing: Clips,
+  listed: int,
   failures: Sequence[Failure],
   max_missing: float,
 ) -> None:
-  listed, missing = len(listing.rows), len(failures)
+  missing = len(failures)
   if not listed:
     raise data_error('no_clips', root, 'the folders are there, but empty')
   if missing > max_missing * listed:
@@ -218,21 +211,19 @@ def _wanted_clips(
   if hidden := listed - len(listing.rows):
     dropped['of the system, such as __MACOSX'] = hidden
   found, failures = resolve.locate(listing.rows, bases)
-  failures = listing.failures + failures
   clips = resolve.unique(found)
-  if not clips and table and not failures:
-    hint = f'no row is wanted: {dropped}'
-    raise data_error('no_clips', table, hint)
-  if not clips:
-    raise no_clips(root, failures, dropped)
-  if repeats := len(found) - len(clips):
-    dropped['listed twice'] = repeats
   report = Report(
     class_names=listing.class_names,
     dropped=dropped,
-    failures=failures,
+    failures=listing.failures + failures,
     remarks=listing.remarks,
   )
+  if not clips and table and not report.failures:
+    raise data_error('no_clips', table, f'no row is wanted: {dropped}')
+  if not clips:
+    raise no_clips(root, report)
+  if repeats := len(found) - len(clips):
+    dropped['listed twice'] = repeats
   report.add_tables([pathlib.Path(table).absolute()] if table else [])
   return clips, report, listing.sources
 

@@ -16,7 +16,6 @@ from mira_jax.errors import some
 
 REPORT_NAME = 'PREPARE_REPORT.json'
 _NONE = 'none named'
-_MANY = 0.1  # share of clips left out that is worth a warning
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -34,10 +33,9 @@ class Report:
     flags: usable clips with an oddity, by kind, see `footage.Video`.
     remarks: how the table was read.
     warnings: possible mistakes.
-    published: counts by the keys of `builders.tally`: [found on disk, published
-      by the dataset provider].
+    published: by the keys of `tally`: [found on disk, the provider's count].
     tables: SHA-256 of the files that list the clips.
-    crop: how faces were cropped, see `crop.RULES`.
+    crop: one of `face_crop.RULES`.
     resumed: clips that an interrupted run had finished.
   """
 
@@ -146,7 +144,7 @@ class Report:
       self.warnings.append('there is no test split')
     left_out = len(self.failures)
     listed = left_out + sum(sum(c.values()) for c in self.counts.values())
-    if left_out > _MANY * listed:
+    if left_out > 0.1 * listed:
       self.warnings.append(f'{left_out} of {listed} clips were left out')
     text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
     path = pathlib.Path(folder, REPORT_NAME)

@@ -42,50 +42,31 @@ def locate(
 ) -> tuple[list[Found], list[Failure]]:
   """Looks for every row below the bases.
 
-  Tables name paths as they were on their author's disk, so leading folders
-  are dropped one by one until something exists. Names that differ in the coding
-  of accents (NFC, NFD) are the same, and so are names that differ in case where
-  only one fits. Links that leave the bases are refused: they could name any
-  file of the machine.
+  A row with a clip_id names an absolute path. Tables name paths as they were on
+  their author's disk, so leading folders are dropped one by one until something
+  exists. Names that differ in the coding of accents (NFC, NFD) are the same,
+  and so are names that differ in case where only one fits. Links that leave the
+  bases are refused: they could name any file of the machine.
   """
   roots = [pathlib.Path(base).resolve() for base in bases]
   found, failures = [], []
   alike = functools.cache(_names_alike)
   for row in rows:
-    path = _resolve(row.path, roots, alike)
+    if not row.clip_id:
+      path = _resolve(row.path, roots, alike)
+    else:
+      exists = os.path.exists(row.path)
+      path = pathlib.Path(row.path).resolve() if exists else None
     inside = [root for root in roots if path and path.is_relative_to(root)]
     if path and inside:
-      clip_id = escaped(path.relative_to(inside[0]).as_posix())
-      found.append(Found(row=row, path=path, clip_id=clip_id))
+      name = row.clip_id or path.relative_to(inside[0]).as_posix()
+      found.append(Found(row=row, path=path, clip_id=escaped(name)))
     else:
-      code = 'outside_root' if path else 'not_found'
+      name, code = row.clip_id or row.path, 'not_found'
       hint = f'it is not below {escaped(os.fspath(bases[0]))}'
-      failures.append(Failure(path=escaped(row.path), code=code, hint=hint))
-  return found, failures
-
-
-def given(
-  rows: Iterable[Row], root: str | os.PathLike[str]
-) -> tuple[list[Found], list[Failure]]:
-  """Looks for rows that name their path and their clip_id themselves.
-
-  Links that leave the download are refused, as in `locate`. `root` may be a
-  folder inside the download, whose own folder is that of all rows in common.
-  """
-  rows = list(rows)
-  folders = [os.path.dirname(row.path) for row in rows]
-  base = os.path.realpath(os.path.commonpath([os.fspath(root), *folders]))
-  found, failures = [], []
-  for row in rows:
-    path, clip_id = os.path.realpath(row.path), escaped(row.clip_id)
-    if not os.path.exists(path):
-      failure = Failure(path=clip_id, code='not_found', hint=escaped(row.path))
-      failures.append(failure)
-    elif os.path.commonpath([path, base]) != base:
-      hint = 'a link leads out of the download; copy the files instead'
-      failures.append(Failure(path=clip_id, code='outside_root', hint=hint))
-    else:
-      found.append(Found(row=row, path=pathlib.Path(path), clip_id=clip_id))
+      if path:
+        code, hint = 'outside_root', f'{hint}, where a link leads to it'
+      failures.append(Failure(path=escaped(name), code=code, hint=hint))
   return found, failures
 
 

@@ -1,6 +1,6 @@
 """Annotation tables: lists of labelled clips.
 
-A table is a CSV file, also gzipped, or a sheet of an Excel file. Rows above its
+A table is a CSV file, also gzipped, or a sheet of an XLSX file. Rows above its
 header are passed over; the header determines the delimiter or the sheet.
 Columns are found by the names of `COLUMNS`, without regard to case, spaces and
 underscores.
@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from mira_jax.data.listing import FACTS, Listing, Row, listed, split_word
 from mira_jax.data.table_file import bad_table
 from mira_jax.errors import MiraInputError, short
-from mira_jax.prepare import cells, grids
+from mira_jax.prepare import cells
 
 Path = str | os.PathLike[str]
 
@@ -92,8 +92,6 @@ class Table:
         if not self.grid.name and any(row[width:]):
           hint = f'line {line} has {len(row)} cells, and its header {width}: '
           hint += 'quote cells that hold the delimiter'
-          if len(row) == width + 1:
-            hint += '; from R, use row.names=FALSE'
           raise bad_table(self.path, hint)
         row += [''] * (width - len(row))
         yield line, {f: self._cell(f, line, row) for f in self.columns}
@@ -127,7 +125,6 @@ def read_table(
   *,
   label: Sequence[str] = COLUMNS['label'],
   encoding: str = '',
-  sheet: str = '',
   missing: Collection[str] | None = None,
 ) -> Listing:
   """Reads an annotation table.
@@ -136,10 +133,9 @@ def read_table(
   or its split is none of those of `listing.split_word`.
 
   Args:
-    path: CSV, CSV.GZ, XLSX or XLS.
+    path: CSV, CSV.GZ or XLSX.
     label: names of the column of classes, the preferred one first.
-    encoding: see `grids.grids`.
-    sheet: of an Excel file in which several have the columns.
+    encoding: see `cells.grids`.
     missing: labels that are none, in any case; the empty one always is. By
       default those of `MISSING`, and an error for those of `EITHER`.
 
@@ -150,9 +146,7 @@ def read_table(
       `missing` is not given ('unclear_label').
   """
   names = COLUMNS | {'label': tuple(label)}
-  table = records(
-    path, names, ('path', 'label'), encoding=encoding, sheet=sheet
-  )
+  table = records(path, names, ('path', 'label'), encoding=encoding)
   known = MISSING if missing is None else {word.lower() for word in missing}
   rows, dropped, splits = [], collections.Counter(), collections.Counter()
   for line, row in table:
@@ -185,7 +179,6 @@ def records(
   required: Collection[str],
   *,
   encoding: str = '',
-  sheet: str = '',
 ) -> Table:
   """A table whose header has the required columns.
 
@@ -193,33 +186,28 @@ def records(
   delimiter or on whichever sheet.
 
   Args:
-    path: CSV, CSV.GZ, XLSX or XLS.
+    path: CSV, CSV.GZ or XLSX.
     names: that the column of a field may have, in lower case and without
       other characters than letters and digits, the preferred one first.
     required: fields that the table must have.
-    encoding: see `grids.grids`.
-    sheet: to read; by default the only one that has the columns.
+    encoding: see `cells.grids`.
 
   Raises:
-    MiraInputError: the file cannot be read (see `grids.grids`), it has no such
+    MiraInputError: the file cannot be read (see `cells.grids`), it has no such
       columns or two of a name, or several sheets have them ('bad_table').
   """
   found: list[Table] = []
   heads: list[list[str]] = []
-  for grid in grids.grids(path, encoding, sheet):
-    # Spaces delimit columns only where no other delimiter does.
-    if not (found and grid.how.endswith(grids.DELIMITERS[' '])):
-      rows = [*itertools.islice(grid.rows(), _HEADER_ROWS + 1)]
-      table = _with_header(
-        path, grid, [row for _, row in rows], names, required
-      )
-      found += [table] if table else []
-      heads += [row for _, row in rows]
+  for grid in cells.grids(path, encoding):
+    head = [row for _, row in itertools.islice(grid.rows(), _HEADER_ROWS + 1)]
+    if table := _with_header(path, grid, head, names, required):
+      found.append(table)
+    heads += head
   if not found:
     raise _no_header(path, heads, names, required)
   if len(found) > 1 and found[0].grid.name:
     fit = ', '.join(short(table.grid.name) for table in found)
-    raise bad_table(path, f'several sheets fit: name one of {fit} with --sheet')
+    raise bad_table(path, f'several sheets fit: hide all of {fit} but one')
   best = max(found, key=lambda table: len(table.columns))
   seen = collections.Counter(map(plain, best.header))
   for _, name in best.columns.values():

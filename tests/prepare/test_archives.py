@@ -108,15 +108,7 @@ def test_names_in_another_encoding(tmp_path, out):
 
 
 @pytest.mark.parametrize(
-  'name',
-  [
-    '../evil',
-    'a/../../evil',
-    '/tmp/evil',
-    'C:/evil',
-    '..\\evil',
-    '\\\\h\\evil',
-  ],
+  'name', ['a/../../evil', '/tmp/evil', 'C:/evil', '..\\evil']
 )
 @pytest.mark.parametrize('make', [_zip, _tar])
 def test_names_that_lead_outside(tmp_path, out, make, name):
@@ -131,24 +123,18 @@ def test_a_nul_hides_no_suffix(tmp_path, out):
   _refused(path, out, 'unsafe_archive')
 
 
-@pytest.mark.parametrize('kind', [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
-def test_links_and_devices_in_a_zip(tmp_path, out, kind):
+@pytest.mark.parametrize('kind', ['LNK', 'CHR'])
+def test_links_and_devices(tmp_path, out, kind):
   info = zipfile.ZipInfo('link')
-  info.external_attr = (kind | 0o777) << 16
+  info.external_attr = (getattr(stat, f'S_IF{kind}') | 0o777) << 16
   path = _zip(tmp_path / 'a.zip', {'1': b'1', info: b'/etc'})
   _refused(path, out, 'unsafe_archive')
   assert not out.exists()
-
-
-@pytest.mark.parametrize(
-  'kind', [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]
-)
-def test_links_and_devices_in_a_tar(tmp_path, out, kind):
-  info = tarfile.TarInfo('link')
-  info.type, info.linkname = kind, 'happy/1.mp4'
-  _refused(_tar(tmp_path / 'a.tar', extra=[info]), out, 'unsafe_archive')
+  member = tarfile.TarInfo('link')
+  member.type, member.linkname = getattr(tarfile, f'{kind}TYPE'), 'happy/1.mp4'
+  path = _tar(tmp_path / 'a.tar', extra=[member])
+  _refused(path, out, 'unsafe_archive')
   assert not (out / 'link').exists()
-  assert not (out / 'link').is_symlink()
 
 
 @pytest.mark.parametrize('make', [_zip, _tar])
@@ -193,9 +179,8 @@ def test_headers_of_a_tar_that_would_fill_memory_or_disk(tmp_path, out):
   assert 'sparse' in _refused(path, out, 'unsafe_archive')
 
 
-@pytest.mark.parametrize('method', [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_wrong_checksum(tmp_path, out, method):
-  path = _zip(tmp_path / 'a.zip', method=method)
+def test_a_wrong_checksum(tmp_path, out):
+  path = _zip(tmp_path / 'a.zip')
   data = bytearray(path.read_bytes())
   data[1000] ^= 1
   path.write_bytes(data)
@@ -227,9 +212,8 @@ def test_a_damaged_tar_is_no_short_one(tmp_path, out):
   _refused(path, out, 'bad_archive')
 
 
-@pytest.mark.parametrize('mode', ['w:gz', 'w:bz2', 'w:xz'])
-def test_a_damaged_compressed_tar(tmp_path, out, mode):
-  path = _tar(tmp_path / 'a.tgz', mode=mode)
+def test_a_damaged_compressed_tar(tmp_path, out):
+  path = _tar(tmp_path / 'a.tgz', mode='w:gz')
   data = bytearray(path.read_bytes())
   data[-6] ^= 1
   for damaged in (data, data[:-40]):
@@ -237,40 +221,23 @@ def test_a_damaged_compressed_tar(tmp_path, out, mode):
     _refused(path, out, 'bad_archive')
 
 
-@pytest.mark.parametrize('name', ['a.zip', 'a.tar', 'a'])
 @pytest.mark.parametrize(
-  'data',
-  [
-    b'',
-    b'not an archive' * 50,
-    b'Rar!\x1a\7',
-    zlib.compress(b'a,b\n' * 9, wbits=31),
-  ],
+  'data', [b'', b'Rar!\x1a\7', zlib.compress(b'a,b\n' * 9, wbits=31)]
 )
-def test_other_files(tmp_path, out, name, data):
-  (tmp_path / name).write_bytes(data)
-  assert '7-Zip' in _refused(tmp_path / name, out, 'bad_archive')
+def test_other_files(tmp_path, out, data):
+  (tmp_path / 'a.zip').write_bytes(data)
+  assert '7-Zip' in _refused(tmp_path / 'a.zip', out, 'bad_archive')
 
 
-@pytest.mark.parametrize('name', ['a.tar.gz', 'a.b.tar.xz', 'a.tgz', 'a.v1.gz'])
-def test_usual_names_are_no_pieces(tmp_path, out, name):
-  assert archives.unpack(_tar(tmp_path / name, mode='w:gz'), out) == (3, 0)
-
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    'a.zip.001',
-    'a.7z.002',
-    'a.zip.ab',
-    'a.tar.gz.aa',
-    'vox2_dev_mp4_partaa',
-    'a.z01',
-  ],
-)
-def test_pieces_are_left_to_7_zip(tmp_path, out, name):
-  path = _zip(tmp_path / name)
-  assert 'split archive; where' in _refused(path, out, 'bad_archive')
+@pytest.mark.parametrize('mode', ['w', 'w:gz', 'zip'])
+def test_pieces_are_left_to_7_zip(tmp_path, out, mode):
+  path = tmp_path / 'a.001'
+  _zip(path) if mode == 'zip' else _tar(path, mode=mode)
+  data = path.read_bytes()
+  for piece in (data[: len(data) // 3], data[len(data) // 3 :]):
+    path.write_bytes(piece)
+    if mode != 'zip' or piece == data[: len(piece)]:
+      assert '7-Zip' in _refused(path, out, 'bad_archive')
 
 
 def test_other_kinds_of_zip_are_left_to_7_zip(tmp_path, out):
@@ -282,8 +249,6 @@ def test_other_kinds_of_zip_are_left_to_7_zip(tmp_path, out):
   assert 'encrypted' in _refused(path, out, 'bad_archive')
   _zip(path, method=zipfile.ZIP_LZMA)
   assert 'method 14' in _refused(path, out, 'bad_archive')
-  (tmp_path / 'a.z01').touch()
-  assert 'split' in _refused(path, out, 'bad_archive')
 
 
 def test_the_command(capsys, tmp_path, out):

@@ -41,7 +41,7 @@ def _work(job: int, log: str = ''):
     fps=12.5,
     fold=job % 5,
   )
-  return clip if job % 2 else (clip, ('truncated: 3 of 4', 'rotated'))
+  return clip, () if job % 2 else ('truncated: 3 of 4', 'rotated')
 
 
 def _write(out: pathlib.Path, work=_work, **changes) -> beam.Written:
@@ -57,21 +57,7 @@ def _write(out: pathlib.Path, work=_work, **changes) -> beam.Written:
 
 
 def _clips(jobs):
-  results = [_work(job) for job in jobs if job not in BAD]
-  return [
-    result[0] if isinstance(result, tuple) else result for result in results
-  ]
-
-
-def _plainly(out: pathlib.Path) -> pathlib.Path:
-  return dataset.write(
-    out,
-    name='toy',
-    class_names=CLASSES,
-    splits={key: functools.partial(_clips, jobs) for key, jobs in JOBS.items()},
-    description='Toy clips.',
-    metadata={'size': 16},
-  )
+  return [_work(job)[0] for job in jobs if job not in BAD]
 
 
 def _raw(folder: pathlib.Path, split: str) -> list[bytes]:
@@ -190,18 +176,14 @@ def _breaks_at_20(job: int, broken: str):
 
 @pytest.mark.parametrize(
   'changes',
-  [
-    {'metadata': {'size': 8}, 'class_names': ['a', 'b', 'd']},
-    {'splits': {'train': range(1, 41), 'test': range(101, 104)}},
-  ],
+  [{'metadata': {'size': 8}}, {'splits': {'train': range(1, 41)}}],
 )
 def test_shards_of_another_run_are_not_used(tmp_path, monkeypatch, changes):
   _stopped(tmp_path / 'out', monkeypatch)
   work, log = _log(tmp_path / 'log')
-  folder = _write(tmp_path / 'out', work, **changes).folder
+  _write(tmp_path / 'out', work, **changes)
   splits = changes.get('splits', JOBS)
   assert _ran(log) == [job for jobs in splits.values() for job in jobs]
-  assert len(_raw(folder, 'train')) == len(_clips(splits['train']))
 
 
 def test_without_clips_there_is_no_dataset_and_no_shard(tmp_path):

@@ -14,16 +14,16 @@ import pytest
 import downloads as small
 import miniatures
 from downloads import error_of, list_clips, prepare_small, rows_of
+from mira_jax import files
 from mira_jax.cli import main as cli
 from mira_jax.data import dataset, records
 from mira_jax.data.listing import Row
 from mira_jax.errors import ExitCode
-from mira_jax.prepare import prepare
+from mira_jax.prepare import prepare, store
 from mira_jax.prepare.builders import BUILDERS, tally
 from mira_jax.video import decode
 
 NAMES = list(BUILDERS)
-ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -38,11 +38,6 @@ def copy(downloads, tmp_path):
   return lambda name: shutil.copytree(downloads / name, tmp_path / name)
 
 
-def test_there_is_a_miniature_of_every_dataset():
-  assert sorted(miniatures.DATASETS) == sorted(BUILDERS)
-  assert len(BUILDERS) == 13
-
-
 # All of them.
 
 
@@ -51,10 +46,13 @@ SCENES = {*NAMES} - {'dfew', 'ferv39k', 'mmew', 'voxceleb2'}
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_a_download_is_prepared_and_verified(name, downloads, tmp_path, capsys):
+def test_a_download_is_prepared_and_verified(
+  name, downloads, tmp_path, capsys, monkeypatch
+):
   out = tmp_path / 'out'
   arguments = ['--root', str(downloads / name), '--out', str(out)]
   # Finding faces takes long; only the scenes of SAMM are searched here.
+  monkeypatch.setattr(store, '_GLANCES', 1)
   arguments += ['--crop=none'] * (name not in ('samm', 'voxceleb2'))
   assert cli.main(['prepare', name, *arguments, '--workers=0']) == ExitCode.OK
   assert 'left out' not in capsys.readouterr().out
@@ -88,22 +86,7 @@ def test_clips_are_found_below_the_folder_above(name, downloads, tmp_path):
   assert listing.crop == ('haar' if name in SCENES else 'none')
 
 
-@pytest.mark.parametrize(
-  ('name', 'inside'),
-  [
-    ('dfew', 'DFEW-part2/Clip'),
-    ('mafw', 'data'),
-    ('ferv39k', '2_ClipsforFaceCrop-002'),
-    ('ferv39k', '2_ClipsforFaceCrop-002/2_ClipsforFaceCrop'),
-    ('voxceleb2', 'dev'),
-  ],
-)
-def test_a_folder_inside_is_enough(name, inside, downloads):
-  expected = int((downloads / f'{name}.count').read_text())
-  assert len(rows_of(name, downloads / name / inside)) == expected
-
-
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', ['dfew', 'samm', 'ravdess'])
 def test_a_wrong_folder_gives_the_expected_tree(name, tmp_path, capsys):
   (tmp_path / 'root' / 'holiday').mkdir(parents=True)
   arguments = ['--root', str(tmp_path / 'root'), '--out', str(tmp_path / 'o')]
@@ -147,63 +130,31 @@ def test_published_counts_add_up(name):
     assert not of_split or sum(of_split) == counts[split]
 
 
-def test_published_counts_that_agree_are_no_warning(
+def test_published_counts_and_digests_of_lists(
   downloads, tmp_path, monkeypatch
 ):
-  counts = {'all': 15, 'Happy': 2, 'fold 5': 3, 'fold 5 train': 12}
-  right = dataclasses.replace(BUILDERS['dfew'], counts=counts)
-  monkeypatch.setitem(BUILDERS, 'dfew', right)
-  report, _ = prepare_small('dfew', downloads / 'dfew', tmp_path / 'a')
-  assert not any('published' in text for text in report.warnings)
-  assert 'published counts: 4 of 4 agree' in str(report)
-  wrong = dataclasses.replace(right, counts=counts | {'all': 16})
-  monkeypatch.setitem(BUILDERS, 'dfew', wrong)
-  report, _ = prepare_small('dfew', downloads / 'dfew', tmp_path / 'b')
+  counts = {'all': 16, 'Happy': 2, 'fold 5': 3, 'fold 5 train': 12}
+  spec = dataclasses.replace(BUILDERS['dfew'], counts=counts)
+  monkeypatch.setitem(BUILDERS, 'dfew', spec)
+  root = downloads / 'dfew'
+  report, _ = prepare_small('dfew', root, tmp_path)
   assert report.published['all'] == (15, 16)
   assert 'not the published counts: all 15 of 16' in report.warnings
-
-
-def test_the_report_holds_a_sum_of_each_list(copy, tmp_path):
-  root = copy('dfew')
-  report, _ = prepare_small('dfew', root, tmp_path / 'a')
+  assert 'published counts: 3 of 4 agree' in str(report)
   assert len(report.tables) == 10
-  changed = next(root.rglob('set_3.csv'))
-  changed.write_bytes(changed.read_bytes() + b'\r\n')
-  again, _ = prepare_small('dfew', root, tmp_path / 'b')
-  different = {
-    name for name in report.tables if report.tables[name] != again.tables[name]
-  }
-  assert len(different) == 1
-  assert different.pop().endswith('set_3.csv')
+  name, digest = next(iter(report.tables.items()))
+  assert digest == files.sha256(next(root.rglob(name)))
 
 
 # CREMA-D and RAVDESS.
 
 
-def test_crema_d_actors_folds_and_votes(downloads):
+def test_crema_d_actors_and_folds(downloads):
   rows = rows_of('crema_d', downloads / 'crema_d')
   assert '1076_MTI_SAD_XX' not in rows
   folds = {row.subject: row.fold for row in rows.values()}
   assert folds == {'1001': 1, '1019': 2, '1037': 3, '1055': 4, '1076': 5}
   assert rows['1019_MTI_HAP_XX'].label == 'happiness'
-  seen = list_clips('crema_d', downloads / 'crema_d', label='perceived')
-  assert {row.label for row in seen.rows} == {'happiness'}
-  assert seen.dropped['no majority of votes'] == 15
-  assert len(seen.rows) == 30 - 15 - 1
-
-
-def test_crema_d_without_git_lfs(copy, tmp_path):
-  root = copy('crema_d')
-  first, *others = sorted((root / 'VideoFlash').iterdir())
-  for file in others[1:]:
-    file.unlink()
-  first.write_text(
-    'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n'
-  )
-  options = {'crop': 'none', 'max_missing': 1}
-  report, _ = prepare_small('crema_d', root, tmp_path / 'out', **options)
-  assert [f.code for f in report.failures] == ['git_lfs_pointer']
-  assert 'git lfs pull' in report.failures[0].hint
 
 
 def test_ravdess_keeps_each_performance_once(downloads):
@@ -288,27 +239,6 @@ def test_smic_cameras(downloads):
   assert shown.code == 'wrong_root'
 
 
-def test_a_sheet_that_cannot_be_read(copy):
-  root = copy('samm')
-  sheet = root / 'SAMM_Micro_FACS_Codes_v2.xlsx'
-  whole = sheet.read_bytes()
-  for content, hint in (
-    (whole[: len(whole) // 2], 'no readable Excel file'),
-    (b'PK\x03\x04' + bytes(50), 'no readable Excel file'),
-    (
-      b'\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1'
-      + bytes(600)
-      + 'EncryptedPackage'.encode('utf-16-le'),
-      'password',
-    ),
-    (b'\xd0\xcf\x11\xe0' + bytes(600), 'no readable Excel file'),
-  ):
-    sheet.write_bytes(content)
-    error = error_of(list_clips, 'samm', root)
-    assert error.code == 'bad_table'
-    assert hint in error.hint
-
-
 @pytest.mark.parametrize(
   ('name', 'file', 'line', 'shown'),
   [
@@ -318,7 +248,6 @@ def test_a_sheet_that_cannot_be_read(copy):
       '1700,8',
       "14 has the class '8'",
     ),
-    ('mafw', 'single/no_caption/set_1/test.txt', '42.mp4 boredom', 'boredom'),
     ('ferv39k', 'test_All.csv', 'Crime/Angry/0001 Bored', 'Bored'),
     ('ck_plus', 'S005/001/*_emotion.txt', '9.0', "1 has the class '9.0'"),
     ('ravdess', '01-01-05*-01.mp4', '', "class '09'"),

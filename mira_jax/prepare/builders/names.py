@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 
 from mira_jax.data.listing import Row
 from mira_jax.errors import data_error
-from mira_jax.prepare import tables
 from mira_jax.prepare.builders.builder import (
   Builder,
   Clips,
@@ -50,25 +49,20 @@ def _list_scenes(
   }
   tree.check()
   known = {plain(name): name for name in class_names}
-  rows, warnings = [], []
+  rows = []
   for split, folder in folders.items():
     for path, name in matching(folder, 2, '(.+)/(.+)'):
       label = known.get(plain(name[1]))
       if label and path.suffix.lower() in container.SUFFIXES:
         clip = f'{split}/{label}/{path.stem}'
         rows.append(Row(path=str(path), clip_id=clip, label=label, split=split))
-    absent = set(known) - {plain(path.name) for path in folder.iterdir()}
-    warnings += [
-      f'there is no folder {folder.name}/{known[name]}' for name in absent
-    ]
-  return Clips(rows=rows, warnings=warnings, crop='haar')
+  return Clips(rows=rows, crop='haar')
 
 
 # ----- CREMA-D --------------------------------------------------------------
 # Cao et al., CREMA-D: Crowd-sourced Emotional Multimodal Actors Dataset, IEEE
 # TAC 2014. Layout and counts are those of the provider's README. The five folds
-# of whole actors are those of MAE-DFER. That `FaceVote` of summaryTable.csv
-# holds letters, with ':' between those of a tie, is inferred from users' code.
+# of whole actors are those of MAE-DFER.
 
 _CREMA_D = {
   'ANG': 'anger', 'DIS': 'disgust', 'FEA': 'fear', 'HAP': 'happiness',
@@ -84,41 +78,29 @@ _LAST_ACTORS = (1018, 1036, 1054, 1072, 1091)  # of each fold
 
 
 def _list_crema_d(tree: Tree, options: Options) -> Clips:
-  """All clips by the intended emotion or by the one that viewers saw."""
+  """All clips by the intended emotion."""
+  del options
   videos = tree.need('VideoFlash')
-  read, votes = [], {}
-  if options['label'] == 'perceived':
-    table = 'processedResults/summaryTable.csv'
-    read = [tree.need_file('summarytable.csv', table)]
   tree.check()
-  for file in read:  # most votes for the face alone; ties are left out
-    columns = {'clip': ['filename'], 'vote': ['facevote']}
-    letters = {code[0]: label for code, label in _CREMA_D.items()}
-    for _, row in tables.records(file, columns, columns):
-      votes[row['clip']] = letters.get(row['vote'].upper(), '')
   rows, dropped = [], collections.Counter()
   for file, name in matching(
     videos, 1, r'(\d{4})_[A-Z]{3}_([A-Z]{3})_[A-Z]{2}\.\w+'
   ):
-    actor = int(name[1])
-    label = votes.get(file.stem) if read else _CREMA_D.get(name[2].upper())
+    actor, label = int(name[1]), _CREMA_D.get(name[2].upper())
     if file.stem in _CREMA_D_WRONG:
       dropped[_CREMA_D_WRONG[file.stem]] += 1
     elif not label:
-      dropped['no majority of votes' if read else 'another emotion'] += 1
+      dropped['another emotion'] += 1
     else:
-      rows.append(
-        by_fold(
-          Row(
-            path=str(file),
-            clip_id=file.stem,
-            label=label,
-            subject=str(actor),
-            fold=1 + sum(actor > last for last in _LAST_ACTORS),
-          )
-        )
+      row = Row(
+        path=str(file),
+        clip_id=file.stem,
+        label=label,
+        subject=str(actor),
+        fold=1 + sum(actor > last for last in _LAST_ACTORS),
       )
-  return Clips(rows=rows, dropped=dropped, tables=read, crop='haar')
+      rows.append(by_fold(row))
+  return Clips(rows=rows, dropped=dropped, crop='haar')
 
 
 # ----- RAVDESS --------------------------------------------------------------
@@ -183,10 +165,8 @@ BUILDERS = (
     licence='ODbL',
     ask='https://github.com/CheyneyComputerScience/CREMA-D',
     layout="""CREMA-D/
-  VideoFlash/1001_DFA_ANG_XX.flv       (with Git LFS: git lfs pull)
-  processedResults/summaryTable.csv    (--label=perceived)""",
+  VideoFlash/1001_DFA_ANG_XX.flv       (with Git LFS: git lfs pull)""",
     list_clips=_list_crema_d,
-    options={'label': ('intended', 'perceived')},
   ),
   Builder(
     name='ravdess',

@@ -138,14 +138,14 @@ BUILDERS = (
     counts={'all': 255, 'subjects': 26, 'others': 99, 'fear': 2},
     ask='http://casme.psych.ac.cn/casme/e2',
     layout="""CASME2/
-  CASME2-coding-20140508.xlsx
+  CASME2-coding-20140508.xlsx      (save CASME2_label_Ver_2.xls as .xlsx)
   CASME2_RAW_selected/sub01/EP02_01f/img46.jpg    (--frames=raw)
   Cropped/sub01/EP02_01f/reg_img46.jpg            (--frames=cropped)""",
     list_clips=functools.partial(
       _list_clips,
       class_names=_CASME2,
       file=(
-        r'casme2[-_](coding|label).*\.(xlsx?|csv)',
+        r'casme2[-_](coding|label).*\.(xlsx|csv)',
         'CASME2-coding-20140508.xlsx',
       ),
       clips={
@@ -178,7 +178,7 @@ BUILDERS = (
     list_clips=functools.partial(
       _list_clips,
       class_names=_SAMM,
-      file=(r'samm_micro_facs.*\.(xlsx?|csv)', 'SAMM_Micro_FACS_Codes_v2.xlsx'),
+      file=(r'samm_micro_facs.*\.(xlsx|csv)', 'SAMM_Micro_FACS_Codes_v2.xlsx'),
       clips={'': ('SAMM', '006')},
       places=['{subject}/{path}'],
       subject='{:03d}',
@@ -204,7 +204,7 @@ BUILDERS = (
     list_clips=functools.partial(
       _list_clips,
       class_names=_MMEW,
-      file=(r'mmew_micro_exp.*\.(xlsx?|csv)', 'MMEW_Micro_Exp.xlsx'),
+      file=(r'mmew_micro_exp.*\.(xlsx|csv)', 'MMEW_Micro_Exp.xlsx'),
       clips={'': ('Micro_Expression',)},
       places=['{label}/{path}', '{subject}/{label}/{path}', '{subject}/{path}'],
       subject='S{:02d}',

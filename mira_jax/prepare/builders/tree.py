@@ -1,8 +1,7 @@
 """Finds the parts of a download, wherever they lie.
 
 Archives unpack to a folder of their own name, cloud drives add '-002' to it,
-and users give the folder above or below the right one. So the search starts
-above a folder that is a part itself, and finds parts by their names.
+and users give the folder above the right one: parts are found by their names.
 """
 
 from __future__ import annotations
@@ -16,13 +15,11 @@ from collections.abc import Iterable, Iterator
 from mira_jax.data import trees
 from mira_jax.data.listing import natural
 from mira_jax.errors import MiraInputError
-from mira_jax.prepare import archives
 
 _DEPTH = 4  # levels that are searched below the given folder
-_LEVELS_UP = 3
 # A folder with more folders in it holds clips or subjects, not parts.
 _MOST_PARTS = 300
-_ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz', '.7z', '.rar')
+_ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz')
 _COPY = re.compile(r'(-\d{3}|\s*\(\d+\)|-\d{8}t\d{6}z(-\d+)*)$')
 
 
@@ -30,17 +27,16 @@ class Tree:
   """A download below `root`.
 
   Attributes:
-    root: the given folder, or one above it if that is a part.
+    root: the given folder.
     layout: the expected tree, for errors.
     missing: names of the parts that were needed and not found.
   """
 
   def __init__(self, root: str | os.PathLike[str], layout: str):
+    trees.check_root(root)
     self.root = pathlib.Path(root).absolute()
     self.layout = layout
     self.missing: list[str] = []
-    trees.check_root(root)
-    self.root = _top(self.root, layout)
     self._folders = list(_folders(self.root, _DEPTH))
 
   def find(self, *names: str) -> pathlib.Path | None:
@@ -61,22 +57,16 @@ class Tree:
     return found
 
   def files(self, pattern: str) -> list[pathlib.Path]:
-    """Files anywhere below the root whose name fits a regular expression."""
+    """Files whose name fits a regular expression, upper ones first."""
     fits = re.compile(pattern, re.IGNORECASE).fullmatch
-    found = []
-    for where, folders, names in os.walk(self.root):
-      folders[:] = visible(folders)
-      found += [pathlib.Path(where, n) for n in visible(names) if fits(n)]
-    return sorted(found, key=lambda path: natural(str(path)))
+    found = (file for folder in self._folders for file in _files(folder))
+    return [file for file in found if fits(file.name)]
 
   def need_file(self, pattern: str, name: str) -> pathlib.Path:
     """The first such file; what is not found is reported by `check`."""
-    fits = re.compile(pattern, re.IGNORECASE).fullmatch
-    for folder in self._folders:
-      if files := [f for f in _files(folder) if fits(f.name)]:
-        return files[0]
-    self.missing.append(name)
-    return self.root / name
+    if not (found := self.files(pattern)):
+      self.missing.append(name)
+    return found[0] if found else self.root / name
 
   def check(self) -> None:
     """Raises MiraInputError('wrong_root') if a needed part was not found."""
@@ -87,7 +77,8 @@ class Tree:
       f'not found: {", ".join(self.missing[:3])}. Here are '
       f'{", ".join(inside[:5]) or "no files"}.'
     )
-    if packed := [f for x in self._folders for f in _files(x) if _packed(f)]:
+    every = (file for folder in self._folders for file in _files(folder))
+    if packed := [f for f in every if f.name.lower().endswith(_ARCHIVES)]:
       names = ' '.join(shlex.quote(str(path)) for path in packed[:3])
       hint += f' Unpack first: mira unpack {names} --out {self.root}.'
     hint += ' Expected:'
@@ -113,11 +104,6 @@ def subfolders(folder: pathlib.Path) -> list[pathlib.Path]:
   return [folder / name for name in sorted(visible(names), key=natural)]
 
 
-def _packed(path: pathlib.Path) -> bool:
-  name = path.name.lower()
-  return name.endswith(_ARCHIVES) or bool(archives.PIECE.fullmatch(name))
-
-
 def visible(names: Iterable[str]) -> list[str]:
   """Names without those of hidden files and of systems' own."""
   return [name for name in names if not trees.is_hidden(name)]
@@ -134,16 +120,6 @@ def matching(
     name = fits(inside.as_posix())
     if name and len(visible(inside.parts)) == levels:
       yield path, name
-
-
-def _top(root: pathlib.Path, layout: str) -> pathlib.Path:
-  """The folder above one that is called like a part of the layout."""
-  whole, *parts = re.split(r'[/\s]+', layout)
-  known = {plain(part) for part in parts} - {plain(whole), ''}
-  for _ in range(_LEVELS_UP):
-    if plain(root.name) in known:
-      root = root.parent
-  return root
 
 
 def _files(folder: pathlib.Path) -> list[pathlib.Path]:
