@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
   torch_peers.load()
   found = convert.read(args.weights, weight_flags.overrides(args))
   if found.metadata.get('pretrain'):
-    raise load.no_classifier(args.weights)
+    raise load.no_classifier(args.weights, found.metadata)
   fields = found.metadata['model']
   if args.module:
     other = torch_peers.from_path(args.module, found.variables)

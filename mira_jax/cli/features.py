@@ -104,13 +104,14 @@ def _split(
     rate=rules['rate'],
     fit=rules['fit'],
   )
-  features, kept = scorer.features(batches, len(source), args.views)
-  if len(kept) < len(source):
-    terminal.say(
-      f'{len(source) - len(kept)} damaged clips of {split} are left out'
-    )
+  features, _, damaged = scorer.score_split(
+    batches, len(source), args.views, 'logits'
+  )
+  kept = np.setdiff1d(np.arange(len(source)), damaged)
+  if len(damaged):
+    terminal.say(f'{len(damaged)} damaged clips of {split} are left out')
   return {
-    'features': features,
+    'features': features.astype(np.float32),
     'split': np.full(len(kept), split),
     **{
       field.name: getattr(index, field.name)[kept]

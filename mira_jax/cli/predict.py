@@ -120,12 +120,9 @@ def run(args: argparse.Namespace) -> int:
   _check_clips(args)
   folder = args.out or (None if args.webcam is not None else 'predictions')
   out = None if args.no_picture or not folder else files.open_folder(folder)
-  options = find_clips.ReadOptions(
-    allow_gif=args.allow_gif, crop_face=args.crop_face
-  )
   found = trees.Walk()
   for name in args.clips:
-    found.add(find_clips.expand(name, options))
+    found.add(find_clips.expand(name, args.allow_gif))
   clips = found.clips
   if args.webcam is not None:
     clips = [f'webcam-{args.webcam}']
@@ -135,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
   if not (model.has_records or args.timeline):
     out = None  # an export has no attention to picture
   taken: set[str] = set()
-  read = functools.partial(_read, args, options, model.scorer.image_size)
+  read = functools.partial(_read, args, model.scorer.image_size)
   with printer.Printer(args.format, clips, model.class_names) as shown:
     for clip, video in find_clips.ahead(read, clips, args.threads):
       try:
@@ -185,15 +182,15 @@ def _load(args: argparse.Namespace) -> predictor.Predictor:
   return model
 
 
-def _read(
-  args: argparse.Namespace,
-  options: find_clips.ReadOptions,
-  size: int,
-  clip: str,
-) -> footage.Video:
+def _read(args: argparse.Namespace, size: int, clip: str) -> footage.Video:
   if args.webcam is not None:
     return webcam.record(args.webcam, args.seconds, short_side=size)
-  return find_clips.read(clip, dataclasses.replace(options, short_side=size))
+  return find_clips.read(
+    clip,
+    short_side=size,
+    allow_gif=args.allow_gif,
+    crop_face=args.crop_face,
+  )
 
 
 @contextlib.contextmanager

@@ -98,15 +98,11 @@ class Engine(Scorer):
     with memory.explained(f'{self.batch_size} clips at once', _REMEDY):
       return jax.device_get(program(self._variables, batch))
 
-  def records(self, windows: np.ndarray) -> tuple[np.ndarray, list[Record]]:
-    """What MiRA did to each window, block by block.
+  def records(self, windows: np.ndarray) -> list[Record]:
+    """What MiRA did to each window uint8 [B, T, S, S, 3], block by block.
 
-    Args:
-      windows: uint8 [B, T, S, S, 3].
-
-    Returns:
-      Probabilities [B, K], and per block the arrays of `blocks.block_record`
-      over frames and tokens (not the attention maps).
+    They are the arrays of `blocks.block_record` over frames and tokens (not the
+    attention maps).
     """
     self._check(windows)
     return self._run(self._record, windows)
@@ -114,29 +110,33 @@ class Engine(Scorer):
   def _apply_score(self, variables: PyTree, batch: Mapping[str, jax.Array]):
     """The fields of a batch but the video, logits and probabilities."""
     rest = {name: x for name, x in batch.items() if name != 'video'}
-    with sharding.ambient(self._mesh):
-      logits: Any = self.model.apply(
-        int8.restore(variables), transforms.prepare(batch['video'])
-      )
+    logits = self._apply(self.model, variables, batch['video'])
     scores = {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
     return scores | rest
 
+  def _apply(
+    self, model: ViViT, variables: PyTree, video: jax.Array, **options: bool
+  ) -> Any:
+    with sharding.ambient(self._mesh):
+      return model.apply(
+        int8.restore(variables), transforms.prepare(video), **options
+      )
+
   def _apply_record(self, variables: PyTree, video: jax.Array):
     model = self.model.clone(attention=None)  # one that has maps
-    with sharding.ambient(self._mesh):
-      result: Any = model.apply(
-        int8.restore(variables), transforms.prepare(video), record=True
-      )
-    logits, records = result
+    _, records = self._apply(model, variables, video, record=True)
     # XLA does not compute what is left out here.
-    small = [
+    return [
       {name: x for name, x in record.items() if x.ndim == 2}
       for record in records
     ]
-    return jax.nn.softmax(logits), small
 
   def score_split(
-    self, batches: Iterable[Mapping[str, np.ndarray]], clips: int, views: int
+    self,
+    batches: Iterable[Mapping[str, np.ndarray]],
+    clips: int,
+    views: int,
+    field: str = 'probabilities',
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores the readable clips of a split; the same result on every host.
 
@@ -144,37 +144,15 @@ class Engine(Scorer):
       batches: of `data.pipeline.eval_batches`, this host's part.
       clips: number of clips in the split.
       views: number of views of every clip.
+      field: or 'logits', which are features of a model without a head.
 
     Returns:
-      Probabilities float64 [C, K], averaged over views, and labels int [C] of
-      the C readable clips, and the indices of the damaged ones.
+      The field float64 [C, K], averaged over views, and labels int [C] of the
+      C readable clips, and the indices of the damaged ones.
 
     Raises:
       MiraInputError: no clip is readable ('damaged').
     """
-    return self._averaged('probabilities', batches, clips, views)
-
-  def features(
-    self, batches: Iterable[Mapping[str, np.ndarray]], clips: int, views: int
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of the readable clips of a split; see `score_split`.
-
-    Returns:
-      Float32 [C, dim], averaged over views (logits, if the model has a head),
-      and the indices [C] of the readable clips.
-    """
-    mean, _, damaged = self._averaged('logits', batches, clips, views)
-    kept = np.setdiff1d(np.arange(clips), damaged)
-    return mean.astype(np.float32), kept
-
-  def _averaged(
-    self,
-    field: str,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    clips: int,
-    views: int,
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A field of the evaluation step, see `score_split`."""
     pieces = []
     for batch in batches:
       scored = self._run_score(batch)

@@ -42,7 +42,7 @@ from mira_jax.inference.exported import (
 )
 from mira_jax.models.vivit import ViViT
 from mira_jax.synthetic import faces
-from mira_jax.video import decode
+from mira_jax.video import footage
 from mira_jax.weights import infer_model, weights_file
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
@@ -76,10 +76,8 @@ def write(
       that does not compute what the engine does.
   """
   out = pathlib.Path(os.path.abspath(out))
-  if out.exists() and not force:
-    raise MiraInputError('exists', out, 'it is there already; --force')
-  if out.exists() and not is_export(out):
-    hint = 'it is no export, which --force would replace; name another folder'
+  if out.exists() and not (force and is_export(out)):
+    hint = 'name another folder; --force replaces an export and nothing else'
     raise MiraInputError('exists', out, hint)
   _check_platforms(platforms)
   found = loading.read(source, overrides)
@@ -95,26 +93,16 @@ def write(
       shutil.rmtree(out)
     part.rename(out)
   except (OSError, safetensors.SafetensorError) as error:
-    hint = f'results must have room there ({error})'
-    raise not_written(out, hint) from error
-  except MiraInputError as error:
-    if error.code != 'not_written':
-      raise
-    raise not_written(out, error.hint) from error
+    raise not_written(out, f'results must have room there ({error})') from error
   finally:
     shutil.rmtree(part, ignore_errors=True)
   return difference
 
 
 def _check_platforms(platforms: Sequence[str]) -> None:
-  known = ', '.join(PLATFORMS)
-  for name in platforms or ['']:
-    if name not in PLATFORMS:
-      hint = f'use some of {known}; cuda is for NVIDIA GPUs'
-      raise MiraInputError('bad_platform', name or 'no platform', hint)
   here = jax_export.default_export_platform()
-  if here not in platforms:
-    hint = f'exports are verified here, on {here}; add it, or export elsewhere'
+  if here not in platforms or not {*platforms} <= {*PLATFORMS}:
+    hint = f'use some of {", ".join(PLATFORMS)}, and {here}, to verify it here'
     raise MiraInputError('bad_platform', ','.join(platforms), hint)
 
 
@@ -122,8 +110,8 @@ def _exportable(model: ViViT, dtype: str | None, source: Path) -> ViViT:
   """The model as it is exported: one that every platform computes."""
   if model.mira is not None and model.mira.statistics != 'instance':
     hint = (
-      f'mira.statistics is {model.mira.statistics!r}, so that a clip depends '
-      "on the other clips of its batch; export a model with 'instance'"
+      f'mira.statistics is {model.mira.statistics!r}, which reads the other '
+      "clips of a batch; export a model with 'instance'"
     )
     raise checkpoint_error('batch_statistics', source, hint)
   dtype = dtype or jnp.dtype(model.dtype).name
@@ -145,7 +133,7 @@ def _write_files(
   (folder / PROGRAM).write_bytes(program.serialize())
   path, mira = folder / weights_file.WEIGHTS, variables.get('mira', {})
   weights_file.save_weights(path, variables['params'], mira, card)
-  clips, expected = _golden(model, variables, card['preprocessing'])
+  clips, expected = _golden(model, variables)
   np.savez_compressed(folder / GOLDEN, clips=clips, probabilities=expected)
   names = (PROGRAM, weights_file.WEIGHTS, GOLDEN)
   digests = {name: files.sha256(folder / name) for name in names}
@@ -200,54 +188,37 @@ def _without_paths() -> Iterator[None]:
 
 
 def _golden(
-  model: ViViT, variables: dict[str, Any], rules: Mapping[str, Any]
+  model: ViViT, variables: dict[str, Any]
 ) -> tuple[np.ndarray, np.ndarray]:
   """Synthetic clips [2, T, S, S, 3] and the engine's float32 probabilities."""
   truth = model.clone(attention=None, dtype=jnp.float32)
   reference = engine.Engine(truth, variables, GOLDEN_CLIPS)
-  clips = []
-  for index in range(GOLDEN_CLIPS):
-    face = faces.draw_clip(
-      index,
-      seed=0,
-      split='test',
-      difficulty='macro',
-      size=max(64, model.image_size),
-      num_frames=max(8, model.frames * rules['rate']),
-    )
-    clip = decode.of_frames('synthetic', list(face.frames), 0)
-    cut = {'rate': rules['rate'], 'fit': rules['fit']}
-    windows, _ = reference.cut_views(clip, views=1, **cut)
-    clips.append(windows[0])
+  size, count = model.image_size, model.frames
+  large = {'size': max(64, size), 'num_frames': max(8, count)}
+  drawn = [
+    faces.draw_clip(i, seed=0, split='test', difficulty='macro', **large).frames
+    for i in range(GOLDEN_CLIPS)
+  ]
+  first = np.arange(count)[None]
+  clips = [footage.resize_windows(x, first, size, 'squash')[0] for x in drawn]
   with _precision(truth):
     return np.stack(clips), reference.probabilities(np.stack(clips))
 
 
 def _describe(model: ViViT, card: Card, program: jax_export.Exported) -> Card:
-  """All of card.json but the digests."""
+  """All of card.json but the digests; docs/export.md explains the fields."""
   dtype = jnp.dtype(model.dtype).name
   size, count = model.image_size, len(card['class_names'])
+  video = {'dtype': 'uint8', 'shape': ['b', model.frames, size, size, 3]}
   scores = {'dtype': 'float32', 'shape': ['b', count]}
   return {
     'format': f'mira export {FORMAT}',
     'model': card['model'] | {'dtype': dtype, 'attention': model.attention},
     'class_names': card['class_names'],
     'preprocessing': card['preprocessing']
-    | {'frames': model.frames, 'image_size': size}
-    | _rules(model, card['preprocessing']),
+    | {'frames': model.frames, 'image_size': size},
     'input': {
-      'weights': f'dict of the arrays of {weights_file.WEIGHTS}, by their '
-      'names',
-      'clips': {
-        'dtype': 'uint8',
-        'shape': ['b', model.frames, size, size, 3],
-        'axes': 'clip, frame in time, row from the top, column from the left, '
-        'red green blue',
-        'range': [0, 255],
-        'normalisation': 'in the program: (x / 255 - mean) / std',
-        'mean': transforms.MEAN,
-        'std': transforms.STD,
-      },
+      'clips': video | {'mean': transforms.MEAN, 'std': transforms.STD},
     },
     'output': {'logits': scores, 'probabilities': scores},
     'golden': {
@@ -258,27 +229,4 @@ def _describe(model: ViViT, card: Card, program: jax_export.Exported) -> Card:
     'platforms': list(program.platforms),
     'jax_version': jax.__version__,
     'calling_convention_version': program.calling_convention_version,
-  }
-
-
-def _rules(model: ViViT, rules: Mapping[str, Any]) -> dict[str, str]:
-  """`Scorer.cut_views` in words, for users who do not have it."""
-  frames, size, rate = model.frames, model.image_size, rules['rate']
-  span, last = frames * rate, max(1, frames - 1)
-  shape = {
-    'crop': 'Cut out the middle square of side n = min(H, W), from row '
-    '(H - n) // 2 and column (W - n) // 2.',
-    'squash': 'Take the whole frame; its aspect is not kept.',
-  }[rules['fit']]
-  return {
-    'sampling': f'Of the F frames of a clip, whatever its frame rate, take '
-    f'{frames}, {rate} apart: start, start + {rate}, ... with start = '
-    f'round(F / 2 - {span / 2}), not below 0 nor above F - {span}; halves are '
-    f'rounded to even. If F < {span}, take round(i (F - 1) / {last}) for i = 0 '
-    f'... {frames - 1}; if F < {frames}, all frames, and the last one again. '
-    f'Of V windows, number i of 0 ... V - 1 has start = '
-    f'round((i + 0.5) F / V - {span / 2}); average their probabilities.',
-    'resize': f'{shape} Scale it to {size} x {size} pixels: by the mean over '
-    'areas (OpenCV INTER_AREA) if neither side grows, else bilinearly '
-    '(INTER_LINEAR). Values stay uint8, RGB.',
   }

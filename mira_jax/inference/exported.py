@@ -102,7 +102,7 @@ def load(
   """Reads an export, after checking every digest.
 
   Args:
-    folder: made by `write`.
+    folder: made by `export.write`.
     batch_size: the most clips per call; fewer are padded to a power of two.
     seconds: see `Exported`; for commands, which own their process.
 
@@ -114,8 +114,7 @@ def load(
   folder = pathlib.Path(folder)
   card = _read_card(folder)
   for name, expected in card['files'].items():
-    if not (folder / name).is_file():
-      raise _missing(folder / name)
+    _check_file(folder / name)
     if files.sha256(folder / name) != expected:
       raise _changed(folder / name)
   here = jax_export.default_export_platform()
@@ -125,10 +124,8 @@ def load(
   try:
     program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
   except Exception as error:  # of any kind: fields are read at other places
-    hint = (
-      f'jax {card["jax_version"]} wrote it, which jax {jax.__version__} cannot '
-      f'read ({error})'
-    )
+    versions = f'jax {card["jax_version"]} wrote it, this is {jax.__version__}'
+    hint = f'{versions}, which cannot read it ({error})'
     raise checkpoint_error('other_jax', folder / PROGRAM, hint) from error
   untrusted.check(program, folder / PROGRAM)
   variables, _ = weights_file.load_weights(folder / weights_file.WEIGHTS)
@@ -140,10 +137,6 @@ def load(
 
 def verify(folder: Path, seconds: float | None = None) -> float:
   """Runs the golden pair, one clip and both at once.
-
-  Args:
-    folder: made by `write`.
-    seconds: see `Exported`.
 
   Returns:
     The largest difference between probabilities.
@@ -158,10 +151,8 @@ def verify(folder: Path, seconds: float | None = None) -> float:
   largest = float(np.max(differences))  # NaN, if there is one
   allowed = exported.card['golden']['tolerance']
   if not largest <= allowed:
-    hint = (
-      f'its probabilities of {GOLDEN} differ by {largest:.1e} on '
-      f'{jax.devices()[0].device_kind}, {allowed:.0e} is allowed'
-    )
+    device = jax.devices()[0].device_kind
+    hint = f'{GOLDEN} differs by {largest:.1e} on {device}, over {allowed:.0e}'
     raise checkpoint_error('differs', pathlib.Path(folder) / PROGRAM, hint)
   return largest
 
@@ -195,8 +186,7 @@ def _read_card(folder: pathlib.Path) -> Card:
   if not is_export(folder):
     hint = f'name a folder that mira export made; there is no {CARD}'
     raise checkpoint_error('not_an_export', folder, hint)
-  if not path.is_file():
-    raise _missing(path)
+  _check_file(path)
   wrong = (ValueError, LookupError, TypeError, AttributeError, OSError)
   try:
     card = parse_metadata(path.read_text(encoding='utf-8'), path)
@@ -227,8 +217,9 @@ def _check_fields(card: Card) -> None:
     raise ValueError('golden.tolerance')
 
 
-def _missing(path: pathlib.Path) -> MiraInputError:
-  return checkpoint_error('missing', path, 'copy the whole folder again')
+def _check_file(path: pathlib.Path) -> None:
+  if not path.is_file():
+    raise checkpoint_error('missing', path, 'copy the whole folder again')
 
 
 def _changed(path: pathlib.Path) -> MiraInputError:

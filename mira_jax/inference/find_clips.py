@@ -19,22 +19,7 @@ Result = TypeVar('Result')
 _GLANCES = 8  # frames that a face is searched in
 
 
-@dataclasses.dataclass(kw_only=True, frozen=True)
-class ReadOptions:
-  """How clips are found and read; one object from the flags to the decoder.
-
-  Attributes:
-    short_side: frames are shrunk to this many pixels while decoding.
-    allow_gif: whether animated GIFs are clips, too.
-    crop_face: whether to cut out the square of the largest face.
-  """
-
-  short_side: int | None = None
-  allow_gif: bool = False
-  crop_face: bool = False
-
-
-def expand(name: str, options: ReadOptions = ReadOptions()) -> trees.Walk:
+def expand(name: str, allow_gif: bool = False) -> trees.Walk:
   """The clips that a name stands for, in natural order, and the failures.
 
   A name without any clip is a clip itself: reading it gives the error.
@@ -43,17 +28,16 @@ def expand(name: str, options: ReadOptions = ReadOptions()) -> trees.Walk:
     name: a file; a folder of frames; a folder with videos or folders of
       frames at any depth, see `trees.walk`; or a pattern such as
       'clips/*.mp4', where ** is any depth.
-    options: of which `allow_gif` is used.
+    allow_gif: whether animated GIFs in folders are clips, too.
   """
   found = trees.Walk()
   if glob.has_magic(name) and not os.path.exists(name):
     for path in sorted(glob.glob(name, recursive=True), key=natural):
-      found.add(expand(path, options))
+      found.add(expand(path, allow_gif))
     # ** gives a folder, and what is in it.
     found.clips = list(dict.fromkeys(found.clips))
   elif os.path.isdir(name):
-    gif = ('.gif',) if options.allow_gif else ()
-    found = trees.walk(name, container.SUFFIXES + gif)
+    found = trees.walk(name, container.SUFFIXES + ('.gif',) * allow_gif)
     found.clips = [os.path.join(name, c) if c else name for c in found.clips]
     found.failures = [
       dataclasses.replace(failure, path=os.path.join(name, failure.path))
@@ -65,27 +49,36 @@ def expand(name: str, options: ReadOptions = ReadOptions()) -> trees.Walk:
 
 
 def read(
-  path: str | os.PathLike[str], options: ReadOptions = ReadOptions()
+  path: str | os.PathLike[str],
+  *,
+  short_side: int | None = None,
+  allow_gif: bool = False,
+  crop_face: bool = False,
 ) -> footage.Video:
   """Reads a clip.
 
+  Args:
+    path: see `decode.read_clip`.
+    short_side: frames are shrunk to this many pixels while decoding.
+    allow_gif: whether to read GIFs, which are pictures more often than clips.
+    crop_face: whether to cut out the square of the largest face.
+
   Raises:
-    MiraInputError: no face to crop ('no_face'), or see `decode.read_clip`.
+    MiraInputError: a GIF ('format_not_allowed'), no face to crop ('no_face'),
+      or see `decode.read_clip`.
   """
+  is_gif = os.fspath(path).lower().endswith('.gif')
+  if is_gif and os.path.isfile(path) and not allow_gif:
+    hint = 'GIFs are not read, unless with --allow-gif'
+    raise MiraInputError('format_not_allowed', path, hint)
   square = None
-  if options.crop_face:
-    gif = options.allow_gif
-    frames, _, _ = decode.glance(path, _GLANCES, None, allow_gif=gif)
+  if crop_face:
+    frames, _, _ = decode.glance(path, _GLANCES, None)
     square = face_crop.haar(frames)
     if square is None:
       hint = 'no face is found in it; without --crop-face it is used whole'
       raise MiraInputError('no_face', path, hint)
-  return decode.read_clip(
-    path,
-    short_side=options.short_side,
-    square=square,
-    allow_gif=options.allow_gif,
-  )
+  return decode.read_clip(path, short_side=short_side, square=square)
 
 
 def ahead(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from mira_jax.models.build import build_model
 from mira_jax.models.vivit import ViViT
 from mira_jax.weights import convert, infer_model, int8, sources
 from mira_jax.weights.warm_start import Transfer, transfer
-from mira_jax.weights.weights_file import WEIGHTS, compact, flatten
+from mira_jax.weights.weights_file import compact, flatten
 
 PyTree = Any
 Path = str | os.PathLike[str]
@@ -44,16 +45,7 @@ def read(
 def load_engine(
   path: Path, batch_size: int = 8, **options: Any
 ) -> tuple[Engine, Card]:
-  """The engine and the metadata of a classifier.
-
-  Args:
-    path: see `read`.
-    batch_size: clips per call.
-    **options: of `make_engine`.
-
-  Raises:
-    MiraInputError: see `read` and `make_engine`.
-  """
+  """The engine and the metadata of a classifier, see `read`, `make_engine`."""
   return make_engine(read(path), path, batch_size, **options)
 
 
@@ -79,13 +71,11 @@ def make_engine(
       the model ('bad_weights').
   """
   card = found.metadata
-  if card.get('pretrain') or not card['class_names']:
-    raise no_classifier(path, pretraining=bool(card.get('pretrain')))
+  if not is_classifier(card):
+    raise no_classifier(path, card)
   model = build_model(card['model'] | ({'dtype': dtype} if dtype else {}))
   _check_variables(model, found.variables, path)
-  variables = found.variables
-  if eight_bits:
-    variables = int8.quantise(variables)
+  variables = int8.quantise(found.variables) if eight_bits else found.variables
   return Engine(model, variables, batch_size), card
 
 
@@ -96,16 +86,11 @@ def load_backbone(
 ) -> tuple[Engine, Card, Transfer]:
   """An engine whose logits are features, of a classifier or a pre-training.
 
-  Args:
-    path: see `sources.read`.
-    batch_size: clips per call.
-    overrides: what the files don't say.
-
   Returns:
     The engine, the metadata, and which tensors were used.
 
   Raises:
-    MiraInputError: see `metadata_of`, `build_model` and `transfer`.
+    MiraInputError: see `sources.read`, `infer_model.metadata_of`, `transfer`.
   """
   source = sources.read(path, overrides.key)
   card, remarks = infer_model.metadata_of(source, overrides)
@@ -116,8 +101,14 @@ def load_backbone(
   return Engine(model, variables, batch_size), card, used
 
 
-def no_classifier(path: Path, pretraining: bool = True) -> MiraInputError:
+def is_classifier(card: Mapping[str, Any]) -> bool:
+  """Whether a model has a head; a pre-training and a backbone have none."""
+  return not card.get('pretrain') and bool(card['class_names'])
+
+
+def no_classifier(path: Path, card: Mapping[str, Any]) -> MiraInputError:
   """The error of weights without a head where a classifier is needed."""
+  pretraining = card.get('pretrain')
   kind = 'a pre-training' if pretraining else 'a backbone without a head'
   hint = f'it is {kind}; fine-tune it with --config.train.init_from'
   return checkpoint_error('no_classifier', path, hint)
@@ -127,13 +118,9 @@ def not_finished(workdir: Path) -> MiraInputError:
   """The error of a folder without weights: an unfinished run, or no run."""
   path = pathlib.Path(workdir)
   if (path / 'config.json').is_file():
-    hint = (
-      f'there is no {WEIGHTS}; finish the run with train.py first, or score '
-      'a checkpoint of it with eval.py --step=newest'
-    )
+    hint = 'finish the run first, or score it with eval.py --step=newest'
     return checkpoint_error('not_finished', workdir, hint)
-  hint = 'no weights lie in this folder; name the --workdir of a train.py run, '
-  hint += 'or a file of weights'
+  hint = 'no weights lie in this folder; name a run or a weights file'
   inside = [x.parent.name for x in sorted(path.glob('*/config.json'))]
   if inside:
     hint += f', such as {", ".join(inside[:5])} in it'

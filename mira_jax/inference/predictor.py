@@ -123,7 +123,7 @@ class Predictor:
 
     Raises:
       MiraInputError: an array of another kind ('bad_shape'), or see
-        `decode.read_clip`.
+        `find_clips.read`.
     """
     size = self.scorer.image_size
     if isinstance(clip, np.ndarray):
@@ -134,7 +134,7 @@ class Predictor:
       frames = [geometry.cut(frame, '<array>', size) for frame in clip]
       clip = decode.of_frames('<array>', frames, fps or 0.0)
     elif not isinstance(clip, footage.Video):
-      clip = find_clips.read(clip, find_clips.ReadOptions(short_side=size))
+      clip = find_clips.read(clip, short_side=size)
     return clip.at(fps) if fps else clip
 
   def predict(
@@ -160,20 +160,16 @@ class Predictor:
         is a backbone ('no_classifier').
     """
     if not self.class_names:
-      raise loading.no_classifier(
-        'the model', bool(self.metadata.get('pretrain'))
-      )
+      raise loading.no_classifier('the model', self.metadata)
     video = self.read(clip, fps)
-    flags, kept = list(video.flags), None
+    cut = functools.cache(lambda: self._windows(video))
+    flags, frames = video.flags, self.scorer.frames
     if timeline:
       rows = self.scorer.timeline(video, stride=stride, **self._cut)
-      kept = self.records(video) if records else None
     else:
-      windows, indices = self._windows(video)
-      rows = self.scorer.probabilities(windows)
-      kept = self._records(windows, indices) if records else None
-      if 1 < video.count < indices.shape[1]:  # one frame is 'static' already
-        flags.append(f'repeated:{video.count}/{indices.shape[1]}')
+      rows = self.scorer.probabilities(cut()[0])
+      if 1 < video.count < frames:  # one frame is 'static' already
+        flags = (*flags, f'repeated:{video.count}/{frames}')
     mean = rows.mean(axis=0)
     return Prediction(
       label=self.class_names[int(mean.argmax())],
@@ -183,8 +179,8 @@ class Predictor:
       frames=video.count,
       fps=video.fps,
       seconds=len(video) / video.fps if video.fps else 0.0,
-      flags=tuple(flags),
-      records=kept,
+      flags=flags,
+      records=self._records(*cut()) if records else None,
     )
 
   def features(self, clip: Clip) -> np.ndarray:
@@ -206,6 +202,31 @@ class Predictor:
     """
     return self._records(*self._windows(self.read(clip)))
 
+  def _records(self, windows: np.ndarray, indices: np.ndarray) -> Records:
+    engine = self._engine()
+    # All windows together: batch statistics are then those of the prediction.
+    blocks = engine.records(windows)
+    middle = len(windows) // 2
+    mira = [block for block in blocks if 'gain' in block]
+    shown, grid = mira or blocks, engine.model.grid
+
+    def row(block: Record, name: str) -> np.ndarray:
+      array = block[name]  # the batch may share one row
+      return array[min(middle, len(array) - 1)]
+
+    def marginal(name: str) -> np.ndarray:
+      return np.mean([_on_grid(row(x, name), grid) for x in shown], axis=0)
+
+    return Records(
+      window=windows[middle],
+      indices=indices[middle],
+      number=middle,
+      windows=len(windows),
+      gain=np.stack([row(block, 'gain') for block in mira]) if mira else None,
+      before=marginal('before'),
+      after=marginal('after') if mira else None,
+    )
+
   @functools.cached_property
   def _backbone(self) -> Engine:
     engine = self._engine()
@@ -219,32 +240,6 @@ class Predictor:
 
   def _windows(self, video: footage.Video) -> tuple[np.ndarray, np.ndarray]:
     return self.scorer.cut_views(video, views=self._views, **self._cut)
-
-  def _records(self, windows: np.ndarray, indices: np.ndarray) -> Records:
-    engine = self._engine()
-    # All windows together: batch statistics are then those of the prediction.
-    _, blocks = engine.records(windows)
-    middle = len(windows) // 2
-    mira = [block for block in blocks if 'gain' in block]
-    shown, grid = mira or blocks, engine.model.grid
-
-    def row(block: Record, name: str) -> np.ndarray:
-      array = block[name]  # the batch may share one row
-      return array[min(middle, len(array) - 1)]
-
-    def marginal(name: str) -> np.ndarray:
-      maps = [_on_grid(row(block, name), grid) for block in shown]
-      return np.mean(maps, axis=0)
-
-    return Records(
-      window=windows[middle],
-      indices=indices[middle],
-      number=middle,
-      windows=len(windows),
-      gain=np.stack([row(block, 'gain') for block in mira]) if mira else None,
-      before=marginal('before'),
-      after=marginal('after') if mira else None,
-    )
 
 
 def _on_grid(marginal: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
@@ -269,7 +264,7 @@ def load(
   time_limit: float | None = None,
   **overrides: Any,
 ) -> Predictor:
-  """Loads a trained model.
+  """Loads a trained model; a backbone without a head has features alone.
 
   Args:
     path: a run folder, a weights file, a checkpoint of PyTorch or Hugging Face
@@ -281,12 +276,7 @@ def load(
     time_limit: seconds that a call of an export may take before the process
       ends; for programs of other people.
     **overrides: what the files of another program don't say, fields of
-      `weights.infer_model.Overrides`: `heads`, `frames`, `image_size`, `mode`,
-      `rate`, `fit`, `class_names`, `key`, ...
-
-  Returns:
-    A predictor. That of a pre-training or of a backbone without a head has
-    features and no classes.
+      `weights.infer_model.Overrides`: `heads`, `mode`, `class_names`, ...
 
   Raises:
     MiraInputError: a run that is not finished, files that cannot be used, or
@@ -302,11 +292,9 @@ def load(
     infer_model.check_overrides(program.card, known, path)
     return Predictor(program, program.card, views=views)
   found = loading.read(path, known)
-  notes = tuple(found.notes)
-  if found.metadata.get('pretrain') or not found.metadata['class_names']:
-    engine, metadata, _ = loading.load_backbone(path, size, known)
+  if loading.is_classifier(found.metadata):
+    options = {'dtype': dtype, 'eight_bits': int8}
+    engine, metadata = loading.make_engine(found, path, size, **options)
   else:
-    engine, metadata = loading.make_engine(
-      found, path, size, dtype=dtype, eight_bits=int8
-    )
-  return Predictor(engine, metadata, views=views, notes=notes)
+    engine, metadata, _ = loading.load_backbone(path, size, known)
+  return Predictor(engine, metadata, views=views, notes=tuple(found.notes))

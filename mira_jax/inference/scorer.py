@@ -13,7 +13,6 @@ from mira_jax.errors import MiraInputError
 from mira_jax.video import footage, geometry
 
 MAX_TIMELINE = 7 * 24 * 3600  # seconds
-_SECONDS_AT_ONCE = 512
 
 
 def bucket_sizes(least: int, most: int) -> tuple[int, ...]:
@@ -75,21 +74,15 @@ class Scorer:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Evenly spread windows of a clip, as the model takes them.
 
-    Args:
-      clip: the clip.
-      views: number of windows V; 1 is cut where all would be the same.
-      rate: frame stride.
-      fit: how frames become square, see `geometry.resize`.
+    There is one where all `views` would be the same. `rate` is the frame
+    stride, and `fit` that of `geometry.resize`.
 
     Returns:
       uint8 [V, T, S, S, 3] and the indices [V, T] of their frames.
     """
-    ticks = np.stack(
-      [
-        sampling.test_indices(len(clip), self.frames, rate, view, views)
-        for view in range(views)
-      ]
-    )
+    args = len(clip), self.frames, rate
+    rows = [sampling.test_indices(*args, view, views) for view in range(views)]
+    ticks = np.stack(rows)
     if (ticks == ticks[0]).all():
       ticks = ticks[:1]
     windows = footage.resize_windows(clip, ticks, self.image_size, fit)
@@ -106,7 +99,7 @@ class Scorer:
 
     Args:
       clip: the clip.
-      rate: frame stride.
+      rate: as in `cut_views`.
       fit: as in `cut_views`.
       stride: seconds between the starts of two windows; at most the length of
         one window is used, so that every second is covered.
@@ -151,13 +144,9 @@ class Scorer:
 def _seconds(clip: footage.Video) -> int:
   """Length of a clip in seconds, rounded up."""
   if not clip.fps:
-    hint = 'its frame rate is unknown; give --fps'
-    raise MiraInputError('no_fps', clip.path, hint)
+    raise MiraInputError('no_fps', clip.path, 'give its frame rate by --fps')
   if len(clip) > MAX_TIMELINE * clip.fps:
-    hint = (
-      f'{len(clip)} frames at {clip.fps:g} a second: a timeline has at most '
-      f'{MAX_TIMELINE} seconds; give a higher --fps'
-    )
+    hint = f'a timeline has at most {MAX_TIMELINE} seconds; give a higher --fps'
     raise MiraInputError('too_long', clip.path, hint)
   return max(1, math.ceil(len(clip) / clip.fps))
 
@@ -170,12 +159,12 @@ def _by_second(
   fps: float,
 ) -> np.ndarray:
   """Means [S, K] of windows [W, K], weighted by their overlap of a second."""
-  rows = []
-  for first in range(0, seconds, _SECONDS_AT_ONCE):
-    second = np.arange(first, min(first + _SECONDS_AT_ONCE, seconds))[:, None]
-    near = (ends > second[0] * fps) & (starts < (second[-1] + 1) * fps)
-    begin = np.maximum(second * fps, starts[near])
-    end = np.minimum((second + 1) * fps, ends[near])
-    seen = np.maximum(0, end - begin)
-    rows.append(seen / seen.sum(1, keepdims=True) @ probabilities[near])
-  return np.concatenate(rows).astype(np.float32)
+  total = np.zeros((seconds, probabilities.shape[1]))
+  weight = np.zeros((seconds, 1))
+  for row, start, end in zip(probabilities, starts, ends, strict=True):
+    second = np.arange(int(start / fps), min(seconds, math.ceil(end / fps)))
+    seen = np.minimum((second + 1) * fps, end) - np.maximum(second * fps, start)
+    seen = np.maximum(seen, 1e-9)[:, None]  # a rounded end is not negative
+    total[second] += seen * row
+    weight[second] += seen
+  return (total / weight).astype(np.float32)

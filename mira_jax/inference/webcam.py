@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
 import sys
 import time
 from collections.abc import Iterator
@@ -29,15 +28,13 @@ def record(
       or so long a clip is not read ('too_long').
   """
   if seconds > MAX_SECONDS:
-    hint = f'record {MAX_SECONDS} s at most'
-    raise MiraInputError('too_long', f'{seconds} s', hint)
+    raise MiraInputError('too_long', f'{seconds} s', f'take {MAX_SECONDS} s')
   with _quiet():
     capture = cv2.VideoCapture(index)
     try:
-      if not capture.isOpened():
-        raise _no_camera(f'webcam {index}', 'it cannot be opened')
-      text = f'camera {index} is on for {seconds} s'
-      print(text, file=sys.stderr, flush=True)
+      if capture.isOpened():
+        text = f'camera {index} is on for {seconds} s'
+        print(text, file=sys.stderr, flush=True)
       return read(capture, f'webcam {index}', seconds, short_side=short_side)
     finally:
       capture.release()
@@ -74,7 +71,8 @@ def read(
       rate = min(rate, len(frames) / past)
       break
   if not frames:
-    raise _no_camera(name, 'it gives no pictures')
+    hint = 'it gives no pictures; name another with --webcam=INDEX'
+    raise MiraInputError('no_camera', name, hint)
   return decode.of_frames(name, frames, rate)
 
 
@@ -87,9 +85,3 @@ def _quiet() -> Iterator[None]:
     yield
   finally:
     logging.setLogLevel(before)
-
-
-def _no_camera(name: str, trouble: str) -> MiraInputError:
-  there = ', '.join(sorted(glob.glob('/dev/video*'))) or 'no /dev/video*'
-  hint = f'{trouble}; there is {there}; name another with --webcam=INDEX'
-  return MiraInputError('no_camera', name, hint)

@@ -173,26 +173,16 @@ def _as_video(path: pathlib.Path, record: Clip) -> Stored:
   if path.stat().st_size > MAX_STORED_BYTES:
     hint = f'a stored video has at most {MAX_STORED_BYTES >> 20} MiB; cut it'
     raise MiraInputError('too_large', path, hint)
-  count, fps, flags = decode.count_frames(path, allow_gif=_is_gif(path))
+  count, fps, flags = decode.count_frames(path)
   record.fps, record.video_frames = fps, count
   return Stored(clip=record, flags=flags)
-
-
-def _is_gif(path: pathlib.Path) -> bool:
-  """GIFs are listed only where they are wanted."""
-  return path.suffix.lower() == '.gif'
 
 
 def _of_video(
   clip: Found, storage: Storage, square: geometry.Square | None
 ) -> _Frames:
   """Decoded frames, of a video or of a folder that is cropped."""
-  video = decode.read_clip(
-    clip.path,
-    short_side=storage.size,
-    square=square,
-    allow_gif=_is_gif(clip.path),
-  )
+  video = decode.read_clip(clip.path, short_side=storage.size, square=square)
   numbers = _frame_numbers(clip.path, video.count)
   numbers = numbers[video.of_ticks(np.arange(len(video)))]
   inside = _inside(clip, numbers)
@@ -250,9 +240,7 @@ def _square(clip: Found, storage: Storage) -> geometry.Square | None:
   """The crop of all frames; None for the whole frame."""
   if storage.crop == 'none':
     return None
-  frames, width, height = decode.glance(
-    clip.path, _GLANCES, _GLANCE_SIDE, allow_gif=_is_gif(clip.path)
-  )
+  frames, width, height = decode.glance(clip.path, _GLANCES, _GLANCE_SIDE)
   hint, square = 'no face was found', None
   if storage.crop == 'center':
     square = face_crop.center(width, height)

@@ -36,7 +36,7 @@ def load(
   """
   cfg = run_folder.read_config(workdir)
   if cfg.pretrain:
-    raise loading.no_classifier(workdir)
+    raise loading.no_classifier(workdir, {'pretrain': cfg.pretrain})
   metadata = run_folder.read_metadata(workdir, cfg)
   if metadata is None:  # an old run: its datasets have the class names
     datasets = inputs.open_datasets(cfg.data)

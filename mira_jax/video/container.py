@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
@@ -40,7 +39,9 @@ OTHER_PICTURES = (
   *('.jxl', '.jfif', '.pgm', '.ppm', '.raw', '.dng', '.exr'),
 )
 # None of these opens another file.
-_FORMATS = 'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg'
+_FORMATS = (
+  'mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,flv,mpegts,mpeg,asf,ogg,gif'
+)
 _TRUNCATED = 'the file looks truncated'
 _PLAYLISTS = (b'#EXTM3U', b'ffconcat', b'<?xml')
 _COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
@@ -50,12 +51,11 @@ Path = str | os.PathLike[str]
 
 @contextlib.contextmanager
 def open_video(
-  path: Path | BinaryIO, allow_gif: bool = False
+  path: Path | BinaryIO,
 ) -> Iterator[tuple[InputContainer, av.VideoStream]]:
   """Gives a file's container and its main video stream, see `_main`.
 
-  GIFs are pictures more often than clips, so that they are read only with
-  `allow_gif`. An open file is not closed.
+  An open file is not closed.
 
   Raises:
     MiraInputError: with code not_found, not_regular_file, not_readable, empty,
@@ -67,7 +67,7 @@ def open_video(
       file = stack.enter_context(_open_file(path))
     else:
       file, path = path, '<video>'
-    container = stack.enter_context(_open(file, path, allow_gif))
+    container = stack.enter_context(_open(file, path))
     yield container, _video_stream(container, path)
 
 
@@ -89,21 +89,16 @@ def _open_file(path: Path) -> BinaryIO:
     raise MiraInputError('not_readable', path, str(error.strerror)) from error
 
 
-def _open(file: BinaryIO, path: Path, allow_gif: bool) -> InputContainer:
+def _open(file: BinaryIO, path: Path) -> InputContainer:
   head = file.read(64)
   file.seek(0)
   if head.startswith(b'version https://git-lfs'):
     hint = 'fetch the file with `git lfs pull`'
     raise MiraInputError('git_lfs_pointer', path, hint)
-  is_gif = head.startswith(b'GIF8')
-  if is_gif and not allow_gif:
-    hint = 'GIFs are not read, unless with --allow-gif'
-    raise MiraInputError('format_not_allowed', path, hint)
   if head.lstrip(b'\xef\xbb\xbf \r\n').startswith(_PLAYLISTS):
-    hint = 'playlists are not read'
-    raise MiraInputError('format_not_allowed', path, hint)
+    raise MiraInputError('format_not_allowed', path, 'playlists are not read')
   options = {
-    'format_whitelist': 'gif' if is_gif else _FORMATS,
+    'format_whitelist': _FORMATS,
     'protocol_whitelist': 'file',
     'max_pixels': str(MAX_PIXELS),
   }
@@ -111,21 +106,13 @@ def _open(file: BinaryIO, path: Path, allow_gif: bool) -> InputContainer:
     return av.open(file, 'r', options=options, metadata_errors='replace')
   except (FFmpegError, ValueError) as error:
     cut = head[4:8] == b'ftyp' or head.startswith(b'\x1aE\xdf\xa3')
-    hint = _TRUNCATED if cut else 'no video format fits it'
-    hint = _conversion(path) or f'{hint}; copy it again'
+    hint = f'{_TRUNCATED if cut else "no video format fits it"}; copy it again'
+    kind = os.path.splitext(path)[1].lower()
+    if kind in OTHER_VIDEOS:
+      hint = f'{kind} is not read; convert it to mp4 with ffmpeg'
+    elif kind in PICTURES + OTHER_PICTURES:
+      hint = 'a clip is a video or a folder of pictures (jpg, png, bmp)'
     raise MiraInputError('not_video', path, hint) from error
-
-
-def _conversion(path: Path) -> str:
-  """The command that converts a format that is not read; '' for others."""
-  stem, kind = os.path.splitext(os.path.basename(path))
-  if kind.lower() in PICTURES:
-    return 'it is a picture; a clip is a video or a folder of pictures'
-  if kind.lower() not in OTHER_VIDEOS + OTHER_PICTURES:
-    return ''
-  to = '.mp4' if kind.lower() in OTHER_VIDEOS else '.png'
-  names = f'{shlex.quote(stem + kind)} {shlex.quote(stem + to)}'
-  return f'{kind} is not read; convert it: ffmpeg -i {names}'
 
 
 def _video_stream(container: InputContainer, path: Path) -> av.VideoStream:
@@ -155,31 +142,15 @@ def _main(stream: av.VideoStream) -> tuple[bool, int, bool]:
 
 
 def promised_seconds(
-  container: InputContainer, stream: av.VideoStream, path: Path
+  container: InputContainer, stream: av.VideoStream
 ) -> float:
   """The length in a file's header, to detect truncation; 0 if unknown.
 
   That of the picture, where the container has it: its own is that of the
-  longest stream. Matroska has no other, and counts only where the file ends
-  before its segment does.
+  longest stream.
   """
   if stream.duration and stream.time_base:
     return float(stream.duration * stream.time_base)
-  seconds = (container.duration or 0) / av.time_base
-  if 'matroska' in container.format.name:
-    return seconds if _is_cut(path) else 0.0
-  return seconds if len(container.streams) == 1 else 0.0
-
-
-def _is_cut(path: Path) -> bool:
-  """Whether a Matroska file ends before its segment does."""
-  with open(path, 'rb') as file:
-    head = file.read(4096)
-    total = file.seek(0, os.SEEK_END)
-  at = head.find(b'\x18\x53\x80\x67') + 4  # then the segment's size
-  if at < 4 or at + 8 > len(head):
-    return False
-  length = 9 - head[at].bit_length()  # 1 to 8 bytes, of 7 bits each
-  unknown = (1 << 7 * length) - 1  # of a recording as it goes on
-  size = int.from_bytes(head[at : at + length]) & unknown
-  return size != unknown and at + length + size > total
+  if len(container.streams) > 1:
+    return 0.0
+  return (container.duration or 0) / av.time_base

@@ -6,8 +6,10 @@ decoding, and their number and memory have limits.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
+import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import BinaryIO
 
@@ -30,7 +32,6 @@ def read_clip(
   *,
   short_side: int | None = None,
   square: geometry.Square | None = None,
-  allow_gif: bool = False,
 ) -> footage.Video:
   """Reads a video file, or the images of a folder, to the end.
 
@@ -38,30 +39,29 @@ def read_clip(
   and unreadable images are skipped; the latter set the flag 'partial'.
 
   Args:
-    path: a mp4, mov, mkv, webm, avi, flv or mpegts file; or a folder, see
-      `images.frame_files`.
+    path: a file of one of `container.SUFFIXES`, an animated GIF, or a folder,
+      see `images.frame_files`.
     short_side: shrink frames while decoding until the shorter side has this
       many pixels; frames are never enlarged.
     square: the part of every upright frame to keep, cut before it is shrunk.
-    allow_gif: read an animated GIF, too.
 
   Raises:
     MiraInputError: as `container.open_video` or `images.some_frame_files`, and
       with code too_long, too_large, too_small (also of the `square`)
       or damaged.
   """
-  source = _open(path, short_side, square, allow_gif)
-  kept = footage.hold(source)
+  source = _open(path, short_side, square)
+  count, size, held, flat = footage.hold(source)
   return footage.Video(
-    count=kept.count,
-    size=kept.size,
+    count=count,
+    size=size,
     fps=source.pace.fps,
-    flags=source.flags + ('low_signal',) * kept.flat,
+    flags=source.flags + ('low_signal',) * flat,
     shown=source.pace.shown,
     path=path,
-    held=kept.held,
+    held=held,
     again=lambda wanted: (
-      geometry.fit_to(frame, kept.size) for frame in source.again(wanted)
+      geometry.fit_to(frame, size) for frame in source.again(wanted)
     ),
   )
 
@@ -86,9 +86,7 @@ def of_frames(
   )
 
 
-def count_frames(
-  path: Path, *, allow_gif: bool = False
-) -> tuple[int, float, tuple[str, ...]]:
+def count_frames(path: Path) -> tuple[int, float, tuple[str, ...]]:
   """Decodes a video file and keeps nothing; raises as `read_clip`.
 
   Returns:
@@ -96,7 +94,7 @@ def count_frames(
     `footage.Video`, with 'variable' where the rate is the mean of one that is
     not constant.
   """
-  source = _File(path, None, None, allow_gif)
+  source = _File(path)
   count, fps, flags = sum(1 for _ in source), source.pace.fps, source.flags
   if source.pace.shown is not None:
     fps, flags = count / source.pace.seconds, (*flags, 'variable')
@@ -104,7 +102,7 @@ def count_frames(
 
 
 def glance(
-  path: Path, count: int, short_side: int | None, *, allow_gif: bool = False
+  path: Path, count: int, short_side: int | None
 ) -> tuple[np.ndarray, int, int]:
   """A few evenly spaced frames of a video file or a folder of frames.
 
@@ -116,7 +114,7 @@ def glance(
     uint8 [n, H, W, 3] in order, 1 <= n <= count, and the width and height in
     pixels of the clip's upright frames before they are shrunk.
   """
-  source = _open(path, short_side, None, allow_gif)
+  source = _open(path, short_side)
   if isinstance(source, _Folder):
     picked = footage.spaced(len(source.files), count)
     source.files = [source.files[i] for i in picked]
@@ -138,7 +136,6 @@ def pick(
   name: Path,
   short_side: int | None = None,
   square: geometry.Square | None = None,
-  allow_gif: bool = False,
 ) -> Iterator[np.ndarray]:
   """The frames of rising indices of a video file: uint8 [H, W, 3], RGB.
 
@@ -149,7 +146,7 @@ def pick(
   Raises:
     MiraInputError: there are too few frames ('damaged').
   """
-  with container.open_video(file, allow_gif) as (video, stream):
+  with container.open_video(file) as (video, stream):
     aspect = upright.pixel_aspect(stream)
     frames = enumerate(_decoded(video, stream, name, []))
     i, frame = -1, None
@@ -162,6 +159,7 @@ def pick(
       yield upright.to_rgb(frame, name, short_side, square, aspect)
 
 
+@dataclasses.dataclass
 class _Source:
   """Iterates once over a clip, giving a function for each frame's pixels.
 
@@ -170,21 +168,12 @@ class _Source:
   `again(wanted)` gives the frames of rising indices.
   """
 
+  path: Path
+  short_side: int | None = None
+  square: geometry.Square | None = None
   pace = timing.Pace(fps=0.0)
   flags: tuple[str, ...] = ()
   whole = (0, 0)
-
-  def __init__(
-    self,
-    path: Path,
-    short_side: int | None,
-    square: geometry.Square | None,
-    allow_gif: bool,
-  ):
-    self.path = path
-    self.short_side = short_side
-    self.square = square
-    self.allow_gif = allow_gif
 
 
 class _File(_Source):
@@ -192,10 +181,10 @@ class _File(_Source):
 
   def __iter__(self) -> Iterator[Callable[[], np.ndarray]]:
     times, last, broken, path = [], 0.0, [], self.path
-    with container.open_video(path, self.allow_gif) as (video, stream):
+    with container.open_video(path) as (video, stream):
       header = float(stream.average_rate or 0)
       width, height = stream.width, stream.height
-      promised = container.promised_seconds(video, stream, path)
+      promised = container.promised_seconds(video, stream)
       aspect = upright.pixel_aspect(stream)
       for frame in _decoded(video, stream, path, broken):
         if not times:
@@ -217,19 +206,18 @@ class _File(_Source):
     self.flags = _flags(len(times), bool(broken), share) + self.pace.flags
 
   def again(self, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    return pick(
-      self.path, wanted, name=self.path, short_side=self.short_side,
-      square=self.square, allow_gif=self.allow_gif,
-    )  # fmt: skip
+    size = {'short_side': self.short_side, 'square': self.square}
+    return pick(self.path, wanted, name=self.path, **size)
 
 
 class _Folder(_Source):
   """A folder of images; `files` are those that can be read, after the last."""
 
-  def __init__(self, path: Path, *options):
-    super().__init__(path, *options)
-    self.files = images.some_frame_files(self.path)
-    _check_length(len(self.files), self.path)
+  @functools.cached_property
+  def files(self) -> list[pathlib.Path]:
+    files = images.some_frame_files(self.path)
+    _check_length(len(files), self.path)
+    return files
 
   def __iter__(self) -> Iterator[Callable[[], np.ndarray]]:
     good = []
@@ -259,11 +247,10 @@ class _Folder(_Source):
 def _open(
   path: Path,
   short_side: int | None,
-  square: geometry.Square | None,
-  allow_gif: bool,
+  square: geometry.Square | None = None,
 ) -> _File | _Folder:
   kind = _Folder if os.path.isdir(path) else _File
-  return kind(path, short_side, square, allow_gif)
+  return kind(path, short_side, square)
 
 
 def _decoded(

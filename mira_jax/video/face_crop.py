@@ -69,10 +69,8 @@ def from_boxes(boxes: np.ndarray, width: int, height: int) -> Square | None:
   It is as large as the longer side, moved into the frame and shrunk to it; None
   when the median box lies outside the frame.
 
-  Args:
-    boxes: float [n, 4], n >= 1; left, top, width and height in pixels.
-    width: of the frame, in pixels.
-    height: of the frame, in pixels.
+  Boxes are float [n, 4], n >= 1; left, top, width and height, in pixels as
+  those of the frame.
   """
   x, y, w, h = _median(boxes)
   if x >= width or y >= height or x + w <= 0 or y + h <= 0:
@@ -115,8 +113,7 @@ def _cascade(thread: int) -> cv2.CascadeClassifier:
   folder = getattr(getattr(cv2, 'data', None), 'haarcascades', '')
   cascade = cv2.CascadeClassifier(folder + _CASCADE)
   if cascade.empty():
-    hint = 'uninstall every opencv package, then '
-    hint += "pip install 'opencv-python-headless>=4.12,<5'"
+    hint = "reinstall it: pip install 'opencv-python-headless>=4.12,<5'"
     raise MiraInputError('no_cascade', f'cv2 {cv2.__version__}', hint)
   return cascade
 

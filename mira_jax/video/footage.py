@@ -34,8 +34,7 @@ class Video:
       'short:P%' (P per cent of a file of which a part is missing), 'times' (see
       `timing.Pace`), 'static' (one frame), 'low_signal' (frames of one colour,
       such as black).
-    shown: int64 [N], the frame that each tick shows; None where tick i shows
-      frame i.
+    shown: see `timing.Pace`.
     path: of the file or folder, for errors.
     held: uint8 [F, H, W, 3]; None for more than HELD_BYTES.
     again: reads the frames of rising indices; for clips that are not held.
@@ -115,20 +114,13 @@ def resize_windows(
   return np.array([[square[i] for i in row] for row in indices.tolist()])
 
 
-@dataclasses.dataclass(kw_only=True)
-class Held:
-  """The frames of a clip that was read; `held` and `size` as of `Video`."""
-
-  count: int
-  size: tuple[int, int]
-  held: np.ndarray | None
-  flat: bool
-
-
-def hold(frames: Iterable[Callable[[], np.ndarray]]) -> Held:
+def hold(
+  frames: Iterable[Callable[[], np.ndarray]],
+) -> tuple[int, tuple[int, int], np.ndarray | None, bool]:
   """Reads a clip, and holds its frames as long as they fit.
 
-  Each function gives a frame, and is called only where it is needed.
+  Each function gives a frame, and is called only where it is needed. Returns
+  `count`, `size` and `held` of a `Video`, and whether the clip `is_flat`.
   """
   kept: list[np.ndarray] | None = []
   count, size, total, flat = 0, (0, 0), 0, True
@@ -144,7 +136,7 @@ def hold(frames: Iterable[Callable[[], np.ndarray]]) -> Held:
       flat, kept = is_flat(kept), None
   held = stack(kept) if kept else None
   flat = flat if held is None else is_flat(held)
-  return Held(count=count, size=size, held=held, flat=flat)
+  return count, size, held, flat
 
 
 def check_bytes(count: int, path: Path) -> None:

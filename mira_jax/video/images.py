@@ -1,4 +1,4 @@
-"""Images in memory and in folders: JPEG, PNG, BMP and WebP to RGB arrays.
+"""Images in memory and in folders: JPEG, PNG and BMP to RGB arrays.
 
 An image's size is read from its header before it is decoded: a file of a few
 kilobytes can hold billions of pixels.
@@ -104,8 +104,9 @@ def _decoded(
 def image_size(data: bytes) -> tuple[int, int] | None:
   """Height and width in the header of an image, as it is stored.
 
-  None for what is no JPEG, PNG, BMP or WebP, and for a side of zero pixels.
+  None for what is no JPEG, PNG or BMP, and for a side of zero pixels.
   """
+  size = None
   if data.startswith(b'\xff\xd8'):
     size = _jpeg_size(data)
   elif data.startswith(b'\x89PNG\r\n\x1a\n'):
@@ -114,10 +115,6 @@ def image_size(data: bytes) -> tuple[int, int] | None:
     how = '<HH' if data[14:15] == b'\x0c' else '<ii'  # the first version
     width, height = struct.unpack_from(how, data.ljust(26, b'\0'), 18)
     size = abs(height), width
-  elif data[:4] == b'RIFF' and data[8:12] == b'WEBP':
-    size = _webp_size(data)
-  else:
-    size = None
   return size if size and min(size) > 0 else None
 
 
@@ -148,16 +145,6 @@ def _jpeg_size(data: bytes) -> tuple[int, int] | None:
   return None
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
-  if data[12:16] == b'VP8L':
-    bits = int.from_bytes(data[21:25], 'little')
-    return (bits >> 14 & 0x3FFF) + 1, (bits & 0x3FFF) + 1
-  bits = int.from_bytes(data[24:30], 'little')
-  if data[12:16] == b'VP8X':
-    return (bits >> 24) + 1, (bits & 0xFFFFFF) + 1
-  return bits >> 32 & 0x3FFF, bits >> 16 & 0x3FFF
-
-
 def frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
   """The non-empty images of a folder in the order of time, see `frame_order`.
 
@@ -186,8 +173,7 @@ def some_frame_files(path: str | os.PathLike[str]) -> list[pathlib.Path]:
   """As `frame_files`; a folder without images is 'empty'."""
   if files := frame_files(path):
     return files
-  hint = 'the folder has no jpg, png or bmp file'
-  raise MiraInputError('empty', path, hint)
+  raise MiraInputError('empty', path, 'it has no jpg, png or bmp file')
 
 
 def _suffix(name: str) -> str:

@@ -8,7 +8,6 @@ those of the list that docs/errors.md shows; test_bad_inputs.py has the first
 from __future__ import annotations
 
 import dataclasses
-import glob
 import io
 import os
 import pathlib
@@ -234,9 +233,7 @@ def test_55_a_camera_that_is_not_there(capfd, small):
   code = cli.main(['predict', '--webcam=97', f'--workdir={small}'])
   _, err = capfd.readouterr()  # what OpenCV writes itself, too
   assert code == ExitCode.USAGE
-  there = ', '.join(sorted(glob.glob('/dev/video*'))) or 'no /dev/video*'
   assert err.startswith('mira: no_camera: webcam 97: ')
-  assert there in err
   assert err.count('\n') == 1
   assert time.monotonic() - before < 30
 

@@ -14,14 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mira_jax import config, files
+from mira_jax import files
 from mira_jax.augment import transforms
 from mira_jax.cli import main as cli
-from mira_jax.data import sampling
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.inference import export, exported, load
 from mira_jax.mira import MiraConfig
-from mira_jax.models.build import build_model
 from mira_jax.synthetic import faces
 from mira_jax.video import geometry
 from mira_jax.weights import weights_file
@@ -59,7 +57,8 @@ def runs(tmp_path_factory, compile_cache):
 def exports(runs, tmp_path_factory):
   folder = tmp_path_factory.mktemp('exports')
   for mode, run in runs.items():
-    assert export.write(run, folder / mode) <= 1e-5
+    platforms = export.PLATFORMS if mode == 'exact' else ('cpu',)
+    assert export.write(run, folder / mode, platforms=platforms) <= 1e-5
   return folder
 
 
@@ -104,7 +103,7 @@ def refused(capsys, folder, word):
 def test_any_number_of_clips_scores_as_in_the_engine(runs, exports, mode):
   made = exported.load(exports / mode, batch_size=4)
   scorer, _ = load.load_engine(runs[mode])
-  for count in (1, 3, 7):  # by fours; the rest by twos and fours
+  for count in (1, 7):
     video = clips(count)
     found = made.probabilities(video)
     assert found.dtype == np.float32
@@ -115,47 +114,32 @@ def test_any_number_of_clips_scores_as_in_the_engine(runs, exports, mode):
   assert made._call._cache_size() == 2  # one clip, and four
 
 
-def test_modes_differ_by_more_than_is_allowed(exports):
-  video = clips(2)
-  found = [exported.load(exports / m).probabilities(video) for m in MODES]
-  for i, j in ((0, 1), (0, 2), (1, 2)):
-    assert np.abs(found[i] - found[j]).max() > 1e-4
-
-
 def test_the_golden_pair_is_synthetic_and_of_the_engine(runs, exports):
   with np.load(exports / 'exact' / exported.GOLDEN) as golden:
     found, expected = golden['clips'], golden['probabilities']
-  assert (found.dtype, found.shape) == (np.uint8, (2, 8, 32, 32, 3))
   face = faces.draw_clip(
-    1, seed=0, split='test', difficulty='macro', num_frames=16
+    1, seed=0, split='test', difficulty='macro', num_frames=8
   )
-  for t in range(8):
-    frame = geometry.resize(face.frames[2 * t], 32, 'crop')
-    np.testing.assert_array_equal(found[1, t], frame)
+  frame = geometry.resize(face.frames[3], 32)
+  np.testing.assert_array_equal(found[1, 3], frame)
   scorer, _ = load.load_engine(runs['exact'])
   np.testing.assert_allclose(scorer.probabilities(found), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-  'changes',
+  ('dtype', 'changes'),
   [
-    {'variant': 'st_block', 'dtype': 'bfloat16'},
-    {'variant': 'factorised_encoder', 'pool': 'cls', 'scan': True, 'depth': 2},
+    ('bfloat16', {'variant': 'st_block'}),
+    ('float32', {'variant': 'factorised_encoder', 'scan': True, 'depth': 2}),
   ],
 )
-def test_other_models_export(tmp_path, changes):
-  save(tmp_path / 'run', MiraConfig(), **changes)
-  export.write(tmp_path / 'run', tmp_path / 'out', dtype='float32')
-  card = exported.load(tmp_path / 'out').card
-  assert card['model']['dtype'] == 'float32'
-
-
-def test_bfloat16(runs, tmp_path):
-  difference = export.write(runs['exact'], tmp_path / 'out', dtype='bfloat16')
-  assert 1e-5 < difference <= exported.TOLERANCES['bfloat16']
-  made = exported.load(tmp_path / 'out')
-  assert 'bf16' in made.program.mlir_module()
-  assert made.card['model']['dtype'] == 'bfloat16'
+def test_other_models_and_numbers_export(tmp_path, dtype, changes):
+  run, out = save(tmp_path / 'run', MiraConfig(), **changes), tmp_path / 'out'
+  difference = export.write(run, out, dtype=dtype, platforms=['cpu'])
+  assert difference <= exported.TOLERANCES[dtype]
+  made = exported.load(out)
+  assert ('bf16' in made.program.mlir_module()) == (dtype == 'bfloat16')
+  assert made.card['model']['dtype'] == dtype
 
 
 # ----- what is in the folder --------------------------------------------------
@@ -171,12 +155,8 @@ def test_the_program_is_for_every_platform_and_full_precision(exports):
   assert all(product.count('HIGHEST') == 2 for product in products)
   assert 'x64x64xf32' not in text  # no maps of clips and heads
   assert str(program.in_avals[-1]) == 'uint8[b,8,32,32,3]'
-
-
-def test_the_program_names_no_folder_of_this_machine(exports):
-  program = (exports / 'exact' / exported.PROGRAM).read_bytes()
-  assert b'mira_jax/' not in program
-  assert b'site-packages' not in program
+  stored = (exports / 'exact' / exported.PROGRAM).read_bytes()
+  assert b'mira_jax/' not in stored  # no folder of this machine
 
 
 def test_the_card_and_the_weights_need_nothing_else(runs, exports):
@@ -192,33 +172,7 @@ def test_the_card_and_the_weights_need_nothing_else(runs, exports):
   assert card['jax_version'] == jax.__version__
   assert set(card['files']) == names
   # Its weights are those of a run.
-  scorer, own = load.load_engine(folder)
-  assert own == load.load_engine(runs['flashlite'])[1]
-  assert scorer.model.attention is None
-
-
-@pytest.mark.parametrize('rate', [1, 3])
-def test_the_card_describes_the_sampling(rate):
-  # The formulas of the card, as a reader would write them down.
-  model = build_model(
-    dataclasses.asdict(config.ModelConfig(frames=8, dim=48, num_classes=7))
-  )
-  told = export._rules(model, {'rate': rate, 'fit': 'squash'})['sampling']
-  shift = float(re.search(r'round\(F / 2 - ([\d.]+)\)', told)[1])
-  room = int(re.search(r'nor above F - (\d+)', told)[1])
-  for count in range(1, 60):
-    for windows in (1, 5):
-      for i in range(windows):
-        if count < 8:
-          want = [min(t, count - 1) for t in range(8)]
-        elif count < room:
-          want = [round(t * (count - 1) / 7) for t in range(8)]
-        else:
-          start = round((i + 0.5) * count / windows - shift)
-          start = min(max(start, 0), count - room)
-          want = [start + rate * t for t in range(8)]
-        found = sampling.test_indices(count, 8, rate, i, windows)
-        assert found.tolist() == want
+  assert load.read(folder).metadata == load.read(runs['flashlite']).metadata
 
 
 def test_the_example_of_the_documentation_needs_only_jax(exports, request):
@@ -256,7 +210,8 @@ def test_the_commands(capsys, runs, tmp_path):
   assert 'exists' in err
   # --force replaces an export; a file of weights is as good as a run.
   file = runs['exact'] / weights_file.WEIGHTS
-  assert cli.main(['export', str(file), str(out), '--force']) == ExitCode.OK
+  args = ['export', str(file), str(out), '--force', '--platforms=cpu']
+  assert cli.main(args) == ExitCode.OK
   assert exported.load(out).card['model']['mira']['mode'] == 'exact'
   assert [path.name for path in out.parent.iterdir()] == ['out']
 
@@ -348,8 +303,8 @@ def with_call(target):
   return score
 
 
-@pytest.mark.parametrize('target', ['xla_ffi_python_cpu_callback', 'system'])
-def test_native_calls_are_refused_before_anything_runs(capsys, copy, target):
+def test_native_calls_are_refused_before_anything_runs(capsys, copy):
+  target = 'xla_ffi_python_cpu_callback'
   put_program(copy, with_call(target), [target])
   refused(capsys, copy, f'unsafe_program: {copy / exported.PROGRAM}: ')
   code, err = fails(capsys, 'predict', f'--weights={copy}', 'a.mp4')
@@ -415,7 +370,6 @@ def test_numbers_that_are_not_finite_are_an_error(capsys, copy):
 @pytest.mark.parametrize(
   'score',
   [
-    lambda arrays, video: jnp.ones(3),
     lambda arrays, video: scores_of(jnp.ones((video.shape[0], 3))),
     lambda arrays, video: scores_of(
       jnp.ones((video.shape[0], 7), jnp.bfloat16)
@@ -431,7 +385,7 @@ def test_a_program_with_other_outputs(copy, score):
 def test_a_module_that_is_not_stablehlo(copy):
   program = exported.load(copy).program
   whole = program.mlir_module_serialized
-  for module in (b'', whole[:-500], whole[::-1], bytes(2000)):
+  for module in (b'', whole[:-500]):
     damaged = dataclasses.replace(program, mlir_module_serialized=module)
     reseal(copy, exported.PROGRAM, damaged.serialize())
     with pytest.raises(MiraInputError, match='bad_program'):
@@ -439,22 +393,18 @@ def test_a_module_that_is_not_stablehlo(copy):
 
 
 def test_files_of_a_card_that_fits_are_checked_too(capsys, copy):
-  with np.load(copy / exported.GOLDEN) as golden:
+  path = copy / exported.GOLDEN
+  with np.load(path) as golden:
     arrays = dict(golden)
   for change in (
-    {'clips': arrays['clips'].astype(float)},
     {'probabilities': np.array([None, {}], object)},
     {'clips': np.zeros((60, 8, 32, 32, 3), np.uint8)},  # takes little packed
   ):
-    np.savez_compressed(copy / exported.GOLDEN, **(arrays | change))
-    reseal(copy, exported.GOLDEN, (copy / exported.GOLDEN).read_bytes())
+    np.savez_compressed(path, **(arrays | change))
+    reseal(copy, exported.GOLDEN, path.read_bytes())
     refused(capsys, copy, 'damaged: ')
-  np.savez_compressed(copy / exported.GOLDEN, **arrays)
-  packed = bytearray((copy / exported.GOLDEN).read_bytes())
-  packed[100:120] = b'\xff' * 20
-  for damaged in (b'PK', bytes(packed)):
-    reseal(copy, exported.GOLDEN, damaged)
-    refused(capsys, copy, 'damaged: ')
+  reseal(copy, exported.GOLDEN, b'PK')
+  refused(capsys, copy, 'damaged: ')
   reseal(copy, weights_file.WEIGHTS, b'{}' * 100)
   refused(capsys, copy, weights_file.WEIGHTS)
 
@@ -463,14 +413,10 @@ def test_files_of_a_card_that_fits_are_checked_too(capsys, copy):
   'changes',
   [
     {'model': 5},
-    {'model': {'frames': 10**9}},
     {'class_names': ['a'] * 7 + ['b']},
-    {'preprocessing': {'rate': 0, 'fit': 'crop'}},
     {'files': []},
-    {'files': {exported.PROGRAM: 7}},
     {'platforms': []},
     {'golden': {'tolerance': 1e9}},
-    {'jax_version': None},
   ],
   ids=str,
 )
@@ -497,7 +443,6 @@ def test_no_export_and_clips_of_another_shape(exports, tmp_path):
   [
     ({'mira': MiraConfig(statistics='batch_ema')}, 'batch_statistics'),
     ({'mira': None, 'pretrain': PRETRAIN}, 'no_classifier'),
-    ({'mira': None, 'names': []}, 'no_classifier'),
   ],
 )
 def test_models_that_cannot_be_exported(capsys, tmp_path, changes, word):
@@ -526,12 +471,12 @@ def test_flags_that_cannot_be(capsys, runs, tmp_path):
 
 
 def test_a_full_disk_leaves_nothing(capsys, runs, tmp_path):
-  for size in (1000, 70_000):  # bytes; of any file
-    with file_limit(size):
-      code, err = fails(capsys, 'export', runs['plain'], tmp_path / 'out')
-    assert code == ExitCode.NOT_WRITTEN
-    assert 'not_written' in err
-    assert not list(tmp_path.iterdir())
+  args = ['export', runs['plain'], tmp_path / 'out', '--platforms=cpu']
+  with file_limit(20_000):  # bytes; of any file
+    code, err = fails(capsys, *args)
+  assert code == ExitCode.NOT_WRITTEN
+  assert 'not_written' in err
+  assert not list(tmp_path.iterdir())
 
 
 def test_an_export_with_other_numbers_leaves_nothing(
@@ -547,7 +492,8 @@ def test_an_export_with_other_numbers_leaves_nothing(
 
   monkeypatch.setattr(export, '_trace', trace_right)
   out = tmp_path / 'out'
-  code, err = fails(capsys, 'export', runs['exact'], out)
+  args = ['export', runs['exact'], out, '--platforms=cpu']
+  code, err = fails(capsys, *args)
   assert code == ExitCode.CHECKPOINT
   assert 'differs' in err
   assert not list(tmp_path.iterdir())

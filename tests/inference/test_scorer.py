@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import threading
 
 import cv2
@@ -169,9 +168,17 @@ def test_the_largest_face_is_cut_out(tmp_path):
   scene[:, 20:84, 30:94] = [cv2.resize(f, (64, 64)) for f in face]
   for i, frame in enumerate(scene):
     cv2.imwrite(str(tmp_path / f'{i:02}.png'), frame[..., ::-1])
-  options = find_clips.ReadOptions(short_side=64, crop_face=True)
-  cut = find_clips.read(pathlib.Path(tmp_path), options)
+  cut = find_clips.read(tmp_path, short_side=64, crop_face=True)
   assert cut.frames.shape[1:] == (64, 64, 3)
   # More of the large face than of the grey around both.
   grey = (np.abs(cut.frames.astype(int) - 90).max(-1) < 3).mean()
   assert grey < 0.35
+
+
+def test_a_gif_is_a_clip_only_where_it_is_allowed(tmp_path):
+  gif = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
+  with pytest.raises(MiraInputError, match='format_not_allowed'):
+    find_clips.read(gif)
+  assert find_clips.read(gif, allow_gif=True).count == 24
+  assert find_clips.expand(str(tmp_path)).clips != [str(gif)]
+  assert find_clips.expand(str(tmp_path), True).clips == [str(gif)]

@@ -17,10 +17,9 @@ from mira_jax.video import (
   decode,
   footage,
   geometry,
-  images,
   upright,
 )
-from videos import make_sound, make_video
+from videos import make_video
 
 SAMPLES = pathlib.Path(os.environ.get('MIRA_SAMPLES', 'samples'))
 needs_samples = pytest.mark.skipif(
@@ -41,10 +40,8 @@ def _code(path, read=decode.read_clip) -> str:
     ('a.mp4', 'libx264', 'yuv420p'),
     ('a.webm', 'libvpx-vp9', 'yuv420p'),
     ('a.avi', 'mpeg4', 'yuv420p'),
-    ('a.flv', 'libx264', 'yuv420p'),
     ('a.ts', 'libx264', 'yuv420p'),
     ('ten_bit.mkv', 'libx264', 'yuv420p10le'),
-    ('full_chroma.mkv', 'libx264', 'yuv444p'),
     ('alpha.mkv', 'ffv1', 'bgra'),
     ('-leading: dash ü.mp4', 'libx264', 'yuv420p'),
   ],
@@ -73,16 +70,6 @@ def test_an_impossible_rate_is_unknown_and_one_frame_is_flagged(tmp_path):
   assert (video.fps, video.flags) == (0, ('static',))
 
 
-def test_a_truncated_webm_gives_the_frames_before(tmp_path):
-  path = make_video(tmp_path / 'a.webm', codec='libvpx-vp9')
-  data = path.read_bytes()
-  path.write_bytes(data[: len(data) * 2 // 3])
-  video = decode.read_clip(path)
-  count = len(video.frames)
-  assert 4 <= count < 24
-  assert video.flags == (f'short:{round(100 * count / 24)}%',)
-
-
 def test_damaged_packets_give_the_frames_before_them(tmp_path):
   # Every frame is a key frame of its own, and the second half is noise.
   path = make_video(tmp_path / 'a.mp4', count=40, g='1', bf='0')
@@ -102,52 +89,12 @@ def test_damaged_packets_give_the_frames_before_them(tmp_path):
   assert _code(path) == 'damaged'
 
 
-def test_files_that_are_no_clip(tmp_path):
-  def file(name: str, data: bytes) -> pathlib.Path:
-    path = tmp_path / name
-    path.write_bytes(data)
-    return path
-
-  lfs = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
-  os.mkfifo(tmp_path / 'fifo.mp4')
-  assert _code(tmp_path / 'absent.mp4') == 'not_found'
-  assert _code(tmp_path / ('x' * 300)) == 'not_found'
-  assert _code(tmp_path / 'fifo.mp4') == 'not_regular_file'
-  assert _code('/dev/zero') == 'not_regular_file'
-  assert _code(file('empty.mp4', b'')) == 'empty'
-  assert _code(file('text.mp4', b'hello ' * 100)) == 'not_video'
-  assert _code(file('zeros.mp4', bytes(50_000))) == 'not_video'
-  assert _code(file('image.mp4', cv2.imencode('.png', np.zeros((9, 9)))[1]))
-  assert _code(file('pointer.mp4', lfs)) == 'git_lfs_pointer'
-  gif = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
-  assert _code(gif) == 'format_not_allowed'
-  make_sound(tmp_path / 'sound.mp4')
-  assert _code(tmp_path / 'sound.mp4') == 'no_video_stream'
-
-
-@pytest.mark.parametrize('kept', [0.3, 0.7])
-def test_part_of_an_mp4_looks_truncated(tmp_path, kept):
-  path = make_video(tmp_path / 'a.mp4')
-  data = path.read_bytes()
-  path.write_bytes(data[: int(kept * len(data))])
-  with pytest.raises(MiraInputError, match=r'not_video.*truncated'):
-    decode.read_clip(path)
-
-
-@pytest.mark.parametrize(
-  ('text', 'code'),
-  [
-    ('ffconcat version 1.0\nfile {}\n', 'format_not_allowed'),
-    ('\n# x\nffconcat version 1.0\nfile {}\n', 'not_video'),
-    ('#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n', 'format_not_allowed'),
-    ('#EXTM3U\n#EXTINF:1,\nhttp://127.0.0.1:9/{}\n', 'format_not_allowed'),
-  ],
-)
-def test_a_playlist_reads_no_other_file(tmp_path, text, code):
+def test_a_playlist_reads_no_other_file(tmp_path):
   make_video(tmp_path / 'secret.mp4')
   path = tmp_path / 'list.mp4'
-  path.write_text(text.format('secret.mp4'))
-  assert _code(path) == code
+  for start, code in (('', 'format_not_allowed'), ('\n# x\n', 'not_video')):
+    path.write_text(f'{start}ffconcat version 1.0\nfile secret.mp4\n')
+    assert _code(path) == code
 
 
 def test_limits(tmp_path, monkeypatch):
@@ -183,7 +130,7 @@ def _write_frames(folder: pathlib.Path, names: list[str]) -> pathlib.Path:
 
 
 def test_frames_of_a_folder_come_in_numeric_order(tmp_path):
-  names = ['1.png', '2.PNG', 'x_9.bmp', 'x_10.png', '007_00011.png']
+  names = ['1.png', '2.PNG', 'x_9.bmp', 'x_10.png']
   folder = _write_frames(tmp_path / 'clip', names)
   (folder / '3.png').touch()
   (folder / '.4.png').write_bytes(b'x')
@@ -230,9 +177,7 @@ def test_a_square_is_cut_before_frames_shrink(tmp_path, kind):
     decode.read_clip(path, square=tiny)
 
 
-@pytest.mark.parametrize(
-  ('count', 'short_side'), [(1, None), (8, 20), (99, 20)]
-)
+@pytest.mark.parametrize(('count', 'short_side'), [(1, None), (8, 20)])
 def test_a_glance_at_a_folder(tmp_path, monkeypatch, count, short_side):
   path = _write_frames(tmp_path / 'clip', [f'{i}.png' for i in range(24)])
   whole = decode.read_clip(path, short_side=short_side).frames
@@ -247,7 +192,7 @@ def test_a_glance_at_a_folder(tmp_path, monkeypatch, count, short_side):
   assert len(read) == min(count, 24)
 
 
-@pytest.mark.parametrize('count', [1, 3, 8, 24, 100])
+@pytest.mark.parametrize('count', [1, 3, 100])
 def test_a_glance_at_a_video(tmp_path, count):
   path = make_video(tmp_path / 'a.mkv', codec='ffv1', pixels='bgra')
   whole = decode.read_clip(path, short_side=32).frames
@@ -274,16 +219,6 @@ def test_a_glance_holds_few_frames(tmp_path, monkeypatch):
   assert len(converted) < 40
 
 
-def test_jpeg_keeps_the_colours():
-  image = np.zeros((32, 32, 3), np.uint8)
-  image[:] = (200, 100, 30)
-  back = images.decode_jpeg(images.encode_jpeg(image))
-  np.testing.assert_allclose(back.astype(int), image, atol=4)
-  for data in (b'', b'\xff\xd8\xff', b'text'):
-    with pytest.raises(MiraInputError, match='damaged'):
-      images.decode_jpeg(data)
-
-
 def test_resize_squashes_or_crops():
   image = np.zeros((4, 8, 3), np.uint8)
   image[:, 2:6] = 255  # the middle square is white
@@ -293,23 +228,6 @@ def test_resize_squashes_or_crops():
   assert geometry.resize(image, 16).shape == (16, 16, 3)
   with pytest.raises(ValueError, match='squash'):
     geometry.resize(image, 4, 'pad')
-
-
-def test_decode_offers_only_its_own_names():
-  owners = {
-    name: getattr(value, '__module__', decode.__name__)
-    for name, value in vars(decode).items()
-    if callable(value) and not name.startswith('_')
-  }
-  own = [n for n, owner in owners.items() if owner.startswith('mira_jax.video')]
-  assert sorted(own) == [
-    'count_frames',
-    'glance',
-    'of_frames',
-    'pick',
-    'read_clip',
-  ]
-  assert {owners[name] for name in own} == {decode.__name__}
 
 
 @needs_samples

@@ -70,12 +70,10 @@ def test_eight_orientations(tmp_path, matrix):
   np.testing.assert_array_equal(cut, geometry.apply(expected, corner))
 
 
-@pytest.mark.parametrize('suffix', ['mkv', 'webm', 'mov'])
-def test_other_files_that_are_turned(tmp_path, suffix):
-  path = tmp_path / f'a.{suffix}'
-  codec = 'libvpx' if suffix == 'webm' else 'libx264'
+def test_a_matroska_file_that_is_turned(tmp_path):
+  path = tmp_path / 'a.mkv'
   with av.open(str(path), 'w') as file:
-    stream = file.add_stream(codec, rate=25)
+    stream = file.add_stream('libx264', rate=25)
     stream.width, stream.height, stream.pix_fmt = 96, 64, 'yuv420p'
     stream.set_display_rotation(90)
     image = np.full((64, 96, 3), 60, np.uint8)
@@ -101,9 +99,14 @@ def _wide(path: pathlib.Path, aspect: fractions.Fraction) -> pathlib.Path:
   return path
 
 
-@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'ts', 'avi'])
 @pytest.mark.parametrize(
-  ('aspect', 'width'), [((2, 1), 192), ((8, 9), 85), ((900, 1), 96)]
+  ('suffix', 'aspect', 'width'),
+  [
+    ('mp4', (2, 1), 192),
+    ('mkv', (8, 9), 85),
+    ('ts', (2, 1), 192),
+    ('avi', (900, 1), 96),
+  ],
 )
 def test_pixels_that_are_not_square(tmp_path, suffix, aspect, width):
   path = _wide(tmp_path / f'a.{suffix}', fractions.Fraction(*aspect))
@@ -116,9 +119,8 @@ def test_pixels_that_are_not_square(tmp_path, suffix, aspect, width):
     assert turned.size == (width, 64)
 
 
-@pytest.mark.parametrize('suffix', ['mkv', 'mov', 'ts'])
-def test_the_larger_of_two_pictures(tmp_path, suffix):
-  path = tmp_path / f'a.{suffix}'
+def test_the_larger_of_two_pictures(tmp_path):
+  path = tmp_path / 'a.mkv'
   with av.open(str(path), 'w') as file:
     streams = []
     for width, height in ((64, 48), (160, 120)):
@@ -168,7 +170,7 @@ def _png(width: int, height: int) -> bytes:
   )
 
 
-@pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp', '.webp'])
+@pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp'])
 def test_an_image_of_too_many_pixels_is_not_decoded(
   tmp_path, monkeypatch, suffix
 ):
@@ -178,8 +180,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded(
   if suffix != '.png':
     image = np.zeros((4096, 4096), np.uint8)
     bomb = cv2.imencode(suffix, image)[1].tobytes()
-  name = '1.jpg' if suffix == '.webp' else f'1{suffix}'
-  (folder / name).write_bytes(bomb)
+  (folder / f'1{suffix}').write_bytes(bomb)
 
   def decoded(*_):
     raise AssertionError('it was decoded')
@@ -197,7 +198,7 @@ def test_an_image_of_too_many_pixels_is_not_decoded(
     prepare.prepare_folder(tmp_path / 'root', tmp_path / 'out', workers=0)
 
 
-@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp', '.webp'])
+@pytest.mark.parametrize('suffix', ['.jpg', '.png', '.bmp'])
 @pytest.mark.parametrize('shape', [(40, 50, 3), (33, 17)])
 def test_headers_hold_the_size(suffix, shape):
   data = cv2.imencode(suffix, np.zeros(shape, np.uint8))[1].tobytes()
@@ -218,7 +219,7 @@ def test_a_jpeg_with_odd_segments_is_measured():
 
 
 def test_files_that_are_no_images_of_ours(tmp_path):
-  data = cv2.imencode('.tiff', np.zeros((40, 50, 3), np.uint8))[1].tobytes()
+  data = cv2.imencode('.webp', np.zeros((40, 50, 3), np.uint8))[1].tobytes()
   (tmp_path / '1.png').write_bytes(data)
   with pytest.raises(MiraInputError, match='damaged'):
     decode.read_clip(tmp_path)
