@@ -120,7 +120,7 @@ def not_finished(workdir: Path) -> MiraInputError:
   if (path / 'config.json').is_file():
     hint = 'finish the run first, or score it with eval.py --step=newest'
     return checkpoint_error('not_finished', workdir, hint)
-  hint = 'no weights lie in this folder; name a run or a weights file'
+  hint = 'no weights lie in this folder; name a run of train.py or a file'
   inside = [x.parent.name for x in sorted(path.glob('*/config.json'))]
   if inside:
     hint += f', such as {", ".join(inside[:5])} in it'
