@@ -23,11 +23,11 @@ def mix(
   *,
   mixup_alpha: float = 0.8,
   cutmix_alpha: float = 1.0,
-  switch: float = 0.5,
-  probability: float = 1.0,
   copies: int = 1,
 ) -> tuple[Array, Array]:
   """Mixes video [B, T, H, W, 3] and targets [B, K], all clips alike.
+
+  Where both are possible, it is mixup or cutmix with probability one half.
 
   Args:
     key: of the one draw for the batch.
@@ -36,19 +36,17 @@ def mix(
     mixup_alpha: the share that a clip keeps is Beta(alpha, alpha) distributed;
       0 leaves mixup out.
     cutmix_alpha: likewise for cutmix.
-    switch: probability of cutmix where both are possible.
-    probability: of mixing anything.
     copies: adjacent rows of one clip, which are no partners.
   """
   if not (mixup_alpha or cutmix_alpha):
     return video, targets
-  if not (mixup_alpha and cutmix_alpha):
-    switch = float(cutmix_alpha > 0)
-  happens_key, switch_key, share_key, box_key = jax.random.split(key, 4)
+  both = mixup_alpha and cutmix_alpha
+  # The first key is unused: another split would change the draws of a seed.
+  _, switch_key, share_key, box_key = jax.random.split(key, 4)
+  switch = 0.5 if both else float(cutmix_alpha > 0)
   cuts = jax.random.bernoulli(switch_key, switch)
   alpha = jnp.where(cuts, cutmix_alpha, mixup_alpha)
-  happens = jax.random.bernoulli(happens_key, probability)
-  share = jnp.where(happens, jax.random.beta(share_key, alpha, alpha), 1)
+  share = jax.random.beta(share_key, alpha, alpha)
   whole = (video.shape[2], video.shape[3])
   outside = ~cutmix_box(box_key, share, whole).mask(whole)
   kept = jnp.where(cuts, outside, share)  # of each pixel, [H, W, 1]

@@ -2,10 +2,10 @@
 
 A clip is uint8 [T, H, W, 3]. Every operation gives the integers that `PIL`
 gives for each frame, and changes all frames by the same amount. `rand_augment`
-draws operations and amounts as timm's 'rand-m7-n4-mstd0.5-inc1'.
+draws operations and amounts as 'rand-m7-n4-mstd0.5-inc1' of timm's
+`auto_augment`: four operations, their amounts from a normal distribution.
 
-Reference: Cubuk et al., RandAugment, https://arxiv.org/abs/1909.13719; the
-operations and how far they go are those of timm's `auto_augment`.
+Reference: Cubuk et al., RandAugment, https://arxiv.org/abs/1909.13719.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ OPERATIONS = (
   'translate_y',
 )
 WARPS = 10  # index of the first one
+OPS = 4  # drawn for a clip
+MAGNITUDE, STD = 7.0, 0.5  # of amounts, cut off at 0 and 10
 FILL = 128  # level outside a frame
 TILE, WINDOW = 8, 16  # pixels: of a warped tile, of the square it is read from
 
@@ -56,44 +58,23 @@ class Draws(NamedTuple):
   sign: Array  # -1 or 1
 
 
-def draw(
-  key: Array, *, magnitude: float, ops: int, std: float, probability: float
-) -> Draws:
-  """`ops` operations with replacement; arguments as in `rand_augment`."""
+def draw(key: Array) -> Draws:
+  """`OPS` operations with replacement, each with probability one half."""
   which, happens, how_much, sign = jax.random.split(key, 4)
-  level = magnitude + std * jax.random.normal(how_much, (ops,))
+  level = MAGNITUDE + STD * jax.random.normal(how_much, (OPS,))
   return Draws(
-    operation=jax.random.randint(which, (ops,), 0, len(OPERATIONS)),
-    happens=jax.random.bernoulli(happens, probability, (ops,)),
+    operation=jax.random.randint(which, (OPS,), 0, len(OPERATIONS)),
+    happens=jax.random.bernoulli(happens, 0.5, (OPS,)),
     share=jnp.clip(level, 0, 10) / 10,
-    sign=jax.random.rademacher(sign, (ops,), jnp.float32),
+    sign=jax.random.rademacher(sign, (OPS,), jnp.float32),
   )
 
 
-def rand_augment(
-  key: Array,
-  clip: Array,
-  *,
-  magnitude: float = 7.0,
-  ops: int = 4,
-  std: float = 0.5,
-  probability: float = 0.5,
-) -> Array:
-  """Changes a clip by some of `ops` random operations, one after the other.
+def rand_augment(key: Array, clip: Array) -> Array:
+  """Changes uint8 [T, H, W, 3] by what is drawn, one after the other.
 
   Under `jax.vmap` every clip would go through all operations: map over clips
   with `rand_augment_clips`.
-
-  Args:
-    key: of the draw.
-    clip: uint8 [T, H, W, 3].
-    magnitude: mean of the normal distribution of amounts, 0 to 10.
-    ops: number of operations, drawn with replacement.
-    std: standard deviation of amounts, which are clipped to 0 and 10.
-    probability: of each operation.
-
-  Returns:
-    uint8 [T, H, W, 3].
   """
 
   def step(clip: Array, row: Draws) -> tuple[Array, None]:
@@ -101,14 +82,10 @@ def rand_augment(
     branch = jnp.where(
       row.happens, jnp.minimum(row.operation, WARPS), WARPS + 1
     )
-    return jax.lax.switch(
-      branch, changes(row, (clip.shape[1], clip.shape[2])), clip
-    ), None
+    branches = changes(row, (clip.shape[1], clip.shape[2]))
+    return jax.lax.switch(branch, branches, clip), None
 
-  draws = draw(
-    key, magnitude=magnitude, ops=ops, std=std, probability=probability
-  )
-  return jax.lax.scan(step, clip, draws)[0]
+  return jax.lax.scan(step, clip, draw(key))[0]
 
 
 def rand_augment_clips(keys: Array, video: Array) -> Array:

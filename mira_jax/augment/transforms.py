@@ -12,7 +12,7 @@ import functools
 import math
 import zlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -250,7 +250,7 @@ class Augment:
   A transform draws from the clip's key and its own name, whatever others do.
   """
 
-  rand_augment: bool = False  # see mira_jax.randaugment
+  rand_augment: bool = False
   multi_scale: str = ''  # a key of CROP_SCALES, or '': no such crop
   resized_crop: bool = False
   flip: bool = True
@@ -263,38 +263,31 @@ class Augment:
     """uint8 [B, T, H, W, 3] -> float32 [B, T, H, W, 3], each clip its own."""
     keys = jax.random.split(key, len(video))
     if self.rand_augment:
-      video = rand_augment_clips(own_keys(keys, 'rand_augment'), video)
+      video = rand_augment_clips(_own_keys(keys, 'rand_augment'), video)
     clips = to_unit(video)
     for name, transform in self._transforms().items():
-      clips = jax.vmap(transform)(own_keys(keys, name), clips)
+      clips = jax.vmap(transform)(_own_keys(keys, name), clips)
     return clips
 
   def _transforms(self) -> dict[str, Transform]:
     """Those of single clips by name, in their order."""
-    chosen: dict[str, Transform] = {}
-    if self.multi_scale:
-      chosen['multi_scale_crop'] = functools.partial(
-        multi_scale_crop, scales=CROP_SCALES[self.multi_scale]
-      )
-    if self.resized_crop:
-      chosen['random_resized_crop'] = random_resized_crop
-    if self.flip:
-      chosen['flip'] = flip
-    if self.shift:
-      chosen['shift'] = functools.partial(shift, pixels=self.shift)
-    if self.brightness or self.contrast:
-      chosen['jitter'] = functools.partial(
-        jitter, brightness=self.brightness, contrast=self.contrast
-      )
-    chosen['normalise'] = lambda _, clip: normalise(clip)
-    if self.erase:
-      chosen['random_erase'] = functools.partial(
-        random_erase, probability=self.erase
-      )
-    return chosen
+    scales, partial = CROP_SCALES.get(self.multi_scale), functools.partial
+    jitters = self.brightness or self.contrast
+    table: dict[str, Any] = {
+      'multi_scale_crop': scales and partial(multi_scale_crop, scales=scales),
+      'random_resized_crop': self.resized_crop and random_resized_crop,
+      'flip': self.flip and flip,
+      'shift': self.shift and partial(shift, pixels=self.shift),
+      'jitter': jitters
+      and partial(jitter, brightness=self.brightness, contrast=self.contrast),
+      'normalise': lambda _, clip: normalise(clip),
+      'random_erase': self.erase
+      and partial(random_erase, probability=self.erase),
+    }
+    return {name: change for name, change in table.items() if change}
 
 
-def own_keys(keys: Array, name: str) -> Array:
+def _own_keys(keys: Array, name: str) -> Array:
   """Keys of a transform from those of the clips, [B] both."""
   number = zlib.crc32(name.encode())
   return jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)

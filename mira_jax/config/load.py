@@ -46,11 +46,10 @@ def load(text: str, overrides: Sequence[str] = ()) -> Config:
     if not found:
       raise bad_config(flag, 'it changes no field; use --config.FIELD=VALUE')
     no, name, value = found[1], found[2].replace('-', '_'), found[3]
-    if value is None and _hint(name) is bool:
-      value = 'false' if no else 'true'
-    elif value is None and rest:
-      value = rest.pop(0)
-    cfg = _override(cfg, name.split('.'), value or '', f'--config.{name}')
+    if value is None:
+      follows = rest and not rest[0].startswith('-')
+      value = rest.pop(0) if follows else str(not no)
+    cfg = _override(cfg, name.split('.'), value, f'--config.{name}')
   return cfg
 
 
@@ -67,15 +66,6 @@ def _from_file(text: str) -> Config:
   if not isinstance(cfg, Config):
     raise bad_config(f'--config={text}', 'its get_config returns no Config')
   return cfg
-
-
-def _hint(name: str) -> Any:
-  """The type of a field such as 'optim.lr'; None where there is none."""
-  cls, hint = Config, None
-  for part in name.split('.'):
-    hint = hints(cls).get(part) if cls else None
-    cls = group(hint)
-  return hint
 
 
 def _override(cfg: Any, path: Sequence[str], text: str, flag: str) -> Any:
@@ -105,12 +95,11 @@ def _parse(hint: Any, text: str, flag: str) -> Any:
   if types.NoneType in kinds and text.lower() == 'none':
     return None
   words = {'true': True, 'false': False, '1': True, '0': False}
+  makers = {bool: lambda x: words[x.lower()], int: int, float: float, str: str}
+  make = next((makers[kind] for kind in makers if kind in kinds), None)
   try:
-    if bool in kinds:
-      return words[text.lower()]
-    for kind in (int, float, str):
-      if kind in kinds:
-        return kind(text)
-  except (ValueError, KeyError) as error:
-    raise bad_config(flag, f'it takes {takes(hint)}') from error
+    if make:
+      return make(text)
+  except (ValueError, KeyError):
+    pass
   raise bad_config(flag, f'it takes {takes(hint)}')

@@ -46,35 +46,26 @@ def parse(text: str | None) -> Spec:
   size, mode, fold = (*words, *('B', 'flashlite', '1')[len(words) :])[:3]
   known = {size: SIZES, mode: MODES}
   wrong = next((word for word in known if word not in known[word]), '')
-  if wrong or not fold.isdecimal():
+  if wrong or len(words) > 3 or not fold.isdecimal() or int(fold) < 1:
     raise ValueError(
       f'{text!r} is no SIZE,MODE,FOLD: use one of {", ".join(SIZES)}, one of '
       f'{", ".join(MODES)}, and a number from 1'
       + nearest(wrong, (*SIZES, *MODES))
     )
-  if len(words) > 3 or int(fold) < 1:
-    raise ValueError(
-      f'{text!r} has more than SIZE,MODE,FOLD, or a fold below 1'
-    )
   return Spec(size=size, mode=mode, fold=int(fold))
-
-
-def mira(mode: str, statistics: Any) -> MiraConfig | None:
-  """MiRA as the authors run it; None for 'plain'."""
-  if mode == 'plain':
-    return None
-  return MiraConfig(mode=cast(Any, mode), statistics=statistics)
 
 
 def model(spec: Spec, statistics: str, drop_path: float) -> ModelConfig:
   """16 frames of 224 x 224 pixels in tubelets of 2 x 16 x 16."""
+  options: Any = {'mode': spec.mode, 'statistics': statistics}
+  mira = None if spec.mode == 'plain' else MiraConfig(**options)
   return ModelConfig(
     **cast(dict[str, Any], SIZES[spec.size]),
     frames=16,
     image_size=224,
     patch=16,
     tubelet=2,
-    mira=mira(spec.mode, statistics),
+    mira=mira,
     drop_path=drop_path,
     dtype='bfloat16',
   )
@@ -95,18 +86,9 @@ def fine_tuning(
 ) -> Config:
   """The authors' fine-tuning from their pre-training.
 
-  Args:
-    spec: of the command line.
-    dataset: its folder below data/.
-    lr: for 256 clips per step, with `final_lr`.
-    final_lr: where the cosine arrives.
-    batch: clips per step over all devices.
-    warmup: epochs.
-    rate: one of so many frames is read.
-    views: windows of a test clip. The authors' scripts count K copies of each,
-      K crops of theirs being the same whole frame.
-    protocol: see `mira_jax.data.protocol`.
-    num_folds: see there.
+  `lr` and `final_lr` are for 256 clips per step, `warmup` is in epochs. The
+  authors' scripts count K copies of each of the `views`, K crops of theirs
+  being the same whole frame.
   """
   return Config(
     model=model(spec, 'instance', drop_path=0.1),

@@ -24,7 +24,7 @@ from mira_jax.models.options import DecoderOptions, ModelOptions
 def _number(
   default: float | None, low: float, high: float | None = None
 ) -> Any:
-  """A field with a range; without a highest value it is that of `checks`."""
+  """A field with a range; without `high`, as far as `checks` allows."""
   return dataclasses.field(default=default, metadata={'range': (low, high)})
 
 
@@ -72,9 +72,7 @@ class DataConfig:
   batch_size: int = _number(32, 1)  # clips per step, over all devices
   repeats: int = _number(1, 1)  # repeated augmentation
   threads: int = _number(16, 1, 4096)  # that decode clips
-  max_damaged: float = _number(
-    0.01, 0, 1
-  )  # share of a split; 1 clip always may
+  max_damaged: float = _number(0.01, 0, 1)  # share of a split; 1 clip may
   # Of a synthetic dataset:
   train_clips: int = _number(2800, 1, 10**8)
   test_clips: int = _number(420, 1, 10**8)
@@ -109,9 +107,7 @@ class OptimConfig:
   label_smoothing: float = _number(0.0, 0, 0.99)
   class_weights: str = _choice('none', 'inverse_sqrt')
   accumulate: int = _number(1, 1)  # parts of a batch, one after the other
-  ema_decay: float = _number(
-    0.0, 0, 0.999999
-  )  # of averaged parameters; 0: none
+  ema_decay: float = _number(0.0, 0, 0.999999)  # of the average; 0: none
   freeze_backbone: bool = False  # only the head learns
   # Updates that are skipped, see mira_jax.train.guard.
   max_bad_steps: int = _number(10, 0, 10**9)  # not finite in a row
@@ -228,18 +224,8 @@ def kinds_of(hint: Any) -> tuple[Any, ...]:
 
 
 def takes(hint: Any) -> str:
-  """The values of a field of a type, in words."""
-  if group(hint):
-    optional = types.NoneType in kinds_of(hint)
-    return 'fields of its own' + ', or none' * optional
-  words = {
-    int: 'a whole number',
-    float: 'a number',
-    bool: 'true or false',
-    str: 'a text',
-    types.NoneType: 'nothing',
-  }
-  return ' or '.join(words[x] for x in kinds_of(hint))
+  """The values of a field of a type, such as 'int | None'."""
+  return getattr(hint, '__name__', str(hint))
 
 
 def to_json(cfg: Config) -> str:

@@ -66,7 +66,7 @@ class PreparedDataset:
       columns = json.loads(path.read_text())[split]
       arrays = {name: np.array(x) for name, x in columns.items()}
       index = ClipIndex(**arrays)
-      index.check(count)
+      index.check(count, len(self.class_names))
     except (
       *(OSError, ValueError, RecursionError),
       *(KeyError, TypeError, AttributeError),
@@ -92,14 +92,17 @@ class ClipIndex:
   subject: np.ndarray
   fold: np.ndarray
 
-  def check(self, count: int) -> None:
-    """Raises ValueError for columns of another length or type."""
+  def check(self, count: int, num_classes: int) -> None:
+    """Raises ValueError for columns of another length or type, and labels."""
     for name, column in vars(self).items():
       if column.shape != (count,):
         raise ValueError(f'{name} has not {count} rows')
       kind = 'U' if name in ('clip_id', 'subject') else 'i'
       if count and column.dtype.kind != kind:
         raise ValueError(f'{name} is of another type')
+    if wrong := {*self.label.tolist()} - {*range(num_classes)}:
+      most = num_classes - 1
+      raise ValueError(f'label {min(wrong)} is none of 0 to {most}')
 
 
 def index_row(clip: Clip) -> tuple[str, int, str, int]:
@@ -165,8 +168,8 @@ def write(
     out: the folder that `open` and every command take; made when missing.
     name: lower-case letters, digits and underscores.
     class_names: in label order.
-    splits: for each split a function that yields its clips. A split without
-      clips is left out.
+    splits: for each split a function that yields its clips; one without clips
+      is left out.
     description: one sentence.
     metadata: JSON values to keep with the dataset.
 
@@ -174,8 +177,7 @@ def write(
     The version folder.
 
   Raises:
-    MiraInputError: the folder holds a dataset already, another process writes
-      there, the name is bad, the disk is full, or no split has a clip.
+    MiraInputError: see `claimed`; the disk is full, or no split has a clip.
   """
   out = pathlib.Path(out)
   with claimed(out, name):
@@ -273,10 +275,11 @@ def _load(folder: pathlib.Path) -> PreparedDataset:
   try:
     info = tfds.builder_from_directory(folder).info
     files = [f for split in info.splits.values() for f in split.filepaths]
+    names = list(records.class_names(info))
     prepared = PreparedDataset(
       directory=folder,
       name=info.name,
-      class_names=records.class_names(info),
+      class_names=tuple(names),
       splits={key: split.num_examples for key, split in info.splits.items()},
       metadata=dict(json.loads((folder / 'metadata.json').read_text())),
     )
@@ -291,19 +294,12 @@ def _load(folder: pathlib.Path) -> PreparedDataset:
   if missing := [file.name for file in files if not file.exists()]:
     hint = f'record files are missing, copy it again: {", ".join(missing[:3])}'
     raise data_error('damaged', folder, hint)
-  _check_names(prepared)
+  # Datasets before this version have no second copy of their class names.
+  written = prepared.metadata.pop(records.NAMES, names)
+  if written != names:
+    hint = f'classes {written} were written, and {names} are read; prepare '
+    raise data_error('damaged', folder, f'{hint}it again')
   return prepared
-
-
-def _check_names(prepared: PreparedDataset) -> None:
-  """Compares the class names with their copy in the metadata."""
-  written = prepared.metadata.pop(records.NAMES, None)
-  if written is None or tuple(written) == prepared.class_names:
-    return  # datasets before this version have no second copy
-  pairs = itertools.zip_longest(written, prepared.class_names)
-  i, (old, new) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
-  hint = f'class {i} was written as {old!r} and is read as {new!r}; prepare '
-  raise data_error('damaged', prepared.directory, f'{hint}it again')
 
 
 def fingerprint(dataset: PreparedDataset) -> str:

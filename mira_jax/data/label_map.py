@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from mira_jax.data import table_file
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import data_error
 
 # Spellings in DFEW, FERV39k, MAFW, CREMA-D, RAVDESS, AFEW, CAER, CASME II,
 # SAMM, MMEW, SMIC and CK+ of what is the same class. 'calm' stays apart.
@@ -43,28 +43,20 @@ def read_table(path: str | os.PathLike[str]) -> dict[tuple[str, str], str]:
     MiraInputError: see `table_file.read_bytes`; or it is no CSV file with these
       columns ('bad_table').
   """
-  data = table_file.read_bytes(path)
+  data, table = table_file.read_bytes(path), {}
   try:
-    lines = data.decode('utf-8-sig').splitlines()
-    rows = [[cell.strip() for cell in row] for row in csv.reader(lines)]
+    rows = csv.DictReader(data.decode('utf-8-sig').splitlines())
+    rows.fieldnames = [x.strip().lower() for x in rows.fieldnames or ()]
+    if missing := [name for name in COLUMNS if name not in rows.fieldnames]:
+      raise ValueError(f'no column for {missing[0]} of {", ".join(COLUMNS)}')
+    for row in rows:
+      if None in row or None in row.values():
+        raise ValueError(f'line {rows.line_num} has other cells than line 1')
+      dataset, own, common = (row[name].strip().lower() for name in COLUMNS)
+      table[dataset, own] = common
   except (ValueError, csv.Error) as error:
     hint = f'it cannot be read as CSV in UTF-8 ({error})'
     raise table_file.bad_table(path, hint) from error
-  names = [name.lower() for name in rows[0]] if rows else []
-  missing = [name for name in COLUMNS if name not in names]
-  if missing:
-    hint = f'no column for {missing[0]}; it needs {", ".join(COLUMNS)}'
-    raise table_file.bad_table(path, hint)
-  columns = [names.index(name) for name in COLUMNS]
-  table = {}
-  for number, row in enumerate(rows[1:], 2):
-    if not any(row):
-      continue
-    if len(row) != len(names):
-      hint = f'line {number} has {len(row)} cells, and the header {len(names)}'
-      raise table_file.bad_table(path, hint)
-    dataset, own, common = (row[column].lower() for column in columns)
-    table[dataset, own] = common
   return table
 
 
@@ -81,15 +73,10 @@ def common_name(
 def harmonise(
   class_names: Mapping[str, Sequence[str]], table: Table | None = None
 ) -> tuple[list[str], dict[str, dict[str, str]]]:
-  """The classes that all datasets have, and the name of each per dataset.
+  """The classes that all datasets have, in the order of the first one.
 
-  Args:
-    class_names: of each dataset, in label order.
-    table: see `read_table`; what it does not name goes by `COMMON`.
-
-  Returns:
-    The common classes, in the order of the first dataset, and for each dataset
-    the common name of each of its classes, '' for one that is left out.
+  And the common name of each class of each dataset, '' for one that is left
+  out. What the `table` does not name goes by `COMMON`.
 
   Raises:
     MiraInputError: fewer than two classes are common to all.
@@ -102,13 +89,9 @@ def harmonise(
   first = next(iter(names.values()), {})
   common = list(dict.fromkeys(n for n in first.values() if n and n in shared))
   if len(common) < 2:
-    where = '; '.join(
-      f'{d}: {", ".join(own)}' for d, own in class_names.items()
-    )
-    hint = f'they share {len(common)} classes; name them alike in a table with '
-    hint += f'the columns {", ".join(COLUMNS)} (config.data.classes)'
-    code = ExitCode.DATA
-    raise MiraInputError('no_common_classes', where, hint, exit_code=code)
+    where = '; '.join(f'{d}: {", ".join(x)}' for d, x in class_names.items())
+    hint = f'they share {len(common)} classes; name them alike in a table'
+    raise data_error('no_common_classes', where, f'{hint} config.data.classes')
   return common, {
     dataset: {n: c if c in common else '' for n, c in own.items()}
     for dataset, own in names.items()

@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 from mira_jax.data import people
-from mira_jax.errors import MiraInputError, data_error, some
+from mira_jax.errors import MiraInputError, data_error
 
 # Names of splits, whatever is appended to them.
 _SPLITS = {
@@ -102,30 +102,21 @@ def listed(
   remarks: Sequence[str] = (),
   sources: Mapping[str, str] | None = None,
 ) -> Listing:
-  """A Listing with one spelling per class and subject.
+  """A Listing of `path` with one spelling per class and subject.
 
-  Args:
-    rows: as read.
-    path: of their source, for errors.
-    dropped: see `Listing`.
-    failures: see `Listing`.
-    remarks: see `Listing`.
-    sources: see `Listing`; subjects may come from the paths as well.
+  Where no row names a subject, they may come from the paths.
 
   Raises:
     MiraInputError: a class has two spellings or cannot be stored
       ('bad_label').
   """
   labels, facts = _labels(rows, path), dict(sources or {})
-  written = [row.subject for row in rows]
-  subjects = people.one_spelling(written)
+  subjects = people.one_spelling([row.subject for row in rows])
   if not any(subjects):
-    written = people.of_paths([row.path for row in rows])
-    if [*map(_folded, written)] == [*map(_folded, labels)]:  # classes instead
-      written = [''] * len(rows)
-    subjects = people.one_spelling(written)
+    shown = people.of_paths([row.path for row in rows])
+    if shown != labels:  # these are classes
+      subjects = people.one_spelling(shown)
     facts['subjects'] = 'the names of folders and files'
-  facts['subjects'] = facts.get('subjects', '') + _merged(written, subjects)
   return Listing(
     rows=[
       dataclasses.replace(row, label=label, subject=subject)
@@ -136,10 +127,6 @@ def listed(
     remarks=list(remarks),
     sources=facts,
   )
-
-
-def _folded(name: str) -> str:
-  return unicodedata.normalize('NFC', name).casefold()
 
 
 def _labels(rows: Sequence[Row], path: str | os.PathLike[str]) -> list[str]:
@@ -154,16 +141,6 @@ def _labels(rows: Sequence[Row], path: str | os.PathLike[str]) -> list[str]:
       raise MiraInputError('bad_label', path, f'{_place(row)}: {problem}')
     labels.append(label)
   return labels
-
-
-def _merged(written: Sequence[str], names: Sequence[str]) -> str:
-  """Which subjects are written in several ways, for a few of them."""
-  pairs = {
-    f'{other.strip()!r} is {name!r}'
-    for name, other in zip(names, written, strict=True)
-    if name and name != other.strip()
-  }
-  return f' ({some(sorted(pairs), 3)})' if pairs else ''
 
 
 def _place(row: Row) -> str:
@@ -194,11 +171,7 @@ def split_word(name: str, *, of_folder: bool = False) -> str:
   """'train', 'val' or 'test' for a split's name in any usual form, else ''.
 
   Case, numbers and what is appended do not matter: Training, train_set,
-  'test(single-labeled)', 01-valid.
-
-  Args:
-    name: of a split.
-    of_folder: the split may be the last word, as in CAER_train, too.
+  'test(single-labeled)', 01-valid; nor `of_folder` what is before: CAER_train.
   """
   # PublicTest is two words; one word loses an ending such as in trainset.
   words = re.findall(r'[A-Z]?[a-z]+|[A-Z]+(?![a-z])', name)
@@ -215,11 +188,8 @@ def escaped(name: str, controls: bool = True) -> str:
   r"""A file's name that can be written as UTF-8, on one line.
 
   Bytes that are no UTF-8, and control characters, become \xHH, and a backslash
-  before such a text becomes \x5c, so that no two names become one.
-
-  Args:
-    name: as `os.listdir` gives it.
-    controls: whether control characters are escaped, too.
+  before such a text becomes \x5c, so that no two names become one. Without
+  `controls`, control characters stay.
   """
   raw = re.sub(rb'\\(?=x[0-9a-f]{2})', rb'\\x5c', os.fsencode(name))
   if controls:

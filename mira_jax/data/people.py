@@ -14,14 +14,11 @@ from collections.abc import Iterable, Sequence
 
 # As `_key` leaves them.
 _UNKNOWN = {
-  *('', '-', '--', '_', '.', '/', '\\', '?', '??', '*', 'x', '-1'),
+  *('', '-', '--', '_', '.', '/', '\\', '?', '??', '*', '-1'),
   *('na', 'n/a', '#n/a', 'n.a.', 'nan', 'none', 'null', 'nil', '<na>'),
   *('unknown', 'unk', 'undefined', 'unspecified', 'missing', 'not available'),
 }
 _SAME = {word: 's' for word in ('sub', 'subj', 'subject', 'subjectid')}
-# Marks that are initials where all others are as many letters: NA beside KA
-# and YM, X beside A and B.
-_INITIALS = {'na', 'x'}
 # Words that only mark a number as a subject.
 _GENERIC = {'s', 'p', 'id', 'pid', 'actor', 'participant', 'person', 'speaker'}
 _SURE_IN_PATH = re.compile(r'(?:sub|subject|actor)[-_]?\d+(?=$|[-_.])', re.I)
@@ -39,12 +36,8 @@ def one_spelling(subjects: Sequence[str]) -> list[str]:
   before it. A number without a word is the same as with one only if no other
   word is in use: 1 is S01 unless there is a P01, too. Of the spellings the
   most frequent one is kept, and of these the longest.
-
-  Args:
-    subjects: of each clip, as written.
   """
   keys = [_key(subject) for subject in subjects]
-  keys = _with_initials(keys, subjects)
   words = {word for word, number in keys if number and word}
   if len(words) == 1 and words <= _GENERIC:
     keys = [('' if number else word, number) for word, number in keys]
@@ -96,17 +89,6 @@ def _key(subject: str) -> _Key:
   if len(re.findall(r'\d+', text)) <= 2:  # more are rather a checksum
     text = re.sub(r'(?<!\d)0+(?=\d)', '', text)
   return text, ''
-
-
-def _with_initials(keys: Sequence[_Key], subjects: Sequence[str]) -> list[_Key]:
-  """Keys with those of `_INITIALS` that are written as all others are."""
-  others = {word for word, number in keys if word or number}
-  lengths = {len(word) if word.isalpha() else 0 for word in others}
-  texts = [_clean(subject).casefold() for subject in subjects]
-  return [
-    (text, '') if text in _INITIALS and lengths == {len(text)} else key
-    for key, text in zip(keys, texts, strict=True)
-  ]
 
 
 def _of_path(path: str) -> str:

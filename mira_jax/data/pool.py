@@ -13,10 +13,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from mira_jax.data import people
-from mira_jax.data.dataset import ClipIndex, PreparedDataset
+from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.pipeline import Source
 from mira_jax.data.records import Clip
-from mira_jax.errors import data_error
 
 _SEGMENT = re.compile(r'#\d+-\d+$')  # see `prepare.resolve.Found.clip_id`
 
@@ -74,25 +73,19 @@ def of_dataset(
   class_names: Sequence[str] | None = None,
   rename: Mapping[str, str] | None = None,
 ) -> Pool:
-  """The clips of some splits of a dataset.
+  """The clips of some splits of a dataset, in this order.
 
-  Args:
-    dataset: to read.
-    splits: of it, in this order.
-    class_names: of the pool; by default the dataset's own.
-    rename: the pool's name of each class of the dataset; clips of a class that
-      has none in `class_names` are left out.
+  `rename` gives the pool's name of each class of the dataset; clips of a class
+  that has none in `class_names` are left out.
 
   Raises:
-    MiraInputError: the label of a clip is none of the dataset's classes.
+    MiraInputError: the index of a split is damaged.
   """
   names = tuple(class_names or dataset.class_names)
   rename = rename or {name: name for name in dataset.class_names}
   place = {name: i for i, name in enumerate(names)}
   new = [place.get(rename.get(name, ''), -1) for name in dataset.class_names]
   parts = [dataset.index(split) for split in splits]
-  for split, part in zip(splits, parts, strict=True):
-    _check_labels(dataset, split, part)
   label, subject, clip_id, fold = (
     np.concatenate([getattr(part, column) for part in parts])
     for column in ('label', 'subject', 'clip_id', 'fold')
@@ -109,25 +102,11 @@ def of_dataset(
     fold=fold,
     dataset=np.full(len(label), dataset.name),
     sources=tuple(dataset.source(split) for split in splits),
-    where=np.stack(
-      [
-        np.repeat(np.arange(len(sizes)), sizes),
-        np.concatenate([np.arange(size) for size in sizes]),
-      ],
-      axis=1,
-    ),
+    where=np.array(
+      [(i, row) for i, size in enumerate(sizes) for row in range(size)], int
+    ).reshape(-1, 2),
   )
   return pool.take(pool.label >= 0)
-
-
-def _check_labels(
-  dataset: PreparedDataset, split: str, index: ClipIndex
-) -> None:
-  count = len(dataset.class_names)
-  for i in np.flatnonzero((index.label < 0) | (index.label >= count)):
-    path = f'{dataset.directory}: {split}[{i}] {index.clip_id[i]}'
-    hint = f'label {index.label[i]} is none of 0 to {count - 1}; prepare the '
-    raise data_error('bad_label', path, f'{hint}dataset again')
 
 
 def join(pools: Sequence[Pool]) -> Pool:

@@ -116,11 +116,16 @@ def parts(
   if not 0 <= fold < len(names):
     hint = f'the folds of {protocol!r} are 0 to {len(names) - 1}'
     raise data_error('no_fold', f'config.data.fold={fold}', hint)
-  pool = join(pools)
+  pool, val = join(pools), np.zeros(len(tests), bool)
   if protocol == 'split':
-    train, val, test = _by_split(datasets, pools, test_split)
+    splits = _splits(datasets, pools, test_split)
+    train, test = splits == 'train', splits == test_split
+    val = (splits == 'val') & ~test
   else:
-    train, val, test = _by_fold(tests, fold)
+    train, test = (tests >= 0) & (tests != fold), tests == fold
+    if unknown := int((tests < 0).sum()):
+      text = '%d of %d clips are in no fold: their subjects are unknown'
+      _log.warning(text, unknown, len(tests))
   rule = 'the split val' if val.any() else 'none'
   if not val.any() and val_fraction:
     rows = np.flatnonzero(train)
@@ -191,29 +196,16 @@ def _folds(
   return [f'fold {number}' for number in stored], tests
 
 
-def _by_fold(
-  tests: np.ndarray, fold: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Masks of the clips to train, validate (none) and test on."""
-  if unknown := int((tests < 0).sum()):
-    text = '%d of %d clips are in no fold: their subjects are unknown'
-    _log.warning(text, unknown, len(tests))
-  train = (tests >= 0) & (tests != fold)
-  return train, np.zeros(len(tests), bool), tests == fold
-
-
-def _by_split(
+def _splits(
   datasets: Sequence[PreparedDataset], pools: Sequence[Pool], test_split: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Masks of the splits train, val and test over all datasets."""
+) -> np.ndarray:
+  """The split of each clip of all pools, str [C]."""
   names = []
   for dataset, pool in zip(datasets, pools, strict=True):
     for split in ('train', test_split):
       dataset.source(split)  # raises for a missing split
     names.append(np.array(list(dataset.splits))[pool.where[:, 0]])
-  names = np.concatenate(names)
-  val = (names == 'val') & (test_split != 'val')
-  return names == 'train', val, names == test_split
+  return np.concatenate(names)
 
 
 def _thinned(

@@ -33,10 +33,8 @@ _SYSTEM = {
   *('thumbs.db', 'ehthumbs.db', 'desktop.ini', '__pycache__'),
 }
 _OTHER_MEDIA = container.OTHER_VIDEOS + container.OTHER_PICTURES
-_FEW = 7  # pictures beside a video that are no frames of a clip
 _SHOWN = 5
 _FOLD = re.compile(r'(?:fold|cv)[-_ ]?\d+', re.IGNORECASE)
-_LEVELS_DOWN = 3  # folders above the splits
 
 _Path = str | os.PathLike[str]
 _Clip = tuple[str, ...]  # the parts of a clip's path
@@ -58,13 +56,11 @@ class Walk:
   Attributes:
     clips: paths below the folder, '' for itself, in natural order: video files
       and folders of frames.
-    frames: the clips that are folders of frames.
     passed_over: how often each name was passed over, by reason.
     failures: links out of the folder, and folders that cannot be read.
   """
 
   clips: list[str] = dataclasses.field(default_factory=list)
-  frames: set[str] = dataclasses.field(default_factory=set)
   passed_over: dict[str, collections.Counter[str]] = dataclasses.field(
     default_factory=lambda: collections.defaultdict(collections.Counter)
   )
@@ -79,7 +75,6 @@ class Walk:
   def add(self, other: Walk) -> None:
     """Adds the contents of another folder."""
     self.clips += other.clips
-    self.frames |= other.frames
     self.failures += other.failures
     for why, names in other.passed_over.items():
       self.passed_over[why] += names
@@ -95,14 +90,10 @@ class Walk:
 def walk(root: _Path, suffixes: tuple[str, ...] = container.SUFFIXES) -> Walk:
   """Finds the clips of a folder, at any depth.
 
-  A clip is a video file, or a folder with pictures in it. A few pictures beside
-  videos, such as a cover, are no clip. Links to folders are followed if they
-  stay in the folder and lead to none above them; links in a folder that was
-  reached by one are not.
-
-  Args:
-    root: the folder.
-    suffixes: of video files, in lower case.
+  A clip is a video file of one of the `suffixes`, in lower case, or a folder of
+  pictures without videos. Links to folders are followed if they stay in the
+  folder and lead to none above them; links in a folder that was reached by one
+  are not.
   """
   root = os.path.realpath(root)
   found = Walk()
@@ -137,37 +128,24 @@ def scan_folder(root: _Path) -> Listing:
   clips = [tuple(clip.split(os.sep)) for clip in found.clips]
   above, order = _layout(clips, root)
   _refuse_subjects(clips, len(above) + order.index('class'), root)
-  rows, split_names = [], {}
+  rows = []
   for path, clip in zip(found.clips, clips, strict=True):
     level = dict(zip(order, clip[len(above) : -1], strict=False))
     split = split_word(level.get('split', ''), of_folder=True)
-    if 'split' in level:
-      split_names[level['split']] = split
     if 'split' in level and not split:
       found.passed_over['clips beside the splits'][level['split']] += 1
-    elif len(level) == len(order):
+    elif len(level) < len(order):
+      found.passed_over['clips outside a class folder'][''] += 1
+    else:
       label = escaped(level['class'], controls=False)
       rows.append(Row(path=path, label=label, split=split))
-    else:
-      is_frames = path in found.frames
-      what = 'images outside a clip' if is_frames else 'videos outside a class'
-      found.passed_over[f'{what} folder'][''] += 1
-  levels = '/'.join([*above, *map(str.upper, order)])
-  sources = {'classes': f'the folders {escaped(levels)}'}
-  if 'split' in order:
-    splits = (name for name, split in split_names.items() if split)
-    sources['splits'] = f'the folders {escaped(", ".join(splits))}'
-  if order[0] == 'split':
-    folders, _ = _entries(os.path.join(root, *above), '', Walk())
-    if unused := [name for name in folders if name not in split_names]:
-      why = 'without clips, beside the splits'
-      found.passed_over[why] = collections.Counter(unused)
+  levels = escaped('/'.join([*above, *map(str.upper, order)]))
   return listed(
     rows,
     root,
     dropped=found.dropped(),
     failures=found.failures,
-    sources=sources,
+    sources=dict.fromkeys(('classes', 'splits'), f'the folders {levels}'),
   )
 
 
@@ -187,27 +165,22 @@ def _layout(
 ) -> tuple[_Clip, tuple[str, ...]]:
   """Folders above the splits, and the order of levels: 'split', 'class'."""
   inside = [clip for clip in clips if len(clip) > 1]
-  depth, below, splits = 0, inside, {}
-  for depth in range(_LEVELS_DOWN + 1):
-    below = [clip for clip in inside if len(clip) > depth + 1]
-    splits = {
-      clip[depth]: split_word(clip[depth], of_folder=True) for clip in below
-    }
-    is_common = len(splits) == 1 and len(below) == len(inside)
-    if any(splits.values()) or not is_common:
+  depth = 0  # of the first level that is no folder of all clips
+  for names in zip(*(clip[:-1] for clip in inside), strict=False):
+    if len({*names}) > 1 or split_word(names[0], of_folder=True):
       break
-  if any(splits.values()):
-    if not (all(splits.values()) or _are_splits(splits.values())):
+    depth += 1
+  upper, lower = (
+    {split_word(c[at], of_folder=True) for c in inside if len(c) > at + 1}
+    for at in (depth, depth + 1)
+  )
+  if upper - {''}:
+    if '' in upper and not _are_splits(upper):
       raise _unclear(root, inside)
-    above = inside[0][:depth]
-    if depth and all(len(c) == depth + 2 for c in below if splits[c[depth]]):
-      return above[:-1], ('class', 'split')
-    return above, ('split', 'class')
-  names = {clip[depth + 1] for clip in inside if len(clip) > depth + 2}
-  found = {split_word(name, of_folder=True) for name in names}
-  if not _are_splits(found):
+    return inside[0][:depth], ('split', 'class')
+  if not _are_splits(lower):
     return (), ('class',)
-  if '' in found or {len(clip) for clip in inside} != {depth + 3}:
+  if '' in lower or {len(clip) for clip in inside} != {depth + 3}:
     raise _unclear(root, inside)
   return inside[0][:depth], ('class', 'split')
 
@@ -221,8 +194,8 @@ def _refuse_subjects(clips: Sequence[_Clip], at: int, root: _Path) -> None:
   inside = [clip for clip in clips if len(clip) > at + 1]
   names = sorted({clip[at] for clip in inside})
   are_others = all(people.of_paths(names)) or all(map(_FOLD.fullmatch, names))
-  is_deeper = any(len(clip) > at + 2 for clip in inside)
-  if are_others and is_deeper and len(names) > 1:
+  are_above = any(len(clip) > at + 2 for clip in inside)
+  if are_others and are_above and len(names) > 1:
     raise _unclear(root, inside, f', {names[0]} looks like a subject or fold')
 
 
@@ -232,10 +205,9 @@ def _unclear(
   folders = collections.Counter('/'.join(clip[:-1][:3]) for clip in clips)
   shown = [f'{name}/ ({n})' for name, n in sorted(folders.items())]
   hint = (
-    f'it is not clear which folders are splits and which are classes{why}: '
-    f'clips are in {some(shown, 8)}; expected ROOT/CLASS/CLIP, '
-    'ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP with a train and another '
-    'split; name another --root, or list the clips in a --table'
+    f'splits or classes{why}? Clips are in {some(shown, 8)}; expected '
+    'ROOT/CLASS/CLIP, ROOT/SPLIT/CLASS/CLIP or ROOT/CLASS/SPLIT/CLIP; name '
+    'another --root, or list the clips in a --table'
   )
   return data_error('unclear_tree', root, escaped(hint))
 
@@ -287,23 +259,13 @@ def _sort_files(
   others = {*files} - {*videos}
   frames = [f for f in others if f.lower().endswith(images.SUFFIXES)]
   found.clips += [os.path.join(at, file) for file in videos]
-  if frames and (not videos or _are_frames(frames, len(videos))):
-    found.clips.append(at)
-    found.frames.add(at)
-  elif frames:
+  if frames and videos:
     found.passed_over['pictures beside videos'][''] += len(frames)
+  elif frames:
+    found.clips.append(at)
   for file in others - {*frames}:
     kind = os.path.splitext(file)[1]
     found.passed_over['of another kind'][kind or 'no suffix'] += 1
-
-
-def _are_frames(pictures: Sequence[str], videos: int) -> bool:
-  """Whether pictures beside videos are a clip: many whose numbers differ.
-
-  Covers are few, and thumbnails are as many as the videos.
-  """
-  names = collections.Counter(re.sub(r'\d+', '0', name) for name in pictures)
-  return max(names.values()) > max(_FEW, 2 * videos)
 
 
 def _some(names: Mapping[str, int]) -> str:

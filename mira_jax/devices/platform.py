@@ -15,12 +15,12 @@ from mira_jax.errors import MiraInputError
 PLATFORMS = {'cpu': 'cpu', 'gpu': 'cuda,cpu', 'tpu': 'tpu,cpu'}
 FILES = 512  # that a process may have open
 _EXTRAS = {'gpu': '.[cuda]', 'tpu': '.[tpu]'}
-HELP = 'devices to compute on; by default the fastest ones that are there'
 
 
 def add_argument(parser: argparse.ArgumentParser) -> None:
   """Adds --device, for `start`."""
-  parser.add_argument('--device', choices=tuple(PLATFORMS), help=HELP)
+  text = 'devices to compute on; by default the fastest ones that are there'
+  parser.add_argument('--device', choices=tuple(PLATFORMS), help=text)
 
 
 def start(
@@ -44,7 +44,8 @@ def start(
   found = _platforms()
   if kind in (None, *found[:1]) and found:
     return
-  asked = f'--device={kind}' if kind else f'JAX_PLATFORMS={_named()}'
+  named = os.environ.get('JAX_PLATFORMS', '')
+  asked = f'--device={kind}' if kind else f'JAX_PLATFORMS={named}'
   jax.config.update('jax_platforms', '')
   there = ', '.join(_platforms()) or 'nothing'
   hint = f'JAX finds {there} here; leave that out'
@@ -76,7 +77,3 @@ def _platforms() -> list[str]:
   except (RuntimeError, AssertionError):
     return []
   return list(dict.fromkeys(device.platform for device in default))
-
-
-def _named() -> str:
-  return os.environ.get('JAX_PLATFORMS', '')

@@ -62,7 +62,7 @@ def test_mixup_fades_every_clip_into_its_partner_by_one_share():
 
 
 def test_cutmix_pastes_one_box_and_counts_its_pixels():
-  video, targets = mixed(3, 4000, mixup_alpha=0)
+  video, targets = mixed(3, 1000, mixup_alpha=0)
   pasted = video[:, 0, 0, :, :, 0] == 1
   rows, columns = pasted.any(2), pasted.any(1)
   box = rows[:, :, None] & columns[:, None, :]
@@ -99,73 +99,47 @@ def test_cutmix_boxes_are_distributed_as_in_the_reference():
 
 
 def test_nothing_mixed_is_the_identity():
-  for options in ({'probability': 0.0}, {'mixup_alpha': 0, 'cutmix_alpha': 0}):
-    video, targets = mixed(4, 8, **options)
-    for i in range(4):
-      assert (video[:, i] == i).all()
-    assert (targets == np.eye(4)).all()
+  video, targets = mixed(4, 1, mixup_alpha=0, cutmix_alpha=0)
+  for i in range(4):
+    assert (video[:, i] == i).all()
+  assert (targets == np.eye(4)).all()
 
 
-@pytest.mark.parametrize(
-  ('options', 'cut', 'untouched'),
-  [
-    ({}, 0.5, 0.01),  # some boxes have no pixels
-    ({'switch': 0.2, 'probability': 0.3}, 0.06, 0.7),
-  ],
-)
-def test_how_often_it_is_mixup_or_cutmix(options, cut, untouched):
-  video, targets = mixed(2, 2000, **options)
+def test_it_is_mixup_or_cutmix_equally_often():
+  video, targets = mixed(2, 1000)
   cuts = np.ptp(video[:, 0], axis=(1, 2, 3, 4)) > 0
-  same = ~cuts & (targets[:, 0, 0] == 1)
-  assert cuts.mean() == pytest.approx(cut, abs=0.03)
-  assert same.mean() == pytest.approx(untouched, abs=0.03)
+  same = ~cuts & (targets[:, 0, 0] == 1)  # some boxes have no pixels
+  assert cuts.mean() == pytest.approx(0.5, abs=0.05)
+  assert same.mean() == pytest.approx(0.01, abs=0.01)
 
 
 # ----- in training -----------------------------------------------------------
 
 
-def pair_up(rows):
-  return rows.reshape(-1, 2)[:, ::-1].reshape(-1)
-
-
 def test_mixing_moves_no_clip_to_another_device():
-  mesh = sharding.make_mesh()
-  rows = jnp.arange(2.0 * mesh.size)
-  video = jnp.broadcast_to(
-    rows[:, None, None, None, None], (len(rows), 1, 2, 2, 3)
-  )
+  mesh = sharding.make_mesh(devices=jax.devices()[:2])
+  rows = jnp.arange(8.0)
+  video = jnp.broadcast_to(rows[:, None, None, None, None], (8, 1, 2, 2, 3))
   split = NamedSharding(mesh, sharding.BATCH)
   mix = jax.jit(functools.partial(mixup.mix, cutmix_alpha=0))
   alone, _ = mix(KEY, video, rows[:, None])
   with jax.set_mesh(mesh):
     arguments = KEY, *jax.device_put((video, rows[:, None]), split)
     program = mix.lower(*arguments).compile()
-    mixed, targets = program(*arguments)
+    found, _ = program(*arguments)
   assert hlo.collectives(program.as_text()) == []
-  np.testing.assert_allclose(mixed, alone, rtol=1e-6)
-  # One share for all, so that a clip and its partner sum to the pair.
-  mixed, rows = np.asarray(mixed[:, 0, 0, 0, 0]), np.asarray(rows)
-  np.testing.assert_allclose(
-    mixed + pair_up(mixed), rows + pair_up(rows), rtol=1e-6
-  )
-  assert (mixed != rows).any()
-  np.testing.assert_allclose(targets[:, 0], mixed, rtol=1e-6)
+  np.testing.assert_allclose(found, alone, rtol=1e-6)
 
 
 def test_copies_of_a_clip_are_no_partners():
   clip = jnp.array([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-  video = jnp.zeros((10, 1, 2, 2, 3))
-  _, targets = mixup.mix(
-    KEY, video, jax.nn.one_hot(clip, 5), cutmix_alpha=0, copies=2
-  )
+  mix = jax.jit(functools.partial(mixup.mix, cutmix_alpha=0, copies=2))
+  _, targets = mix(KEY, jnp.zeros((10, 1, 2, 2, 3)), jax.nn.one_hot(clip, 5))
   mixed = [set(np.flatnonzero(row).tolist()) for row in targets]
   assert mixed == [{0, 1}] * 4 + [{2, 3}] * 4 + [{4}] * 2
 
 
-@pytest.mark.parametrize(
-  'options', [{}, {'mixup_alpha': 0.8, 'cutmix_alpha': 1.0}]
-)
-def test_the_objective_mixes_clips_and_targets(options):
+def test_the_objective_mixes_clips_and_targets():
   def apply(variables, video, train, rngs, mutable):
     assert train
     noise = jax.random.normal(rngs['dropout'], (len(video), 3))
@@ -181,23 +155,22 @@ def test_the_objective_mixes_clips_and_targets(options):
     'mask': np.ones(8, bool),
   }
   model = types.SimpleNamespace(num_classes=3, apply=apply)
-  objective = losses.classification(model, brighten, smoothing=0.3, **options)
+  alphas = {'mixup_alpha': 0.8, 'cutmix_alpha': 1.0}
+  objective = losses.classification(model, brighten, smoothing=0.3, **alphas)
   params = {'bias': jnp.zeros(3)}
+
+  @jax.jit
+  def by_hand(key):
+    augment_key, dropout_key, mix_key = jax.random.split(key, 3)
+    video = brighten(augment_key, batch['video'])
+    targets = jnp.eye(3)[batch['label']] * 0.7 + 0.1
+    video, targets = mixup.mix(mix_key, video, targets, **alphas)
+    dropout = {'dropout': dropout_key}
+    logits, _ = apply({'params': params}, video, True, dropout, ['mira'])
+    hits = logits.argmax(-1) == targets.argmax(-1)
+    return -(targets * jax.nn.log_softmax(logits)).sum(-1).mean(), hits.mean()
+
   loss, (metrics, _) = jax.jit(objective)(params, {}, batch, KEY)
-  augment_key, dropout_key, mix_key = jax.random.split(KEY, 3)
-  video, targets = jax.jit(
-    functools.partial(
-      mixup.mix, **options or {'mixup_alpha': 0, 'cutmix_alpha': 0}
-    )
-  )(
-    mix_key,
-    brighten(augment_key, batch['video']),
-    jnp.eye(3)[batch['label']] * 0.7 + 0.1,
-  )
-  logits, _ = apply(
-    {'params': params}, video, True, {'dropout': dropout_key}, ['mira']
-  )
-  want = -(targets * jax.nn.log_softmax(logits)).sum(-1).mean()
+  want, accuracy = by_hand(KEY)
   np.testing.assert_allclose(loss, want, rtol=1e-5)
-  hits = logits.argmax(-1) == targets.argmax(-1)
-  assert metrics['accuracy'] == hits.mean()
+  assert metrics['accuracy'] == accuracy

@@ -40,11 +40,9 @@ def few_levels():
 
 CLIPS = {
   'all levels': noise(),
-  'one level less': noise(0, 255),
   'low contrast': noise(37, 190),  # 153 levels: PIL's rounding shows
   'few levels': few_levels(),
   'black': flat(0),
-  'grey': flat(77),
   'tiny': noise(height=2, width=2),
 }
 
@@ -88,22 +86,20 @@ def test_auto_contrast_is_pils_for_every_pair_of_extremes():
   assert (np.asarray(out).max((1, 2)) == 254).any()  # the odd thing PIL does
 
 
-@pytest.mark.parametrize('bits', [1, 2, 4])
-def test_posterize_is_pils(bits):
+@pytest.mark.parametrize(
+  ('name', 'amount'),
+  [
+    ('posterize', 1),
+    ('posterize', 4),
+    ('solarize', 0),
+    ('solarize', 77),
+    ('solarize', 256),
+  ],
+)
+def test_operations_with_a_whole_amount_are_pils(name, amount):
+  ours, theirs = getattr(randaugment, name), getattr(ImageOps, name)
   clip = noise()
-  compare(
-    jax.jit(randaugment.posterize)(clip, bits),
-    pil(clip, lambda x: ImageOps.posterize(x, bits)),
-  )
-
-
-@pytest.mark.parametrize('threshold', [0, 77, 256])
-def test_solarize_is_pils(threshold):
-  clip = noise()
-  compare(
-    jax.jit(randaugment.solarize)(clip, threshold),
-    pil(clip, lambda x: ImageOps.solarize(x, threshold)),
-  )
+  compare(jax.jit(ours)(clip, amount), pil(clip, lambda x: theirs(x, amount)))
 
 
 def add_below_128(image, amount):
@@ -115,10 +111,8 @@ def test_solarize_add_by_hand_and_as_a_table():
   out = randaugment.solarize_add(jnp.array([0, 127, 128, 255], jnp.uint8), 110)
   assert out.tolist() == [110, 237, 128, 255]
   clip = noise()
-  compare(
-    jax.jit(randaugment.solarize_add)(clip, 77),
-    pil(clip, lambda x: add_below_128(x, 77)),
-  )
+  out = randaugment.solarize_add(clip, 77)
+  compare(out, pil(clip, lambda x: add_below_128(x, 77)))
 
 
 @pytest.mark.parametrize('factor', [0.1, 1.63])
@@ -150,7 +144,7 @@ def pil_warp(image, operation, share):
   return image.transform(image.size, AFFINE, matrix[operation], **GREY)
 
 
-@pytest.mark.parametrize('share', [-1.0, 0.0, 0.31, 0.7])
+@pytest.mark.parametrize('share', [-1.0, 0.31])
 @pytest.mark.parametrize('index', range(5))
 def test_warps_are_pils(index, share):
   operation = randaugment.OPERATIONS[randaugment.WARPS + index]
@@ -191,15 +185,12 @@ def timm(image, operation, share, sign):
   return pil_warp(image, operation, sign * share)
 
 
-OPTIONS = {'magnitude': 7.0, 'ops': 4, 'std': 0.5, 'probability': 0.5}
-RAND = jax.jit(randaugment.rand_augment)
-
-
 def test_a_clip_goes_through_what_was_drawn():
   clip = noise(height=16, width=16)
   lengths = set()
+  rand, draw = jax.jit(randaugment.rand_augment), jax.jit(randaugment.draw)
   for key in jax.random.split(jax.random.key(1), 40):
-    draws = randaugment.draw(key, **OPTIONS)
+    draws = jax.device_get(draw(key))
     rows = [
       (randaugment.OPERATIONS[operation], share, sign)
       for operation, happens, share, sign in zip(*draws, strict=True)
@@ -209,7 +200,7 @@ def test_a_clip_goes_through_what_was_drawn():
     for operation, share, sign in rows:
       step = (operation, float(share), float(sign))
       expected = pil(expected, lambda x: timm(x, *step))  # noqa: B023
-    out = np.asarray(RAND(key, clip))
+    out = np.asarray(rand(key, clip))
     # A level that is one off may become two in a later step, or many where
     # the histogram or a threshold decides.
     close = np.abs(out.astype(int) - expected) <= 3
@@ -219,8 +210,8 @@ def test_a_clip_goes_through_what_was_drawn():
 
 
 def test_draws_are_those_of_m7_n4_mstd05():
-  draw = functools.partial(randaugment.draw, **OPTIONS)
-  draws = jax.vmap(draw)(jax.random.split(KEY, 3000))
+  draw = jax.jit(jax.vmap(randaugment.draw))
+  draws = jax.device_get(draw(jax.random.split(KEY, 3000)))
   assert draws.operation.shape == (3000, 4)
   counts = collections.Counter(np.ravel(draws.operation).tolist())
   assert set(counts) == set(range(15))
@@ -234,55 +225,36 @@ def test_draws_are_those_of_m7_n4_mstd05():
   assert set(np.unique(draws.sign)) == {-1, 1}
   assert draws.share.mean() == pytest.approx(0.7, abs=0.002)
   assert draws.share.std() == pytest.approx(0.05, abs=0.001)
-  cut_off = randaugment.draw(
-    KEY, magnitude=10.0, ops=50, std=4.0, probability=1.0
-  )
-  assert cut_off.share.max() == 1
-  assert cut_off.share.min() >= 0
-  assert cut_off.happens.all()
-
-
-def test_the_references_numbers_are_the_defaults():
-  clip = noise(height=16, width=16)
-  explicit = functools.partial(randaugment.rand_augment, **OPTIONS)
-  jaxprs = [
-    str(jax.make_jaxpr(f)(KEY, clip))
-    for f in (randaugment.rand_augment, explicit)
-  ]
-  assert jaxprs[0] == jaxprs[1]
 
 
 # ----- in Augment -------------------------------------------------------------
 
 
-def test_augment_changes_clips_first_and_each_its_own_way():
+def test_augment_changes_each_clip_its_own_way_on_any_mesh():
   frame = noise(frames=1, height=16, width=16)
-  video = np.repeat(np.repeat(frame, 2, axis=0)[None], 8, axis=0)
-  change = jax.jit(transforms.Augment(flip=False, rand_augment=True))
-  out = change(KEY, video)
+  video = np.repeat(np.repeat(frame, 2, axis=0)[None], 4, axis=0)
+  change = transforms.Augment(flip=False, rand_augment=True)
+  jit = functools.partial(jax.jit, compiler_options=runs.USUAL_FUSIONS)
+  alone = jit(change)
+  out = alone(KEY, video)
   pixels = np.asarray(out) * transforms.STD + transforms.MEAN
+  # RandAugment comes first: results are whole levels.
   np.testing.assert_allclose(pixels * 255, np.round(pixels * 255), atol=1e-3)
   assert (pixels[:, 0] == pixels[:, 1]).all()  # equal frames stay equal
-  assert len({row.tobytes() for row in np.asarray(out)}) > 4
-  np.testing.assert_array_equal(out, change(KEY, video))
-  assert (out != change(jax.random.key(1), video)).any()
+  assert len({row.tobytes() for row in np.asarray(out)}) > 2
+  assert (out != alone(jax.random.key(1), video)).any()
 
+  mesh = sharding.make_mesh(devices=jax.devices()[:2])
+  assert mesh.size == 2
 
-def test_the_same_on_one_device_and_on_four():
-  video = np.repeat(noise(height=16, width=16)[None], 8, axis=0)
-  change = transforms.Augment(rand_augment=True)
-  mesh = sharding.make_mesh(devices=jax.devices()[:4])
-  assert mesh.size == 4
-  jit = functools.partial(jax.jit, compiler_options=runs.USUAL_FUSIONS)
-
-  @jit
-  def sharded(key, video):
+  def over_mesh(key, video):
     with sharding.ambient(mesh):
       return change(key, video)
 
   split = sharding.put_batch({'video': video}, mesh)['video']
-  out = sharded(KEY, split)
-  assert out.sharding.is_equivalent_to(split.sharding, out.ndim)
-  np.testing.assert_allclose(out, jit(change)(KEY, video), atol=1e-5)
+  program = jit(over_mesh).lower(KEY, split).compile()
+  found = program(KEY, split)
+  assert found.sharding.is_equivalent_to(split.sharding, out.ndim)
+  np.testing.assert_allclose(found, out, atol=1e-5)
   # Every device works on its own clips: nothing is gathered.
-  assert 'all-gather' not in sharded.lower(KEY, split).compile().as_text()
+  assert 'all-gather' not in program.as_text()

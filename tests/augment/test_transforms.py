@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import zlib
 
-import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from PIL import Image
 
 from mira_jax import config
 from mira_jax.augment import transforms
-from mira_jax.errors import MiraInputError
 
 KEY = jax.random.key(0)
-few = hypothesis.settings(max_examples=12, derandomize=True, deadline=None)
-seeds = st.integers(0, 2**31 - 1)
 
 
 def clip(frames: int = 3, side: int = 6) -> jax.Array:
@@ -72,18 +68,6 @@ def test_jitter_moves_brightness_and_contrast_only():
   assert 0.8 * 0.7 <= slope <= 1.2 * 1.3
   assert abs(slope - 1) > 1e-3
   assert 0.8 <= out.mean() / x.mean() <= 1.2
-  strong = transforms.jitter(KEY, x * 1.1, 1.0, 1.0)
-  assert 0 <= strong.min() <= strong.max() <= 1
-
-
-def test_augment_draws_per_clip_and_repeats_with_its_key():
-  video = np.random.default_rng(0).integers(0, 256, (1, 3, 8, 8, 3), np.uint8)
-  video = np.repeat(video, 4, axis=0)
-  change = transforms.Augment(shift=2, brightness=0.2, contrast=0.2)
-  out = change(KEY, video)
-  assert len({np.asarray(row).tobytes() for row in out}) == 4
-  np.testing.assert_array_equal(out, change(KEY, video))
-  assert (out != change(jax.random.key(1), video)).any()
 
 
 # ----- identities -----------------------------------------------------------
@@ -105,14 +89,12 @@ IDENTITIES = {
     transforms.normalise(x)
   ),
 }
-COMPILED = {name: jax.jit(change) for name, change in IDENTITIES.items()}
 
 
-@few
-@hypothesis.given(seed=seeds, name=st.sampled_from(sorted(IDENTITIES)))
-def test_a_transform_without_effect_is_the_identity(seed, name):
-  x = np.random.default_rng(seed).uniform(size=(2, 6, 6, 3))
-  out = COMPILED[name](jax.random.key(seed), jnp.asarray(x, jnp.float32))
+@pytest.mark.parametrize('name', IDENTITIES)
+def test_a_transform_without_effect_is_the_identity(name):
+  x = np.random.default_rng(0).uniform(size=(2, 6, 6, 3))
+  out = jax.jit(IDENTITIES[name])(KEY, jnp.asarray(x, jnp.float32))
   np.testing.assert_allclose(out, x, atol=2e-6)
 
 
@@ -128,8 +110,8 @@ def test_augment_of_nothing_only_normalises():
 OPERATIONS = {
   'multi_scale_crop': (
     {'multi_scale': 'base'},
-    lambda key, x: transforms.multi_scale_crop(
-      key, x, scales=transforms.CROP_SCALES['base']
+    functools.partial(
+      transforms.multi_scale_crop, scales=transforms.CROP_SCALES['base']
     ),
   ),
   'random_resized_crop': (
@@ -137,10 +119,10 @@ OPERATIONS = {
     transforms.random_resized_crop,
   ),
   'flip': ({'flip': True}, transforms.flip),
-  'shift': ({'shift': 2}, lambda key, x: transforms.shift(key, x, 2)),
+  'shift': ({'shift': 2}, functools.partial(transforms.shift, pixels=2)),
   'jitter': (
     {'brightness': 0.2, 'contrast': 0.3},
-    lambda key, x: transforms.jitter(key, x, 0.2, 0.3),
+    functools.partial(transforms.jitter, brightness=0.2, contrast=0.3),
   ),
   'random_erase': (
     {'erase': 1.0},
@@ -151,23 +133,25 @@ OPERATIONS = {
 }
 
 
-@pytest.mark.parametrize('left_out', ['multi_scale_crop', 'flip', 'jitter'])
-def test_leaving_a_transform_out_changes_no_other_draw(left_out):
+def test_leaving_a_transform_out_changes_no_other_draw():
   video = np.random.default_rng(0).integers(0, 256, (2, 2, 16, 16, 3), np.uint8)
-  used = {n: x for n, x in OPERATIONS.items() if n != left_out}
+  used = {n: x for n, x in OPERATIONS.items() if n != 'flip'}
   fields = {'flip': False}
   for more, _ in used.values():
     fields |= more
-  got = jax.jit(transforms.Augment(**fields))(KEY, video)
+  change = jax.jit(transforms.Augment(**fields))
+  got = change(KEY, video)
 
   def by_hand(key, x):
     for name, (_, change) in used.items():
       x = change(jax.random.fold_in(key, zlib.crc32(name.encode())), x)
-    return x if 'random_erase' in used else transforms.normalise(x)
+    return x
 
   keys = jax.random.split(KEY, 2)
   want = jax.jit(jax.vmap(by_hand))(keys, transforms.to_unit(video))
   np.testing.assert_allclose(got, want, atol=1e-5)
+  np.testing.assert_array_equal(got, change(KEY, video))
+  assert (got != change(jax.random.key(1), video)).any()
 
 
 # ----- boxes ----------------------------------------------------------------
@@ -265,19 +249,14 @@ def test_stretch_is_bilinear_interpolation_of_the_crop(box):
     np.testing.assert_allclose(stretched, bilinear(frame, *box), atol=2e-6)
 
 
-def test_a_crop_is_alike_in_all_frames_and_repeats_with_its_key():
+def test_a_crop_is_a_stretched_box_and_alike_in_all_frames():
   x = ramp(3, 16, 24)
   crop = functools.partial(transforms.random_resized_crop, clip=x)
-  keys = jax.random.split(KEY, 20)
-  out = np.asarray(jax.jit(jax.vmap(crop))(keys))
-  assert (out == out[:, :1]).all()
-  boxes = [box_of(each) for each in out]
+  out = jax.jit(jax.vmap(crop))(jax.random.split(KEY, 20))
+  boxes = np.array([box_of(each) for each in np.asarray(out)], int)
   assert len({tuple(box) for box in boxes}) > 15
-  stretch = jax.jit(transforms.stretch)
-  for cropped, box in zip(out, boxes, strict=True):
-    expected = stretch(x, transforms.Box(*jnp.array(box, int)))
-    np.testing.assert_allclose(cropped, expected, atol=1e-5)
-  np.testing.assert_allclose(out[0], crop(keys[0]), atol=1e-5)
+  stretch = jax.jit(jax.vmap(lambda box: transforms.stretch(x, box)))
+  np.testing.assert_allclose(out, stretch(transforms.Box(*boxes.T)), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -311,23 +290,8 @@ def test_the_sizes_of_crops_for_pre_training():
   assert sorted(sizes) == sorted(SIDES_224)
   sizes = transforms.crop_sizes(224, transforms.CROP_SCALES['large'])
   assert sorted(sizes) == sorted(SIDES_224 + SMALL_SIDES_224)
-  assert len(sizes) == 22
-
-
-@pytest.mark.parametrize(
-  ('side', 'scale', 'cropped'),
-  [(16, 0.875, 16), (24, 0.875, 21)],
-)
-def test_a_crop_that_is_almost_whole_is_whole(side, scale, cropped):
-  assert transforms.crop_sizes(side, (scale,)) == [(cropped, cropped)]
-
-
-def scaled_boxes(side, scales, count):
-  crop = functools.partial(
-    transforms.multi_scale_crop, clip=ramp(1, side, side), scales=scales
-  )
-  out = jax.jit(jax.vmap(crop))(jax.random.split(KEY, count))
-  return {tuple(map(int, box_of(each))) for each in np.asarray(out)}
+  assert transforms.crop_sizes(16, (0.875,)) == [(16, 16)]  # almost whole
+  assert transforms.crop_sizes(24, (0.875,)) == [(21, 21)]
 
 
 def test_crops_for_pre_training_are_always_enumerated_ones():
@@ -340,7 +304,13 @@ def test_crops_for_pre_training_are_always_enumerated_ones():
     for row, column in np.ndindex(5, 5)
     if (row + column) % 2 == 0
   }
-  boxes = scaled_boxes(40, transforms.CROP_SCALES['base'], 1500)
+  crop = functools.partial(
+    transforms.multi_scale_crop,
+    clip=ramp(1, 40, 40),
+    scales=transforms.CROP_SCALES['base'],
+  )
+  out = np.asarray(jax.jit(jax.vmap(crop))(jax.random.split(KEY, 1500)))
+  boxes = {tuple(map(int, box_of(each))) for each in out}
   assert boxes <= expected
   assert {box[2:] for box in boxes} == {box[2:] for box in expected}
   assert len(boxes) > 0.9 * len(expected)
@@ -380,24 +350,15 @@ def test_erasing_fills_one_box_with_new_noise_everywhere():
   assert len(np.unique(noise)) > 0.99 * noise.size == 0.99 * 64 * 32 * 3
   assert abs(noise.mean()) < 0.05
   assert abs(noise.std() - 1) < 0.03
-  np.testing.assert_array_equal(out, erase(KEY))
-  assert (out != erase(jax.random.key(1))).any()
 
 
 def test_the_references_numbers_are_the_defaults():
-  x = ramp(1, 64, 64)
-  for change, numbers in (
-    (
-      transforms.random_resized_crop,
-      {'area': (0.08, 1), 'ratio': (3 / 4, 4 / 3)},
-    ),
-    (transforms.random_erase, {'area': (0.02, 1 / 3), 'ratio': (0.3, 1 / 0.3)}),
+  for change, area, ratio in (
+    (transforms.random_resized_crop, (0.08, 1), (3 / 4, 4 / 3)),
+    (transforms.random_erase, (0.02, 1 / 3), (0.3, 1 / 0.3)),
   ):
-    default, same, other = (
-      str(jax.make_jaxpr(functools.partial(change, clip=x, **options))(KEY))
-      for options in ({}, numbers, {**numbers, 'area': (0.1, 1)})
-    )
-    assert default == same != other
+    options = inspect.signature(change).parameters
+    assert (options['area'].default, options['ratio'].default) == (area, ratio)
 
 
 # ----- the whole of it ------------------------------------------------------
@@ -411,11 +372,3 @@ def test_a_configuration_asks_for_augmentation():
   asked = config.augment(data)
   assert (asked.rand_augment, asked.multi_scale) == (True, 'large')
   assert asked.erase == 0.25
-  for wrong in (
-    {'erase': 1.5},
-    {'multi_scale': 'small'},
-    {'mixup_alpha': -1.0},
-  ):
-    cfg = config.Config(data=config.DataConfig(**wrong))
-    with pytest.raises(MiraInputError, match=f'data.{next(iter(wrong))}'):
-      config.validate(cfg)

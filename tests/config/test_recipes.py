@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib
 import itertools
@@ -16,9 +15,11 @@ import pytest
 from configs import quickstart, quickstart_pretrain
 from mira_jax import config
 from mira_jax.config import recipes
+from mira_jax.data import dataset
 from mira_jax.devices import sharding
 from mira_jax.models.build import build_model
 from mira_jax.models.vivit import SIZES
+from mira_jax.synthetic import dataset as synthetic
 from mira_jax.train import build
 from mira_jax.train import task as tasks
 
@@ -37,9 +38,10 @@ TUNED = {
   ('dfew', 'L,flashlite,3'): (1.25e-4, 6.25e-8, 15, 16, 4, 5),
   ('dfew', 'H,flashlite,5'): (1.875e-4, 1.25e-7, 10, 32, 4, 5),
   ('mafw', 'B,flashlite,1'): (1.25e-4, 6.25e-8, 5, 16, 4, 5),
-  ('mafw', 'B,flashlite,2'): (1.25e-4, 6.25e-8, 10, 16, 4, 5),
-  ('mafw', 'B,flashlite,3'): (1.25e-4, 6.25e-8, 10, 16, 4, 5),
-  ('mafw', 'B,flashlite,4'): (1.25e-4, 6.25e-8, 10, 16, 4, 5),
+  **{
+    ('mafw', f'B,flashlite,{fold}'): (1.25e-4, 6.25e-8, 10, 16, 4, 5)
+    for fold in (2, 3, 4)
+  },
   ('mafw', 'B,flashlite,5'): (6.25e-5, 3.125e-8, 10, 16, 4, 5),
   ('mafw', 'B,exact,1'): (9.375e-5, 6.25e-8, 10, 16, 4, 5),
   ('mafw', 'L,flashlite,1'): (1.25e-4, 6.25e-8, 10, 16, 4, 5),
@@ -158,19 +160,16 @@ def task_of(cfg, workdir, monkeypatch):
 
 
 def mesh():
-  return sharding.make_mesh(devices=jax.devices()[:4])
+  return sharding.make_mesh(devices=jax.devices()[:1])
 
 
 @pytest.fixture(scope='module')
 def drawn(tmp_path_factory):
   """A few drawn clips with folds."""
-  from mira_jax.data import dataset
-  from mira_jax.synthetic import dataset as synthetic
-
   folder = tmp_path_factory.mktemp('drawn')
   made = dataset.open(
     synthetic.build(
-      folder / 'plain', train_clips=14, test_clips=7, size=224, workers=0
+      folder / 'plain', train_clips=14, test_clips=7, size=64, workers=0
     )
   )
 
@@ -189,11 +188,10 @@ def drawn(tmp_path_factory):
   return str(folder / 'folds')
 
 
-def swapped(cfg, drawn, batch=4):
+def swapped(cfg, drawn):
   """The configuration on drawn clips."""
-  cfg = copy.deepcopy(cfg)
   cfg.data.dataset, cfg.train.init_from = drawn, ''
-  cfg.data.batch_size = batch
+  cfg.data.batch_size = 2
   cfg.data.val_fraction = 0.2
   cfg.data.threads = 2
   return cfg
@@ -203,8 +201,7 @@ def swapped(cfg, drawn, batch=4):
   ('name', 'text'),
   [
     ('dfew', 'L,flashlite'),
-    ('samm', 'B,exact'),
-    ('voxceleb2', 'H,plain'),
+    ('voxceleb2', 'B,plain'),
   ],
 )
 def test_configs_build_model_and_optimiser(
@@ -214,8 +211,8 @@ def test_configs_build_model_and_optimiser(
   task = task_of(cfg, tmp_path, monkeypatch)
   state = build.training(cfg, task.program, mesh(), 1).target
   count = sum(x.size for x in jax.tree.leaves(state.params))
-  # Of ViT-B, L and H; a decoder comes on top.
-  least = {'B': 86e6, 'L': 303e6, 'H': 631e6}[text[0]]
+  # Of ViT-B and L; a decoder comes on top.
+  least = {'B': 86e6, 'L': 303e6}[text[0]]
   assert least < count < 1.15 * least
   moments = sum(x.size for x in jax.tree.leaves(state.opt_state))
   assert moments > 2 * count - 10
@@ -223,27 +220,26 @@ def test_configs_build_model_and_optimiser(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures('compile_cache')
 @pytest.mark.parametrize('name', ['dfew', 'voxceleb2'])
 def test_configs_train_two_steps(name, drawn, tmp_path, monkeypatch):
-  # Size Ti, in 112 pixels and 2 blocks: a step of 224 takes half a minute.
+  # Small, and of one block: a step of 224 pixels takes half a minute.
   cfg = swapped(get(name, 'Ti'), drawn)
-  cfg.model.depth = 2
-  cfg.model.image_size = 112
+  cfg.model.depth, cfg.model.image_size = 1, 64
+  if cfg.pretrain:
+    cfg.pretrain.decoder_depth = 1
   cfg.optim.warmup_epochs = 0
   task = task_of(cfg, tmp_path, monkeypatch)
   cfg.train.epochs = 2
-  init, step, target = build.training(cfg, task.program, mesh(), 1)
-  where = jax.tree.map(lambda x: x.sharding, target)
-  state = jax.jit(init, out_shardings=where)(jax.random.key(0))
+  init, step, _ = build.training(cfg, task.program, mesh(), 1)
+  state = jax.jit(init)(jax.random.key(0))
   before = jax.tree.map(np.asarray, state.params)
   batches = task.batches(0)
-  key = jax.device_put(jax.random.key(1), sharding.replicated(mesh()))
-  for _ in range(2):
-    with jax.set_mesh(mesh()):
-      state, row = step(state, sharding.put_batch(next(batches), mesh()), key)
-    assert np.isfinite(row['loss'])
-    assert row['grad_norm'] > 0
+  with jax.set_mesh(mesh()):
+    for _ in range(2):
+      batch = sharding.put_batch(next(batches), mesh())
+      state, row = step(state, batch, jax.random.key(1))
+      assert np.isfinite(row['loss'])
+      assert row['grad_norm'] > 0
   moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, state.params)
   stuck = [
     jax.tree_util.keystr(path)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-import time
 import unicodedata
 
 import av
@@ -14,7 +13,7 @@ import pytest
 
 import miniatures
 from mira_jax.cli import main as cli
-from mira_jax.data import dataset, listing, people, trees
+from mira_jax.data import dataset, listing, trees
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.inference import find_clips
 from mira_jax.prepare import prepare
@@ -48,8 +47,6 @@ def _read(root: pathlib.Path) -> set[tuple[str, str, str]]:
   ('train', 'other', 'split'),
   [
     ('Training', 'TESTING', 'test'),
-    ('trainset', 'validation-set', 'val'),
-    ('tr', 'dev', 'val'),
     ('CAER_train', 'CAER_test', 'test'),
     ('01-train', '02-Eval', 'val'),
   ],
@@ -67,7 +64,6 @@ def test_folders_beside_the_splits_are_counted(tmp_path):
   beside = ('extra/1.mp4', 'extra/2.mp4', '__MACOSX/train/happy/._1.mp4')
   more = ('notes.txt', 'docs/figure.png', '.git/config')
   root = _files(tmp_path / 'r', *_tree('train', 'test'), *beside, *more)
-  (root / 'annotations').mkdir()
   found = trees.scan_folder(root)
   assert found.class_names == ['happy', 'sad']
   assert len(found.rows) == 4
@@ -75,8 +71,7 @@ def test_folders_beside_the_splits_are_counted(tmp_path):
     'hidden or of the system: .git __MACOSX': 2,
     'of another kind: .txt': 1,
     'clips beside the splits: extra': 2,
-    'images outside a clip folder': 1,
-    'without clips, beside the splits: annotations docs': 2,
+    'clips outside a class folder': 1,
   }
 
 
@@ -157,10 +152,8 @@ def test_hidden_and_system_folders_hold_no_clip_at_any_depth(tmp_path):
   hidden = (
     'a/1/.ipynb_checkpoints/0001-checkpoint.jpg',
     'a/1/@eaDir/SYNOPHOTO_THUMB_M.jpg',
-    'b/.thumbnails/2.jpg',
     'b/._2.mp4',
     'b/Thumbs.db',
-    '$RECYCLE.BIN/3.mp4',
     'lost+found/4.mp4',
     '__MACOSX/a/1/._0001.jpg',
   )
@@ -169,31 +162,17 @@ def test_hidden_and_system_folders_hold_no_clip_at_any_depth(tmp_path):
   assert [r.path for r in trees.scan_folder(root).rows] == ['a/1', 'b/2.mp4']
   found = find_clips.expand(str(root))
   assert found.clips == [str(root / 'a/1'), str(root / 'b/2.mp4')]
-  (why,) = found.dropped()
-  assert why.startswith('hidden or of the system: ')
-  assert found.dropped()[why] == len(hidden)
+  assert [*found.dropped().values()] == [len(hidden)]
   assert not found.unread
   # A folder that is named is looked into, whatever it is called.
   assert trees.walk(root / 'lost+found').clips == ['4.mp4']
 
 
-def test_few_pictures_beside_a_video_are_no_clip(tmp_path):
-  root = _files(
-    tmp_path / 'r',
-    *(f'cover/v{i}.mp4' for i in range(9)),
-    *(f'cover/v{i}.jpg' for i in range(9)),
-    'cover/poster.png',
-    'frames/preview.mp4',
-    *(f'frames/{i:04d}.jpg' for i in range(9)),
-  )
+def test_pictures_beside_a_video_are_no_clip(tmp_path):
+  root = _files(tmp_path / 'r', 'a/1.mp4', 'a/1.jpg', 'a/cover.png', 'b/1.jpg')
   found = trees.walk(root)
-  assert found.frames == {'frames'}
-  assert found.clips == [
-    *(f'cover/v{i}.mp4' for i in range(9)),
-    'frames',
-    'frames/preview.mp4',
-  ]
-  assert found.dropped() == {'pictures beside videos': 10}
+  assert found.clips == ['a/1.mp4', 'b']
+  assert found.dropped() == {'pictures beside videos': 2}
 
 
 def test_other_kinds_of_video_are_counted(tmp_path):
@@ -205,20 +184,17 @@ def test_other_kinds_of_video_are_counted(tmp_path):
   assert not trees.walk(root).unread
 
 
-@pytest.mark.parametrize(
-  ('name', 'codec'), [('a.wmv', 'wmv2'), ('a.MPG', 'mpeg2video')]
-)
-def test_old_formats_are_read(tmp_path, name, codec):
-  with av.open(str(tmp_path / name), 'w') as file:
-    stream = file.add_stream(codec, rate=25)
+def test_old_formats_are_read(tmp_path):
+  with av.open(str(tmp_path / 'a.WMV'), 'w', format='asf') as file:
+    stream = file.add_stream('wmv2', rate=25)
     stream.width = stream.height = 64
     for i in range(12):
       image = np.full((64, 64, 3), 20 * i, np.uint8)
       frame = av.VideoFrame.from_ndarray(image, format='rgb24')
       file.mux(stream.encode(frame))
     file.mux(stream.encode())
-  assert trees.walk(tmp_path).clips == [name]
-  video = decode.read_clip(tmp_path / name, short_side=32)
+  assert trees.walk(tmp_path).clips == ['a.WMV']
+  video = decode.read_clip(tmp_path / 'a.WMV', short_side=32)
   assert abs(len(video) - 12) <= 1
 
 
@@ -268,10 +244,11 @@ def test_folders_that_link_each_other_end_soon(tmp_path):
     (root / f'l{i}').symlink_to('.')
     (root / 'a' / f'l{i}').symlink_to('../b')
     (root / 'b' / f'l{i}').symlink_to('../a')
-  start = time.monotonic()
-  assert {'a/1.mp4', 'b/2.mp4'} <= set(trees.walk(root).clips)
+  # At most once by its own name and once by each link, below the other.
+  clips = trees.walk(root).clips
+  assert {'a/1.mp4', 'b/2.mp4'} <= set(clips)
+  assert len(clips) < 100
   assert Tree(root, 'X/a').find('a') == root / 'a'
-  assert time.monotonic() - start < 5
 
 
 def test_a_class_that_links_into_another_is_seen(tmp_path):
@@ -343,65 +320,3 @@ def test_natural_order_of_any_number_of_digits():
   names = ['a2', 'a10', '9', '10', '1' * 5000]
   ordered = sorted(reversed(names), key=listing.natural)
   assert ordered == ['9', '10', '1' * 5000, 'a2', 'a10']
-
-
-# ----- subjects ---------------------------------------------------------------
-
-
-def test_a_subject_in_several_spellings_is_one():
-  for same in (
-    ('1', '01', '001', '1.0', ' 1 '),
-    ('S01', 's01', 'S01 ', 's1', 'S-1', 'sub01', 'Subject 1', '1'),
-    ('José', unicodedata.normalize('NFD', 'José')),
-    ('p1\0', 'P01'),
-    ('Ann Lee', 'ann  lee', 'ANN\xa0LEE'),
-  ):
-    names = people.one_spelling([*same, 'Bob', same[0]])
-    assert {*names[: len(same)]} == {names[-1]}
-    assert names[-2] == 'Bob'
-    assert people.one_spelling(names) == names
-  kept = people.one_spelling(['1', '01', '01', '2', '02'])
-  assert kept == ['01', '01', '01', '02', '02']  # the most frequent
-
-
-def test_other_subjects_stay_others():
-  for others in (('1', '10'), ('S1', 'P1'), ('1', 'S1', 'P1'), ('ann', 'anne')):
-    assert len({*people.one_spelling(others)}) == len(others)
-  marks = ['NA', 'nan', '-', '?', '', ' ', 'N/A', 'None', 'unknown', '-1']
-  assert people.one_spelling([*marks, '3']) == [''] * len(marks) + ['3']
-
-
-@pytest.mark.parametrize(
-  'names', [['KA', 'NA', 'YM', 'NA', '?'], ['A', 'X', 'B', 'x', '']]
-)
-def test_initials_that_look_like_a_mark_are_a_subject(names):
-  found = people.one_spelling(names)
-  assert found[1] == found[3] != ''
-  assert found[-1] == ''
-
-
-@pytest.mark.parametrize('name', ['Actor_0{}', 'fold_{}'])
-def test_folders_of_subjects_are_no_classes(tmp_path, name):
-  for i in (1, 2):
-    folder = tmp_path / 'deep' / name.format(i) / 'happy'
-    folder.mkdir(parents=True)
-    (folder / 'x.mp4').touch()
-    flat = tmp_path / 'flat' / name.format(i)
-    flat.mkdir(parents=True)
-    (flat / 'x.mp4').touch()
-  with pytest.raises(MiraInputError, match=r'unclear_tree.*like a subject'):
-    trees.scan_folder(tmp_path / 'deep')
-  rows = trees.scan_folder(tmp_path / 'flat').rows
-  assert [row.label for row in rows] == [name.format(i) for i in (1, 2)]
-  assert [row.subject for row in rows] == ['', '']
-
-
-def test_paths_show_subjects_where_nearly_all_do():
-  paths = [f'S{i:02d}-{i}/x.mp4' for i in range(20)]
-  assert people.of_paths([*paths, 'other.mp4']) == [
-    *(f'S{i:02d}' for i in range(20)),
-    '',
-  ]
-  assert people.of_paths([*paths[:3], 'other.mp4']) == [''] * 4
-  sessions = [f'sub-0{i}/happy/s{j}.mp4' for i in (1, 2) for j in (1, 2)]
-  assert people.of_paths(sessions) == ['sub-01', 'sub-01', 'sub-02', 'sub-02']
