@@ -14,27 +14,20 @@ def _rng() -> np.random.Generator:
   return np.random.default_rng(0)
 
 
-def test_short_clip_repeats_its_last_frame():
+@pytest.mark.parametrize(
+  ('num_frames', 'T', 'rate', 'expected'),
+  [
+    (3, 6, 4, [0, 1, 2, 2, 2, 2]),  # the last one again
+    (6, 5, 2, [0, 1, 2, 4, 5]),  # linspace: 0, 1.25, 2.5, 3.75, 5
+    (16, 16, 4, range(16)),
+  ],
+)
+def test_clips_that_are_shorter_than_a_window(num_frames, T, rate, expected):
   for indices in (
-    sampling.train_indices(3, 6, 4, _rng()),
-    sampling.test_indices(3, 6, 4, 1, 5),
+    sampling.train_indices(num_frames, T, rate, _rng()),
+    sampling.test_indices(num_frames, T, rate, 1, 5),
   ):
-    np.testing.assert_array_equal(indices, [0, 1, 2, 2, 2, 2])
-
-
-def test_clip_shorter_than_its_window_is_spread_with_halves_to_even():
-  # linspace(0, 5, 5) = 0, 1.25, 2.5, 3.75, 5; the half goes to 2.
-  expected = [0, 1, 2, 4, 5]
-  np.testing.assert_array_equal(
-    sampling.train_indices(6, 5, 2, _rng()), expected
-  )
-  np.testing.assert_array_equal(sampling.test_indices(6, 5, 2, 0, 1), expected)
-
-
-def test_sixteen_frames_at_rate_four_are_all_frames_in_every_view():
-  for view in range(5):
-    indices = sampling.test_indices(16, 16, 4, view, 5)
-    np.testing.assert_array_equal(indices, np.arange(16))
+    np.testing.assert_array_equal(indices, expected)
 
 
 @pytest.mark.parametrize(
@@ -88,12 +81,8 @@ def test_indices_are_in_order_inside_and_repeatable(
       assert (np.diff(indices) == rate).all()
 
 
-@pytest.mark.parametrize('bad', [(0, 4, 2), (8, 0, 2), (8, 4, 0)])
-def test_sizes_must_be_positive(bad):
+def test_sizes_are_positive_and_views_exist():
   with pytest.raises(ValueError, match='positive'):
-    sampling.train_indices(*bad, _rng())
-
-
-def test_view_must_exist():
+    sampling.train_indices(8, 0, 2, _rng())
   with pytest.raises(ValueError, match='view 2 is not one of 2'):
     sampling.test_indices(8, 4, 1, 2, 2)
