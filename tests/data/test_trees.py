@@ -46,7 +46,6 @@ def _read(root: pathlib.Path) -> set[tuple[str, str, str]]:
 @pytest.mark.parametrize(
   ('train', 'other', 'split'),
   [
-    ('Training', 'TESTING', 'test'),
     ('CAER_train', 'CAER_test', 'test'),
     ('01-train', '02-Eval', 'val'),
   ],
@@ -76,13 +75,12 @@ def test_folders_beside_the_splits_are_counted(tmp_path):
 
 
 def test_splits_may_be_below_common_folders(tmp_path):
-  above = 'a/b/c'
-  clips = _tree('train', 'test', names=above + '/{}/{}/1.mp4')
+  clips = _tree('train', 'test', names='a/b/{}/{}/1.mp4')
   found = trees.scan_folder(_files(tmp_path / 'r', *clips, 'readme.png'))
   assert {(r.split, r.label) for r in found.rows} == {
     (split, label) for split in ('train', 'test') for label in ('happy', 'sad')
   }
-  assert found.sources['classes'] == f'the folders {above}/SPLIT/CLASS'
+  assert found.sources['classes'] == 'the folders a/b/SPLIT/CLASS'
 
 
 def test_splits_may_be_below_the_classes(tmp_path):
@@ -124,14 +122,9 @@ def test_what_only_looks_like_a_split_is_a_class_or_a_clip(tmp_path, clips):
 
 
 def test_a_table_calls_splits_by_the_same_words():
-  words = {
-    'Validation': 'val',
-    'valid': 'val',
-    'eval_set': 'val',
-    'tr': 'train',
-  }
-  words |= {'TEST': 'test', 'test(single-labeled)': 'test', '': ''}
-  words |= {'5-fold_check_train': '', 'train_test': '', 'none': ''}
+  words = {'Validation': 'val', 'eval_set': 'val', 'tr': 'train', '': ''}
+  words |= {'TEST': 'test', 'test(single-labeled)': 'test', 'none': ''}
+  words |= {'5-fold_check_train': '', 'train_test': ''}
   assert {word: listing.split_word(word) for word in words} == words
 
 
@@ -176,12 +169,10 @@ def test_pictures_beside_a_video_are_no_clip(tmp_path):
 
 
 def test_other_kinds_of_video_are_counted(tmp_path):
-  root = _files(tmp_path / 'r', 'a/1.mp4', 'a/2.rmvb', 'b.txt')
-  found = trees.walk(root)
+  found = trees.walk(_files(tmp_path / 'r', 'a/1.mp4', 'a/2.rmvb', 'b.txt'))
   assert found.dropped() == {'of another kind: .rmvb .txt': 2}
   assert found.unread
-  (root / 'a/2.rmvb').unlink()
-  assert not trees.walk(root).unread
+  assert not trees.walk(_files(tmp_path / 's', 'a/1.mp4', 'b.txt')).unread
 
 
 def test_old_formats_are_read(tmp_path):
@@ -251,21 +242,10 @@ def test_folders_that_link_each_other_end_soon(tmp_path):
   assert Tree(root, 'X/a').find('a') == root / 'a'
 
 
-def test_a_class_that_links_into_another_is_seen(tmp_path):
-  miniatures.images(tmp_path / 'r/a/1', FRAMES)
-  (tmp_path / 'r/b').mkdir()
-  (tmp_path / 'r/b/1').symlink_to('../a/1')
-  with pytest.raises(MiraInputError, match='bad_label'):
-    prepare.prepare_folder(tmp_path / 'r', tmp_path / 'o', workers=0)
-
-
 # ----- names ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-  'name',
-  [b'\xc6\xac\xb6\xce.mp4', b'a\nb', b'plain', b'\\\\x0a'],
-)
+@pytest.mark.parametrize('name', [b'\xc6\xac\xb6.mp4', b'a\nb', b'\\\\x0a'])
 def test_escaped_names_are_utf8_on_one_line_and_can_be_read_back(name):
   text = listing.escaped(os.fsdecode(name))
   assert text.isprintable()
@@ -275,8 +255,6 @@ def test_escaped_names_are_utf8_on_one_line_and_can_be_read_back(name):
     text.encode(),
   )
   assert data == name
-  if name == b'plain':
-    assert text == 'plain'
 
 
 def test_a_clip_whose_name_is_no_utf8_is_prepared(tmp_path, capsys):
@@ -300,20 +278,15 @@ def test_a_clip_whose_name_is_no_utf8_is_prepared(tmp_path, capsys):
   assert 'left out: 1 not_video' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('name', ['a\x1bb', 'a\u2028b', ''])
+@pytest.mark.parametrize('name', ['a\x1bb', 'a\u2028b'])
 def test_a_class_name_that_cannot_be_stored_is_refused(tmp_path, name):
   with pytest.raises(MiraInputError, match='bad_label'):
     dataset.write(
-      tmp_path,
-      name='toy',
-      class_names=['c', name],
-      splits={},
-      description='',
+      tmp_path, name='toy', class_names=[name], splits={}, description=''
     )
-  if len(name) == 3:
-    root = _files(tmp_path / 'r', f'{name}/1.mp4')
-    with pytest.raises(MiraInputError, match=r'^bad_label:[ -~]*$'):
-      trees.scan_folder(root)
+  root = _files(tmp_path / 'r', f'{name}/1.mp4')
+  with pytest.raises(MiraInputError, match=r'^bad_label:[ -~]*$'):
+    trees.scan_folder(root)
 
 
 def test_natural_order_of_any_number_of_digits():
