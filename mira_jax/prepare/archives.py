@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import lzma
-import os
 import pathlib
 import re
 import stat
@@ -22,6 +21,7 @@ from typing import Any
 
 from mira_jax.data import workers
 from mira_jax.errors import MiraInputError, data_error
+from mira_jax.files import Path
 
 MAX_MEMBERS = 3_000_000
 MAX_RATIO = 200  # deflate reaches 1032 on zeros; video and images stay near 1
@@ -37,10 +37,7 @@ _Info = Any  # of a member: a ZipInfo or a TarInfo
 
 
 def unpack(
-  path: str | os.PathLike[str],
-  out: str | os.PathLike[str],
-  *,
-  encoding: str = 'utf-8',
+  path: Path, out: Path, *, encoding: str = 'utf-8'
 ) -> tuple[int, int]:
   """Unpacks an archive into the folder `out`, which is made if missing.
 

@@ -74,15 +74,15 @@ def write(
   `metadata` should hold everything that `work` depends on.
 
   Args:
-    out: as of `dataset.write`, with `name`, `class_names`, `description` and
-      `metadata`; at the same path on every worker.
-    name: lower-case letters, digits and underscores.
+    out: the folder of the dataset, at the same path on every worker.
+    name: with `class_names`, `description` and `metadata` as of
+      `dataset.write`.
     class_names: in label order.
     splits: for each split its jobs. A split without clips is left out.
     work: runs in a worker; gives a clip and its flags, or a failure. Its
       module must be importable there. Jobs are pickled.
     description: one sentence.
-    metadata: JSON values to keep with the dataset.
+    metadata: JSON values.
     runner: a Beam runner; the default is this machine.
     options: of the runner, such as '--direct_num_workers=4'.
     jobs_per_shard: at most.

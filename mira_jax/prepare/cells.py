@@ -9,15 +9,14 @@ from __future__ import annotations
 import codecs
 import csv
 import dataclasses
-import encodings.aliases
 import functools
 import io
-import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 
 from mira_jax.data.table_file import bad_table, read_bytes
-from mira_jax.errors import MiraInputError, nearest
+from mira_jax.errors import MiraInputError
+from mira_jax.files import Path
 
 MAX_ROWS = 2_000_000
 MAX_CELLS = 20_000_000  # empty ones between others included
@@ -34,13 +33,9 @@ Line = tuple[int, list[str]]  # its number, from 1, and its cells
 
 
 class Odd(str):
-  """A cell that does not hold the text it should have.
+  """A cell that does not hold the text it should have."""
 
-  Attributes:
-    why: the kind of its content, and how to mend it.
-  """
-
-  why: str
+  why: str  # the kind of its content, and how to mend it
 
   def __new__(cls, text: str, why: str) -> Odd:
     """Keeps the text as far as it is known."""
@@ -51,19 +46,12 @@ class Odd(str):
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Grid:
-  """The rows of a table, read in one of the ways that its file allows.
+  """The rows of a table, read in one of the ways that its file allows."""
 
-  Attributes:
-    name: of the sheet; '' in a text file.
-    how: the encoding and delimiter, or the sheet, for reports.
-    path: of the file.
-    read: gives the lines; may be called again.
-  """
-
-  name: str = ''
-  how: str
-  path: str | os.PathLike[str]
-  read: Callable[[], Iterable[Line]]
+  name: str = ''  # of the sheet; none in a text file
+  how: str  # the encoding and delimiter, or the sheet, for reports
+  path: Path
+  read: Callable[[], Iterable[Line]]  # may be called again
 
   def rows(self) -> Iterator[Line]:
     """Lines of stripped cells; 'bad_table' for more than a table can have."""
@@ -76,7 +64,7 @@ class Grid:
       yield line, [c if isinstance(c, Odd) else c.strip() for c in row]
 
 
-def grids(path: str | os.PathLike[str], encoding: str = '') -> list[Grid]:
+def grids(path: Path, encoding: str = '') -> list[Grid]:
   """A grid for each sheet of an Excel file or each delimiter of a text file.
 
   Args:
@@ -108,14 +96,12 @@ def grids(path: str | os.PathLike[str], encoding: str = '') -> list[Grid]:
   ]
 
 
-def read_text(path: str | os.PathLike[str], fallback: str = '') -> str:
+def read_text(path: Path, fallback: str = '') -> str:
   """The text of a file in UTF-8, or else in the encoding `fallback`."""
   return _text(read_bytes(path), path, fallback=fallback)[0]
 
 
-def _csv(
-  content: str, delimiter: str, path: str | os.PathLike[str]
-) -> Iterator[Line]:
+def _csv(content: str, delimiter: str, path: Path) -> Iterator[Line]:
   reader = csv.reader(_lines(content, path), delimiter=delimiter)
   try:
     for row in reader:
@@ -125,7 +111,7 @@ def _csv(
     raise bad_table(path, f'not a CSV file: {error}') from error
 
 
-def _lines(content: str, path: str | os.PathLike[str]) -> Iterator[str]:
+def _lines(content: str, path: Path) -> Iterator[str]:
   for line in io.StringIO(content, newline=''):
     if len(line) > _MAX_LINE:
       raise bad_table(path, f'a line has more than {_MAX_LINE} characters')
@@ -136,10 +122,7 @@ def _lines(content: str, path: str | os.PathLike[str]) -> Iterator[str]:
 
 
 def _text(
-  data: bytes,
-  path: str | os.PathLike[str],
-  encoding: str = '',
-  fallback: str = '',
+  data: bytes, path: Path, encoding: str = '', fallback: str = ''
 ) -> tuple[str, str]:
   """The text of a file and its encoding.
 
@@ -170,14 +153,12 @@ def _check_codec(name: str) -> None:
   except UnicodeDecodeError:  # of an encoding with more bytes to a character
     pass
   except (LookupError, ValueError) as error:
-    known = encodings.aliases.aliases
     hint = 'it is no encoding of text; use cp1252, gb18030, shift_jis, ...'
-    hint += nearest(name, {*known, *known.values()})
     raise MiraInputError('bad_encoding', name[:80], hint) from error
 
 
 def _not_decoded(
-  data: bytes, error: UnicodeDecodeError, path: str | os.PathLike[str]
+  data: bytes, error: UnicodeDecodeError, path: Path
 ) -> MiraInputError:
   """Names the line, and shows it in likely encodings."""
   number = data.count(b'\n', 0, error.start)

@@ -11,7 +11,6 @@ import contextlib
 import datetime
 import functools
 import io
-import os
 import re
 import warnings
 import zipfile
@@ -23,6 +22,7 @@ import openpyxl
 from mira_jax.data import table_file
 from mira_jax.data.table_file import bad_table
 from mira_jax.errors import MiraInputError
+from mira_jax.files import Path
 from mira_jax.prepare import cells
 from mira_jax.prepare.cells import Grid, Line, Odd
 
@@ -32,7 +32,7 @@ _LONGEST = 4 << 20  # bytes of a row, or of a shared string
 _EXACT = 10**15  # Excel keeps 15 digits of a number
 
 
-def grids(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
+def grids(data: bytes, path: Path) -> list[Grid]:
   """The visible sheets of an XLSX file.
 
   Raises:
@@ -61,9 +61,7 @@ def grids(data: bytes, path: str | os.PathLike[str]) -> list[Grid]:
     ]
 
 
-def _check_part(
-  part: IO[bytes], name: str, path: str | os.PathLike[str]
-) -> None:
+def _check_part(part: IO[bytes], name: str, path: Path) -> None:
   """Refuses XML that openpyxl would parse for minutes, or hold at once."""
   count = since = 0
   while (chunk := part.read(1 << 20)) and (count or since or _XML.match(chunk)):
@@ -88,9 +86,7 @@ def _cells(sheet: Any) -> Iterator[tuple[int, tuple[Any, ...]]]:
   return enumerate(sheet.iter_rows(), start=1)
 
 
-def _rows(
-  sheet: Any, data: bytes, path: str | os.PathLike[str]
-) -> Iterator[Line]:
+def _rows(sheet: Any, data: bytes, path: Path) -> Iterator[Line]:
   @functools.cache
   def formulas() -> set[tuple[int, int]]:
     rows = _cells(_book(data, values=False)[sheet.title])
@@ -127,7 +123,7 @@ def _value(value: object, shown: str | None) -> str:
 
 
 @contextlib.contextmanager
-def _excel_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+def _excel_errors(path: Path) -> Iterator[None]:
   """Makes every error of a damaged Excel file a MiraInputError.
 
   openpyxl lets through whatever XML, zip or a wrong type raises.

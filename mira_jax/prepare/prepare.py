@@ -17,6 +17,7 @@ from typing import Any
 from mira_jax.data import holdout, trees
 from mira_jax.data.listing import FACTS, Failure
 from mira_jax.errors import MiraInputError, data_error, some
+from mira_jax.files import Path
 from mira_jax.prepare import boxes as face_boxes
 from mira_jax.prepare import resolve, tables
 from mira_jax.prepare.builders import BUILDERS, Tree, tally
@@ -31,25 +32,16 @@ __all__ = ['REPORT_NAME', 'Options', 'prepare_dataset', 'prepare_folder']
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Options:
-  """How clips are stored and split; see `Storage` for what is not said here.
-
-  Attributes:
-    crop: '' for the default of the source.
-    boxes: table of boxes for the rule 'boxes', see `boxes.read_boxes`.
-    workers: processes; None for one per core, 0 for this process alone.
-    test_fraction: share of the clips that become the test split where the
-      source names none.
-    seed: of that choice.
-  """
+  """How clips are stored, see `Storage`, and split."""
 
   size: int = 224
   max_frames: int = 96
   quality: int = 95
-  crop: str = ''
-  boxes: str | os.PathLike[str] | None = None
-  workers: int | None = None
-  test_fraction: float = 0.2
-  seed: int = 0
+  crop: str = ''  # for the default of the source
+  boxes: Path | None = None  # for the rule 'boxes', see `boxes.read_boxes`
+  workers: int | None = None  # one per core; 0 for this process alone
+  test_fraction: float = 0.2  # of the clips, where the source names no split
+  seed: int = 0  # of that choice
 
   def storage(self, default_crop: str, encoding: str = '') -> Storage:
     """What a worker needs of it; `encoding` is that of the table of boxes."""
@@ -70,10 +62,10 @@ class Options:
 
 
 def prepare_folder(
-  root: str | os.PathLike[str],
-  out: str | os.PathLike[str],
+  root: Path,
+  out: Path,
   *,
-  table: str | os.PathLike[str] | None = None,
+  table: Path | None = None,
   encoding: str = '',
   missing: Collection[str] | None = None,
   name: str | None = None,
@@ -114,8 +106,8 @@ def prepare_folder(
 
 def prepare_dataset(
   builder: str,
-  root: str | os.PathLike[str],
-  out: str | os.PathLike[str],
+  root: Path,
+  out: Path,
   *,
   choices: Mapping[str, str] | None = None,
   max_missing: float = 0.1,
@@ -179,25 +171,19 @@ def prepare_dataset(
 
 
 def _check_missing(
-  root: pathlib.Path,
-  listed: int,
-  failures: Sequence[Failure],
-  max_missing: float,
+  root: pathlib.Path, listed: int, missing: Sequence[Failure], most: float
 ) -> None:
-  missing = len(failures)
   if not listed:
     raise data_error('no_clips', root, 'the folders are there, but empty')
-  if missing > max_missing * listed:
-    first = some([failure.path for failure in failures], 3)
-    hint = f'{missing} of {listed} listed clips are not there, first {first}'
+  if len(missing) > most * listed:
+    hint = f'{len(missing)} of {listed} listed clips are not there, first '
+    hint += some([failure.path for failure in missing], 3)
     hint += '; complete the download, or raise --max-missing'
     raise data_error('too_many_missing', root, hint)
 
 
 def _wanted_clips(
-  root: pathlib.Path,
-  table: str | os.PathLike[str] | None,
-  reading: Mapping[str, Any],
+  root: pathlib.Path, table: Path | None, reading: Mapping[str, Any]
 ) -> tuple[list[Found], Report, Mapping[str, str]]:
   bases = [root]
   trees.check_root(root)
@@ -206,10 +192,7 @@ def _wanted_clips(
     bases.append(pathlib.Path(table).parent)
   else:
     listing = trees.scan_folder(root)
-  dropped, listed = dict(listing.dropped), len(listing.rows)
-  listing.rows = [r for r in listing.rows if not trees.is_system(r.path)]
-  if hidden := listed - len(listing.rows):
-    dropped['of the system, such as __MACOSX'] = hidden
+  dropped = dict(listing.dropped)
   found, failures = resolve.locate(listing.rows, bases)
   clips = resolve.unique(found)
   report = Report(

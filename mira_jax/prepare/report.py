@@ -8,6 +8,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
 
 from mira_jax import files
 from mira_jax.data import people
@@ -20,41 +21,25 @@ _NONE = 'none named'
 
 @dataclasses.dataclass(kw_only=True)
 class Report:
-  """What was prepared; also written beside the dataset as JSON.
+  """What was prepared; also written beside the dataset as JSON."""
 
-  Attributes:
-    dataset: the prepared version folder.
-    class_names: in label order.
-    counts: clips of each class in each split.
-    split_rule: how clips were assigned to splits.
-    found: number of classes, splits, subjects and folds, and their source.
-    dropped: listed clips that were not wanted, by reason.
-    failures: wanted clips that could not be used.
-    flags: usable clips with an oddity, by kind, see `footage.Video`.
-    remarks: how the table was read.
-    warnings: possible mistakes.
-    published: by the keys of `tally`: [found on disk, the provider's count].
-    tables: SHA-256 of the files that list the clips.
-    crop: one of `face_crop.RULES`.
-    resumed: clips that an interrupted run had finished.
-  """
-
-  dataset: str = ''
-  class_names: list[str] = dataclasses.field(default_factory=list)
-  counts: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
-  split_rule: str = ''
-  found: dict[str, str] = dataclasses.field(default_factory=dict)
-  dropped: dict[str, int] = dataclasses.field(default_factory=dict)
-  failures: list[Failure] = dataclasses.field(default_factory=list)
-  flags: dict[str, int] = dataclasses.field(default_factory=dict)
-  remarks: list[str] = dataclasses.field(default_factory=list)
-  warnings: list[str] = dataclasses.field(default_factory=list)
-  published: dict[str, tuple[int, int]] = dataclasses.field(
-    default_factory=dict
-  )
-  tables: dict[str, str] = dataclasses.field(default_factory=dict)
-  crop: str = 'none'
-  resumed: int = 0
+  dataset: str = ''  # the prepared version folder
+  class_names: list[str] = field(default_factory=list)  # in label order
+  # Clips of each class in each split.
+  counts: dict[str, dict[str, int]] = field(default_factory=dict)
+  split_rule: str = ''  # how clips were assigned to splits
+  # Number of classes, splits, subjects and folds, and their source.
+  found: dict[str, str] = field(default_factory=dict)
+  dropped: dict[str, int] = field(default_factory=dict)  # unwanted, by reason
+  failures: list[Failure] = field(default_factory=list)  # wanted, not usable
+  flags: dict[str, int] = field(default_factory=dict)  # see `footage.Video`
+  remarks: list[str] = field(default_factory=list)  # how the table was read
+  warnings: list[str] = field(default_factory=list)  # possible mistakes
+  # By the keys of `tally`: [found on disk, the provider's count].
+  published: dict[str, tuple[int, int]] = field(default_factory=dict)
+  tables: dict[str, str] = field(default_factory=dict)  # SHA-256 of the lists
+  crop: str = 'none'  # one of `face_crop.RULES`
+  resumed: int = 0  # clips that an interrupted run had finished
 
   def __str__(self) -> str:
     lines = [f'prepared {self.dataset}']
@@ -85,13 +70,7 @@ class Report:
     splits: Sequence[str],
     sources: Mapping[str, str],
   ) -> None:
-    """Adds `found`, and warnings of subjects on two sides.
-
-    Args:
-      rows: of all clips that are wanted.
-      splits: of each of them.
-      sources: see `listing.Listing`.
-    """
+    """Adds `found`, see `Listing.sources`, and subjects on two sides."""
     subjects = [row.subject for row in rows]
     folds = [row.fold for row in rows]
     values = {

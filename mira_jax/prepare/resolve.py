@@ -20,20 +20,14 @@ _WHOLE = (0, float('inf'))  # as a segment
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Found:
-  """A clip on disk.
-
-  Attributes:
-    row: its row in a table, or from a folder.
-    path: its file or folder, without symbolic links.
-    clip_id: its path relative to the folder it was found in, see
-      `listing.escaped`; of one of several segments with '#ONSET-OFFSET'.
-    segment: the first and the last frame, by the table's numbers, where the
-      clip is a part of the file at `path`.
-  """
+  """A clip on disk."""
 
   row: Row
-  path: pathlib.Path
+  path: pathlib.Path  # without symbolic links
+  # Its path below the folder it was found in, see `listing.escaped`; of one of
+  # several segments with '#ONSET-OFFSET'.
   clip_id: str
+  # The first and last frame of the file, by the table's numbers.
   segment: tuple[int, int] | None = None
 
 

@@ -8,7 +8,7 @@ import json
 import pathlib
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +16,6 @@ import numpy as np
 from mira_jax.data import records
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError
-from mira_jax.prepare import boxes as face_boxes
 from mira_jax.prepare.resolve import Failure, Found
 from mira_jax.video import (
   decode,
@@ -36,38 +35,26 @@ _GLANCE_SIDE = 480
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Storage:
-  """How clips are stored.
+  """How clips are stored."""
 
-  Attributes:
-    size: pixels of a frame's shorter side; smaller frames stay as they are.
-    max_frames: of a clip; longer ones keep so many, evenly spaced.
-    quality: of the JPEG frames, 1 to 100.
-    crop: one of `face_crop.RULES`.
-    boxes: for the rule 'boxes', the result of `boxes.read_boxes`.
-    as_video: keep the bytes of the video file; nothing of the above applies.
-  """
-
-  size: int = 224
+  size: int = 224  # pixels of the shorter side; smaller frames stay as they are
+  # A longer clip keeps so many, evenly spaced from its first to its last, and
+  # its frame rate is lowered to match.
   max_frames: int = 96
-  quality: int = 95
-  crop: str = 'none'
+  quality: int = 95  # of the JPEG frames, 1 to 100
+  crop: str = 'none'  # one of `face_crop.RULES`
+  # For the rule 'boxes', see `boxes.read_boxes`.
   boxes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-  as_video: bool = False
+  as_video: bool = False  # keep the video file; nothing of the above applies
 
 
 @dataclasses.dataclass(kw_only=True)
 class Stored:
-  """A clip that can be used.
+  """A clip that can be used."""
 
-  Attributes:
-    clip: without its frames where these are files as they are; see `complete`.
-    flags: oddities, see `footage.Video`.
-    files: names of such files in the folder of the clip, in order.
-  """
-
-  clip: Clip
-  flags: tuple[str, ...] = ()
-  files: tuple[str, ...] = ()
+  clip: Clip  # without its frames where these are `files`, see `complete`
+  flags: tuple[str, ...] = ()  # oddities, see `footage.Video`
+  files: tuple[str, ...] = ()  # names in the folder of the clip, in order
 
   def complete(self, path: pathlib.Path) -> Clip:
     """The clip with all its bytes; `path` is its place on disk.
@@ -225,10 +212,8 @@ def _of_folder(clip: Found, storage: Storage) -> _Frames:
   flags += ('low_signal',) * footage.is_flat(pixels)
   numbers = images.frame_numbers(files)[kept]
   fps = _thinned(clip.row.fps, len(kept), len(files))
-  if as_is:
-    names = tuple(files[i].name for i in kept)
-    return _Frames([], numbers, fps, flags, names)
-  return _Frames(jpegs, numbers, fps, flags)
+  names = tuple(files[i].name for i in kept if as_is)
+  return _Frames([] if as_is else jpegs, numbers, fps, flags, names)
 
 
 def _thinned(fps: float, kept: int, total: int) -> float:
@@ -249,9 +234,8 @@ def _square(clip: Found, storage: Storage) -> geometry.Square | None:
   else:
     hint = 'the table of boxes has none in its frames'
     name = clip.clip_id.rpartition('#')[0] if clip.segment else clip.clip_id
-    boxes = face_boxes.look_up(storage.boxes, name)
-    if boxes is not None:
-      square = face_crop.from_boxes(boxes, width, height)
+    if name in storage.boxes:
+      square = face_crop.from_boxes(storage.boxes[name], width, height)
   if square is None:
     raise MiraInputError('no_face', clip.clip_id, hint)
   return square
@@ -278,8 +262,7 @@ def _inside(clip: Found, numbers: np.ndarray) -> np.ndarray:
   return inside
 
 
-def _nearest(numbers: Sequence[int] | np.ndarray, wanted: int) -> int:
+def _nearest(numbers: np.ndarray, wanted: int) -> int:
   """Index of the frame closest to a number; -1 when it is not in the clip."""
-  if not numbers[0] <= wanted <= numbers[-1]:
-    return -1
-  return int(np.abs(np.asarray(numbers) - wanted).argmin())
+  inside = numbers[0] <= wanted <= numbers[-1]
+  return int(np.abs(numbers - wanted).argmin()) if inside else -1

@@ -11,16 +11,14 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-import os
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from mira_jax.data.listing import FACTS, Listing, Row, listed, split_word
 from mira_jax.data.table_file import bad_table
 from mira_jax.errors import MiraInputError, short
+from mira_jax.files import Path
 from mira_jax.prepare import cells
-
-Path = str | os.PathLike[str]
 
 # Names of a column, the preferred one first: where a table has both a path
 # and a bare file name (SAMM), the path is what can be found on disk.
@@ -69,20 +67,12 @@ class Table:
 
   Iterating gives line numbers, from 1, and cells by field, and raises
   MiraInputError for a row that cannot be read.
-
-  Attributes:
-    path: of the file.
-    grid: the sheet, or the file with the delimiter that fits.
-    columns: index and name of the column of each field that is present.
-    header: its cells.
-    start: rows to pass over, the header included.
   """
 
-  path: Path
-  grid: cells.Grid
-  columns: dict[str, tuple[int, str]]
+  grid: cells.Grid  # the sheet, or the file with the delimiter that fits
+  columns: dict[str, tuple[int, str]]  # index and name by field
   header: Sequence[str]
-  start: int
+  start: int  # rows to pass over, the header included
 
   def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
     width = len(self.header)
@@ -92,7 +82,7 @@ class Table:
         if not self.grid.name and any(row[width:]):
           hint = f'line {line} has {len(row)} cells, and its header {width}: '
           hint += 'quote cells that hold the delimiter'
-          raise bad_table(self.path, hint)
+          raise bad_table(self.grid.path, hint)
         row += [''] * (width - len(row))
         yield line, {f: self._cell(f, line, row) for f in self.columns}
 
@@ -107,7 +97,7 @@ class Table:
     at, name = self.columns[field]
     cell, where = row[at], f'line {line}, column {short(name)}'
     if isinstance(cell, cells.Odd):
-      raise bad_table(self.path, f'{where}: {cell.why}')
+      raise bad_table(self.grid.path, f'{where}: {cell.why}')
     if field == 'label':
       return cell  # `listing.listed` checks class names
     most = 4096 if field == 'path' else 255
@@ -117,7 +107,7 @@ class Table:
       why = 'has a line break or another control character'
     else:
       return cell
-    raise bad_table(self.path, f'{where}: {short(cell)} {why}')
+    raise bad_table(self.grid.path, f'{where}: {short(cell)} {why}')
 
 
 def read_table(
@@ -200,7 +190,7 @@ def records(
   heads: list[list[str]] = []
   for grid in cells.grids(path, encoding):
     head = [row for _, row in itertools.islice(grid.rows(), _HEADER_ROWS + 1)]
-    if table := _with_header(path, grid, head, names, required):
+    if table := _with_header(grid, head, names, required):
       found.append(table)
     heads += head
   if not found:
@@ -226,7 +216,6 @@ def plain(name: str) -> str:
 
 
 def _with_header(
-  path: Path,
   grid: cells.Grid,
   head: Sequence[Sequence[str]],
   names: Mapping[str, Sequence[str]],
@@ -240,7 +229,7 @@ def _with_header(
       last = max(columns[field][0] for field in required)
       following = next((r for r in head[i + 1 :] if any(r)), None)
       if following is None or len(following) > last:
-        return Table(path, grid, columns, row, i + 1)
+        return Table(grid, columns, row, i + 1)
   return None
 
 
@@ -322,11 +311,8 @@ def _number(
   cell, whole = row.get(field, ''), field != 'fps'
   if cell.lower() in MISSING | {'-1', '-1.0', 'none'}:
     return None
-  digits = cell
-  if field == 'fold':
-    digits = re.sub('^(fold|set)[ _-]*', '', cell, flags=re.I)
-  if _NUMBER.fullmatch(digits) and not (whole and _GROUPED.fullmatch(digits)):
-    value = float(digits.replace(',', '.'))
+  if _NUMBER.fullmatch(cell) and not (whole and _GROUPED.fullmatch(cell)):
+    value = float(cell.replace(',', '.'))
     if 0 <= value <= _MOST[field] and (value.is_integer() or not whole):
       return value
   hint = f'line {line}: {field} is {short(cell)}, and no {"whole " * whole}'

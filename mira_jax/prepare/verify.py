@@ -18,26 +18,15 @@ _BLOCK = 32  # clips of one job
 
 @dataclasses.dataclass(kw_only=True)
 class Verdict:
-  """The result of reading a dataset.
+  """The result of reading a dataset."""
 
-  Attributes:
-    clips: read in each split.
-    frames: decoded in all.
-    problems: one sentence each, with the place of the record.
-  """
-
-  clips: dict[str, int]
-  frames: int
-  problems: list[str]
+  clips: dict[str, int]  # read in each split
+  frames: int  # decoded in all
+  problems: list[str]  # one sentence each, with the place of the record
 
 
 def verify(dataset: PreparedDataset, processes: int | None = None) -> Verdict:
-  """Reads all of a dataset.
-
-  Args:
-    dataset: opened.
-    processes: see `workers.run`.
-  """
+  """Reads all of a dataset; for `processes` see `workers.run`."""
   jobs = [
     (split, start)
     for split, count in dataset.splits.items()

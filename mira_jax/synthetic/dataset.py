@@ -21,9 +21,6 @@ from mira_jax.video import images
 
 FPS = 25.0  # a blink of five frames then lasts 0.2 s, as in life
 JPEG_QUALITY = 95
-_LEAST = {
-  'train_clips': 1, 'test_clips': 1, 'size': 16, 'num_frames': 8, 'seed': 0,
-}  # fmt: skip
 
 
 def build(
@@ -50,18 +47,19 @@ def build(
     MiraInputError: with code 'bad_value', or as `dataset.write`.
   """
   counts = {'train': train_clips, 'test': test_clips}
-  drawing: dict[str, Any] = {
-    'seed': seed, 'size': size, 'num_frames': num_frames,
-  }  # fmt: skip
-  _check(train_clips=train_clips, test_clips=test_clips, **drawing)
   if difficulty not in faces.DIFFICULTIES:
     hint = f'use one of {", ".join(faces.DIFFICULTIES)}'
     raise MiraInputError('bad_value', f'difficulty={difficulty}', hint)
-  drawing['difficulty'] = difficulty
+  if size < 16 or num_frames < 8:
+    value = f'size={size}, num_frames={num_frames}'
+    raise MiraInputError('bad_value', value, 'use 16 and 8 or more')
+  drawing: dict[str, Any] = {
+    'seed': seed, 'size': size, 'num_frames': num_frames,
+    'difficulty': difficulty,
+  }  # fmt: skip
   jobs = [(split, i) for split, n in counts.items() for i in range(n)]
   draw = functools.partial(_draw, drawing=drawing)
-  title = 'drawing synthetic faces'
-  clips = clip_workers.run(draw, jobs, workers, title)
+  clips = clip_workers.run(draw, jobs, workers, 'drawing synthetic faces')
   return dataset.write(
     out,
     name=f'synthetic_faces_{difficulty}',
@@ -79,13 +77,6 @@ def level(difficulty: str) -> dict[str, Any]:
   """The ranges of a difficulty, as the metadata of a dataset keeps them."""
   fields = dataclasses.asdict(faces.DIFFICULTIES[difficulty])
   return json.loads(json.dumps(fields))
-
-
-def _check(**values: int) -> None:
-  for name, value in values.items():
-    if not isinstance(value, int) or value < _LEAST[name]:
-      hint = f'use a whole number from {_LEAST[name]} on'
-      raise MiraInputError('bad_value', f'{name}={value}', hint)
 
 
 def _draw(job: tuple[str, int], drawing: dict[str, Any]) -> dataset.Clip:

@@ -35,16 +35,12 @@ class Pose(NamedTuple):
 
 
 class Picture:
-  """The polygons of one clip of a face, from back to front.
-
-  Attributes:
-    face: whose head it is.
-    au: intensity [F, 2] of each FACS action unit (Ekman & Friesen 1978) on the
-      two sides of the picture.
-  """
+  """The polygons of one clip of a face, from back to front."""
 
   def __init__(self, face: Identity, au: Mapping[int, np.ndarray], frames: int):
     self.face = face
+    # Intensity [F, 2] of each FACS action unit (Ekman & Friesen 1978) on the
+    # two sides of the picture.
     self.au = au
     self._frames = frames
     self._points: list[np.ndarray] = []

@@ -35,23 +35,14 @@ SPLITS = ('train', 'test')
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Difficulty:
-  """Ranges of what shows the class and of what hides it.
+  """Ranges of what shows the class; standard deviations of what hides it."""
 
-  Attributes:
-    intensity: of the action units at the apex, low and high.
-    duration: share of the clip that the expression lasts.
-    shift: head translation, in half frames (standard deviation).
-    turn: roll, yaw and pitch in radians (standard deviation).
-    light: relative gain and gradient of the light (standard deviation).
-    noise: of the sensor, in grey levels (standard deviation).
-  """
-
-  intensity: tuple[float, float]
-  duration: tuple[float, float]
-  shift: float
-  turn: float
-  light: float
-  noise: float
+  intensity: tuple[float, float]  # of the action units at the apex
+  duration: tuple[float, float]  # share of the clip that the expression lasts
+  shift: float  # head translation, in half frames
+  turn: float  # roll, yaw and pitch in radians
+  light: float  # relative gain and gradient of the light
+  noise: float  # of the sensor, in grey levels
 
 
 DIFFICULTIES = {
@@ -68,24 +59,15 @@ DIFFICULTIES = {
 
 @dataclasses.dataclass
 class FaceClip:
-  """A synthetic clip.
+  """A synthetic clip."""
 
-  Attributes:
-    frames: uint8 [F, S, S, 3], RGB.
-    label: index into `CLASS_NAMES`.
-    subject: identity, such as 'train-0012'.
-    onset, apex, offset: the first, strongest and last frame that shows the
-      expression; -1 for Neutral. Frame 0 never shows it.
-    action_units: such as '6+12+25'; '' for Neutral.
-  """
-
-  frames: np.ndarray
-  label: int
-  subject: str
-  onset: int
-  apex: int
-  offset: int
-  action_units: str
+  frames: np.ndarray  # uint8 [F, S, S, 3], RGB
+  label: int  # index into `CLASS_NAMES`
+  subject: str  # identity, such as 'train-0012'
+  onset: int  # the first frame that shows the expression, never 0; or -1
+  apex: int  # the strongest
+  offset: int  # the last
+  action_units: str  # such as '6+12+25'; '' for Neutral
 
 
 def _generator(seed: int, split: str, *key: int) -> np.random.Generator:

@@ -153,7 +153,6 @@ def test_only_a_missing_or_damaged_shard_is_done_again(
   written = _write(tmp_path / 'out', work)
   assert _ran(log) == list(range(16, 24))
   assert _raw(written.folder, 'train') == _raw(plain, 'train')
-  assert len(written.failures) == len(BAD)
 
 
 def test_a_shard_that_raised_is_done_again(tmp_path, plain):

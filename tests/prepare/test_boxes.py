@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mira_jax.errors import MiraInputError
-from mira_jax.prepare.boxes import look_up, read_boxes
+from mira_jax.prepare.boxes import read_boxes
 
 
 def _write(path: pathlib.Path, content: str | bytes) -> pathlib.Path:
@@ -59,34 +59,3 @@ def test_tables_that_are_refused(tmp_path, content, message):
   with pytest.raises(MiraInputError, match=f'(?s){message}') as caught:
     read_boxes(path)
   assert caught.value.path == str(path)
-
-
-@pytest.mark.parametrize(
-  ('name', 'clip_id'),
-  [
-    ('happy/1', 'happy/1.mp4'),
-    ('happy/1.mp4', 'happy/1'),  # a folder of its frames
-    ('happy/1.AVI', 'happy/1.mp4'),
-    ('1', 'train/happy/1.mp4'),
-    ('/home/author/data/happy/1.mp4', 'happy/1.mp4'),
-    ('author/S01.2', 'S01.2'),
-  ],
-)
-def test_a_clip_is_looked_up_by_the_end_of_its_name(name, clip_id):
-  boxes = {'other/2.mp4': np.zeros((1, 4)), name: np.ones((2, 4))}
-  assert look_up(boxes, clip_id) is boxes[name]
-
-
-@pytest.mark.parametrize(
-  'clip_id', ['11.mp4', 'sad/1.mp4', 'happy/2.mp4', 'S01', 'happy']
-)
-def test_a_clip_without_boxes(clip_id):
-  boxes = {'happy/1.mp4': np.ones((1, 4)), 'S01.2': np.ones((1, 4))}
-  assert look_up(boxes, clip_id) is None
-
-
-def test_a_name_that_two_rows_fit():
-  boxes = {'happy/1.mp4': np.zeros((1, 4)), 'happy/1.avi': np.ones((1, 4))}
-  assert look_up(boxes, 'happy/1.avi') is boxes['happy/1.avi']
-  with pytest.raises(MiraInputError, match=r'ambiguous: happy/1: .*1\.avi'):
-    look_up(boxes, 'happy/1')

@@ -47,14 +47,15 @@ def test_dfew_folds_classes_and_sources(downloads, tmp_path):
 
 
 def test_dfew_lists_as_other_copies_have_them(copy):
-  """Names, codes from 0, class names, padded ids, semicolons and a BOM."""
+  """Names of lists, class names, padded ids, semicolons and a BOM."""
   root = copy('dfew')
   expected = {k: r.label for k, r in rows_of('dfew', root).items()}
   splits = next(root.rglob('EmoLabel_DataSplit'))
   for file in splits.rglob('*.csv'):
     lines = file.read_text().split()[1:]
     rows = [line.split(',') for line in lines]
-    text = '\n'.join(f'{int(c):05d};{int(k) - 1}' for c, k in rows)
+    names = BUILDERS['dfew'].class_names
+    text = '\n'.join(f'{int(c):05d};{names[int(k) - 1]}' for c, k in rows)
     file.write_text('\ufeffvideo_name;label\n' + text)
   assert {k: r.label for k, r in rows_of('dfew', root).items()} == expected
   (splits / 'train(single-labeled)').rename(splits / 'train(single_labeled)')

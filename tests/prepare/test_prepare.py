@@ -97,11 +97,9 @@ def test_classes_are_folders_and_a_fifth_is_held_out(tmp_path, twenty):
   assert report.split_rule == '0.2 of each class held out, seed 0'
   assert report.failures == report.warnings == []
   ids = _ids(tmp_path / 'out') + _ids(tmp_path / 'out', 'test')
-  expected = {f'{c}/{i}' for c in opened.class_names for i in range(10)}
-  assert {*ids} == expected
+  assert {*ids} == {f'{c}/{i}' for c in ('happy', 'sad') for i in range(10)}
   for clip in opened.source('test'):
     assert opened.class_names[clip.label] == clip.clip_id.split('/')[0]
-    assert images.decode_jpeg(clip.frames[2]).shape == (20, 30, 3)
 
 
 def test_the_seed_alone_decides_the_choice(tmp_path, twenty):
@@ -161,10 +159,7 @@ def test_a_root_without_clips(tmp_path):
   (tmp_path / 'root' / 'papers' / '1.mp4').write_text('x')
   error = _error(_prepare, tmp_path / 'root', tmp_path / 'out')
   assert 'papers/1.mp4 (not_video)' in error.hint
-  for root, hint in (('x', 'there is no such'), ('root/a.pdf', 'it is a file')):
-    error = _error(_prepare, tmp_path / root, tmp_path / 'out')
-    assert error.code == 'not_found'
-    assert error.hint.startswith(hint)
+  assert _error(_prepare, tmp_path / 'x', tmp_path / 'out').code == 'not_found'
 
 
 # Tables.

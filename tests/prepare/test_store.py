@@ -69,29 +69,19 @@ def test_other_images_are_coded_as_jpeg(tmp_path):
     assert np.abs(frame.astype(int) - frames[i]).mean() < 3
 
 
-def test_a_jpeg_that_is_cut_off_is_left_out(tmp_path):
-  """OpenCV would fill it with gray and not say so."""
+def test_frames_that_are_cut_off_or_of_another_size(tmp_path):
+  """OpenCV would fill a cut one with gray and not say so."""
   root = _tree(tmp_path / 'root', 2)
   cut = root / 'a/0/5.jpg'
   cut.write_bytes(cut.read_bytes()[:-200])
-  report = _report(root, tmp_path / 'out')
-  assert report.flags == {'partial': 1}
-  clip = next(
-    c
-    for c in dataset.open(tmp_path / 'out').source('train')
-    if 'a' in c.clip_id
-  )
-  assert len(clip) == miniatures.FRAMES - 1
-  assert images.whole_image(cut.read_bytes()) is None
-
-
-def test_frames_of_other_sizes_follow_the_first(tmp_path):
-  root = _tree(tmp_path / 'root', 2)
   large = cv2.resize(miniatures.face(3)[0], (150, 120))
   (root / 'a/0/4.jpg').write_bytes(images.encode_jpeg(large))
-  clips = _prepare(root, tmp_path / 'out')
-  shapes = {images.decode_jpeg(frame).shape for frame in clips[0].frames}
-  assert shapes == {(96, 96, 3)}
+  report = _report(root, tmp_path / 'out')
+  assert report.flags == {'partial': 1}
+  clip = dataset.open(tmp_path / 'out').source('train')[0]
+  assert len(clip) == miniatures.FRAMES - 1
+  shapes = {images.decode_jpeg(frame).shape for frame in clip.frames}
+  assert shapes == {(96, 96, 3)}  # that of the first
 
 
 # Crops.
@@ -105,9 +95,7 @@ def test_faces_are_cropped_and_clips_without_one_are_left_out(tmp_path):
   assert [(f.path, f.code) for f in report.failures] == [('a/black', 'no_face')]
   clip = dataset.open(tmp_path / 'out').source('train')[0]
   height, width, _ = images.decode_jpeg(clip.frames[0]).shape
-  assert height == width
-  assert 80 <= height <= 180
-  assert len(clip) == miniatures.FRAMES
+  assert 80 <= height == width <= 180
 
 
 def test_a_table_of_boxes_says_where_faces_are(tmp_path):
@@ -115,7 +103,7 @@ def test_a_table_of_boxes_says_where_faces_are(tmp_path):
   for name in ('1', '2', '3'):
     miniatures.images(root / 'a' / name, miniatures.scene(0), '{}.png'.format)
   table = tmp_path / 'boxes.csv'
-  table.write_text('clip,x,y,w,h\na/1,150,40,128,128\na/2,900,0,5,5\n')
+  table.write_text('clip,x,y,w,h\n./a\\1,150,40,128,128\na/2,900,0,5,5\n')
   report = _report(root, tmp_path / 'out', boxes=table)
   assert {f.path: f.code for f in report.failures} == {
     'a/2': 'no_face',
@@ -168,7 +156,7 @@ def test_a_journal_is_read_again(tmp_path):
   assert not (tmp_path / 'j').exists()
 
 
-@pytest.mark.parametrize('cut', [1, 6, 10, 18])
+@pytest.mark.parametrize('cut', [1, 10])
 def test_a_torn_or_damaged_entry_is_cut_off(tmp_path, cut):
   _journal(tmp_path / 'j', 'key', b'first', b'second')
   data = (tmp_path / 'j').read_bytes()

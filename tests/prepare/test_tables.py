@@ -56,13 +56,6 @@ def test_unicode_is_recognised(read, encoding, shown):
   assert listing.remarks == [f'{shown}, tabs; columns path, label; 1 rows']
 
 
-def test_utf_16_without_a_mark_is_asked_for(read):
-  data = f'{HEAD}0,ok\n'.encode('utf-16-le')
-  with pytest.raises(MiraInputError, match=r'--encoding=utf-16-le'):
-    read(data)
-  assert _labels(read(data, encoding='utf-16-le')) == ['ok']
-
-
 @pytest.mark.parametrize(
   ('encoding', 'word'),
   [('cp1252', 'enttäuscht'), ('cp932', '悲しみ')],
@@ -82,10 +75,9 @@ def test_an_encoding_that_does_not_fit(read):
   for name in ('rot13', 'a\0b', 'undefined'):
     with pytest.raises(MiraInputError, match='bad_encoding'):
       read(HEAD, encoding=name)
-  with pytest.raises(MiraInputError, match='did you mean cp125'):
-    read(HEAD, encoding='cp1225')
-  with pytest.raises(MiraInputError, match=r'bad_table.*zero bytes'):
-    read(b'\x80\x04\x95\0\0\0\0 a pickle')
+  for data in (b'\x80\x04\x95\0\0\0 a pickle', HEAD.encode('utf-16-le')):
+    with pytest.raises(MiraInputError, match=r'bad_table.*encoding=utf-16-le'):
+      read(data)
 
 
 # Delimiters and headers.
@@ -122,15 +114,6 @@ def test_the_header_says_what_the_delimiter_is(read, content):
 def test_tables_that_would_be_misread(read, content, message):
   with pytest.raises(MiraInputError, match=f'bad_table.*{message}'):
     read(content)
-
-
-def test_the_report_names_the_columns(read):
-  listing = read('Clip;Emotion;Frame Rate\n1;a;29,97\n')
-  assert listing.rows[0].fps == 29.97
-  assert listing.remarks == [
-    'utf-8, semicolons; columns path=Clip, label=Emotion, fps=Frame Rate; '
-    '1 rows'
-  ]
 
 
 # Labels.
@@ -194,7 +177,7 @@ def test_words_of_splits(read):
 
 
 def test_numbers_as_programs_write_them(read):
-  values = ['1', '2.0', '1e1', '3E+00', 'fold 4', 'set_5', '', 'NA', '/', '-1']
+  values = ['1', '2.0', '1e1', '3E+00', '"4,0"', '5', '', 'NA', '/', '-1']
   folds = [row.fold for row in read(_table('fold', *values)).rows]
   assert folds == [1, 2, 10, 3, 4, 5, -1, -1, -1, -1]
 
@@ -202,7 +185,6 @@ def test_numbers_as_programs_write_them(read):
 @pytest.mark.parametrize(
   ('column', 'cell'),
   [
-    ('fold', '99999999999'),
     ('fold', '1.5'),
     ('onset', '"1,000"'),
     ('apex', 'x' * 5000),

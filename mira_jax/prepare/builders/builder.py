@@ -11,59 +11,36 @@ from mira_jax.data.listing import Row
 from mira_jax.errors import MiraInputError, data_error
 from mira_jax.prepare.builders.tree import Tree
 
-ON_REQUEST = 'research only, on request'
-
 
 @dataclasses.dataclass(kw_only=True)
 class Clips:
-  """The clips that a download should hold.
+  """The clips that a download should hold."""
 
-  Attributes:
-    rows: with absolute paths and a clip_id each.
-    class_names: in label order, if not those of the builder.
-    tables: files that list the clips.
-    dropped: number of unwanted clips, by reason.
-    crop: the rule of `crop.RULES` for these clips.
-    warnings: possible mistakes.
-  """
-
-  rows: list[Row]
-  class_names: Sequence[str] = ()
-  tables: list[pathlib.Path] = dataclasses.field(default_factory=list)
+  rows: list[Row]  # with absolute paths and a clip_id each
+  class_names: Sequence[str] = ()  # in label order, if not the builder's
+  tables: Sequence[pathlib.Path] = ()  # files that list the clips
+  # Number of unwanted clips, by reason.
   dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  crop: str = 'none'
-  warnings: list[str] = dataclasses.field(default_factory=list)
+  crop: str = 'none'  # one of `face_crop.RULES`
+  warnings: Sequence[str] = ()  # possible mistakes
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Builder:
-  """A dataset as its provider delivers it.
+  """A dataset as its provider delivers it."""
 
-  Attributes:
-    name: for `mira prepare`.
-    title: its own name and year.
-    class_names: in the label order of the provider.
-    protocol: of its evaluation.
-    counts: of the provider, by the keys of `tally`; for the default options.
-    ask: where to request a copy.
-    layout: the tree of a download, for help and errors.
-    list_clips: from a tree and the chosen options to its clips.
-    licence: in a few words.
-    options: values of each option of its own, the default one first.
-    stores_video: clips stay video files.
-  """
-
-  name: str
-  title: str
-  class_names: Sequence[str]
-  protocol: str
-  counts: Mapping[str, int]
-  ask: str
-  layout: str
-  list_clips: Callable[[Tree, Mapping[str, str]], Clips]
-  licence: str = ON_REQUEST
+  name: str  # for `mira prepare`
+  title: str  # its own name and year
+  class_names: Sequence[str]  # in the label order of the provider
+  protocol: str  # of its evaluation
+  counts: Mapping[str, int]  # by the keys of `tally`, for the default options
+  ask: str  # where to request a copy
+  layout: str  # the tree of a download, for help and errors
+  list_clips: Callable[[Tree, Mapping[str, str]], Clips]  # by chosen options
+  licence: str = 'research only, on request'
+  # Values of each option of its own, the default one first.
   options: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
-  stores_video: bool = False
+  stores_video: bool = False  # clips stay video files
 
   def dataset_name(self, options: Mapping[str, str]) -> str:
     """The name of the prepared dataset; choices that are no default show."""

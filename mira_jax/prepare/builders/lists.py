@@ -100,7 +100,6 @@ def _five_digits(stem: str) -> str:
 # of the provider's README of 2020-10-17; other names of the lists (set_K.csv,
 # train_set_K.csv, single_trainset_K.csv) are inferred from users' code.
 
-# Codes 1 to 7; a copy that numbers from 0 is recognised by its 0.
 _DFEW = ('Happy', 'Sad', 'Neutral', 'Angry', 'Surprise', 'Disgust', 'Fear')
 _DFEW_FRAMES = {
   'clip_224x224': ('Clip/clip_224x224', 'clip_224x224'),
@@ -118,20 +117,17 @@ def _list_dfew(tree: Tree, options: Mapping[str, str]) -> Clips:
   first = 'EmoLabel_DataSplit/train(single-labeled)/set_1.csv'
   lists = _fold_lists(tree, splits, '.csv', first)
   files = [file for pair in lists.values() for file in pair.values()]
-  rows = {file: tables.read_table(file).rows for file in files}
-  from_0 = any(row.label == '0' for of_file in rows.values() for row in of_file)
-  codes = [str(code) for code in range(1 - from_0, 8 - from_0)]
-  known = dict(zip(codes, _DFEW, strict=True))
+  known = {str(code): name for code, name in enumerate(_DFEW, 1)}
   known |= {name.lower(): name for name in _DFEW}
 
   def entries(file: pathlib.Path) -> Iterator[Entry]:
-    for row in rows[file]:
+    for row in tables.read_table(file).rows:
       stem = pathlib.PurePath(row.path).stem
       if not stem.isdecimal():
         hint = f'line {row.line} has the clip {row.path!r}, which is no number'
         raise MiraInputError('bad_table', file, hint)
       if row.label.lower() not in known:
-        raise bad_label(file, row.line, row.label, [*codes, *_DFEW])
+        raise bad_label(file, row.line, row.label, ['1 to 7', *_DFEW])
       yield _five_digits(stem), known[row.label.lower()]
 
   def path(clip: str) -> pathlib.Path:

@@ -41,9 +41,6 @@ def _list_clips(
 ) -> Clips:
   """The clips of a coder's sheet.
 
-  Marks that cannot be (an offset before the onset, an apex outside of both) are
-  known mistakes of these sheets; they become unknown, with a warning.
-
   Args:
     tree: the download.
     options: `frames`, if any.
@@ -53,7 +50,7 @@ def _list_clips(
     places: of a clip in that folder; the first that exists counts.
     clip_id: the name of a clip, with the same fields as `places`.
     subject: format of a subject's number, as the folders have it.
-    fps: frames per second of the camera.
+    fps: of the camera.
     spellings: other spellings of classes, in lower case.
     crop: see `Clips`; frames that are cropped already get 'none'.
   """
@@ -96,7 +93,10 @@ def _list_clips(
 
 
 def _possible(row: Row) -> tuple[Row, str]:
-  """The row without marks that contradict each other, and which these were."""
+  """The row without marks that contradict each other, and which these were.
+
+  They are known mistakes of these sheets.
+  """
   if 0 <= row.offset < row.onset:
     wrong = f'offset {row.offset} lies before onset {row.onset}'
     return dataclasses.replace(row, offset=-1), wrong
