@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fractions
 import pathlib
 
 import av
@@ -17,12 +18,17 @@ def make_video(
   codec: str = 'libx264',
   pixels: str = 'yuv420p',
   fps: int = 25,
+  aspect: tuple[int, int] = (1, 1),
   **options: str,
 ) -> pathlib.Path:
-  """Gray frames that brighten by 8, with a red quarter at the top left."""
+  """Gray frames that brighten by 8, with a red quarter at the top left.
+
+  `aspect` is that of a pixel; `options` are of the codec.
+  """
   with av.open(str(path), 'w') as file:
     stream = file.add_stream(codec, rate=fps, options=options)
     stream.width, stream.height, stream.pix_fmt = width, height, pixels
+    stream.codec_context.sample_aspect_ratio = fractions.Fraction(*aspect)
     for i in range(count):
       image = np.full((height, width, 3), 8 * i % 256, np.uint8)
       image[: height // 2, : width // 2] = (255, 0, 0)

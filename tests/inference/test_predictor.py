@@ -11,8 +11,7 @@ import pytest
 
 import mira_jax
 import torch_files
-from mira_jax.cli import main as cli
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError
 from mira_jax.inference import load as loading
 from mira_jax.mira import MiraConfig
 from mira_jax.weights import convert, torch_names
@@ -20,12 +19,6 @@ from small_models import NAMES, save_model
 from videos import make_video
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
-PRETRAIN = {
-  'decoder_dim': 8,
-  'decoder_depth': 1,
-  'decoder_heads': 2,
-  'mask_ratio': 0.9,
-}
 
 
 @pytest.fixture(scope='module')
@@ -48,15 +41,9 @@ def model(run, compile_cache):
 
 def test_importing_the_package_is_immediate():
   program = """
-import sys, time
-start = time.perf_counter()
-import mira_jax
-seconds = time.perf_counter() - start
-heavy = {'jax', 'flax', 'numpy', 'absl'} & sys.modules.keys()
-assert not heavy and seconds < 0.05, (heavy, seconds)
+import sys, mira_jax
+assert not {'jax', 'flax', 'numpy', 'absl'} & sys.modules.keys()
 assert mira_jax.__version__ and set(mira_jax.__all__) <= set(dir(mira_jax))
-for name in mira_jax.__all__:
-  getattr(mira_jax, name)
 """
   done = subprocess.run(
     [sys.executable, '-c', program], capture_output=True, text=True
@@ -64,13 +51,6 @@ for name in mira_jax.__all__:
   assert done.returncode == 0, done.stderr
   with pytest.raises(AttributeError, match='no attribute'):
     mira_jax.nothing  # noqa: B018
-
-
-def test_sizes_make_models():
-  model = mira_jax.ViViT(
-    **mira_jax.SIZES['B'], num_classes=7, mira=mira_jax.MiraConfig()
-  )
-  assert (model.dim, model.mira.mode) == (768, 'exact')
 
 
 def test_a_clip_has_probabilities_by_name(model, run, clip):
@@ -123,52 +103,40 @@ def test_features_are_the_input_of_the_head(model, clip):
   )
 
 
-def test_records_are_those_of_the_picture(model, run, clip, tmp_path, capsys):
+def test_records_are_those_of_the_middle_window(model, clip):
   records = model.records(clip)
   assert records.window.shape == (16, 32, 32, 3)
   assert (records.number, records.windows) == (1, 3)
+  assert records.gain.shape == (2, 8)
   for marginal in (records.before, records.after):
     assert marginal.shape == (8, 4, 4)
     np.testing.assert_allclose(marginal.sum(), 1, rtol=1e-5)
-  flags = [f'--workdir={run}', '--views=3', f'--out={tmp_path}']
-  assert cli.main(['predict', str(clip), *flags]) == ExitCode.OK
-  capsys.readouterr()
-  with np.load(tmp_path / 'a.npz') as drawn:
-    np.testing.assert_array_equal(drawn['gain'], records.gain)
-    np.testing.assert_array_equal(drawn['before'], records.before)
-    np.testing.assert_array_equal(drawn['indices'], records.indices)
+  predicted = model.predict(clip, records=True).records
+  np.testing.assert_array_equal(predicted.gain, records.gain)
 
 
-def test_one_prediction_whatever_the_weights_are(
-  model, run, clip, tmp_path, capsys
-):
-  """A run, its file, an export, and a checkpoint of PyTorch."""
+def test_a_checkpoint_of_pytorch_predicts_the_same(model, run, clip, tmp_path):
   state = torch_names.to_torch(
     convert.read(run).variables, torch_names.CLASSIFIER
   )
   pth = torch_files.save(tmp_path / 'a.pth', {'model': state})
   says = {'heads': 2, 'image_size': 32, 'rate': 2, 'mode': 'exact'}
-  args = ['export', str(run), str(tmp_path / 'export'), '--platforms=cpu']
-  assert cli.main(args) == ExitCode.OK
-  capsys.readouterr()
-  expected = model.predict(clip)
-  for path, overrides in (
-    (run / 'weights.safetensors', {}),
-    (tmp_path / 'export', {}),
-    (pth, says | {'class_names': NAMES}),
-  ):
-    other = mira_jax.load(path, views=3, **overrides)
-    found = other.predict(clip)
-    assert found.label == expected.label
-    np.testing.assert_allclose(found.mean, expected.mean, atol=1e-5)
+  other = mira_jax.load(pth, views=3, class_names=NAMES, **says)
+  found, expected = other.predict(clip), model.predict(clip)
+  assert found.label == expected.label
+  np.testing.assert_allclose(found.mean, expected.mean, atol=1e-5)
   assert (model.notes, other.notes) == ((), ())
-  exported = mira_jax.load(tmp_path / 'export')
+
+
+def test_an_export_gives_probabilities_alone(clip, request):
+  path = request.config.rootpath / 'tests' / 'compatibility/0.1.0/export'
+  exported = mira_jax.load(path)
   for ask in (exported.features, exported.records):
     with pytest.raises(MiraInputError, match='unsupported'):
       ask(clip)
-  for wrong in ({'dtype': 'bfloat16'}, {'heads': 3}, {'key': 'ema'}):
+  for wrong in ({'dtype': 'bfloat16'}, {'heads': 3}):
     with pytest.raises(MiraInputError, match='bad_flag'):
-      mira_jax.load(tmp_path / 'export', **wrong)
+      mira_jax.load(path, **wrong)
 
 
 def test_a_backbone_has_features_alone(clip, tmp_path):
@@ -179,11 +147,3 @@ def test_a_backbone_has_features_alone(clip, tmp_path):
   assert model.records(clip).gain.shape == (1, 8)
   with pytest.raises(MiraInputError, match='no_classifier'):
     model.predict(clip)
-
-
-def test_folders_without_weights(tmp_path):
-  with pytest.raises(MiraInputError, match='not_found'):
-    mira_jax.load(tmp_path)
-  (tmp_path / 'config.json').write_text('{}')
-  with pytest.raises(MiraInputError, match='not_finished'):
-    mira_jax.load(tmp_path)

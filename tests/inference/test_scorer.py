@@ -76,15 +76,6 @@ def test_the_statistics_decide_what_a_clip_depends_on(
   assert np.allclose(first, other, rtol=1e-5) == alone
 
 
-def test_eight_bits_take_less_memory(model):
-  exact, _ = load.load_engine(model, 1)
-  held, _ = load.load_engine(model, 1, eight_bits=True)
-  large, small = (
-    sum(x.nbytes for x in jax.tree.leaves(e._variables)) for e in (exact, held)
-  )
-  assert small < 0.6 * large  # much of so small a model is not kernels
-
-
 # ----- long clips -------------------------------------------------------------
 
 
@@ -107,12 +98,11 @@ def test_every_second_has_its_own_probabilities(model):
     np.testing.assert_allclose(found[second], expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize(('count', 'seconds'), [(5, 1), (33, 2)])
-def test_short_clips_have_a_timeline_too(model, count, seconds):
+def test_a_short_clip_has_a_timeline_too(model):
   scorer, _ = load.load_engine(model, 8)
-  clip = decode.of_frames('clip', noise(1, count)[0], 20.0)
+  clip = decode.of_frames('clip', noise(1, 5)[0], 20.0)
   found = scorer.timeline(clip, rate=2, fit='crop', stride=99)
-  assert found.shape == (seconds, 7)
+  assert found.shape == (1, 7)
   assert np.isfinite(found).all()
 
 
@@ -131,7 +121,6 @@ def test_names_stand_for_clips(tmp_path):
     '*.mp4': clips[:1],
     '**/*.mkv': clips[1:2],
     'b/deep/frames': clips[2:],
-    'nowhere.mp4': [str(tmp_path / 'nowhere.mp4')],
     '*.avi': [str(tmp_path / '*.avi')],
     'b/deep/empty': [str(tmp_path / 'b/deep/empty')],
   }.items():

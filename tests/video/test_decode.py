@@ -17,6 +17,7 @@ from mira_jax.video import (
   decode,
   footage,
   geometry,
+  images,
   upright,
 )
 from videos import make_video
@@ -177,19 +178,16 @@ def test_a_square_is_cut_before_frames_shrink(tmp_path, kind):
     decode.read_clip(path, square=tiny)
 
 
-@pytest.mark.parametrize(('count', 'short_side'), [(1, None), (8, 20)])
-def test_a_glance_at_a_folder(tmp_path, monkeypatch, count, short_side):
+def test_a_glance_at_a_folder(tmp_path, monkeypatch):
   path = _write_frames(tmp_path / 'clip', [f'{i}.png' for i in range(24)])
-  whole = decode.read_clip(path, short_side=short_side).frames
-  read = []
-  imdecode = cv2.imdecode
+  whole = decode.read_clip(path, short_side=20).frames
+  read, imdecode = [], cv2.imdecode
   monkeypatch.setattr(
     cv2, 'imdecode', lambda *args: read.append(args) or imdecode(*args)
   )
-  frames, width, height = decode.glance(path, count, short_side)
-  np.testing.assert_array_equal(frames, whole[footage.spaced(24, count)])
-  assert (width, height) == (48, 36)
-  assert len(read) == min(count, 24)
+  frames, width, height = decode.glance(path, 8, 20)
+  np.testing.assert_array_equal(frames, whole[footage.spaced(24, 8)])
+  assert (width, height, len(read)) == (48, 36, 8)
 
 
 @pytest.mark.parametrize('count', [1, 3, 100])
@@ -201,11 +199,8 @@ def test_a_glance_at_a_video(tmp_path, count):
   # Every frame has a gray value of its own, which identifies it.
   found = [int(np.flatnonzero((whole == f).all((1, 2, 3)))[0]) for f in frames]
   assert len(found) == min(count, 24)
-  assert found == sorted(set(found))
-  if 2 * count >= 24:
-    assert found == footage.spaced(24, count).tolist()
-  elif count > 1:
-    assert np.diff([*found, 24]).max() <= 2 * 24 / count
+  gaps = np.diff([*found, 24])
+  assert 1 <= gaps.min() <= gaps.max() <= max(2 * 24 / count, 1)
 
 
 def test_a_glance_holds_few_frames(tmp_path, monkeypatch):
@@ -217,6 +212,15 @@ def test_a_glance_holds_few_frames(tmp_path, monkeypatch):
   )
   assert len(decode.glance(path, 4, None)[0]) == 4
   assert len(converted) < 40
+
+
+def test_jpeg_keeps_the_colours():
+  image = np.full((32, 32, 3), (200, 100, 30), np.uint8)
+  data = images.encode_jpeg(image)
+  for back in (images.decode_jpeg(data), images.whole_image(data)):
+    np.testing.assert_allclose(back.astype(int), image, atol=4)
+  stored = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+  assert stored[0, 0, 0] < stored[0, 0, 2]  # BGR
 
 
 def test_resize_squashes_or_crops():

@@ -35,16 +35,7 @@ def timed_video(
   size: int = 32,
   **options,
 ) -> pathlib.Path:
-  """Frames whose mean gray level is 20 + 3 i, at times in ms.
-
-  Args:
-    path: of the file.
-    times: of the frames.
-    codec: of the picture.
-    sound: seconds of silence.
-    size: side of the frames.
-    options: of `av.open`.
-  """
+  """Frames whose mean gray level is 20 + 3 i, at times in ms."""
   with av.open(str(path), 'w', **options) as file:
     stream = file.add_stream(codec, rate=1000 if codec == 'libvpx' else 30)
     stream.width = stream.height = size
@@ -86,7 +77,7 @@ def _seconds(video: footage.Video, fps: float | None = None) -> np.ndarray:
   return (rows[:, 0] * 255 - 20) / 3
 
 
-@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'ts', 'webm'])
+@pytest.mark.parametrize('suffix', ['mp4', 'webm'])
 def test_seconds_of_a_variable_rate(tmp_path, suffix):
   name = tmp_path / f'a.{suffix}'
   if suffix == 'webm':  # as a browser records: neither duration nor rate
@@ -156,6 +147,7 @@ def test_rates_that_vary():
   [
     [0, 40, np.nan, 120],
     [0, 40, 80, 20, 60],
+    [0] * 9,
     [0, 40, 80, 9e9, 9e9 + 40],
   ],
 )
@@ -164,17 +156,7 @@ def test_times_that_contradict_each_other(times):
   assert (found.fps, found.shown, found.flags) == (25, None, ('times',))
 
 
-def test_frames_of_one_time_are_taken_by_index(tmp_path):
-  path = timed_video(tmp_path / 'a.mp4', [40 * i for i in range(20)])
-  data = bytearray(path.read_bytes())
-  at = data.index(b'stts') + 16  # how long each sample is
-  data[at : at + 4] = bytes(4)
-  path.write_bytes(data)
-  video = decode.read_clip(path)
-  assert (video.count, video.shown, video.flags) == (20, None, ('times',))
-
-
-@pytest.mark.parametrize('suffix', ['mp4', 'mkv', 'ts'])
+@pytest.mark.parametrize('suffix', ['mp4', 'mkv'])
 def test_the_length_is_the_picture_s(tmp_path, suffix):
   times = [33 * i for i in range(60)]
   path = timed_video(tmp_path / f'a.{suffix}', times, sound=60)
