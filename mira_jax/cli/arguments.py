@@ -1,9 +1,19 @@
-"""Types of command-line arguments."""
+"""Types of command-line arguments, and how help shows them."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+  """Help with descriptions as they are, and the default of every flag."""
+
+  def _get_help_string(self, action: argparse.Action) -> str:
+    text = action.help or ''
+    if action.default in (None, False, '', argparse.SUPPRESS):
+      return text
+    return f'{text} (default: %(default)s)'
 
 
 def at_least(low: int, *, most: int | None = None) -> Callable[[str], int]:
@@ -19,6 +29,11 @@ def at_least(low: int, *, most: int | None = None) -> Callable[[str], int]:
 
   parse.__name__ = 'whole number'  # what argparse calls it in its errors
   return parse
+
+
+def numbers(text: str) -> list[int]:
+  """An argparse type: whole numbers with commas between, such as 1,5,20."""
+  return [int(part) for part in text.split(',')]
 
 
 def above_zero(text: str) -> float:

@@ -21,6 +21,7 @@ import rich.text
 
 from mira_jax import terminal
 from mira_jax.cli import compare_torch
+from mira_jax.cli.arguments import Help
 from mira_jax.errors import ExitCode, MiraInputError, plain
 from mira_jax.kernels import dispatch
 from mira_jax.parity import golden
@@ -29,42 +30,23 @@ from mira_jax.parity import golden
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds `golden DIR`, `torch` and their options."""
   kinds = parser.add_subparsers(dest='kind', required=True)
-  arguments = kinds.add_parser('golden', help='arrays from the reference')
-  arguments.add_argument('directory', metavar='DIR')
-  arguments.add_argument(
-    '--dtype', choices=('float64', 'float32'), default='float64'
-  )
-  arguments.add_argument(
-    '--attention',
-    choices=tuple(dispatch.IMPLEMENTATIONS),
-    default='reference',
-    help='attention implementation; only reference has maps to compare',
-  )
-  arguments.add_argument(
-    '--case', action='append', help='only this case (may be repeated)'
-  )
-  arguments.add_argument(
-    '--brief', action='store_true', help='only the worst quantity of each case'
-  )
-  arguments = kinds.add_parser('torch', help='a PyTorch model in this process')
-  compare_torch.add_arguments(arguments)
-
-
-def _checks(args: argparse.Namespace, case) -> list[golden.Check]:
-  try:
-    return golden.run_case(args.directory, case, args.dtype, args.attention)
-  except dispatch.RefusalError as error:
-    raise MiraInputError('bad_flag', '--attention', str(error)) from error
+  ours = kinds.add_parser('golden', help='arrays of the reference')
+  add = ours.add_argument
+  add('directory', metavar='DIR')
+  add('--dtype', choices=('float64', 'float32'), default='float64')
+  add('--attention', choices=dispatch.IMPLEMENTATIONS, default='reference')
+  add('--case', action='append', help='only this one; may be repeated')
+  add('--brief', action='store_true', help='only the worst of each case')
+  torch = kinds.add_parser('torch', help='a PyTorch model in this process')
+  for kind in (ours, torch):
+    kind.formatter_class = Help
+  compare_torch.add_arguments(torch)
 
 
 def run(args: argparse.Namespace) -> int:
   """Prints tables; 0 if every quantity passed."""
   if args.kind == 'torch':
     return compare_torch.run(args)
-  return _run_golden(args)
-
-
-def _run_golden(args: argparse.Namespace) -> int:
   cases = golden.read_cases(args.directory)
   if args.case:
     names = [case['name'] for case in cases]
@@ -78,7 +60,12 @@ def _run_golden(args: argparse.Namespace) -> int:
   table = _table(f'{args.directory}, {args.dtype}, {args.attention}')
   for case in cases:
     with console.status(rich.text.Text(plain(case['name']))):
-      checks = _checks(args, case)
+      try:
+        checks = golden.run_case(
+          args.directory, case, args.dtype, args.attention
+        )
+      except dispatch.RefusalError as error:
+        raise MiraInputError('bad_flag', '--attention', str(error)) from error
     for check in checks:
       counts[check.passed] += 1
     for check in [max(checks, key=_shortfall)] if args.brief else checks:
@@ -98,20 +85,18 @@ def _shortfall(check: golden.Check) -> float:
 
 def _table(title: str) -> rich.table.Table:
   table = rich.table.Table(title=plain(title))
-  table.add_column('case', overflow='fold')
-  table.add_column('quantity', overflow='fold')
-  for name in ('max abs', 'relative', 'bound'):
+  for name in ('case', 'quantity'):
+    table.add_column(name, overflow='fold')
+  for name in ('max abs', 'relative', 'bound', ''):
     table.add_column(name, justify='right', no_wrap=True)
-  table.add_column('')
   return table
 
 
 def _add(table: rich.table.Table, check: golden.Check):
-  table.add_row(
-    plain(check.case),
-    plain(check.quantity),
+  numbers = (
     f'{check.max_abs:.1e}',
     f'{check.relative:.1e}',
     f'{check.bound:.0e}',
-    'pass' if check.passed else rich.text.Text('FAIL', 'bold red'),
   )
+  passed = 'pass' if check.passed else rich.text.Text('FAIL', 'bold red')
+  table.add_row(plain(check.case), plain(check.quantity), *numbers, passed)

@@ -24,54 +24,23 @@ from mira_jax.video import decode, footage
 from mira_jax.weights import convert
 
 BOUND = 2e-5  # of float32 logits: largest difference over largest number
-DEFAULT_WEIGHTS = 'runs/quickstart'
 
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the weights, the clip, the other model and what is compared."""
-  parser.add_argument(
-    '--weights',
-    metavar='FILE',
-    default=DEFAULT_WEIGHTS,
-    help='what `mira convert` reads: a run, a file of ours, of PyTorch or of '
-    f'Hugging Face (default: {DEFAULT_WEIGHTS})',
-  )
-  parser.add_argument(
-    '--clip',
-    metavar='CLIP',
-    help='a video or a folder of frames (default: a synthetic face)',
-  )
-  parser.add_argument(
-    '--module',
-    metavar='PATH:CLASS',
-    help='your own torch.nn.Module, made without arguments, in a Python file '
-    'that is run',
-  )
-  parser.add_argument(
-    '--dtype',
-    choices=('both', *torch_compare.DTYPES),
-    default='both',
-    help='of the computation (default: both)',
-  )
-  parser.add_argument(
-    '--gradients', action='store_true', help='of a cross-entropy, too'
-  )
-  parser.add_argument(
-    '--views',
-    type=at_least(1, most=1000),
-    default=2,
-    help='windows (default: 2)',
-  )
+  add = parser.add_argument
+  weights = 'what `mira convert` reads'
+  add('--weights', metavar='FILE', default='runs/quickstart', help=weights)
+  clip = 'a video or a folder of frames, instead of a synthetic face'
+  add('--clip', metavar='CLIP', help=clip)
+  module = 'your own torch.nn.Module, made without arguments, in a file to run'
+  add('--module', metavar='PATH:CLASS', help=module)
+  add('--dtype', choices=('both', *torch_compare.DTYPES), default='both')
+  add('--gradients', action='store_true', help='of a cross-entropy, too')
+  add('--views', type=at_least(1, most=1000), default=2, help='windows')
   weight_flags.add(parser)
-  parser.add_argument(
-    '--attention',
-    choices=tuple(dispatch.IMPLEMENTATIONS),
-    default='reference',
-    help='attention implementation of JAX (default: reference)',
-  )
-  parser.add_argument(
-    '--json', action='store_true', help='print JSON instead of tables'
-  )
+  add('--attention', choices=dispatch.IMPLEMENTATIONS, default='reference')
+  add('--json', action='store_true', help='print JSON instead of tables')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -112,14 +81,8 @@ def _windows(args: argparse.Namespace, fields: dict, rules: dict) -> np.ndarray:
   if args.clip:
     video = decode.read_clip(args.clip, short_side=size).frames
   else:
-    video = faces.draw_clip(
-      0,
-      split='test',
-      seed=0,
-      size=size,
-      num_frames=4 * frames,
-      difficulty='macro',
-    ).frames
+    options = {'size': size, 'num_frames': 4 * frames, 'difficulty': 'macro'}
+    video = faces.draw_clip(0, split='test', seed=0, **options).frames
   indices = [
     sampling.test_indices(len(video), frames, rules['rate'], view, args.views)
     for view in range(args.views)
@@ -145,7 +108,6 @@ def _print(
       table.add_row(plain(row.name), *(f'{x:.1e}' for x in numbers))
     terminal.show(table)
     terminal.say(f'{agreement.dtype}: top-1 agrees in {agreement.top1:.0%}')
-  for agreement in agreements:
     if agreement.dtype == 'float32':
       passed = agreement.row('logits').relative <= BOUND
       word = 'pass' if passed else 'FAIL'

@@ -20,7 +20,6 @@ import rich.table
 from mira_jax import terminal
 from mira_jax.cli import weight_flags
 from mira_jax.errors import ExitCode, MiraInputError, plain, some
-from mira_jax.models.vivit import SIZES
 from mira_jax.weights import convert, sources
 from mira_jax.weights.weights_file import compact, flatten
 
@@ -29,21 +28,15 @@ TORCH = '.torch.safetensors'
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the files, and facts that a file may lack."""
-  parser.add_argument('source', metavar='SRC')
-  parser.add_argument('destination', metavar='DST')
-  parser.add_argument(
-    '--to',
-    choices=('mira', 'torch'),
-    help=f'names of the tensors (default: torch if DST ends in {TORCH})',
-  )
+  add = parser.add_argument
+  add('source', metavar='SRC')
+  add('destination', metavar='DST')
+  names = f'names of the tensors (default: torch if DST ends in {TORCH})'
+  add('--to', choices=('mira', 'torch'), help=names)
   weight_flags.add(parser)
-  parser.add_argument(
-    '--allow-missing',
-    default='',
-    metavar='PARTS',
-    help='parts that may be missing, such as head; they start at random',
-  )
-  parser.add_argument('--force', action='store_true', help='write over DST')
+  missing = 'such as head, may be missing; they start at random'
+  add('--allow-missing', default='', metavar='PARTS', help=missing)
+  add('--force', action='store_true', help='write over DST')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -80,25 +73,21 @@ def _summary(converted: convert.Converted) -> dict[str, str]:
   metadata = converted.metadata
   model, names = metadata['model'], metadata['class_names']
   mira, last = model.get('mira'), model.get('mira_last_blocks')
+  mode = '{mode}, {statistics}'.format(**mira) if mira else 'plain'
   slots = model['frames'] // model['tubelet']
   side = model['image_size'] // model['patch']
-  mode = '{mode}, {statistics}'.format(**mira) if mira else 'plain'
-  own = {n: model[n] for n in ('dim', 'depth', 'heads')}
-  size = next((n for n, x in SIZES.items() if x == own), 'of no known name')
+  size = 'width {dim}, {depth} blocks, {heads} heads'
   rows = {
     'source': converted.kind,
-    'size': '{0}: width {dim}, {depth} blocks, {heads} heads',
-    'clips': '{frames} frames of {image_size} pixels',
-    'tokens': f'{slots} x {side} x {side}, '
-    'each {tubelet} frames of {patch} pixels',
+    'size': size.format(**model),
+    'clips': '{frames} frames of {image_size} pixels'.format(**model),
+    'tokens': f'{slots} x {side} x {side}',
     'mode': mode + (f', last {last} blocks' if last else ''),
     'classes': f'{len(names)}: {some(names, 12)}' if names else 'none',
   }
-  for name in ('size', 'clips', 'tokens'):
-    rows[name] = rows[name].format(size, **model)
   if decoder := metadata.get('pretrain'):
-    text = 'width {decoder_dim}, {decoder_depth} blocks, {decoder_heads} heads'
-    rows['decoder'] = text.format(**decoder)
+    keys = ('dim', 'depth', 'heads')
+    rows['decoder'] = size.format(**{k: decoder[f'decoder_{k}'] for k in keys})
   count = len(flatten(converted.variables)) - len(converted.missing)
   rows['taken'] = f'{count} tensors'
   for kind in ('ignored', 'missing'):

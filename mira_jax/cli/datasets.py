@@ -21,9 +21,8 @@ from mira_jax.prepare.builders import BUILDERS, Builder
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the folder of prepared datasets."""
-  parser.add_argument(
-    '--data-dir', default='data', help='folder of prepared datasets'
-  )
+  folder = 'of prepared datasets'
+  parser.add_argument('--data-dir', default='data', help=folder)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -19,19 +19,14 @@ from mira_jax.video import encode
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the file, the person and the expression."""
-  parser.add_argument('out', metavar='OUT.mp4')
-  parser.add_argument(
-    '--expression', choices=faces.CLASS_NAMES, default='Surprise'
-  )
-  parser.add_argument('--person', type=at_least(0), default=0)
-  parser.add_argument(
-    '--difficulty', choices=tuple(faces.DIFFICULTIES), default='macro'
-  )
-  parser.add_argument(
-    '--size', type=at_least(16), default=224, help='pixels, even'
-  )
-  parser.add_argument('--num-frames', type=at_least(8), default=32)
-  parser.add_argument('--seed', type=at_least(0), default=0)
+  add = parser.add_argument
+  add('out', metavar='OUT.mp4')
+  add('--expression', choices=faces.CLASS_NAMES, default='Surprise')
+  add('--person', type=at_least(0), default=0)
+  add('--difficulty', choices=faces.DIFFICULTIES, default='macro')
+  add('--size', type=at_least(16), default=224, help='pixels, even')
+  add('--num-frames', type=at_least(8), default=32)
+  add('--seed', type=at_least(0), default=0)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -25,14 +25,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from mira_jax import config, figures, files, terminal
+from mira_jax import config, files, terminal
 from mira_jax.cli import hosts, start
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import label_map, pool
 from mira_jax.devices import platform
-from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.evaluation import metrics, report, results
+from mira_jax.errors import (
+  ExitCode,
+  MiraInputError,
+  checkpoint_error,
+  data_error,
+)
+from mira_jax.evaluation import report, results
 from mira_jax.inference import load
 from mira_jax.train import datasets as inputs
 from mira_jax.train import loop, run_folder, snapshot
@@ -43,29 +48,23 @@ TAKES_CONFIG_FLAGS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the run, what to test it on, and which of its weights."""
-  for flag, doc in {
-    '--workdir=DIR': 'folder of the run, or of its folds',
-    '--dataset=DIR': "prepared dataset; else the run's own",
-    '--split=NAME': "of it, or 'all'; else what the run was tested on",
-    '--step=STEP': "a checkpoint, 'newest' or 'best'; else the run's weights",
-    '--folds=N,N': "'all', or numbers such as 0,2",
-    '--config=NAME': 'or FILE: trains the folds that are not trained yet',
-  }.items():
-    name, _, metavar = flag.partition('=')
-    parser.add_argument(
-      name, metavar=metavar, help=doc, required=name == '--workdir'
-    )
-  parser.add_argument(
-    '--views', type=at_least(1, most=1000), help="else the run's own"
+  add = parser.add_argument
+  folder = 'folder of the run, or of its folds'
+  add('--workdir', metavar='DIR', required=True, help=folder)
+  add('--dataset', metavar='DIR', help="prepared dataset; else the run's own")
+  split = "of it, or 'all'; else what the run was tested on"
+  add('--split', metavar='NAME', help=split)
+  step = "a checkpoint, 'newest' or 'best'; else the run's weights"
+  add('--step', metavar='STEP', help=step)
+  add('--folds', metavar='N,N', help="'all', or numbers such as 0,2")
+  train = 'or FILE: trains the folds that are not trained yet'
+  add('--config', metavar='NAME', help=train)
+  add('--views', type=at_least(1, most=1000), help="else the run's own")
+  add(
+    '--batch-size', type=at_least(1), help="clips at once; else the run's own"
   )
-  parser.add_argument(
-    '--batch-size', type=at_least(1), help="clips at once, else the run's own"
-  )
-  parser.add_argument(
-    '--int8',
-    action='store_true',
-    help='hold the weights in eight bits, as mira predict --int8 does',
-  )
+  int8 = 'hold the weights in eight bits, as mira predict --int8 does'
+  add('--int8', action='store_true', help=int8)
   platform.add_argument(parser)
   hosts.add_arguments(parser)
 
@@ -79,23 +78,26 @@ def run(args: argparse.Namespace) -> int:
   if cfg and args.folds is None:
     hint = 'it trains folds: add --folds=all, or use mira train'
     raise MiraInputError('bad_flag', '--config', hint)
+  if args.step and args.int8:
+    raise MiraInputError('bad_flag', '--int8', 'drop it, or --step')
+  for flag in ('dataset', 'split', 'step', 'int8'):
+    if args.folds is not None and getattr(args, flag):
+      hint = 'it is for one run: drop it, or --folds'
+      raise MiraInputError('bad_flag', f'--{flag}', hint)
   with start.devices(args):
     if args.folds is None:
-      evaluate_run(args)
+      _evaluate_run(args)
     else:
-      evaluate_folds(args, cfg)
+      _evaluate_folds(args, cfg)
   return ExitCode.OK
 
 
 # ----- one run --------------------------------------------------------------
 
 
-def evaluate_run(args: argparse.Namespace) -> None:
+def _evaluate_run(args: argparse.Namespace) -> None:
   """Scores a run on its own test clips, or on another dataset."""
   workdir = pathlib.Path(args.workdir)
-  if args.step and args.int8:
-    hint = "it holds a run's final weights so; drop it, or --step"
-    raise MiraInputError('bad_flag', '--int8', hint)
   matrix, class_names, facts = _scored(workdir, args)
   name = facts['tested']
   if jax.process_index() > 0:
@@ -138,63 +140,51 @@ def _test_clips(
   cfg: config.Config, card: dict, args: argparse.Namespace
 ) -> tuple[pool.Pool, str]:
   """The clips to test, with the classes of the model, and what they are."""
-  if not (args.dataset or args.split):
+  if args.dataset:
+    datasets = [prepared.open(args.dataset)]
+  else:
     datasets = inputs.open_datasets(cfg.data)
-    _tell(datasets)
+  if jax.process_index() == 0:
+    inputs.report(datasets)
+  if not (args.dataset or args.split):
     parts = inputs.open_parts(cfg, datasets)
     name = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
     return parts.test, f'{name}, {parts.fold_name or cfg.eval.split}'
-  paths = [args.dataset] if args.dataset else config.datasets(cfg.data)
   split = args.split or cfg.eval.split
-  datasets = [prepared.open(path) for path in paths]
-  _tell(datasets)
   pools = [_as_the_model_names_them(d, split, card) for d in datasets]
   name = '+'.join(p.dataset[0] for p in pools)
   return pool.join(pools), f'{name}, {split}'
-
-
-def _tell(datasets: list[prepared.PreparedDataset]) -> None:
-  if jax.process_index() == 0:
-    inputs.report(datasets)
 
 
 def _as_the_model_names_them(
   dataset: prepared.PreparedDataset, split: str, card: dict
 ) -> pool.Pool:
   """A split whose labels are the model's; raises where none is common."""
-  known = {label_map.common_name(n): n for n in card['class_names']}
+  names = card['class_names']
+  known = {label_map.common_name(name): name for name in names}
   rename = {
     name: known.get(label_map.common_name(name), '')
     for name in dataset.class_names
   }
   if not any(rename.values()):
-    hint = f'the model knows {", ".join(card["class_names"])}'
-    path, code = dataset.directory, ExitCode.DATA
-    raise MiraInputError('other_classes', path, hint, exit_code=code)
+    hint = f'the model knows {", ".join(names)}'
+    raise data_error('other_classes', dataset.directory, hint)
   splits = list(dataset.splits) if split == 'all' else [split]
-  names = card['class_names']
   clips = pool.of_dataset(dataset, splits, names, rename)
-  left_out = [name for name, ours in rename.items() if not ours]
+  left_out = ', '.join(name for name, ours in rename.items() if not ours)
   if left_out and jax.process_index() == 0:
-    terminal.say(
-      f'left out: {", ".join(left_out)}, which the model does not know'
-    )
+    terminal.say(f'left out: {left_out}, which the model does not know')
   return clips
 
 
 # ----- folds ----------------------------------------------------------------
 
 
-def evaluate_folds(args: argparse.Namespace, cfg: config.Config | None) -> None:
+def _evaluate_folds(
+  args: argparse.Namespace, cfg: config.Config | None
+) -> None:
   """Trains the folds that are not trained, if it may; scores all of them."""
   workdir = pathlib.Path(args.workdir)
-  if args.step or args.int8:
-    name = '--step' if args.step else '--int8'
-    hint = 'it is of the weights of one run; drop it, or --folds'
-    raise MiraInputError('bad_flag', name, hint)
-  if args.dataset or args.split:
-    hint = 'a fold is tested on the clips that it left out; drop that flag'
-    raise MiraInputError('bad_flag', '--dataset, --split', hint)
   base = cfg or run_folder.read_config(_first_fold(workdir))
   names = inputs.fold_names(base, inputs.open_datasets(base.data))
   if len(names) == 1:
@@ -202,7 +192,10 @@ def evaluate_folds(args: argparse.Namespace, cfg: config.Config | None) -> None:
     raise config.bad_config('config.data.protocol', hint)
   numbers = _chosen(args.folds, len(names))
   if cfg is None and args.folds == 'all':
-    numbers = _finished(workdir, numbers)
+    numbers = [n for n in numbers if _is_trained(workdir / f'fold-{n}')]
+  if not numbers:
+    hint = 'no fold is finished; train them with --config=FILE'
+    raise checkpoint_error('not_finished', workdir, hint)
   folds = [
     _fold(workdir / f'fold-{number}', cfg, args, number, names[number])
     for number in numbers
@@ -220,18 +213,8 @@ def _first_fold(workdir: pathlib.Path) -> pathlib.Path:
   raise MiraInputError('not_a_run', workdir, hint)
 
 
-def _finished(workdir: pathlib.Path, numbers: list[int]) -> list[int]:
-  """The folds that have weights."""
-  found = [
-    n
-    for n in numbers
-    if (workdir / f'fold-{n}' / weights_file.WEIGHTS).exists()
-  ]
-  if not found:
-    hint = 'no fold is finished; train them with --config=FILE'
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('not_finished', workdir, hint, exit_code=code)
-  return found
+def _is_trained(run: pathlib.Path) -> bool:
+  return (run / weights_file.WEIGHTS).exists()
 
 
 def _chosen(which: str, count: int) -> list[int]:
@@ -252,7 +235,7 @@ def _fold(
   name: str,
 ) -> tuple[results.Fold, tuple[str, ...]]:
   """One fold's evaluation and class names; trains it first if need be."""
-  if cfg is not None and not (run / weights_file.WEIGHTS).exists():
+  if cfg is not None and not _is_trained(run):
     if jax.process_index() == 0:
       terminal.say(f'training {name} into {run}')
     mine = copy.deepcopy(cfg)
@@ -273,23 +256,18 @@ def _report_folds(
   for fold, names in scored:
     if names != class_names:
       hint = f'its classes are not those of {folds[0].name}: {class_names}'
-      code = ExitCode.DATA
-      raise MiraInputError('other_classes', fold.name, hint, exit_code=code)
+      raise data_error('other_classes', fold.name, hint)
   count = f'{len(folds)}'
   if missing:
     count += f' of {len(folds) + len(missing)}'
   title = f'{workdir.resolve().name}: protocol {protocol}, {count} folds'
   terminal.show(report.folds_table(folds, class_names, title, missing))
-  folder = workdir / 'eval' / 'folds'
-  folder.mkdir(parents=True, exist_ok=True)
-  whole = results.pooled(folds)
-  np.savetxt(folder / 'confusion.csv', whole, fmt='%d', delimiter=',')
-  picture = folder / 'confusion.png'
-  title = ', '.join(filter(None, [title, 'pooled', results.partial(missing)]))
-  scores = str(metrics.score(whole))
-  figures.confusion_figure(whole, class_names, title, scores).save(picture)
-  told = results.folds_dict(folds, class_names, missing)
-  told |= {'protocol': protocol}
-  path = folder / 'folds.json'
-  path.write_text(terminal.as_json(told, indent=2) + '\n', encoding='utf-8')
-  terminal.say(f'folds: {path}', f'picture: {picture}')
+  path = report.write_folds(
+    workdir / 'eval' / 'folds',
+    folds,
+    class_names,
+    metadata={'protocol': protocol},
+    title=f'{title}, pooled',
+    missing=missing,
+  )
+  terminal.say(f'folds: {path}')

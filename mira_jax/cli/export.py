@@ -23,23 +23,13 @@ from mira_jax.inference import engine, export, exported
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the model, the folder and the target platforms."""
-  parser.add_argument('source', metavar='RUN')
-  parser.add_argument('out', metavar='OUT')
+  add = parser.add_argument
+  add('source', metavar='RUN')
+  add('out', metavar='OUT')
   every = ','.join(export.PLATFORMS)
-  parser.add_argument(
-    '--platforms',
-    default=every,
-    metavar='LIST',
-    help=f'where it shall run, commas between (default: {every})',
-  )
-  parser.add_argument(
-    '--dtype',
-    choices=tuple(exported.TOLERANCES),
-    help="of the computation (default: the model's own)",
-  )
-  parser.add_argument(
-    '--force', action='store_true', help='replace an export at OUT'
-  )
+  add('--platforms', default=every, metavar='LIST', help='where it shall run')
+  add('--dtype', choices=exported.TOLERANCES, help='else that of the model')
+  add('--force', action='store_true', help='replace an export at OUT')
   weight_flags.add(parser)
   platform.add_argument(parser)
 

@@ -35,18 +35,18 @@ from mira_jax.weights import sources
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the dataset, the model and where to write."""
-  parser.add_argument('dataset', metavar='DATASET')
+  add = parser.add_argument
+  add('dataset', metavar='DATASET')
   model = parser.add_mutually_exclusive_group(required=True)
   model.add_argument('--workdir', metavar='RUN', help='folder of a run')
-  model.add_argument(
-    '--weights', metavar='SRC', help='what `mira convert` reads, instead'
-  )
+  other = 'what `mira convert` reads, instead'
+  model.add_argument('--weights', metavar='SRC', help=other)
   weight_flags.add(parser)
-  parser.add_argument('--out', required=True, metavar='FILE.npz')
-  parser.add_argument('--splits', help='with commas between (default: all)')
-  parser.add_argument('--views', type=at_least(1, most=1000), default=1)
-  parser.add_argument('--batch-size', type=at_least(1), default=8)
-  parser.add_argument('--threads', type=at_least(1), default=16)
+  add('--out', required=True, metavar='FILE.npz')
+  add('--splits', help='with commas between (default: all)')
+  add('--views', type=at_least(1, most=1000), default=1)
+  add('--batch-size', type=at_least(1), default=8)
+  add('--threads', type=at_least(1), default=16)
   platform.add_argument(parser)
 
 

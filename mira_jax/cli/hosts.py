@@ -15,22 +15,18 @@ from mira_jax.errors import MiraInputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that name the hosts, for `join`."""
   group = parser.add_argument_group('several hosts')
-  group.add_argument(
+  add = group.add_argument
+  add(
     '--distributed',
     action='store_true',
     help='all hosts run this command: a TPU pod slice, Slurm, Open MPI and '
     'Kubernetes name them; elsewhere the next three flags do',
   )
-  group.add_argument('--coordinator', metavar='HOST:PORT', help='of host 0')
-  group.add_argument('--hosts', type=at_least(1), help='how many')
-  group.add_argument('--host', type=at_least(0), help='which one, from 0')
-  group.add_argument(
-    '--host-timeout',
-    type=at_least(1),
-    default=300,
-    metavar='SECONDS',
-    help='to wait for the other hosts',
-  )
+  add('--coordinator', metavar='HOST:PORT', help='of host 0')
+  add('--hosts', type=at_least(1), help='how many')
+  add('--host', type=at_least(0), help='which one, from 0')
+  wait = 'seconds to wait for the other hosts'
+  add('--host-timeout', type=at_least(1), default=300, help=wait)
 
 
 def join(args: argparse.Namespace) -> None:

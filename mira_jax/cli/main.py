@@ -8,6 +8,7 @@ import re
 import sys
 
 from mira_jax import terminal
+from mira_jax.cli.arguments import Help
 from mira_jax.errors import plain
 
 # A field of the configuration as a flag.
@@ -65,7 +66,7 @@ def _run(argv: list[str]) -> int:
     if name in argv[:1]:
       module = importlib.import_module(f'mira_jax.cli.{name}')
       command.description = module.__doc__
-      command.formatter_class = argparse.RawDescriptionHelpFormatter
+      command.formatter_class = Help
       module.add_arguments(command)
       command.set_defaults(run=module.run)
       takes_fields = getattr(module, 'TAKES_CONFIG_FLAGS', False)

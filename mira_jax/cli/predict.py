@@ -25,7 +25,6 @@ import os
 import pathlib
 import traceback
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -42,75 +41,37 @@ DEFAULT_RUN = 'runs/quickstart'
 _SLIDING = 8  # windows of a timeline in a batch
 
 
-_FLAGS: dict[str, dict[str, Any]] = {
-  '--webcam': {
-    **{'nargs': '?', 'type': at_least(0), 'const': 0, 'metavar': 'INDEX'},
-    'help': 'record a camera instead (default: the first, 0)',
-  },
-  '--seconds': {
-    **{'type': at_least(1), 'default': 3},
-    'help': 'length of the recording (default: 3)',
-  },
-  '--dtype': {
-    'choices': ('float32', 'bfloat16'),
-    'help': "of the computation (default: the model's)",
-  },
-  '--int8': {
-    'action': 'store_true',
-    'help': 'hold the weights in eight bits',
-  },
-  '--views': {
-    **{'type': at_least(1, most=1000), 'default': 5},
-    'help': 'windows per clip (default: 5)',
-  },
-  '--allow-gif': {'action': 'store_true', 'help': 'read animated GIFs, too'},
-  '--crop-face': {
-    'action': 'store_true',
-    'help': 'cut out the largest face of a clip',
-  },
-  '--timeline': {
-    'action': 'store_true',
-    'help': 'classify every second, by windows that slide over the clip',
-  },
-  '--stride': {
-    **{'type': above_zero, 'default': 0.5, 'metavar': 'SECONDS'},
-    'help': 'between the starts of such windows (default: 0.5)',
-  },
-  '--fps': {
-    'type': above_zero,
-    'help': "frames per second, instead of the clip's own",
-  },
-  '--out': {
-    'metavar': 'DIR',
-    'help': 'of the pictures (default, except of a camera: predictions)',
-  },
-  '--no-picture': {'action': 'store_true', 'help': 'write no pictures'},
-  '--threads': {
-    **{'type': at_least(1), 'default': 2},
-    'help': 'clips decoded while one is classified (default: 2)',
-  },
-  '--format': {
-    **{'choices': printer.FORMATS, 'default': 'table'},
-    'help': 'of the results, printed clip by clip (default: table)',
-  },
-  '--json': {
-    **{'action': 'store_const', 'dest': 'format', 'const': 'json'},
-    'help': '--format=json',
-  },
-}
-
-
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the clips, the model and what to write."""
-  parser.add_argument('clips', nargs='*', metavar='CLIP')
+  add = parser.add_argument
+  add('clips', nargs='*', metavar='CLIP')
   model = parser.add_mutually_exclusive_group()
-  run = f'folder of a finished run (default: {DEFAULT_RUN})'
+  run = 'folder of a finished run'
   model.add_argument('--workdir', metavar='RUN', default=DEFAULT_RUN, help=run)
   weights = 'what `mira convert` reads, or an export, instead'
   model.add_argument('--weights', metavar='SRC', help=weights)
   weight_flags.add(parser)
-  for name, options in _FLAGS.items():
-    parser.add_argument(name, **options)
+  camera = {'nargs': '?', 'type': at_least(0), 'const': 0, 'metavar': 'INDEX'}
+  add('--webcam', help='record a camera instead: the first, 0', **camera)
+  add('--seconds', type=at_least(1), default=3, help='of the recording')
+  add('--dtype', choices=('float32', 'bfloat16'), help='else that of the model')
+  add('--int8', action='store_true', help='hold the weights in eight bits')
+  windows = at_least(1, most=1000)
+  add('--views', type=windows, default=5, help='windows per clip')
+  add('--allow-gif', action='store_true', help='read animated GIFs, too')
+  add('--crop-face', action='store_true', help='cut out the largest face')
+  sliding = 'classify every second, by windows that slide over the clip'
+  add('--timeline', action='store_true', help=sliding)
+  stride = 'seconds between the starts of such windows'
+  add('--stride', type=above_zero, default=0.5, help=stride)
+  add('--fps', type=above_zero, help="instead of the clip's own")
+  out = 'of the pictures (default, except of a camera: predictions)'
+  add('--out', metavar='DIR', help=out)
+  add('--no-picture', action='store_true', help='write no pictures')
+  ahead = 'clips decoded while one is classified'
+  add('--threads', type=at_least(1), default=2, help=ahead)
+  add('--format', choices=printer.FORMATS, default='table')
+  add('--json', action='store_const', dest='format', const='json')
   platform.add_argument(parser)
 
 
@@ -133,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     out = None  # an export has no attention to picture
   taken: set[str] = set()
   read = functools.partial(_read, args, model.scorer.image_size)
-  with printer.Printer(args.format, clips, model.class_names) as shown:
+  with printer.Printer(args.format, model.class_names) as shown:
     for clip, video in find_clips.ahead(read, clips, args.threads):
       try:
         with _reported(clip):
@@ -232,25 +193,12 @@ def _predict(
     records=picture is not None and not args.timeline,
   )
   if not np.isfinite(found.mean).all():
-    hint = (
-      'the model gives NaN or infinity; its weights or fields are too large'
-    )
+    hint = 'the model gives NaN or infinity; its weights are too large'
     raise checkpoint_error('not_finite', clip, hint)
-  if picture:
-    draw(picture, found, model.class_names, pathlib.Path(clip).name)
-  return found
-
-
-def draw(
-  path: str,
-  found: predictor.Prediction,
-  class_names: tuple[str, ...],
-  title: str,
-) -> None:
-  """Saves the picture of a timeline, or of the records of a window."""
-  if found.timeline is not None:
-    figures.timeline_figure(found.timeline, class_names, title).save(path)
-  elif (records := found.records) is not None:
+  names, title = model.class_names, pathlib.Path(clip).name
+  if picture and found.timeline is not None:
+    figures.timeline_figure(found.timeline, names, title).save(picture)
+  elif picture and (records := found.records):
     if records.windows > 1:
       title += f' · window {records.number + 1} of {records.windows}'
     figures.clip_figure(
@@ -260,9 +208,10 @@ def draw(
       before=records.before,
       after=records.after,
       probabilities=found.mean,
-      class_names=class_names,
+      class_names=names,
       title=title,
-    ).save(path)
+    ).save(picture)
+  return found
 
 
 def _picture(folder: pathlib.Path, clip: str, taken: set[str]) -> str:

@@ -19,7 +19,7 @@ import dataclasses
 from typing import Any
 
 from mira_jax import terminal
-from mira_jax.cli.arguments import at_least
+from mira_jax.cli.arguments import Help, at_least
 from mira_jax.errors import ExitCode
 from mira_jax.prepare import prepare
 from mira_jax.prepare.builders import BUILDERS
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser):
       name,
       help=builder.title,
       description=f'{builder.title}: {builder.ask}\n\n{builder.layout}',
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+      formatter_class=Help,
     )
     _add_clip_arguments(source)
     for option, values in builder.options.items():

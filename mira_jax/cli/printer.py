@@ -22,10 +22,8 @@ class Printer:
   Use as a context manager, which completes the JSON of a stopped command, too.
   """
 
-  def __init__(self, form: str, clips: list[str], class_names: Sequence[str]):
+  def __init__(self, form: str, class_names: Sequence[str]):
     self._form, self._names = form, class_names
-    console = terminal.console().width
-    self._width = report.name_width(clips, class_names, console)
     self._csv = csv.writer(sys.stdout, lineterminator='\n')
     self._began = False
     self._notes: list[str] = []
@@ -57,7 +55,14 @@ class Printer:
         when = '' if timeline is None else str(second)
         self._cells(clip, when, self._names[best], *numbers)
     else:
-      self._table(clip, found, picture)
+      terminal.show(report.prediction_table(clip, found.mean, self._names))
+      if found.timeline is not None:
+        table = report.timeline_table(clip, found.timeline, self._names)
+        terminal.show(table)
+      if found.flags:
+        self._notes.append(f'{clip}: {", ".join(found.flags)}')
+      if picture:
+        self._notes.append(f'picture: {picture}')
 
   def fail(self, clip: str, error: MiraInputError) -> None:
     """Prints why a clip cannot be classified."""
@@ -79,21 +84,6 @@ class Printer:
     text = textwrap.indent(text, '  ')
     print(f'{"," * self._began}\n{text}', end='', flush=True)
     self._began = True
-
-  def _table(self, clip: str, found: Prediction, picture: str | None) -> None:
-    names, header = self._names, not self._began
-    self._began = True
-    terminal.show(
-      report.prediction_table(
-        clip, found.mean, names, width=self._width, header=header
-      )
-    )
-    if found.timeline is not None:
-      terminal.show(report.timeline_table(clip, found.timeline, names))
-    if found.flags:
-      self._notes.append(f'{clip}: {", ".join(found.flags)}')
-    if picture:
-      self._notes.append(f'picture: {picture}')
 
 
 def _as_json(

@@ -17,12 +17,11 @@ import argparse
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
 
 import numpy as np
-from rich.table import Table
 
 from mira_jax import files, terminal
+from mira_jax.cli.arguments import numbers
 from mira_jax.data import holdout
 from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError
@@ -32,33 +31,21 @@ from mira_jax.evaluation.metrics import score
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the features, the method and the protocol."""
-  parser.add_argument('features', metavar='FEATURES.npz')
-  parser.add_argument('--test', metavar='OTHER.npz', help='to test on')
-  parser.add_argument('--method', choices=('knn', 'linear'), default='knn')
-  parser.add_argument(
-    '--protocol', choices=('split', 'folds', 'loso'), default='split'
-  )
-  parser.add_argument(
+  add = parser.add_argument
+  add('features', metavar='FEATURES.npz')
+  add('--test', metavar='OTHER.npz', help='to test on')
+  add('--method', choices=('knn', 'linear'), default='knn')
+  add('--protocol', choices=('split', 'folds', 'loso'), default='split')
+  default = ','.join(map(str, probe.NEIGHBOURS))
+  add(
     '--k',
-    help='numbers of neighbours to select from (default: those of '
-    f'{",".join(map(str, probe.NEIGHBOURS))} that the training clips allow)',
+    type=numbers,
+    help=f'neighbours to select from (default: {default}, as clips allow)',
   )
-  parser.add_argument(
-    '--temperature',
-    type=float,
-    default=probe.TEMPERATURE,
-    help='of the votes of neighbours (default: %(default)s)',
-  )
-  parser.add_argument(
-    '--balanced',
-    action='store_true',
-    help='weigh all classes alike in the linear classifier',
-  )
-  parser.add_argument('--seed', type=int, default=0, help='of held-out clips')
-  parser.add_argument('--out', metavar='DIR', help='for scores and a picture')
-  parser.add_argument(
-    '--json', action='store_true', help='print JSON instead of tables'
-  )
+  add('--balanced', action='store_true', help='weigh all classes alike: linear')
+  add('--seed', type=int, default=0, help='of held-out clips')
+  add('--out', metavar='DIR', help='for scores and a picture')
+  add('--json', action='store_true', help='print JSON instead of tables')
 
 
 @memory.explained()
@@ -72,33 +59,24 @@ def run(args: argparse.Namespace) -> int:
   method = _method(args, fewest, len(names))
   columns = (data['features'], data['label'], _groups(data))
   result = probe.run(method, *columns, tests, len(names))
-  folds = [
-    results.Fold(name=name, matrix=matrix)
-    for name, matrix in zip(result.folds, result.matrices, strict=True)
-  ]
-  settings = {
+  chosen = zip((x.name for x in result.folds), result.chosen, strict=True)
+  content = {
     'method': args.method,
     'protocol': args.protocol,
-    'chosen': dict(zip(result.folds, result.chosen, strict=True)),
+    'chosen': dict(chosen),
     'about': feature_file.about(data),
+    'sweep': {name: _scores(m) for name, m in _by_value(result.sweep)},
   }
-  sweep = {name: _scores(matrix) for name, matrix in _by_value(result.sweep)}
-  content = results.folds_dict(folds, names) | settings | {'sweep': sweep}
   content |= {'balanced': args.balanced} if args.method == 'linear' else {}
   title = _title(args)
   if args.json:
+    content = results.folds_dict(result.folds, names) | content
     print(terminal.as_json(content, encoding=sys.stdout.encoding, indent=2))
   else:
-    _print(args, result, folds, names, title)
+    _print(args, result, names, title)
   if out:
-    text = terminal.as_json(content, indent=2)
-    (out / 'folds.json').write_text(text + '\n', encoding='utf-8')
-    path = report.write_evaluation(
-      out,
-      matrix=results.pooled(folds),
-      class_names=names,
-      metadata=settings,
-      title=title,
+    path = report.write_folds(
+      out, result.folds, names, metadata=content, title=title
     )
     if not args.json:  # which prints one document and nothing else
       terminal.say(f'scores: {path}')
@@ -139,20 +117,9 @@ def _method(
       hold_out=functools.partial(_hold_out, seed=args.seed),
       balanced=args.balanced,
     )
-  if not args.temperature > 0:
-    hint = 'the temperature of the votes must be above 0'
-    raise MiraInputError('bad_flag', f'{args.temperature}', hint)
-  ks = [k for k in probe.NEIGHBOURS if k <= fewest]
-  if args.k is not None:
-    try:
-      ks = sorted({int(k) for k in args.k.split(',')})
-    except ValueError as error:
-      hint = 'give whole numbers with commas between, such as 1,5,20'
-      raise MiraInputError('bad_k', args.k, hint) from error
-    probe.check_k(ks, fewest)
-  return functools.partial(
-    probe.knn, num_classes=num_classes, ks=ks, temperature=args.temperature
-  )
+  ks = args.k or [k for k in probe.NEIGHBOURS if k <= fewest]
+  probe.check_k(ks, fewest)
+  return functools.partial(probe.knn, num_classes=num_classes, ks=ks)
 
 
 def _hold_out(labels: np.ndarray, groups: np.ndarray, seed: int) -> np.ndarray:
@@ -175,29 +142,19 @@ def _scores(matrix: np.ndarray) -> dict[str, float]:
 def _print(
   args: argparse.Namespace,
   result: probe.Result,
-  folds: Sequence[results.Fold],
   names: tuple[str, ...],
   title: str,
 ) -> None:
+  folds, chosen = result.folds, result.chosen
   if args.protocol == 'split':
     terminal.show(report.evaluation_table(folds[0].matrix, names, title))
   else:
     terminal.show(report.folds_table(folds, names, title))
   if args.method == 'knn':
-    terminal.show(_sweep_table(result))
-  else:
-    counts = {name: result.chosen.count(name) for name in result.chosen}
-    shown = ', '.join(f'{name} ({n})' for name, n in counts.items())
-    terminal.say(f'selected within the training clips (folds): {shown}')
-
-
-def _sweep_table(result: probe.Result) -> Table:
-  """All numbers of neighbours, and how many folds selected each."""
-  lines = report.table('neighbours', 'WAR', 'UAR', 'macro F1')
-  lines.add_column('selected within the training clips')
-  for name, matrix in _by_value(result.sweep):
-    cells = [f'{100 * x:.1f} %' for x in _scores(matrix).values()]
-    count, all_folds = result.chosen.count(name), len(result.folds)
-    mark = f'in {count} of {all_folds} folds' if all_folds > 1 else 'selected'
-    lines.add_row(name, *cells, mark * (count > 0))
-  return lines
+    lines = report.table('neighbours', 'WAR', 'UAR', 'macro F1')
+    for name, matrix in _by_value(result.sweep):
+      lines.add_row(name, *map(report.percent, _scores(matrix).values()))
+    terminal.show(lines)
+  counts = {name: chosen.count(name) for name in chosen}
+  shown = ', '.join(f'{name} ({n})' for name, n in counts.items())
+  terminal.say(f'selected within the training clips (folds): {shown}')

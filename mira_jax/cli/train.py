@@ -23,30 +23,17 @@ TAKES_CONFIG_FLAGS = True
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the configuration, the folder and how to resume."""
-  parser.add_argument(
-    '--config', required=True, metavar='NAME', help='or FILE; see mira configs'
-  )
-  parser.add_argument(
-    '--workdir', required=True, metavar='DIR', help='folder of the run'
-  )
+  add = parser.add_argument
+  add('--config', required=True, metavar='NAME', help='or FILE; mira configs')
+  add('--workdir', required=True, metavar='DIR', help='folder of the run')
   platform.add_argument(parser)
   hosts.add_arguments(parser)
-  parser.add_argument(
-    '--resume',
-    choices=('auto', 'strict'),
-    default='auto',
-    help="auto goes back over damaged checkpoints; with strict that's an error",
-  )
-  parser.add_argument(
-    '--force',
-    action='store_true',
-    help='resume although the configuration or the data changed',
-  )
-  parser.add_argument(
-    '--debug-nans',
-    action='store_true',
-    help='stop at the first operation that is not finite',
-  )
+  strict = 'auto goes back over damaged checkpoints; strict ends with an error'
+  add('--resume', choices=('auto', 'strict'), default='auto', help=strict)
+  force = 'resume although the configuration or the data changed'
+  add('--force', action='store_true', help=force)
+  nans = 'stop at the first operation that is not finite'
+  add('--debug-nans', action='store_true', help=nans)
 
 
 def run(args: argparse.Namespace) -> int:

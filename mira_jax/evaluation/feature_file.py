@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,14 +28,9 @@ def write(
 ) -> None:
   """Writes a file; an existing one stays until it is complete.
 
-  Args:
-    out: its name.
-    rows: the arrays of ROWS.
-    class_names: K names.
-    about: JSON values: dataset (its name), weights_sha256, and what else helps.
+  `rows` are the arrays of ROWS, and `about` has JSON values: dataset (its
+  name), weights_sha256, and what else helps.
   """
-  out = pathlib.Path(out)
-  out.parent.mkdir(parents=True, exist_ok=True)
   arrays: dict[str, Any] = {name: rows[name] for name in ROWS}
   arrays['class_names'] = np.array(class_names)
   arrays['about'] = np.array(json.dumps(dict(about)))
@@ -144,10 +138,8 @@ def partition(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Fold -> masks [C] of its training and of its tested clips.
 
-  Args:
-    data: of `read`.
-    protocol: 'split' trains on the split train and tests the split test,
-      'folds' are the stored ones, 'loso' leaves one subject out.
+  'split' trains on the split train and tests the split test, 'folds' are the
+  stored ones, 'loso' leaves one subject out.
 
   Raises:
     MiraInputError: the clips lack what the protocol needs.

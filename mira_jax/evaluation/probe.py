@@ -7,6 +7,7 @@ the penalty are selected within the training clips, never by the tested ones.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -18,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from mira_jax.errors import MiraInputError
 from mira_jax.evaluation.metrics import confusion_matrix, score
+from mira_jax.evaluation.results import Fold
 
 Array = np.ndarray
 NEIGHBOURS = (1, 3, 5, 10, 20, 50)
@@ -35,13 +37,12 @@ def knn_votes(
   *,
   ks: Sequence[int],
   num_classes: int,
-  temperature: float = TEMPERATURE,
   apart: tuple[Array, Array] | None = None,
 ) -> dict[int, Array]:
   """Weighted k-nearest-neighbour votes by cosine similarity.
 
   Each of the k most similar training clips votes for its class with weight
-  exp(similarity / temperature) (Wu et al., CVPR 2018, arXiv 1805.01978,
+  exp(similarity / TEMPERATURE) (Wu et al., CVPR 2018, arXiv 1805.01978,
   section 3.4). Similarities are rounded to float32, so that equal clips are
   equally similar whatever the order of summation; of these the first count,
   which is why scikit-learn's own k-NN, whose order is arbitrary, is not used.
@@ -52,7 +53,6 @@ def knn_votes(
     test: features [N, D].
     ks: numbers of neighbours.
     num_classes: K.
-    temperature: of the weights.
     apart: groups [N] of the test and [C] of the training clips; neighbours of
       a clip's own group are left out.
 
@@ -74,7 +74,7 @@ def knn_votes(
     near = np.take_along_axis(similar, nearest, axis=1).astype(np.float64)
     # Relative to the nearest one, or the exponential would overflow.
     top = np.where(np.isfinite(near[:, :1]), near[:, :1], 0)
-    weighted = np.exp((near - top) / temperature)[..., None] * kinds[nearest]
+    weighted = np.exp((near - top) / TEMPERATURE)[..., None] * kinds[nearest]
     return np.stack([weighted[:, :k].sum(axis=1) for k in ks], axis=1)
 
   features = [np.asarray(x, np.float64) for x in (test, train)]
@@ -104,7 +104,6 @@ def knn(
   *,
   num_classes: int,
   ks: Sequence[int] = NEIGHBOURS,
-  temperature: float = TEMPERATURE,
 ) -> dict[str, Array]:
   """The predictions [N] of every k, 'k=5' for one; the selected k comes first.
 
@@ -112,13 +111,9 @@ def knn(
   those of other groups (subjects); of equally good ones the smallest. Arguments
   are those of `Method` and `knn_votes`.
   """
-
-  def votes(features: Array, **options: tuple[Array, Array]):
-    return knn_votes(
-      train, labels, features,
-      ks=ks, num_classes=num_classes, temperature=temperature, **options,
-    )  # fmt: skip
-
+  votes = functools.partial(
+    knn_votes, train, labels, ks=ks, num_classes=num_classes
+  )
   inside = votes(train, apart=(groups, groups))
   uar = {k: _uar(labels, x.argmax(1), num_classes) for k, x in inside.items()}
   ranked = sorted(ks, key=lambda k: (-uar[k], k))
@@ -223,18 +218,16 @@ Method = Callable[[Array, Array, Array, Array], Mapping[str, Array]]
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Result:
-  """Confusion matrices [K, K] of every fold, and the settings selected there.
+  """The folds under the settings selected there.
 
   Attributes:
-    folds: name of each fold.
-    matrices: of the selected setting, one per fold.
+    folds: with their confusion matrices.
     chosen: name of the selected setting, one per fold.
     sweep: setting -> matrix pooled over folds, for comparison; of the settings
       that every fold has, so that all count the same clips.
   """
 
-  folds: list[str]
-  matrices: list[Array]
+  folds: list[Fold]
   chosen: list[str]
   sweep: dict[str, Array]
 
@@ -257,22 +250,16 @@ def run(
     tests: fold -> (bool [C] of its training, bool [C] of its tested clips).
     num_classes: K.
   """
-  every: list[dict[str, Array]] = []
-  for train, test in tests.values():
-    predicted = method(
-      features[train], labels[train], groups[train], features[test]
-    )
-    every.append(
-      {
-        setting: confusion_matrix(labels[test], found, num_classes)
-        for setting, found in predicted.items()
-      }
-    )
-  chosen = [next(iter(matrices)) for matrices in every]
+  folds, chosen, every = [], [], []
+  for name, (train, test) in tests.items():
+    columns = (features[train], labels[train], groups[train], features[test])
+    matrices = {
+      setting: confusion_matrix(labels[test], predicted, num_classes)
+      for setting, predicted in method(*columns).items()
+    }
+    chosen.append(next(iter(matrices)))
+    folds.append(Fold(name=name, matrix=matrices[chosen[-1]]))
+    every.append(matrices)
   shared = set.intersection(*map(set, every))
-  return Result(
-    folds=[*tests],
-    matrices=[m[name] for m, name in zip(every, chosen, strict=True)],
-    chosen=chosen,
-    sweep={name: np.sum([m[name] for m in every], axis=0) for name in shared},
-  )
+  sweep = {name: np.sum([m[name] for m in every], axis=0) for name in shared}
+  return Result(folds=folds, chosen=chosen, sweep=sweep)

@@ -10,6 +10,7 @@ import itertools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from rich import box
@@ -24,15 +25,14 @@ from mira_jax.errors import plain
 from mira_jax.evaluation import results
 from mira_jax.evaluation.metrics import check_names, score
 
-_BAR = 24  # characters
-_CLASS = 24  # characters of a class name beside a prediction
+_BAR = 24  # columns
+_CLASS = 24  # columns of a class name beside a prediction
 _COLUMNS = 64  # of a terminal, for all predicted classes
 _MOST = 11  # classes whose matrix has room there
-_CONFUSED = 12  # lines of the largest confusions
 _WARNING = f'{results.BEST_ON_TEST}: selected on the clips it is tested on'
 
 
-# ----- the evaluation of a run ----------------------------------------------
+# ----- files ------------------------------------------------------------------
 
 
 def write_evaluation(
@@ -62,24 +62,51 @@ def write_evaluation(
   directory, scores = pathlib.Path(directory), score(matrix)
   content = {
     'metadata': dict(metadata),
-    'scores': scores.to_dict(tuple(class_names)),
+    'scores': scores.to_dict(class_names),
     'class_names': list(class_names),
-    'confusion': np.asarray(matrix).tolist(),
+    'confusion': matrix.tolist(),
   }
   text = terminal.as_json(content, indent=2, allow_nan=False)
   directory.mkdir(parents=True, exist_ok=True)
-  with open(
-    directory / 'confusion.csv', 'w', newline='', encoding='utf-8'
-  ) as file:
+  table = directory / 'confusion.csv'
+  with table.open('w', newline='', encoding='utf-8') as file:
     lines = csv.writer(file)
     lines.writerow(['true \\ predicted', *class_names])
-    for name, row in zip(class_names, content['confusion'], strict=True):
-      lines.writerow([name, *row])
+    lines.writerows(
+      [name, *row] for name, row in zip(class_names, matrix, strict=True)
+    )
   picture = figures.confusion_figure(matrix, class_names, title, str(scores))
   picture.save(directory / 'confusion.png')
   path = directory / 'scores.json'
   path.write_text(text + '\n', encoding='utf-8')
   return path
+
+
+def write_folds(
+  directory: str | os.PathLike[str],
+  folds: Sequence[results.Fold],
+  class_names: Sequence[str],
+  *,
+  metadata: Mapping[str, object],
+  title: str,
+  missing: Sequence[str] = (),
+) -> pathlib.Path:
+  """Writes folds.json, and `write_evaluation` of the pool; returns its path."""
+  content = results.folds_dict(folds, class_names, missing) | dict(metadata)
+  write_evaluation(
+    directory,
+    matrix=results.pooled(folds),
+    class_names=class_names,
+    metadata=metadata,
+    title=', '.join(filter(None, [title, results.partial(missing)])),
+  )
+  path = pathlib.Path(directory) / 'folds.json'
+  text = terminal.as_json(content, indent=2)
+  path.write_text(text + '\n', encoding='utf-8')
+  return path
+
+
+# ----- tables of an evaluation ------------------------------------------------
 
 
 def evaluation_table(
@@ -108,7 +135,7 @@ def evaluation_table(
     lines.add_column(name, justify='right', no_wrap=True)
   for i, name in enumerate(class_names):
     values = (scores.recall[i], scores.precision[i], scores.f1[i])
-    cells = [*_percents(*values), f'{scores.support[i]}']
+    cells = [*map(percent, values), f'{scores.support[i]}']
     lines.add_row(Text(plain(name)), _bar(scores.recall[i]), *cells)
   present = f'{scores.present} of {len(matrix)} classes present'
   foot = f'{scores.clips} clips, {present}; UAR and macro F1 are over these'
@@ -122,15 +149,12 @@ def results_table(
   lines = table('weights', 'step', 'WAR', 'UAR', 'macro F1')
   for row in found:
     s = row.scores
+    numbers = map(percent, (s.war, s.uar, s.macro_f1))
     style = '' if row is found[0] else 'dim'
-    cells = [row.name, f'{row.step}', *_percents(s.war, s.uar, s.macro_f1)]
-    lines.add_row(*(Text(cell, style) for cell in cells))
+    lines.add_row(row.name, f'{row.step}', *numbers, style=style)
   warned = any(row.name == results.BEST_ON_TEST for row in found)
   foot = Text(_WARNING * warned, 'dim')
   return Group(Text(plain(title), 'bold'), lines, foot)
-
-
-# ----- folds ----------------------------------------------------------------
 
 
 def folds_table(
@@ -139,7 +163,11 @@ def folds_table(
   title: str,
   missing: Sequence[str] = (),
 ) -> RenderableType:
-  """A line per fold, then the mean of folds beside the pool."""
+  """A line per fold, the mean of folds beside the pool, and its matrix.
+
+  Raises:
+    MiraInputError: another number of names than classes.
+  """
   also = {}
   for name in (results.LAST, results.BEST_ON_TEST):
     rows = [row for fold in folds if (row := fold.result(name))]
@@ -168,7 +196,7 @@ def folds_table(
     *mark[: len(missing)],
     lines,
     Text(notes, 'dim'),
-    matrix_table(pool, class_names),
+    *_matrix_table(pool, class_names),
   )
 
 
@@ -178,115 +206,46 @@ def _fold_cells(matrix: np.ndarray, *others: float) -> list[str]:
   return [f'{s.clips}', *(f'{100 * x:.1f}' for x in numbers)]
 
 
-def matrix_table(
+def _matrix_table(
   matrix: np.ndarray, class_names: Sequence[str]
-) -> RenderableType:
-  """Clips by true class (row) and predicted class (column).
-
-  Of classes that are too many for a terminal, the largest confusions.
-
-  Raises:
-    MiraInputError: another number of names than classes.
-  """
+) -> list[RenderableType]:
+  """Clips by true and predicted class; [] where a terminal has no room."""
   check_names(len(matrix), class_names)
+  if len(matrix) > _MOST:
+    return []
   names = [plain(name) for name in class_names]
-  if len(names) > _MOST:
-    return _confusions_table(matrix, names)
   width = max(3, min(9, _COLUMNS // len(names) - 2))
   lines = table('true \\ predicted', *(name[:width] for name in names))
   for i, name in enumerate(names):
-    styles = ['bold' if i == j else '' for j in range(len(names))]
     cells = [
-      Text(f'{count}', style if count else style or 'dim')
-      for count, style in zip(matrix[i], styles, strict=True)
+      Text(f'{count}', 'bold' if i == j else '' if count else 'dim')
+      for j, count in enumerate(matrix[i])
     ]
     lines.add_row(Text(name), *cells)
-  return lines
+  return [lines]
 
 
-def _confusions_table(
-  matrix: np.ndarray, names: Sequence[str]
-) -> RenderableType:
-  """The largest numbers beside the diagonal, with their share of the row."""
-  wrong = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
-  largest = np.argsort(-wrong, axis=None, kind='stable')[:_CONFUSED]
-  lines = table('true', 'predicted', 'clips', 'of the class')
-  for i, j in zip(*np.unravel_index(largest, wrong.shape), strict=True):
-    if wrong[i, j]:
-      share = _percent(wrong[i, j] / matrix[i].sum())
-      cells = [names[int(i)], names[int(j)], f'{wrong[i, j]}', share]
-      lines.add_row(*map(Text, cells))
-  title = f'largest confusions of {len(matrix)} classes'
-  return Group(Text(title, 'bold'), lines)
-
-
-# ----- predictions ----------------------------------------------------------
-
-
-def prediction_dict(
-  clip: str, probabilities: np.ndarray, class_names: Sequence[str]
-) -> dict[str, object]:
-  """A prediction as JSON values; `classes` is sorted, likeliest first."""
-  order = np.argsort(-probabilities, kind='stable')
-  classes = {class_names[i]: float(probabilities[i]) for i in order}
-  label = class_names[order[0]]
-  return {
-    'clip': clip,
-    'label': label,
-    'probability': classes[label],
-    'classes': classes,
-  }
+# ----- tables of predictions --------------------------------------------------
 
 
 def prediction_table(
-  clip: str,
-  probabilities: np.ndarray,
-  class_names: Sequence[str],
-  *,
-  width: int,
-  header: bool,
-  top: int = 3,
+  clip: str, probabilities: np.ndarray, class_names: Sequence[str], top: int = 3
 ) -> RenderableType:
-  """The likeliest classes of a clip with bars.
-
-  Tables of several clips, one below the other, are one table.
-
-  Args:
-    clip: its name.
-    probabilities: [K].
-    class_names: K names.
-    width: columns of a line of the longest name of a clip; see `name_width`.
-    header: whether this is the first of them.
-    top: number of classes.
-  """
-  lines = _table(show_header=header, show_edge=False)
-  lines.add_column('clip', overflow='fold', width=width)
-  names = _widest(class_names, _CLASS)
-  lines.add_column('class', overflow='fold', width=names)
-  lines.add_column('probability', width=_BAR)
-  lines.add_column('', justify='right', no_wrap=True, width=7)
+  """The likeliest classes of a clip, with bars; probabilities [K]."""
+  lines = _table(head=False)
+  longest = max(cell_len(plain(name)) for name in class_names)
+  lines.add_column(overflow='fold', width=min(longest, _CLASS))
+  lines.add_column(width=_BAR)
+  lines.add_column(justify='right', no_wrap=True, width=7)
   order = np.argsort(-probabilities, kind='stable')[:top]
   for place, i in enumerate(map(int, order)):
     style = 'dim' if place else 'bold'
     lines.add_row(
-      Text('' if place else plain(clip)),
       Text(plain(class_names[i]), style),
       _bar(probabilities[i], best=not place),
-      Text(_percent(probabilities[i]), style),
+      Text(percent(probabilities[i]), style),
     )
-  return Group(lines, '')
-
-
-def name_width(
-  clips: Sequence[str], class_names: Sequence[str], console: int
-) -> int:
-  """Columns for the names of clips in a table as wide as the console."""
-  taken = _widest(class_names, _CLASS) + _BAR + 7 + 3 * 3  # between columns
-  return min(_widest(clips, 1000), max(20, console - taken))
-
-
-def _widest(names: Sequence[str], most: int) -> int:
-  return min(most, max(5, *(cell_len(plain(name)) for name in names)))
+  return Group(Text(plain(clip), 'bold', overflow='fold'), lines, '')
 
 
 def timeline_table(
@@ -309,13 +268,13 @@ def timeline_table(
   for start, end in shown:
     mean = timeline[start:end, best[start]].mean()
     name = Text(plain(class_names[best[start]]), 'bold')
-    lines.add_row(f'{start}-{end}', name, _bar(mean), _percent(mean))
+    lines.add_row(f'{start}-{end}', name, _bar(mean), percent(mean))
   left = len(stretches) - len(shown)
   foot = [Text(f'{left} shorter stretches are not shown', 'dim')]
   return Group(Text(plain(clip), 'bold'), lines, *foot[:left])
 
 
-# ----- parts of tables ------------------------------------------------------
+# ----- parts of tables --------------------------------------------------------
 
 
 def table(first: str, *others: str) -> Table:
@@ -327,21 +286,14 @@ def table(first: str, *others: str) -> Table:
   return lines
 
 
-def _table(show_header: bool = True, show_edge: bool = True) -> Table:
-  return Table(
-    box=box.SIMPLE_HEAD,
-    header_style='dim',
-    pad_edge=False,
-    show_header=show_header,
-    show_edge=show_edge,
-  )
+def _table(head: bool = True) -> Table:
+  style: dict[str, Any] = {'show_header': head, 'show_edge': head}
+  style |= {'box': box.SIMPLE_HEAD, 'header_style': 'dim', 'pad_edge': False}
+  return Table(**style)
 
 
-def _percents(*values: float) -> list[str]:
-  return [_percent(value) for value in values]
-
-
-def _percent(value: float) -> str:
+def percent(value: float) -> str:
+  """A fraction as text; '-' for NaN."""
   return '-' if np.isnan(value) else f'{100 * value:.1f} %'
 
 
@@ -349,9 +301,5 @@ def _bar(value: float, *, best: bool = True) -> RenderableType:
   if np.isnan(value):
     return ''
   color = 'cyan' if best else 'bright_black'
-  return ProgressBar(
-    total=1,
-    completed=float(value),
-    complete_style=color,
-    finished_style=color,
-  )
+  style: Any = {'complete_style': color, 'finished_style': color}
+  return ProgressBar(total=1, completed=float(value), **style)

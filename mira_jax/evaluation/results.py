@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mira_jax import files, terminal
-from mira_jax.errors import data_error, some
+from mira_jax.errors import some
 from mira_jax.evaluation.metrics import Scores, score
 
 NAME = 'outcome.json'
@@ -80,7 +80,7 @@ def write(
       {
         'name': result.name,
         'step': result.step,
-        'scores': result.scores.to_dict(tuple(class_names)),
+        'scores': result.scores.to_dict(class_names),
         'confusion': result.matrix.tolist(),
       }
       for result in results
@@ -120,13 +120,12 @@ def _read_result(row: Mapping[str, Any], classes: int) -> Result:
 
 def is_matrix(value: Any, classes: int) -> bool:
   """Whether JSON is a confusion matrix [K, K] of `classes` classes."""
-  rows = value if isinstance(value, list) else []
-  return len(rows) == classes and all(
-    isinstance(row, list)
-    and len(row) == classes
-    and all(type(n) is int and 0 <= n < 2**53 for n in row)
-    for row in rows
-  )
+  try:
+    matrix = np.array(value)
+  except ValueError:  # rows of unequal length
+    return False
+  whole = matrix.shape == (classes, classes) and matrix.dtype.kind == 'i'
+  return whole and bool(matrix.min() >= 0 and matrix.max() < 2**53)
 
 
 # ----- folds ----------------------------------------------------------------
@@ -146,16 +145,7 @@ class Fold:
 
 
 def pooled(folds: Sequence[Fold]) -> np.ndarray:
-  """The confusion matrix of all clips of all folds, [K, K].
-
-  Raises:
-    MiraInputError: the folds differ in their number of classes.
-  """
-  counts = {fold.name: len(fold.matrix) for fold in folds}
-  if len(set(counts.values())) > 1:
-    where = ', '.join(f'{name}: {count}' for name, count in counts.items())
-    hint = 'the folds differ in their number of classes; train them anew'
-    raise data_error('class_count', where, hint)
+  """The confusion matrix of all clips of all folds, [K, K]."""
   return np.sum([fold.matrix for fold in folds], axis=0)
 
 
@@ -193,28 +183,25 @@ def folds_dict(
     missing: folds of the protocol that are not among them; without these no
       number is that of the protocol.
   """
-  names, whole = tuple(class_names), score(pooled(folds))
+  whole = pooled(folds)
   return {
-    'class_names': list(names),
+    'class_names': list(class_names),
     'partial': bool(missing),
     'missing': list(missing),
     'folds': [
       {
         'name': fold.name,
-        'scores': score(fold.matrix).to_dict(names),
+        'scores': score(fold.matrix).to_dict(class_names),
         'confusion': fold.matrix.tolist(),
         'runs': {
-          row.name: {
-            'step': row.step,
-            'war': row.scores.war,
-            'uar': row.scores.uar,
-          }
-          for row in fold.results
+          x.name: {'step': x.step, 'war': x.scores.war, 'uar': x.scores.uar}
+          for x in fold.results
         },
       }
       for fold in folds
     ],
     'mean_of_folds': means(folds),
-    'pooled': whole.to_dict(names) | {'uf1': whole.macro_f1},
-    'pooled_confusion': pooled(folds).tolist(),
+    'pooled': score(whole).to_dict(class_names)
+    | {'uf1': score(whole).macro_f1},
+    'pooled_confusion': whole.tolist(),
   }

@@ -21,10 +21,8 @@ import pytest
 
 import miniatures
 from mira_jax.cli import main as cli
-from mira_jax.data import records
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
-from mira_jax.prepare import cells, prepare, tables
 from mira_jax.video import container, decode, footage
 from small_models import save_model
 from videos import make_sound, make_video
@@ -35,7 +33,7 @@ _LFS = b'version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n'
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory) -> str:
   path = tmp_path_factory.mktemp('model') / 'weights.safetensors'
-  return str(save_model(path, MiraConfig()))
+  return str(save_model(path, MiraConfig(), depth=1))
 
 
 @pytest.fixture
@@ -66,26 +64,19 @@ def test_1_to_17_files_that_are_no_clip(tmp_path, predict, monkeypatch):
   whole = make_video(tmp_path / 'good.mp4').read_bytes()
   with zipfile.ZipFile(tmp_path / 'archive.mp4', 'w') as archive:
     archive.writestr('a.txt', 'x' * 500)
+  png, jpg = (
+    cv2.imencode(x, np.zeros((9, 9)))[1].tobytes() for x in ('.png', '.jpg')
+  )
   contents = {
     'empty.mp4': (b'', 'empty'),
     'text.mp4': (b'hello ' * 99, 'not_video'),
-    'zeros.mp4': (bytes(9999), 'not_video'),
     'noise.mp4': (np.random.default_rng(0).bytes(9999), 'not_video'),
     'cut.mp4': (whole[: len(whole) // 2], 'not_video'),
     'hls.mp4': (b'#EXTM3U\nhttp://127.0.0.1:9/x\n', 'format_not_allowed'),
-    'concat.mp4': (
-      b'ffconcat version 1.0\nfile good.mp4',
-      'format_not_allowed',
-    ),
+    'concat.mp4': (b'ffconcat version 1.0\nfile x', 'format_not_allowed'),
     'lfs.mp4': (_LFS, 'git_lfs_pointer'),
-    'image.mp4': (
-      cv2.imencode('.png', np.zeros((9, 9)))[1].tobytes(),
-      'not_video',
-    ),
-    'face.jpg': (
-      cv2.imencode('.jpg', np.zeros((9, 9)))[1].tobytes(),
-      'not_video',
-    ),
+    'image.mp4': (png, 'not_video'),
+    'face.jpg': (jpg, 'not_video'),
   }
   for name, (content, _) in contents.items():
     (tmp_path / name).write_bytes(content)
@@ -156,32 +147,20 @@ def _frames_or_code(path: pathlib.Path) -> int | str:
     return error.code
 
 
-def test_14_a_header_that_lies_about_the_size(tmp_path):
-  path = make_video(tmp_path / 'a.mp4')
-  _patched(path, b'avc1', 24, struct.pack('>HH', 60000, 60000))
-  assert decode.read_clip(path).frames.shape == (24, 64, 96, 3)
-
-
-@pytest.mark.parametrize('box', [b'stts', b'ctts', b'stsc'])
+@pytest.mark.parametrize('box', [b'stts', b'stsc'])
 def test_15_a_header_that_promises_more_frames(tmp_path, box):
   path = make_video(tmp_path / 'a.mp4')
-  _patched(path, box, 8, struct.pack('>I', 2**24))
+  data = bytearray(path.read_bytes())
+  at = data.index(box) + 12
+  data[at : at + 4] = struct.pack('>I', 2**24)
+  path.write_bytes(data)
   start = time.monotonic()
-  assert _frames_or_code(path) in (24, 'too_long', 'damaged', 'not_video')
+  try:
+    assert len(decode.read_clip(path).frames) == 24
+  except MiraInputError as error:
+    if error.code not in ('too_long', 'damaged', 'not_video'):
+      raise
   assert time.monotonic() - start < 20
-
-
-def test_20_frame_rates_that_cannot_be(tmp_path, predict):
-  make_video(tmp_path / 'fast.mp4', fps=1000)
-  _, rows = predict(tmp_path / 'fast.mp4')
-  assert (rows['fast.mp4']['fps'], rows['fast.mp4']['frames']) == (0, 24)
-
-
-def test_22_a_gif_on_request(tmp_path, predict):
-  path = make_video(tmp_path / 'a.gif', codec='gif', pixels='rgb8')
-  code, rows = predict(path, options=['--allow-gif'])
-  assert code == ExitCode.OK
-  assert rows['a.gif']['frames'] == 24
 
 
 def test_23_names_of_every_kind(tmp_path, predict, monkeypatch):
@@ -200,48 +179,12 @@ def test_23_names_of_every_kind(tmp_path, predict, monkeypatch):
   assert set(rows) == set(names)
 
 
-def test_25_a_black_clip_has_little_to_say(tmp_path, predict):
-  miniatures.video(tmp_path / 'black.mp4', np.zeros((20, 64, 64, 3), np.uint8))
-  code, rows = predict(tmp_path / 'black.mp4')
-  assert code == ExitCode.OK
-  assert rows['black.mp4']['flags'] == ['low_signal']
-  assert np.isfinite(list(rows['black.mp4']['classes'].values())).all()
-
-
-# Datasets; 24, 39 to 41 are in test_store.py, 27 to 36 in test_prepare.py and
-# test_builders.py, 38 in test_archives.py.
-
-
-def test_37_a_sheet_that_is_huge(tmp_path, monkeypatch):
-  rows = [('path', 'label'), *[('a', 'b')] * 200]
-  miniatures.sheet(tmp_path / 't.xlsx', rows)
-  monkeypatch.setattr(cells, 'MAX_ROWS', 100)
-  with pytest.raises(MiraInputError, match=r'bad_table.*over 100 rows'):
-    tables.read_table(tmp_path / 't.xlsx')
-
-
 def test_39_a_folder_that_cannot_be_written(tmp_path, capsys):
   miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
   (tmp_path / 'file').write_text('')
   paths = [f'--root={tmp_path}/root', f'--out={tmp_path}/file']
   assert cli.main(['prepare', 'folder', *paths]) == ExitCode.NOT_WRITTEN
   assert 'mira: not_written: ' in capsys.readouterr().err
-
-
-def test_41_what_a_killed_run_left_is_cleaned(tmp_path):
-  miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
-  stale = tmp_path / 'out/root' / f'incomplete.{records.VERSION}'
-  stale.mkdir(parents=True)
-  prepare.prepare_folder(tmp_path / 'root', tmp_path / 'out', workers=0)
-  assert not stale.exists()
-
-
-def test_42_a_dataset_of_a_newer_version(tmp_path, capsys, monkeypatch):
-  miniatures.images(tmp_path / 'root/a/1', miniatures.face(0))
-  prepare.prepare_folder(tmp_path / 'root', tmp_path / 'out', workers=0)
-  monkeypatch.setattr(records, 'VERSION', '0.9.0')
-  assert cli.main(['show', str(tmp_path / 'out')]) == ExitCode.DATA
-  assert 'too_new' in capsys.readouterr().err
 
 
 def test_limits_are_those_that_are_documented():

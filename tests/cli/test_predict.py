@@ -23,7 +23,6 @@ import pytest
 
 from mira_jax import figures, terminal
 from mira_jax.cli import main as cli
-from mira_jax.cli import printer
 from mira_jax.errors import ExitCode, plain
 from mira_jax.mira import MiraConfig
 from mira_jax.synthetic import faces
@@ -53,8 +52,7 @@ def tree(tmp_path_factory):
   frames = root / 'b' / 'deep' / 'frames'
   frames.mkdir()
   for i in range(20):
-    image = np.full((48, 48, 3), 12 * i, np.uint8)
-    cv2.imwrite(str(frames / f'{i:03}.png'), image)
+    cv2.imwrite(str(frames / f'{i:03}.png'), np.full((48, 48, 3), 12 * i))
   return root
 
 
@@ -101,9 +99,8 @@ def test_threads_and_other_clips_change_nothing(capsys, tree, model):
   alone = [
     json.loads(predict(capsys, clip, weights, '--json')[0])[0] for clip in clips
   ]
-  for threads in (1, 4):
-    together = predict(capsys, tree, weights, '--json', f'--threads={threads}')
-    assert json.loads(together[0]) == alone
+  together, _ = predict(capsys, tree, weights, '--json', '--threads=4')
+  assert json.loads(together) == alone
 
 
 def test_other_files_of_a_folder_are_counted(capsys, tree, model, tmp_path):
@@ -163,9 +160,8 @@ def test_names_are_escaped_and_kept(
   ('form', 'trouble', 'code'),
   [
     ('json', MemoryError(), 'out_of_memory'),
-    ('json', ValueError('a\nb'), 'unexpected'),
     ('json', OSError(errno.ENOSPC, 'No space left', 'x'), 'os_error'),
-    ('table', ValueError(), 'unexpected'),
+    ('table', ValueError('a\nb'), 'unexpected'),
   ],
 )
 def test_the_other_clips_go_on(
@@ -207,21 +203,7 @@ def test_finite_weights_may_give_numbers_that_are_not(
   assert err.startswith(f'mira: not_finite: {tree / "a.mp4"}: ')
 
 
-def test_a_reader_that_is_gone_ends_the_command(
-  capsys, tree, model, monkeypatch
-):
-  def gone(*_):
-    raise BrokenPipeError(errno.EPIPE, 'Broken pipe')
-
-  monkeypatch.setattr(printer.Printer, 'add', gone)
-  _, err = predict(capsys, tree, f'--weights={model}', fails=True)
-  assert err == 'mira: [Errno 32] Broken pipe\n'
-
-
-@pytest.mark.parametrize('form', ['table', 'json'])
-def test_an_interrupt_keeps_earlier_results(
-  capsys, tree, model, monkeypatch, form
-):
+def test_an_interrupt_keeps_earlier_results(capsys, tree, model, monkeypatch):
   read = decode.read_clip
 
   def interrupted(path, **options):
@@ -234,16 +216,13 @@ def test_an_interrupt_keeps_earlier_results(
   first = str(tree / 'a.mp4')
   code = cli.main([
     *('predict', first, first, str(tree / 'b/c.mkv'), '--threads=1'),
-    *(f'--weights={model}', '--no-picture', f'--format={form}'),
+    *(f'--weights={model}', '--no-picture', '--json'),
   ])  # fmt: skip
   text, err = capsys.readouterr()
   assert (code, err) == (terminal.INTERRUPTED, 'mira: interrupted\n')
-  if form == 'json':
-    rows = json.loads(text)
-    assert rows
-    assert all(row['clip'] == first for row in rows)
-  else:
-    assert 'a.mp4' in text.replace('\n', '')
+  rows = json.loads(text)
+  assert rows
+  assert all(row['clip'] == first for row in rows)
 
 
 def test_any_stream_and_no_matplotlib(tree, model, tmp_path):
@@ -258,14 +237,10 @@ assert 'matplotlib' not in sys.modules
 sys.exit(max(codes))
 """
   done = subprocess.run(
-    [
-      *(sys.executable, '-c', program, 'predict', clip, '--no-picture'),
-      f'--weights={model}',
-    ],
-    env=os.environ
-    | {'PYTHONIOENCODING': 'ascii:strict', 'MPLBACKEND': 'module://absent'},
-    capture_output=True,
-  )
+    [sys.executable, '-c', program, 'predict', clip, '--no-picture',
+     f'--weights={model}'],
+    env=os.environ | {'PYTHONIOENCODING': 'ascii:strict'}, capture_output=True,
+  )  # fmt: skip
   assert (done.returncode, done.stderr) == (ExitCode.OK, b'')
   row, _, cells = done.stdout.splitlines()
   assert json.loads(row)['clip'] == str(clip)
@@ -305,10 +280,9 @@ def test_frames_have_no_seconds_without_a_rate(capsys, tree, model):
   assert len(json.loads(text)[0]['timeline']) == 4
 
 
-@pytest.mark.parametrize('flag', ['--stride=0', '--fps=nan'])
-def test_times_are_above_zero(capsys, tree, flag):
+def test_times_are_above_zero(capsys, tree):
   with pytest.raises(SystemExit) as caught:
-    cli.main(['predict', str(tree), '--timeline', flag])
+    cli.main(['predict', str(tree), '--timeline', '--stride=nan'])
   assert caught.value.code == ExitCode.USAGE
   assert 'is not above 0' in capsys.readouterr().err
 
@@ -317,7 +291,7 @@ def test_times_are_above_zero(capsys, tree, flag):
 
 
 def test_threads_find_the_same_faces(capsys, tmp_path, model):
-  for clip in range(6):
+  for clip in range(4):
     scene = np.full((8, 160, 200, 3), 90, np.uint8)
     x, y = 16 * clip, 10 * clip
     scene[:, y : y + 96, x : x + 96] = face(clip, 96, 8)
@@ -326,7 +300,7 @@ def test_threads_find_the_same_faces(capsys, tmp_path, model):
   one, four = (
     json.loads(predict(capsys, *arguments, f'--threads={n}')[0]) for n in (1, 4)
   )
-  assert len({row['probability'] for row in one}) == 6
+  assert len({row['probability'] for row in one}) == 4
   assert one == four
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import pytest
 
 from mira_jax.errors import MiraInputError
 from mira_jax.evaluation import feature_file, probe
+from small_features import blobs, subjects
 
 # ----- nearest neighbours ---------------------------------------------------
 
@@ -20,23 +20,18 @@ TRAIN = np.array([[2.0, 0.0], [0.5, 0.75**0.5], [0.0, 3.0]])
 LABELS = np.array([0, 1, 1])
 
 
-def test_votes_by_hand():
+def test_votes_by_hand(monkeypatch):
   test = np.array([[5.0, 0.0]])  # similarities 1, 1/2 and 0
-  votes = probe.knn_votes(
-    TRAIN, LABELS, test, ks=(1, 2, 3), num_classes=2, temperature=0.5
-  )
+  monkeypatch.setattr(probe, 'TEMPERATURE', 0.5)
+  votes = probe.knn_votes(TRAIN, LABELS, test, ks=(1, 2, 3), num_classes=2)
   np.testing.assert_allclose(votes[1], [[1, 0]])
   two = np.exp([2.0, 1.0])
   np.testing.assert_allclose(votes[2], [two / two.sum()])
   three = np.exp([2.0, 1.0, 0.0])
   expected = np.array([[three[0], three[1] + three[2]]]) / three.sum()
   np.testing.assert_allclose(votes[3], expected)
-
-
-def test_small_temperatures_do_not_overflow():
-  votes = probe.knn_votes(
-    TRAIN, LABELS, TRAIN, ks=(3,), num_classes=2, temperature=1e-4
-  )
+  monkeypatch.setattr(probe, 'TEMPERATURE', 1e-4)  # nothing overflows
+  votes = probe.knn_votes(TRAIN, LABELS, TRAIN, ks=(3,), num_classes=2)
   np.testing.assert_allclose(votes[3], np.eye(2)[LABELS], atol=1e-12)
 
 
@@ -72,21 +67,18 @@ def test_a_clip_is_no_neighbour_of_its_own_group():
 
 
 def test_k_is_selected_without_the_own_subject():
-  # Every subject's two clips are the same, and of unlike classes, so that with
-  # the own subject k=1 is always wrong; across subjects the class shows.
-  rng = np.random.default_rng(1)
-  person = np.repeat(np.arange(20), 2)
-  labels = np.tile([0, 1], 20)
-  features = np.where(labels, 1.0, -1.0)[:, None] + rng.normal(0, 0.8, (40, 3))
-  features[1::2] = features[::2]
-  right = {}
-  for name, groups in (('apart', person), ('alone', np.arange(40))):
-    votes = probe.knn_votes(
-      features, labels, features, ks=(1,), num_classes=2, apart=(groups, groups)
+  # The three clips of a subject are the same, and one is of another class, so
+  # that with the own subject k=1 is mostly wrong, and across subjects right.
+  rng = np.random.default_rng(0)
+  own = np.arange(20) % 2
+  seen = 2 * own[:, None] * [1, 0.3, 0] - [1, 0.3, 0]
+  features = np.repeat(seen + rng.normal(0, 0.5, (20, 3)), 3, axis=0)
+  labels = np.stack([own, 1 - own, own], axis=1).ravel()
+  for groups, best in ((np.arange(60) // 3, 'k=1'), (np.arange(60), 'k=10')):
+    found = probe.knn(
+      features, labels, groups, features, num_classes=2, ks=(1, 10)
     )
-    right[name] = (votes[1].argmax(1) == labels).mean()
-  assert right['alone'] == 0
-  assert right['apart'] > 0.2
+    assert next(iter(found)) == best
 
 
 def test_blocks_of_rows_change_nothing():
@@ -108,16 +100,10 @@ def test_blocks_of_rows_change_nothing():
 # ----- a linear classifier --------------------------------------------------
 
 
-def blobs(seed=0, count=120, classes=3, dim=6, spread=1.0):
-  rng = np.random.default_rng(seed)
-  centres = 2 * np.eye(classes, dim)
-  labels = np.arange(count) % classes
-  return centres[labels] + rng.normal(0, spread, (count, dim)), labels
-
-
-@pytest.mark.parametrize('balanced', [False, True])
-@pytest.mark.parametrize('absent', [None, 2])
-@pytest.mark.parametrize('penalty', [1e-3, 10.0])
+@pytest.mark.parametrize(
+  ('penalty', 'absent', 'balanced'),
+  [(1e-3, None, False), (1e-3, 2, True), (10.0, None, True), (10.0, 2, False)],
+)
 def test_the_fit_is_where_the_gradient_vanishes(penalty, absent, balanced):
   features, labels = (x[:80] for x in blobs())
   labels = np.where(labels == absent, 1, labels)
@@ -189,23 +175,6 @@ METHODS = {
 }
 
 
-def subjects(count=60):
-  """Features file of 6 subjects with unequal numbers of clips."""
-  features, labels = blobs(count=count, spread=1.5)
-  starts = np.array([0, 4, 10, 22, 30, 45])
-  person = np.searchsorted(starts, np.arange(count), side='right')
-  return {
-    'features': features.astype(np.float32),
-    'label': labels,
-    'clip_id': np.array([f'c{i}' for i in range(count)]),
-    'subject': np.array([f's{i}' for i in person]),
-    'fold': person % 3,
-    'split': np.where(person < 4, 'train', 'test'),
-    'class_names': np.array(['a', 'b', 'c']),
-    'about': np.array(json.dumps({'dataset': 'd', 'weights_sha256': 'w'})),
-  }
-
-
 def run(data, protocol, method):
   return probe.run(
     METHODS[method],
@@ -242,13 +211,13 @@ def test_what_is_tested_decides_nothing(method, monkeypatch):
   data = subjects()
   one = data['fold'] == 1
   clean = run(data, 'folds', method)
-  at = clean.folds.index('fold 1')
-  # Other labels: the same choice and predictions, scored against other truths.
+  at = [fold.name for fold in clean.folds].index('fold 1')
+  # Other labels: the same choice and predictions; rows swap, no more.
   relabelled = data | {'label': np.where(one, 2 - data['label'], data['label'])}
   found = run(relabelled, 'folds', method)
   assert found.chosen[at] == clean.chosen[at]
   np.testing.assert_array_equal(
-    found.matrices[at][::-1], clean.matrices[at], 'rows swap, no more'
+    found.folds[at].matrix[::-1], clean.folds[at].matrix
   )
   # Other features of all tested clips but one: that one is seen as before.
   last = np.flatnonzero(one)[-1]

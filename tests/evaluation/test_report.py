@@ -8,23 +8,23 @@ import json
 
 import numpy as np
 import pytest
-from rich import cells
 from rich.console import Console, RenderableType
 
-from mira_jax.evaluation import report
+from mira_jax.errors import MiraInputError
+from mira_jax.evaluation import metrics, report, results
 
 NAMES = ('neutral', 'happiness', 'fear')
 MATRIX = np.array([[9, 1, 0], [5, 15, 0], [0, 0, 0]])
 
 
-def _print(renderable: RenderableType, width: int = 90) -> str:
+def show(renderable: RenderableType, width: int = 80) -> str:
   console = Console(width=width, file=io.StringIO(), color_system=None)
   console.print(renderable)
   return console.file.getvalue()
 
 
-def _line(text: str, word: str) -> list[str]:
-  return next(line for line in text.splitlines() if word in line).split()
+def line(text: str, word: str) -> list[str]:
+  return next(x for x in text.splitlines() if word in x).split()
 
 
 def test_write_evaluation(tmp_path):
@@ -48,68 +48,84 @@ def test_write_evaluation(tmp_path):
 
 
 def test_metadata_must_be_json(tmp_path):
+  data = {'matrix': MATRIX, 'class_names': NAMES, 'title': 'x'}
   with pytest.raises(ValueError, match='JSON'):
-    report.write_evaluation(
-      tmp_path,
-      matrix=MATRIX,
-      class_names=NAMES,
-      metadata={'loss': float('nan')},
-      title='x',
-    )
+    report.write_evaluation(tmp_path, metadata={'x': float('nan')}, **data)
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize('width', [60, 90])
 def test_evaluation_table(width):
-  text = _print(report.evaluation_table(MATRIX, NAMES, 'Test part'), width)
+  text = show(report.evaluation_table(MATRIX, NAMES, 'Test part'), width)
   assert 'Test part' in text
-  assert _line(text, 'WAR')[:6] == ['WAR', '80.00', '%', 'UAR', '82.50', '%']
+  assert line(text, 'WAR')[:6] == ['WAR', '80.00', '%', 'UAR', '82.50', '%']
   # Precision 15 of 16, F1 30 of 36.
-  line = _line(text, 'happiness')
-  assert line[-7:] == ['75.0', '%', '93.8', '%', '83.3', '%', '20']
-  assert _line(text, 'fear') == ['fear', '-', '0.0', '%', '-', '0']
+  expected = ['75.0', '%', '93.8', '%', '83.3', '%', '20']
+  assert line(text, 'happiness')[-7:] == expected
+  assert line(text, 'fear') == ['fear', '-', '0.0', '%', '-', '0']
   assert '30 clips, 2 of 3 classes present' in text
-  bars = [_line(text, name)[1].count('━') for name in NAMES[:2]]
+  bars = [line(text, name)[1].count('━') for name in NAMES[:2]]
   assert width < 90 or bars == [21, 18]  # of 24
 
 
-def test_prediction_tables_sort_and_keep_brackets():
-  clips = ['[bold]a.mp4', 'a\x1b[31m\nvery long name.mp4', ':smile: 张.mp4']
-  width = report.name_width(clips, NAMES, 90)
-  text = ''.join(
-    _print(
-      report.prediction_table(
-        clip, np.array(row), NAMES, width=width, header=not i, top=2
-      )
-    )
-    for i, (clip, row) in enumerate(
-      zip(clips, ([0.1, 0.2, 0.7], [0.5, 0.3, 0.2], [0, 0, 1]), strict=True)
-    )
-  )
-  assert _line(text, 'a.mp4')[:2] == ['[bold]a.mp4', 'fear']
-  line = _line(text, 'very')
-  assert line[:4] == [r'a\x1b[31m\nvery', 'long', 'name.mp4', 'neutral']
-  assert _line(text, '张')[:3] == [':smile:', '张.mp4', 'fear']
-  assert text.count('probability') == 1
-  assert '10.0 %' not in text
-  # One below the other, whatever the names.
-  ends = {cells.cell_len(x) for x in text.splitlines() if x.endswith(' %')}
-  assert len(ends) == 1
-  width = report.name_width(['x' * 500], NAMES, 80)
-  table = report.prediction_table(
-    'x' * 500, np.array([0.1, 0.7, 0.2]), NAMES, width=width, header=True
-  )
-  assert _line(_print(table, 80), 'xxx')[1] == NAMES[1]  # whole
+def test_predictions_are_sorted_and_keep_brackets():
+  clip, row = '[bold]a\x1b[31m\n:smile: 张.mp4', np.array([0.1, 0.2, 0.7])
+  text = show(report.prediction_table(clip, row, NAMES, top=2))
+  title, first, second, *_ = text.splitlines()
+  assert title == r'[bold]a\x1b[31m\n:smile: 张.mp4'
+  assert first.split()[::2] == ['fear', '70.0']
+  assert (second.split()[0], '10.0 %' in text) == ('happiness', False)
+  long = show(report.prediction_table('x' * 500, row, NAMES))
+  assert long.count('x') == 500
 
 
-def test_prediction_dict_is_sorted_json():
-  found = report.prediction_dict(
-    'a.mp4', np.array([0.125, 0.25, 0.625], np.float32), NAMES
+def test_seconds_of_one_class_are_one_line():
+  timeline = np.eye(3)[[0, 0, 0, 2, 1, 1]]
+  text = show(report.timeline_table('a.mp4', timeline, NAMES, rows=2))
+  assert line(text, 'neutral')[0] == '0-3'
+  assert line(text, 'happiness')[0] == '4-6'
+  assert '1 shorter stretches are not shown' in text
+
+
+FOLD = results.Fold(name='one', matrix=np.eye(4, dtype=int))
+
+
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda names: metrics.score(FOLD.matrix).to_dict(names),
+    lambda names: report.evaluation_table(FOLD.matrix, names, 'title'),
+    lambda names: report.folds_table([FOLD], names, 'title'),
+  ],
+)
+def test_more_classes_than_names(make):
+  with pytest.raises(MiraInputError, match=r'class_count: 3 class names.* 4 c'):
+    make(NAMES)
+
+
+def test_forty_classes_stay_readable():
+  names = [f'compound expression {i}' for i in range(40)]
+  matrix = 10 * np.eye(40, dtype=int)
+  text = show(report.evaluation_table(matrix, names, 'title'))
+  assert all(f'{name} ' in text for name in names)
+  fold = results.Fold(name='one', matrix=matrix)
+  text += show(report.folds_table([fold], names, 'title'))
+  assert '…' not in text
+
+
+def test_folds_that_are_missing_make_a_report_partial(tmp_path):
+  folds, names = [FOLD], ('a', 'b', 'c', 'd')
+  assert results.folds_dict(folds, names)['partial'] is False
+  assert 'PARTIAL' not in show(report.folds_table(folds, names, ''))
+  missing = [f'subject {i}' for i in range(9)]
+  text = show(report.folds_table(folds, names, '', missing))
+  assert 'PARTIAL, without subject 0, ' in text
+  assert 'and 5 more' in text
+  path = report.write_folds(
+    tmp_path, folds, names, metadata={'x': 1}, title='t', missing=missing
   )
-  assert json.loads(json.dumps(found)) == {
-    'clip': 'a.mp4',
-    'label': 'fear',
-    'probability': 0.625,
-    'classes': {'fear': 0.625, 'happiness': 0.25, 'neutral': 0.125},
-  }
-  assert list(found['classes']) == ['fear', 'happiness', 'neutral']
+  content = json.loads(path.read_text())
+  assert (content['missing'], content['x']) == (missing, 1)
+  assert (
+    json.loads((tmp_path / 'scores.json').read_text())['metadata']['x'] == 1
+  )
