@@ -24,12 +24,9 @@ _RANGES = options.RANGES | options.DECODER_RANGES | _ABOVE_0
 
 
 def validate(cfg: Config, devices: int | None = 1) -> None:
-  """Checks a whole configuration.
+  """Checks a whole configuration for so many `devices` of all hosts.
 
-  Args:
-    cfg: from a file and flags.
-    devices: of all hosts; None leaves out the mesh, as of a run that was
-      trained elsewhere.
+  None leaves out the mesh, as of a run that was trained elsewhere.
 
   Raises:
     MiraInputError: names the first field that is wrong, its value and a fix.
@@ -41,10 +38,8 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
     hint = f'{cfg.data.batch_size} must be a multiple of {parts} devices'
     raise bad_config('config.data.batch_size', hint)
   if cfg.data.batch_size * cfg.data.repeats % (cfg.optim.accumulate * parts):
-    hint = (
-      f'{cfg.optim.accumulate} parts of {cfg.data.batch_size} clips, '
-      f'{cfg.data.repeats} times each, do not divide over {parts} devices'
-    )
+    hint = f'{cfg.optim.accumulate} parts of a batch and its repeats do not '
+    hint += f'divide over {parts} devices'
     raise bad_config('config.optim.accumulate', hint)
   if not datasets(cfg.data):
     hint = f'{cfg.data.dataset!r} names no folder of a prepared dataset'

@@ -31,21 +31,13 @@ _CLIPS_PER_WRITE = 64
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class PreparedDataset:
-  """A prepared dataset on disk; see `open`.
+  """A prepared dataset on disk; see `open`."""
 
-  Attributes:
-    directory: the version folder, which holds the record files.
-    name: of the dataset.
-    class_names: in label order.
-    splits: number of clips of each split.
-    metadata: as given to `write`.
-  """
-
-  directory: pathlib.Path
+  directory: pathlib.Path  # the version folder, which holds the record files
   name: str
-  class_names: tuple[str, ...]
-  splits: dict[str, int]
-  metadata: dict[str, Any]
+  class_names: tuple[str, ...]  # in label order
+  splits: dict[str, int]  # number of clips of each split
+  metadata: dict[str, Any]  # as given to `write`
 
   def source(self, split: str) -> ClipSource:
     """Random access to a split. Raises MiraInputError for an unknown one."""
@@ -78,19 +70,12 @@ class PreparedDataset:
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class ClipIndex:
-  """Annotations of the C clips of a split without reading frames.
+  """Annotations of the C clips of a split without reading frames."""
 
-  Attributes:
-    clip_id: str [C].
-    label: int [C].
-    subject: str [C]; '' where unknown.
-    fold: int [C]; -1 where there are none.
-  """
-
-  clip_id: np.ndarray
-  label: np.ndarray
-  subject: np.ndarray
-  fold: np.ndarray
+  clip_id: np.ndarray  # str [C]
+  label: np.ndarray  # int [C]
+  subject: np.ndarray  # str [C]; '' where unknown
+  fold: np.ndarray  # int [C]; -1 where there are none
 
   def check(self, count: int, num_classes: int) -> None:
     """Raises ValueError for columns of another length or type, and labels."""

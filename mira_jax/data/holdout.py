@@ -43,16 +43,11 @@ def hold_out(
 ) -> tuple[set[int], str]:
   """Random clips to hold out, and the rule in words.
 
-  scikit-learn's splitters would choose other clips than stored runs have.
-
-  Args:
-    subjects: of each clip, in any spelling. Where any is known, whole subjects
-      are held out; a clip without one is a subject of its own.
-    labels: of each clip; else the same share of every class is held out.
-    fraction: share of the clips, 0 <= share < 1.
-    seed: of the choice.
-    recordings: of each clip, by default one of its own. Whole recordings are
-      held out where no subject is known.
+  Where any subject is known, whole subjects are held out, and a clip without
+  one is a subject of its own; else whole recordings, else the same `fraction`
+  of every class, 0 <= fraction < 1. A clip is a recording of its own by
+  default. (scikit-learn's splitters would choose other clips than stored runs
+  have.)
   """
   rng = np.random.default_rng(seed)
   names = people.one_spelling(subjects)

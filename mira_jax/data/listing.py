@@ -29,35 +29,21 @@ FACTS = ('classes', 'splits', 'subjects', 'folds')
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Row:
-  """One labelled clip, from a table or a folder.
+  """One labelled clip of a table or a folder; unknown fields as in `Clip`."""
 
-  Attributes:
-    path: as written in the table, or relative to the folder.
-    label: class name.
-    clip_id: of the clip in the dataset; '' for its path.
-    split: 'train', 'test', 'val', or '' when unknown.
-    subject: '' when unknown.
-    source_id: the recording or scene it was cut from; '' when unknown.
-    fold: the fold that tests it; -1 when unknown.
-    fps: 0 when unknown.
-    onset: frame number in the source, with `apex` and `offset`; -1 unknown.
-    action_units: as written.
-    line: of the table; 0 for a folder.
-  """
-
-  path: str
-  label: str
-  clip_id: str = ''
-  split: str = ''
+  path: str  # as written in the table, or relative to the folder
+  label: str  # class name
+  clip_id: str = ''  # in the dataset; '' for its path
+  split: str = ''  # 'train', 'test' or 'val'
   subject: str = ''
-  source_id: str = ''
-  fold: int = -1
+  source_id: str = ''  # the recording or scene it was cut from
+  fold: int = -1  # that tests it
   fps: float = 0.0
-  onset: int = -1
+  onset: int = -1  # frame number in the source, with `apex` and `offset`
   apex: int = -1
   offset: int = -1
   action_units: str = ''
-  line: int = 0
+  line: int = 0  # of the table; 0 for a folder
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -71,20 +57,15 @@ class Failure:
 
 @dataclasses.dataclass(kw_only=True)
 class Listing:
-  """The clips of a source.
-
-  Attributes:
-    rows: one per clip.
-    dropped: clips, files and folders that were passed over, by reason.
-    failures: clips that were found and cannot be used.
-    sources: where classes, splits, subjects and folds were read, by FACTS.
-    remarks: how the source was read.
-  """
+  """The clips of a source."""
 
   rows: list[Row]
+  # Clips, files and folders that were passed over, by reason.
   dropped: dict[str, int] = dataclasses.field(default_factory=dict)
+  # How the source was read.
   remarks: list[str] = dataclasses.field(default_factory=list)
   failures: list[Failure] = dataclasses.field(default_factory=list)
+  # Where classes, splits, subjects and folds were read, by FACTS.
   sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
   @property

@@ -72,7 +72,7 @@ def train_batches(
     start_step: the first batch to give; the same batch as without a restart.
     rows: those of every batch that this host reads; None is all of them.
     threads: clips decoded at the same time.
-    fit: how frames become square, see `geometry.resize`.
+    fit: see `geometry.resize`.
     max_damaged: largest share of damaged clips. One clip always may be, unless
       it is 0. Every host counts its own.
     window: which frames of a clip; `sampling.train_indices` or a like.
@@ -111,13 +111,9 @@ def eval_batches(
   """Every (clip, view) once and in order, with 'view' int32 [B] beside.
 
   All hosts give the same number of batches: the last one is filled with
-  repeated rows, whose mask is False. So is the mask of a damaged clip, in
-  whose place another stands: none of these may be counted. Rows of zeros would
-  instead shift MiRA's batch statistics. Arguments as in `train_batches`, and
-  `views`, the windows per clip, see `sampling.test_indices`.
-
-  Raises:
-    MiraInputError: as in `train_batches`.
+  repeated rows, whose mask is False, as is that of a clip in place of a damaged
+  one. (Rows of zeros would shift MiRA's batch statistics.) Arguments and errors
+  as in `train_batches`, and `views`, see `sampling.test_indices`.
   """
   rows = range(batch_size) if rows is None else rows
   reader = _Reader(source, size, fit, max_damaged)
@@ -192,17 +188,17 @@ class _Reader:
 
   def _report(self, index: int, error: MiraInputError) -> None:
     with self._lock:
-      if index not in self._damaged:
-        self._damaged.add(index)
-        count = len(self._damaged)
-        _log.warning('clip %d is damaged (%d so far): %s', index, count, error)
-        if count > self._limit and self._failure is None:
-          hint = f'{count} of {len(self._source)} clips cannot be read, the '
-          hint += f'last one is {error.path}; see `mira verify`, prepare the '
-          hint += 'dataset again, or raise config.data.max_damaged'
-          self._failure = data_error('too_many_damaged', 'dataset', hint)
-      if self._failure is not None:
-        raise self._failure
+      if index in self._damaged:
+        return
+      self._damaged.add(index)
+      count = len(self._damaged)
+      _log.warning('clip %d is damaged (%d so far): %s', index, count, error)
+      if count > self._limit and self._failure is None:
+        hint = (
+          f'{count} of {len(self._source)} clips cannot be read; see `mira '
+        )
+        hint += 'verify`, or raise config.data.max_damaged'
+        self._failure = data_error('too_many_damaged', 'dataset', hint)
 
 
 def _batches(

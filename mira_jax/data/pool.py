@@ -22,27 +22,16 @@ _SEGMENT = re.compile(r'#\d+-\d+$')  # see `prepare.resolve.Found.clip_id`
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Pool:
-  """C clips; a `pipeline.Source` whose labels are those of `class_names`.
-
-  Attributes:
-    class_names: K names in label order.
-    label: int [C].
-    subject: str [C], one spelling for each person; '' where unknown.
-    recording: str [C], the same for all segments of one.
-    fold: int [C], the stored fold that tests the clip; -1 where there is none.
-    dataset: str [C], the name of the clip's dataset.
-    sources: splits, from which clips are read.
-    where: int [C, 2], the source of a clip and its index in there.
-  """
+  """C clips; a `pipeline.Source` whose labels are those of `class_names`."""
 
   class_names: tuple[str, ...]
-  label: np.ndarray
-  subject: np.ndarray
-  recording: np.ndarray
-  fold: np.ndarray
-  dataset: np.ndarray
-  sources: tuple[Source, ...]
-  where: np.ndarray
+  label: np.ndarray  # int [C]
+  subject: np.ndarray  # str [C], one spelling for each person; '' if unknown
+  recording: np.ndarray  # str [C], the same for all segments of one
+  fold: np.ndarray  # int [C], the stored fold that tests the clip, or -1
+  dataset: np.ndarray  # str [C], its name
+  sources: tuple[Source, ...]  # splits, from which clips are read
+  where: np.ndarray  # int [C, 2], the source of a clip and its index in there
 
   def __len__(self) -> int:
     return len(self.label)

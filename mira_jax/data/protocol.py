@@ -29,21 +29,13 @@ PROTOCOLS = ('split', 'folds', 'loso', 'lodo')
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
 class Parts:
-  """The clips of one fold.
-
-  Attributes:
-    train: clips to learn from.
-    val: clips that select a checkpoint; None when there are none.
-    test: clips to report on.
-    fold_name: such as 'fold 1' or a subject; '' with protocol 'split'.
-    rule: how validation clips were chosen, in words.
-  """
+  """The clips of one fold."""
 
   train: Pool
-  val: Pool | None
+  val: Pool | None  # clips that select a checkpoint
   test: Pool
-  fold_name: str = ''
-  rule: str = ''
+  fold_name: str = ''  # such as 'fold 1' or a subject; '' with 'split'
+  rule: str = ''  # how validation clips were chosen, in words
 
 
 def pooled(

@@ -36,36 +36,22 @@ _CLIPS_PER_SHARD = 1024
 class Clip:
   """One prepared clip.
 
-  Attributes:
-    clip_id: unique within the dataset.
-    frames: JPEG bytes, one entry per frame, in time order; none where `video`
-      holds the clip.
-    label: index into the dataset's class names.
-    subject: the person in it; '' when unknown.
-    source_id: the recording or scene it was cut from; '' when unknown.
-    fps: frames per second; 0 when unknown.
-    onset: index of the frame where the expression starts; -1 when unknown.
-    apex: index of its strongest frame; -1 when unknown.
-    offset: index of its last frame; -1 when unknown.
-    action_units: FACS units as the table wrote them, such as '6+12'.
-    fold: the fold that tests this clip; -1 when there are no folds.
-    video: bytes of a video file, in place of `frames`.
-    video_frames: number of frames that can be decoded from it.
+  What is unknown is '', a frame rate 0, another number -1.
   """
 
-  clip_id: str
-  frames: Sequence[bytes] = ()
-  label: int
+  clip_id: str  # unique within the dataset
+  frames: Sequence[bytes] = ()  # JPEG, in time order
+  label: int  # index into the dataset's class names
   subject: str = ''
-  source_id: str = ''
+  source_id: str = ''  # the recording or scene it was cut from
   fps: float = 0.0
-  onset: int = -1
-  apex: int = -1
-  offset: int = -1
-  action_units: str = ''
-  fold: int = -1
-  video: bytes = b''
-  video_frames: int = 0
+  onset: int = -1  # frame where the expression starts
+  apex: int = -1  # its strongest frame
+  offset: int = -1  # its last frame
+  action_units: str = ''  # of FACS, as the table wrote them, such as '6+12'
+  fold: int = -1  # that tests this clip
+  video: bytes = b''  # a video file, in place of `frames`
+  video_frames: int = 0  # that can be decoded from it
 
   def __len__(self) -> int:
     """Number of frames."""

@@ -34,6 +34,7 @@ _SYSTEM = {
 }
 _OTHER_MEDIA = container.OTHER_VIDEOS + container.OTHER_PICTURES
 _SHOWN = 5
+_LINK = 'it is a link to a folder; copy the folder instead'
 _FOLD = re.compile(r'(?:fold|cv)[-_ ]?\d+', re.IGNORECASE)
 
 _Path = str | os.PathLike[str]
@@ -51,19 +52,15 @@ def check_root(root: _Path) -> None:
 
 @dataclasses.dataclass(kw_only=True)
 class Walk:
-  """The contents of a folder.
+  """The contents of a folder."""
 
-  Attributes:
-    clips: paths below the folder, '' for itself, in natural order: video files
-      and folders of frames.
-    passed_over: how often each name was passed over, by reason.
-    failures: links out of the folder, and folders that cannot be read.
-  """
-
+  # Paths below the folder, '' for itself, in natural order.
   clips: list[str] = dataclasses.field(default_factory=list)
+  # How often each name was passed over, by reason.
   passed_over: dict[str, collections.Counter[str]] = dataclasses.field(
     default_factory=lambda: collections.defaultdict(collections.Counter)
   )
+  # Links out of the folder, and folders that cannot be read.
   failures: list[Failure] = dataclasses.field(default_factory=list)
 
   @property
@@ -79,6 +76,10 @@ class Walk:
     for why, names in other.passed_over.items():
       self.passed_over[why] += names
 
+  def fail(self, path: str, code: str, hint: str) -> None:
+    """Adds a failure."""
+    self.failures.append(Failure(path=escaped(path), code=code, hint=hint))
+
   def dropped(self) -> dict[str, int]:
     """How much was passed over, by reason and names."""
     return {
@@ -91,21 +92,16 @@ def walk(root: _Path, suffixes: tuple[str, ...] = container.SUFFIXES) -> Walk:
   """Finds the clips of a folder, at any depth.
 
   A clip is a video file of one of the `suffixes`, in lower case, or a folder of
-  pictures without videos. Links to folders are followed if they stay in the
-  folder and lead to none above them; links in a folder that was reached by one
-  are not.
+  pictures without videos. Links to folders are failures: their clips would be
+  outside the root, in circles, or listed twice.
   """
   root = os.path.realpath(root)
   found = Walk()
-  waiting = [('', False)]
+  waiting = ['']
   while waiting:
-    at, is_linked = waiting.pop()
+    at = waiting.pop()
     folders, files = _entries(root, at, found)
-    for name in folders:
-      place = os.path.join(root, at, name)
-      is_link = os.path.islink(place)
-      if not is_link or _may_follow(place, root, is_linked, found):
-        waiting.append((os.path.join(at, name), is_linked or is_link))
+    waiting += [os.path.join(at, name) for name in folders]
     _sort_files(at, files, suffixes, found)
   found.clips.sort(key=lambda clip: [natural(x) for x in clip.split(os.sep)])
   found.failures.sort(key=lambda failure: natural(failure.path))
@@ -220,35 +216,15 @@ def _entries(root: str, at: str, found: Walk) -> tuple[list[str], list[str]]:
       for entry in entries:
         if is_hidden(entry.name):
           found.passed_over['hidden or of the system'][entry.name] += 1
-        elif entry.is_dir(follow_symlinks=False) or (
-          entry.is_symlink() and os.path.isdir(entry.path)  # not for a loop
-        ):
+        elif entry.is_dir(follow_symlinks=False):
           folders.append(entry.name)
+        elif entry.is_symlink() and os.path.isdir(entry.path):
+          found.fail(os.path.join(at, entry.name), 'outside_root', _LINK)
         else:
           files.append(entry.name)
   except OSError as error:
-    path, hint = escaped(at), error.strerror or ''
-    found.failures.append(Failure(path=path, code='not_readable', hint=hint))
+    found.fail(at, 'not_readable', error.strerror or '')
   return folders, files
-
-
-def _may_follow(place: str, root: str, is_linked: bool, found: Walk) -> bool:
-  """Whether a link to a folder is followed; else it is counted."""
-  target = os.path.realpath(place)
-  path = escaped(os.path.relpath(place, root))
-  if not _is_in(target, root):
-    hint = 'the link leads out of the folder; copy its target instead'
-    found.failures.append(Failure(path=path, code='outside_root', hint=hint))
-    return False
-  if is_linked or _is_in(os.path.realpath(os.path.dirname(place)), target):
-    why = 'links in circles or in linked folders'
-    found.passed_over[why][os.path.basename(place)] += 1
-    return False
-  return True
-
-
-def _is_in(path: str, folder: str) -> bool:
-  return os.path.commonpath([path, folder]) == folder
 
 
 def _sort_files(

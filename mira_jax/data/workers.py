@@ -35,14 +35,10 @@ def run(
   processes: int | None = None,
   title: str = 'preparing clips',
 ) -> Iterator[Result]:
-  """Yields `work(job)` for each job, in order.
+  """Yields `work(job)` for each job, in order; all three are picklable.
 
-  Args:
-    work: picklable, as are jobs and results.
-    jobs: what to work on.
-    processes: by default one per core, fewer for little work; 0 for this
-      process alone.
-    title: of the bar, which is shown on a terminal only.
+  `processes` are by default one per core, fewer for little work; 0 is this
+  process alone. `title` is that of the bar, shown on a terminal only.
   """
   if processes is None:
     processes = min(os.cpu_count() or 1, len(jobs) // _JOBS_PER_WORKER)

@@ -36,14 +36,9 @@ def make_mesh(
   model: int = 1,
   devices: Sequence[Any] | None = None,
 ) -> Mesh:
-  """A mesh of devices; use it in `jax.set_mesh`.
+  """A mesh of devices, all of all hosts by default; use it in `jax.set_mesh`.
 
-  Args:
-    data: parts of the batch whose parameters are copies; 0 takes the devices
-      that are left.
-    fsdp: parts of the batch and of the parameters.
-    model: parts of heads and hidden widths.
-    devices: all of all hosts by default.
+  `data` 0 takes the devices that `fsdp` and `model` leave.
 
   Raises:
     ValueError: the three do not multiply to the number of devices, or data does
@@ -123,12 +118,8 @@ def partition(
 
   'model' splits the axis of heads or of the hidden width, see `param_names`;
   'fsdp' the longest other axis, but not that of stacked blocks. An axis that
-  does not divide stays whole.
-
-  Args:
-    name: '/'-joined path in a train state or in variables.
-    shape: of the array.
-    axes: mesh axis -> size.
+  does not divide stays whole. `name` is the '/'-joined path in a train state
+  or in variables, `axes` has the size of each mesh axis.
   """
   role = param_names.find_role(name)
   spec: list[str | None] = [None] * len(shape)
