@@ -101,8 +101,6 @@ def test_the_argument_of_a_file(capsys):
 
 
 def test_bad_files_are_rejected(tmp_path):
-  with pytest.raises(MiraInputError, match='no such file'):
-    config.load('configs/nowhere.py')
   file = tmp_path / 'mine.py'
   for text, says in (
     ('get_config = dict', 'returns no Config'),
@@ -117,9 +115,8 @@ def test_shipped_configurations_are_found_by_name(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   by_name = config.load('dfew:B', ['--config.optim.lr=1e-4'])
   assert by_name.optim.lr == 1e-4
-  assert config.load('configs/dfew.py:B', ['--config.optim.lr=1e-4']) == (
-    by_name
-  )
+  by_path = config.load('configs/dfew.py:B')
+  assert by_path == config.load('dfew:B') != by_name
   # A file of that name comes first.
   own = 'from mira_jax.config import Config\ndef get_config(text=None):\n'
   (tmp_path / 'dfew.py').write_text(own + '  return Config(seed=5)\n')
