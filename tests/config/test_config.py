@@ -210,7 +210,6 @@ assert all(isinstance(f.type, str) for f in dataclasses.fields(MiraConfig))
 
 
 def test_a_flag_makes_the_group_of_its_field():
-  assert parse(mode='plain').model.mira is None
   cfg = parse('--config.model.mira.mode=flashlite', mode='plain')
   assert cfg.model.mira == MiraConfig(mode='flashlite')
   cfg = parse('--config.pretrain.mask=random', '--config.data.flip')
