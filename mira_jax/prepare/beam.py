@@ -91,7 +91,12 @@ def write(
     MiraInputError: as `dataset.write`; Beam is not installed ('no_beam') or
       its run failed ('beam_failed').
   """
-  out, beam = pathlib.Path(out).absolute(), _import_beam()
+  try:
+    beam = importlib.import_module('apache_beam')
+  except ImportError as error:
+    hint = "install it with pip install 'mira-jax[beam]'"
+    raise MiraInputError('no_beam', 'apache_beam', hint) from error
+  out = pathlib.Path(out).absolute()
   with dataset.claimed(out, name), dataset.disk_errors(str(out)):
     settings = [list(class_names), metadata or {}]
     shards = _plan(out / name, splits, settings, jobs_per_shard)
@@ -143,14 +148,6 @@ class _Shard:
     except (OSError, ValueError, KeyError):
       return None
     return note if whole and same else None
-
-
-def _import_beam() -> types.ModuleType:
-  try:
-    return importlib.import_module('apache_beam')
-  except ImportError as error:
-    hint = "install it with pip install 'mira-jax[beam]'"
-    raise MiraInputError('no_beam', 'apache_beam', hint) from error
 
 
 def _plan(

@@ -129,7 +129,6 @@ def _text(
   The encoding is that of the byte order mark; else `encoding`; else UTF-8;
   else `fallback`, for datasets that are known to need it.
   """
-  _check_codec(encoding)
   mark = next((m for m in _MARKS if data.startswith(m)), b'')
   first = _MARKS.get(mark) or encoding or 'utf-8'
   hint = 'it holds zero bytes: it is no text, no Excel file, or UTF-16 without '
@@ -142,19 +141,12 @@ def _text(
     if first == 'utf-8' and fallback:
       return _text(data, path, fallback)
     raise _not_decoded(data, error, path) from error
+  except (LookupError, ValueError) as error:
+    hint = 'it is no encoding of text; use cp1252, gb18030, shift_jis, ...'
+    raise MiraInputError('bad_encoding', first[:80], hint) from error
   if '\0' in content:
     raise binary
   return content, first
-
-
-def _check_codec(name: str) -> None:
-  try:
-    b'a'.decode(name or 'utf-8')
-  except UnicodeDecodeError:  # of an encoding with more bytes to a character
-    pass
-  except (LookupError, ValueError) as error:
-    hint = 'it is no encoding of text; use cp1252, gb18030, shift_jis, ...'
-    raise MiraInputError('bad_encoding', name[:80], hint) from error
 
 
 def _not_decoded(

@@ -18,11 +18,7 @@ class Journal(contextlib.AbstractContextManager):
   """A sequence of bytes in a file that is only appended to.
 
   A process that is killed while it writes leaves a torn last entry, which the
-  next run cuts off.
-
-  Args:
-    path: of the file; made when missing.
-    key: of what the entries depend on. Entries of another key are discarded.
+  next run cuts off. Entries of another key are discarded.
 
   Raises:
     MiraInputError: the disk is full or cannot be written ('not_written').

@@ -82,12 +82,12 @@ def unique(clips: Iterable[Found]) -> list[Found]:
     if len(marks[clip.path]) > 1:
       clip = _as_segment(clip)
     first = seen.setdefault((clip.path, clip.segment), clip)
-    if first.row.label != clip.row.label:
-      lines, label = (first.row.line, clip.row.line), clip.row.label
-      hint = f'lines {lines[0]} and {lines[1]} call it {first.row.label} and '
-      hint += label if lines[0] else f'{label}: a link leads to it'
+    old, new = first.row, clip.row
+    if old.label != new.label:
+      hint = f'lines {old.line} and {new.line} call it {old.label} and '
+      hint += new.label if old.line else f'{new.label}: a link leads to it'
       raise data_error('bad_label', clip.clip_id, hint)
-    if first.row.split != clip.row.split:
+    if old.split != new.split:
       raise _leak(first, clip)
   _check_segments(seen.values())
   return list(seen.values())

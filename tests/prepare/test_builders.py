@@ -8,7 +8,6 @@ import json
 import pathlib
 import shutil
 
-import openpyxl
 import pytest
 
 import downloads as small
@@ -87,6 +86,9 @@ def test_clips_are_found_below_the_folder_above(name, downloads, tmp_path):
 
 @pytest.mark.parametrize('name', ['dfew', 'samm', 'ravdess'])
 def test_a_wrong_folder_gives_the_expected_tree(name, tmp_path, capsys):
+  with pytest.raises(SystemExit):
+    cli.main(['prepare', name, '--help'])
+  assert BUILDERS[name].layout in capsys.readouterr().out
   (tmp_path / 'root' / 'holiday').mkdir(parents=True)
   arguments = ['--root', str(tmp_path / 'root'), '--out', str(tmp_path / 'o')]
   assert cli.main(['prepare', name, *arguments]) == ExitCode.USAGE
@@ -111,22 +113,6 @@ def test_a_tally_counts_splits_classes_folds_and_subjects():
     'test/x': 1, 'train/x': 1, 'train/y': 1, 'fold 1': 1, 'fold 2': 2,
     'fold 1 train': 2, 'fold 2 train': 1,
   }  # fmt: skip
-
-
-@pytest.mark.parametrize('name', NAMES)
-def test_published_counts_add_up(name):
-  counts = BUILDERS[name].counts
-  classes = [counts[c] for c in BUILDERS[name].class_names if c in counts]
-  if len(classes) == len(BUILDERS[name].class_names):
-    assert sum(classes) == counts['all']
-  folds = [
-    n for key, n in counts.items() if key[:5] == 'fold ' and key[5:].isdecimal()
-  ]
-  if folds and name != 'crema_d':
-    assert sum(folds) == counts['all']
-  for split in ('train', 'test'):
-    of_split = [n for key, n in counts.items() if key.startswith(f'{split}/')]
-    assert not of_split or sum(of_split) == counts[split]
 
 
 def test_published_counts_and_digests_of_lists(
@@ -164,7 +150,6 @@ def test_ravdess_keeps_each_performance_once(downloads):
     ('01', 1),
     ('05', 2),
   }
-  assert error_of(list_clips, 'ravdess', downloads / 'ravdess', channel='song')
 
 
 def test_names_that_come_again_in_another_split(downloads):
@@ -233,26 +218,16 @@ def test_smic_cameras(downloads):
 @pytest.mark.parametrize(
   ('name', 'file', 'line', 'shown'),
   [
-    (
-      'dfew',
-      'train(single-labeled)/set_1.csv',
-      '1700,8',
-      "14 has the class '8'",
-    ),
+    ('dfew', 'train*/set_1.csv', '1700,8', "14 has the class '8'"),
     ('ferv39k', 'test_All.csv', 'Crime/Angry/0001 Bored', 'Bored'),
     ('ck_plus', 'S005/001/*_emotion.txt', '9.0', "1 has the class '9.0'"),
     ('ravdess', '01-01-05*-01.mp4', '', "class '09'"),
-    ('samm', 'SAMM_Micro*.xlsx', '', "line 15 has the class 'Bored'"),
   ],
 )
 def test_a_class_that_a_dataset_does_not_have(copy, name, file, line, shown):
   root = copy(name)
   path = next(root.rglob(file))
-  if name == 'samm':
-    book = openpyxl.load_workbook(path)
-    book.active.cell(row=15, column=10, value='Bored')
-    book.save(path)
-  elif name == 'ravdess':
+  if name == 'ravdess':
     path.rename(path.with_name(path.name.replace('01-01-05', '01-01-09')))
   else:
     before = '' if name == 'ck_plus' else path.read_text() + '\n'
@@ -301,10 +276,3 @@ def test_the_list_of_datasets(downloads, tmp_path, capsys):
     assert name in shown
     assert builder.ask in shown
   assert 'train 12, test 3' in shown.replace('\n', ' ')
-
-
-def test_every_dataset_shows_its_tree(capsys):
-  for name, builder in BUILDERS.items():
-    with pytest.raises(SystemExit):
-      cli.main(['prepare', name, '--help'])
-    assert builder.layout in capsys.readouterr().out

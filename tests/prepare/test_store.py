@@ -6,8 +6,6 @@ import fcntl
 import os
 import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import cv2
@@ -16,8 +14,9 @@ import pytest
 
 import miniatures
 import runs
+from downloads import error_of
 from mira_jax.data import dataset, records
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode
 from mira_jax.prepare import prepare, store, verify
 from mira_jax.prepare.journal import Journal
 from mira_jax.video import decode, images
@@ -41,12 +40,6 @@ def _report(root, out, **options):
 def _prepare(root, out, **options) -> list[dataset.Clip]:
   _report(root, out, **options)
   return list(dataset.open(out).source('train'))
-
-
-def _error(call, *args, **options) -> MiraInputError:
-  with pytest.raises(MiraInputError) as caught:
-    call(*args, **options)
-  return caught.value
 
 
 # Frames.
@@ -171,43 +164,6 @@ def test_a_torn_or_damaged_entry_is_cut_off(tmp_path, cut):
 # Runs that are stopped.
 
 
-def _start(root, out) -> subprocess.Popen:
-  code = f"""if __name__ == '__main__':
-    from mira_jax.prepare import prepare
-    prepare.prepare_folder({str(root)!r}, {str(out)!r}, workers=1,
-                           test_fraction=0)"""
-  return subprocess.Popen(
-    [sys.executable, '-c', code],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
-def _wait_for(path: pathlib.Path, size: int, process) -> None:
-  end = time.monotonic() + 60
-  while not path.exists() or path.stat().st_size < size:
-    assert process.poll() is None, process.communicate()
-    assert time.monotonic() < end
-    time.sleep(0.01)
-
-
-def test_a_second_run_resumes(tmp_path):
-  root = _tree(tmp_path / 'root', 80, '.png')
-  process = _start(root, tmp_path / 'out')
-  _wait_for(tmp_path / 'out' / '.journal', 300_000, process)
-  process.send_signal(signal.SIGKILL)
-  process.communicate(timeout=60)  # its workers end, too
-  assert process.returncode != 0
-  assert _error(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
-  report = _report(root, tmp_path / 'out')
-  assert 3 < report.resumed < 80
-  assert f'{report.resumed} clips were finished before' in str(report)
-  clips = list(dataset.open(tmp_path / 'out').source('train'))
-  assert clips == _prepare(root, tmp_path / 'undisturbed')
-  assert not (tmp_path / 'out' / '.journal').exists()
-
-
 def test_clips_that_failed_are_tried_again(tmp_path, monkeypatch):
   root = _tree(tmp_path / 'root')
   whole = (root / 'a/0/1.jpg').read_bytes()
@@ -233,19 +189,22 @@ def test_two_at_once_are_refused(tmp_path):
   (tmp_path / 'out').mkdir()
   with (tmp_path / 'out' / '.prepare.lock').open('w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    error = _error(_prepare, root, tmp_path / 'out')
+    error = error_of(_prepare, root, tmp_path / 'out')
   assert (error.code, error.exit_code) == ('locked', ExitCode.DATA)
 
 
-def test_a_full_disk_is_an_error_and_nothing_looks_complete(tmp_path):
+def test_a_full_disk_is_an_error_and_a_second_run_resumes(tmp_path):
   root = _tree(tmp_path / 'root', 40, '.png')
   with runs.file_limit(300_000):
-    error = _error(_prepare, root, tmp_path / 'out')
+    error = error_of(_prepare, root, tmp_path / 'out')
   assert (error.code, error.exit_code) == ('not_written', ExitCode.NOT_WRITTEN)
-  assert _error(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
+  assert error_of(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
   report = _report(root, tmp_path / 'out')
   assert 0 < report.resumed < 40
-  assert len(dataset.open(tmp_path / 'out').source('train')) == 40
+  assert f'{report.resumed} clips were finished before' in str(report)
+  clips = list(dataset.open(tmp_path / 'out').source('train'))
+  assert clips == _prepare(root, tmp_path / 'undisturbed')
+  assert not (tmp_path / 'out' / '.journal').exists()
 
 
 def test_a_dataset_that_is_there_is_refused_before_any_work(tmp_path):
@@ -253,7 +212,7 @@ def test_a_dataset_that_is_there_is_refused_before_any_work(tmp_path):
   _prepare(root, tmp_path / 'out')
   for file in (root / 'a/0').iterdir():
     os.truncate(file, 0)
-  assert _error(_prepare, root, tmp_path / 'out').code == 'exists'
+  assert error_of(_prepare, root, tmp_path / 'out').code == 'exists'
   assert not (tmp_path / 'out' / '.journal').exists()
 
 

@@ -69,11 +69,8 @@ _CREMA_D = {
   'NEU': 'neutral', 'SAD': 'sadness',
 }  # fmt: skip
 # The provider's list of bad files has two more, which are only short or lack a
-# duration: these show something else than their names say.
-_CREMA_D_WRONG = {
-  '1076_MTI_SAD_XX': 'an error picture, says the provider',
-  '1064_IEO_DIS_MD': 'a minute of all emotions, says the provider',
-}
+# duration: these show an error picture and a minute of all emotions.
+_CREMA_D_WRONG = ('1076_MTI_SAD_XX', '1064_IEO_DIS_MD')
 _LAST_ACTORS = (1018, 1036, 1054, 1072, 1091)  # of each fold
 
 
@@ -88,7 +85,7 @@ def _list_crema_d(tree: Tree, options: Options) -> Clips:
   ):
     actor, label = int(name[1]), _CREMA_D.get(name[2].upper())
     if file.stem in _CREMA_D_WRONG:
-      dropped[_CREMA_D_WRONG[file.stem]] += 1
+      dropped['wrong, says the provider'] += 1
     elif not label:
       dropped['another emotion'] += 1
     else:
@@ -113,22 +110,18 @@ _RAVDESS = (
   'neutral', 'calm', 'happy', 'sad', 'angry', 'fearful', 'disgust',
   'surprised',
 )  # fmt: skip
-_CHANNELS = {'speech': ('01',), 'song': ('02',), 'both': ('01', '02')}
 
 
 def _list_ravdess(tree: Tree, options: Options) -> Clips:
-  """Each performance once, though it comes with (01) and without sound (02)."""
+  """Each spoken performance once, though it comes with and without sound."""
+  del options
   found: dict[str, pathlib.Path] = {}
   dropped = collections.Counter()
-  files = tree.files(r'0[12](-\d\d){6}\.mp4')
+  files = tree.files(r'0[12]-01(-\d\d){5}\.mp4')
   for file in sorted(files, key=lambda file: file.name):
-    performance = file.stem[3:]
-    if performance[:2] not in _CHANNELS[options['channel']]:
-      dropped['another channel'] += 1
-    elif performance in found:
-      dropped['the same with or without sound'] += 1
-    else:
-      found[performance] = file
+    if file.stem[3:] in found:
+      dropped['the same without sound'] += 1
+    found.setdefault(file.stem[3:], file)
   if not found:
     tree.missing.append('Actor_01/01-01-01-01-01-01-01.mp4')
     tree.check()
@@ -185,7 +178,6 @@ BUILDERS = (
     layout="""RAVDESS/
   [Video_Speech_Actor_01/]Actor_01/01-01-01-01-01-01-01.mp4 ... Actor_24""",
     list_clips=_list_ravdess,
-    options={'channel': tuple(_CHANNELS)},
   ),
   Builder(
     name='afew',
