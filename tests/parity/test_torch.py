@@ -74,8 +74,9 @@ def worst(agreement, gradients=False):
   return max(row.relative for row in rows)
 
 
-@pytest.mark.parametrize('gelu', ['exact', 'tanh'])
-@pytest.mark.parametrize('kind', ['VideoMAE', 'Vivit'])
+@pytest.mark.parametrize(
+  ('kind', 'gelu'), [('VideoMAE', 'exact'), ('Vivit', 'tanh')]
+)
 def test_plain_models_are_those_of_hugging_face(kind, gelu):
   pytest.importorskip('transformers')
   fields = SMALL | {'gelu': gelu}
@@ -84,7 +85,6 @@ def test_plain_models_are_those_of_hugging_face(kind, gelu):
   variables = spread(fields)
   peer = torch_peers.peer(fields, variables)
   assert f'{kind}ForVideoClassification' in peer.name
-  before = {n: x.clone() for n, x in peer.module.state_dict().items()}
   found = torch_compare.compare(
     fields, variables, peer, clips(fields), gradients=True
   )
@@ -96,8 +96,6 @@ def test_plain_models_are_those_of_hugging_face(kind, gelu):
   assert names[:4] == [*blocks, 'logits']
   embed = ['d embed'] if kind == 'VideoMAE' else []
   assert names[4:] == [*embed, *(f'd {x}' for x in blocks), 'd head']
-  for name, tensor in peer.module.state_dict().items():  # left as it was
-    assert torch.equal(tensor, before[name])
 
 
 ODD = {'layer_norm_eps': 1e-3, 'intermediate_size': 61, 'hidden_size': 28,
@@ -109,8 +107,9 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize('saved', ['folder', 'state dict', 'within a wrapper'])
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+  ('kind', 'saved'), [('VideoMAE', 'wrapped'), ('Vivit', 'folder')]
+)
 def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
   transformers = pytest.importorskip('transformers')
   torch.manual_seed(0)
@@ -122,11 +121,9 @@ def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
   if saved == 'folder':
     module.save_pretrained(tmp_path)
   else:
-    state = module.state_dict()
-    if saved == 'within a wrapper':
-      state = {'state_dict': {f'model.{n}': x for n, x in state.items()}}
+    state = {f'model.{n}': x for n, x in module.state_dict().items()}
     cfg.save_pretrained(tmp_path)
-    torch.save(state, tmp_path / 'pytorch_model.bin')
+    torch.save({'state_dict': state}, tmp_path / 'pytorch_model.bin')
   rules = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.3, 0.4, 0.9],
            'rescale_factor': 1 / 200, 'offset': False}  # fmt: skip
   (tmp_path / 'preprocessor_config.json').write_text(json.dumps(rules))
@@ -135,9 +132,9 @@ def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
   with torch.no_grad():
     theirs = module(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).float())
   got = convert.read(tmp_path, infer_model.Overrides())
-  logits = build.build_model(got.metadata['model']).apply(
-    got.variables, transforms.prepare(jnp.asarray(video, jnp.uint8))
-  )
+  model = build.build_model(got.metadata['model'])
+  clip = transforms.prepare(jnp.asarray(video, jnp.uint8))
+  logits = jax.jit(model.apply)(got.variables, clip)
   np.testing.assert_allclose(logits, theirs.logits, atol=1e-5)
 
 
@@ -150,16 +147,30 @@ def test_the_table_has_every_field_of_the_configurations(kind):
   assert not found - known
 
 
-@pytest.mark.parametrize('statistics', ['instance', 'batch', 'batch_ema'])
+@pytest.mark.parametrize('statistics', ['instance', 'batch'])
 @pytest.mark.parametrize('mode', ['exact', 'flashlite'])
 def test_mira_is_that_of_the_module(mode, statistics):
-  fields = SMALL | {'mira': {'mode': mode, 'statistics': statistics}}
+  mira = {
+    'mode': mode,
+    'statistics': statistics,
+    'residual_mix': 0.3,
+    'floor': 0.01,
+    'gain_min': 0.5,
+    'gain_max': 2.0,
+    'power': 0.8,
+    'temperature': 0.6,
+    'confidence_weight': 0.9,
+    'uniform_mix': 0.4,
+  }
+  fields = SMALL | {'mira': mira, 'mira_last_blocks': 2}
   variables = spread(fields)
   peer = torch_peers.peer(fields, variables)
   video = clips(fields, 3)
-  found = torch_compare.compare(fields, variables, peer, video, gradients=True)
+  found = torch_compare.compare(
+    fields, variables, peer, video, gradients=True, attention='streaming'
+  )
   assert worst(found) < 1e-5
-  assert worst(found, gradients=True) < 5e-5
+  assert worst(found, gradients=True) < 1e-4
   rounded = torch_compare.compare(
     fields, variables, peer, video, dtype='bfloat16'
   )
@@ -169,32 +180,6 @@ def test_mira_is_that_of_the_module(mode, statistics):
   plain = torch_peers.with_mira(fields | {'mira': None}, variables)
   apart = torch_compare.compare(fields, variables, plain, video)
   assert worst(apart) > 1e-4
-
-
-@pytest.mark.parametrize('attention', ['streaming', 'reference'])
-def test_every_option_of_mira_is_in_both(attention):
-  mira = {
-    'mode': 'exact',
-    'residual_mix': 0.3,
-    'floor': 0.01,
-    'gain_min': 0.5,
-    'gain_max': 2.0,
-    'power': 0.8,
-    'confidence_weight': 0.9,
-    'uniform_mix': 0.4,
-  }
-  fields = SMALL | {'mira': mira, 'mira_last_blocks': 2}
-  variables = spread(fields)
-  found = torch_compare.compare(
-    fields,
-    variables,
-    torch_peers.peer(fields, variables),
-    clips(fields),
-    gradients=True,
-    attention=attention,
-  )
-  assert worst(found) < 1e-5
-  assert worst(found, gradients=True) < 1e-4
 
 
 def test_a_training_step_moves_the_same_average():
@@ -218,9 +203,7 @@ def test_a_training_step_moves_the_same_average():
   [
     ('Ti', 12, None),
     ('S', 12, FLASHLITE),
-    ('B', 12, None),
     ('B', 12, EXACT),
-    ('B', 12, FLASHLITE),
     ('L', 1, EXACT),
     ('H', 1, FLASHLITE),
   ],
