@@ -170,15 +170,8 @@ def run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
   )
   video, mask = _video(arrays, dtype), jnp.asarray(arrays['mask'])
   num_masked = int(arrays['mask'][0].sum())
-  variables = _load(
-    model,
-    arrays,
-    torch_names.AUTOENCODER,
-    dtype,
-    video,
-    mask,
-    num_masked=num_masked,
-  )
+  table, static = torch_names.AUTOENCODER, {'num_masked': num_masked}
+  variables = _load(model, arrays, table, dtype, video, mask, **static)
   buffers = {k: v for k, v in variables.items() if k != 'params'}
   targets = mae.tubelet_targets(
     video * jnp.asarray(STD, dtype) + jnp.asarray(MEAN, dtype),
@@ -191,7 +184,7 @@ def run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
       {'params': params, **buffers},
       video,
       mask,
-      num_masked=num_masked,
+      **static,
       train=case['training'],
       mutable=['mira'],
     )
@@ -208,8 +201,8 @@ def run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
   yield 'target', mae.take_tokens(targets, masked)
   yield 'encoder_pos_embed', sinusoid(length, model.dim)[None]
   yield 'decoder_pos_embed', sinusoid(length, model.decoder_dim)[None]
-  yield from _named({'params': gradients}, torch_names.AUTOENCODER, 'grad/')
-  yield from _named(updates, torch_names.AUTOENCODER, 'buffer_after/')
+  yield from _named({'params': gradients}, table, 'grad/')
+  yield from _named(updates, table, 'buffer_after/')
 
 
 def _video(arrays: Arrays, dtype) -> jax.Array:
@@ -227,9 +220,7 @@ def _load(module, arrays: Arrays, table, dtype, *inputs, **static):
     for name, array in arrays.items()
     if name.startswith('param/')
   }
-  variables = torch_names.from_torch(
-    state, template, table, allow_missing=r'.*c_buf'
-  )
+  variables = torch_names.from_torch(state, template, table)
   # The EMA starts from the same 1/T in the precision of the run.
   buffers = jax.tree.map(
     lambda x: jnp.full(x.shape, 1 / x.size, dtype), variables.get('mira', {})

@@ -118,17 +118,10 @@ def compare(
   gradients: bool = False,
   attention: str | None = None,
 ) -> Agreement:
-  """Compares our model with another on the same clips.
+  """Compares our model with another on clips, uint8 [B, F, H, W, 3].
 
-  Args:
-    fields: of ViViT as JSON.
-    variables: of it.
-    other: see `torch_peers`.
-    video: uint8 [B, F, H, W, 3].
-    dtype: of the computation in both.
-    gradients: whether to compare those of the cross-entropy, too; the labels
-      are the numbers of the clips, modulo the classes.
-    attention: implementation of it in our model.
+  The rest is as in `ours`. Gradients are of the cross-entropy; the labels are the numbers of the clips,
+  modulo the classes.
   """
   normalised = np.asarray(transforms.prepare(jnp.asarray(video)))
   labels = np.arange(len(video)) % fields['num_classes'] if gradients else None

@@ -45,10 +45,7 @@ def frame_gain(
     num_frames: T; must divide L.
     config: hyper-parameters.
     average: [T], of the confidence, to train with statistics='batch_ema'.
-    training: whether a training step is running.
-
-  Returns:
-    The gain, and the average after this step or as it was.
+    training: whether the average moves.
   """
   exact = config.mode == 'exact'
   if not (exact and config.gain_gradient):
@@ -104,17 +101,8 @@ def mira_attention(
   travels as one more channel, so that flash kernels serve. Exact needs the
   whole map. Statistics are computed in float32 at least.
 
-  Args:
-    q: queries [B, H, L, D], tokens ordered frame by frame.
-    k: keys [B, H, L, D].
-    v: values [B, H, L, D].
-    num_frames: T, dividing L.
-    config: MiRA's hyper-parameters; None is plain attention.
-    average: [T], of the confidence, to train with statistics='batch_ema'.
-    training: whether a training step is running.
-
-  Returns:
-    The output [B, H, L, D], and the gain.
+  Takes [B, H, L, D] of tokens that are ordered frame by frame, and what
+  `frame_gain` takes. Returns the output [B, H, L, D], and the gain.
   """
   if config is None:
     return functional.scaled_dot_product_attention(q, k, v), None
@@ -151,14 +139,7 @@ def mira_attention(
 class Attention(nn.Module):
   """Self-attention with MiRA as an option, [B, L, C] -> [B, L, C].
 
-  Args:
-    dim: C.
-    heads: H.
-    num_frames: T.
-    mira: None is plain attention.
-
-  Attributes:
-    frames: the gain of the last call, None without MiRA.
+  `frames` is the gain of the last call, None without MiRA.
   """
 
   def __init__(

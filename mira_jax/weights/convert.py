@@ -84,9 +84,7 @@ def write(path: str | os.PathLike[str], converted: Converted) -> pathlib.Path:
 def write_torch(
   path: str | os.PathLike[str], converted: Converted
 ) -> pathlib.Path:
-  """Writes safetensors with the names of the authors' code.
-
-  Its header keeps the metadata, so that `read` gives back what was written.
+  """Writes safetensors with the names of the authors' code, and the metadata.
 
   Raises:
     MiraInputError: the model has parts that the authors' models do not have.

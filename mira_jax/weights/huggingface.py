@@ -79,8 +79,7 @@ def understand(
     files: name -> content of those of FILES that exist.
 
   Returns:
-    Tensors by the authors' names; fields of our models, their classes and
-    preprocessing, as far as files have them; notes on assumptions.
+    Tensors by the authors' names; fields as `Source` has them; notes.
 
   Raises:
     ValueError: a model that ours cannot be, or files of another one.
@@ -209,13 +208,8 @@ def _fold_pixels(state: State, scale: np.ndarray, offset: np.ndarray) -> None:
 def restore(state: Mapping[str, np.ndarray], names: Iterable[str]) -> State:
   """The tensors of a classifier by Hugging Face's names: the way back.
 
-  Args:
-    state: by the authors' names; for our pixels. Where it has no tensor (biases
-      of keys, the position of the class token), theirs is 0.
-    names: of the state dict of their model.
-
-  Raises:
-    KeyError: a name of theirs that ours lacks.
+  Where ours has none (biases of keys, the position of the class token), theirs
+  is 0. Raises KeyError for another name that ours lacks.
   """
   found: State = {}
   for name in names:

@@ -48,29 +48,17 @@ CONFIG = Table(
     'add_cross_attention': (False,),
     'cross_attention_hidden_size': (None,),
   },
-  # Shown by the tensors; of training, of text, or of how it is stored, computed
-  # and returned. Our models have no dropout to fine-tune with.
+  # Shown by the tensors; of training, or of how it is stored, computed and
+  # returned. Our models have no dropout to fine-tune with.
   without_effect="""
-    head_dim
-    hidden_dropout_prob attention_probs_dropout_prob initializer_range
+    head_dim hidden_dropout_prob attention_probs_dropout_prob initializer_range
     pooler_output_size pooler_act label2id architectures transformers_version
-    _name_or_path dtype torch_dtype torchscript use_bfloat16 tf_legacy_loss
-    return_dict output_hidden_states output_attentions chunk_size_feed_forward
-    attn_implementation _attn_implementation _attn_implementation_autoset
-    _attn_implementation_internal gradient_checkpointing use_cache
-    tie_word_embeddings tie_encoder_decoder finetuning_task task_specific_params
-    tokenizer_class prefix bos_token_id pad_token_id eos_token_id sep_token_id
-    decoder_start_token_id max_length min_length do_sample early_stopping
-    num_beams num_beam_groups diversity_penalty temperature top_k top_p
-    typical_p repetition_penalty length_penalty no_repeat_ngram_size
-    encoder_no_repeat_ngram_size bad_words_ids num_return_sequences
-    output_scores return_dict_in_generate forced_bos_token_id
-    forced_eos_token_id remove_invalid_values exponential_decay_length_penalty
-    suppress_tokens begin_suppress_tokens
+    _name_or_path dtype torch_dtype torchscript return_dict output_attentions
+    output_hidden_states chunk_size_feed_forward _attn_implementation
+    _attn_implementation_autoset gradient_checkpointing use_cache
+    tie_word_embeddings finetuning_task bos_token_id pad_token_id eos_token_id
     """,
 )
-
-
 # Files that describe a processor; the first one counts, as in transformers.
 PROCESSORS = (
   'processor_config.json',

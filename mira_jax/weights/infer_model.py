@@ -196,11 +196,9 @@ class _Inference:
     shape = self.tensor(name).shape
     if len(shape) != 5 or shape[1] != 3:
       raise self.error('other_model', f'{name} is {shape}, not [C, 3, t, p, p]')
-    dim, _, tubelet, patch, width = shape
-    if patch != width:
-      hint = f'its tokens have {patch} x {width} pixels; ours are square'
-      raise self.error('unsupported', hint)
-    return dim, tubelet, patch
+    if shape[3] != shape[4]:
+      raise self.error('unsupported', f'{name} is {shape}; ours are square')
+    return shape[0], *shape[2:4]
 
   def sizes(self, tubelet: int, patch: int) -> dict[str, int]:
     """Frames and pixels, or an error."""

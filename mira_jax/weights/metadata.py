@@ -59,13 +59,8 @@ def check_metadata(
   Fields that are absent have their defaults when the model is built; other
   groups, and other fields of the preprocessing, may hold anything.
 
-  Args:
-    metadata: of JSON.
-    path: of the file, for the error.
-    source: where the fields are from, for the error.
-
   Raises:
-    MiraInputError: 'bad_metadata', naming a field.
+    MiraInputError: 'bad_metadata', naming the file, the source and the field.
   """
   try:
     groups = {'model': _group(metadata, 'model')}

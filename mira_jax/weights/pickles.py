@@ -68,7 +68,6 @@ def load(data: bytes, call: Call, persistent: Callable[[Any], Any]) -> Any:
   Raises:
     RefusedError: it is larger, deeper or odder than a checkpoint can be.
     ValueError: it is damaged.
-    MiraInputError: as the functions that are given raise it.
   """
   machine = _Machine(call, persistent)
   try:

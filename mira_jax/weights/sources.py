@@ -297,6 +297,6 @@ def _json(file: pathlib.Path) -> dict[str, Any]:
 
 def _zero_error(path: pathlib.Path) -> MiraInputError:
   """The error of tensors without elements, which ZeRO leaves of a model."""
-  hint = "it is split by DeepSpeed's ZeRO; join it with the script that "
-  hint += 'DeepSpeed put beside it: python zero_to_fp32.py FOLDER OUT'
+  hint = "it is split by DeepSpeed's ZeRO; join it with the script that lies "
+  hint += 'beside it: python zero_to_fp32.py FOLDER OUT'
   return checkpoint_error('split_weights', path, hint)

@@ -177,7 +177,6 @@ class _File:
   # ----- what its pickle names -----
 
   def _storage(self, pid: Any) -> _Storage:
-    """A storage of ('storage', type, key, device, size)."""
     match pid:
       case ('storage', Inert() as kind, str(key), _, int(size)) if (
         key.isascii() and key.isdecimal() and 0 <= size < _BIGGEST
@@ -288,22 +287,17 @@ def _open_zip(path: pathlib.Path, stream: _Stream) -> zipfile.ZipFile:
   try:
     archive = zipfile.ZipFile(stream)
   except Exception as error:  # damaged headers make anything
-    code, hint = _no_zip(start, error)
+    code, hint = 'not_weights', 'it is neither a file of torch.save nor '
+    hint += 'safetensors'
+    if start[:2] == b'PK':
+      code, hint = 'damaged', 'its end is missing or damaged '
+      hint += f'({short(str(error))}); copy it again'
+    elif start[:1] == b'\x80' and _LEGACY in start[:64]:
+      code, hint = 'legacy_pth', 'it is of PyTorch before 1.6; save it anew: '
+      hint += "torch.save(torch.load('OLD', weights_only=True), 'NEW')"
+    elif start[:1] == b'\x80':
+      hint = 'it is a pickle, but not one of torch.save; save its tensors with '
+      hint += 'torch.save or as safetensors'
     raise checkpoint_error(code, path, hint) from error
   stream.limit = None
   return archive
-
-
-def _no_zip(start: bytes, error: Exception) -> tuple[str, str]:
-  """The code and hint for a file with these first bytes."""
-  if start[:2] == b'PK':
-    hint = f'its end is missing or damaged ({short(str(error))}); copy it again'
-    return 'damaged', hint
-  if start[:1] == b'\x80' and _LEGACY in start[:64]:
-    hint = 'it is of PyTorch before 1.6; save it anew with PyTorch: '
-    hint += "torch.save(torch.load('OLD', weights_only=True), 'NEW')"
-    return 'legacy_pth', hint
-  if start[:1] == b'\x80':
-    hint = 'it is a pickle, but not one of torch.save; save its tensors with '
-    return 'not_weights', hint + 'torch.save or as safetensors'
-  return 'not_weights', 'it is neither a file of torch.save nor safetensors'

@@ -69,7 +69,7 @@ def transfer(
 
   Args:
     variables: {'params': ..., 'mira': ...} of numpy arrays.
-    source: see the module; of a path the best model is taken.
+    source: weights that were read, or their path.
     class_names: of the model; a head of other, unknown or reordered classes is
       not taken. None takes a head of as many classes.
     grid: tokens in time, height and width that the model is made for.

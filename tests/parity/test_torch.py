@@ -6,7 +6,6 @@ Weights are random: sizes Ti, S and B, one block of L and of H at full width.
 from __future__ import annotations
 
 import json
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -239,7 +238,7 @@ def saved(tmp_path_factory):
     variables['params'],
     variables['mira'],
     {
-      'model': fields | {'tubelet': 2},
+      'model': fields,
       'pretrain': None,
       'class_names': list('abcde'),
       'preprocessing': {'rate': 2, 'fit': 'squash'},
@@ -262,25 +261,13 @@ def test_the_command_shows_layers(saved, capsys):
 
 def test_the_command_takes_a_module_of_ones_own(saved, tmp_path, capsys):
   (tmp_path / 'model.py').write_text(
-    textwrap.dedent("""
-      from mira_jax.parity import torch_mira
-      from mira_jax.mira import MiraConfig
-
-      def right():
-        return torch_mira.VideoTransformer(
-          dim=48, depth=3, heads=3, num_classes=5, frames=8, image_size=32,
-          patch=8, mira=MiraConfig(mode='exact'))
-
-      def wrong():
-        return torch_mira.VideoTransformer(
-          dim=48, depth=3, heads=3, num_classes=5, frames=8, image_size=32,
-          patch=8, mira=MiraConfig(mode='flashlite'))
-
-      def small():
-        return torch_mira.VideoTransformer(
-          dim=24, depth=3, heads=3, num_classes=5, frames=8, image_size=32,
-          patch=8)
-    """)
+    'from functools import partial\n'
+    'from mira_jax.mira import MiraConfig\n'
+    'from mira_jax.parity.torch_mira import VideoTransformer\n'
+    'right = partial(VideoTransformer, dim=48, depth=3, heads=3, frames=8,\n'
+    '  num_classes=5, image_size=32, patch=8, mira=MiraConfig("exact"))\n'
+    'wrong = partial(right, mira=MiraConfig("flashlite"))\n'
+    'small = partial(right, dim=24)\n'
   )
   arguments = ['compare', 'torch', f'--weights={saved}', '--dtype=float32']
   module = f'--module={tmp_path}/model.py'

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
 from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import SIZES, ViViT
@@ -187,44 +186,3 @@ def test_names_of_a_pretraining_are_the_references():
     **block_shapes('encoder.blocks.0.', 768),
     **block_shapes('decoder.blocks.0.', 384),
   }
-
-
-# Errors.
-
-
-def state_dict():
-  template, table = MODELS['every option']
-  state = torch_names.to_torch(random_variables(template), table)
-  return state, template, table
-
-
-def test_one_error_names_missing_extra_and_misshaped():
-  state, template, table = state_dict()
-  del state['head.bias'], state['blocks.0.attn.proj.bias']
-  state['decoder.norm.weight'] = np.zeros(3)
-  state['blocks.0.attn.qkv.weight'] = state['blocks.0.attn.qkv.weight'].T
-  with pytest.raises(MiraInputError) as error:
-    torch_names.from_torch(state, template, table)
-  text = str(error.value)
-  assert 'blocks.0.attn.proj.bias' in text
-  assert 'head.bias' in text
-  assert 'extra: decoder.norm.weight' in text
-  assert 'qkv.weight is (12, 36), not (36, 12)' in text
-  assert error.value.exit_code == ExitCode.CHECKPOINT
-
-
-def test_what_may_be_missing_keeps_the_values_of_the_template():
-  state, shapes, table = state_dict()
-  template = random_variables(shapes)
-  lost = ('blocks.0.attn.c_buf', 'fc_norm.bias')
-  state = {k: x for k, x in state.items() if k not in lost}
-  allowed = ['params/norm/bias']
-  got = torch_names.from_torch(state, template, table, allowed)
-  for path in (('mira', 'encoder', 'block_0', 'attn', 'confidence'),
-               ('params', 'norm', 'bias')):  # fmt: skip
-    found, kept = got, template
-    for key in path:
-      found, kept = found[key], kept[key]
-    np.testing.assert_array_equal(found, kept)
-  with pytest.raises(MiraInputError, match=r'missing: fc_norm\.bias$'):
-    torch_names.from_torch(state, template, table)

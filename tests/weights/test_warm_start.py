@@ -75,16 +75,6 @@ def test_a_pretraining_gives_its_encoder_and_nothing_else(tmp_path):
   assert {'mask_token', 'norm.weight'} <= set(told.ignored)
 
 
-def test_a_classifier_of_other_classes_keeps_all_but_its_head(tmp_path):
-  source, own = variables(seed=1, num_classes=5), variables()
-  names = [str(i) for i in range(5)]
-  new, told = transfer(own, save(tmp_path, source, names, num_classes=5))
-  same(new['params']['norm'], source['params']['norm'])
-  same(new['params']['head'], own['params']['head'])
-  assert told.fresh == ['params/head/bias', 'params/head/kernel']
-  assert told.ignored == ['params/head/bias [5]', 'params/head/kernel [16, 5]']
-
-
 @pytest.mark.parametrize('stacked_first', [True, False])
 def test_stacked_blocks_become_single_ones_and_back(tmp_path, stacked_first):
   source = variables(seed=1, scan=stacked_first)
