@@ -120,8 +120,8 @@ def compare(
 ) -> Agreement:
   """Compares our model with another on clips, uint8 [B, F, H, W, 3].
 
-  The rest is as in `ours`. Gradients are of the cross-entropy; the labels are the numbers of the clips,
-  modulo the classes.
+  The rest is as in `ours`. Gradients are of the cross-entropy; the labels are
+  the numbers of the clips, modulo the classes.
   """
   normalised = np.asarray(transforms.prepare(jnp.asarray(video)))
   labels = np.arange(len(video)) % fields['num_classes'] if gradients else None
