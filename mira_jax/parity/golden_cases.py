@@ -170,7 +170,8 @@ def run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
   )
   video, mask = _video(arrays, dtype), jnp.asarray(arrays['mask'])
   num_masked = int(arrays['mask'][0].sum())
-  table, static = torch_names.AUTOENCODER, {'num_masked': num_masked}
+  table = torch_names.AUTOENCODER
+  static: Any = {'num_masked': num_masked}
   variables = _load(model, arrays, table, dtype, video, mask, **static)
   buffers = {k: v for k, v in variables.items() if k != 'params'}
   targets = mae.tubelet_targets(
