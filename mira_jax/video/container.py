@@ -142,15 +142,31 @@ def _main(stream: av.VideoStream) -> tuple[bool, int, bool]:
 
 
 def promised_seconds(
-  container: InputContainer, stream: av.VideoStream
+  container: InputContainer, stream: av.VideoStream, path: Path
 ) -> float:
   """The length in a file's header, to detect truncation; 0 if unknown.
 
   That of the picture, where the container has it: its own is that of the
-  longest stream.
+  longest stream. Matroska has no other, and counts only where the file ends
+  before its segment does.
   """
   if stream.duration and stream.time_base:
     return float(stream.duration * stream.time_base)
-  if len(container.streams) > 1:
-    return 0.0
-  return (container.duration or 0) / av.time_base
+  seconds = (container.duration or 0) / av.time_base
+  if 'matroska' in container.format.name:
+    return seconds if _is_cut(path) else 0.0
+  return seconds if len(container.streams) == 1 else 0.0
+
+
+def _is_cut(path: Path) -> bool:
+  """Whether a Matroska file ends before its segment does."""
+  with open(path, 'rb') as file:
+    head = file.read(4096)
+    total = file.seek(0, os.SEEK_END)
+  at = head.find(b'\x18\x53\x80\x67') + 4  # then the segment's size
+  if at < 4 or at + 8 > len(head):
+    return False
+  length = 9 - head[at].bit_length()  # 1 to 8 bytes, of 7 bits each
+  unknown = (1 << 7 * length) - 1  # of a recording as it goes on
+  size = int.from_bytes(head[at : at + length]) & unknown
+  return size != unknown and at + length + size > total

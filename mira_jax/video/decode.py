@@ -184,7 +184,7 @@ class _File(_Source):
     with container.open_video(path) as (video, stream):
       header = float(stream.average_rate or 0)
       width, height = stream.width, stream.height
-      promised = container.promised_seconds(video, stream)
+      promised = container.promised_seconds(video, stream, path)
       aspect = upright.pixel_aspect(stream)
       for frame in _decoded(video, stream, path, broken):
         if not times:

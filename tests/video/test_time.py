@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fractions
 import pathlib
+import struct
 import tracemalloc
 
 import av
@@ -166,7 +167,13 @@ def test_the_length_is_the_picture_s(tmp_path, suffix):
   assert decode.count_frames(path)[2] == ()
 
 
-def test_a_clip_that_begins_late_is_whole(tmp_path):
+def test_what_a_header_promises_is_not_believed(tmp_path):
+  path = make_video(tmp_path / 'a.mkv', codec='ffv1')
+  data = bytearray(path.read_bytes())
+  at = data.index(b'\x44\x89\x88') + 3  # the duration in ms
+  data[at : at + 8] = struct.pack('>d', 7_200_000.0)
+  path.write_bytes(data)
+  assert decode.read_clip(path).flags == ()
   late = timed_video(tmp_path / 'b.mkv', [5000 + 33 * i for i in range(60)])
   assert decode.read_clip(late).flags == ()
   assert len(_seconds(decode.read_clip(late))) == 2
@@ -176,13 +183,15 @@ def test_a_clip_that_begins_late_is_whole(tmp_path):
 def test_a_piece_of_a_file_is_short(tmp_path, suffix):
   more = {'options': {'movflags': 'faststart'}} if suffix == 'mp4' else {}
   times = [33 * i for i in range(120)]
-  path = timed_video(tmp_path / f'a.{suffix}', times, size=128, **more)
+  sound = 9 * (suffix == 'mkv')
+  path = timed_video(
+    tmp_path / f'a.{suffix}', times, size=128, sound=sound, **more
+  )
   data = path.read_bytes()
   path.write_bytes(data[: len(data) // 2])
   video = decode.read_clip(path)
   (flag,) = (flag for flag in video.flags if flag.startswith('short:'))
-  share = int(flag[len('short:') : -1])
-  assert share == pytest.approx(100 * video.count / 120, abs=3)
+  assert 1 <= int(flag[len('short:') : -1]) < 70
 
 
 def test_delays_of_a_gif_are_times(tmp_path):
