@@ -110,21 +110,21 @@ class Engine(Scorer):
   def _apply_score(self, variables: PyTree, batch: Mapping[str, jax.Array]):
     """The fields of a batch but the video, logits and probabilities."""
     rest = {name: x for name, x in batch.items() if name != 'video'}
-    logits = self._apply(self.model, variables, batch['video'])
+    logits = self._apply(self.model, variables, batch['video'], False)
     scores = {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
     return scores | rest
 
   def _apply(
-    self, model: ViViT, variables: PyTree, video: jax.Array, **options: bool
+    self, model: ViViT, variables: PyTree, video: jax.Array, record: bool
   ) -> Any:
     with sharding.ambient(self._mesh):
       return model.apply(
-        int8.restore(variables), transforms.prepare(video), **options
+        int8.restore(variables), transforms.prepare(video), record=record
       )
 
   def _apply_record(self, variables: PyTree, video: jax.Array):
     model = self.model.clone(attention=None)  # one that has maps
-    _, records = self._apply(model, variables, video, record=True)
+    _, records = self._apply(model, variables, video, True)
     # XLA does not compute what is left out here.
     return [
       {name: x for name, x in record.items() if x.ndim == 2}

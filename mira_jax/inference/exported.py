@@ -53,12 +53,11 @@ class Exported(scorer.Scorer):
     program: jax_export.Exported,
     arrays: Mapping[str, np.ndarray],
     card: Card,
-    batch_size: int = 8,
-    *,
-    folder: Path = '',
-    seconds: float | None = None,
+    batch_size: int,
+    folder: pathlib.Path,
+    seconds: float | None,
   ):
-    self._file = pathlib.Path(folder) / PROGRAM
+    self._file = folder / PROGRAM
     self.program, self.card, self.seconds = program, card, seconds
     self.frames = card['model']['frames']
     self.image_size = card['model']['image_size']
@@ -101,10 +100,8 @@ def load(
 ) -> Exported:
   """Reads an export, after checking every digest.
 
-  Args:
-    folder: made by `export.write`.
-    batch_size: the most clips per call; fewer are padded to a power of two.
-    seconds: see `Exported`; for commands, which own their process.
+  At most `batch_size` clips are one call; `seconds` are those of `Exported`,
+  for commands, which own their process.
 
   Raises:
     MiraInputError: no export, a file that is missing or changed, one of
@@ -130,9 +127,7 @@ def load(
   untrusted.check(program, folder / PROGRAM)
   variables, _ = weights_file.load_weights(folder / weights_file.WEIGHTS)
   arrays = weights_file.flatten(variables)
-  return Exported(
-    program, arrays, card, batch_size, folder=folder, seconds=seconds
-  )
+  return Exported(program, arrays, card, batch_size, folder, seconds)
 
 
 def verify(folder: Path, seconds: float | None = None) -> float:

@@ -22,13 +22,9 @@ _GLANCES = 8  # frames that a face is searched in
 def expand(name: str, allow_gif: bool = False) -> trees.Walk:
   """The clips that a name stands for, in natural order, and the failures.
 
-  A name without any clip is a clip itself: reading it gives the error.
-
-  Args:
-    name: a file; a folder of frames; a folder with videos or folders of
-      frames at any depth, see `trees.walk`; or a pattern such as
-      'clips/*.mp4', where ** is any depth.
-    allow_gif: whether animated GIFs in folders are clips, too.
+  It is a file, a folder of frames, a folder with clips in it, see `trees.walk`,
+  or a pattern such as 'clips/*.mp4', where ** is any depth. A name without any
+  clip is a clip itself: reading it gives the error.
   """
   found = trees.Walk()
   if glob.has_magic(name) and not os.path.exists(name):
@@ -55,13 +51,9 @@ def read(
   allow_gif: bool = False,
   crop_face: bool = False,
 ) -> footage.Video:
-  """Reads a clip.
+  """Reads a clip, or with `crop_face` the square of its largest face.
 
-  Args:
-    path: see `decode.read_clip`.
-    short_side: frames are shrunk to this many pixels while decoding.
-    allow_gif: whether to read GIFs, which are pictures more often than clips.
-    crop_face: whether to cut out the square of the largest face.
+  GIFs, which are pictures more often than clips, are read with `allow_gif`.
 
   Raises:
     MiraInputError: a GIF ('format_not_allowed'), no face to crop ('no_face'),

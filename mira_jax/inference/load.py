@@ -27,11 +27,7 @@ Card = dict[str, Any]
 def read(
   path: Path, overrides: infer_model.Overrides = infer_model.Overrides()
 ) -> convert.Converted:
-  """Reads the weights of a finished run or of another program.
-
-  Args:
-    path: a run folder, or whatever `sources.read` reads.
-    overrides: what the files don't say.
+  """Reads a run folder, or whatever `sources.read` reads.
 
   Raises:
     MiraInputError: a run without weights ('not_finished'), or see
@@ -59,12 +55,8 @@ def make_engine(
 ) -> tuple[Engine, Card]:
   """The engine and the metadata of weights that were read.
 
-  Args:
-    found: the weights.
-    path: where they are from, for errors.
-    batch_size: clips per call.
-    dtype: of the computation, 'float32' or 'bfloat16'; None is the metadata's.
-    eight_bits: whether kernels are held as `int8`.
+  It computes in `dtype`, by default the metadata's; with `eight_bits` kernels
+  are held as `int8`. `path` is for errors.
 
   Raises:
     MiraInputError: no classifier ('no_classifier'), or tensors that don't fit

@@ -117,9 +117,8 @@ class Predictor:
   def read(self, clip: Clip, fps: float | None = None) -> footage.Video:
     """A clip as frames, shrunk to what the model needs.
 
-    Args:
-      clip: a video file, a folder of frames, or uint8 [T, H, W, 3], RGB.
-      fps: frames per second, instead of the clip's own.
+    It is a video file, a folder of frames, or uint8 [T, H, W, 3], RGB; `fps`
+    is used instead of its own frames per second.
 
     Raises:
       MiraInputError: an array of another kind ('bad_shape'), or see

@@ -24,8 +24,7 @@ def record(
   Frames are shrunk as by `decode.read_clip`.
 
   Raises:
-    MiraInputError: there is no such camera, or it gives no frame ('no_camera');
-      or so long a clip is not read ('too_long').
+    MiraInputError: so long a clip is not read ('too_long'), or see `read`.
   """
   if seconds > MAX_SECONDS:
     raise MiraInputError('too_long', f'{seconds} s', f'take {MAX_SECONDS} s')

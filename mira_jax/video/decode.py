@@ -11,7 +11,7 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import av
 import numpy as np
@@ -108,7 +108,7 @@ def glance(
 
   A video is decoded to its end, since its header may promise any number of
   frames, but at most `2 * count` frames are held. Of a folder, no other images
-  than these are read. Arguments and errors are those of `read_clip`.
+  than these are read. Raises as `read_clip`.
 
   Returns:
     uint8 [n, H, W, 3] in order, 1 <= n <= count, and the width and height in
@@ -140,8 +140,7 @@ def pick(
   """The frames of rising indices of a video file: uint8 [H, W, 3], RGB.
 
   They are decoded from the first on: encoders put key frames seconds apart, so
-  that a seek would save little of a clip that is a few seconds long. Arguments
-  are those of `read_clip`, and `name` for errors.
+  that a seek would save little. `name` is for errors.
 
   Raises:
     MiraInputError: there are too few frames ('damaged').
@@ -244,13 +243,8 @@ class _Folder(_Source):
       yield self._cut(image)
 
 
-def _open(
-  path: Path,
-  short_side: int | None,
-  square: geometry.Square | None = None,
-) -> _File | _Folder:
-  kind = _Folder if os.path.isdir(path) else _File
-  return kind(path, short_side, square)
+def _open(path: Path, *size: Any) -> _File | _Folder:
+  return (_Folder if os.path.isdir(path) else _File)(path, *size)
 
 
 def _decoded(

@@ -81,12 +81,8 @@ def from_boxes(boxes: np.ndarray, width: int, height: int) -> Square | None:
 def _shares(
   left: float, top: float, side: float, width: int, height: int
 ) -> Square:
-  return Square(
-    left=left / width,
-    top=top / height,
-    width=side / width,
-    height=side / height,
-  )
+  x, y = left / width, top / height
+  return Square(left=x, top=y, width=side / width, height=side / height)
 
 
 def _median(boxes: np.ndarray) -> tuple[float, float, float, float]:

@@ -57,8 +57,8 @@ def whole_image(
   """RGB pixels of an image; None where there is none or it is cut off.
 
   OpenCV silently fills a JPEG that is cut off with gray. With `reduced`, an
-  eighth of the rows and columns is decoded, to find damage; `name` is for
-  errors. Raises MiraInputError('too_large').
+  eighth of the rows and columns is decoded, to find damage. Raises
+  MiraInputError('too_large').
   """
   if data.startswith(b'\xff\xd8') and b'\xff\xd9' not in data[-_JPEG_TAIL:]:
     return None
