@@ -71,14 +71,14 @@ CODES: dict[str, tuple[ExitCode, ...]] = {
 class MiraInputError(ValueError):
   """A clip, table, flag or checkpoint that cannot be used as given.
 
+  As text it is one line that is safe to print, see `plain`, and what the
+  caller wants `below` it.
+
   Attributes:
     code: a short stable word, such as 'not_found' or 'not_video'.
     path: the offending file or value.
     hint: what to do about it, one sentence.
     exit_code: what a command exits with.
-
-  As text it is one line that is safe to print, see `plain`, and what the
-  caller wants `below` it.
   """
 
   def __init__(
@@ -168,10 +168,7 @@ def not_readable(
 def nearest(word: str, known: Iterable[str], least: float = 0.6) -> str:
   """'; did you mean A or B?' for the end of a hint; '' when nothing is near.
 
-  Args:
-    word: as it was written.
-    known: what could have been meant, in any case of letters.
-    least: how alike, from 0 to 1, in the measure of `difflib`.
+  `least` is how alike they must be, in the measure of `difflib`.
   """
   by_lower = {name.lower(): name for name in known}
   near = difflib.get_close_matches(word.lower(), by_lower, 2, least)

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import tempfile
 import time
 import uuid
@@ -28,7 +29,6 @@ PROBE = 1 << 16  # bytes
 # What reading a damaged zip raises, such as an .npz.
 BAD_ZIP = (OSError, ValueError, LookupError, TypeError, EOFError)
 BAD_ZIP += (RuntimeError, zipfile.BadZipFile, zlib.error)
-_PATIENCE = 5  # tenths of a second until a lock names its holder
 
 
 # ----- files ------------------------------------------------------------------
@@ -38,11 +38,8 @@ _PATIENCE = 5  # tenths of a second until a lock names its holder
 def atomic(path: Path, *, shared: bool = False) -> Iterator[pathlib.Path]:
   """A file to write to, which replaces `path` at the end.
 
-  A process that fails or is killed leaves what was at `path`.
-
-  Args:
-    path: the file.
-    shared: whether several processes may write it at the same time.
+  A process that fails or is killed leaves what was at `path`. `shared`: several
+  processes may write it at the same time.
 
   Raises:
     OSError: with the name of the file, which a full disk does not give.
@@ -156,14 +153,11 @@ def cache() -> pathlib.Path:
 
 @functools.cache
 def _temporary_cache() -> pathlib.Path:
-  folder = tempfile.TemporaryDirectory(prefix='mira_jax_')
-  atexit.register(folder.cleanup)
-  terminal.say(
-    f'mira: no home folder: compiled programs are kept in {folder.name} until '
-    'the end; set XDG_CACHE_HOME to keep them',
-    error=True,
-  )
-  return pathlib.Path(folder.name)
+  folder = tempfile.mkdtemp(prefix='mira_jax_')
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
+  text = 'mira: no home folder: set XDG_CACHE_HOME to keep compiled programs'
+  terminal.say(text, error=True)
+  return pathlib.Path(folder)
 
 
 # ----- locks ------------------------------------------------------------------
@@ -176,12 +170,9 @@ def lock(
 ) -> Iterator[None]:
   """Holds a lock that the system releases when the process ends in any way.
 
-  The content of the file is for messages only. Where the file system has no
-  locks, this warns and goes on.
-
-  Args:
-    path: of the lock file, made with its folder if missing, never removed.
-    error: makes the error of a code, a path and a hint.
+  The file is made with its folder if missing, and never removed; its content is
+  for messages only. Where the file system has no locks, this warns and goes on.
+  `error` makes the error of a code, a path and a hint.
 
   Raises:
     MiraInputError: another process holds it ('locked'), or the file cannot be
@@ -212,11 +203,9 @@ def lock(
 
 def _holder(path: pathlib.Path) -> str:
   """The process that holds a lock, in words."""
-  for _ in range(_PATIENCE):
-    try:
-      holder = json.loads(path.read_bytes())
-      where = f'{holder["pid"]} on {holder["host"]}, since {holder["since"]}'
-      return f'process {where},'
-    except (OSError, ValueError, LookupError, TypeError):
-      time.sleep(0.1)  # it may be about to write that
-  return 'another process'
+  try:
+    holder = json.loads(path.read_bytes())
+    where = f'{holder["pid"]} on {holder["host"]}, since {holder["since"]}'
+    return f'process {where},'
+  except (OSError, ValueError, LookupError, TypeError):
+    return 'another process'  # which may be about to write that

@@ -16,22 +16,13 @@ import jax
 
 
 class Role(NamedTuple):
-  """A kind of parameter.
-
-  Attributes:
-    name: of the role.
-    pattern: of the end of a parameter's name.
-    inputs: axes of a kernel that are summed over, which come before its
-      outputs; 0 for what is no kernel.
-    outputs: its other axes.
-    split: the axis that tensor parallelism splits, from the end; 0 for none.
-  """
+  """A kind of parameter."""
 
   name: str
-  pattern: str
-  inputs: int = 0
-  outputs: int = 1
-  split: int = 0
+  pattern: str  # of the end of a parameter's name
+  inputs: int = 0  # axes of a kernel that are summed over; 0: it is no kernel
+  outputs: int = 1  # its other axes, which follow
+  split: int = 0  # what tensor parallelism splits, from the end; 0: nothing
 
 
 _ATTN = '(time_|framewise_)?attn/'

@@ -82,14 +82,10 @@ def expand_home(arguments: list[str]) -> list[str]:
 
 
 def run(name: str, command: Callable[[], int | None]) -> int:
-  """Runs a command; a user's mistake becomes one line on standard error.
+  """Runs a command and returns its exit code; `INTERRUPTED` after Ctrl-C.
 
-  Args:
-    name: before the colon of that line.
-    command: returns its exit code; None is OK.
-
-  Returns:
-    An exit code, see `errors.ExitCode`; `INTERRUPTED` after Ctrl-C.
+  A user's mistake becomes one line on standard error, after `name` and a colon.
+  A command that returns None ends with OK.
   """
   _open_streams()
   try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,19 +25,12 @@ Model = ViViT | mae.MaskedAutoencoder
 
 
 class Program(NamedTuple):
-  """A model and its loss.
-
-  Attributes:
-    model: flax module.
-    init: random key -> its variables.
-    objective: see `losses`.
-    attention: the attention implementation that runs, and why, in one line.
-  """
+  """A model and its loss."""
 
   model: Model
-  init: Callable[[jax.Array], PyTree]
+  init: Callable[[jax.Array], PyTree]  # random key -> variables
   objective: losses.Objective
-  attention: str
+  attention: str  # the implementation that runs, and why, in one line
 
 
 def make(cfg: config.Config, mesh: Mesh) -> Program:
@@ -90,12 +83,9 @@ def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
   """Masked pre-training, see `make`."""
   pretrain = cfg.pretrain
   assert pretrain is not None
-  fields = {
-    name: value
-    for name, value in dataclasses.asdict(pretrain).items()
-    if name.startswith('decoder_')
-  }
-  model = build.build_autoencoder(dataclasses.asdict(cfg.model), fields)
+  fields = dataclasses.asdict(pretrain).items()
+  decoder = {n: x for n, x in fields if n.startswith('decoder_')}
+  model = build.build_autoencoder(dataclasses.asdict(cfg.model), decoder)
   draw = functools.partial(draw_mask, cfg, shape=video_shape(cfg))
   mask, hidden = draw(jax.random.key(0))
   temporal = cfg.model.frames // cfg.model.tubelet
@@ -150,7 +140,7 @@ def attention_choice(
     model: classifier or autoencoder.
     tokens: temporal tokens, and how many spatial ones of each the encoder sees.
     batch_size: B.
-    mesh: the devices.
+    mesh: of the devices.
     num_prefix: class tokens in front of them.
 
   Raises:
@@ -180,17 +170,11 @@ def attention_choice(
 
 
 class Training(NamedTuple):
-  """The functions of a training.
+  """The functions of a training."""
 
-  Attributes:
-    init: random key -> a fresh state.
-    step: see `step.make_train_step`.
-    target: shapes and shardings of the state.
-  """
-
-  init: Callable[[jax.Array], steps.TrainState]
-  step: Callable
-  target: steps.TrainState
+  init: Callable[[jax.Array], steps.TrainState]  # random key -> a fresh state
+  step: Callable  # see `step.make_train_step`
+  target: steps.TrainState  # shapes and shardings of the state
 
 
 def training(
@@ -226,7 +210,7 @@ def training(
     optimizer,
     averaged=cfg.optim.ema_decay > 0,
   )
-  target = steps.abstract(init, cast(Any, abstract_key(mesh)), mesh)
+  target = sharding.abstract(jax.eval_shape(init, abstract_key(mesh)), mesh)
   return Training(init, step, target)
 
 

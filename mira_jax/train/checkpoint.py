@@ -3,8 +3,8 @@
 A layer over orbax, which no other module imports. Orbax commits a step by
 renaming its folder, but silently restores a file with flipped bits; so a
 manifest is written last, and a step without one that matches is never restored.
-Orbax's CheckpointManager removes older steps before that, and can't rate a step
-that is already saved; so the policy of what stays is here.
+Orbax's CheckpointManager removes older steps before that, so the policy of what
+stays is here.
 """
 
 from __future__ import annotations
@@ -33,11 +33,10 @@ from mira_jax.train.step import TrainState
 PyTree = Any
 # Items of a step, each a folder: what scoring takes, and what only training
 # does. So weights are read, and verified, without the optimiser's moments.
-WEIGHTS, STATE, META = reader.WEIGHTS, 'state', manifest.META
+WEIGHTS, STATE, META = reader.WEIGHTS, 'state', 'meta'
 _WEIGHTS_FIELDS = ('params', 'mira', 'average')
 # Endings of folders that are no steps (any more).
 _CORRUPT, _REMOVED, _UNCOMMITTED = '.corrupt', '.removed', 'checkpoint-tmp'
-_LEFT_BEHIND = (_REMOVED, '.manifest')  # the second one by version 0.1.0
 
 
 class Checkpoints:
@@ -51,7 +50,7 @@ class Checkpoints:
     identity: JSON-able facts that must not change within a run, such as the
       seed, the batch size and the dataset's fingerprint.
     defaults: values of facts that checkpoints of older versions lack, by name;
-      'model.mira.floor' is that of a field within the fact 'model.mira'.
+      'model.mira.floor' is that of a field within a field of the fact 'model'.
 
   Attributes:
     pending: metrics of the log that were saved with the restored state.
@@ -79,9 +78,8 @@ class Checkpoints:
         raise checkpoint_error('damaged', self._directory, hint)
       self._directory.mkdir(parents=True, exist_ok=True)
       for path in self._directory.iterdir():
-        if path.name.endswith(_LEFT_BEHIND) or _UNCOMMITTED in path.name:
-          folder = path.is_dir() and not path.is_symlink()
-          shutil.rmtree(path) if folder else path.unlink()
+        if path.name.endswith(_REMOVED) or _UNCOMMITTED in path.name:
+          shutil.rmtree(path, ignore_errors=True)
         elif reader.STEP.fullmatch(path.name):
           files.clear_for_folder(path)
     sharding.meet('checkpoints')
@@ -104,7 +102,7 @@ class Checkpoints:
       step: of the run, at most one save each.
       state: whose leaves are arrays.
       accuracy: decides which step is the best; None was not measured.
-      pending: JSON-able, see the attribute.
+      pending: see the attribute.
 
     Raises:
       MiraInputError: it could not be written, or the save before could not.
@@ -205,38 +203,29 @@ class Checkpoints:
     considered = found[:1] if strict else found
     step, damage = reader.first_valid(self._directory, lambda: considered)
     if step is None:
+      why = damage.get(found[0], 'host 0 reports the damage')
+      remedy = '--resume=auto resumes from the step before'
+      if not strict:
+        remedy = 'every older checkpoint is damaged, too; start again in a new '
+        remedy += '--workdir'
       path = self._folder(found[0])
-      hint = damage.get(found[0], 'host 0 reports the damage')
-      if strict:
-        hint += '; --resume=auto resumes from the step before'
-      else:
-        hint += ', and every older checkpoint is damaged, too; start again in '
-        hint += 'a new --workdir'
-      raise checkpoint_error('damaged', path, hint)
+      raise checkpoint_error('damaged', path, f'{why}; {remedy}')
     self._check_identity(step, force)
     self._set_aside(damage, step)
     return self._load(step, target)
 
   def restore_best(self, target: TrainState) -> tuple[int, TrainState]:
-    """The step that was saved with the highest accuracy, and its state.
+    """The most accurate step that is valid, and its state; see `restore`.
 
-    Damaged steps are passed over, with a warning. Call it when nothing is
-    being saved. `target` as in `restore`.
-
-    Raises:
-      MiraInputError: no step is valid.
+    Call it when nothing is being saved.
     """
     step = reader.choose(self._directory, 'best', part='')
     return step, self._load(step, target)
 
   def _load(self, step: int, target: TrainState) -> TrainState:
-    weights, rest = _parts(target)
-    args = {
-      WEIGHTS: ocp.args.StandardRestore(weights),
-      STATE: ocp.args.StandardRestore(rest),
-    }
+    weights, rest = (ocp.args.StandardRestore(x) for x in _parts(target))
     try:
-      found = self._read(step, args)
+      found = self._read(step, {WEIGHTS: weights, STATE: rest})
     except ValueError as error:  # orbax lists every array
       hint = 'its arrays are not those of this configuration; use the model '
       hint += 'and the optimizer of the run, or choose a new --workdir'
@@ -263,7 +252,7 @@ class Checkpoints:
     sharding.meet('set_aside')
 
   def _check_identity(self, step: int, force: bool) -> None:
-    saved = _nested(self._read(step, {META: ocp.args.JsonRestore()})[META])
+    saved = self._read(step, {META: ocp.args.JsonRestore()})[META]
     self.pending = saved.get('pending', {})
     for name, before, now in self._changes(saved, self._identity):
       text = f'the run was started with {name} {before!r}, not {now!r}'
@@ -333,18 +322,6 @@ def without_tracebacks() -> Iterator[None]:
     absl.removeFilter(not_of_orbax)
     asyncio.setLevel(level)
     sys.unraisablehook = before
-
-
-def _nested(facts: Mapping[str, Any]) -> dict[str, Any]:
-  """Groups facts that are named 'optim.lr', as version 0.1.0 wrote them."""
-  groups: dict[str, Any] = {}
-  for name, value in facts.items():
-    group, dot, field = name.partition('.')
-    if dot:
-      groups.setdefault(group, {})[field] = value
-    else:
-      groups[name] = value
-  return groups
 
 
 def _parts(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:

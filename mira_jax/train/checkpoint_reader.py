@@ -73,11 +73,11 @@ def first_valid(
 def choose(directory: pathlib.Path, which: str, part: str = WEIGHTS) -> int:
   """The valid step that a user names; passes over damaged ones with a warning.
 
+  Nothing is changed, so a run may be writing there. Of a step `part` must be
+  valid; '' is all of it.
+
   Args:
-    directory: of checkpoints; nothing in it is changed, so a run may be
-      writing there.
     which: 'newest', 'best' or a number.
-    part: item of the step that must be valid; '': all of it.
 
   Raises:
     MiraInputError: there is no such step, or it is damaged.
@@ -114,7 +114,6 @@ def read_weights(
   again.
 
   Args:
-    directory: of checkpoints.
     which: see `choose`.
     target: of 'params', 'mira' and 'average' those that are wanted, leaves as
       in `Checkpoints.restore`.
@@ -127,8 +126,7 @@ def read_weights(
     found = _read_if_it_stays(directory.absolute() / str(step), dict(target))
     if found is not None:
       return step, found
-  hint = f'the run removed {_TRIES} steps while they were read; name another, '
-  hint += 'or set --config.train.save_every higher'
+  hint = f'the run removed {_TRIES} steps while they were read; name another'
   raise checkpoint_error('no_step', f'{directory}: {which}', hint)
 
 
@@ -140,10 +138,9 @@ def _read_if_it_stays(
   A folder is renamed before it is removed, so one that is there afterwards was
   whole all the time. Without that, missing files might read as zeros.
   """
+  leaves = ocp.checkpoint_utils.construct_restore_args(target)
   args = ocp.args.PyTreeRestore(
-    target,
-    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-    partial_restore=True,
+    target, restore_args=leaves, partial_restore=True
   )
   found, failure, before = None, None, manifest.read(folder)
   try:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import pathlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from absl import logging
-from jax.sharding import Mesh
 
 from mira_jax import config, terminal
 from mira_jax.data import dataset as prepared
-from mira_jax.data import pipeline, pool, protocol, sampling
+from mira_jax.data import pipeline, pool, protocol
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
@@ -59,9 +58,8 @@ def _make_missing(path: pathlib.Path, data: config.DataConfig) -> None:
   except MiraInputError as error:
     if error.code != 'not_a_dataset':
       raise
-    terminal.say(
-      f'drawing {data.train_clips + data.test_clips} clips into {path}'
-    )
+    count = data.train_clips + data.test_clips
+    terminal.say(f'drawing {count} clips into {path}')
     synthetic.build(
       path,
       difficulty=path.name,
@@ -74,15 +72,12 @@ def _make_missing(path: pathlib.Path, data: config.DataConfig) -> None:
 def _check_drawn(
   path: pathlib.Path, dataset: PreparedDataset, data: config.DataConfig
 ) -> None:
+  """Raises where this version would draw other clips."""
   asked = {'train': data.train_clips, 'test': data.test_clips}
-  seed, hint = dataset.metadata.get('seed'), ''
-  if (dataset.splits, seed) != (asked, data.synthetic_seed):
-    hint = (
-      f'it has {dataset.splits} and seed {seed}, not {asked} and '
-      f'{data.synthetic_seed}; remove it, or name another folder'
-    )
-  level = synthetic.level(dataset.metadata['difficulty'])
-  if not hint and dataset.metadata.get('level') != level:
+  metadata, hint = dataset.metadata, ''
+  if (dataset.splits, metadata.get('seed')) != (asked, data.synthetic_seed):
+    hint = f'it does not have {asked} of seed {data.synthetic_seed}; remove it'
+  elif metadata.get('level') != synthetic.level(metadata['difficulty']):
     hint = 'another version of mira_jax made it; remove it to make it again'
   if hint:
     raise config.bad_config(f'config.data.dataset={path}', hint)
@@ -110,9 +105,8 @@ def open_parts(
   )
   lateral = [n for n in parts.train.class_names if _LATERAL.fullmatch(n)]
   if lateral and data.flip:
-    hint = (
-      f'a mirrored {lateral[0]} is of the other side; use --noconfig.data.flip'
-    )
+    hint = f'a mirrored {lateral[0]} is of the other side; use '
+    hint += '--noconfig.data.flip'
     raise config.bad_config('config.data.flip', hint)
   return parts
 
@@ -137,19 +131,14 @@ def open_unlabelled(
   All are of the splits 'train'. Where `val_fraction` holds out no subject, both
   are the same.
   """
-  names = datasets[0].class_names
-  whole = pool.join(
-    [
-      pool.of_dataset(
-        d, ['train'], names, dict.fromkeys(d.class_names, names[0])
-      )
-      for d in datasets
-    ]
-  )
-  if not cfg.data.val_fraction:
-    return whole, whole
-  held, _ = protocol.carve(whole, cfg.data.val_fraction, cfg.seed)
-  if not held.any():
+  names, pools = datasets[0].class_names, []
+  for dataset in datasets:
+    one_label = dict.fromkeys(dataset.class_names, names[0])
+    pools.append(pool.of_dataset(dataset, ['train'], names, one_label))
+  whole, held = pool.join(pools), None
+  if cfg.data.val_fraction:
+    held, _ = protocol.carve(whole, cfg.data.val_fraction, cfg.seed)
+  if held is None or not held.any():
     return whole, whole
   return whole.take(~held), whole.take(held)
 
@@ -176,35 +165,10 @@ def reading(cfg: config.Config) -> dict[str, Any]:
   }
 
 
-def train_batches(
-  cfg: config.Config,
-  source: pipeline.Source,
-  start_step: int,
-  mesh: Mesh,
-  window: pipeline.Window = sampling.train_indices,
-) -> Iterator[pipeline.Batch]:
-  """Batches of this host from a step on, see `pipeline.train_batches`."""
-  return pipeline.train_batches(
-    source,
-    frames=cfg.model.frames,
-    size=cfg.model.image_size,
-    batch_size=cfg.data.batch_size,
-    seed=cfg.seed,
-    start_step=start_step,
-    rows=sharding.own_rows(mesh, cfg.data.batch_size),
-    window=window,
-    **reading(cfg),
-  )
-
-
 def score_source(
   engine: Engine, source: pool.Pool, cfg: config.Config, views: int
 ) -> np.ndarray:
-  """Confusion matrix [K, K] (rows = true class) of a source.
-
-  Damaged clips are left out, with a warning; too many of them are an error, see
-  `pipeline.eval_batches`.
-  """
+  """Confusion matrix [K, K] (rows = true class), without damaged clips."""
   batches = pipeline.eval_batches(
     source,
     frames=engine.model.frames,
@@ -216,8 +180,6 @@ def score_source(
   )
   mean, labels, damaged = engine.score_split(batches, len(source), views)
   if len(damaged):
-    logging.warning(
-      '%d of %d clips are damaged and were left out: %s',
-      *(len(damaged), len(source), damaged[:8].tolist()),
-    )
+    text = '%d of %d clips are damaged and were left out: %s'
+    logging.warning(text, len(damaged), len(source), damaged[:8].tolist())
   return confusion_matrix(labels, mean.argmax(-1), mean.shape[-1])

@@ -71,23 +71,15 @@ def fresh() -> Guard:
 
 def all_finite(tree: PyTree) -> Array:
   """Whether every number of a tree is finite, bool []."""
-  return functools.reduce(
-    jnp.logical_and,
-    (jnp.isfinite(x).all() for x in jax.tree.leaves(tree)),
-    jnp.asarray(True),
-  )
+  finite = [jnp.isfinite(x).all() for x in jax.tree.leaves(tree)]
+  return functools.reduce(jnp.logical_and, finite, jnp.asarray(True))
 
 
 def is_spike(losses: Array, loss: Array, sigmas: float) -> Array:
   """Whether a loss is far above others, bool [].
 
-  With x the logarithms of the losses:
+  With x the logarithms of the losses [n], which are finite:
   `log(loss) > mean(x) + sigmas * max(std(x), LEAST_SIGMA)`.
-
-  Args:
-    losses: [n], finite.
-    loss: [].
-    sigmas: above 0.
   """
   x, level = (jnp.log(jnp.maximum(y, LEAST_LOSS)) for y in (losses, loss))
   return level > x.mean() + sigmas * jnp.maximum(x.std(), LEAST_SIGMA)
@@ -105,11 +97,8 @@ def judge(
     guard: before.
     loss: float [], of the step.
     finite: bool [], whether loss, gradients and MiRA's averages are.
-    step: int32 [], number of the step, counted from 1.
+    step: int32 [], counted from 1.
     sigmas: of a spike, see `is_spike`; 0: nothing is one.
-
-  Returns:
-    The guard and one of KEPT, NOT_FINITE, SPIKE as int32 [].
   """
   loss = loss.astype(jnp.float32)
   full = guard.seen >= WINDOW
@@ -136,13 +125,7 @@ def confirm(
 
   Of a finite gradient only an absurd rate makes such an update. It was written
   over the old state: nothing can be skipped any more, and `in_a_row` is beyond
-  every limit.
-
-  Args:
-    before: as given to `judge`.
-    guard: from `judge`.
-    verdict: from `judge`.
-    finite: bool [], whether the new state is.
+  every limit. `before` was given to `judge`, `guard` and `verdict` are from it.
   """
   ruined = dataclasses.replace(
     before,
@@ -193,9 +176,7 @@ class Policy:
   def check(self, step: int, row: Mapping[str, Any]) -> str:
     """Describes an update that was skipped; '' where it was made.
 
-    Args:
-      step: of the run, from 1.
-      row: the metrics of that step, of `report` among them.
+    `row` are the metrics of the step, those of `report` among them.
 
     Raises:
       MiraInputError: too many updates in a row were not finite.
@@ -213,13 +194,12 @@ class Policy:
     elif row['last_good'] <= self._start:
       newest += '; remove that one, which may be the cause'
     force = ' and add --force' if self.saved else ''
-    raise not_finite(
-      step,
-      row,
+    hint = (
       f'the last good step is {row["last_good"]}, and {newest}; lower '
       f'config.optim.lr or set config.optim.clip_norm{force}, or search the '
-      'cause with --debug_nans',
+      'cause with --debug_nans'
     )
+    raise not_finite(step, row, hint)
 
 
 def not_finite(step: int, row: Mapping[str, Any], hint: str) -> MiraInputError:

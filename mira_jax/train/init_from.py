@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from mira_jax import config
 from mira_jax.devices import sharding
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import checkpoint_error
 from mira_jax.models.layers import token_grid
 from mira_jax.train import build
 from mira_jax.train import step as steps
@@ -33,8 +33,7 @@ def start_from(
   if not sources.weights_path(path).is_file():
     hint = 'there are no weights; finish that run, name another one, or start '
     hint += 'from random weights with an empty --config.train.init_from='
-    code = ExitCode.CHECKPOINT
-    raise MiraInputError('not_found', path, hint, exit_code=code)
+    raise checkpoint_error('not_found', path, hint)
   own = {'params': state.params, 'mira': state.mira}
   source = sources.read(path)
   shape = build.video_shape(cfg)
@@ -48,13 +47,7 @@ def start_from(
   )
   notes = infer_model.differences(source, dataclasses.asdict(model))
   told = dataclasses.replace(told, notes=[*told.notes, *notes])
-  variables = {'params': variables['params'], 'mira': variables.get('mira', {})}
-  variables = jax.device_put(variables, sharding.shardings(variables, mesh))
-  params = variables['params']
-  state = dataclasses.replace(
-    state,
-    params=params,
-    mira=variables['mira'],
-    average=jax.tree.map(jnp.copy, params) if state.average else {},
-  )
-  return state, told
+  own = {'params': variables['params'], 'mira': variables.get('mira', {})}
+  own = jax.device_put(own, sharding.shardings(own, mesh))
+  average = jax.tree.map(jnp.copy, own['params']) if state.average else {}
+  return dataclasses.replace(state, **own, average=average), told

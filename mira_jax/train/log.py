@@ -1,4 +1,4 @@
-"""The log of a run: rows of numbers, to files and to the terminal."""
+"""The log of a run: rows of numbers, to files and to standard output."""
 
 from __future__ import annotations
 
@@ -11,30 +11,22 @@ from typing import IO, Any
 
 import jax
 import numpy as np
-import rich.progress
 from tensorboardX import summary
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from mira_jax import files, terminal
-from mira_jax.errors import plain
 from mira_jax.evaluation import results
 from mira_jax.train import guard
 
 _EVENTS: Any = event_pb2  # whose names are made when it is imported
 METRICS, EVAL_HISTORY = 'metrics.jsonl', 'eval_history.jsonl'  # of a run
-_SHORT = {
-  'loss': 'loss',
-  'accuracy': 'accuracy',
-  'learning_rate': 'lr',
-  'clips_per_second': 'clips/s',
-}
+_PRINTED = ('loss', 'accuracy', 'learning_rate', 'clips_per_second')
 
 
 class Log:
-  """Rows of a run: metrics.jsonl, TensorBoard events, terminal.
+  """Rows of a run: metrics.jsonl, TensorBoard events, standard output.
 
-  On a terminal a progress bar shows the last row; elsewhere rows are printed.
   Only the first host writes. Use as a context manager.
 
   Args:
@@ -42,8 +34,8 @@ class Log:
     start: steps done before; later rows of an earlier attempt are dropped.
     total: steps of the run.
     batch_size: clips per step, for the speed.
-    validation_due: whether the validation of step `start` runs now; rows of it
-      that a killed attempt wrote are dropped.
+    validation_due: whether the validation of step `start` runs now; its rows of
+      a killed attempt are dropped.
     pending: `pending` when the state of step `start` was saved.
   """
 
@@ -63,16 +55,6 @@ class Log:
     self._added: dict[int, dict[str, jax.Array]] = {}  # on the device
     self._pending = {int(step): row for step, row in (pending or {}).items()}
     self._since: float | None = None
-    self._console = terminal.console()
-    self._bar = rich.progress.Progress(
-      rich.progress.TextColumn('step {task.completed}/{task.total}'),
-      rich.progress.BarColumn(),
-      rich.progress.TextColumn('{task.description}'),
-      rich.progress.TimeRemainingColumn(),
-      console=self._console,
-      disable=not (self._active and self._console.is_terminal),
-    )
-    self._task = self._bar.add_task('compiling', total=total, completed=start)
     if self._active:
 
       def keep(row: Mapping[str, Any]) -> bool:
@@ -80,14 +62,12 @@ class Log:
         return row['step'] < start + (not validation_due) or before
 
       self._file = _reopen(workdir / METRICS, _is_row, keep)
-      self._events = _Events(workdir / 'tensorboard', start)
+      self._events = _Events(workdir / 'tensorboard')
 
   def __enter__(self) -> Log:
-    self._bar.start()
     return self
 
   def __exit__(self, *error: Any) -> None:
-    self._bar.stop()
     if self._active:
       # Nothing is left to write, unless it could not be written before.
       with contextlib.suppress(OSError):
@@ -139,9 +119,9 @@ class Log:
     self.write(step, mean)
 
   def say(self, text: str) -> None:
-    """Prints a line above the progress bar; '' prints nothing."""
+    """Prints a line; '' prints nothing."""
     if self._active and text:
-      self._console.print(plain(text))
+      terminal.say(text)
 
   def pause(self) -> None:
     """Restarts the clock of the speed, after a validation or a save."""
@@ -155,46 +135,32 @@ class Log:
       self._file.write(json.dumps({'step': step, **row}) + '\n')
       self._file.flush()
     self._events.add(step, row)
-    names = {n: short for n, short in _SHORT.items() if n in row}
-    names = names or {n: n for n in row}  # an evaluation
-    text = '  '.join(f'{names[n]} {row[n]:.4g}' for n in names)
-    if not self._console.is_terminal:
-      print(f'step {step}/{self._total}  {text}', flush=True)
-    elif 'loss' in row:
-      self._bar.update(self._task, completed=step, description=text)
-    else:
-      self._console.print(f'step {step}  {text}')
+    names = [n for n in _PRINTED if n in row] or row  # those of a validation
+    text = '  '.join(f'{n} {row[n]:.4g}' for n in names)
+    terminal.say(f'step {step}/{self._total}  {text}')
 
 
 class _Events:
-  """TensorBoard events, written at once.
+  """TensorBoard events in a folder, one file for each attempt, written at once.
 
   `tensorboardX.SummaryWriter` writes in a thread that ends on a full disk, and
   then waits for it forever.
-
-  Args:
-    folder: of the files, one for each attempt.
-    start: steps done before; TensorBoard hides later ones of other attempts.
   """
 
-  def __init__(self, folder: pathlib.Path, start: int):
+  def __init__(self, folder: pathlib.Path):
     files.clear_for_folder(folder)
     folder.mkdir(exist_ok=True)
     self._folder = folder
     self._writer = EventsWriter(str(folder / 'events'))
-    self._write(
-      start + 1, session_log=_EVENTS.SessionLog(status=_EVENTS.SessionLog.START)
-    )
 
   def add(self, step: int, row: Mapping[str, float]) -> None:
     with files.naming(self._folder):
       for name, value in row.items():
-        self._write(step, summary=summary.scalar(name, value))
+        scalar = summary.scalar(name, value)
+        self._writer.write_event(
+          _EVENTS.Event(step=step, wall_time=time.time(), summary=scalar)
+        )
       self._writer.flush()
-
-  def _write(self, step: int, **what: Any) -> None:
-    event = _EVENTS.Event(step=step, wall_time=time.time(), **what)
-    self._writer.write_event(event)
 
   def close(self) -> None:
     self._writer.close()
@@ -206,19 +172,10 @@ def read(workdir: pathlib.Path) -> list[dict[str, float]]:
 
 
 class EvalHistory:
-  """Confusion matrices of every validation of a run, in eval_history.jsonl.
-
-  A run of version 0.1.0 goes on with its looks.jsonl.
-
-  Args:
-    workdir: of the run.
-    classes: K of them.
-  """
+  """Confusion matrices of every validation of a run, in eval_history.jsonl."""
 
   def __init__(self, workdir: pathlib.Path, classes: int):
-    old = workdir / 'looks.jsonl'
-    self._path = old if old.exists() else workdir / EVAL_HISTORY
-    self._classes = classes
+    self._path, self._classes = workdir / EVAL_HISTORY, classes
 
   def add(self, step: int, matrices: dict[str, np.ndarray]) -> None:
     """Adds the matrix [K, K] of each split that was scored after a step.

@@ -37,13 +37,10 @@ def soft_targets(label: Array, num_classes: int, smoothing: float) -> Array:
 def cross_entropy(
   logits: Array, targets: Array, mask: Array, weights: Array | None = None
 ) -> Array:
-  """Mean cross-entropy of the clips whose mask is True; 0 when none is.
+  """Mean cross-entropy of the clips whose mask [B] is True; 0 when none is.
 
-  Args:
-    logits: [B, K].
-    targets: [B, K], see `soft_targets`.
-    mask: bool [B].
-    weights: of the clips in the mean, [B]; None is 1 for all.
+  Logits and targets are [B, K]; `weights` [B] of clips in the mean are 1 by
+  default.
   """
   losses = optax.softmax_cross_entropy(logits, targets)
   if weights is None:
@@ -81,17 +78,16 @@ def classification(
 ) -> Objective:
   """Cross-entropy against soft targets.
 
+  Its metric is the accuracy, of the class with the largest target.
+
   Args:
     model: flax module with a field `num_classes`, as `models.vivit.ViViT`.
     augmentation: (key, uint8 video) -> normalised video.
     smoothing: of labels.
-    mixup_alpha: see `mixing.mix`; 0 leaves mixup out.
+    mixup_alpha: see `mixup.mix`; 0 leaves mixup out.
     cutmix_alpha: likewise for cutmix. Either needs batches without masked rows.
     copies: rows of one clip side by side, see there.
     class_weights: [K], of the clips of a class in the mean loss.
-
-  Returns:
-    An objective with the metric accuracy, of the class with the largest target.
   """
 
   def objective(params: PyTree, mira: PyTree, batch: Batch, key: Array):
@@ -151,9 +147,6 @@ def reconstruction(
     kind: of mask, a key of `mae.MASKS`.
     ratio: share of the spatial positions that are masked.
     normalise: pixels of every tubelet and channel, see `mae.tubelet_targets`.
-
-  Returns:
-    An objective without further metrics.
   """
 
   def objective(params: PyTree, mira: PyTree, batch: Batch, key: Array):

@@ -21,13 +21,10 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 
 
 def checked(step: Any) -> Callable:
-  """A training step that raises when its update is not finite.
+  """A step of `step.make_train_step`, with `donate=False`, that is watched.
 
-  Args:
-    step: of `step.make_train_step`, with `donate=False`.
-
-  Returns:
-    A step like it; its MiraInputError names the operation and the line.
+  Where an update is not finite it raises a MiraInputError that names the
+  operation and the line.
   """
 
   def run(state, batch, key):
@@ -45,10 +42,6 @@ def find(function: Callable, *args: object) -> str:
   """Names the first operation of a function that makes a NaN, and its line.
 
   Infinity alone is no cause: a maximum begins at minus infinity on purpose.
-
-  Args:
-    function: of arrays, not jitted.
-    args: of it.
   """
   try:
     with jax.disable_jit(), jax.debug_nans(True), jax.transfer_guard('allow'):

@@ -102,14 +102,13 @@ def adamw(
   weight_decay: float = 0.05,
   b1: float = 0.9,
   b2: float = 0.999,
-  clip_norm: float = 0.0,
-  layer_decay: float = 1.0,
+  **around: float,
 ) -> optax.GradientTransformation:
-  """AdamW; `clip_norm` 0 doesn't clip; `layer_decay`: see `layer_scales`."""
+  """AdamW; `around`: see `_around`."""
   optimizer = optax.adamw(
     schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=decayed
   )
-  return _around(optimizer, clip_norm, layer_decay)
+  return _around(optimizer, **around)
 
 
 def muon(
@@ -118,8 +117,7 @@ def muon(
   weight_decay: float = 0.05,
   b1: float = 0.9,
   b2: float = 0.999,
-  clip_norm: float = 0.0,
-  layer_decay: float = 1.0,
+  **around: float,
 ) -> optax.GradientTransformation:
   """Muon for the matrices of the blocks and the embedding, Adam for the rest.
 
@@ -138,7 +136,7 @@ def muon(
     consistent_rms=0.2,
     muon_weight_dimension_numbers=matrix_axes,
   )
-  return _around(optimizer, clip_norm, layer_decay)
+  return _around(optimizer, **around)
 
 
 def matrix_axes(params: PyTree) -> PyTree:
@@ -177,20 +175,21 @@ OPTIMIZERS = {'adamw': adamw, 'muon': muon}
 
 
 def _around(
-  optimizer: optax.GradientTransformation, clip_norm: float, layer_decay: float
+  optimizer: optax.GradientTransformation,
+  clip_norm: float = 0.0,
+  layer_decay: float = 1.0,
 ) -> optax.GradientTransformation:
   """Clips the gradients of an optimiser and scales its updates by layer.
 
-  Updates are scaled, because Adam and Muon divide gradients by their size.
-  Clipping is no chain: a run can begin to clip with the state that it has.
+  `clip_norm` 0 doesn't clip; `layer_decay`: see `layer_scales`. Updates are
+  scaled, because Adam and Muon divide gradients by their size. Clipping is no
+  chain: a run can begin to clip with the state that it has.
   """
 
-  def scale(updates: PyTree, params: PyTree | None) -> PyTree:
-    del params
+  def scale(updates: PyTree, _: PyTree | None) -> PyTree:
+    factors = layer_scales(updates, layer_decay)
     return jax.tree.map(
-      lambda x, factor: x * jnp.asarray(factor, x.dtype),
-      updates,
-      layer_scales(updates, layer_decay),
+      lambda x, factor: x * jnp.asarray(factor, x.dtype), updates, factors
     )
 
   if layer_decay != 1:

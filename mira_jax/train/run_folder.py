@@ -74,12 +74,8 @@ def read_config(workdir: pathlib.Path) -> config.Config:
   try:
     cfg = config.from_json(path.read_bytes())
     config.validate(cfg, devices=None)
-  except OSError as error:
-    hint = f'it cannot be read ({error.strerror})'
-    raise config.bad_config(f'{path}', hint) from error
-  except MiraInputError as error:
-    hint = f'{error.path}: {error.hint}; the command that trains the run '
-    hint += 'writes the file anew'
+  except (OSError, MiraInputError) as error:
+    hint = f'{error}; the command that trains the run writes the file anew'
     raise config.bad_config(f'{path}', hint) from error
   return cfg
 
@@ -125,23 +121,22 @@ def write_metadata(workdir: pathlib.Path, metadata: Mapping[str, Any]) -> None:
   files.write_text(workdir / METADATA, json.dumps(metadata, indent=2) + '\n')
 
 
-def read_metadata(
-  workdir: pathlib.Path, cfg: config.Config
-) -> dict[str, Any] | None:
-  """The metadata of a run; None where it is damaged or another model's.
+def read_metadata(workdir: pathlib.Path, cfg: config.Config) -> dict[str, Any]:
+  """The metadata of a run of this configuration.
 
-  Runs of version 0.1.0 have none.
+  Raises:
+    MiraInputError: it is missing, damaged or another run's ('bad_metadata').
   """
   path = workdir / METADATA
-  if not path.is_file():
-    return None
   try:
     content = parse_metadata(path.read_text('utf-8'), path)
     check_metadata(content, path)
+    if len(content['class_names']) == cfg.model.num_classes:
+      return content
   except (OSError, ValueError):
-    return None
-  same = len(content['class_names']) == cfg.model.num_classes
-  return content if same else None
+    pass
+  hint = 'it is missing or damaged; the command that trains the run writes it'
+  raise checkpoint_error('bad_metadata', path, f'{hint} anew')
 
 
 def metadata(
@@ -156,10 +151,7 @@ def metadata(
     'model': dataclasses.asdict(cfg.model) | {'attention': None, 'remat': None},
     'pretrain': cfg.pretrain and dataclasses.asdict(cfg.pretrain),
     'class_names': list(class_names),
-    'preprocessing': {
-      'rate': cfg.data.rate,
-      'fit': cfg.data.fit,
-    },
+    'preprocessing': {'rate': cfg.data.rate, 'fit': cfg.data.fit},
     'datasets': [
       {'name': d.name, 'fingerprint': fingerprint(d)} for d in datasets
     ],

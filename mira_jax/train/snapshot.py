@@ -14,7 +14,6 @@ from mira_jax.inference import engine
 from mira_jax.inference import load as loading
 from mira_jax.models.build import build_model
 from mira_jax.train import build, checkpoint_reader, run_folder
-from mira_jax.train import datasets as inputs
 
 
 def load(
@@ -23,25 +22,19 @@ def load(
   """The engine and the metadata of a checkpoint; see `loading.load_engine`.
 
   Reads the parameters, or their average if the run keeps one, and MiRA's
-  averages, onto any devices. Datasets are opened for old runs alone.
+  averages, onto any devices. Nothing in the folder of the run is changed.
 
   Args:
-    workdir: of the run; nothing in it is changed.
     which: 'newest', 'best' or the number of a step.
-    batch_size: clips per call.
 
   Raises:
-    MiraInputError: there is no such step, it is damaged, or the run is a
-      pre-training.
+    MiraInputError: there is no such step, it or the metadata is damaged, or the
+      run is a pre-training.
   """
   cfg = run_folder.read_config(workdir)
   if cfg.pretrain:
     raise loading.no_classifier(workdir, {'pretrain': cfg.pretrain})
   metadata = run_folder.read_metadata(workdir, cfg)
-  if metadata is None:  # an old run: its datasets have the class names
-    datasets = inputs.open_datasets(cfg.data)
-    names = inputs.open_parts(cfg, datasets).train.class_names
-    metadata = run_folder.metadata(cfg, datasets, names, 0)
   model = build_model(dataclasses.asdict(cfg.model))
   video = jax.ShapeDtypeStruct(build.video_shape(cfg), jnp.float32)
   fresh = jax.eval_shape(model.init, jax.random.key(0), video)

@@ -65,7 +65,7 @@ def init_state(
   Args:
     init: key -> variables {'params': ...} and, with MiRA, 'mira'.
     optimizer: as in `optim.adamw`.
-    key: random key.
+    key: for `init`.
     averaged: whether to keep an average of the parameters.
   """
   variables = init(key)
@@ -78,13 +78,6 @@ def init_state(
     # Arrays of their own: a state is donated, and no buffer can be twice.
     average=jax.tree.map(jnp.copy, params) if averaged else {},
   )
-
-
-def abstract(
-  init: Callable[[Array], TrainState], key: Array, mesh: Mesh
-) -> TrainState:
-  """`init(key)` as shapes with shardings: what a checkpoint restores to."""
-  return sharding.abstract(jax.eval_shape(init, key), mesh)
 
 
 def make_train_step(
@@ -101,9 +94,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """The jitted training step (state, batch, key) -> (state, metrics).
 
-  The state is donated. `key` is the run's; the step folds itself into it. An
-  update whose loss or gradient is not finite, or whose loss is a spike, is
-  skipped: only `step` and `guard` change, everything else stays, to the bit.
+  `key` is the run's; the step folds itself into it. An update whose loss or
+  gradient is not finite, or whose loss is a spike, is skipped: only `step` and
+  `guard` change, everything else stays, to the bit. Metrics are scalars: loss,
+  those of the objective, grad_norm, learning_rate and those of `guard.report`.
 
   Args:
     objective: see `losses`.
@@ -118,10 +112,6 @@ def make_train_step(
     ema_decay: weight of the past in `TrainState.average`; 0 keeps no average.
     spike_sigmas: see `guard.judge`.
     donate: False keeps the state that is passed in, at twice the memory.
-
-  Returns:
-    A function whose metrics are scalars: loss, those of the objective,
-    grad_norm, learning_rate, and those of `guard.report`.
   """
   gradients = _gradients(objective, repeats, accumulate)
 

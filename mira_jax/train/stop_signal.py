@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from typing import Any
 
 import jax
@@ -42,7 +41,5 @@ class StopSignal:
 
   def _receive(self, number: int, frame: Any) -> None:
     if self.received:
-      sys.stdout.write('\x1b[?25h' if sys.stdout.isatty() else '')  # cursor
-      sys.stdout.flush()
       os._exit(int(ExitCode.PREEMPTED))
     self.received = True

@@ -60,8 +60,17 @@ class Task:
 
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
     """Endless batches from a step on."""
-    return inputs.train_batches(
-      self._cfg, self.source, start, self._mesh, self._window
+    cfg = self._cfg
+    return pipeline.train_batches(
+      self.source,
+      frames=cfg.model.frames,
+      size=cfg.model.image_size,
+      batch_size=cfg.data.batch_size,
+      seed=cfg.seed,
+      start_step=start,
+      rows=sharding.own_rows(self._mesh, cfg.data.batch_size),
+      window=self._window,
+      **inputs.reading(cfg),
     )
 
   def metadata(self, step: int) -> dict[str, Any]:
@@ -98,11 +107,7 @@ class Task:
 
 
 def make(cfg: config.Config, workdir: pathlib.Path, mesh: Mesh) -> Task:
-  """The task of a configuration; fills in `model.num_classes`.
-
-  Raises:
-    MiraInputError: the datasets or the model cannot be used as configured.
-  """
+  """The task of a configuration; fills in `model.num_classes`."""
   kind = Pretraining if cfg.pretrain else Classification
   return kind(cfg, workdir, mesh)
 
