@@ -161,7 +161,7 @@ def not_readable(
   """The error of weights that the system does not let us read."""
   hint = f'it cannot be read ({cause.strerror or cause})'
   if isinstance(cause, PermissionError):
-    hint = 'this user may not read it; its owner can: chmod +r'
+    hint = 'this user may not read it'
   return checkpoint_error('not_readable', path, hint)
 
 

@@ -120,12 +120,9 @@ def clear_for_folder(path: pathlib.Path) -> None:
 
 
 def open_folder(path: Path) -> pathlib.Path:
-  """Makes a folder if it is missing, and checks that it is writable.
+  """Makes a folder if it is missing; raises 'not_written' if it has no room.
 
   A probe is written to the disk: a full disk or quota may report no earlier.
-
-  Raises:
-    MiraInputError: it cannot be made, is read-only or full ('not_written').
   """
   folder = pathlib.Path(path)
   try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 
@@ -35,18 +36,36 @@ def x64():
     yield
 
 
+@pytest.fixture(scope='session')
+def compiled(tmp_path_factory):
+  """Where programs are kept that several test files run."""
+  return tmp_path_factory.mktemp('compiled')
+
+
+@pytest.fixture(scope='session')
+def caching(compiled):
+  """A context in which programs are taken from there."""
+
+  @contextlib.contextmanager
+  def use():
+    names = {
+      'jax_compilation_cache_dir': str(compiled),
+      'jax_persistent_cache_min_compile_time_secs': 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+  return use
+
+
 @pytest.fixture(scope='module')
-def compile_cache(tmp_path_factory):
-  """What many tests of a module run is compiled once."""
-  names = {
-    'jax_compilation_cache_dir': str(tmp_path_factory.mktemp('cache')),
-    'jax_persistent_cache_min_compile_time_secs': 0,
-  }
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in names.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-  compilation_cache.reset_cache()
+def compile_cache(caching):
+  """What many tests run is compiled once."""
+  with caching():
+    yield

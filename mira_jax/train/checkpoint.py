@@ -98,11 +98,7 @@ class Checkpoints:
   ) -> None:
     """Starts saving; the arrays may be donated as soon as it returns.
 
-    Args:
-      step: of the run, at most one save each.
-      state: whose leaves are arrays.
-      accuracy: decides which step is the best; None was not measured.
-      pending: see the attribute.
+    The accuracy, None if not measured, decides which step is the best.
 
     Raises:
       MiraInputError: it could not be written, or the save before could not.
@@ -144,11 +140,7 @@ class Checkpoints:
       self.wait()
 
   def wait(self) -> None:
-    """Returns when the last save is complete.
-
-    Raises:
-      MiraInputError: it could not be written.
-    """
+    """Returns when the last save is complete; raises if it failed."""
     if self._sealing is not None:
       sealing, self._sealing = self._sealing, None
       with self._written():
@@ -187,15 +179,12 @@ class Checkpoints:
 
     Damaged steps that are newer are renamed N.corrupt, with a warning each.
 
-    Args:
-      target: leaves are `jax.ShapeDtypeStruct` with shardings, of any mesh.
-      strict: whether a damaged newest step is an error.
-      force: restore a run of another identity, with a warning.
+    Leaves of `target` are `jax.ShapeDtypeStruct` with shardings, of any mesh.
 
     Raises:
-      MiraInputError: the run was started with another identity, or its state
-        has other shapes; every checkpoint is damaged, or with `strict` the
-        newest is.
+      MiraInputError: the run was started with another identity (a warning with
+        `force`), or its state has other shapes; every checkpoint is damaged, or
+        with `strict` the newest is.
     """
     found = reader.steps(self._directory)[::-1]
     if not found:

@@ -73,11 +73,8 @@ def first_valid(
 def choose(directory: pathlib.Path, which: str, part: str = WEIGHTS) -> int:
   """The valid step that a user names; passes over damaged ones with a warning.
 
-  Nothing is changed, so a run may be writing there. Of a step `part` must be
-  valid; '' is all of it.
-
-  Args:
-    which: 'newest', 'best' or a number.
+  Nothing is changed, so a run may be writing there. `which` is 'newest', 'best'
+  or a number; of a step `part` must be valid, '' is all of it.
 
   Raises:
     MiraInputError: there is no such step, or it is damaged.
@@ -113,10 +110,8 @@ def read_weights(
   A run that saves meanwhile may remove the chosen step; then this chooses
   again.
 
-  Args:
-    which: see `choose`.
-    target: of 'params', 'mira' and 'average' those that are wanted, leaves as
-      in `Checkpoints.restore`.
+  `which` as in `choose`; `target` has those of 'params', 'mira' and 'average'
+  that are wanted, leaves as in `Checkpoints.restore`.
 
   Raises:
     MiraInputError: see `choose`; or the weights have other shapes.

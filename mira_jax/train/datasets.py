@@ -158,6 +158,9 @@ def describe(parts: protocol.Parts) -> str:
 def reading(cfg: config.Config) -> dict[str, Any]:
   """Arguments of the functions of `pipeline` that say how clips are read."""
   return {
+    'frames': cfg.model.frames,
+    'size': cfg.model.image_size,
+    'batch_size': cfg.data.batch_size,
     'rate': cfg.data.rate,
     'fit': cfg.data.fit,
     'threads': cfg.data.threads,
@@ -169,15 +172,8 @@ def score_source(
   engine: Engine, source: pool.Pool, cfg: config.Config, views: int
 ) -> np.ndarray:
   """Confusion matrix [K, K] (rows = true class), without damaged clips."""
-  batches = pipeline.eval_batches(
-    source,
-    frames=engine.model.frames,
-    size=engine.model.image_size,
-    batch_size=engine.batch_size,
-    views=views,
-    rows=engine.rows,
-    **reading(cfg),
-  )
+  read = reading(cfg) | {'batch_size': engine.batch_size, 'rows': engine.rows}
+  batches = pipeline.eval_batches(source, views=views, **read)
   mean, labels, damaged = engine.score_split(batches, len(source), views)
   if len(damaged):
     text = '%d of %d clips are damaged and were left out: %s'

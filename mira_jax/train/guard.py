@@ -40,23 +40,14 @@ REPORTED = frozenset({'skipped', 'spikes', 'in_a_row', 'last_good', 'verdict'})
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(kw_only=True)
 class Guard:
-  """Counts of a run's updates, and its last losses.
+  """Counts of a run's updates (int32 []), and its last losses."""
 
-  Attributes:
-    losses: float32 [WINDOW], the last finite losses, as a ring.
-    seen: int32 [], how many finite losses there were.
-    skipped: int32 [], updates that were not finite.
-    in_a_row: int32 [], of them, those since the last update that was made.
-    spikes: int32 [], updates that were skipped because of a spike.
-    last_good: int32 [], the step of the last update that was made; 0: none.
-  """
-
-  losses: Array
-  seen: Array
-  skipped: Array
-  in_a_row: Array
-  spikes: Array
-  last_good: Array
+  losses: Array  # float32 [WINDOW], the last finite ones, as a ring
+  seen: Array  # finite losses
+  skipped: Array  # updates that were not finite
+  in_a_row: Array  # of them, those since the last update that was made
+  spikes: Array  # updates that were skipped because of a spike
+  last_good: Array  # the step of the last update that was made; 0: none
 
 
 def fresh() -> Guard:
@@ -88,16 +79,16 @@ def is_spike(losses: Array, loss: Array, sigmas: float) -> Array:
 def judge(
   guard: Guard, loss: Array, finite: Array, step: Array, sigmas: float
 ) -> tuple[Guard, Array]:
-  """The verdict on an update, and the guard after it.
+  """The verdict on the update of a step, and the guard after it.
 
   Every finite loss is remembered, that of a spike, too: when losses stay on a
   higher level the window fills with them, and updates are made again.
 
   Args:
     guard: before.
-    loss: float [], of the step.
+    loss: [].
     finite: bool [], whether loss, gradients and MiRA's averages are.
-    step: int32 [], counted from 1.
+    step: counted from 1.
     sigmas: of a spike, see `is_spike`; 0: nothing is one.
   """
   loss = loss.astype(jnp.float32)
@@ -158,20 +149,13 @@ class Policy:
 
   A state that is held while losses are NaN may be their cause. It is not saved:
   it would be the newest checkpoint, from which no other learning rate could
-  resume.
-
-  Args:
-    max_bad_steps: updates in a row that may be not finite.
-    start: step that the run resumes from; 0 of a fresh one.
-
-  Attributes:
-    saved: step of the newest checkpoint; 0 when there is none.
-    may_save: whether the last update was finite.
+  resume. `max_bad_steps` updates in a row may be not finite.
   """
 
   def __init__(self, max_bad_steps: int, start: int):
     self._max_bad_steps, self._start = max_bad_steps, start
-    self.saved, self.may_save = start, True
+    self.saved = start  # step of the newest checkpoint; 0 when there is none
+    self.may_save = True  # the last update was finite
 
   def check(self, step: int, row: Mapping[str, Any]) -> str:
     """Describes an update that was skipped; '' where it was made.

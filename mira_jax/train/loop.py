@@ -44,7 +44,7 @@ def train(
 
   Args:
     cfg: of the run; the number of classes is filled in.
-    workdir: folder of the run, see `run_folder.open_workdir`.
+    workdir: see `run_folder.open_workdir`.
     strict: whether a damaged newest checkpoint is an error.
     force: resume although the configuration or a dataset changed.
     debug_nans: stop at the first update that is not finite, and find the
@@ -86,7 +86,7 @@ def train(
     )
     state = checkpoints.restore(made.target, strict=strict, force=force)
     if state is None:
-      state = _fresh(cfg, task, made, init_key)
+      state = _fresh(cfg, task, made, init_key, mesh)
     if jax.process_index() == 0:
       files.write_text(workdir / run_folder.CONFIG, config.to_json(cfg))
       run_folder.write_metadata(workdir, task.metadata(step=0))
@@ -99,13 +99,13 @@ def _fresh(
   task: tasks.Task,
   made: build.Training,
   key: jax.Array,
+  mesh: jax.sharding.Mesh,
 ) -> TrainState:
   """A new state, with the weights of `train.init_from` if there are."""
   where = jax.tree.map(lambda x: x.sharding, made.target)
   state = jax.jit(made.init, out_shardings=where)(key)
   if cfg.train.init_from:
     names = task.class_names
-    mesh = jax.tree.leaves(where)[0].mesh
     state, transferred = init_from.start_from(cfg, names, state, mesh)
     if jax.process_index() == 0:
       terminal.say(*f'{cfg.train.init_from}: {transferred}'.split('\n'))
@@ -138,13 +138,9 @@ class _Run:
     """All steps that are left, and the files of the end."""
     cfg, task, checkpoints = self.cfg, self.task, self.checkpoints
     start, mesh = int(state.step), self.mesh
-    # A signal came just when a validation was due, which saving had not time
-    # to wait for.
-    due = (
-      start > 0
-      and self.validates(start)
-      and checkpoints.accuracy(start) is None
-    )
+    # A signal came just when a validation was due, and saving did not wait.
+    due = start > 0 and self.validates(start)
+    due = due and checkpoints.accuracy(start) is None
     policy = guard.Policy(cfg.optim.max_bad_steps, start)
     batches = task.batches(start)
     with (

@@ -141,12 +141,8 @@ def reconstruction(
 ) -> Objective:
   """Mean squared error of the pixels of masked tubelets.
 
-  Args:
-    model: the autoencoder.
-    augmentation: (key, uint8 video) -> normalised video.
-    kind: of mask, a key of `mae.MASKS`.
-    ratio: share of the spatial positions that are masked.
-    normalise: pixels of every tubelet and channel, see `mae.tubelet_targets`.
+  Augmentation as in `classification`; kind and ratio of the mask as in
+  `mae.draw_mask`, `normalise` as in `mae.tubelet_targets`.
   """
 
   def objective(params: PyTree, mira: PyTree, batch: Batch, key: Array):

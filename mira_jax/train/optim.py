@@ -63,9 +63,6 @@ def layer_scales(params: PyTree, decay: float) -> PyTree:
   Returns:
     A float64 scalar per leaf; for stacked blocks [depth, 1, ...], with as many
     axes as the leaf.
-
-  Raises:
-    KeyError: the parameters have no 'encoder'.
   """
   spatial = _depth(params['encoder'])
   depth = spatial + _depth(params.get('temporal', {}))

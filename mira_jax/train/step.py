@@ -29,22 +29,13 @@ Batch = Mapping[str, Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(kw_only=True)
 class TrainState:
-  """The state of a training, which every step updates.
+  """The state of a training, which every step updates."""
 
-  Attributes:
-    step: int32 [], how many steps were made, skipped updates among them.
-    params: the 'params' collection.
-    mira: the 'mira' collection (averages of MiRA); {} without.
-    opt_state: of the optimizer.
-    average: exponential moving average of the parameters; {} without.
-    guard: which updates were skipped, see `guard`.
-  """
-
-  step: Array
+  step: Array  # int32 [], how many were made, skipped updates among them
   params: PyTree
-  mira: PyTree
+  mira: PyTree  # averages of MiRA; {} without
   opt_state: PyTree
-  average: PyTree
+  average: PyTree  # exponential moving average of the parameters; {} without
   guard: guards.Guard = dataclasses.field(default_factory=guards.fresh)
 
   @property
@@ -60,14 +51,7 @@ def init_state(
   *,
   averaged: bool = False,
 ) -> TrainState:
-  """A fresh state.
-
-  Args:
-    init: key -> variables {'params': ...} and, with MiRA, 'mira'.
-    optimizer: as in `optim.adamw`.
-    key: for `init`.
-    averaged: whether to keep an average of the parameters.
-  """
+  """A fresh state of variables `init(key)`; `averaged` keeps an average."""
   variables = init(key)
   params = variables['params']
   return TrainState(
@@ -170,7 +154,12 @@ def _gradients(
     }
     if accumulate == 1:
       return one_part(params, mira, batch, key)
-    parts = {n: split_batch(x, accumulate) for n, x in batch.items()}
+    # Every n-th row together: rows that lie side by side on a device stay
+    # there, but whole thirds of a batch would be on a third of the devices.
+    parts = {
+      n: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1)
+      for n, x in batch.items()
+    }
     keys = jax.random.split(key, accumulate)
 
     def add(carry, part):
@@ -185,15 +174,6 @@ def _gradients(
     return mira, jax.tree.map(lambda x: x / accumulate, total)
 
   return whole
-
-
-def split_batch(x: Array, parts: int) -> Array:
-  """Rows [B, ...] -> [parts, B / parts, ...], every parts-th row together.
-
-  Rows that lie side by side on a device then stay there: whole thirds of the
-  batch would each be on a third of the devices.
-  """
-  return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
 
 
 def _average(past: PyTree, params: PyTree, decay: float) -> PyTree:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import pathlib
 import shlex
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,20 +38,12 @@ PICTURED = 4  # clips in a picture of a reconstruction
 
 
 class Task:
-  """The parts of a task that the loop uses; a subclass makes them.
+  """The parts of a task that the loop uses; a subclass makes them."""
 
-  Attributes:
-    datasets: that it reads.
-    source: the training clips.
-    class_names: of the model; () in pre-training.
-    program: model and loss.
-    summary: the datasets and the numbers of clips, in one line.
-  """
-
-  source: pool.Pool
+  source: pool.Pool  # the training clips
   program: program.Program
-  summary: str
-  class_names: Sequence[str] = ()
+  summary: str  # the datasets and the numbers of clips, in one line
+  class_names: Sequence[str] = ()  # of the model; () in pre-training
   _window: pipeline.Window = staticmethod(sampling.train_indices)
 
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
@@ -60,18 +52,18 @@ class Task:
 
   def batches(self, start: int) -> Iterator[pipeline.Batch]:
     """Endless batches from a step on."""
-    cfg = self._cfg
     return pipeline.train_batches(
       self.source,
-      frames=cfg.model.frames,
-      size=cfg.model.image_size,
-      batch_size=cfg.data.batch_size,
-      seed=cfg.seed,
+      seed=self._cfg.seed,
       start_step=start,
-      rows=sharding.own_rows(self._mesh, cfg.data.batch_size),
+      rows=self._rows(),
       window=self._window,
-      **inputs.reading(cfg),
+      **inputs.reading(self._cfg),
     )
+
+  def _rows(self) -> np.ndarray:
+    """Rows of a batch that this host reads."""
+    return sharding.own_rows(self._mesh, self._cfg.data.batch_size)
 
   def metadata(self, step: int) -> dict[str, Any]:
     """Metadata of the weights after a step, JSON-able."""
@@ -147,12 +139,9 @@ class Classification(Task):
     self, state: steps.TrainState, source: pool.Pool, views: int
   ) -> np.ndarray:
     if self._scorer is None:
-      self._scorer = engine.Engine(
-        cast(ViViT, self.program.model),
-        state.variables,
-        self._cfg.data.batch_size,
-        self._mesh,
-      )
+      model, size = self.program.model, self._cfg.data.batch_size
+      assert isinstance(model, ViViT)
+      self._scorer = engine.Engine(model, state.variables, size, self._mesh)
     self._scorer.update(state.variables)
     return inputs.score_source(self._scorer, source, self._cfg, views)
 
@@ -168,9 +157,8 @@ class Classification(Task):
     if jax.process_index() > 0:
       return
     self._draw_curves()
-    watched = {
-      n: x['test'] for n, x in self._history.read().items() if 'test' in x
-    }
+    history = self._history.read().items()
+    watched = {n: x['test'] for n, x in history if 'test' in x}
     rows = results.of_run(
       final, watched, chosen=chosen, last=step, by_val=parts.val is not None
     )
@@ -198,9 +186,8 @@ class Pretraining(Task):
     spread = np.linspace(0, len(self._shown) - 1, count).round().astype(int)
     self._shown = self._shown.take(spread)
     names = '+'.join(dataset.name for dataset in self.datasets)
-    self.summary = (
-      f'{names}: pre-train {len(self.source)}, validate {len(self._shown)}'
-    )
+    counts = f'pre-train {len(self.source)}, validate {len(self._shown)}'
+    self.summary = f'{names}: {counts}'
     self.program = program.autoencoder(cfg, mesh)
     self._fill = jax.jit(self._filled, out_shardings=sharding.replicated(mesh))
 
@@ -230,15 +217,9 @@ class Pretraining(Task):
   def validate(
     self, step: int, state: steps.TrainState, log: runlog.Log
   ) -> float:
-    cfg = self._cfg
     batch = next(
       pipeline.eval_batches(
-        self._shown,
-        frames=cfg.model.frames,
-        size=cfg.model.image_size,
-        batch_size=cfg.data.batch_size,
-        rows=sharding.own_rows(self._mesh, cfg.data.batch_size),
-        **inputs.reading(cfg),
+        self._shown, rows=self._rows(), **inputs.reading(self._cfg)
       )
     )
     put = sharding.put_batch(batch, self._mesh)

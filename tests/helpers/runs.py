@@ -9,7 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -44,11 +44,22 @@ def levels(folder: pathlib.Path, train: int = 27) -> pathlib.Path:
       jpegs = [images.encode_jpeg(frame) for frame in frames]
       yield dataset.Clip(clip_id=f'{seed}-{i}', frames=jpegs, label=i % 2)
 
+  splits = {'train': split(train, 0), 'test': split(9, 1)}
+  return write(folder, 'levels', CLASSES, **splits)
+
+
+def write(
+  folder: pathlib.Path,
+  name: str,
+  class_names: Sequence[str],
+  **splits: Iterable[dataset.Clip],
+) -> pathlib.Path:
+  """A prepared dataset of these clips."""
   dataset.write(
     folder,
-    name='levels',
-    class_names=CLASSES,
-    splits={'train': lambda: split(train, 0), 'test': lambda: split(9, 1)},
+    name=name,
+    class_names=class_names,
+    splits={split: lambda x=x: x for split, x in splits.items()},
     description='Clips that differ in brightness.',
   )
   return folder
@@ -86,25 +97,31 @@ def clips(split: str, count: int) -> Iterator[dataset.Clip]:
     )
 
 
-def tiny(data: pathlib.Path, epochs: int = 4) -> config.Config:
-  """A run of three steps per epoch, with all that a state can hold."""
-  return config.Config(
+def tiny(path: pathlib.Path | str, /, **groups: Any) -> config.Config:
+  """A run of `levels` in twelve steps, with all that a state can hold.
+
+  `groups` change single fields: `optim={'lr': 1e-3}`.
+  """
+  cfg = config.Config(
     model=config.ModelConfig(
-      dim=16,
-      depth=1,
-      heads=2,
-      frames=4,
-      image_size=16,
-      patch=8,
-      mira=MiraConfig(statistics='batch_ema'),
-      drop_path=0.2,
+      dim=16, depth=1, heads=2, frames=4, image_size=16, patch=8,
+      mira=MiraConfig(statistics='batch_ema'), drop_path=0.2,
     ),
-    data=config.DataConfig(dataset=str(data), batch_size=8, threads=2),
+    data=config.DataConfig(dataset=str(path), batch_size=8, threads=2),
     optim=config.OptimConfig(ema_decay=0.9),
-    train=config.TrainConfig(
-      epochs=epochs, log_every=1, save_every=4, eval_every=2
-    ),
-  )
+    train=config.TrainConfig(epochs=4, log_every=1, save_every=4, eval_every=2),
+  )  # fmt: skip
+  return change(cfg, groups)
+
+
+def change(
+  cfg: config.Config, groups: dict[str, dict[str, Any]]
+) -> config.Config:
+  """Sets fields of groups; those of 'top' are the configuration's own."""
+  for group, fields in groups.items():
+    for name, value in fields.items():
+      setattr(getattr(cfg, group) if group != 'top' else cfg, name, value)
+  return cfg
 
 
 def log_row(

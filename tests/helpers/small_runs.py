@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import runs
 from mira_jax import config
-from mira_jax.data import dataset
 from mira_jax.mira import MiraConfig
 
 
 def write(folder, name, class_names, counts):
   """A prepared dataset of `runs.clips`, so many of each split."""
-  dataset.write(
-    folder / name,
-    name=name,
-    class_names=class_names,
-    splits={s: lambda s=s, n=n: runs.clips(s, n) for s, n in counts.items()},
-    description='Clips that differ in brightness.',
-  )
-  return str(folder / name)
+  clips = {split: list(runs.clips(split, n)) for split, n in counts.items()}
+  return str(runs.write(folder / name, name, class_names, **clips))
 
 
-def tiny(path, **groups):
-  """A configuration that learns the levels in seconds."""
-  cfg = config.Config(
-    model=config.ModelConfig(
-      dim=16, depth=1, heads=2, frames=4, image_size=16, patch=8,
-      head_scale=1.0, mira=MiraConfig(),
-    ),
-    data=config.DataConfig(
-      dataset=path, rate=1, batch_size=8, threads=2, flip=False, shift=0,
-      brightness=0.0, contrast=0.0,
-    ),
-    optim=config.OptimConfig(name='muon', lr=1e-2),
-    train=config.TrainConfig(epochs=8, log_every=4, eval_every=4),
+def tiny(path, /, **groups):
+  """`runs.tiny` as it learns the levels in seconds: nothing is augmented."""
+  cfg = runs.tiny(
+    path,
+    model={'head_scale': 1.0, 'mira': MiraConfig(), 'drop_path': 0.0},
+    data={
+      'rate': 1, 'flip': False, 'shift': 0, 'brightness': 0.0, 'contrast': 0.0,
+    },
+    optim={'lr': 1e-2, 'ema_decay': 0.0},
+    train={'epochs': 8, 'log_every': 4, 'save_every': 200, 'eval_every': 4},
   )  # fmt: skip
-  for group, fields in groups.items():
-    for name, value in fields.items():
-      setattr(getattr(cfg, group) if group != 'top' else cfg, name, value)
-  return cfg
+  return runs.change(cfg, groups)
 
 
-def pretraining(path, **groups):
+def pretraining(path, /, **groups):
   cfg = tiny(path, **groups)
   cfg.pretrain = config.PretrainConfig(
     decoder_dim=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.5

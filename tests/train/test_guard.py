@@ -1,18 +1,13 @@
-"""Training with numbers that are not finite, and with damaged clips.
+"""Training with numbers that are not finite, and with spikes of the loss.
 
-Faults are real: a logarithm of 0, a root whose slope is infinite, a learning
-rate of 1e30, a label that is no class, frames that are no JPEG.
+Faults are real: a logarithm of 0, a root whose slope is infinite, parameters
+that turn NaN.
 """
 
 from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
-import itertools
-import json
-import re
-import shutil
 
 import jax
 import jax.numpy as jnp
@@ -21,25 +16,13 @@ import optax
 import pytest
 
 import runs
-from mira_jax import config
-from mira_jax.data import dataset, pipeline
 from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import engine
-from mira_jax.mira import MiraConfig
-from mira_jax.train import (
-  build,
-  checkpoint,
-  datasets,
-  guard,
-  log,
-  loop,
-  losses,
-  nan_debug,
-  optim,
-)
+from mira_jax.train import build, checkpoint, guard, log, loop, optim
 from mira_jax.train import step as steps
+from mira_jax.weights.weights_file import LAST, load_weights
 
+pytestmark = pytest.mark.usefixtures('compile_cache')
 KEY = jax.random.key(0)
 
 # ----- the verdict ------------------------------------------------------------
@@ -65,19 +48,13 @@ def test_a_spike_is_six_deviations_above_the_mean():
   assert guard.is_spike(values, jnp.exp(8.01), 6.0)
   assert guard.is_spike(values, jnp.exp(4.01), 2.0)
   assert not guard.is_spike(values, jnp.float32(0.0), 6.0)
-  # No loss is too large or small to be judged.
-  values = jnp.full(128, 1e30).at[3].set(2e38)
-  assert guard.is_spike(values, jnp.float32(3e38), 6.0)
-  assert guard.is_spike(jnp.full(128, 1e-28), jnp.float32(1e-20), 6.0)
 
 
-@pytest.mark.parametrize('level', [1e-6, 1.9459101, 3e4])
-def test_constant_losses_are_no_spikes(level):
+def test_constant_losses_are_no_spikes():
   # Their mean is off by rounding, and their deviation is 0 or nearly so.
-  values = jnp.full(128, level, jnp.float32)
-  for factor in (1, 1.05):
-    assert not guard.is_spike(values, jnp.float32(level * factor), 6.0)
-  assert guard.is_spike(values, jnp.float32(level * 1.07), 6.0)
+  values = jnp.full(128, 1.9459101, jnp.float32)
+  assert not guard.is_spike(values, values[0] * 1.05, 6.0)
+  assert guard.is_spike(values, values[0] * 1.07, 6.0)
   assert not guard.is_spike(jnp.zeros(128), jnp.float32(0), 6.0)
 
 
@@ -100,13 +77,6 @@ def test_nothing_is_a_spike_before_the_window_is_full():
   assert judged([1.0] * 128 + [1e6], sigmas=0.0)[1][-1] == guard.KEPT
 
 
-def test_a_new_level_of_the_loss_is_soon_accepted():
-  # Of 128 logarithms, k are log 5 and the others 0: mean + 6 deviations passes
-  # log 5 when 1 = k / 128 + 6 sqrt(k (128 - k)) / 128, which is k = 3.7.
-  _, verdicts = judged([1.0] * 128 + [5.0] * 200)
-  assert verdicts[128:] == [guard.SPIKE] * 4 + [guard.KEPT] * 196
-
-
 def test_a_step_that_is_not_finite_is_counted_and_forgotten():
   nan, inf = np.nan, np.inf
   state, verdicts = judged([1.0, nan, inf, 2.0, nan, -inf, nan])
@@ -119,9 +89,10 @@ def test_a_step_that_is_not_finite_is_counted_and_forgotten():
   state, verdicts = judged([3.0], finite=[False])
   assert verdicts == [bad]
   assert (state.seen, state.in_a_row) == (1, 1)
-  # A spike does not end a row.
-  state, _ = judged([1.0] * 128 + [np.nan, 1e6, np.nan])
-  assert (state.in_a_row, state.skipped, state.spikes) == (2, 2, 1)
+  # A spike does not end a row; a higher level is accepted after some.
+  state, verdicts = judged([1.0] * 128 + [nan, 5.0, nan] + [5.0] * 9)
+  assert (state.in_a_row, state.skipped, state.spikes) == (0, 2, 4)
+  assert verdicts[-6:] == [kept] * 6
 
 
 def test_verdicts_are_those_of_an_independent_count():
@@ -160,6 +131,9 @@ def test_the_policy_ends_a_run_and_refuses_to_save():
   for limit, last in ((0, 8), (2, 10)):
     policy = guard.Policy(limit, start=5)
     assert policy.check(7, row_of(7)) == ''
+    assert 'a spike, loss 3, skipped' in policy.check(
+      7, row_of(7, guard.SPIKE, loss=3.0)
+    )
     assert policy.may_save
     for i in range(1, limit + 1):
       row = row_of(7 + i, guard.NOT_FINITE, i, np.inf)
@@ -179,16 +153,6 @@ def test_the_policy_ends_a_run_and_refuses_to_save():
     guard.Policy(0, start=7).check(8, row)
   with pytest.raises(MiraInputError, match='no checkpoint yet'):
     guard.Policy(0, start=0).check(8, row)
-
-
-def test_a_spike_does_not_keep_a_state_from_being_saved():
-  policy = guard.Policy(9, start=0)
-  text = policy.check(3, row_of(3, guard.SPIKE, loss=3.0))
-  assert 'a spike, loss 3, skipped' in text
-  assert policy.may_save
-  policy.check(4, row_of(4, guard.NOT_FINITE, 1))
-  policy.check(5, row_of(5))
-  assert policy.may_save
 
 
 def test_the_log_only_writes_what_the_policy_says(tmp_path, capsys):
@@ -389,222 +353,33 @@ def test_the_guard_is_saved_and_a_run_resumes_to_the_bit(trainer, tmp_path):
 # ----- whole runs -------------------------------------------------------------
 
 
-def write(folder, train, test=()):
-  dataset.write(
-    folder,
-    name='levels',
-    class_names=('dark', 'bright', 'fading'),
-    splits={
-      'train': lambda: train,
-      'test': lambda: test or runs.clips('test', 9),
-    },
-    description='Clips that differ in brightness.',
-  )
-  return str(folder)
+def test_a_run_that_ended_resumes_from_its_last_good_step(
+  data, whole, tmp_path, monkeypatch
+):
+  def ruined(*args, **options):
+    made = training(*args, **options)
 
+    def step(state, batch, key):
+      with jax.transfer_guard('allow'):
+        if state.step == 2:
+          nan = jax.tree.map(lambda x: x * jnp.nan, state.params)
+          state = dataclasses.replace(state, params=nan)
+      return made.step(state, batch, key)
 
-@pytest.fixture(scope='module')
-def levels(tmp_path_factory):
-  return write(tmp_path_factory.mktemp('levels'), list(runs.clips('train', 24)))
+    return made._replace(step=step)
 
-
-def tiny(path, **optimizer):
-  """A run of three epochs of three steps."""
-  return config.Config(
-    model=config.ModelConfig(
-      dim=16,
-      depth=1,
-      heads=2,
-      frames=4,
-      image_size=16,
-      patch=8,
-      mira=MiraConfig(),
-    ),
-    data=config.DataConfig(
-      dataset=path, rate=1, batch_size=8, threads=2, val_fraction=0.0
-    ),
-    optim=config.OptimConfig(**optimizer),
-    train=config.TrainConfig(epochs=3, log_every=1, save_every=1, eval_every=0),
-  )
-
-
-@pytest.mark.usefixtures('compile_cache')
-def test_a_run_that_ended_goes_on_with_a_lower_rate(levels, tmp_path):
-  # The first step of a warm-up has rate 0; the second one ruins everything.
-  broken = tiny(levels, lr=1e30, max_bad_steps=2)
-  with pytest.raises(MiraInputError, match='step 5 is nan') as caught:
-    loop.train(broken, tmp_path)
+  cfg = {'train': {'save_every': 1}, 'optim': {'max_bad_steps': 2}}
+  training = build.training
+  with monkeypatch.context() as patch:
+    patch.setattr(build, 'training', ruined)
+    with pytest.raises(MiraInputError, match='step 5 is nan') as caught:
+      loop.train(runs.tiny(data, **cfg), tmp_path)
   assert caught.value.exit_code == ExitCode.NUMERIC
   assert 'last good step is 2' in caught.value.hint
   assert 'newest checkpoint is of step 2' in caught.value.hint
   saved = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert saved == [1, 2]  # not one of a state under suspicion
-  skipped = [row['skipped'] for row in log.read(tmp_path)]
-  assert skipped == [0, 0, 1, 2]
-
-  better = tiny(levels, lr=1e-3, clip_norm=1.0)
-  with pytest.raises(MiraInputError, match=r'run_changed.*--force') as caught:
-    loop.train(better, tmp_path)
-  assert caught.value.exit_code == ExitCode.CHECKPOINT
-  # The second step left a state that cannot be mended.
-  shutil.rmtree(tmp_path / 'checkpoints' / '2')
-  loop.train(better, tmp_path, force=True)
-  last = [row for row in log.read(tmp_path) if 'loss' in row][-1]
-  assert (last['step'], last['skipped']) == (9, 0)
-  assert np.isfinite(last['loss'])
-
-
-def test_force_tells_what_differs_and_refuses_other_shapes(tmp_path, caplog):
-  def state(size):
-    params = {'head': {'kernel': jnp.ones((size, 3))}}
-    return steps.init_state(lambda _: {'params': params}, optax.sgd(1.0), KEY)
-
-  def restore(size, identity):
-    mesh = sharding.make_mesh()
-    target = steps.abstract(lambda key: state(size), KEY, mesh)
-    with checkpoint.Checkpoints(tmp_path, identity) as checkpoints:
-      return checkpoints.restore(target, force=True)
-
-  with checkpoint.Checkpoints(tmp_path, {'lr': 1.0, 'seed': 3}) as checkpoints:
-    checkpoints.save(1, state(4))
-  assert restore(4, {'lr': 0.5, 'seed': 3}).step == 0
-  assert 'started with lr 1.0, not 0.5' in caplog.text
-  assert 'seed' not in caplog.text
-  with pytest.raises(MiraInputError, match='run_changed') as caught:
-    restore(5, {'lr': 1.0, 'seed': 3})
-  assert caught.value.exit_code == ExitCode.CHECKPOINT
-
-
-# ----- NaN debugging ----------------------------------------------------------
-
-
-@pytest.mark.usefixtures('compile_cache')
-def test_debug_nans_names_the_operation_and_the_line(levels, tmp_path):
-  cfg = tiny(levels, lr=1e30)
-  cfg.model.mira = None
-  with pytest.raises(MiraInputError, match='step 3 is nan') as caught:
-    loop.train(cfg, tmp_path, debug_nans=True)
-  hint = caught.value.hint
-  assert re.fullmatch(
-    r'the first nan is of dot_general, at mira_jax/(models|kernels)/\w+.py:\d+',
-    hint,
-  )
-  assert caught.value.exit_code == ExitCode.NUMERIC
-
-
-def test_the_operation_is_found_forward_and_backward():
-  zeros = jnp.zeros(3)
-  infinite = nan_debug.find(lambda x: jnp.log(x).sum(), zeros)
-  assert 'a number is infinite' in infinite
-  assert nan_debug.find(lambda x: (x / x).sum(), zeros) == (
-    'the first nan is of div'
-  )
-
-  def hidden(x):  # the root's slope times 0
-    return jnp.where(x > 0, jnp.sqrt(x), 0).sum()
-
-  found = nan_debug.find(jax.jit(jax.grad(hidden)), zeros)
-  assert found == 'the first nan is of mul'
-
-  def entropy(logits):
-    return losses.cross_entropy(logits, jnp.eye(3), jnp.ones(3, bool))
-
-  found = nan_debug.find(jax.grad(entropy), jnp.full((3, 3), -jnp.inf))
-  assert re.fullmatch(
-    r'.* nan is of \w+, at mira_jax/train/losses.py:\d+', found
-  )
-
-
-def test_a_sound_gradient_is_finite_operation_by_operation(levels):
-  # Numbers that are infinite on purpose are no cause.
-  cfg = tiny(levels)
-  cfg.model = dataclasses.replace(
-    cfg.model, num_classes=3, attention='streaming', remat='full'
-  )
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  made = build.classifier(cfg, mesh)
-  variables = jax.jit(made.init)(KEY)
-  batch = {
-    'video': np.full((2, 4, 16, 16, 3), 99, np.uint8),
-    'label': np.arange(2, dtype=np.int32),
-    'mask': np.ones(2, bool),
-  }
-  with jax.set_mesh(mesh):
-    gradient = jax.grad(made.objective, has_aux=True)
-    found = nan_debug.find(gradient, variables['params'], {}, batch, KEY)
-  assert found.startswith('operation by operation nothing is nan')
-
-
-# ----- bad labels, damaged clips ----------------------------------------------
-
-
-def test_a_label_that_is_no_class_is_refused(tmp_path):
-  path = write(tmp_path, list(runs.clips('train', 6)))
-  cfg = tiny(path)
-  (made,) = datasets.open_datasets(cfg.data)
-  index = json.loads((made.directory / dataset.INDEX).read_text())
-  index['train']['label'][4] = 3
-  (made.directory / dataset.INDEX).write_text(json.dumps(index))
-  with pytest.raises(MiraInputError, match='label 3 is none of 0') as caught:
-    datasets.open_parts(cfg, [made])
-  assert caught.value.code == 'damaged'
-  assert caught.value.exit_code == ExitCode.DATA
-
-
-class Damaged(list):
-  """A source of which some clips cannot be read."""
-
-  bad = ()
-
-  def __getitem__(self, index):
-    if index in self.bad:
-      raise MiraInputError('damaged', f'clip {index}', 'prepare it again')
-    return super().__getitem__(index)
-
-
-@pytest.mark.parametrize('way', ['train', 'eval'])
-@pytest.mark.parametrize(
-  ('clip_count', 'bad', 'share', 'fails'),
-  [
-    (200, 2, 0.01, False),
-    (200, 3, 0.01, True),
-    (10, 1, 0.01, False),  # one may always be
-    (10, 1, 0.0, True),  # unless none may
-  ],
-)
-def test_only_a_share_of_clips_may_be_damaged(
-  way, clip_count, bad, share, fails
-):
-  (one,) = runs.clips('test', 1)
-  source = Damaged([one] * clip_count)
-  source.bad = range(0, 2 * bad, 2) if bad < clip_count // 2 else range(bad)
-  read = functools.partial(
-    pipeline.eval_batches if way == 'eval' else pipeline.train_batches,
-    source, frames=2, rate=1, size=16, batch_size=10, threads=4,
-    max_damaged=share,
-  )  # fmt: skip
-  batches = read() if way == 'eval' else read(seed=0)
-  batches = itertools.islice(batches, clip_count // 10)
-  if not fails:
-    assert len(list(batches)) == clip_count // 10
-    return
-  with pytest.raises(MiraInputError, match='too_many_damaged') as caught:
-    list(batches)
-  assert caught.value.exit_code == ExitCode.DATA
-  assert f'{bad} of {clip_count} clips' in caught.value.hint
-
-
-def test_evaluation_counts_damaged_clips(tmp_path):
-  test = list(runs.clips('test', 9))
-  for clip in test[:2]:
-    clip.frames = [b'no jpeg'] * 8
-  cfg = tiny(write(tmp_path, list(runs.clips('train', 6)), test))
-  cfg.model.num_classes = 3
-  parts = datasets.open_parts(cfg, datasets.open_datasets(cfg.data))
-  mesh = sharding.make_mesh()
-  made = build.classifier(cfg, mesh)
-  scorer = engine.Engine(made.model, jax.jit(made.init)(KEY), 8, mesh)
-  with pytest.raises(MiraInputError, match='2 of 9 clips'):
-    datasets.score_source(scorer, parts.test, cfg, views=1)
-  cfg.data.max_damaged = 0.5
-  assert datasets.score_source(scorer, parts.test, cfg, views=1).sum() == 7
+  assert [row['skipped'] for row in log.read(tmp_path)] == [0, 0, 1, 2]
+  loop.train(runs.tiny(data), tmp_path)
+  a, b = (load_weights(x / LAST)[0] for x in (tmp_path, whole))
+  assert_same(a, b)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import io
-import json
 import os
-import pathlib
 import random
-import shutil
 import signal
 import subprocess
 import time
@@ -18,30 +16,35 @@ import pytest
 
 import runs
 from mira_jax import config
+from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.train import checkpoint_reader, loop, snapshot
+from mira_jax.train import checkpoint, checkpoint_reader, log, loop
 from mira_jax.weights import weights_file
 
+pytestmark = pytest.mark.usefixtures('compile_cache')
 TOTAL = 12  # steps of `runs.tiny`
 
 
 def rows(folder):
   """The rows of a log without how fast they were."""
-  lines = (folder / 'metrics.jsonl').read_text().splitlines()
-  found = [json.loads(line) for line in lines]
   return [
-    {n: x for n, x in row.items() if n != 'clips_per_second'} for row in found
+    {n: x for n, x in row.items() if n != 'clips_per_second'}
+    for row in log.read(folder)
   ]
 
 
-def assert_same(folder, other):
-  """That two runs left the same behind, bit by bit."""
+def assert_same_weights(folder, other):
   for name in (weights_file.WEIGHTS, weights_file.LAST):
     (a, first), (b, second) = (
       weights_file.load_weights(path / name) for path in (folder, other)
     )
     jax.tree.map(np.testing.assert_array_equal, a, b)
     assert first == second
+
+
+def assert_same(folder, other):
+  """That two runs left the same behind, bit by bit."""
+  assert_same_weights(folder, other)
   assert rows(folder) == rows(other)
   for name in ('eval_history.jsonl', 'outcome.json'):
     assert (folder / name).read_text() == (other / name).read_text()
@@ -64,20 +67,6 @@ class StopAfter(io.StringIO):
     return super().write(text)
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-  return runs.levels(tmp_path_factory.mktemp('data'))
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory, data, compile_cache):
-  """An undisturbed run."""
-  folder = tmp_path_factory.mktemp('whole')
-  loop.train(runs.tiny(data), folder)
-  assert [r['step'] for r in rows(folder) if 'loss' in r] == list(range(1, 13))
-  return folder
-
-
 def train_until(monkeypatch, cfg, folder, step):
   with monkeypatch.context() as patch:
     patch.setattr('sys.stdout', StopAfter(step))
@@ -91,8 +80,7 @@ def train_until(monkeypatch, cfg, folder, step):
 @pytest.mark.parametrize(
   ('step', 'threads'),
   [
-    (1, 1),
-    (5, 8),  # one after a save
+    (5, 1),  # one after a save
     (6, 8),  # a validation is due, and waits
     (TOTAL, 1),  # nothing is left but to validate
   ],
@@ -101,17 +89,64 @@ def test_stopped_at_any_step_it_ends_bitwise_the_same(
   whole, data, tmp_path, monkeypatch, step, threads
 ):
   train_until(monkeypatch, runs.tiny(data), tmp_path, step)
-  resumed = runs.tiny(data)
-  resumed.data.threads = threads
-  loop.train(resumed, tmp_path)
+  loop.train(runs.tiny(data, data={'threads': threads}), tmp_path)
   assert_same(whole, tmp_path)
 
 
+class Killed(BaseException):
+  """Ends a run as SIGKILL does: nothing of it is written afterwards."""
+
+
+def test_a_validation_that_was_killed_is_not_written_twice(
+  data, whole, tmp_path, monkeypatch
+):
+  """SIGTERM when one is due, then SIGKILL when it has been written."""
+  train_until(monkeypatch, runs.tiny(data), tmp_path, 6)
+
+  def killed(*_):
+    raise Killed
+
+  with monkeypatch.context() as patch:
+    patch.setattr(checkpoint.Checkpoints, 'rate', killed)
+    with pytest.raises(Killed):
+      loop.train(runs.tiny(data), tmp_path)
+  assert rows(tmp_path) == rows(whole)[: len(rows(tmp_path))]
+  loop.train(runs.tiny(data), tmp_path)
+  assert_same(whole, tmp_path)
+
+
+def test_rows_are_the_same_when_a_run_is_stopped_between_two(
+  data, whole, tmp_path, monkeypatch
+):
+  """They are means of the steps since the last one, here of 9 and 10."""
+
+  def stop(self, at, metrics):
+    add(self, at, metrics)
+    if at == 9:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  cfg = functools.partial(runs.tiny, data, train={'log_every': 5})
+  add = log.Log.add
+  with monkeypatch.context() as patch:
+    patch.setattr(log.Log, 'add', stop)
+    with pytest.raises(SystemExit):
+      loop.train(cfg(), tmp_path)
+  loop.train(cfg(), tmp_path)
+  every = {row['step']: row['loss'] for row in rows(whole) if 'loss' in row}
+  found = {row['step']: row['loss'] for row in rows(tmp_path) if 'loss' in row}
+  assert list(found) == [1, 4, 5, 6, 8, 10, 12]
+  assert found[10] == np.mean([every[9], every[10]])
+  assert_same_weights(whole, tmp_path)
+
+
 @pytest.mark.slow
-def test_another_mesh_goes_on_with_the_same_losses(
+def test_other_devices_go_on_with_the_same_losses(
   whole, data, tmp_path, monkeypatch
 ):
+  """Four instead of eight, which share clips, parameters and heads."""
   train_until(monkeypatch, runs.tiny(data), tmp_path, 6)
+  four = functools.partial(sharding.make_mesh, devices=jax.devices()[:4])
+  monkeypatch.setattr(sharding, 'make_mesh', four)
   resumed = runs.tiny(data)
   resumed.mesh = config.MeshConfig(fsdp=2, model=2)
   loop.train(resumed, tmp_path)
@@ -119,128 +154,64 @@ def test_another_mesh_goes_on_with_the_same_losses(
     assert a == pytest.approx(b, abs=1e-5)
 
 
-def another_dataset(cfg, folder):
-  cfg.data.dataset = str(runs.levels(folder / 'data', train=28))
-
-
-def another_seed(cfg, folder):
-  cfg.seed = 7
-
-
-def another_batch(cfg, folder):
-  cfg.data.batch_size = 16
-
-
 @pytest.mark.parametrize(
-  ('change', 'named'),
+  ('group', 'field', 'value', 'named'),
   [
-    (another_dataset, r'with dataset \['),
-    (another_seed, 'with seed 0, not 7'),
-    (another_batch, 'with data.batch_size 8, not 16'),
+    ('data', 'dataset', 28, r'with dataset \['),
+    ('data', 'batch_size', 16, 'with data.batch_size 8, not 16'),
+    ('top', 'seed', 7, 'with seed 0, not 7'),
   ],
 )
-def test_a_changed_run_is_refused(whole, data, tmp_path, change, named):
-  folder = shutil.copytree(whole, tmp_path / 'run')
-  cfg = runs.tiny(data)
-  change(cfg, tmp_path)
+def test_a_changed_run_is_refused(
+  whole, data, run, tmp_path, group, field, value, named
+):
+  if field == 'dataset':
+    value = str(runs.levels(tmp_path / 'data', train=value))
   with pytest.raises(MiraInputError, match=named) as caught:
-    loop.train(cfg, folder)
+    loop.train(runs.tiny(data, **{group: {field: value}}), run)
   assert caught.value.code == 'run_changed'
   assert caught.value.exit_code == ExitCode.CHECKPOINT
-  assert_same(whole, folder)
+  assert_same(whole, run)
 
 
-# ----- without its datasets -------------------------------------------------
-
-
-def test_a_checkpoint_is_scored_without_its_datasets(tmp_path, monkeypatch):
-  """The class names are in metadata.json, from the start of the run."""
-  data = runs.levels(tmp_path / 'data')
-  train_until(monkeypatch, runs.tiny(data), tmp_path / 'run', 2)
-  data.rename(tmp_path / 'elsewhere')
-  scorer, metadata = snapshot.load(tmp_path / 'run', 'newest')
-  assert metadata['class_names'] == list(runs.CLASSES)
-  assert metadata['step'] == 2
-  assert metadata['datasets'][0]['name'] == 'levels'
-  probabilities = scorer.probabilities(runs.batch(2)['video'])
-  assert probabilities.shape == (2, 2)
-  # A run of an older version has none, and a damaged one is not used.
-  for damage in (pathlib.Path.unlink, lambda path: path.write_text('{}')):
-    damage(tmp_path / 'run' / 'metadata.json')
-    with pytest.raises(MiraInputError, match='not_a_dataset'):
-      snapshot.load(tmp_path / 'run', 'newest')
-    (tmp_path / 'elsewhere').rename(data)
-    assert snapshot.load(tmp_path / 'run', '2')[1] == metadata
-    data.rename(tmp_path / 'elsewhere')
-
-
-# ----- processes, as a user starts them -------------------------------------
-
-
-@pytest.fixture(scope='module')
-def place(tmp_path_factory):
-  return tmp_path_factory.mktemp('processes')
-
-
-def train(place, data, folder, devices=8, **options):
-  """The command that trains `runs.tiny`."""
-  path = place / 'tiny.py'
-  cfg = f'runs.tiny({str(data)!r})'
-  path.write_text(f'import runs\n\n\ndef get_config():\n  return {cfg}\n')
-  flags = (f'--config={path}', f'--workdir={folder}')
-  return runs.command(
-    place / 'cache', 'train.py', *flags, devices=devices, **options
-  )
-
-
-@pytest.mark.slow
-def test_killed_at_any_moment_it_ends_bitwise_the_same(
-  place, data, whole, tmp_path
+def test_a_full_disk_ends_a_run_that_then_ends_bitwise_the_same(
+  data, whole, tmp_path
 ):
-  """Before anything is saved, and while a later state is."""
-  draw = random.Random(4)
-  for step, until in ((2, None), (8, '8.orbax*')):
-    call = train(place, data, tmp_path)
-    with subprocess.Popen(**call, stdout=subprocess.PIPE) as process:
-      for line in process.stdout:
-        if line.startswith(f'step {step}/'):
-          break
-      while until and not list((tmp_path / 'checkpoints').glob(until)):
-        assert process.poll() is None
-      time.sleep(0.01 * draw.random())
-      process.kill()
-      process.communicate()
-    assert process.returncode == -signal.SIGKILL
+  with (
+    runs.file_limit(20_000),  # more than the log has, less than a state
+    pytest.raises(MiraInputError, match='not_written') as caught,
+  ):
+    loop.train(runs.tiny(data), tmp_path)
+  assert caught.value.exit_code == ExitCode.NOT_WRITTEN
+  assert caught.value.path == str(tmp_path / 'checkpoints')
+  assert '\n' not in str(caught.value)
+  assert rows(tmp_path)[-1]['step'] < TOTAL  # soon after the save
   loop.train(runs.tiny(data), tmp_path)
+  assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
   assert_same(whole, tmp_path)
 
 
+# ----- a process, as a user starts it ----------------------------------------
+
+
 @pytest.mark.slow
-def test_other_devices_go_on_with_the_same_losses(
-  place, data, whole, tmp_path, monkeypatch
+def test_killed_in_a_save_it_ends_bitwise_the_same(
+  compiled, data, whole, tmp_path
 ):
-  train_until(monkeypatch, runs.tiny(data), tmp_path, 6)
-  done = runs.finish(train(place, data, tmp_path, devices=2))
-  assert (done.returncode, done.stderr) == (0, '')
-  for a, b in zip(rows(whole), rows(tmp_path), strict=True):
-    assert a == pytest.approx(b, abs=1e-5)
-
-
-@pytest.mark.slow
-def test_a_full_disk_ends_a_run_in_one_line(place, data, tmp_path):
-  call = train(place, data, tmp_path)
-  call['args'].append('--config.model.mlp_ratio=64')
-  call['env']['JAX_ENABLE_COMPILATION_CACHE'] = 'false'  # it needs room, too
-  # No file above 80 kB: more than the log has, less than a state.
-  limited = ['bash', '-c', 'ulimit -f 80; exec "$@"', 'bash', *call['args']]
-  done = runs.finish(call | {'args': limited})
-  assert done.returncode == ExitCode.NOT_WRITTEN, done.stderr
-  (line,) = done.stderr.splitlines()
-  assert f'not_written: {tmp_path / "checkpoints"}: ' in line
-  # It ends at a step soon after the save, and leaves nothing in the way.
-  assert rows(tmp_path)[-1]['step'] < TOTAL
-  cfg = runs.tiny(data)
-  cfg.model.mlp_ratio = 64.0
-  loop.train(cfg, tmp_path)
-  assert not list((tmp_path / 'checkpoints').glob('*tmp*'))
-  assert [r['step'] for r in rows(tmp_path) if 'loss' in r] == [*range(1, 13)]
+  path, folder = tmp_path / 'tiny.py', tmp_path / 'run'
+  cfg = f'runs.tiny({str(data)!r})'
+  path.write_text(f'import runs\n\n\ndef get_config():\n  return {cfg}\n')
+  flags = (f'--config={path}', f'--workdir={folder}')
+  call = runs.command(compiled, 'train.py', *flags, devices=8)
+  with subprocess.Popen(**call, stdout=subprocess.PIPE) as process:
+    for line in process.stdout:
+      if line.startswith('step 8/'):
+        break
+    while not list((folder / 'checkpoints').glob('8.orbax*')):
+      assert process.poll() is None
+    time.sleep(0.01 * random.Random(4).random())
+    process.kill()
+    process.communicate()
+  assert process.returncode == -signal.SIGKILL
+  loop.train(runs.tiny(data), folder)
+  assert_same(whole, folder)

@@ -9,9 +9,10 @@ import fcntl
 import json
 import logging
 import os
+import re
 import shutil
-import signal
 import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -23,8 +24,6 @@ from mira_jax.devices import platform
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import results
 from mira_jax.train import (
-  checkpoint,
-  checkpoint_reader,
   log,
   loop,
   run_folder,
@@ -33,24 +32,6 @@ from mira_jax.train import (
 from mira_jax.weights import weights_file
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-  return runs.levels(tmp_path_factory.mktemp('data'))
-
-
-@pytest.fixture(scope='module')
-def whole(tmp_path_factory, data, compile_cache):
-  """An undisturbed run."""
-  folder = tmp_path_factory.mktemp('whole') / 'run'
-  loop.train(runs.tiny(data), run_folder.open_workdir(str(folder)))
-  return folder
-
-
-@pytest.fixture
-def run(whole, tmp_path):
-  return shutil.copytree(whole, tmp_path / 'run')
 
 
 def texts(caplog):
@@ -78,41 +59,54 @@ def test_a_run_leaves_everything_behind(whole):
   assert early == metadata | {'step': 0}
 
 
+def test_a_checkpoint_is_scored_without_its_datasets(run):
+  """The class names are in metadata.json, from the start of the run."""
+  path = run / 'config.json'
+  path.write_text(re.sub('"dataset": ".*"', '"dataset": "x"', path.read_text()))
+  scorer, metadata = snapshot.load(run, 'newest')
+  assert metadata['class_names'] == list(runs.CLASSES)
+  assert metadata['step'] == 12
+  assert metadata['datasets'][0]['name'] == 'levels'
+  probabilities = scorer.probabilities(runs.batch(2)['video'])
+  assert probabilities.shape == (2, 2)
+  (run / 'metadata.json').write_text('{}')
+  with pytest.raises(MiraInputError, match='bad_metadata'):
+    snapshot.load(run, 'newest')
+
+
 # ----- two trainings in one folder ------------------------------------------
 
 
-@pytest.mark.slow
-def test_two_trainings_in_one_folder(data, tmp_path):
+_HOLD = """
+import pathlib, sys, time
+from mira_jax import files
+with files.lock(pathlib.Path(sys.argv[1])):
+  print('held', flush=True)
+  time.sleep(60)
+"""
+
+
+def test_two_trainings_in_one_folder(data, run):
   """The second one ends at once; a kill frees the lock; readers need none."""
-  folder = tmp_path / 'two'
-  call = runs.command(
-    tmp_path / 'cache', 'train.py', *runs.FLAGS, '--config.train.epochs=2000',
-    f'--config.data.dataset={data}', f'--workdir={folder}',
-  )  # fmt: skip
-  with subprocess.Popen(
-    **call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
-  ) as first:
-    for line in first.stdout:
-      if line.startswith('step 3/'):
-        break
-    before = (folder / 'config.json').read_bytes()
+  before = (run / 'config.json').read_bytes()
+  call = [sys.executable, '-c', _HOLD, run / '.lock']
+  with subprocess.Popen(call, stdout=subprocess.PIPE, cwd=runs.ROOT) as first:
+    assert first.stdout.readline() == b'held\n'
     with pytest.raises(MiraInputError, match='locked') as second:
-      loop.train(runs.tiny(data), folder)
+      loop.train(runs.tiny(data, top={'seed': 1}), run)
     assert second.value.exit_code == ExitCode.CHECKPOINT
     where = f'process {first.pid} on {os.uname().nodename}, since 20'
     assert where in second.value.hint
-    assert (folder / 'config.json').read_bytes() == before
-    assert run_folder.read_config(folder).train.epochs == 2000
+    assert (run / 'config.json').read_bytes() == before
+    assert run_folder.read_config(run).seed == 0
     first.kill()
-    first.communicate()
-  with files.lock(folder / '.lock'):  # though its words are there
+  with files.lock(run / '.lock'):  # though its words are there
     pass
 
 
-def test_a_lock_that_says_nothing_of_its_holder(tmp_path, monkeypatch):
-  monkeypatch.setattr(files, '_PATIENCE', 1)
+def test_a_lock_that_says_nothing_of_its_holder(tmp_path):
   path = tmp_path / '.lock'
-  for content in (b'', b'\xff\x00', b'[]', b'{"pid": 1}'):
+  for content in (b'', b'\xff\x00', b'{"pid": 1}'):
     with path.open('ab') as other:
       fcntl.flock(other, fcntl.LOCK_EX)
       path.write_bytes(content)
@@ -148,20 +142,12 @@ def test_too_few_open_files_are_noticed_at_the_start(tmp_path):
 # ----- damaged files beside the checkpoints ---------------------------------
 
 
-def empty(path):
-  path.write_bytes(b'')
-
-
 def noise(path):
   path.write_bytes(np.random.default_rng(0).bytes(3000))
 
 
 def truncated(path):
   path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-
-
-def other_json(path):
-  path.write_text('[1, {"step": "two"}, null]\n{"step": 1, "loss": "low"}\n')
 
 
 def other_types(path):
@@ -195,8 +181,7 @@ def a_fifo(path):
 
 
 DAMAGE = (
-  empty, noise, truncated, other_json, other_types, deep, huge, absurd,
-  a_folder, a_fifo,
+  noise, truncated, other_types, deep, huge, absurd, a_folder, a_fifo
 )  # fmt: skip
 SIDE_FILES = (
   'config.json', 'metadata.json', 'metrics.jsonl', 'eval_history.jsonl',
@@ -206,7 +191,7 @@ SIDE_FILES = (
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('first', [0, 3, 7])
+@pytest.mark.parametrize('first', [0, 5])
 def test_damaged_side_files_do_not_stop_a_run(data, run, whole, caplog, first):
   """Every file in another way, all at once."""
   shutil.rmtree(run / 'checkpoints' / '12')  # so that steps are left
@@ -234,23 +219,6 @@ def test_damaged_side_files_do_not_stop_a_run(data, run, whole, caplog, first):
   jax.tree.map(np.testing.assert_array_equal, a, b)
   assert log.read(run)[-1]['step'] == 12
   assert results.read(run)[0].matrix.sum() == 9
-
-
-def test_sound_rows_of_a_damaged_log_are_kept(data, run, whole, caplog):
-  path = run / log.METRICS
-  lines = path.read_text().splitlines(keepends=True)
-  shutil.rmtree(run / 'checkpoints' / '12')
-  damaged = ''.join([*lines[:4], '{"step": 4, \0\n', *lines[4:]])
-  path.write_text(damaged)
-  loop.train(runs.tiny(data), run)
-  (text,) = texts(caplog)
-  assert f'{path} is damaged (line 5 is not a row)' in text
-  assert (run / 'metrics.jsonl.damaged').read_text() == damaged
-  found, expected = (
-    [(row['step'], row.get('loss')) for row in log.read(x)]
-    for x in (run, whole)
-  )
-  assert found == expected
 
 
 @pytest.mark.parametrize('damage', DAMAGE, ids=lambda f: f.__name__)
@@ -284,11 +252,7 @@ def test_readers_of_a_damaged_run(run, caplog, damage):
 @pytest.mark.parametrize(
   ('field', 'value'),
   [
-    ('model.heads', 0),
     ('model.frames', 10**400),
-    ('model.depth', 2.5),
-    ('model.mlp_ratio', float('nan')),
-    ('data.dataset', 7),
     ('model.mira', {'mode': 'x' * 10**5}),
     ('model', None),
   ],
@@ -306,69 +270,3 @@ def test_absurd_values_of_config_json(run, field, value):
   assert caught.value.code == 'bad_config'
   assert group in str(caught.value)
   assert len(str(caught.value)) < 600
-
-
-# ----- rows that kills would repeat -----------------------------------------
-
-
-class Killed(BaseException):
-  """Ends a run as SIGKILL does: nothing of it is written afterwards."""
-
-
-def timeless(folder):
-  """The rows of a log without how fast they were."""
-  return [
-    {n: x for n, x in row.items() if n != 'clips_per_second'}
-    for row in log.read(folder)
-  ]
-
-
-def stop_after(monkeypatch, step, cfg, folder):
-  """Trains until SIGTERM comes while a step is computed."""
-  add = log.Log.add
-
-  def add_and_stop(self, at, metrics):
-    add(self, at, metrics)
-    if at == step:
-      os.kill(os.getpid(), signal.SIGTERM)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(log.Log, 'add', add_and_stop)
-    with pytest.raises(SystemExit):
-      loop.train(cfg, run_folder.open_workdir(str(folder)))
-  assert checkpoint_reader.steps(folder / 'checkpoints')[-1] == step
-
-
-def test_a_validation_that_was_killed_is_not_written_twice(
-  data, whole, tmp_path, monkeypatch
-):
-  """SIGTERM when one is due, then SIGKILL when it has been written."""
-  stop_after(monkeypatch, 6, runs.tiny(data), tmp_path)
-
-  def killed(*_):
-    raise Killed
-
-  with monkeypatch.context() as patch:
-    patch.setattr(checkpoint.Checkpoints, 'rate', killed)
-    with pytest.raises(Killed):
-      loop.train(runs.tiny(data), tmp_path)
-  assert timeless(tmp_path) == timeless(whole)[: len(timeless(tmp_path))]
-  loop.train(runs.tiny(data), tmp_path)
-  assert timeless(tmp_path) == timeless(whole)
-
-
-def test_rows_are_the_same_when_a_run_is_stopped_between_two(
-  data, tmp_path, monkeypatch
-):
-  """They are means of five steps, and the run is stopped after the ninth."""
-
-  def cfg():
-    made = runs.tiny(data)
-    made.train.log_every = 5
-    return made
-
-  undisturbed = run_folder.open_workdir(str(tmp_path / 'undisturbed'))
-  loop.train(cfg(), undisturbed)
-  stop_after(monkeypatch, 9, cfg(), tmp_path / 'stopped')
-  loop.train(cfg(), tmp_path / 'stopped')
-  assert timeless(tmp_path / 'stopped') == timeless(undisturbed)
