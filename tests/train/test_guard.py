@@ -18,7 +18,7 @@ import pytest
 import runs
 from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.train import build, checkpoint, guard, log, loop, optim
+from mira_jax.train import build, guard, log, loop, optim
 from mira_jax.train import step as steps
 from mira_jax.weights.weights_file import LAST, load_weights
 
@@ -58,22 +58,9 @@ def test_constant_losses_are_no_spikes():
   assert not guard.is_spike(jnp.zeros(128), jnp.float32(0), 6.0)
 
 
-def test_hard_clips_are_no_spikes_when_most_are_learnt():
-  # Losses over decades, as of clips that are nearly learnt: on a linear scale
-  # 6 deviations are passed a few times in a thousand.
-  rng = np.random.default_rng(0)
-  values = np.exp(rng.normal(-4, 1.3, 1500)).astype(np.float32)
-  windows = np.lib.stride_tricks.sliding_window_view(values[:-1], 128)
-  limits = windows.mean(1) + 6 * windows.std(1)
-  assert (values[128:] > limits).sum() > 3
-  assert set(judged(values)[1]) == {guard.KEPT}
-
-
 def test_nothing_is_a_spike_before_the_window_is_full():
   assert judged([1.0] * 127 + [1e6])[1][-1] == guard.KEPT
-  state, verdicts = judged([1.0] * 128 + [1e6])
-  assert verdicts[-1] == guard.SPIKE
-  assert (state.spikes, state.skipped, state.last_good) == (1, 0, 128)
+  assert judged([1.0] * 128 + [1e6])[1][-1] == guard.SPIKE
   assert judged([1.0] * 128 + [1e6], sigmas=0.0)[1][-1] == guard.KEPT
 
 
@@ -333,23 +320,6 @@ def test_a_skipped_step_is_as_if_it_had_not_been(trainer):
   assert (a.step, b.step) == (3, 2)
 
 
-def test_the_guard_is_saved_and_a_run_resumes_to_the_bit(trainer, tmp_path):
-  state = trainer.begin()
-  target = sharding.abstract(state, trainer.mesh)
-  batches = [batch_of(1.5), with_fault('level'), batch_of(2.0), batch_of(0.5)]
-  with checkpoint.Checkpoints(tmp_path, {}) as checkpoints:
-    for i, batch in enumerate(batches):
-      state, _ = trainer.step(state, batch)
-      if i == 1:
-        checkpoints.save(2, state)
-  with checkpoint.Checkpoints(tmp_path, {}) as checkpoints:
-    resumed = checkpoints.restore(target)
-  assert (resumed.guard.skipped, resumed.guard.in_a_row) == (1, 1)
-  for batch in batches[2:]:
-    resumed, _ = trainer.step(resumed, batch)
-  assert_same(jax.device_get(state), jax.device_get(resumed))
-
-
 # ----- whole runs -------------------------------------------------------------
 
 
@@ -368,18 +338,17 @@ def test_a_run_that_ended_resumes_from_its_last_good_step(
 
     return made._replace(step=step)
 
-  cfg = {'train': {'save_every': 1}, 'optim': {'max_bad_steps': 2}}
   training = build.training
   with monkeypatch.context() as patch:
     patch.setattr(build, 'training', ruined)
-    with pytest.raises(MiraInputError, match='step 5 is nan') as caught:
-      loop.train(runs.tiny(data, **cfg), tmp_path)
+    with pytest.raises(MiraInputError, match='step 3 is nan') as caught:
+      loop.train(runs.tiny(data, train={'save_every': 1}), tmp_path)
   assert caught.value.exit_code == ExitCode.NUMERIC
   assert 'last good step is 2' in caught.value.hint
   assert 'newest checkpoint is of step 2' in caught.value.hint
   saved = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert saved == [1, 2]  # not one of a state under suspicion
-  assert [row['skipped'] for row in log.read(tmp_path)] == [0, 0, 1, 2]
+  assert [row['skipped'] for row in log.read(tmp_path)] == [0, 0]
   loop.train(runs.tiny(data), tmp_path)
   a, b = (load_weights(x / LAST)[0] for x in (tmp_path, whole))
   assert_same(a, b)
