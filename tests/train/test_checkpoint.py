@@ -7,7 +7,6 @@ import errno
 import logging
 import math
 import shutil
-import time
 
 import jax
 import jax.numpy as jnp
@@ -93,12 +92,9 @@ def warnings(caplog):
   return texts
 
 
-@pytest.mark.parametrize(
-  'damage', [flip_a_bit, lambda folder: shutil.rmtree(folder / 'state')]
-)
-def test_damage_falls_back_to_the_step_before(tmp_path, caplog, damage):
+def test_damage_falls_back_to_the_step_before(tmp_path, caplog):
   save(tmp_path, {1: 0.1, 2: 0.2})
-  damage(tmp_path / '2')
+  flip_a_bit(tmp_path / '2')
   with caplog.at_level(logging.WARNING):
     restored = restore(tmp_path)
   jax.tree.map(np.testing.assert_array_equal, restored, state(1))
@@ -108,7 +104,7 @@ def test_damage_falls_back_to_the_step_before(tmp_path, caplog, damage):
   assert (tmp_path / '2.corrupt').is_dir()
   save(tmp_path, {2: 0.2})  # its number is free again
   assert restore(tmp_path).step == 2
-  damage(tmp_path / '2')  # and may be damaged again
+  shutil.rmtree(tmp_path / '2' / 'state')  # and may be damaged again
   assert restore(tmp_path).step == 1
   names = sorted(path.name for path in tmp_path.iterdir())
   assert names == ['1', '2.corrupt']
@@ -198,38 +194,6 @@ def test_training_goes_on_while_a_state_is_saved(tmp_path):
   jax.tree.map(np.testing.assert_array_equal, restored, expected)
 
 
-def test_a_full_disk_is_reported_at_the_next_step(tmp_path):
-  save(tmp_path, {1: 0.1})
-  before = manifest.read(tmp_path / '1')
-  # Which cannot be compressed.
-  noise = {'kernel': jax.random.normal(jax.random.key(0), (1000, 250))}
-
-  def save_and_go_on():
-    with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
-      checkpoints.save(2, dataclasses.replace(state(2), params=noise))
-      for _ in range(1000):
-        checkpoints.check()
-        time.sleep(0.01)
-      raise AssertionError('nobody noticed')
-
-  with (
-    runs.file_limit(100_000),
-    pytest.raises(MiraInputError, match='not_written') as caught,
-  ):
-    save_and_go_on()
-  error = caught.value
-  assert error.exit_code == ExitCode.NOT_WRITTEN
-  assert error.path == str(tmp_path)
-  assert 'of 1 MB could not be written' in error.hint
-  assert 'MB are free' in error.hint
-  assert '\n' not in str(error)
-  assert any('tmp' in path.name for path in tmp_path.iterdir())
-  assert restore(tmp_path).step == 1
-  assert manifest.verify(tmp_path / '1') == ''
-  assert manifest.read(tmp_path / '1') == before
-  assert [path.name for path in tmp_path.iterdir()] == ['1']
-
-
 def full(*_):
   raise OSError(errno.ENOSPC, 'No space left on device')
 
@@ -259,10 +223,6 @@ def test_names_that_are_no_steps(tmp_path, caplog):
   assert f'{tmp_path / "2"} is damaged (it is not a folder)' in text
   assert (tmp_path / '2.damaged').read_text() == 'a file'
   assert restore(tmp_path).step == 2
-  shutil.move(tmp_path, tmp_path.with_name('moved'))
-  tmp_path.write_text('')
-  with pytest.raises(MiraInputError, match='it is not a folder'):
-    restore(tmp_path)
 
 
 @pytest.mark.parametrize('when', ['before', 'after'])
@@ -314,19 +274,6 @@ def test_a_step_that_always_vanishes_ends_in_one_line(tmp_path, monkeypatch):
   other = {'params': {'head': {'kernel': jnp.zeros((7, 7))}}}
   with pytest.raises(MiraInputError, match='run_changed'):
     checkpoint_reader.read_weights(tmp_path, '1', abstract(other))
-
-
-def test_a_step_gets_its_accuracy_later(tmp_path):
-  with checkpoint.Checkpoints(tmp_path, IDENTITY) as checkpoints:
-    checkpoints.save(1, state(1), 0.5)
-    checkpoints.save(2, state(2))
-    checkpoints.wait()
-    assert checkpoints.accuracy(1) == 0.5
-    assert checkpoints.accuracy(2) is None
-    checkpoints.rate(2, 0.75)
-    step, best = checkpoints.restore_best(target())
-    assert (step, int(best.step)) == (2, 2)
-  assert manifest.verify(tmp_path / '2') == ''
 
 
 # ----- other devices --------------------------------------------------------

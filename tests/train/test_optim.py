@@ -137,11 +137,6 @@ def test_scales_are_the_references():
   assert len(found) == depth + 5
 
 
-def test_parameters_without_an_encoder_are_refused():
-  with pytest.raises(KeyError, match='encoder'):
-    optim.layer_scales({'kernel': np.ones((2, 2))}, 0.5)
-
-
 # ----- updates --------------------------------------------------------------
 
 
