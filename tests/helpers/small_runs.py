@@ -21,7 +21,7 @@ def tiny(path, /, **groups):
     data={
       'rate': 1, 'flip': False, 'shift': 0, 'brightness': 0.0, 'contrast': 0.0,
     },
-    optim={'lr': 1e-2, 'ema_decay': 0.0},
+    optim={'lr': 3e-2, 'ema_decay': 0.0},
     train={'epochs': 8, 'log_every': 4, 'save_every': 200, 'eval_every': 4},
   )  # fmt: skip
   return runs.change(cfg, groups)
@@ -32,5 +32,6 @@ def pretraining(path, /, **groups):
   cfg.pretrain = config.PretrainConfig(
     decoder_dim=8, decoder_depth=1, decoder_heads=2, mask_ratio=0.5
   )
+  cfg.optim.lr = 1e-2
   cfg.model.mira = MiraConfig(statistics='batch_ema')
   return cfg
