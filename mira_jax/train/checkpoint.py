@@ -71,7 +71,6 @@ class Checkpoints:
     self._sealer = concurrent.futures.ThreadPoolExecutor(1)
     self._sealing: concurrent.futures.Future | None = None
     self._size = 0  # of a state, in bytes
-    self._quiet = contextlib.ExitStack()
     if jax.process_index() == 0:
       if self._directory.exists() and not self._directory.is_dir():
         hint = 'it is not a folder; remove it, or choose a new --workdir'
@@ -153,11 +152,9 @@ class Checkpoints:
       yield
     except Exception as error:  # orbax and tensorstore raise many kinds
       free = shutil.disk_usage(self._directory).free
-      hint = (
-        f'a checkpoint of {self._size / 1e6:,.0f} MB could not be written, '
-        f'{free / 1e6:,.0f} MB are free; the ones before are untouched and the '
-        f'same command resumes from them ({reader.first_line(error)})'
-      )
+      hint = f'{self._size / 1e6:,.0f} MB could not be written, '
+      hint += f'{free / 1e6:,.0f} MB are free; the same command resumes from '
+      hint += f'the checkpoint before ({reader.first_line(error)})'
       raise not_written(self._directory, hint) from error
 
   def accuracy(self, step: int) -> float | None:
@@ -178,7 +175,6 @@ class Checkpoints:
     """The newest valid state, or None in a fresh directory.
 
     Damaged steps that are newer are renamed N.corrupt, with a warning each.
-
     Leaves of `target` are `jax.ShapeDtypeStruct` with shardings, of any mesh.
 
     Raises:
@@ -253,11 +249,7 @@ class Checkpoints:
   def _changes(
     self, saved: Mapping[str, Any], current: Mapping[str, Any], group: str = ''
   ) -> Iterator[tuple[str, Any, Any]]:
-    """Names whose values differ, with both; what `saved` lacks has a default.
-
-    So a run of an older version resumes although the configuration has gained
-    fields since.
-    """
+    """Names whose values differ, with both; what `saved` lacks is a default."""
     for key, now in current.items():
       name = group + key
       before = saved.get(key, self._defaults.get(name))
@@ -267,7 +259,6 @@ class Checkpoints:
         yield name, before, now
 
   def __enter__(self) -> Checkpoints:
-    self._quiet.enter_context(without_tracebacks())
     return self
 
   def __exit__(self, kind: type | None, *error: Any) -> None:
@@ -282,15 +273,13 @@ class Checkpoints:
     finally:
       self._sealer.shutdown()
       self._writer.close()
-      self._quiet.close()
 
 
 @contextlib.contextmanager
 def without_tracebacks() -> Iterator[None]:
-  """Silences tracebacks of failed saves, which `wait` raises as one line.
+  """Silences what orbax, asyncio and tensorstore log of failed saves.
 
-  Orbax logs them; asyncio logs those of a save's other files, and tensorstore
-  that the event loop of those under way is closed.
+  `Checkpoints.wait` raises them as one line.
   """
   absl, asyncio = logging.getLogger('absl'), logging.getLogger('asyncio')
   level, before = asyncio.level, sys.unraisablehook

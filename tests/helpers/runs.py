@@ -7,7 +7,6 @@ import os
 import pathlib
 import resource
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -172,19 +171,14 @@ FLAGS = (
 )
 
 
-def xla_flags(devices: int) -> str:
-  """Those of the tests, and so many simulated devices."""
-  count = f'--xla_force_host_platform_device_count={devices}'
-  return f'{os.environ.get("XLA_FLAGS", "")} {count}'.strip()
-
-
 def command(
   cache: pathlib.Path, script: str, *arguments: str, devices: int = 1
 ) -> dict[str, Any]:
   """A command line for `subprocess`, with a shared cache of programs."""
+  count = f'--xla_force_host_platform_device_count={devices}'
   environment = os.environ | {
     'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': xla_flags(devices),
+    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {count}',
     'JAX_COMPILATION_CACHE_DIR': str(cache),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
     'PYTHONPATH': f'{ROOT}:{ROOT / "tests" / "helpers"}',
@@ -195,8 +189,3 @@ def command(
     'cwd': ROOT,
     'text': True,
   }
-
-
-def finish(call: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-  """Runs a command to its end."""
-  return subprocess.run(**call, capture_output=True, timeout=300)
