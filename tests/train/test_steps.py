@@ -32,15 +32,6 @@ MODEL = ModelConfig(
 FLAX = build.build_model(dataclasses.asdict(MODEL))
 
 
-def clips(count: int, seed: int = 0):
-  rng = np.random.default_rng(seed)
-  return {
-    'video': rng.integers(0, 256, (count, 4, 16, 16, 3), np.uint8),
-    'label': np.arange(count, dtype=np.int32) % 3,
-    'mask': np.ones(count, bool),
-  }
-
-
 def prepared(key, video):
   del key
   return transforms.prepare(video)
@@ -135,7 +126,7 @@ def test_every_step_draws_anew_and_the_same_again():
   def losses(state):
     out = []
     for _ in range(3):
-      state, metrics = step(state, clips(4))
+      state, metrics = step(state, runs.batch(4))
       out.append(float(metrics['loss']))
     return out
 
@@ -147,7 +138,7 @@ def test_every_step_draws_anew_and_the_same_again():
 def test_masked_rows_change_nothing():
   # Statistics per clip: those of a batch would see the masked rows.
   state, step = plain()
-  batch, junk = clips(12), clips(12, seed=9)
+  batch, junk = runs.batch(12), runs.batch(12, seed=9)
   batch['mask'] = junk['mask'] = np.arange(12) < 4
   junk['video'][:4] = batch['video'][:4]
   junk['label'][4:] = 1 - batch['label'][4:] % 2
@@ -182,7 +173,10 @@ def test_cross_entropy_by_hand():
 def test_parts_of_a_batch_give_the_gradient_of_the_whole():
   # Plain SGD, statistics per clip, no draws: the mean of means is the mean.
   (state, step), (_, part_step) = plain(), plain(accumulate=3)
-  (whole, a), (apart, b) = step(state, clips(12)), part_step(state, clips(12))
+  (whole, a), (apart, b) = (
+    step(state, runs.batch(12)),
+    part_step(state, runs.batch(12)),
+  )
   assert_close(whole.params, apart.params, rtol=1e-4, atol=2e-6)
   assert a.keys() == b.keys()
   assert_close(dict(a), dict(b), rtol=1e-4)
@@ -190,7 +184,7 @@ def test_parts_of_a_batch_give_the_gradient_of_the_whole():
 
 def test_every_part_draws_for_itself_and_mira_goes_from_part_to_part():
   state, step = start(None, noisy, optax.sgd(0.0), mira=ZERO, accumulate=4)
-  state, row = step(state, clips(16))
+  state, row = step(state, runs.batch(16))
   keys = jax.random.split(jax.random.fold_in(KEY, 0), 4)
   draws = np.array([jax.random.uniform(key) for key in keys])
   assert len(set(draws.tolist())) == 4
@@ -207,7 +201,7 @@ def test_repeated_clips_are_augmented_anew_each_time():
     weighted = (jax.vmap(jax.random.uniform)(keys) * batch['label']).sum()
     return params['head']['bias'].sum(), ({'weighted': weighted}, mira)
 
-  batch = clips(4)
+  batch = runs.batch(4)
   state, step = start(None, spy, optax.sgd(0.0), repeats=3)
   keys = jax.random.split(jax.random.fold_in(KEY, 0), 12)
   draws = jax.vmap(jax.random.uniform)(keys)
@@ -224,7 +218,7 @@ def test_the_average_is_exponential_and_is_what_is_scored():
     None, slope, optax.sgd(1.0), averaged=True, ema_decay=0.75
   )
   for _ in range(3):
-    state, _ = step(state, clips(4))
+    state, _ = step(state, runs.batch(4))
   # 3/4 of -(3/4 of -(1/4 of 1) and 1/4 of 2), and 1/4 of 3.
   average = -(0.75 * (0.75 * 0.25 * 1 + 0.25 * 2) + 0.25 * 3)
   np.testing.assert_allclose(state.average['head']['bias'], average)
@@ -257,7 +251,7 @@ def test_a_weighted_mean_divides_by_the_weights():
 
 
 def test_classes_are_weighed():
-  batch, params = clips(12), plain()[0].params
+  batch, params = runs.batch(12), plain()[0].params
   picked = batch | {'mask': batch['label'] == 1}
   losses = [
     jax.jit(objectives.classification(FLAX, prepared, class_weights=weights))
@@ -279,7 +273,7 @@ def test_a_frozen_backbone_does_not_move_and_costs_no_gradient():
     objectives.classification(FLAX, prepared)
   )
   gradient = jax.jit(jax.grad(objective, has_aux=True))
-  grads, _ = gradient(params, {}, clips(8), KEY)
+  grads, _ = gradient(params, {}, runs.batch(8), KEY)
   assert float(optax.tree.norm(grads['head'])) > 0
   assert float(optax.tree.norm(grads | {'head': 0.0})) == 0
   optimizer = optim.head_only(optim.adamw(lambda step: 0.1, weight_decay=0.5))
