@@ -14,7 +14,7 @@ def train_indices(
   num_frames: int, T: int, rate: int, rng: np.random.Generator
 ) -> np.ndarray:
   """Indices [T] of a window that starts anywhere it fits, uniformly."""
-  room = _room(num_frames, T, rate)
+  room = num_frames - T * rate
   if room < 0:
     return _short(num_frames, T)
   return int(rng.integers(room + 1)) + rate * np.arange(T)
@@ -29,7 +29,7 @@ def pretrain_indices(
   those are read at `rate` from the start while one frame more would follow,
   and then the last index comes again.
   """
-  if _room(num_frames, T, rate) >= 0:
+  if num_frames >= T * rate:
     return train_indices(num_frames, T, rate, rng)
   steps = max(0, (num_frames - 2) // rate)
   return rate * np.minimum(np.arange(T), steps)
@@ -43,23 +43,12 @@ def test_indices(
   View i is centred on the middle of the i-th of `views` equal parts, as far as
   the clip's ends allow. One view is the centre window.
   """
-  room = _room(num_frames, T, rate)
-  if not 0 <= view < views:
-    raise ValueError(f'view {view} is not one of {views}: use 0..{views - 1}')
+  room = num_frames - T * rate
   if room < 0:
     return _short(num_frames, T)
   # Python's round: halves go to the even neighbour, as in the reference.
   start = round((view + 0.5) * num_frames / views - T * rate / 2)
   return min(max(start, 0), room) + rate * np.arange(T)
-
-
-def _room(num_frames: int, T: int, rate: int) -> int:
-  """Frames that a window leaves; below 0 in a clip shorter than one."""
-  if min(num_frames, T, rate) < 1:
-    raise ValueError(
-      f'num_frames, T and rate must be positive, got {num_frames}, {T}, {rate}'
-    )
-  return num_frames - T * rate
 
 
 def _short(num_frames: int, T: int) -> np.ndarray:

@@ -59,9 +59,6 @@ def compare(ours, theirs, *, share=0.0):
   assert (gap > 0).mean() <= share
 
 
-# ----- operations on pixels ---------------------------------------------------
-
-
 @pytest.mark.parametrize('clip', CLIPS.values(), ids=CLIPS)
 @pytest.mark.parametrize(
   ('ours', 'theirs'),

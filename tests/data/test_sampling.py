@@ -79,10 +79,3 @@ def test_indices_are_in_order_inside_and_repeatable(
     np.testing.assert_array_equal(rule(), indices)
     if n >= T * rate:
       assert (np.diff(indices) == rate).all()
-
-
-def test_sizes_are_positive_and_views_exist():
-  with pytest.raises(ValueError, match='positive'):
-    sampling.train_indices(8, 0, 2, _rng())
-  with pytest.raises(ValueError, match='view 2 is not one of 2'):
-    sampling.test_indices(8, 4, 1, 2, 2)

@@ -37,9 +37,6 @@ PRETRAIN = {
     ('params/encoder/block_0/attn/q_bias', (12, 64), P('model')),
     ('average/encoder/block_0/mlp/fc1/kernel', (768, 3072),
      P('fsdp', 'model')),
-    ('params/encoder/block_0/mlp/fc1/bias', (3072,), P('model')),
-    ('params/encoder/block_0/mlp/fc2/kernel', (3072, 768),
-     P('model', 'fsdp')),
     # Too small, of no rule, or not divisible.
     ('params/encoder/block_0/norm1/scale', (768,), P()),
     ('params/embed/kernel', (2, 16, 16, 3, 768),
