@@ -17,7 +17,8 @@ function here.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,30 +64,20 @@ class MiraConfig:
   temperature: float = 0.17  # tau: multiplies the score in the softmax
 
   def __post_init__(self):
-    allowed = {
-      'mode': ('exact', 'flashlite'),
-      'statistics': ('instance', 'batch', 'batch_ema'),
-    }
-    for name, values in allowed.items():
-      if getattr(self, name) not in values:
-        raise ValueError(
-          f'MiraConfig.{name} is {getattr(self, name)!r}; use one of {values}'
-        )
+    modes = ('exact', 'flashlite')
+    statistics = ('instance', 'batch', 'batch_ema')
+    self._check('mode', lambda x: x in modes, f'one of {modes}')
+    self._check('statistics', lambda x: x in statistics, f'one of {statistics}')
     for name in ('uniform_mix', 'residual_mix', 'floor', 'ema_momentum'):
-      if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(
-          f'MiraConfig.{name} is {getattr(self, name)}; use 0 to 1'
-        )
-    if not 0 < self.gain_min <= self.gain_max:
-      raise ValueError(
-        f'MiraConfig.gain_min, gain_max are {self.gain_min}, {self.gain_max}; '
-        'use 0 < gain_min <= gain_max'
-      )
-    for name in ('power', 'power_eps', 'temperature'):
-      if not 0 < getattr(self, name) < float('inf'):
-        raise ValueError(
-          f'MiraConfig.{name} is {getattr(self, name)}; use more than 0'
-        )
+      self._check(name, lambda x: 0 <= x <= 1, '0 to 1')
+    for name in ('gain_min', 'power', 'power_eps', 'temperature'):
+      self._check(name, lambda x: 0 < x < float('inf'), 'more than 0')
+    self._check('gain_max', lambda x: self.gain_min <= x, 'gain_min or more')
+
+  def _check(self, name: str, allows: Callable[[Any], bool], use: str) -> None:
+    value = getattr(self, name)
+    if not allows(value):
+      raise ValueError(f'MiraConfig.{name} is {value!r}; use {use}')
 
 
 class FrameGain(NamedTuple):
@@ -125,7 +116,7 @@ def frame_statistics(
 
   Args:
     marginal: [B, L], not negative; need not sum to 1.
-    num_frames: T; must divide L.
+    num_frames: T.
     confidence_floor: least mass of a frame before its share is taken.
 
   Returns:
@@ -134,7 +125,7 @@ def frame_statistics(
     frame has no such entropy: concentration is then None.
 
   Raises:
-    ValueError: when num_frames does not divide L.
+    ValueError: num_frames does not divide L.
   """
   batch, length = marginal.shape
   if length % num_frames:
@@ -228,12 +219,9 @@ def frame_gain(
 
 
 def key_gain(gain: Array, num_tokens: int, *, num_prefix: int = 0) -> Array:
-  """Gain of every key from the gain of its frame: [B, T] -> [B, L].
+  """Gain of every key from the gain of its frame: [B or 1, T] -> [B or 1, L].
 
-  Args:
-    gain: [B or 1, T].
-    num_tokens: L, prefix included.
-    num_prefix: leading tokens of no frame (a CLS token); their gain is 1.
+  The L tokens include a prefix of no frame (a CLS token), whose gain is 1.
   """
   batch, num_frames = gain.shape
   gain = jnp.repeat(gain, (num_tokens - num_prefix) // num_frames, axis=-1)

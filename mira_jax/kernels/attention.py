@@ -3,7 +3,10 @@
 `redistributed_attention` is the one operation. `mira_attention` estimates its
 gain: from the keys (flashlite) or from the attention itself (exact). Which
 implementation runs is `kernels.dispatch`'s choice; softmax and statistics run
-in at least float32 everywhere.
+in at least float32 everywhere. Queries, keys and values are [B, L, H, D].
+
+Arrays that differ in shape or dtype, an unknown `implementation` and one that
+cannot serve (`dispatch.RefusalError`) raise ValueError.
 """
 
 from __future__ import annotations
@@ -64,9 +67,9 @@ def redistributed_attention(
   also under `jax.set_mesh`, or kernels cannot be split.
 
   Args:
-    q: queries [B, L, H, D].
-    k: keys [B, L, H, D].
-    v: values [B, L, H, D].
+    q: queries.
+    k: keys.
+    v: values.
     gain: [B or 1, L], not negative.
     residual_mix: eta, 0 keeps A, 1 replaces it.
     floor: epsilon, the uniform share of a redistributed row, 0 to 1.
@@ -75,10 +78,6 @@ def redistributed_attention(
 
   Returns:
     [B, L, H, D].
-
-  Raises:
-    ValueError: arrays that differ in shape or dtype, an unknown implementation,
-      or one that cannot serve (`dispatch.RefusalError`).
   """
   biased = residual_mix == 1 and floor == 0
   mode = 'plain' if gain is None else 'flashlite' if biased else 'exact'
@@ -104,20 +103,7 @@ def redistributed_attention(
 def attention_marginal(
   q: Array, k: Array, *, implementation: str | None = None
 ) -> Array:
-  """Attention that each key receives, mean over heads and queries.
-
-  Args:
-    q: queries [B, L, H, D].
-    k: keys [B, L, H, D].
-    implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
-
-  Returns:
-    [B, L], sums to 1.
-
-  Raises:
-    ValueError: arrays that differ in shape or dtype, an unknown implementation,
-      or one that cannot serve (`dispatch.RefusalError`).
-  """
+  """Attention that each key receives, mean over heads and queries: [B, L]."""
   name = dispatch.resolve(implementation, dispatch.request(q, k, k, 'exact'))
   operations = dispatch.IMPLEMENTATIONS[name].operations()
   return partition.over_heads(operations.marginal, q, k, mean=True)
@@ -140,9 +126,9 @@ def mira_attention(
   Parts of the result that the caller drops are not computed under `jax.jit`.
 
   Args:
-    q: queries [B, L, H, D], tokens ordered frame by frame.
-    k: keys [B, L, H, D].
-    v: values [B, L, H, D].
+    q: queries, tokens ordered frame by frame.
+    k: keys.
+    v: values.
     num_frames: T, dividing L - num_prefix.
     config: MiRA's hyper-parameters; None is plain attention.
     num_prefix: leading tokens of no frame (a CLS token): left out of the
@@ -150,10 +136,6 @@ def mira_attention(
     past: [T] EMA of the confidence, for statistics='batch_ema' in training.
     training: whether a training step is running.
     implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
-
-  Raises:
-    ValueError: arrays that differ in shape or dtype, an unknown implementation,
-      or one that cannot serve (`dispatch.RefusalError`).
   """
   mode = 'plain' if config is None else config.mode
   name = dispatch.resolve(implementation, dispatch.request(q, k, v, mode))
@@ -183,13 +165,8 @@ def attend_with_maps(
 ) -> Attended:
   """The reference, which keeps the maps.
 
-  Args:
-    q: queries [B, L, H, D].
-    k: keys [B, L, H, D].
-    v: values [B, L, H, D].
-    config: MiRA's hyper-parameters; None is plain attention.
-    estimate: from the key marginal or the key energy [B, L] to what MiRA thinks
-      of each frame and to the gain of every key, [B or 1, L].
+  `estimate` maps the key marginal or the key energy [B, L] to MiRA's estimates
+  of each frame and to the gain of every key, [B or 1, L].
   """
   before = after = reference.attention_map(q, k)
   frames = None

@@ -37,17 +37,8 @@ def with_bias(
   """Puts a bias [B, L] on the logits into eight channels of q, k and v.
 
   Two channels hold it, as what a 16-bit number keeps of bias * sqrt(D) and what
-  it loses: one alone would round the log gain to 8 bits. Differentiable.
-
-  Args:
-    q: [B, L, H, D].
-    k: [B, L, H, D].
-    v: [B, L, H, D].
-    bias: [B, L] float32.
-
-  Returns:
-    The three, [B, L, H, D + 8]. Keep the scale 1 / sqrt(D); the last 8 channels
-    of the output are 0.
+  it loses: one alone would round the log gain to 8 bits. Differentiable. Keep
+  the scale 1 / sqrt(D); the last 8 channels of the output are 0.
   """
   bias = bias * q.shape[-1] ** 0.5
   high = bias.astype(q.dtype)

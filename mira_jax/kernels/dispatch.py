@@ -92,11 +92,7 @@ def request(q: Array, k: Array, v: Array, mode: Mode) -> Request:
 
 
 def choose(asked: Request) -> tuple[str, str]:
-  """The implementation for a request.
-
-  Returns:
-    Its name, a key of IMPLEMENTATIONS, and why.
-  """
+  """The implementation for a request, a key of IMPLEMENTATIONS, and why."""
   batch, length, heads, _ = asked.shape
   platform, kind = asked.target
   if platform == 'cpu':
@@ -174,11 +170,6 @@ def _pallas_tpu() -> Operations:
   return vjp.operations(pallas_tpu.PASSES)
 
 
-def _never(asked: Request) -> str | None:
-  del asked
-  return None
-
-
 def _refusal_gpu(asked: Request) -> str | None:
   if asked.target.platform != 'gpu' or not HOPPER.match(asked.target.kind):
     return f'it runs on NVIDIA H100 and H200, not on {asked.target.kind}'
@@ -207,8 +198,8 @@ def _refusal_cudnn(asked: Request) -> str | None:
 
 
 IMPLEMENTATIONS = {
-  'reference': Implementation(lambda: reference.OPERATIONS, _never),
-  'streaming': Implementation(lambda: streaming.OPERATIONS, _never),
+  'reference': Implementation(lambda: reference.OPERATIONS, lambda _: None),
+  'streaming': Implementation(lambda: streaming.OPERATIONS, lambda _: None),
   'pallas_gpu': Implementation(_pallas_gpu, _refusal_gpu),
   'pallas_tpu': Implementation(_pallas_tpu, _refusal_tpu),
   'cudnn': Implementation(lambda: cudnn.OPERATIONS, _refusal_cudnn),

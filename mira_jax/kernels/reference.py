@@ -25,10 +25,7 @@ def scores(q: Array, k: Array) -> Array:
 def attention_map(q: Array, k: Array, bias: Array | None = None) -> Array:
   """softmax(q k^T / sqrt(D) + bias): [B, L, H, D] twice -> [B, H, L, L].
 
-  Args:
-    q: queries [B, L, H, D].
-    k: keys [B, L, H, D].
-    bias: [B or 1, L], added to the logits of each key.
+  The bias of each key is [B or 1, L].
   """
   logits = scores(q, k)
   if bias is not None:

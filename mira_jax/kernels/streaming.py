@@ -101,6 +101,15 @@ def _logits(q: Array, k: Array, bias: Array | None = None) -> Array:
   return s if bias is None else s + bias
 
 
+def _softmax(q: Array, k: Array, bias: Array | None = None):
+  """Exponentials [rows, L] of a tile, their sums and log-sum-exps [rows, 1]."""
+  s = _logits(q, k, bias)
+  top = s.max(-1, keepdims=True)
+  e = jnp.exp(s - top)
+  total = e.sum(-1, keepdims=True)
+  return e, total, top + jnp.log(total)
+
+
 # ----- softmax(S + bias) v ----------------------------------------------------
 
 
@@ -115,12 +124,9 @@ def _biased_fwd(q, k, v, bias, bias_gradient):
 
   def head(q, k, v, bias):
     def tile(_, q):
-      s = _logits(q, k, bias)
-      top = s.max(-1, keepdims=True)
-      e = jnp.exp(s - top)
-      total = e.sum(-1, keepdims=True)
+      e, total, lse = _softmax(q, k, bias)
       o = _product(e.astype(v.dtype), v, 'ij,jd->id') / total
-      return None, (o.astype(v.dtype), (top + jnp.log(total))[:, 0])
+      return None, (o.astype(v.dtype), lse[:, 0])
 
     _, (o, lse) = jax.lax.scan(tile, None, _tiles(q))
     return _rows(o, len(k)), _rows(lse, len(k))
@@ -167,13 +173,10 @@ def _marginal_fwd(q, k):
   def head(q, k):
     def tile(mass, x):
       q, real = x
-      s = _logits(q, k)
-      top = s.max(-1, keepdims=True)
-      e = jnp.exp(s - top)
-      total = e.sum(-1, keepdims=True)
+      e, total, lse = _softmax(q, k)
       # A matrix product, not a sum of e / total: e is read once.
       mass = mass + _product(real / total, e, 'io,ij->j')
-      return mass, (top + jnp.log(total))[:, 0]
+      return mass, lse[:, 0]
 
     dtype = _wide(q.dtype)
     real = _tiles(jnp.ones((length, 1), dtype))
@@ -212,16 +215,9 @@ attention_marginal.defvjp(_marginal_fwd, _marginal_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def redistributed_attention(q, k, v, gain, residual_mix, floor, gain_gradient):
-  """redistribute(softmax(S), gain) v, see `Operations.redistributed`.
-
-  Row i of the redistributed map is, with A the softmax, a the gain, m the
-  residual mix, f the floor and D_i = (1 - f) sum_j A_ij a_j + f,
-
-    (1 - m + rho_i a_j) A_ij + m f / (L D_i),   rho_i = m (1 - f) / D_i.
-  """
-  return _redistributed_fwd(q, k, v, gain, residual_mix, floor, gain_gradient)[
-    0
-  ]
+  """redistribute(softmax(S), gain) v, see `Operations.redistributed`."""
+  options = residual_mix, floor, gain_gradient
+  return _redistributed_fwd(q, k, v, gain, *options)[0]
 
 
 def _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient):
@@ -231,17 +227,14 @@ def _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient):
     mean = v.mean(0, dtype=gain.dtype)
 
     def tile(_, q):
-      s = _logits(q, k)
-      top = s.max(-1, keepdims=True)
-      e = jnp.exp(s - top)
-      total = e.sum(-1, keepdims=True)
+      e, total, lse = _softmax(q, k)
       mean_gain = _product(e, gain, 'ij,j->i')[:, None] / total
       norm = row_norm(mean_gain, floor)
       rho = mix * (1 - floor) / norm
       w = e * ((1 - mix) + rho * gain)
       o = _product(w.astype(v.dtype), v, 'ij,jd->id') / total
       o = o + (mix * floor / norm) * mean
-      rows = jnp.concatenate([top + jnp.log(total), norm], -1)
+      rows = jnp.concatenate([lse, norm], -1)
       return None, (o.astype(v.dtype), rows)
 
     _, (o, rows) = jax.lax.scan(tile, None, _tiles(q))
@@ -303,10 +296,7 @@ OPERATIONS = Operations(
 
 def _zeros(*likes):
   """Where a head's gradients are summed over tiles; None for none."""
-  return jax.tree.map(
-    lambda x: jnp.zeros(x.shape, _wide(x.dtype)),
-    likes,
-  )
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, _wide(x.dtype)), likes)
 
 
 def _accumulate(sums, q, g, ds, p: Any = None, shared: Any = None):

@@ -3,15 +3,7 @@
 A kernel sweeps over the attention map without storing it, and leaves a few
 numbers per row. What a sweep computes is `Passes`; how sweeps and rows make up
 the operations and their gradients is here, once for all platforms. The algebra
-is derived in docs/kernels.md.
-
-With S = q k^T / sqrt(D), A = softmax(S), and U one L x L x D product per head,
-as large tiles need it, without whole rows at hand:
-
-  operation                      forward   backward
-  biased_attention                 2 U        5 U fused, 7 U split
-  attention_marginal               2 U        5 U
-  redistributed_attention          3 U        5 U fused, 7 U split
+is derived in docs/kernels.md. S = q k^T / sqrt(D), A = softmax(S).
 """
 
 from __future__ import annotations
@@ -70,14 +62,7 @@ class Passes(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
-def biased_attention(
-  passes: Passes,
-  q: Array,
-  k: Array,
-  v: Array,
-  bias: Array | None,
-  bias_gradient: bool,
-) -> Array:
+def biased_attention(passes: Passes, q, k, v, bias, bias_gradient):
   """softmax(S + bias) v, see `Operations.biased`."""
   return _biased_fwd(passes, q, k, v, bias, bias_gradient)[0]
 
@@ -128,20 +113,10 @@ attention_marginal.defvjp(_marginal_fwd, _marginal_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6, 7))
-def redistributed_attention(
-  passes: Passes,
-  q: Array,
-  k: Array,
-  v: Array,
-  gain: Array,
-  residual_mix: float,
-  floor: float,
-  gain_gradient: bool,
-) -> Array:
+def redistributed_attention(passes, q, k, v, gain, mix, floor, gain_gradient):
   """redistribute(softmax(S), gain) v, see `Operations.redistributed`."""
-  return _redistributed_fwd(
-    passes, q, k, v, gain, residual_mix, floor, gain_gradient
-  )[0]
+  options = mix, floor, gain_gradient
+  return _redistributed_fwd(passes, q, k, v, gain, *options)[0]
 
 
 def _redistributed_fwd(passes, q, k, v, gain, mix, floor, gain_gradient):
@@ -164,18 +139,9 @@ def _redistributed_bwd(passes, mix, floor, gain_gradient, residuals, g):
   # sum_j A_ij dA_ij, without a sweep.
   delta = _row_dot(g, y) - pull * mean_gain
   delta -= share * jnp.einsum('blhd,bhd->bhl', g.astype(v_mean.dtype), v_mean)
+  numbers, options = (gain, lse, rho, pull, delta), {'residual_mix': mix}
   dq, dk, dv, dgain = passes.redistribute_backward(
-    q,
-    k,
-    v,
-    gain,
-    lse,
-    rho,
-    pull,
-    delta,
-    g,
-    residual_mix=mix,
-    gain_gradient=gain_gradient,
+    q, k, v, *numbers, g, gain_gradient=gain_gradient, **options
   )
   rest = jnp.einsum('bhl,blhd->bhd', share, g.astype(share.dtype))
   dv = (dv + rest[:, None] / k.shape[1]).astype(v.dtype)

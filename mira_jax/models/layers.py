@@ -91,13 +91,15 @@ def tubelets(video: Array, tubelet: int, patch: int) -> Array:
   Tokens run over time, then height, then width, and so do pixels within them.
   """
   t, h, w = token_grid(video.shape, tubelet, patch)
-  return einops.rearrange(
-    video,
-    'b (t dt) (h dh) (w dw) c -> b (t h w) (dt dh dw) c',
-    t=t,
-    h=h,
-    w=w,
-  )
+  pattern = 'b (t dt) (h dh) (w dw) c -> b (t h w) (dt dh dw) c'
+  return einops.rearrange(video, pattern, t=t, h=h, w=w)
+
+
+def untubelets(x: Array, grid: Grid, tubelet: int, patch: int) -> Array:
+  """The inverse of `tubelets`."""
+  t, h, _ = grid
+  pattern = 'b (t h w) (dt dh dw) c -> b (t dt) (h dh) (w dw) c'
+  return einops.rearrange(x, pattern, t=t, h=h, dt=tubelet, dh=patch, dw=patch)
 
 
 class TubeletEmbed(nn.Module):

@@ -23,6 +23,7 @@ from mira_jax.models.layers import (
   token_grid,
   torch_uniform,
   tubelets,
+  untubelets,
 )
 from mira_jax.models.options import DecoderOptions, EncoderOptions
 from mira_jax.models.spec import BlockSpec, spec_of
@@ -37,10 +38,8 @@ def tube_mask(
 ) -> Array:
   """One random set of spatial positions per clip, hidden in every slot.
 
-  `int(ratio * tokens)` of the N tokens of each of the T slots are masked.
-
-  Returns:
-    [B, T * N] bool, True where masked.
+  `int(ratio * tokens)` of the N tokens of each of the T slots are True in the
+  mask, [B, T * N] bool.
   """
   order = jax.vmap(lambda k: jax.random.permutation(k, tokens))(
     jax.random.split(key, batch)
@@ -100,16 +99,15 @@ def tubelet_targets(
     video: [B, F, H, W, 3] in [0, 1].
     tubelet: frames in a token.
     patch: height and width of a token.
-    normalise: subtract the mean and divide by the standard deviation (ddof 1)
-      plus 1e-6.
+    normalise: False keeps the pixels.
 
   Returns:
     [B, L, tubelet * patch * patch * 3], channel fastest.
   """
   x = tubelets(video, tubelet, patch)
   if normalise:
-    mean = x.mean(axis=2, keepdims=True)
-    x = (x - mean) / (x.std(axis=2, ddof=1, keepdims=True) + 1e-6)
+    mean, std = _statistics(x)
+    x = (x - mean) / std
   return einops.rearrange(x, 'b l p c -> b l (p c)')
 
 
@@ -129,10 +127,10 @@ def reconstruct(
 
   Args:
     prediction: [B, n, P] of the masked tokens.
-    video: [B, F, H, W, 3] in [0, 1].
+    video: see `tubelet_targets`, as are those that follow.
     mask: [B, L], n of them True.
-    tubelet: frames in a token.
-    patch: height and width of a token.
+    tubelet: frames.
+    patch: pixels.
     normalise: whether the prediction is of normalised pixels.
 
   Returns:
@@ -143,32 +141,19 @@ def reconstruct(
   place = masked[:, :, None, None]
   pixels = einops.rearrange(prediction, 'b n (p c) -> b n p c', c=3)
   if normalise:
-    hidden = jnp.take_along_axis(x, place, axis=1)
-    mean = hidden.mean(axis=2, keepdims=True)
-    std = hidden.std(axis=2, ddof=1, keepdims=True)
-    pixels = pixels * (std + 1e-6) + mean
+    mean, std = _statistics(jnp.take_along_axis(x, place, axis=1))
+    pixels = pixels * std + mean
   grey = jnp.where(mask[:, :, None, None], 0.5, x)
   filled = jax.vmap(lambda a, i, b: a.at[i].set(b))(x, masked, pixels)
   grid = token_grid(video.shape, tubelet, patch)
-  shown, drawn = (_untubelets(y, grid, tubelet, patch) for y in (grey, filled))
+  shown, drawn = (untubelets(y, grid, tubelet, patch) for y in (grey, filled))
   return shown, jnp.clip(drawn, 0, 1)
 
 
-def _untubelets(
-  x: Array, grid: tuple[int, int, int], tubelet: int, patch: int
-) -> Array:
-  """The inverse of `layers.tubelets`."""
-  t, h, w = grid
-  return einops.rearrange(
-    x,
-    'b (t h w) (dt dh dw) c -> b (t dt) (h dh) (w dw) c',
-    t=t,
-    h=h,
-    w=w,
-    dt=tubelet,
-    dh=patch,
-    dw=patch,
-  )
+def _statistics(x: Array) -> tuple[Array, Array]:
+  """Mean and deviation (ddof 1, plus 1e-6) of tubelets [B, L, P, 3]."""
+  mean = x.mean(axis=2, keepdims=True)
+  return mean, x.std(axis=2, ddof=1, keepdims=True) + 1e-6
 
 
 def reconstruction_loss(

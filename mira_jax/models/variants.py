@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import einops
 import jax
@@ -57,18 +58,16 @@ def within_frames(
   del past
   frames = spec.num_frames
   one = dataclasses.replace(spec, num_frames=1, num_prefix=0, mira=None)
-  q, k, v = (
-    einops.rearrange(x, 'b (t n) h d -> (b t) n h d', t=frames)
-    for x in (q, k, v)
-  )
+  fold = 'b (t n) h d -> (b t) n h d'
+  q, k, v = (einops.rearrange(x, fold, t=frames) for x in (q, k, v))
   attended = joint(one, q, k, v)
   output = einops.rearrange(
     attended.output, '(b t) n h d -> b (t n) h d', t=frames
   )
   maps = None
   if spec.record and attended.before is not None:
-    maps = _block_diagonal(attended.before, frames)
-    maps = einops.rearrange(maps, 'b h t q u k -> b h (t q) (u k)')
+    unfold = 'b h t q u k -> b h (t q) (u k)'
+    maps = _block_diagonal(attended.before, frames, unfold)
   return Attended(output, maps, maps, None)
 
 
@@ -96,25 +95,19 @@ def over_time(
     shared = found.gain.shape[0] < marginal.shape[0]
     return found, jnp.repeat(found.gain, 1 if shared else places, axis=0)
 
-  q, k, v = (
-    einops.rearrange(x, 'b (t n) h d -> (b n) t h d', t=frames)
-    for x in (q, k, v)
-  )
+  fold = 'b (t n) h d -> (b n) t h d'
+  q, k, v = (einops.rearrange(x, fold, t=frames) for x in (q, k, v))
   attended = attend_with_maps(q, k, v, spec.mira, estimate)
   output = einops.rearrange(
     attended.output, '(b n) t h d -> b (t n) h d', n=places
   )
-  before = after = None
+  maps: Any = None, None
   if spec.record:
-    assert attended.before is not None
-    assert attended.after is not None
-    before, after = (
-      einops.rearrange(
-        _block_diagonal(maps, places), 'b h n q m k -> b h (q n) (k m)'
-      )
-      for maps in (attended.before, attended.after)
+    maps = (
+      _block_diagonal(x, places, 'b h n q m k -> b h (q n) (k m)')
+      for x in (attended.before, attended.after)
     )
-  return Attended(output, before, after, attended.frames)
+  return Attended(output, *maps, attended.frames)
 
 
 def outside_groups(
@@ -156,17 +149,12 @@ def intra(
 
   In the authors' code MiRA replaces both halves, which is variant 'joint'.
   """
-  all_tokens, own = joint(spec, q, k, v, past), part(spec, q, k, v, None)
+  own, all_tokens = part(spec, q, k, v, None), joint(spec, q, k, v, past)
 
   def mean(a: Array, b: Array) -> Array:
     return (a + b) / 2
 
-  return Attended(
-    mean(all_tokens.output, own.output),
-    _both(mean, all_tokens.before, own.before),
-    _both(mean, all_tokens.after, own.after),
-    all_tokens.frames,
-  )
+  return _both(mean, mean, own, all_tokens)
 
 
 def dot_product(
@@ -192,24 +180,30 @@ ATTENTION: dict[str, Attend] = {
 def heads_of(spatial: Attended, temporal: Attended) -> Attended:
   """The heads of both side by side; MiRA is in the second."""
 
-  def beside(a: Array, b: Array) -> Array:
-    return jnp.concatenate([a, b], axis=1)
+  def beside(axis: int) -> Callable[[Array, Array], Array]:
+    return lambda a, b: jnp.concatenate([a, b], axis)
 
-  return Attended(
-    jnp.concatenate([spatial.output, temporal.output], axis=2),
-    _both(beside, spatial.before, temporal.before),
-    _both(beside, spatial.after, temporal.after),
-    temporal.frames,
-  )
+  return _both(beside(2), beside(1), spatial, temporal)
 
 
 def _both(
-  combine: Callable[[Array, Array], Array], a: Array | None, b: Array | None
-) -> Array | None:
-  return None if a is None or b is None else combine(a, b)
+  outputs: Callable[[Array, Array], Array],
+  maps: Callable[[Array, Array], Array],
+  plain: Attended,
+  mira: Attended,
+) -> Attended:
+  """Two attentions in one, the second with MiRA: their outputs, their maps."""
+  before, after = (
+    None if a is None or b is None else maps(a, b)
+    for a, b in ((plain.before, mira.before), (plain.after, mira.after))
+  )
+  return Attended(
+    outputs(plain.output, mira.output), before, after, mira.frames
+  )
 
 
-def _block_diagonal(maps: Array, groups: int) -> Array:
-  """[B * G, H, Q, K] -> [B, H, G, Q, G, K], zero between groups."""
+def _block_diagonal(maps: Any, groups: int, unfold: str) -> Array:
+  """[B * G, H, Q, K] -> [B, H, G, Q, G, K], zero between groups, unfolded."""
   maps = einops.rearrange(maps, '(b g) h q k -> b h g q 1 k', g=groups)
-  return maps * jnp.eye(groups, dtype=maps.dtype)[:, None, :, None]
+  maps = maps * jnp.eye(groups, dtype=maps.dtype)[:, None, :, None]
+  return einops.rearrange(maps, unfold)

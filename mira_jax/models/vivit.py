@@ -21,7 +21,6 @@ from mira_jax.models.layers import (
   TubeletEmbed,
   default_init,
   layer_norm,
-  resize_positions,
   sinusoid,
   token_grid,
 )
@@ -63,7 +62,6 @@ class ViViT(nn.Module, ModelOptions):
     *,
     train: bool = False,
     record: bool = False,
-    interpolate_positions: bool = False,
   ) -> Array | tuple[Array, list[Record]]:
     """Logits of normalised clips.
 
@@ -73,8 +71,6 @@ class ViViT(nn.Module, ModelOptions):
         (collection 'mira').
       record: also return, per block, the arrays of `blocks.block_record`
         (`encoder.clip_record` for a spatial encoder).
-      interpolate_positions: accept other F, H, W than the model's own and
-        interpolate the positions.
 
     Returns:
       Logits [B, K] in float32 (at least), and the records if asked.
@@ -84,10 +80,10 @@ class ViViT(nn.Module, ModelOptions):
     """
     self._check()
     grid = token_grid(video.shape, self.tubelet, self.patch)
-    if grid != self.grid and not interpolate_positions:
+    if grid != self.grid:
       raise ValueError(
         f'video has {grid} tokens in (time, height, width), the model '
-        f'{self.grid}; resample it, or pass interpolate_positions=True'
+        f'{self.grid}; resample it'
       )
     spec = spec_of(
       self,
@@ -100,29 +96,23 @@ class ViViT(nn.Module, ModelOptions):
       self.dim, self.tubelet, self.patch, spec.dtype, name='embed'
     )(video)
     if self.variant == 'factorised_encoder':
-      x, records = self._two_encoders(spec, x, grid)
+      x, records = self._two_encoders(spec, x)
     else:
       encoder = encoder_of(self, spec, name='encoder')
-      x, records = encoder(self._inputs(x, self.grid, grid))
+      x, records = encoder(self._inputs(x))
     logits = self._head(x, spec)
     return (logits, records or []) if record else logits
 
-  def _inputs(self, x: Array, own: Grid, grid: Grid, suffix: str = '') -> Array:
+  def _inputs(self, x: Array, suffix: str = '') -> Array:
     """Adds positions to tokens [B, L, C] and, if asked, a class token.
 
-    Args:
-      x: tokens of `grid`.
-      own: the grid that positions are made for.
-      grid: the one that they are interpolated to.
-      suffix: of the parameters' names.
+    `suffix` is that of the parameters' names.
     """
-    length = int(np.prod(own))
     if self.positions == 'sinusoidal':
-      table = jnp.asarray(sinusoid(length, self.dim))
+      table = jnp.asarray(sinusoid(x.shape[1], self.dim))
     else:
-      shape = (length, self.dim)
-      table = self.param(f'positions{suffix}', default_init, shape)
-    x = x + jnp.asarray(resize_positions(table, own, grid), x.dtype)
+      table = self.param(f'positions{suffix}', default_init, x.shape[1:])
+    x = x + table.astype(x.dtype)
     if self.pool == 'cls':
       cls = self.param(f'cls{suffix}', default_init, (1, 1, self.dim))
       cls = jnp.broadcast_to(cls, (x.shape[0], 1, self.dim))
@@ -130,14 +120,14 @@ class ViViT(nn.Module, ModelOptions):
     return x
 
   def _two_encoders(
-    self, spec: BlockSpec, x: Array, grid: Grid
+    self, spec: BlockSpec, x: Array
   ) -> tuple[Array, list[Record] | None]:
     """Model 2 of ViViT: an encoder of frames, then one of frame vectors.
 
     Both have positions, and class tokens if asked. Drop path in the first drops
     frames. Tokens [B, L, C] -> [B, T, C], after a class token if there is one.
     """
-    frames, depth, cls = grid[0], self.depth, spec.num_prefix
+    frames, depth, cls = spec.num_frames, self.depth, spec.num_prefix
     rates = np.linspace(0, self.drop_path, depth + TEMPORAL_DEPTH).tolist()
     x = einops.rearrange(x, 'b (t n) c -> (b t) n c', t=frames)
     x, spatial = encoder_of(
@@ -145,7 +135,7 @@ class ViViT(nn.Module, ModelOptions):
       dataclasses.replace(spec, variant='joint', num_frames=1, mira=None),
       drop_path=rates[depth - 1],
       name='encoder',
-    )(self._inputs(x, (1, *self.grid[1:]), (1, *grid[1:])))
+    )(self._inputs(x))
     x = x[:, 0] if cls else x.mean(axis=1)
     x = einops.rearrange(x, '(b t) c -> b t c', t=frames)
     x, temporal = encoder_of(
@@ -156,7 +146,7 @@ class ViViT(nn.Module, ModelOptions):
       first_drop_path=rates[depth],
       drop_path=rates[-1],
       name='temporal',
-    )(self._inputs(x, (self.grid[0], 1, 1), (frames, 1, 1), '_time'))
+    )(self._inputs(x, '_time'))
     if spatial is None or temporal is None:
       return x, None
     return x, [clip_record(r, frames, cls) for r in spatial] + temporal

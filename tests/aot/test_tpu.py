@@ -53,4 +53,4 @@ def test_operations_hold_no_map(compiled):
     batch, length, heads, _ = tpu.SHAPES[shape]
     one_map = 2 * batch * heads * length**2
     for name in ('biased', 'marginal', 'redistributed'):
-      assert figures[f'{name} {shape}']['temporaries'] < one_map / 2, name
+      assert figures[f'operation {name} {shape}']['temporaries'] < one_map / 2

@@ -68,8 +68,8 @@ def measure(chip: str) -> dict[str, dict]:
   """Compiles everything for a chip, in a process of its own.
 
   Returns:
-    'PASS SHAPE' -> cycles, tflops, seconds (to compile); 'OPERATION SHAPE' ->
-    temporaries (bytes), of forward and backward.
+    'PASS SHAPE' -> cycles, tflops, seconds (to compile); 'operation NAME SHAPE'
+    -> temporaries (bytes), of forward and backward.
 
   Raises:
     RuntimeError: something does not compile.
@@ -127,7 +127,9 @@ def _measure_here(chip: Chip) -> dict[str, dict]:
       results[f'{name} {shape}'] = _measure_pass(name, shape, chip, device)
   for shape in OPERATION_SHAPES:
     for name in pass_cases.OPERATIONS:
-      results[f'{name} {shape}'] = _measure_operation(name, shape, device)
+      results[f'operation {name} {shape}'] = _measure_operation(
+        name, shape, device
+      )
   return results
 
 

@@ -14,12 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plain_passes
+from kernel_interpreters import interpreted
 from mira_jax.kernels import cudnn, dispatch, reference, streaming, vjp
-from mira_jax.kernels.attention import (
-  attention_marginal,
-  mira_attention,
-  redistributed_attention,
-)
+from mira_jax.kernels.attention import mira_attention, redistributed_attention
 from mira_jax.kernels.gpu import passes as pallas_gpu
 from mira_jax.kernels.tpu import blocks
 from mira_jax.kernels.tpu import passes as pallas_tpu
@@ -27,16 +24,12 @@ from mira_jax.mira import MiraConfig
 
 CONFIGS = {
   'plain': None,
-  **{
-    f'{mode}-{statistics}': MiraConfig(mode=mode, statistics=statistics)
-    for mode in ('exact', 'flashlite')
-    for statistics in ('instance', 'batch', 'batch_ema')
-  },
+  'exact': MiraConfig(statistics='batch_ema'),
+  'flashlite': MiraConfig(mode='flashlite'),
   'replaced': MiraConfig(residual_mix=1.0, floor=0.0),
   'floor': MiraConfig(floor=0.3),
   'constant gain': MiraConfig(gain_gradient=False),
 }
-FEW = ('plain', 'flashlite-instance', 'exact-batch_ema')
 
 
 class Case(NamedTuple):
@@ -54,10 +47,10 @@ CASES = {
   'streaming': Case(np.float64, 1e-12, 1e-10, (2, 28, 3, 8)),
   'passes': Case(np.float64, 1e-12, 1e-10, (2, 28, 3, 8)),
   'pallas_tpu': Case(
-    np.float32, 1e-5, 1e-4, (2, 36, 2, 64), (*FEW, 'replaced', 'floor')
+    np.float32, 1e-5, 1e-4, (2, 36, 2, 64), ('exact', 'flashlite', 'replaced')
   ),
   # Its interpreter takes a second for every block.
-  'pallas_gpu': Case(jnp.bfloat16, 1e-2, 2e-2, (2, 32, 1, 16), FEW),
+  'pallas_gpu': Case(jnp.bfloat16, 1e-2, 2e-2, (1, 32, 1, 16), ('exact',)),
 }
 ALL = [
   (name, config) for name, case in CASES.items() for config in case.configs
@@ -94,26 +87,15 @@ def interpreters(monkeypatch):
   """Kernels that run here, and the algebra of `vjp` on plain passes."""
   sets = {
     'passes': plain_passes.PASSES,
-    'pallas_tpu': pallas_tpu.passes(interpret=True),
-    'pallas_gpu': pallas_gpu.passes(interpret=True),
+    'pallas_tpu': pallas_tpu.PASSES,
+    'pallas_gpu': pallas_gpu.PASSES,
   }
   for name, passes in sets.items():
     implementation = dispatch.Implementation(
       functools.partial(vjp.operations, passes), lambda request: None
     )
     monkeypatch.setitem(dispatch.IMPLEMENTATIONS, name, implementation)
-
-
-def interpreter(name):
-  """Where GPU kernels run on a CPU: a private part of jax, which may move."""
-  if name != 'pallas_gpu':
-    return contextlib.nullcontext()
-  params = pytest.importorskip('jax._src.pallas.mosaic_gpu.interpret.params')
-  return params.force_gpu_interpret_mode(
-    params.InterpretGPUParams(
-      out_of_bounds_reads='uninitialized', uninitialized_memory='zero'
-    )
-  )
+  monkeypatch.setattr(blocks, 'INTERPRET', True)
 
 
 @pytest.mark.usefixtures('interpreters', 'small_tiles')
@@ -141,7 +123,8 @@ def test_value_and_gradients(name, config):
 
   with jax.enable_x64(case.dtype == np.float64):
     *qkv, weight = draw(case.shape, case.dtype)
-    with interpreter(name):
+    gpu = interpreted() if name == 'pallas_gpu' else contextlib.nullcontext()
+    with gpu:
       ours = run(*qkv, name)
     # bfloat16 is compared with exact results for the same numbers.
     wide = jnp.promote_types(case.dtype, jnp.float32)
@@ -157,15 +140,16 @@ def test_value_and_gradients(name, config):
 
 
 @pytest.mark.parametrize('name', IN_FLOAT64)
-@settings(max_examples=8, derandomize=True, deadline=None, database=None)
+@settings(max_examples=3, derandomize=True, deadline=None, database=None)
 @given(
   shape=st.tuples(*(st.integers(1, x) for x in (2, 17, 3, 9))),
   tile=st.integers(1, 60),
   mix=st.sampled_from([0.0, 0.4, 1.0]),
   floor=st.sampled_from([0.0, 0.2, 1.0]),
+  by_gain=st.booleans(),
   seed=st.integers(0, 99),
 )
-def test_any_shape(name, shape, tile, mix, floor, seed):
+def test_any_shape(name, shape, tile, mix, floor, by_gain, seed):
   rng = np.random.default_rng(seed)
   operations = {
     'reference': reference.OPERATIONS,
@@ -174,8 +158,8 @@ def test_any_shape(name, shape, tile, mix, floor, seed):
   }
 
   def loss(operations, q, k, v, gain):
-    y = operations.redistributed(q, k, v, gain, mix, floor, True)
-    z = operations.biased(q, k, v, jnp.log(gain), True)
+    y = operations.redistributed(q, k, v, gain, mix, floor, by_gain)
+    z = operations.biased(q, k, v, jnp.log(gain), by_gain)
     marginal = operations.marginal(q, k)
     return (weight * y).sum() + (weight * z * z).sum() + (marginal * gain).sum()
 
@@ -194,45 +178,7 @@ def test_any_shape(name, shape, tile, mix, floor, seed):
   assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.usefixtures('interpreters', 'small_tiles')
-@pytest.mark.parametrize('name', IN_FLOAT64)
-@pytest.mark.parametrize(
-  ('mix', 'floor', 'gain_gradient'),
-  [
-    (0.5, 1e-3, True),
-    (0.5, 1e-3, False),
-    (1, 0, True),
-    (1, 0, False),
-    (0, 0.1, True),
-    (0.5, 1, True),
-  ],
-)
-def test_gradient_by_the_gain(x64, name, mix, floor, gain_gradient):
-  q, k, v, weight = draw((2, 24, 2, 4))
-  gain = jnp.asarray(np.random.default_rng(1).uniform(0.5, 1.6, (2, 24)))
-
-  def loss(implementation, *x):
-    y = redistributed_attention(
-      *x,
-      residual_mix=mix,
-      floor=floor,
-      gain_gradient=gain_gradient,
-      implementation=implementation,
-    )
-    return (y * weight).sum()
-
-  ours, expected = (
-    jax.grad(functools.partial(loss, which), (0, 1, 2, 3))(q, k, v, gain)
-    for which in (name, 'reference')
-  )
-  matters = gain_gradient and mix > 0 and floor < 1
-  assert (np.abs(expected[3]).max() > 0) == matters
-  assert_close(ours, expected)
-
-
-@pytest.mark.usefixtures('interpreters')
-@pytest.mark.parametrize('name', IN_FLOAT64)
-def test_a_prefix_belongs_to_no_frame(x64, name):
+def test_a_prefix_belongs_to_no_frame(x64):
   q, k, v, _ = draw((2, 29, 2, 4))
   ours, expected = (
     mira_attention(
@@ -244,25 +190,23 @@ def test_a_prefix_belongs_to_no_frame(x64, name):
       num_prefix=1,
       implementation=which,
     )
-    for which in (name, 'reference')
+    for which in ('streaming', 'reference')
   )
   assert_close(
     (ours.frames.gain, ours.output), (expected.frames.gain, expected.output)
   )
 
 
-@pytest.mark.parametrize(
-  ('dtype', 'bound'), [(jnp.float32, 2e-6), (jnp.bfloat16, 2e-2)]
-)
-def test_streaming_keeps_the_dtype(dtype, bound):
-  q, k, v, _ = draw((2, 32, 2, 8), dtype)
-  attend = functools.partial(
-    mira_attention, q, k, v, num_frames=4, config=MiraConfig()
+def test_streaming_keeps_bfloat16():
+  q, k, v, _ = draw((2, 32, 2, 8), jnp.bfloat16)
+  ours, expected = (
+    mira_attention(
+      q, k, v, num_frames=4, config=MiraConfig(), implementation=which
+    ).output
+    for which in ('streaming', 'reference')
   )
-  ours = attend(implementation='streaming').output
-  expected = attend(implementation='reference').output
-  assert ours.dtype == dtype
-  assert relative(ours.astype(jnp.float32), expected) < bound
+  assert ours.dtype == jnp.bfloat16
+  assert relative(ours.astype(jnp.float32), expected) < 2e-2
 
 
 @pytest.mark.usefixtures('interpreters')
@@ -368,10 +312,3 @@ def test_arrays_must_be_alike():
     redistributed_attention(q, k[:, :8], v, None)
   with pytest.raises(ValueError, match='bfloat16'):
     mira_attention(q, k, v.astype(jnp.bfloat16), num_frames=4, config=None)
-
-
-def test_the_marginal_sums_to_one():
-  q, k, _, _ = draw((2, 24, 2, 4), np.float32)
-  for name in ('reference', 'streaming'):
-    marginal = attention_marginal(q, k, implementation=name)
-    np.testing.assert_allclose(marginal.sum(-1), 1, rtol=1e-5)

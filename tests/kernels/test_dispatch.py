@@ -19,13 +19,13 @@ from jax.sharding import (
 )
 
 from mira_jax import config
-from mira_jax.kernels import dispatch, gpu, operations, vjp
+from mira_jax.kernels import dispatch, gpu, operations
 from mira_jax.kernels.attention import (
   attention_marginal,
   mira_attention,
   redistributed_attention,
 )
-from mira_jax.kernels.tpu import passes as tpu
+from mira_jax.kernels.tpu import blocks
 from mira_jax.mira import MiraConfig
 
 
@@ -49,18 +49,14 @@ def request(
     (request(128, 'cpu', 'cpu'), 'reference'),
     (request(1568, 'cpu', 'cpu'), 'streaming'),
     (request(1568, 'tpu', 'TPU v5 lite'), 'pallas_tpu'),
-    (request(160, 'tpu', 'TPU v6 lite', jnp.float32), 'pallas_tpu'),
     (request(1568, 'gpu', 'NVIDIA H200'), 'pallas_gpu'),
-    (request(1568, 'gpu', 'NVIDIA GH200 480GB'), 'pallas_gpu'),
     (request(1568, 'gpu', 'NVIDIA H200', jnp.float32), 'reference'),
     (request(32768, 'gpu', 'NVIDIA H200', jnp.float32), 'streaming'),
     (request(1568, 'gpu', 'NVIDIA A100-SXM4-80GB'), 'reference'),
     (request(1568, 'gpu', 'NVIDIA B200', batch=32), 'streaming'),
-    (request(1568, 'gpu', 'AMD Instinct MI300X', mode='plain'), 'reference'),
     (request(1568, 'gpu', 'Tesla V100-SXM2', mode='plain'), 'reference'),
     (request(1568, 'tpu', 'TPU v4'), 'reference'),
     (request(1568, 'gpu', 'NVIDIA A100', mode='flashlite'), 'cudnn'),
-    (request(1568, 'gpu', 'NVIDIA A100', mode='plain', dim=128), 'cudnn'),
     (
       request(1568, 'gpu', 'NVIDIA A100', mode='flashlite', dim=128),
       'reference',
@@ -124,10 +120,8 @@ def test_a_mistake_in_a_kernel_is_not_a_reason(
 @pytest.mark.parametrize(
   ('batch', 'axes'),
   [
-    (8, {'data': 4}),
     (3, {'data': 4}),
     (8, {'data': 2, 'model': 2}),
-    (8, {'batch': 4}),
   ],
 )
 @pytest.mark.parametrize('platform', ['tpu', 'cuda'])
@@ -173,20 +167,19 @@ def draw(shape):
 @pytest.mark.parametrize(
   ('name', 'mode', 'axes'),
   [
-    ('streaming', 'plain', {'data': 4}),
     ('streaming', 'exact', {'data': 2, 'fsdp': 2}),
     ('pallas_tpu', 'flashlite', {'fsdp': 2, 'model': 2}),
-    ('pallas_tpu', 'exact', {'data': 4}),
   ],
   ids=str,
 )
 def test_devices_attend_to_their_own_clips_and_heads(
   monkeypatch, name, mode, axes
 ):
-  interpreted = dispatch.Implementation(
-    lambda: vjp.operations(tpu.passes(interpret=True)), lambda request: None
+  served = dispatch.IMPLEMENTATIONS['pallas_tpu']._replace(
+    refusal=lambda request: None
   )
-  monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'pallas_tpu', interpreted)
+  monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'pallas_tpu', served)
+  monkeypatch.setattr(blocks, 'INTERPRET', True)
   mesh = jax.make_mesh(
     tuple(axes.values()),
     tuple(axes),
@@ -221,10 +214,9 @@ def test_devices_attend_to_their_own_clips_and_heads(
     np.testing.assert_allclose(a, b, rtol=0, atol=2e-5 * abs(b).max())
 
 
-@pytest.mark.parametrize(('batch', 'axis'), [(3, 'data'), (8, 'batch')])
-def test_a_batch_that_is_not_split_is_whole(batch, axis):
-  mesh = jax.make_mesh((4,), (axis,), (AxisType.Auto,))
-  q, k, v = draw((batch, 16, 1, 4))
+def test_a_batch_that_does_not_divide_is_whole():
+  mesh = jax.make_mesh((4,), ('data',), (AxisType.Auto,))
+  q, k, v = draw((3, 16, 1, 4))
   with jax.set_mesh(mesh):
     found = redistributed_attention(q, k, v, None, implementation='streaming')
   expected = redistributed_attention(q, k, v, None, implementation='reference')

@@ -40,14 +40,13 @@ def ask_oracle(qkv, *, frames, mode, statistics, train, average, hyper):
   )
 
 
-# Every mode at one shape (B, T, N, H, D), and the two ends at other shapes.
+# Every mode at one shape (B, T, N, H, D), and others.
 CASES = [
-  (mode, statistics, train, (3, 4, 5, 2, 16))
+  (mode, statistics, True, (3, 4, 5, 2, 16))
   for mode in MODES
   for statistics in STATISTICS
-  for train in (False, True)
 ] + [
-  ('exact', 'batch_ema', True, (1, 8, 3, 1, 4)),
+  ('exact', 'batch_ema', False, (1, 8, 3, 1, 4)),
   ('flashlite', 'instance', False, (2, 3, 7, 3, 5)),
 ]
 
@@ -131,27 +130,3 @@ def test_agrees_with_oracle_at_other_hyperparameters(x64, mode):
   np.testing.assert_allclose(
     got.output.swapaxes(1, 2), want.y, rtol=1e-12, atol=1e-12
   )
-
-
-@pytest.mark.parametrize('mode', MODES)
-def test_one_token_per_frame_agrees_with_the_equations(x64, mode):
-  # The equations then add the constant 1e6 / 2 to every score, which min-max
-  # and z-score take away again, at the price of about ten digits.
-  qkv = random_qkv((2, 6, 2, 8), 3)
-  want = ask_oracle(
-    qkv,
-    frames=6,
-    mode=mode,
-    statistics='instance',
-    train=False,
-    average=np.full(6, 1 / 6),
-    hyper=Hyper(),
-  )
-  got = jax.jit(
-    functools.partial(
-      mira_attention, num_frames=6, config=MiraConfig(mode=mode)
-    )
-  )(*qkv)
-  assert got.frames.concentration is None
-  np.testing.assert_allclose(got.frames.gain, want.alpha, rtol=1e-7)
-  np.testing.assert_allclose(got.output.swapaxes(1, 2), want.y, atol=1e-7)

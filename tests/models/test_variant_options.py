@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -22,7 +21,6 @@ from tiny_models import (
   C,
   N,
   T,
-  draw,
   model_and_variables,
   shapes_of,
 )
@@ -52,19 +50,6 @@ def test_the_factorised_encoder_reads_class_tokens(x64):
     assert np.abs(run(changed, video)[0] - logits).max() > 1e-4, name
 
 
-@pytest.mark.parametrize('variant', ['intra', 'factorised_encoder'])
-def test_other_sizes_are_interpolated(variant):
-  model = ViViT(**TINY, variant=variant, positions='learned', mira=MiraConfig())
-  variables = shapes_of(model)
-  larger = jax.ShapeDtypeStruct((1, 8, 12, 16, 3), jnp.float32)
-  run = functools.partial(model.apply, record=True, interpolate_positions=True)
-  logits, records = jax.eval_shape(run, variables, larger)
-  assert logits.shape == (1, 3)
-  assert records[-1]['gain'].shape == (1, 4)
-  with pytest.raises(ValueError, match='interpolate_positions=True'):
-    jax.eval_shape(model.apply, variables, larger)
-
-
 @pytest.mark.parametrize(
   ('fields', 'words'),
   [
@@ -74,7 +59,6 @@ def test_other_sizes_are_interpolated(variant):
       {'variant': 'factorised_dot_product', 'heads': 1},
       'heads: 1 must be even',
     ),
-    ({'heads': 3}, 'dim: 8 must be a multiple of heads 3, such as 6'),
     ({'image_size': 9}, 'image_size: 9 must be a multiple of patch 4'),
     (
       {'variant': 'intra_as_shipped', 'image_size': 4},
@@ -101,14 +85,9 @@ def test_the_configuration_has_the_same_rules():
   for variant in VARIANTS:
     cfg.model.variant = variant
     config.validate(cfg)
-  for fields, words in (
-    ({'variant': 'factorised_dot_product', 'heads': 3}, r'heads.*must be even'),
-    ({'variant': 'intra', 'pool': 'cls'}, r"model\.pool.*use 'mean'"),
-    ({'variant': 'axial'}, r'model\.variant.*axial'),
-  ):
-    cfg = config.Config(model=config.ModelConfig(**fields))
-    with pytest.raises(MiraInputError, match=words):
-      config.validate(cfg)
+  cfg.model.variant, cfg.model.pool = 'intra', 'cls'
+  with pytest.raises(MiraInputError, match=r"model\.pool.*use 'mean'"):
+    config.validate(cfg)
 
 
 # ----- optimisers -------------------------------------------------------------
@@ -152,18 +131,3 @@ def test_temporal_layers_come_after_spatial_ones(scan):
     )
     if 'blocks' in parts:
       assert scales[name].ndim == leaf.ndim
-
-
-@pytest.mark.parametrize('variant', ['factorised_encoder', 'st_block'])
-def test_muon_steps_on_the_largest_trees(variant):
-  params = draw({'params': params_of(variant, scan=True)})['params']
-  params = jax.tree.map(lambda x: x.astype(np.float32), params)
-  optimizer = optim.muon(lambda step: 0.1, layer_decay=0.5)
-
-  @jax.jit
-  def update(grads):
-    return optimizer.update(grads, optimizer.init(grads), grads)[0]
-
-  for leaf in jax.tree.leaves(update(params)):
-    assert np.isfinite(leaf).all()
-    assert np.abs(leaf).max() > 0

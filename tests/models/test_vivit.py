@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 
-import flax.traverse_util as traverse
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,34 +40,22 @@ def largest_difference(a, b):
 
 
 @pytest.mark.parametrize(
-  ('size', 'seven', 'eleven'),
+  ('size', 'seven'),
   [
-    ('S', 21_882_631, 21_884_171),
-    ('B', 86_232_583, 86_235_659),
-    ('L', 303_867_911, 303_872_011),
-    ('H', 631_616_007, 631_621_131),
+    ('S', 21_882_631),
+    ('B', 86_232_583),
+    ('L', 303_867_911),
+    ('H', 631_616_007),
   ],
 )
-def test_parameter_counts(size, seven, eleven):
+def test_parameter_counts_and_mira_adds_none(size, seven):
   plain = shapes_of(ViViT(**SIZES[size], num_classes=7))
-  mira = shapes_of(ViViT(**SIZES[size], num_classes=11, mira=MiraConfig()))
+  mira = shapes_of(ViViT(**SIZES[size], num_classes=7, mira=MiraConfig()))
   assert plain.keys() == {'params'}
   assert count(plain) == seven
-  assert count(mira['params']) == eleven
+  assert mira['params'] == plain['params']
   depth = SIZES[size]['depth']
   assert [x.shape for x in jax.tree.leaves(mira['mira'])] == [(8,)] * depth
-
-
-def test_mira_adds_no_parameter():
-  plain = shapes_of(ViViT(**TINY))
-  mira = shapes_of(ViViT(**TINY, mira=MiraConfig()))
-  assert mira['params'] == plain['params']
-  assert mira['params']['encoder']['block_0']['attn'].keys() == {
-    'q_bias',
-    'v_bias',
-    'qkv',
-    'proj',
-  }
 
 
 def test_variables_of_the_plain_model_serve_mira():
@@ -82,32 +69,12 @@ def test_variables_of_the_plain_model_serve_mira():
   np.testing.assert_array_equal(logits, with_buffers)
 
 
-def test_options_add_only_their_own_parameters():
-  def names(**options):
-    params = shapes_of(ViViT(**TINY, **options))['params']
-    return set(traverse.flatten_dict(params, sep='/'))
-
-  plain = names()
-  assert names(pool='cls') - plain == {'cls'}
-  assert names(positions='learned') - plain == {'positions'}
-  assert names(layer_scale=0.1) - plain == {
-    f'encoder/block_{i}/scale{j}' for i in (0, 1) for j in (1, 2)
-  }
-  assert names(mlp_ratio=2.0) == plain
-  no_head = shapes_of(ViViT(**TINY | {'num_classes': 0}))['params']
-  assert 'head' not in no_head
-
-
 # Positions.
 
 
 @pytest.mark.parametrize(
   ('dim', 'total'),
-  [
-    (768, 245744.989567),
-    (384, 122425.857873),
-    (1280, 410130.259973),
-  ],
+  [(768, 245744.989567), (384, 122425.857873), (1280, 410130.259973)],
 )
 def test_position_table_sums(dim, total):
   table = sinusoid(1568, dim)
@@ -123,21 +90,6 @@ def test_resizing_positions_keeps_what_it_must():
   assert resize_positions(table, (4, 2, 3), (8, 5, 6)).shape == (240, 5)
   constant = resize_positions(jnp.ones((24, 5)), (4, 2, 3), (8, 5, 6))
   np.testing.assert_allclose(constant, 1, rtol=1e-5)
-
-
-def test_other_sizes_need_interpolation_asked_for():
-  model = ViViT(**TINY, positions='learned', mira=MiraConfig())
-  video = jnp.zeros((1, 8, 32, 32, 3))
-  variables = jax.jit(model.init)(jax.random.key(0), video)
-  larger = jnp.zeros((1, 12, 48, 64, 3))
-  with pytest.raises(ValueError, match=r'\(6, 3, 4\).*\(4, 2, 2\)') as error:
-    model.apply(variables, larger)
-  assert 'interpolate_positions=True' in str(error.value)
-  run = functools.partial(model.apply, record=True, interpolate_positions=True)
-  logits, records = jax.jit(run)(variables, larger)
-  assert logits.shape == (1, 7)
-  assert np.isfinite(logits).all()
-  assert records[0]['gain'].shape == (1, 6)
 
 
 # Printed numbers.
@@ -196,26 +148,9 @@ def test_logits_are_the_printed_ones(x64, mode, last, first, second):
 TRAINED = {**TINY, 'mira': MiraConfig(statistics='batch_ema')}
 
 
-def test_scan_is_the_unrolled_loop(x64):
-  unrolled = ViViT(**TRAINED, dtype=jnp.float64)
-  scanned = ViViT(**TRAINED, scan=True, dtype=jnp.float64)
-  variables, video = by_formula(shapes_of(unrolled)), formula_video(2, 8, 32)
-  stacks = stacked(variables)
-  assert jax.tree.map(jnp.shape, stacks) == jax.tree.map(
-    lambda x: x.shape, shapes_of(scanned)
-  )
-  (value, updates), gradients = train_step(unrolled, variables, video)
-  (other, scanned_updates), scanned_gradients = train_step(
-    scanned, stacks, video
-  )
-  np.testing.assert_allclose(other, value, rtol=1e-12)
-  assert largest_difference(scanned_gradients, stacked(gradients)) < 1e-11
-  assert largest_difference(scanned_updates, stacked(updates)) < 1e-14
-
-
 @pytest.mark.parametrize(
   ('scan', 'policy'),
-  [(False, 'attention'), (True, 'full'), (True, 'linear')],
+  [(False, 'attention'), (True, 'linear')],
 )
 def test_remat_changes_no_number_and_moves_the_average_once(x64, scan, policy):
   plain = ViViT(**TRAINED, scan=scan, drop_path=0.5, dtype=jnp.float64)
@@ -234,13 +169,12 @@ def test_remat_changes_no_number_and_moves_the_average_once(x64, scan, policy):
   assert largest_difference(again['mira'], variables['mira']) > 1e-6
 
 
-@pytest.mark.parametrize('scan', [False, True])
-def test_remat_computes_no_attention_twice(scan):
+def test_remat_computes_no_attention_twice():
   tokens, mira = jnp.ones((1, 16, 8)), MiraConfig()
 
   def exponentials(remat: str | None) -> int:
     spec = BlockSpec(heads=2, num_frames=4, mira=mira, attention='streaming')
-    model = Encoder(spec, depth=1, remat=remat, scan=scan)
+    model = Encoder(spec, depth=1, remat=remat, scan=True)
     variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
 
     def loss(params):
@@ -256,24 +190,6 @@ def test_remat_computes_no_attention_twice(scan):
 
 
 # Options.
-
-
-def test_cls_pooling_reads_the_first_token():
-  model = ViViT(**TINY, pool='cls', mira=MiraConfig(), head_scale=50.0)
-  video = jnp.asarray(formula_video(2, 8, 32), jnp.float32)
-  variables = jax.jit(model.init)(jax.random.key(0), video)
-  run = jax.jit(functools.partial(model.apply, record=True))
-  logits, records = run(variables, video)
-  length = 1 + 4 * 4
-  assert logits.shape == (2, 7)
-  assert records[0]['output'].shape == (2, length, 32)
-  assert records[0]['gain'].shape == (2, 4)
-  assert records[0]['after'].shape == (2, length)
-  np.testing.assert_allclose(records[0]['confidence'].sum(-1), 1, rtol=1e-6)
-  x = records[-1]['output'][:, 0]
-  x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
-  want = x @ variables['params']['head']['kernel']
-  np.testing.assert_allclose(logits, want, rtol=1e-4, atol=1e-5)
 
 
 def test_layer_scale_zero_silences_the_blocks():
@@ -326,27 +242,23 @@ def test_drop_path_follows_the_key_and_is_off_in_evaluation():
   )
 
 
-@pytest.mark.parametrize('mode', ['exact', 'flashlite'])
-def test_bfloat16_stays_near_float32(mode):
-  single = ViViT(**TINY, mira=MiraConfig(mode=mode))
+def test_bfloat16_stays_near_float32():
+  single = ViViT(**TINY, mira=MiraConfig())
   half = single.clone(dtype=jnp.bfloat16)
   variables = by_formula(shapes_of(single), dtype=np.float32)
   video = jnp.asarray(formula_video(2, 8, 32), jnp.float32)
-  want = jax.jit(single.apply)(variables, video)
-  got = jax.jit(half.apply)(variables, video)
+  want, got = (jax.jit(x.apply)(variables, video) for x in (single, half))
   assert got.dtype == jnp.float32
-  assert {x.dtype for x in jax.tree.leaves(shapes_of(half))} == {
-    jnp.dtype('float32')
-  }
+  dtypes = {x.dtype for x in jax.tree.leaves(shapes_of(half))}
+  assert dtypes == {jnp.dtype('float32')}
   assert 0 < np.abs(got - want).max() < 0.03 * np.abs(want).max()
 
 
 # Records.
 
 
-@pytest.mark.parametrize('scan', [False, True])
-def test_records_have_their_names_and_shapes(scan):
-  model = ViViT(**TINY, mira=MiraConfig(mode='flashlite'), scan=scan)
+def test_records_have_their_names_and_shapes():
+  model = ViViT(**TINY, mira=MiraConfig(mode='flashlite'), scan=True)
   video = jnp.asarray(formula_video(3, 8, 32), jnp.float32)
   variables = jax.jit(model.init)(jax.random.key(0), video)
   run = jax.jit(functools.partial(model.apply, record=True))
@@ -388,18 +300,14 @@ def test_records_lack_gains_where_mira_is_not():
   ('shape', 'words'),
   [
     ((1, 8, 32, 32, 1), r'\(1, 8, 32, 32, 1\)'),
-    ((1, 7, 32, 32, 3), r'\(7, 32, 32\).*\(2, 16, 16\)'),
     ((1, 8, 30, 32, 3), r'\(8, 30, 32\).*\(2, 16, 16\)'),
-    ((1, 8, 64, 64, 3), r'\(4, 4, 4\).*\(4, 2, 2\)'),
+    (
+      (1, 8, 64, 64, 3),
+      r'\(4, 4, 4\).*\(4, 2, 2\); resample it',
+    ),
   ],
 )
 def test_errors_name_the_shape_of_the_video(shape, words):
   model = ViViT(**TINY)
   with pytest.raises(ValueError, match=words):
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros(shape))
-
-
-def test_scan_with_mira_in_some_blocks_is_an_error():
-  model = ViViT(**TINY, mira=MiraConfig(), mira_last_blocks=1, scan=True)
-  with pytest.raises(ValueError, match='last 1 of 2'):
-    shapes_of(model)

@@ -3,6 +3,9 @@
 Both recompute P = exp(S - lse) tile by tile. One sweep for both would need 5 U
 instead of 7 U, but several blocks would add to each dq, in any order; with two,
 one warpgroup makes each sum, and gradients are the same in every run.
+
+q, k, v and g = dL/dy are [B, L, H, D]. `rows` are [B, H, L]: the log-sum-exp in
+units of log 2, and those of the rule. `keys` are [B, L], those of the rule.
 """
 
 from __future__ import annotations
@@ -14,8 +17,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from mira_jax.kernels.gpu import warpgroup as ops
 from mira_jax.kernels.gpu.sweep import Context, Tiles, Vector, sweep
-from mira_jax.kernels.gpu.warpgroup import LOG2E, Warpgroup, along
+from mira_jax.kernels.gpu.warpgroup import LOG2E, along
 
 Array = jax.Array
 
@@ -67,7 +71,6 @@ def mass(dp, rows, keys) -> Slopes:
 
 
 def row_gradient(
-  ops: Warpgroup,
   q: Array,
   k: Array,
   v: Array,
@@ -79,16 +82,7 @@ def row_gradient(
 ) -> Array:
   """dq [B, L, H, D], 3 U: every warpgroup keeps queries, keys pass by.
 
-  Args:
-    ops: see `sweep`.
-    q: [B, L, H, D].
-    k: [B, L, H, D].
-    v: [B, L, H, D].
-    g: dL/dy, [B, L, H, D].
-    rows: [B, H, L]: the log-sum-exp in units of log 2, and those of the rule.
-    keys: [B, L]: the bias in units of log 2, and those of the rule.
-    rule: gives dS.
-    tiles: sizes.
+  The first of `keys` is the bias in units of log 2.
   """
   scale = q.shape[-1] ** -0.5
   shape = tiles.rows, tiles.columns
@@ -116,12 +110,11 @@ def row_gradient(
     return [scale * lax.fori_loop(0, context.steps, step, dq)]
 
   own, stream = [q, g, *rows], [[k, v, *keys]]
-  (dq,) = sweep(ops, consume, own, stream, [q], tiles, products=3)
+  (dq,) = sweep(consume, own, stream, [q], tiles, products=3)
   return dq
 
 
 def key_gradient(
-  ops: Warpgroup,
   q: Array,
   k: Array,
   values: Sequence[Array],
@@ -136,13 +129,12 @@ def key_gradient(
   """Sums over queries, 4 U with all: a warpgroup keeps keys, queries pass by.
 
   Args:
-    ops: see `sweep`.
-    q: [B, L, H, D].
-    k: [B, L, H, D].
-    values: v and dL/dy, [B, L, H, D], or nothing.
-    rows: [B, H, L]: the log-sum-exp in units of log 2, and those of the rule.
-    keys: [B, L] those of the rule.
-    rule: gives dS, the weight of dL/dy in dv, and what is summed per key.
+    q: queries.
+    k: keys.
+    values: v and g, or nothing.
+    rows: numbers of rows.
+    keys: numbers of keys.
+    rule: gives dS, the weight of g in dv, and what is summed per key.
     wanted: of 'dk', 'dv' and 'share'.
     tiles: sizes.
     factor: [B, L], of P. All sums of a key share it: a bias is exp(bias) here.
@@ -202,7 +194,6 @@ def key_gradient(
   batch, length, heads, _ = k.shape
   per_key = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
   return sweep(
-    ops,
     consume,
     [k, *v, *keys, *([] if factor is None else [factor])],
     [[q, *g, *rows]],

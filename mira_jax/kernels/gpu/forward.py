@@ -10,14 +10,14 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from mira_jax.kernels.gpu import warpgroup as ops
 from mira_jax.kernels.gpu.sweep import Context, Shaped, Tiles, Vector, sweep
-from mira_jax.kernels.gpu.warpgroup import LOG2E, Warpgroup, along
+from mira_jax.kernels.gpu.warpgroup import LOG2E, along
 
 Array = jax.Array
 
 
 def forward(
-  ops: Warpgroup,
   q: Array,
   k: Array,
   v: Array | None,
@@ -32,7 +32,6 @@ def forward(
   """Softmax of every row, online: 1 U, and 1 U per sum over values.
 
   Args:
-    ops: see `sweep`.
     q: [B, L, H, D].
     k: [B, L, H, D].
     v: [B, L, H, D], or None.
@@ -70,7 +69,8 @@ def forward(
       sums = [x * along(shrink, 0, matrix) for x in sums]
       p = [x.astype(q.dtype) for x in p[wanted]]
       # All of the softmax comes before the turn is over.
-      top, totals, sums, p = ops.settle((top, totals, sums, p))
+      state = top, totals, sums, p
+      top, totals, sums, p = lax.optimization_barrier(state)
       turns.give()
       values[0].wait(i)
       turns.take()
@@ -98,7 +98,6 @@ def forward(
 
   stream = [[k, *keys]] if v is None else [[k, *keys], [v]]
   return sweep(
-    ops,
     consume,
     [q],
     stream,

@@ -14,15 +14,13 @@ head:
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
 from mira_jax.kernels.gpu import backward
 from mira_jax.kernels.gpu.forward import forward
 from mira_jax.kernels.gpu.sweep import Tiles, Vector
-from mira_jax.kernels.gpu.warpgroup import LOG2E, Interpreter, Warpgroup, along
+from mira_jax.kernels.gpu.warpgroup import LOG2E, along
 from mira_jax.kernels.operations import row_norm
 from mira_jax.kernels.vjp import Passes
 
@@ -73,78 +71,53 @@ def tiles(sweep_name: str, shape: tuple[int, ...]) -> Tiles:
 # ----- the six passes ---------------------------------------------------------
 
 
-def passes(interpret: bool = False) -> Passes:
-  """The passes, for a GPU or for the interpreter of Mosaic GPU kernels."""
-  ops = Interpreter() if interpret else Warpgroup()
-  return Passes(
-    *(
-      functools.partial(one, ops)
-      for one in (
-        _attend,
-        _attend_backward,
-        _marginal,
-        _marginal_backward,
-        _redistribute,
-        _redistribute_backward,
-      )
-    )
-  )
-
-
-def _attend(ops, q, k, v, bias):
-  def finish(lse, sums, means, of_head):
-    del means, of_head
+def _attend(q, k, v, bias):
+  def finish(lse, sums, *_):
     return [*sums, lse]
 
   keys, size = [_exponent(k, bias)], tiles('attend', k.shape)
-  return tuple(forward(ops, q, k, v, keys, finish, [q, _per_row(q)], size))
+  return tuple(forward(q, k, v, keys, finish, [q, _per_row(q)], size))
 
 
-def _attend_backward(ops, q, k, v, bias, lse, delta, g, *, bias_gradient):
+def _attend_backward(q, k, v, bias, lse, delta, g, *, bias_gradient):
   rows = [_log2(lse), Vector(delta)]
   return _gradients(
-    ops, q, k, v, g, rows, [], backward.biased, 'dq', bias_gradient, bias
+    q, k, v, g, rows, [], backward.biased, 'dq', bias_gradient, bias
   )
 
 
-def _marginal(ops, q, k):
-  def finish(lse, sums, means, of_head):
-    del sums, means, of_head
-    return [lse]
-
+def _marginal(q, k):
   keys, size = [_exponent(k, None)], tiles('logsumexp', k.shape)
-  (lse,) = forward(ops, q, k, None, keys, finish, [_per_row(q)], size)
+  out = [_per_row(q)]
+  (lse,) = forward(q, k, None, keys, lambda lse, *_: [lse], out, size)
   rows, size = [_log2(lse)], tiles('mass', k.shape)
   mass = backward.key_gradient(
-    ops, q, k, [], rows, [], backward.mass, ['share'], size
+    q, k, [], rows, [], backward.mass, ['share'], size
   )
   return _over_heads(mass), lse
 
 
-def _marginal_backward(ops, q, k, lse, gamma):
+def _marginal_backward(q, k, lse, gamma):
   # A constant in gamma changes nothing; without it, less cancels below.
   gamma = gamma - gamma.mean(1, keepdims=True)
 
-  def finish(lse, sums, means, of_head):
-    del lse, of_head
+  def finish(_, sums, means, __):
     (o, weighted), (mean,) = sums, means
     dq = weighted - along(mean, 0, o.shape) * o
     return [dq * q.shape[-1] ** -0.5, mean]
 
   # dS k = (A * gamma) k - mean A k: a forward sweep whose values are the keys.
-  keys, size = (
-    [_exponent(k, None), Vector(gamma)],
-    tiles('redistribute', k.shape),
-  )
-  dq, mean = forward(ops, q, k, k, keys, finish, [q, _per_row(q)], size)
+  keys = [_exponent(k, None), Vector(gamma)]
+  size = tiles('redistribute', k.shape)
+  dq, mean = forward(q, k, k, keys, finish, [q, _per_row(q)], size)
   rows, size = [_log2(lse), Vector(mean)], tiles('marginal dk', k.shape)
   (dk,) = backward.key_gradient(
-    ops, q, k, [], rows, [Vector(gamma)], backward.marginal, ['dk'], size
+    q, k, [], rows, [Vector(gamma)], backward.marginal, ['dk'], size
   )
   return dq, dk
 
 
-def _redistribute(ops, q, k, v, gain, v_mean, *, residual_mix, floor):
+def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor):
   plain = [] if residual_mix == 1 else [q]  # with 1, y is z
 
   def finish(lse, sums, means, of_head):
@@ -155,7 +128,6 @@ def _redistribute(ops, q, k, v, gain, v_mean, *, residual_mix, floor):
     return [lse, mean, z, *y]
 
   lse, mean, z, *y = forward(
-    ops,
     q,
     k,
     v,
@@ -170,38 +142,23 @@ def _redistribute(ops, q, k, v, gain, v_mean, *, residual_mix, floor):
 
 
 def _redistribute_backward(
-  ops, q, k, v, gain, lse, *numbers, residual_mix, gain_gradient
+  q, k, v, gain, lse, rho, pull, delta, g, *, residual_mix, gain_gradient
 ):
-  *numbers, g = numbers  # rho, pull, delta; dL/dy
-  rows, keys = [_log2(lse), *map(Vector, numbers)], [Vector(gain)]
+  rows = [_log2(lse), Vector(rho), Vector(pull), Vector(delta)]
+  keys = [Vector(gain)]
   rule, name = backward.redistributed(residual_mix), 'redistribute dq'
-  return _gradients(ops, q, k, v, g, rows, keys, rule, name, gain_gradient)
+  return _gradients(q, k, v, g, rows, keys, rule, name, gain_gradient)
 
 
-def _gradients(ops, q, k, v, g, rows, keys, rule, name, shared, bias=None):
+def _gradients(q, k, v, g, rows, keys, rule, name, shared, bias=None):
   """dq, dk, dv and, if `shared`, the gradient of what all rows share."""
-  dq = backward.row_gradient(
-    ops,
-    q,
-    k,
-    v,
-    g,
-    rows,
-    [_exponent(k, bias), *keys],
-    rule,
-    tiles(name, k.shape),
-  )
+  own, size = [_exponent(k, bias), *keys], tiles(name, k.shape)
+  dq = backward.row_gradient(q, k, v, g, rows, own, rule, size)
+  wanted = ['dk', 'dv', 'share'] if shared else ['dk', 'dv']
+  factor = None if bias is None else Vector(jnp.exp(bias))
+  size = tiles('dkv', k.shape)
   dk, dv, *share = backward.key_gradient(
-    ops,
-    q,
-    k,
-    [v, g],
-    rows,
-    keys,
-    rule,
-    ['dk', 'dv', 'share'] if shared else ['dk', 'dv'],
-    tiles('dkv', k.shape),
-    factor=None if bias is None else Vector(jnp.exp(bias)),
+    q, k, [v, g], rows, keys, rule, wanted, size, factor=factor
   )
   return dq, dk, dv, _over_heads(share)
 
@@ -228,4 +185,11 @@ def _over_heads(share):
   return share[0].sum(1) if share else None
 
 
-PASSES = passes()
+PASSES = Passes(
+  _attend,
+  _attend_backward,
+  _marginal,
+  _marginal_backward,
+  _redistribute,
+  _redistribute_backward,
+)

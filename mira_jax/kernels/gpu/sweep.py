@@ -20,7 +20,8 @@ from jax.experimental import pallas as pl
 from jax.experimental import xla_metadata
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from mira_jax.kernels.gpu.warpgroup import Ref, Warpgroup
+from mira_jax.kernels.gpu import warpgroup as ops
+from mira_jax.kernels.gpu.warpgroup import Ref
 from mira_jax.kernels.operations import FLOPS
 
 Array = jax.Array
@@ -87,7 +88,6 @@ class Context(NamedTuple):
 
 
 def sweep(
-  ops: Warpgroup,
   consume: Callable[[Context], Sequence[Array]],
   own: Sequence[Any],
   stream: Sequence[Sequence[Any]],
@@ -100,7 +100,6 @@ def sweep(
   """Runs `consume` for every tile of rows of every head.
 
   Args:
-    ops: of the hardware or of the interpreter.
     consume: computes a tile of each output; it must wait for and release every
       tile of every group once.
     own: what a warpgroup keeps a tile of: a matrix first, and vectors.
@@ -129,7 +128,7 @@ def sweep(
     clip, head = lax.axis_index('clip'), lax.axis_index('head')
     warpgroup = lax.axis_index('warpgroup')
     groups = [
-      Group(ring, *pair, stages, ops.interprets or len(ring[-1].shape) == 2)
+      Group(ring, *pair, stages, ops.INTERPRETED or len(ring[-1].shape) == 2)
       for ring, pair in zip(rings, zip(full, free, strict=True), strict=True)
     ]
 
@@ -171,7 +170,7 @@ def sweep(
 
   run = plgpu.kernel(
     kernel,
-    out_type=[_whole_output(x, blocks * block, ops.interprets) for x in out],
+    out_type=[_whole_output(x, blocks * block) for x in out],
     grid=(blocks, heads, batch),
     grid_names=('block', 'head', 'clip'),
     num_threads=tiles.warpgroups + 1,
@@ -226,11 +225,11 @@ def _whole(x, rows):
   return jnp.pad(values, padding, constant_values=fill)
 
 
-def _whole_output(x, rows, interprets):
+def _whole_output(x, rows):
   """The shape of an output, padded likewise. The interpreter clips nothing."""
   axis, step = (2, rows) if len(x.shape) == 3 else (1, STEP)
   shape = list(x.shape)
-  shape[axis] = rows if interprets else pl.cdiv(shape[axis], step) * step
+  shape[axis] = rows if ops.INTERPRETED else pl.cdiv(shape[axis], step) * step
   return jax.ShapeDtypeStruct(shape, x.dtype)
 
 

@@ -1,4 +1,8 @@
-"""Arithmetic of a Hopper warpgroup, and the same for the interpreter."""
+"""Arithmetic of a Hopper warpgroup.
+
+The interpreter of jax 0.10 knows no layouts, no products of registers and no
+transposed tiles: tests replace the functions that need them.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ LOG2E = math.log2(math.e)  # exponentials of the hardware are 2^x
 REGISTERS = {2: (232, 40), 3: (160, 32)}
 LAYOUT = plgpu.Layout.WGMMA  # of a matrix over the threads of a warpgroup
 ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
+INTERPRETED = False  # set by tests
 NO_INDEX = {} if jax.__version_info__ >= (0, 11) else {'idx': ()}
 
 
@@ -35,114 +40,69 @@ def nothing() -> None:
   """Work to do while a product is in flight: none."""
 
 
-class Warpgroup:
-  """Operations of the hardware."""
+def set_registers(
+  warpgroups: int, action: Literal['increase', 'decrease']
+) -> None:
+  """Registers of a thread: 'increase' for consumers, or 'decrease'."""
+  consumer, producer = REGISTERS[warpgroups]
+  count = consumer if action == 'increase' else producer
+  plgpu.set_max_registers(count, action=action)
 
-  interprets = False
 
-  def set_registers(
-    self, warpgroups: int, action: Literal['increase', 'decrease']
-  ) -> None:
-    """Registers of a thread: 'increase' for consumers, or 'decrease'."""
-    consumer, producer = REGISTERS[warpgroups]
-    count = consumer if action == 'increase' else producer
-    plgpu.set_max_registers(count, action=action)
+def full(shape: tuple[int, ...], value: float) -> Array:
+  """A matrix, or a vector of one number per row of one."""
+  x = jnp.full(shape, value, jnp.float32)
+  layout = LAYOUT if len(shape) == 2 else LAYOUT.reduce(1)
+  return plgpu.layout_cast(x, layout)
 
-  def full(self, shape: tuple[int, ...], value: float) -> Array:
-    """A matrix, or a vector of one number per row of one."""
-    x = jnp.full(shape, value, jnp.float32)
-    layout = LAYOUT if len(shape) == 2 else LAYOUT.reduce(1)
-    return plgpu.layout_cast(x, layout)
 
-  def vector(self, ref: Ref, axis: int) -> Array:
-    """A vector from memory, to lie along an axis of a matrix."""
-    layout = LAYOUT.reduce(1 - axis)
-    # Loads of a few hundred bytes from global memory are not worth a fast path.
-    shared = ref.memory_space == plgpu.SMEM
-    return plgpu.load(ref, **NO_INDEX, layout=layout, optimized=shared)
+def vector(ref: Ref, axis: int) -> Array:
+  """A vector from memory, to lie along an axis of a matrix."""
+  layout = LAYOUT.reduce(1 - axis)
+  # Loads of a few hundred bytes from global memory are not worth a fast path.
+  shared = ref.memory_space == plgpu.SMEM
+  return plgpu.load(ref, **NO_INDEX, layout=layout, optimized=shared)
 
-  def product(self, x: Ref, y: Ref, meanwhile: Callable = nothing) -> Array:
-    """x y^T of two tiles, in flight while `meanwhile` runs."""
 
-    def run(total):
+def product(x: Ref, y: Ref, meanwhile: Callable = nothing) -> Array:
+  """x y^T of two tiles, in flight while `meanwhile` runs."""
+
+  def run(total):
+    plgpu.wgmma(total, x, y.transpose((1, 0)))
+    meanwhile()
+    return total[...]
+
+  return pl.run_scoped(run, _accumulator(x, y))
+
+
+def product_pair(
+  first: Pair, second: Pair, use: Callable[[Array], Array]
+) -> tuple[Array, Array]:
+  """x y^T of two pairs; the second is in flight while `use` has the first."""
+
+  def run(one, two):
+    for total, (x, y) in ((one, first), (two, second)):
       plgpu.wgmma(total, x, y.transpose((1, 0)))
-      meanwhile()
-      return total[...]
+    used = use(plgpu.wgmma_accumulator_load(one, wait_n=1))
+    return used, two[...]
 
-    return pl.run_scoped(run, _accumulator(x, y))
-
-  def product_pair(
-    self, first: Pair, second: Pair, use: Callable[[Array], Array]
-  ) -> tuple[Array, Array]:
-    """x y^T of two pairs; the second is in flight while `use` has the first."""
-
-    def run(one, two):
-      for total, (x, y) in ((one, first), (two, second)):
-        plgpu.wgmma(total, x, y.transpose((1, 0)))
-      used = use(plgpu.wgmma_accumulator_load(one, wait_n=1))
-      return used, two[...]
-
-    return pl.run_scoped(run, _accumulator(*first), _accumulator(*second))
-
-  def accumulate(
-    self,
-    sums: Sequence[Array],
-    terms: Sequence[tuple[Array, Ref]],
-    meanwhile: Callable = nothing,
-  ) -> list[Any]:
-    """Adds x y of each term, all in flight while `meanwhile` runs."""
-
-    def run(refs):
-      for ref, (x, y) in zip(refs, terms, strict=True):
-        plgpu.wgmma(ref, x, y)
-      meanwhile()
-
-    return pl.run_state(run)([ACC.init(x) for x in sums])
-
-  def settle(self, x: Any) -> Any:
-    """Arrays that are complete before anything that follows."""
-    return lax.optimization_barrier(x)
+  return pl.run_scoped(run, _accumulator(*first), _accumulator(*second))
 
 
-class Interpreter(Warpgroup):
-  """The same without layouts, or products of registers or transposed tiles.
+def accumulate(
+  sums: Sequence[Array],
+  terms: Sequence[tuple[Array, Ref]],
+  meanwhile: Callable = nothing,
+) -> list[Any]:
+  """Adds x y of each term, all in flight while `meanwhile` runs."""
 
-  The interpreter of jax 0.10 has none of these.
-  """
-
-  interprets = True
-
-  def set_registers(self, warpgroups, action):
-    del warpgroups, action
-
-  def full(self, shape, value):
-    return jnp.full(shape, value, jnp.float32)
-
-  def vector(self, ref, axis):
-    del axis
-    return ref[...]
-
-  def product(self, x, y, meanwhile=nothing):
+  def run(refs):
+    for ref, (x, y) in zip(refs, terms, strict=True):
+      plgpu.wgmma(ref, x, y)
     meanwhile()
-    return _dot(x[...], y[...].T)
 
-  def product_pair(self, first, second, use):
-    one, two = (_dot(x[...], y[...].T) for x, y in (first, second))
-    return use(one), two
-
-  def accumulate(self, sums, terms, meanwhile=nothing):
-    meanwhile()
-    return [
-      total + _dot(x, y[...]) for total, (x, y) in zip(sums, terms, strict=True)
-    ]
-
-  def settle(self, x):
-    return x
+  return pl.run_state(run)([ACC.init(x) for x in sums])
 
 
 def _accumulator(x: Ref, y: Ref):
   return ACC((x.shape[0], y.shape[0]), jnp.float32)
-
-
-def _dot(x: Array, y: Array) -> Array:
-  return jnp.dot(x, y, preferred_element_type=jnp.float32)

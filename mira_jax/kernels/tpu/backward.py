@@ -35,31 +35,27 @@ from mira_jax.kernels.tpu.blocks import (
 Array = jax.Array
 
 
-def attend_backward(q, k, v, bias, lse, delta, g, *, bias_gradient, interpret):
+def attend_backward(q, k, v, bias, lse, delta, g, *, bias_gradient):
   """See `vjp.Passes`."""
 
   def tile(a, dp, rows, keys):
+    del keys
     (delta,) = rows
     ds = a * (dp - delta)
     return ds, a, ds
 
   blocks = cut(q.shape, q.dtype)
+  inputs = blocks.inputs(bias, q=q, k=k, v=v, g=g)
+  rows = [lse, delta]
   return _gradients(
-    'attend_backward',
-    tile,
-    blocks,
-    {'q': q, 'k': k, 'v': v, 'g': g},
-    {'bias': blocks.bias(bias)},
-    [lse, delta],
-    key_sums=bias_gradient,
-    interpret=interpret,
+    'attend_backward', tile, blocks, inputs, rows, bias_gradient
   )
 
 
 def redistribute_backward(
-  q, k, v, gain, lse, *numbers, residual_mix, gain_gradient, interpret
+  q, k, v, gain, lse, rho, pull, delta, g, *, residual_mix, gain_gradient
 ):
-  """See `vjp.Passes`; the numbers are rho, pull and delta, and dL/dy."""
+  """See `vjp.Passes`."""
 
   def tile(a, dp, rows, keys):
     rho, pull, delta = rows
@@ -67,54 +63,34 @@ def redistribute_backward(
     ds = a * ((1 - residual_mix) * dp + keys['gain'] * t - delta)
     return ds, a * (1 - residual_mix + rho * keys['gain']), a * t
 
-  *numbers, g = numbers
   blocks = cut(q.shape, q.dtype)
-  gain = blocks.pack_keys(gain), blocks.key_numbers()
-  return _gradients(
-    'redistribute_backward',
-    tile,
-    blocks,
-    {'q': q, 'k': k, 'v': v, 'g': g},
-    {'bias': blocks.bias(None), 'gain': gain},
-    [lse, *numbers],
-    key_sums=gain_gradient,
-    interpret=interpret,
-  )
+  inputs = blocks.inputs(q=q, k=k, v=v, g=g) | {'gain': blocks.of_keys(gain)}
+  rows, name = [lse, rho, pull, delta], 'redistribute_backward'
+  return _gradients(name, tile, blocks, inputs, rows, gain_gradient)
 
 
-def marginal_backward(q, k, lse, gamma, *, interpret):
+def marginal_backward(q, k, lse, gamma):
   """See `vjp.Passes`."""
 
   def tile(a, dp, rows, keys):
+    del dp
     # A row of one chunk is whole, and its mean at hand.
     mean = rows[0] if rows else _row_sum(a, keys['gamma'])
     return a * (keys['gamma'] - mean), None, None
 
   blocks = cut(q.shape, q.dtype)
-  gamma = blocks.pack_keys(gamma), blocks.key_numbers()
-  dq, dk, _, _ = _gradients(
-    'marginal_backward',
-    tile,
-    blocks,
-    {'q': q, 'k': k},
-    {'bias': blocks.bias(None), 'gamma': gamma},
-    [lse],
-    key_sums=False,
-    interpret=interpret,
-  )
-  return dq, dk
+  inputs = blocks.inputs(q=q, k=k) | {'gamma': blocks.of_keys(gamma)}
+  name = 'marginal_backward'
+  return _gradients(name, tile, blocks, inputs, [lse], False)[:2]
 
 
 def _gradients(
   name: str,
   tile: Callable,
   blocks: Blocks,
-  tokens: dict[str, Array],
-  keys: dict[str, Any],
+  inputs: dict[str, Any],
   rows: list[Array],
-  *,
   key_sums: bool,
-  interpret,
 ) -> tuple[Array, Array, Array | None, Array | None]:
   """Runs the backward kernel.
 
@@ -123,37 +99,29 @@ def _gradients(
     tile: (A or P, dP, row numbers, key numbers) of a tile -> dS, the weight of
       g in dv, and what `key_sums` sums over rows.
     blocks: sizes.
-    tokens: q, k and, if there is a dv, v and g, [B, L, H, D].
-    keys: inputs with a number for each key.
+    inputs: see `Blocks.inputs`; v and g if there is a dv.
     rows: the log-sum-exp and other numbers of rows, [B, H, L].
     key_sums: whether to sum over rows.
-    interpret: of `pl.pallas_call`.
 
   Returns:
     dq, dk, dv or None, sums [B, L] or None.
   """
-  block = {'q': blocks.row_tokens(), 'g': blocks.row_tokens()}
-  inputs: dict[str, Any] = {
-    x: (blocks.pack(tokens[x]), block.get(x, blocks.key_tokens()))
-    for x in tokens
-  }
   lse, *others = rows
   # A row that only fills up has an infinite log-sum-exp: its A is 0.
   fill = [jnp.inf] + [0.0] * len(others)
   packed = blocks.pack_rows(lse * LOG2_E, *others, fill=fill)
-  sums, scratch = _sums(blocks, ['dk', 'dv'] if 'v' in tokens else ['dk'])
+  sums, scratch = _sums(blocks, ['dk', 'dv'] if 'v' in inputs else ['dk'])
   out = call(
     name,
     functools.partial(_kernel, tile=tile),
     blocks,
-    inputs | keys | {'rows': (packed, blocks.row_numbers(len(others) + 1))},
+    inputs | {'rows': (packed, blocks.row_numbers(len(others) + 1))},
     {
       'dq': blocks.row_tokens(),
       'key_sums': blocks.key_sums() if key_sums else None,
       **sums,
     },
-    products=5 if 'v' in tokens else 3,
-    interpret=interpret,
+    products=5 if 'v' in inputs else 3,
     scratch=scratch,
   )
   return (

@@ -36,6 +36,8 @@ CHUNK, CHUNK_ROWS = 2048, 256
 ROWS = (128, 400)
 # Rows of all the clips of a step: 8 clips of 160 keep all units busy.
 STEP_ROWS = 1280
+# Of `pl.pallas_call`; tests set it.
+INTERPRET: Any = False
 # The least VMEM of the chips (v5p has 64 MiB, v5e and v6e 128), less what the
 # compiler takes for itself.
 VMEM = 63 * 2**20
@@ -86,10 +88,6 @@ class Blocks:
       self.padded // self.rows,
     )
 
-  def widen(self) -> Blocks:
-    """The same blocks for heads of twice the width."""
-    return dataclasses.replace(self, width=2 * self.width)
-
   # ----- blocks: the whole array, and the part that a step sees ---------------
 
   def row_tokens(self) -> Block:
@@ -117,25 +115,29 @@ class Blocks:
     """Blocks [clips, rows, count * group]: numbers of each row, in lanes."""
     shape = (self.batch, self.groups, self.padded, count * self.group)
     block = (self.clips, None, self.rows, count * self.group)
-    return _float32(shape), self._spec(block, lambda b, h, i: (b, h, i, 0))
+    return self._numbers(shape, block, lambda b, h, i: (b, h, i, 0))
 
   def key_numbers(self) -> Block:
     """Blocks [clips, 1, padded]: a number of each key, for all heads."""
     shape = (self.batch, 1, self.padded)
     block = (self.clips, 1, self.padded)
-    return _float32(shape), self._spec(block, lambda b, h, i: (b, 0, 0), True)
+    return self._numbers(shape, block, lambda b, h, i: (b, 0, 0), True)
 
   def key_sums(self) -> Block:
     """Blocks [clips, 1, padded]: a number of each key, by group of heads."""
     shape = (self.batch, self.groups, 1, self.padded)
     block = (self.clips, None, 1, self.padded)
-    return _float32(shape), self._spec(block, lambda b, h, i: (b, h, 0, 0))
+    return self._numbers(shape, block, lambda b, h, i: (b, h, 0, 0))
 
   def head_vectors(self) -> Block:
     """Blocks [clips, 1, lanes]: a vector of each head."""
     shape = (self.batch, self.groups, 1, self.lanes)
     block = (self.clips, None, 1, self.lanes)
-    return _float32(shape), self._spec(block, lambda b, h, i: (b, h, 0, 0))
+    return self._numbers(shape, block, lambda b, h, i: (b, h, 0, 0))
+
+  def _numbers(self, shape, block, index, whole: bool = False) -> Block:
+    array = jax.ShapeDtypeStruct(shape, jnp.float32)
+    return array, self._spec(block, index, whole)
 
   def _spec(self, block, index, whole: bool = False) -> pl.BlockSpec:
     # A long sequence leaves no room for the next one's keys.
@@ -143,6 +145,18 @@ class Blocks:
     return pl.BlockSpec(block, index, pipeline_mode=once)
 
   # ----- arrays into blocks and back ------------------------------------------
+
+  def inputs(self, bias: Array | None = None, **tokens: Array) -> dict:
+    """Inputs of kernels: q and g by rows, k and v whole, and a bias [B, L]."""
+    named: dict[str, Any] = {}
+    for name, x in tokens.items():
+      block = self.row_tokens() if name in 'qg' else self.key_tokens()
+      named[name] = self.pack(x), block
+    return named | {'bias': self.bias(bias)}
+
+  def of_keys(self, x: Array) -> tuple[Array, Block]:
+    """An input [B, L], a number of each key."""
+    return self.pack_keys(x), self.key_numbers()
 
   def pack(self, x: Array) -> Array:
     """[B, L, H, D] -> as `row_tokens` and `key_tokens` say."""
@@ -198,10 +212,6 @@ class Blocks:
     widths = [(0, 0)] * x.ndim
     widths[axis] = (0, self.padded - self.length)
     return jnp.pad(x, widths, constant_values=value)
-
-
-def _float32(shape) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
 def cut(shape: tuple[int, ...], dtype) -> Blocks:
@@ -306,15 +316,18 @@ def _is_lane_of(head: int, blocks: Blocks) -> Array:
   return lax.div(lane, jnp.int32(blocks.width)) == head
 
 
-def over_chunks(blocks: Blocks, step: Callable, state):
-  """Folds `step(keys, state)` over the chunks of keys."""
+def over_chunks(blocks: Blocks, step: Callable, state, first: int = 0):
+  """Folds `step(keys, state)` over the chunks of keys, from the first."""
   if blocks.chunks == 1:
-    return step(pl.ds(0, blocks.chunk), state)
-  return lax.fori_loop(
-    *int32(0, blocks.chunks),
-    lambda c, state: step(chunk_at(c, blocks), state),
-    state,
-  )
+    return state if first else step(pl.ds(0, blocks.chunk), state)
+
+  def run(index, state):
+    start = pl.multiple_of(index * blocks.chunk, blocks.chunk)
+    return step(pl.ds(start, blocks.chunk), state)
+
+  # Plain numbers would count in 64 bits under x64.
+  bounds = jnp.int32(first), jnp.int32(blocks.chunks)
+  return lax.fori_loop(*bounds, run, state)
 
 
 def scores(q: Array, inputs, clip: int, keys, blocks: Blocks) -> Array:
@@ -327,17 +340,6 @@ def scores(q: Array, inputs, clip: int, keys, blocks: Blocks) -> Array:
   return s + inputs['bias'][clip, :, keys]
 
 
-def int32(start: int, stop: int) -> tuple[Array, Array]:
-  """Bounds of a loop: plain ones would count in 64 bits under x64."""
-  return jnp.int32(start), jnp.int32(stop)
-
-
-def chunk_at(index, blocks: Blocks):
-  """The keys of a chunk."""
-  start = pl.multiple_of(index * blocks.chunk, blocks.chunk)
-  return pl.ds(start, blocks.chunk)
-
-
 def call(
   name: str,
   kernel: Callable,
@@ -346,7 +348,6 @@ def call(
   outputs: dict[str, Block | None],
   *,
   products: int,
-  interpret,
   scratch: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Runs `kernel(inputs, outputs, scratch, blocks=)` over the grid.
@@ -356,13 +357,9 @@ def call(
     kernel: takes references to blocks, by name.
     blocks: sizes.
     inputs: arrays and their blocks; None for one that is not there.
-    outputs: their blocks.
+    outputs: their blocks; the arrays, by name, are returned.
     products: L x L x D products that the kernel takes, for XLA's estimates.
-    interpret: of `pl.pallas_call`.
     scratch: of `pl.pallas_call`.
-
-  Returns:
-    The outputs, by name.
   """
   shapes, out_specs = _halves(outputs)
   arrays, blocks_in = _halves(inputs)
@@ -387,7 +384,7 @@ def call(
       vmem_limit_bytes=VMEM,
     ),
     cost_estimate=cost,
-    interpret=interpret,
+    interpret=INTERPRET,
     name=name,
   )(arrays)
 

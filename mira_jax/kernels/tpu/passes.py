@@ -13,6 +13,7 @@ softmax. In units of U, one L x L x D product per head:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 
@@ -32,9 +33,7 @@ from mira_jax.kernels.tpu.blocks import (
   OVER_KEYS,
   Blocks,
   call,
-  chunk_at,
   cut,
-  int32,
   merge,
   over_chunks,
   own_lanes,
@@ -44,46 +43,23 @@ from mira_jax.kernels.tpu.blocks import (
 )
 from mira_jax.kernels.vjp import Passes
 
-__all__ = ['PASSES', 'passes', 'refusal']
+__all__ = ['PASSES', 'refusal']
 
 Array = jax.Array
-
-
-def passes(interpret=False) -> Passes:
-  """The passes; `interpret` is that of `pl.pallas_call`."""
-  return Passes(
-    *(
-      functools.partial(run, interpret=interpret)
-      for run in (
-        _attend,
-        attend_backward,
-        _marginal,
-        marginal_backward,
-        _redistribute,
-        redistribute_backward,
-      )
-    )
-  )
 
 
 # ----- softmax(S + bias) v ----------------------------------------------------
 
 
-def _attend(q, k, v, bias, *, interpret):
+def _attend(q, k, v, bias):
   blocks = cut(q.shape, q.dtype)
   out = call(
     'attend',
     _attend_kernel,
     blocks,
-    {
-      'q': (blocks.pack(q), blocks.row_tokens()),
-      'k': (blocks.pack(k), blocks.key_tokens()),
-      'v': (blocks.pack(v), blocks.key_tokens()),
-      'bias': blocks.bias(bias),
-    },
+    blocks.inputs(bias, q=q, k=k, v=v),
     {'y': blocks.row_tokens(), 'rows': blocks.row_numbers(1)},
     products=2,
-    interpret=interpret,
   )
   (lse,) = blocks.unpack_rows(out['rows'])
   return blocks.unpack(out['y']), lse
@@ -108,24 +84,22 @@ def _attend_kernel(inputs, outputs, _, *, blocks: Blocks):
 # ----- redistribute(A, gain) v ------------------------------------------------
 
 
-def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor, interpret):
+def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor):
   blocks = cut(q.shape, q.dtype)
   keeps = residual_mix < 1  # part of A v
   gained = (v * gain[:, :, None, None]).astype(v.dtype)
+  values = jnp.concatenate([v, gained], -1) if keeps else gained
   # [v | a v]: up to D = 64 both fit into the 128 lanes that the MXU multiplies
   # by at once, so that one product gives two.
-  wide = blocks.widen() if keeps else blocks
-  values = jnp.concatenate([v, gained], -1) if keeps else gained
+  wide = dataclasses.replace(blocks, width=values.shape[-1])
   out = call(
     'redistribute',
     functools.partial(_redistribute_kernel, mix=residual_mix, floor=floor),
     blocks,
-    {
-      'q': (blocks.pack(q), blocks.row_tokens()),
-      'k': (blocks.pack(k), blocks.key_tokens()),
+    blocks.inputs(q=q, k=k)
+    | {
       'v': (wide.pack(values), wide.key_tokens()),
-      'bias': blocks.bias(None),
-      'gain': (blocks.pack_keys(gain), blocks.key_numbers()),
+      'gain': blocks.of_keys(gain),
       'v_mean': (blocks.pack_heads(v_mean), blocks.head_vectors()),
     },
     {
@@ -134,7 +108,6 @@ def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor, interpret):
       'rows': blocks.row_numbers(2),
     },
     products=3 if keeps else 2,
-    interpret=interpret,
   )
   lse, mean_gain = blocks.unpack_rows(out['rows'])
   z = blocks.unpack(out['z'])
@@ -178,20 +151,15 @@ def _side_by_side(parts: list[Array], start: int, width: int) -> Array:
 # ----- the key marginal of A --------------------------------------------------
 
 
-def _marginal(q, k, *, interpret):
+def _marginal(q, k):
   blocks = cut(q.shape, q.dtype)
   out = call(
     'marginal',
     _marginal_kernel,
     blocks,
-    {
-      'q': (blocks.pack(q), blocks.row_tokens()),
-      'k': (blocks.pack(k), blocks.key_tokens()),
-      'bias': blocks.bias(None),
-    },
+    blocks.inputs(q=q, k=k),
     {'mass': blocks.key_sums(), 'rows': blocks.row_numbers(1)},
     products=1 if blocks.chunks == 1 else 2,
-    interpret=interpret,
   )
   (lse,) = blocks.unpack_rows(out['rows'])
   return blocks.unpack_sums(out['mass']), lse
@@ -266,18 +234,15 @@ def _sums_over_keys(
     top = s.max(1, keepdims=True)
     return top, sums(jnp.exp2(s - top), keys)
 
-  def step(index, state):
-    (old, old_sums), (new, new_sums) = state, chunk(chunk_at(index, blocks))
+  def step(keys, state):
+    (old, old_sums), (new, new_sums) = state, chunk(keys)
     top = jnp.maximum(old, new)
     shrink, grow = jnp.exp2(old - top), jnp.exp2(new - top)
     return top, tuple(
       x * shrink + y * grow for x, y in zip(old_sums, new_sums, strict=True)
     )
 
-  state = chunk(pl.ds(0, blocks.chunk))
-  if blocks.chunks == 1:
-    return state
-  return lax.fori_loop(*int32(1, blocks.chunks), step, state)
+  return over_chunks(blocks, step, chunk(pl.ds(0, blocks.chunk)), first=1)
 
 
 def _log_sum(top: Array, total: Array) -> Array:
@@ -290,4 +255,11 @@ def _write_rows(outputs, clip: int, numbers: list[Array]):
     outputs['rows'][clip, :, lane : lane + 1] = number
 
 
-PASSES = passes()
+PASSES = Passes(
+  _attend,
+  attend_backward,
+  _marginal,
+  marginal_backward,
+  _redistribute,
+  redistribute_backward,
+)
