@@ -1,6 +1,6 @@
 """Peaks of chips, from their makers' pages, and the least time of a step.
 
-  time = hardware FLOPs / peak + bytes of collectives / bandwidth of the links
+  time = FLOPs / peak + bytes of collectives / bandwidth of the links
 
 Left out: memory traffic, products that do not fill the matrix unit,
 exponentials, latencies, the input pipeline, and the overlap of communication
@@ -61,21 +61,12 @@ def of_kind(kind: str) -> Chip:
 
 
 def estimate(
-  chip: Chip, flops: dict[str, float], found: Sequence[Collective]
+  chip: Chip, flops: float, found: Sequence[Collective]
 ) -> dict[str, float]:
-  """Least seconds of a step: 'compute', 'collectives', and both ('seconds').
-
-  And 'utilisation', the share of the peak that the model's FLOPs then take.
-  `flops` are those of this device that the 'model' needs, and the 'hardware'
-  computes.
-  """
-  parts = {
-    'compute': flops['hardware'] / chip.flops,
-    'collectives': sum(communication(chip, x) for x in found),
-  }
-  seconds = sum(parts.values())
-  used = flops['model'] / (seconds * chip.flops)
-  return parts | {'seconds': seconds, 'utilisation': used}
+  """Least seconds of a step: 'compute', 'collectives', and both ('seconds')."""
+  compute = flops / chip.flops
+  sent = sum(communication(chip, x) for x in found)
+  return {'compute': compute, 'collectives': sent, 'seconds': compute + sent}
 
 
 def communication(chip: Chip, x: Collective) -> float:

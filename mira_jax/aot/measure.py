@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import re
 import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from mira_jax import config
 from mira_jax.aot import chips, compilers, counts, hlo
@@ -46,7 +44,8 @@ def measure(cfg: config.Config, target: Target) -> Report:
     compiled, message = _compile(traced.lower())
   memory = _memory(compiled)
   fits = compiled is not None and memory['peak'] <= chip.hbm
-  flops = _flops(cfg, traced.jaxpr, len(devices))
+  by_name = counts.flops(traced.jaxpr)
+  flops = by_name.total() / len(devices)
   found = hlo.collectives(compiled.as_text()) if compiled else []
   return {
     'machine': str(target),
@@ -58,6 +57,7 @@ def measure(cfg: config.Config, target: Target) -> Report:
     'seconds': round(time.monotonic() - start, 1),
     'memory': memory | {'hbm': int(chip.hbm), 'fits': fits, 'message': message},
     'flops': flops,
+    'flops_by_name': {n: x / len(devices) for n, x in by_name.most_common()},
     'collectives': [x._asdict() for x in found if x.group > 1],
     'estimate': compiled and chips.estimate(chip, flops, found),
   }
@@ -86,41 +86,3 @@ def _memory(compiled: Any) -> Report:
     'aliased': stats.alias_size_in_bytes,  # outputs in donated arguments
   }
   return sizes | {'peak': sum(sizes.values()) - 2 * sizes['aliased']}
-
-
-def _flops(cfg: config.Config, jaxpr: Any, devices: int) -> Report:
-  """FLOPs per device: those that the model needs, and those computed."""
-  by_name = counts.flops(jaxpr)
-  clips = cfg.data.batch_size * cfg.data.repeats
-  return {
-    'model': clips * model_flops(cfg) / devices,
-    'hardware': by_name.total() / devices,
-    'by_name': {n: x / devices for n, x in by_name.most_common()},
-  }
-
-
-def model_flops(cfg: config.Config) -> int:
-  """FLOPs of one clip: three times those of the plain model forward.
-
-  By convention: each product has two more in the backward pass. MiRA,
-  rematerialisation and augmentation are extra. A frozen backbone needs no
-  backward pass.
-  """
-  plain = copy.deepcopy(cfg)
-  plain.model.mira = plain.model.remat = None
-  plain.model.scan, plain.model.attention = True, 'reference'
-  plain.data.batch_size = plain.optim.accumulate = plain.data.repeats = 1
-  mesh = sharding.make_mesh(devices=jax.devices('cpu')[:1])
-  made = build.make(plain, mesh)
-  video = jax.ShapeDtypeStruct(build.video_shape(plain), jnp.float32)
-
-  def forward(variables: Any, video: jax.Array) -> Any:
-    if plain.pretrain is None:
-      return made.model.apply(variables, video)
-    mask, hidden = build.draw_mask(plain, jax.random.key(0), video.shape)
-    return made.model.apply(variables, video, mask, num_masked=hidden)
-
-  variables = jax.eval_shape(made.init, build.abstract_key(mesh))
-  jaxpr = jax.jit(forward).trace(variables, video).jaxpr
-  times = 1 if plain.optim.freeze_backbone else 3
-  return times * counts.flops(jaxpr).total()

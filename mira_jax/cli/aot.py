@@ -122,7 +122,7 @@ def _print(
 
 def _rows(report: dict) -> Iterator[tuple[str, str]]:
   """Name and value of each line."""
-  memory, flops, least = (report[x] for x in ('memory', 'flops', 'estimate'))
+  memory, least = report['memory'], report['estimate']
   yield 'devices', report['devices']
   yield 'attention', report['attention']
   yield 'clips', f'{report["batch"]} ({report["batch_source"]})'
@@ -131,10 +131,9 @@ def _rows(report: dict) -> Iterator[tuple[str, str]]:
       yield f'GiB {name}', f'{memory[name] / 2**30:.2f}'
   verdict = 'fits' if memory['fits'] else 'DOES NOT FIT'
   yield f'GiB of {report["chip"]}', f'{memory["hbm"] / 2**30:.2f}: {verdict}'
-  yield 'TFLOP of the model', f'{flops["model"] / 1e12:.3f}'
-  yield 'TFLOP computed', f'{flops["hardware"] / 1e12:.3f}'
-  for name, count in flops['by_name'].items():
-    if count > flops['hardware'] / 1000:
+  yield 'TFLOP', f'{report["flops"] / 1e12:.3f}'
+  for name, count in report['flops_by_name'].items():
+    if count > report['flops'] / 1000:
       yield f'  {name}', f'{count / 1e12:.3f}'
   if least is None:
     yield 'the compiler', memory['message']
@@ -146,4 +145,3 @@ def _rows(report: dict) -> Iterator[tuple[str, str]]:
   yield 'ms step, at least', f'{1e3 * least["seconds"]:.1f}'
   rate = report['batch'] / least['seconds'] / report['chips']
   yield 'clips/s per chip, at most', f'{rate:.1f}'
-  yield 'utilisation, at most', f'{least["utilisation"]:.1%}'

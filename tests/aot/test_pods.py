@@ -124,9 +124,7 @@ def test_a_step_is_what_its_sizes_say(reports, case):
   report = reports[case].result()
   parameters, clips = PARAMETERS[size, kind], CLIPS[kind]
   assert report['attention'].startswith('pallas_tpu (made for TPU')
-  found = report['flops']
-  assert found['hardware'] == pytest.approx(clips * flops(size, kind), rel=0.03)
-  assert found['model'] < found['hardware'] < 1.15 * found['model']
+  assert report['flops'] == pytest.approx(clips * flops(size, kind), rel=0.03)
 
   memory = report['memory']
   if not memory['fits']:  # as the compiler says, or the sum of its figures

@@ -31,8 +31,6 @@ class Hyper:
   alpha_max: float = 1.4
   flash_tau: float = 0.17
   ema_m: float = 0.9
-  use_ema: bool = True
-  use_residual: bool = True
   mix_eta: float = 0.5
 
 
@@ -166,7 +164,7 @@ def _source(c, h, statistics, train, average, hyper):
   if statistics == 'instance':
     return c, h, average
   c_mean, h_mean = c.mean(0, keepdims=True), h.mean(0, keepdims=True)
-  if statistics == 'batch_ema' and train and hyper.use_ema:
+  if statistics == 'batch_ema' and train:
     average = hyper.ema_m * average + (1 - hyper.ema_m) * c_mean[0]
     return average[None], h_mean, average
   return c_mean, h_mean, average
@@ -195,6 +193,4 @@ def _redistribute(before, gain, hyper):
   if hyper.floor_eps > 0:
     m = (1 - hyper.floor_eps) * m + hyper.floor_eps / before.shape[-1]
   m = m / np.maximum(m.sum(-1, keepdims=True), 1e-12)
-  if not hyper.use_residual:
-    return m
   return before + hyper.mix_eta * (m - before)
