@@ -33,7 +33,7 @@ MODES = ('exact', 'flashlite')
 STATISTICS = ('instance', 'batch', 'batch_ema')
 
 few = hypothesis.settings(
-  max_examples=8,
+  max_examples=5,
   derandomize=True,
   deadline=None,
   suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],

@@ -184,9 +184,9 @@ def test_remat_computes_no_attention_twice():
     jaxpr = jax.make_jaxpr(jax.grad(loss))(variables['params'])
     return str(jaxpr).count('= exp ')
 
-  assert exponentials('attention') == exponentials(None) > 0
-  assert exponentials('linear') == exponentials(None)
-  assert exponentials('full') > exponentials(None)
+  least = exponentials(None)
+  assert exponentials('attention') == exponentials('linear') == least > 0
+  assert exponentials('full') > least
 
 
 # Options.
@@ -205,7 +205,7 @@ def test_drop_path_loses_whole_branches_and_keeps_the_mean():
   block = Block(BlockSpec(heads=2, num_frames=2, train=True, drop_paths=True))
   x = jnp.asarray(np.random.default_rng(0).normal(size=(1, 6, 8)), jnp.float32)
   clips = jnp.broadcast_to(x, (4096, 6, 8))
-  params = block.init(jax.random.key(0), x, 0.0)['params']
+  params = jax.jit(block.init)(jax.random.key(0), x, 0.0)['params']
   # Only the branch of the MLP is left: the other projects to zero.
   params['attn']['proj'] = jax.tree.map(jnp.zeros_like, params['attn']['proj'])
   run = jax.jit(
