@@ -61,20 +61,6 @@ def functions(tree: ast.Module) -> Iterator[tuple[str, ast.FunctionDef]]:
           yield name, function
 
 
-def statements(function: ast.FunctionDef) -> list[ast.stmt]:
-  """Simple statements of a body, those of inner functions among them."""
-  simple = (ast.Return, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr)
-  return [
-    node
-    for node in ast.walk(function)
-    if isinstance(node, simple) and not _is_docstring(node)
-  ]
-
-
-def _is_docstring(node: ast.stmt) -> bool:
-  return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-
-
 def changed(node: ast.AST) -> ast.AST | None:
   """A node with another meaning; None where this kind has none."""
   node = copy.deepcopy(node)
@@ -96,37 +82,37 @@ def changed(node: ast.AST) -> ast.AST | None:
   return node
 
 
-def mutant(source: str, function: ast.FunctionDef) -> tuple[int, str, str]:
-  """Line, new statement and new source of a function's mutant."""
-  body = statements(function)
-  weight = {
-    id(s): sum(isinstance(n, ast.operator | ast.cmpop) for n in ast.walk(s))
-    for s in body
-  }
-  core = max(body, key=lambda s: (weight[id(s)], s.lineno))
+def mutant(source: str, name: str) -> tuple[str, str]:
+  """The core statement of a function, and the source with it changed."""
+  tree = ast.parse(source)
+  (function,) = (node for found, node in functions(tree) if found == name)
+  simple = (ast.Return, ast.Assign, ast.AugAssign, ast.AnnAssign, ast.Expr)
+
+  def weight(statement: ast.stmt) -> tuple[int, int]:
+    nodes = ast.walk(statement)
+    count = sum(isinstance(x, ast.operator | ast.cmpop) for x in nodes)
+    return count, statement.lineno
+
+  core = max(
+    (x for x in ast.walk(function) if isinstance(x, simple)), key=weight
+  )
+  text, inside = ast.unparse(core), {id(x) for x in ast.walk(core)}
 
   class Change(ast.NodeTransformer):
     done = False
 
     def visit(self, node: ast.AST) -> ast.AST:
-      new = None if self.done else changed(node)
-      if new is None:
-        return super().generic_visit(node)
-      self.done = True
-      return new
+      new = None
+      if id(node) in inside and not self.done:
+        new = changed(node)
+      self.done |= new is not None
+      return super().generic_visit(node) if new is None else new
 
   change = Change()
-  new = change.visit(copy.deepcopy(core))
+  tree = change.visit(tree)
   if not change.done:  # a call, or a name: without its result
-    new = ast.Return(ast.Constant(None)) if isinstance(core, ast.Return) else (
-      ast.Pass()
-    )  # fmt: skip
-  text = ast.unparse(ast.fix_missing_locations(new))
-  lines = source.splitlines(keepends=True)
-  indent = ' ' * core.col_offset
-  block = ''.join(f'{indent}{line}\n' for line in text.splitlines())
-  lines[core.lineno - 1 : core.end_lineno] = [block]
-  return core.lineno, text, ''.join(lines)
+    core.value = ast.Constant(None)
+  return text, ast.unparse(ast.fix_missing_locations(tree))
 
 
 def killed(copies: queue.Queue, path: str, source: str, tests: list) -> bool:
@@ -168,9 +154,10 @@ def main(words: list[str]) -> int:
       if killed(copies, path, source, TARGETS[path]):
         raise SystemExit(f'{path}: its tests fail without a mutant')
       for name, function in functions(ast.parse(source)):
-        line, text, new = mutant(source, function)
+        text, new = mutant(source, name)
         job = pool.submit(killed, copies, path, new, TARGETS[path])
-        jobs.append((f'{path}:{line} {name}: {" ".join(text.split())}', job))
+        place = f'{path}:{function.lineno} {name}'
+        jobs.append((f'{place}: {" ".join(text.split())}', job))
     for name, job in jobs:
       print('killed  ' if job.result() else 'SURVIVED', name[:150], flush=True)
   count = sum(job.result() for _, job in jobs)

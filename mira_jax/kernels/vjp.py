@@ -113,9 +113,11 @@ attention_marginal.defvjp(_marginal_fwd, _marginal_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6, 7))
-def redistributed_attention(passes, q, k, v, gain, mix, floor, gain_gradient):
+def redistributed_attention(
+  passes: Passes, q, k, v, gain, residual_mix, floor, gain_gradient
+):
   """redistribute(softmax(S), gain) v, see `Operations.redistributed`."""
-  options = mix, floor, gain_gradient
+  options = residual_mix, floor, gain_gradient
   return _redistributed_fwd(passes, q, k, v, gain, *options)[0]
 
 
