@@ -16,7 +16,6 @@ from typing import Any
 
 from mira_jax.augment.transforms import CROP_SCALES, Augment
 from mira_jax.errors import MiraInputError, nearest, short
-from mira_jax.kernels.dispatch import current_names
 from mira_jax.models import options
 from mira_jax.models.options import DecoderOptions, ModelOptions
 
@@ -242,7 +241,7 @@ def from_json(text: str | bytes) -> Config:
     MiraInputError: not JSON, an unknown field, or a wrong type.
   """
   try:
-    values = current_names(json.loads(text))
+    values = json.loads(text)
   except (ValueError, RecursionError) as error:
     raise bad_config('config.json', f'it is not JSON ({error})') from error
   return build_tree(Config, values, 'config')

@@ -32,10 +32,6 @@ BEFORE_AMPERE = re.compile(r'[KPV]100|P4|T4|GTX|RTX 20[678]0|TITAN|Quadro')
 LARGEST_MAP = 2**30  # bytes
 
 
-# Names of implementations in files of earlier versions.
-RENAMED = {'meaning': 'reference'}
-
-
 class RefusalError(ValueError):
   """A named implementation cannot serve."""
 
@@ -143,15 +139,6 @@ def resolve(name: str | None, asked: Request) -> str:
       f'{choose(asked)[0]!r} here'
     )
   return name
-
-
-def current_names(stored: Any) -> Any:
-  """The JSON of a configuration or of metadata, with today's names."""
-  model = stored.get('model') if isinstance(stored, dict) else None
-  if isinstance(model, dict) and isinstance(model.get('attention'), str):
-    name = model['attention']
-    model['attention'] = RENAMED.get(name, name)
-  return stored
 
 
 # ----- the implementations ----------------------------------------------------

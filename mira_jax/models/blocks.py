@@ -7,6 +7,7 @@ width, H heads, D channels per head.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import einops
 import jax
@@ -21,6 +22,7 @@ from mira_jax.models.layers import Mlp, layer_norm, mlp_width
 from mira_jax.models.spec import BlockSpec
 
 Array = jax.Array
+Rate = Array | float  # of drop path
 Record = dict[str, Array]
 
 
@@ -72,7 +74,9 @@ class Attention(nn.Module):
     if spec.mira is not None and (
       learning or self.has_variable('mira', 'confidence')
     ):
-      past = self.variable('mira', 'confidence', self._uniform)
+      shape, uniform = (spec.num_frames,), 1 / spec.num_frames
+      full = functools.partial(jnp.full, shape, uniform, jnp.float32)
+      past = self.variable('mira', 'confidence', full)
     value = None if past is None else past.value
     attended = self.attend(spec, q, k, v, value)
     if past is not None and learning and not self.is_initializing():
@@ -81,10 +85,6 @@ class Attention(nn.Module):
       past.value = attended.frames.ema.astype(past.value.dtype)
     return attended
 
-  def _uniform(self) -> Array:
-    frames = self.spec.num_frames
-    return jnp.full((frames,), 1 / frames, jnp.float32)
-
 
 class Block(nn.Module):
   """Pre-norm transformer block: attention, then an MLP."""
@@ -92,24 +92,20 @@ class Block(nn.Module):
   spec: BlockSpec
 
   @nn.compact
-  def __call__(
-    self, x: Array, drop_rate: Array | float
-  ) -> tuple[Array, Record | None]:
+  def __call__(self, x: Array, drop_rate: Rate) -> tuple[Array, Record | None]:
     """[B, L, C] -> [B, L, C] and the record of `block_record`, if asked."""
     x, attended = self._attend(split_clips(x), drop_rate)
     x = self._transform(x, drop_rate)
     return x, block_record(attended, x) if self.spec.record else None
 
-  def _attend(
-    self, x: Array, drop_rate: Array | float
-  ) -> tuple[Array, Attended]:
+  def _attend(self, x: Array, drop_rate: Rate) -> tuple[Array, Attended]:
     attend = variants.ATTENTION[self.spec.variant]
     y, attended = Attention(self.spec, attend, name='attn')(
       self._norm('norm1')(x)
     )
     return x + self._branch(y, drop_rate, 'scale1'), attended
 
-  def _transform(self, x: Array, drop_rate: Array | float) -> Array:
+  def _transform(self, x: Array, drop_rate: Rate) -> Array:
     width = mlp_width(x.shape[-1], self.spec.mlp_ratio)
     y = self._mlp(width, 'mlp')(self._norm('norm2')(x))
     return x + self._branch(y, drop_rate, 'scale2')
@@ -121,14 +117,14 @@ class Block(nn.Module):
     spec = self.spec
     return Mlp(width, spec.gelu, spec.kernel_init, spec.dtype, name=name)
 
-  def _branch(self, y: Array, drop_rate: Array | float, name: str) -> Array:
+  def _branch(self, y: Array, drop_rate: Rate, name: str) -> Array:
     """Layer scale and drop path (each clip loses the branch with drop_rate)."""
     if self.spec.layer_scale is not None:
       init = nn.initializers.constant(self.spec.layer_scale)
       y = y * self.param(name, init, (y.shape[-1],)).astype(y.dtype)
     return self._drop(y, drop_rate)
 
-  def _drop(self, y: Array, drop_rate: Array | float) -> Array:
+  def _drop(self, y: Array, drop_rate: Rate) -> Array:
     """Drop path over the leading axis."""
     if self.spec.drop_paths:
       keep = 1 - jnp.asarray(drop_rate, jnp.float32)
@@ -146,9 +142,7 @@ class SelfAttentionBlock(Block):
   residual of its own, then the MLP. In records, maps have twice the heads.
   """
 
-  def _attend(
-    self, x: Array, drop_rate: Array | float
-  ) -> tuple[Array, Attended]:
+  def _attend(self, x: Array, drop_rate: Rate) -> tuple[Array, Attended]:
     plain = dataclasses.replace(self.spec, mira=None)
     y, spatial = Attention(plain, variants.within_frames, name='attn')(
       self._norm('norm1')(x)
@@ -170,7 +164,7 @@ class STBlock(Block):
   there; records are of that attention.
   """
 
-  def _transform(self, x: Array, drop_rate: Array | float) -> Array:
+  def _transform(self, x: Array, drop_rate: Rate) -> Array:
     x = super()._transform(x, drop_rate)
     frames, dim = self.spec.num_frames, x.shape[-1]
     x = einops.rearrange(x, 'b (t n) c -> (b t) n c', t=frames)

@@ -15,7 +15,6 @@ from mira_jax.config.checks import check_values
 from mira_jax.config.schema import Config, ModelConfig, bad_config, build_tree
 from mira_jax.data.listing import label_problem
 from mira_jax.errors import MiraInputError, checkpoint_error, short
-from mira_jax.kernels.dispatch import current_names
 
 Metadata = dict[str, Any]
 
@@ -40,7 +39,7 @@ def parse_metadata(text: str, path: str | os.PathLike[str]) -> Metadata:
   try:
     if len(text) > _MAX_TEXT:
       raise ValueError(f'it has {len(text)} characters')
-    metadata = current_names(json.loads(text))
+    metadata = json.loads(text)
     if not isinstance(metadata, dict):
       raise ValueError(f'it is {short(metadata)}')
   except (ValueError, RecursionError) as cause:

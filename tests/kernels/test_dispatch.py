@@ -18,7 +18,6 @@ from jax.sharding import (
   PartitionSpec,
 )
 
-from mira_jax import config
 from mira_jax.kernels import dispatch, gpu, operations
 from mira_jax.kernels.attention import (
   attention_marginal,
@@ -146,14 +145,6 @@ def test_kernels_lower_for_any_mesh(batch, axes, platform):
   assert f'tensor<{local}x32x' in text
   if axes.get('model') == 2:
     assert f'tensor<{local}x32x1x64xbf16>' in text
-
-
-def test_stored_names_of_earlier_versions():
-  stored = config.to_json(config.Config()).replace(
-    '"attention": null', '"attention": "meaning"'
-  )
-  assert '"meaning"' in stored
-  assert config.from_json(stored).model.attention == 'reference'
 
 
 def draw(shape):
