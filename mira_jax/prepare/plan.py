@@ -87,17 +87,16 @@ class Plan:
     return files.json_sha256(facts)
 
   def _settings(self) -> dict[str, Any]:
-    metadata = {
-      'size': self.storage.size,
-      'cap': self.storage.max_frames,
-      'crop': self.storage.crop,
-      'split_rule': self.report.split_rule,
-    }
     return {
       'name': self.name,
       'class_names': self.report.class_names,
       'description': f'Prepared from {escaped(self.root.name)}.',
-      'metadata': metadata,
+      'metadata': {
+        'size': self.storage.size,
+        'cap': self.storage.max_frames,
+        'crop': self.storage.crop,
+        'split_rule': self.report.split_rule,
+      },
     }
 
   def _results(
@@ -137,7 +136,8 @@ class Plan:
           continue
         clip = result.complete(found.path)
         counts[report.class_names[clip.label]] += 1
-        for kind in (flag.partition(':')[0] for flag in result.flags):
+        for flag in result.flags:
+          kind = flag.partition(':')[0]
           report.flags[kind] = report.flags.get(kind, 0) + 1
         yield clip
 

@@ -75,15 +75,12 @@ def prepare_folder(
 
   Args:
     root: folder of the clips.
-    out: folder of the prepared dataset.
+    out: folder of the prepared dataset and its PREPARE_REPORT.json.
     table: annotation table; without one the folders name the classes.
     encoding: of the tables, see `tables.read_table`.
     missing: labels that count as missing, see `tables.read_table`.
     name: of the dataset; by default the name of `root`.
     **options: fields of `Options`.
-
-  Returns:
-    The report, which is also written to `out/PREPARE_REPORT.json`.
 
   Raises:
     MiraInputError: no clip can be used, a clip is both in train and test, or
@@ -126,9 +123,6 @@ def prepare_dataset(
     beam_runner: an Apache Beam runner, see `beam`; '' for this machine.
     beam_options: of that runner.
     **options: fields of `Options`.
-
-  Returns:
-    The report, with the published counts.
 
   Raises:
     MiraInputError: as `prepare_folder`; a part of the download is not there

@@ -227,8 +227,8 @@ def _with_header(
     if set(required) <= columns.keys():
       # A sentence with these words is no header: the row below is shorter.
       last = max(columns[field][0] for field in required)
-      following = next((r for r in head[i + 1 :] if any(r)), None)
-      if following is None or len(following) > last:
+      following = next((r for r in head[i + 1 :] if any(r)), row)
+      if len(following) > last:
         return Table(grid, columns, row, i + 1)
   return None
 

@@ -113,22 +113,25 @@ def make_mafw(root: pathlib.Path) -> int:
   for number in range(1, 23):
     video(root / f'data/clips/{number:05d}.mp4', face(number))
     frames = root / f'data/frames/{number:05d}'
-    images(frames, face(number), '{:04d}.png'.format, first=0)
-  for kind, numbers in (('single', range(1, 23)), ('compound', range(1, 13))):
-    for fold in range(1, 6):
+    images(frames, face(number)[:1], '{:04d}.png'.format, first=0)
+  for kind, count in (('single', 22), ('compound', 12)):
+    labels = names[:count]
+    if kind == 'compound':
+      pairs = zip(names[:12:2], names[4:16:2], strict=True)
+      labels[::2] = ['_'.join(pair) for pair in pairs]
+    for fold in range(5):
       for part in ('train', 'test'):
-        chosen = [n for n in numbers if (n % 5 == fold - 1) == (part == 'test')]
-        plain, captioned = [], []
-        for n in chosen:
-          label = names[n - 1]
-          if kind == 'compound' and n % 2:
-            label = f'{label}_{names[(n + 3) % 22]}'
-          plain.append(f'{n:05d}.mp4 {label}')
-          captioned.append(f'{n:05d}.mp4\t{label}\t他很惊讶\tHe is surprised')
-        place = f'Train & Test Set/{kind}'
-        end = f'set_{fold}/{part}.txt'
-        text(root / place / 'no_caption' / end, '\r\n'.join(plain))
-        captions = root / place / 'with_caption' / end
+        chosen = [
+          (f'{n:05d}.mp4', label)
+          for n, label in enumerate(labels, start=1)
+          if (n % 5 == fold) == (part == 'test')
+        ]
+        plain = [f'{clip} {label}' for clip, label in chosen]
+        captioned = [f'{clip}\t{label}\t他很惊讶\tHe' for clip, label in chosen]
+        place = root / 'Train & Test Set' / kind
+        end = f'set_{fold + 1}/{part}.txt'
+        text(place / 'no_caption' / end, '\r\n'.join(plain))
+        captions = place / 'with_caption' / end
         text(captions, '\n'.join(captioned), encoding='gb18030')
   return 22
 

@@ -52,18 +52,17 @@ def _tree(root: pathlib.Path) -> dict[str, bytes]:
   return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
-def _beside(out: pathlib.Path) -> dict[str, bytes]:
-  """All files of the test that are not below `out`."""
-  found = _tree(out.parents[1])
-  return {k: v for k, v in found.items() if not k.startswith('place/out/')}
-
-
 def _refused(path, out, code) -> str:
   """The hint of the error; nothing is written beside `out`."""
-  before = _beside(out)
+
+  def beside() -> dict[str, bytes]:
+    found = _tree(out.parents[1])
+    return {k: v for k, v in found.items() if not k.startswith('place/out/')}
+
+  before = beside()
   with pytest.raises(MiraInputError) as caught:
     archives.unpack(path, out)
-  assert _beside(out) == before
+  assert beside() == before
   assert (caught.value.code, caught.value.exit_code) == (code, ExitCode.DATA)
   return caught.value.hint
 

@@ -73,18 +73,6 @@ def test_formulas_must_have_been_computed(book):
   assert len(book({'a': [rows[0], rows[2]]}).rows) == 1
 
 
-def test_numbers_and_truth_of_cells(book):
-  def zeros(made):
-    made['a']['A2'].number_format = '000'
-
-  rows = [['path', 'label', 'fold', 'valid'], [7, 1.0, 2.0, True]]
-  row = book({'a': rows}, zeros).rows[0]
-  assert (row.path, row.label, row.fold) == ('007', '1', 2)
-  assert book(
-    {'a': [rows[0], [7, '#N/A', 2.0, True], [8, 1, 1, False]]}
-  ).dropped == {'no label (#N/A)': 1, 'marked as not valid': 1}
-
-
 def test_what_libreoffice_writes():
   listing = tables.read_table(STORED / 'clips.xlsx')
   assert [(r.path, r.label, r.fold, r.subject) for r in listing.rows] == [

@@ -178,10 +178,12 @@ def test_a_table_finds_its_clips_wherever_they_are_now(tmp_path, run):
 
 def test_options_that_cannot_be(tmp_path):
   root = _tree(tmp_path / 'root', 'a/1')
-  error = error_of(_prepare, root, tmp_path / 'out', quality=101)
-  assert (error.code, error.path) == ('bad_value', 'quality=101')
-  error = error_of(_prepare, root, tmp_path / 'out', crop='boxes')
-  assert (error.code, error.exit_code) == ('bad_crop', ExitCode.USAGE)
+  for options, code in (
+    ({'quality': 101}, 'value'),
+    ({'crop': 'boxes'}, 'crop'),
+  ):
+    error = error_of(_prepare, root, tmp_path / 'out', **options)
+    assert (error.code, error.exit_code) == (f'bad_{code}', ExitCode.USAGE)
 
 
 def test_long_clips_keep_evenly_spaced_frames_and_their_marks(tmp_path, run):

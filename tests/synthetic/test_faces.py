@@ -74,16 +74,6 @@ def test_every_pixel_is_that_of_earlier_versions(difficulty, split):
   assert digest.hexdigest()[:16] == DIGESTS[difficulty, split]
 
 
-def test_seeds_and_splits_show_other_identities():
-  clips = [
-    _draw(i, seed=seed, split=split, size=16, num_frames=8)
-    for i in range(0, 70, 7)
-    for seed, split in ((3, 'train'), (4, 'train'), (3, 'test'))
-  ]
-  assert len({clip.frames[0].tobytes() for clip in clips}) == 30
-  assert len({clip.subject for clip in clips}) == 20  # of two splits
-
-
 def test_every_person_shows_every_class_once():
   names = 'Happy Sad Neutral Angry Surprise Disgust Fear'
   assert ' '.join(faces.CLASS_NAMES) == names  # DFEW's order
@@ -127,15 +117,6 @@ def test_only_expressions_move_brows_and_mouth_and_micro_ones_less():
         changes[name].append(_change(clip))
   assert np.max(changes['still_macro'], axis=1).min() > 5
   assert np.mean(changes['still_micro']) < 0.8 * np.mean(changes['still_macro'])
-
-
-def test_micro_clips_move_more():
-  steps = [
-    np.mean([np.abs(np.diff(_draw(i, difficulty=d).frames[:, ::4, ::4].astype(
-      float), axis=0)).mean() for i in range(4)])
-    for d in ('macro', 'micro')
-  ]  # fmt: skip
-  assert steps[1] > 1.2 * steps[0]
 
 
 @pytest.mark.usefixtures('still')

@@ -204,13 +204,10 @@ _FERV39K_FRAMES = {
 def _list_ferv39k(tree: Tree, options: Mapping[str, str]) -> Clips:
   """The clips of all scenes; `source_id` is the scene."""
   clips = tree.need(*_FERV39K_FRAMES[options['frames']])
-  setups = tree.find('4_setups/All_scenes', 'All_scenes', '4_setups')
-  files = {}
-  for split in ('train', 'test'):
-    files[split] = (setups or tree.root) / f'{split}_All.csv'
-    if not files[split].is_file():
-      name = f'All_scenes/{split}_All.csv'
-      files[split] = tree.need_file(rf'{split}_All\.csv', name)
+  files = {
+    split: tree.need_file(rf'{split}_All\.csv', f'All_scenes/{split}_All.csv')
+    for split in ('train', 'test')
+  }
   tree.check()
   rows: dict[str, Row] = {}
   for split, file in files.items():
@@ -229,9 +226,9 @@ def _ferv39k_rows(
   """Lines 'SCENE/CLASS/CLIP CLASS' without a header."""
   known = {name.lower(): name for name in _FERV39K}
   for number, line in enumerate(cells.read_text(file).splitlines(), start=1):
-    clip, _, label = line.replace(',', ' ').strip().rpartition(' ')
     if not line.strip():
       continue
+    clip, _, label = line.replace(',', ' ').strip().rpartition(' ')
     if label.lower() not in known:
       raise bad_label(file, number, label, _FERV39K)
     clip = clip.strip().strip('/')
