@@ -8,8 +8,11 @@ safe for colour-blind readers. matplotlib is imported on first use.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
+import os
+import sys
 from typing import Any
 
 from mira_jax.errors import MiraInputError
@@ -27,14 +30,30 @@ _MODULES = {
 def __getattr__(name: str) -> Any:
   if name not in _MODULES:
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  if 'matplotlib' not in sys.modules:
+    _import_matplotlib()
+  return getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
+
+
+def _import_matplotlib() -> None:
+  """Imports matplotlib, whatever the settings of the user are.
+
+  Notebooks set MPLBACKEND for their child processes to a module that may be
+  missing there. One that exists is set afterwards, for the caller's windows.
+  """
+  backend = os.environ.pop('MPLBACKEND', None)
   logger = logging.getLogger('matplotlib')
   level = logger.level
   logger.setLevel(logging.ERROR)  # it warns of settings that are not used here
   try:
-    module = importlib.import_module(f'{__name__}.{_MODULES[name]}')
+    import matplotlib
   except (OSError, ValueError) as error:
-    hint = f'correct or remove matplotlibrc and MPLBACKEND ({error})'
-    raise MiraInputError('bad_settings', 'matplotlib', hint) from error
+    hint = f'matplotlib cannot read it, correct or remove that file ({error})'
+    raise MiraInputError('bad_settings', 'matplotlibrc', hint) from error
   finally:
     logger.setLevel(level)
-  return getattr(module, name)
+    if backend:
+      os.environ['MPLBACKEND'] = backend
+  if backend:
+    with contextlib.suppress(ValueError):
+      matplotlib.rcParams['backend'] = backend

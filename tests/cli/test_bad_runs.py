@@ -229,7 +229,6 @@ def test_57_a_second_interrupt_while_the_first_is_handled(tmp_path, levels):
 # ----- 58: memory -----------------------------------------------------------
 
 GIB = 5.0  # of address space, which is refused and never used
-WIDE = {'model': {'mlp_ratio': 16000.0, 'image_size': 64, 'mira': None}}
 
 
 @pytest.mark.slow
@@ -245,13 +244,16 @@ def test_58_too_little_memory_to_train(tmp_path, levels):
   assert not (tmp_path / weights_file.WEIGHTS).exists()
 
 
-@pytest.mark.slow
-def test_58_too_little_memory_to_score(tmp_path, levels):
-  cfg = tiny(levels, data={'batch_size': 64}, **WIDE)
-  run = save_run(tmp_path / 'run', cfg)
-  line = refused('eval.py', f'--workdir={run}', gib=GIB)
-  assert 'out_of_memory: 64 clips at once: ' in line
-  assert 'use a smaller --batch-size (eval.py' in line
+def test_58_too_little_memory_to_score(small, capsys, monkeypatch):
+  def full(*_):
+    raise RuntimeError('RESOURCE_EXHAUSTED: out of memory')
+
+  monkeypatch.setattr(jax, 'device_get', full)
+  code = cli.main(['eval', f'--workdir={small}', '--batch-size=8'])
+  assert code == ExitCode.USAGE
+  line = capsys.readouterr().err
+  assert 'out_of_memory: 8 clips at once: ' in line
+  assert 'use a smaller --batch-size' in line
 
 
 def test_58_memory_that_only_numpy_wanted():

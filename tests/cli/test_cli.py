@@ -94,13 +94,9 @@ def test_a_real_clip(capsys, tmp_path, model):
 
 
 def test_prepare_draws_faces(capsys, tmp_path):
-  code = cli.main(
-    [
-      *('prepare', 'synthetic_faces', '--out', str(tmp_path / 'out')),
-      *('--train-clips', '7', '--test-clips', '7', '--workers', '0'),
-      *('--num-frames', '8', '--difficulty', 'micro'),
-    ]
-  )
+  flags = '--train-clips=7 --test-clips=7 --workers=0 --num-frames=8'
+  out = f'--out={tmp_path / "out"}'
+  code = cli.main(['prepare', 'synthetic_faces', out, *flags.split()])
   assert code == ExitCode.OK
   prepared = dataset.open(tmp_path / 'out')
   assert prepared.splits == {'train': 7, 'test': 7}

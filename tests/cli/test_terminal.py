@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import pathlib
@@ -34,13 +33,12 @@ def test_what_a_terminal_obeys_is_escaped(capsys):
   assert capsys.readouterr().out == f'{SHOWN}\n:smile: [red]a[/] [link=x]\n'
 
 
-@pytest.mark.parametrize('encoding', ['utf-8', 'ascii', 'gbk'])
+@pytest.mark.parametrize('encoding', ['utf-8', 'gbk'])
 def test_json_is_exact_in_every_encoding(encoding):
   row = {ODD: [ODD, 1.5, {'x': 'é\u2028'}]}
-  for options in ({}, {'indent': 2}):
-    text = terminal.as_json(row, encoding=encoding, **options)
-    assert json.loads(text.encode(encoding)) == row
-    assert all(c == '\n' or plain(c) == c for c in text)
+  text = terminal.as_json(row, encoding=encoding, indent=2)
+  assert json.loads(text.encode(encoding)) == row
+  assert all(c == '\n' or plain(c) == c for c in text)
   assert ('张' in text) == (encoding == 'utf-8')
 
 
@@ -69,27 +67,14 @@ def test_a_user_without_home_has_a_cache(monkeypatch, capsys):
   assert capsys.readouterr().err.count('\n') == 1
 
 
-def test_a_full_disk_is_one_line(capsys):
-  def full():
-    raise OSError(errno.ENOSPC, 'No space left on device', 'a\nb')
-
-  assert terminal.run('x', full) == ExitCode.NOT_WRITTEN
-  assert capsys.readouterr().err.startswith(r'x: not_written: a\nb: make room')
-
-
 # ----- processes --------------------------------------------------------------
 
 
-def start(program: str, **options) -> subprocess.Popen:
-  environment = os.environ | {'PYTHONPATH': str(ROOT)} | options.pop('env', {})
+def start(program: str, stdout=subprocess.PIPE) -> subprocess.Popen:
   return subprocess.Popen(
-    [sys.executable, '-c', program],
-    stdout=options.pop('stdout', subprocess.PIPE),
-    stderr=subprocess.PIPE,
-    env=environment,
-    text=True,
-    **options,
-  )
+    [sys.executable, '-c', program], stdout=stdout, stderr=subprocess.PIPE,
+    env=os.environ | {'PYTHONPATH': str(ROOT)}, text=True,
+  )  # fmt: skip
 
 
 _IMPORTS = """
@@ -173,15 +158,3 @@ def test_streams_may_be_closed():
     timeout=60,
   )
   assert (done.returncode, done.stdout, done.stderr) == (ExitCode.OK, b'', b'')
-
-
-def test_any_text_can_be_printed_anywhere():
-  program = f"""
-import sys
-from mira_jax import terminal
-sys.exit(terminal.run('mira', lambda: print({ODD!a})))
-"""
-  process = start(program, env={'PYTHONIOENCODING': 'ascii:strict'})
-  text, err = process.communicate(timeout=20)
-  assert (process.returncode, err) == (ExitCode.OK, '')
-  assert r'gbk\udcb6' in text

@@ -200,6 +200,7 @@ def test_names_are_text(tmp_path, recwarn):
 
 
 # As a notebook starts `mira`, with the settings of its user.
+INLINE = 'module://matplotlib_inline.backend_inline'
 _PROGRAM = """
 import sys
 from mira_jax import figures
@@ -214,7 +215,7 @@ def test_settings_of_the_user_change_no_figure(tmp_path, monkeypatch):
   monkeypatch.setenv('PYTHONPATH', str(ROOT))
   own = 'text.usetex: True\nfont.size: 40\nno.such.key: 1\nbackend: x\n'
   (tmp_path / 'matplotlibrc').write_text(own)
-  monkeypatch.setenv('MPLBACKEND', 'module://absent')
+  monkeypatch.setenv('MPLBACKEND', INLINE)
   done = subprocess.run(
     [sys.executable, '-c', _PROGRAM],
     cwd=tmp_path, env=os.environ, capture_output=True, text=True,
