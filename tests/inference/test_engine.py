@@ -12,7 +12,7 @@ import pytest
 import runs
 from mira_jax.config import ModelConfig
 from mira_jax.devices import sharding
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import MiraInputError
 from mira_jax.inference import engine, load
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build
@@ -99,19 +99,6 @@ def test_the_size_of_the_batch_does_not_change_a_prediction(weights_file):
     for size in (4, 16)
   )
   np.testing.assert_allclose(few, many, rtol=1e-5)
-
-
-def test_a_card_that_says_too_little_is_named(weights_file, tmp_path):
-  variables, card = load_weights(weights_file)
-  params, state = variables['params'], variables['mira']
-  for broken, named in (
-    ({**card, 'preprocessing': {'rate': 1}}, 'preprocessing: it lacks fit'),
-    ({**card, 'class_names': ['one']}, '3 classes'),
-  ):
-    path = save_weights(tmp_path / 'w', params, state, broken)
-    with pytest.raises(MiraInputError, match=named) as caught:
-      load.load_engine(path)
-    assert caught.value.exit_code == ExitCode.CHECKPOINT
 
 
 def test_engine_names_what_does_not_fit(weights_file, tmp_path):

@@ -231,9 +231,8 @@ def test_flags_that_cannot_be(capsys, runs, tmp_path):
     exported.load(tmp_path)
   out = tmp_path / 'out'
   for platforms in ('cpu,gpu', '', 'tpu'):
-    code, err = fails(
-      capsys, 'export', runs['exact'], out, f'--platforms={platforms}'
-    )
+    args = ['export', runs['exact'], out, f'--platforms={platforms}']
+    code, err = fails(capsys, *args)
     assert code == ExitCode.USAGE
     assert 'bad_platform' in err
   assert 'not_found' in fails(capsys, 'export', tmp_path, out)[1]

@@ -124,11 +124,6 @@ def test_the_longer_stay_wins_over_the_larger_face():
   _assert_shows(face_crop.haar(frames), 30, 100, 200)
 
 
-def test_a_face_that_moves_is_one_face():
-  frames = np.stack([_scene((0, 50 * i, 80, 224))[i] for i in range(8)])
-  _assert_shows(face_crop.haar(frames), 175, 80, 224)
-
-
 @pytest.mark.parametrize('shape', [(8, 900), (1, 1)])
 def test_no_face_is_found_in_noise_and_black(shape):
   noise = np.random.default_rng(0).integers(0, 256, (8, *shape, 3), np.uint8)

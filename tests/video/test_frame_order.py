@@ -31,10 +31,6 @@ NAMES = {
   'two suffixes': (lambda i: f'{i}.mp4.png', True),
   'version': (lambda i: f'v1.2.{i:03}.png', True),
   'shot': (lambda i: f'shot1.{i:03}.png', True),
-  'other digits': (
-    lambda i: ''.join(chr(0x660 + int(d)) for d in str(i)) + '.jpg',
-    True,
-  ),
   'overflow': (lambda i: f'{i + 980:03}.jpg', False),
   'gaps': (lambda i: f'{_GAPS[i]}_face0.jpg', False),
   'gaps, score first': (
@@ -53,10 +49,6 @@ NAMES = {
   'two runs': (lambda i: f'run{i // 15}_{i % 15}.jpg', False),
   'tracks': (lambda i: f'face{i < 12:d}_{i:04}.jpg', True),
   'frames per minute': (lambda i: f'{9 + i // 20}h{i % 20 * 3:02}.jpg', False),
-  'letters': (
-    lambda i: f'frame_{chr(97 + i // 26)}{chr(97 + i % 26)}.jpg',
-    False,
-  ),
 }
 
 

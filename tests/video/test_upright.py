@@ -6,7 +6,6 @@ import os
 import pathlib
 import resource
 import struct
-import zlib
 
 import av
 import cv2
@@ -123,33 +122,13 @@ def test_a_size_that_changes_in_the_middle(tmp_path):
 # Images.
 
 
-def _png(width: int, height: int) -> bytes:
-  """A whole gray PNG of zeros, a kilobyte for each megapixel."""
-
-  def chunk(kind: bytes, data: bytes) -> bytes:
-    check = struct.pack('>I', zlib.crc32(kind + data))
-    return struct.pack('>I', len(data)) + kind + data + check
-
-  header = struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
-  rows = zlib.compress(bytes((width + 7) // 8 + 1) * height)
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', header)
-    + chunk(b'IDAT', rows)
-    + chunk(b'IEND', b'')
-  )
-
-
 @pytest.mark.parametrize('suffix', ['.png', '.jpg', '.bmp'])
 def test_an_image_of_too_many_pixels_is_not_decoded(
   tmp_path, monkeypatch, suffix
 ):
   folder = tmp_path / 'root/a/1'
   folder.mkdir(parents=True)
-  bomb = _png(30_000, 30_000)
-  if suffix != '.png':
-    image = np.zeros((4096, 4096), np.uint8)
-    bomb = cv2.imencode(suffix, image)[1].tobytes()
+  bomb = cv2.imencode(suffix, np.zeros((4001, 4000), np.uint8))[1].tobytes()
   (folder / f'1{suffix}').write_bytes(bomb)
 
   def decoded(*_):
