@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import pathlib
 import runpy
 from collections.abc import Mapping
@@ -145,14 +146,12 @@ def with_mira(fields: Mapping[str, Any], variables: PyTree) -> Peer:
   load()
   from mira_jax.parity import torch_mira
 
-  names = ('dim', 'depth', 'heads', 'num_classes', 'frames', 'image_size')
-  names += ('patch', 'tubelet', 'mlp_ratio', 'gelu', 'mira_last_blocks')
-  names += ('norm_eps', 'last_norm_eps')
-  own = {name: fields[name] for name in names if name in fields}
-  mira = fields.get('mira')
-  if isinstance(mira, Mapping):
-    mira = MiraConfig(**mira)
-  module = torch_mira.VideoTransformer(**own, mira=mira)
+  model = torch_mira.VideoTransformer
+  own = {
+    n: fields[n] for n in inspect.signature(model).parameters if n in fields
+  }
+  mira = fields.get('mira') and MiraConfig(**fields['mira'])
+  module = model(**own | {'mira': mira})
   name = f'torch_mira ({mira.mode if mira else "plain"})'
   return _loaded(name, module, variables)
 

@@ -118,12 +118,20 @@ def _put_tensors(
     raise MiraInputError('bad_flag', source.path, hint + ', '.join(parts))
   shapes = {path: leaf.shape for path, leaf in flatten(template).items()}
   matched = torch_names.match(source.state, shapes, table)
-  useless, extra = _left_out(matched.extra, template)
-  found.ignored = [*useless, *extra]
-  if extra:
-    notes.append(
-      f'left out, as the model has no place for them: {shown(extra)}'
-    )
+  # Losses and other heads; MiRA's averages, if it shall be plain; the last norm
+  # of a pre-training, which is of tokens. An error has what could change the
+  # features.
+  useless = () if 'mask_token' in parts else ('norm.weight', 'norm.bias')
+  found.ignored = [
+    n
+    for n in matched.extra
+    if not _FEATURES.match(n)
+    or n in useless
+    or (n.endswith('.c_buf') and 'mira' not in template)
+  ]
+  if found.ignored:
+    extra = shown(found.ignored)
+    notes.append(f'left out, as the model has no place for them: {extra}')
   backbone = not (metadata['class_names'] or metadata.get('pretrain'))
   allowed = {*allow_missing, *(['norm'] if backbone else [])}
   found.missing = [
@@ -144,27 +152,6 @@ def _put_tensors(
     raise checkpoint_error(cause.code, source.path, hint) from cause
   scan = metadata['model'].get('scan', False)
   found.variables = unflatten(restack(flatten(variables), stacked=scan))
-
-
-def _left_out(
-  extra: Sequence[str], template: PyTree
-) -> tuple[list[str], list[str]]:
-  """Of names that a model has no place for, those that it can do without.
-
-  First, those that it does not use: MiRA's averages, if it shall be plain, and
-  the last norm of a pre-training's encoder, which is of tokens, where a
-  classifier's is of their mean. Second, those of losses and other heads. Names
-  of what could change the features stay out of both: an error has them.
-  """
-  classifier = 'mask_token' not in template['params']
-  useless = [
-    name
-    for name in extra
-    if (name.endswith('.c_buf') and 'mira' not in template)
-    or (name in ('norm.weight', 'norm.bias') and classifier)
-  ]
-  others = [n for n in extra if n not in useless and not _FEATURES.match(n)]
-  return useless, others
 
 
 def _init(metadata: Mapping[str, Any]) -> Callable[[jax.Array], PyTree]:

@@ -60,7 +60,6 @@ class Candidate:
 
   @property
   def average(self) -> bool:
-    """Whether its label is of an average or of a copy of another model."""
     return bool(_AVERAGE.search(self.label))
 
 
@@ -91,17 +90,15 @@ def choose(
       hint = f'--key {key}: it has no model there, but at {labels}'
       raise checkpoint_error('bad_key', path, hint)
     return wanted[0], []
-  best = found[0]
-  if len(found) == 1:
-    return best, []
-  alike = [c for c in found if (c.fits, c.average) == (best.fits, best.average)]
-  plain = [c for c in alike if c.label in _PLAIN] or alike
-  if len(plain) > 1:
+  rank = found[0].fits, found[0].average
+  alike = [c for c in found if (c.fits, c.average) == rank]
+  best, *others = [c for c in alike if c.label in _PLAIN] or alike
+  if others:
     hint = f'it has models at {labels}; choose one with --key of mira convert'
     raise checkpoint_error('several_weights', path, hint)
-  taken = shown([plain[0].label or 'no key'])
+  taken = shown([best.label or 'no key'])
   note = f'it has models at {labels}; {taken} is taken, --key takes another'
-  return plain[0], [note]
+  return best, [note] if found[1:] else []
 
 
 def shown(names: Iterable[Any]) -> str:
