@@ -265,8 +265,8 @@ def test_the_command_takes_a_module_of_ones_own(saved, tmp_path, capsys):
     'from mira_jax.mira import MiraConfig\n'
     'from mira_jax.parity.torch_mira import VideoTransformer\n'
     'right = partial(VideoTransformer, dim=48, depth=3, heads=3, frames=8,\n'
-    '  num_classes=5, image_size=32, patch=8, mira=MiraConfig("exact"))\n'
-    'wrong = partial(right, mira=MiraConfig("flashlite"))\n'
+    '  num_classes=5, image_size=32, patch=8, mira=MiraConfig(mode="exact"))\n'
+    'wrong = partial(right, mira=MiraConfig(mode="flashlite"))\n'
     'small = partial(right, dim=24)\n'
   )
   arguments = ['compare', 'torch', f'--weights={saved}', '--dtype=float32']
