@@ -213,11 +213,8 @@ def _digits(clip: Array) -> tuple[Array, Array]:
   Histograms and look-ups become matrix products, exact in bfloat16:
   accelerators are slow at scattering and gathering.
   """
-  high, low = (
-    jax.nn.one_hot(digit, 16, dtype=jnp.bfloat16)
-    for digit in (clip // 16, clip % 16)
-  )
-  return high, low
+  one_hot = functools.partial(jax.nn.one_hot, dtype=jnp.bfloat16)
+  return one_hot(clip // 16, 16), one_hot(clip % 16, 16)
 
 
 # ----- other operations on pixels ---------------------------------------------
@@ -270,9 +267,7 @@ def sharpness(clip: Array, factor: Array) -> Array:
   if min(height, width) < 3:  # nothing but borders
     return clip
   square = sum(
-    x[:, i : height - 2 + i, j : width - 2 + j]
-    for i in range(3)
-    for j in range(3)
+    x[:, i : height - 2 + i, j : width - 2 + j] for i, j in np.ndindex(3, 3)
   )
   smooth = (2 * (square + 4 * x[:, 1:-1, 1:-1]) + 13) // 26  # 13 weights
   return _blend(x.at[:, 1:-1, 1:-1].set(smooth), clip, factor)
@@ -312,14 +307,9 @@ def warp(clip: Array, matrix: Array) -> Array:
   # Pixels inside a frame see two past its edges; windows may start at the last.
   border = (2, WINDOW)
   images = jnp.pad(images, (border, border, (0, 0)), mode='edge')
-  corners = jnp.stack(
-    jnp.meshgrid(
-      jnp.arange(0, height, TILE), jnp.arange(0, width, TILE), indexing='ij'
-    ),
-    axis=-1,
-  )
+  rows, columns = -(-height // TILE), -(-width // TILE)
+  corners = jnp.moveaxis(TILE * jnp.indices((rows, columns)), 0, -1)
   tiles = jax.vmap(jax.vmap(functools.partial(tile, images)))(corners)
-  rows, columns = corners.shape[:2]
   whole = tiles.swapaxes(1, 2).reshape(rows * TILE, columns * TILE, frames, 3)
   return jnp.moveaxis(whole[:height, :width], 2, 0)
 
@@ -329,11 +319,8 @@ def _tile(
 ) -> Array:
   """uint8 [TILE, TILE, T * 3] of the warped clip.
 
-  Args:
-    images: uint8 [H + 2 + WINDOW, W + 2 + WINDOW, T * 3], padded frames.
-    corner: row and column of the tile's first pixel.
-    size: H and W.
-    matrix: see `warp`.
+  `images` are the padded frames, uint8 [H + 2 + WINDOW, W + 2 + WINDOW, T * 3],
+  `size` is H, W, and `corner` row and column of the tile's first pixel.
   """
   y, x = jnp.meshgrid(
     *(corner[:, None] + jnp.arange(TILE) + 0.5), indexing='ij'

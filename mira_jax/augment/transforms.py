@@ -114,8 +114,8 @@ def draw_box(
   Args:
     key: of the draw.
     whole: height and width of the frame in pixels.
-    area: lowest and highest share of the frame, drawn uniformly.
-    ratio: lowest and highest width / height, drawn log-uniformly.
+    area: of shares of the frame, drawn uniformly.
+    ratio: of widths / heights, drawn log-uniformly.
     fallback: height and width of the centred box where none fits.
   """
   # All tries at once: a loop would run as long as the unluckiest clip's.

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from google.protobuf.message import DecodeError
 
 from mira_jax import files
 from mira_jax.data import records
@@ -59,10 +58,7 @@ class PreparedDataset:
       arrays = {name: np.array(x) for name, x in columns.items()}
       index = ClipIndex(**arrays)
       index.check(count, len(self.class_names))
-    except (
-      *(OSError, ValueError, RecursionError),
-      *(KeyError, TypeError, AttributeError),
-    ) as error:
+    except Exception as error:  # a damaged index has errors of many kinds
       hint = f'it cannot be read, prepare the dataset again ({error})'
       raise data_error('damaged', path, hint) from error
     return index
@@ -122,10 +118,7 @@ class ClipSource:
       raise IndexError(f'clip {index} of {len(self)} in split {self.split}')
     try:
       return records.parse(self._records[index])
-    except (
-      *(RuntimeError, OSError, LookupError, TypeError),
-      DecodeError,
-    ) as error:
+    except Exception as error:  # so does a damaged record
       path = f'{self.directory}: {self.split}[{index}]'
       hint = f'prepare it again ({error})'
       raise data_error('damaged', path, hint) from error

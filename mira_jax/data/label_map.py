@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from mira_jax.data import table_file
 from mira_jax.errors import data_error
 
-# Spellings in DFEW, FERV39k, MAFW, CREMA-D, RAVDESS, AFEW, CAER, CASME II,
-# SAMM, MMEW, SMIC and CK+ of what is the same class. 'calm' stays apart.
+# Spellings in the datasets of `prepare` of what is the same class. 'calm' stays
+# apart.
 COMMON = {
   'angry': 'anger',
   'ang': 'anger',

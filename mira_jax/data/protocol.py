@@ -91,10 +91,10 @@ def parts(
   Args:
     datasets: opened, in the order that 'lodo' counts.
     protocol: one of PROTOCOLS.
-    fold: index of the fold; 0 for 'split'.
+    fold: its index; 0 for 'split'.
     num_folds: makes so many folds of subjects for 'folds'; 0: stored ones.
     classes: a table of class names, see `label_map`.
-    test_split: for 'split': the split to test.
+    test_split: the one that 'split' tests.
     val_fraction: of the training clips, unless there is a split 'val'; 0: none.
     train_fraction: of the remaining training clips, drawn from each class.
     seed: of these choices.

@@ -10,11 +10,8 @@ from jax.sharding import PartitionSpec
 
 Array = jax.Array
 
-
 # Axes of a mesh that split clips, and the one that splits heads.
 CLIP_AXES = ('data', 'fsdp')
-
-
 HEAD_AXIS = 'model'
 
 
