@@ -108,14 +108,10 @@ def no_classifier(path: Path, card: Mapping[str, Any]) -> MiraInputError:
 
 def not_finished(workdir: Path) -> MiraInputError:
   """The error of a folder without weights: an unfinished run, or no run."""
-  path = pathlib.Path(workdir)
-  if (path / 'config.json').is_file():
+  if (pathlib.Path(workdir) / 'config.json').is_file():
     hint = 'finish the run first, or score it with eval.py --step=newest'
     return checkpoint_error('not_finished', workdir, hint)
   hint = 'no weights lie in this folder; name a run of train.py or a file'
-  inside = [x.parent.name for x in sorted(path.glob('*/config.json'))]
-  if inside:
-    hint += f', such as {", ".join(inside[:5])} in it'
   return checkpoint_error('not_found', workdir, hint)
 
 
