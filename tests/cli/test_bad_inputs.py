@@ -122,31 +122,6 @@ def test_7_to_11_clips_that_are_short_or_broken(tmp_path, predict):
     assert np.isfinite(list(row['classes'].values())).all()
 
 
-def test_12_more_video_than_is_read(tmp_path, predict, monkeypatch):
-  path = make_video(tmp_path / 'long.mp4', count=601, fps=1)
-  _, rows = predict(path)
-  assert (rows['long.mp4']['frames'], rows['long.mp4']['flags']) == (601, [])
-  monkeypatch.setattr(decode, 'MAX_FRAMES', 600)
-  _, rows = predict(path)
-  assert rows['long.mp4']['error'] == 'too_long'
-  assert '600 frames' in rows['long.mp4']['hint']
-
-
-def _patched(path: pathlib.Path, box: bytes, offset: int, value: bytes):
-  data = bytearray(path.read_bytes())
-  at = data.index(box) + len(box) + offset
-  data[at : at + len(value)] = value
-  path.write_bytes(data)
-  return path
-
-
-def _frames_or_code(path: pathlib.Path) -> int | str:
-  try:
-    return len(decode.read_clip(path).frames)
-  except MiraInputError as error:
-    return error.code
-
-
 @pytest.mark.parametrize('box', [b'stts', b'stsc'])
 def test_15_a_header_that_promises_more_frames(tmp_path, box):
   path = make_video(tmp_path / 'a.mp4')
