@@ -116,30 +116,16 @@ WHOLE = (
 )
 
 
-def _biased(operations, x):
-  def run(q, k, v, bias):
-    return operations.biased(q, k, v, bias, True)
-
-  return run, (*x[:3], x.bias), x.g
-
-
-def _marginal(operations, x):
-  return operations.marginal, (x.q, x.k), x.gamma
-
-
-def _redistributed(operations, x):
-  def run(q, k, v, gain):
-    return operations.redistributed(q, k, v, gain, 0.7, 0.1, True)
-
-  return run, (*x[:3], x.gain), x.g
-
-
-# Name -> the operation, its arguments, and a gradient of its result.
+# Name -> of operations and inputs: a function, its arguments, and a gradient.
 OPERATIONS = {
-  'biased': _biased,
-  'marginal': _marginal,
-  'redistributed': _redistributed,
-}
+  'biased': lambda o, x: (
+    lambda *y: o.biased(*y, True), (*x[:3], x.bias), x.g
+  ),
+  'marginal': lambda o, x: (o.marginal, (x.q, x.k), x.gamma),
+  'redistributed': lambda o, x: (
+    lambda *y: o.redistributed(*y, 0.7, 0.1, True), (*x[:3], x.gain), x.g
+  ),
+}  # fmt: skip
 
 
 def both(operations, name: str, x: Inputs):

@@ -166,18 +166,15 @@ def test_any_shape(name, shape, tile, mix, floor, by_gain, seed):
   assert_close(ours, expected, rtol=1e-9, atol=1e-12)
 
 
+@functools.partial(jax.jit, static_argnames=('num_prefix', 'implementation'))
+def attend(q, k, v, **options):
+  return mira_attention(q, k, v, num_frames=4, config=MiraConfig(), **options)
+
+
 def test_a_prefix_belongs_to_no_frame(x64):
   q, k, v, _ = draw((2, 29, 2, 4))
   ours, expected = (
-    mira_attention(
-      q,
-      k,
-      v,
-      num_frames=4,
-      config=MiraConfig(),
-      num_prefix=1,
-      implementation=which,
-    )
+    attend(q, k, v, num_prefix=1, implementation=which)
     for which in ('streaming', 'reference')
   )
   assert_close(
@@ -188,9 +185,7 @@ def test_a_prefix_belongs_to_no_frame(x64):
 def test_streaming_keeps_bfloat16():
   q, k, v, _ = draw((2, 32, 2, 8), jnp.bfloat16)
   ours, expected = (
-    mira_attention(
-      q, k, v, num_frames=4, config=MiraConfig(), implementation=which
-    ).output
+    attend(q, k, v, implementation=which).output
     for which in ('streaming', 'reference')
   )
   assert ours.dtype == jnp.bfloat16
@@ -205,9 +200,7 @@ def test_large_logits_stay_finite(name):
   @jax.jit
   @jax.value_and_grad
   def run(q):
-    return mira_attention(
-      q, k, v, num_frames=4, config=MiraConfig(), implementation=name
-    ).output.sum()
+    return attend(q, k, v, implementation=name).output.sum()
 
   value, gradient = run(1e4 * q)
   assert np.isfinite(value)
