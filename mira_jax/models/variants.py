@@ -101,13 +101,13 @@ def over_time(
   output = einops.rearrange(
     attended.output, '(b n) t h d -> b (t n) h d', n=places
   )
-  maps: Any = None, None
+  before = after = None
   if spec.record:
-    maps = (
+    before, after = (
       _block_diagonal(x, places, 'b h n q m k -> b h (q n) (k m)')
       for x in (attended.before, attended.after)
     )
-  return Attended(output, *maps, attended.frames)
+  return Attended(output, before, after, attended.frames)
 
 
 def outside_groups(
