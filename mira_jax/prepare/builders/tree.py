@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-import shlex
 from collections.abc import Iterable, Iterator
 
 from mira_jax.data import trees
@@ -19,7 +18,6 @@ from mira_jax.errors import MiraInputError
 _DEPTH = 4  # levels that are searched below the given folder
 # A folder with more folders in it holds clips or subjects, not parts.
 _MOST_PARTS = 300
-_ARCHIVES = ('.zip', '.tar', '.gz', '.tgz', '.bz2', '.xz')
 _COPY = re.compile(r'(-\d{3}|\s*\(\d+\)|-\d{8}t\d{6}z(-\d+)*)$')
 
 
@@ -75,13 +73,9 @@ class Tree:
     inside = sorted(p.name + '/' * p.is_dir() for p in self.root.iterdir())
     hint = (
       f'not found: {", ".join(self.missing[:3])}. Here are '
-      f'{", ".join(inside[:5]) or "no files"}.'
+      f'{", ".join(inside[:5]) or "no files"}. Unpack archives first '
+      '(mira unpack). Expected:'
     )
-    every = (file for folder in self._folders for file in _files(folder))
-    if packed := [f for f in every if f.name.lower().endswith(_ARCHIVES)]:
-      names = ' '.join(shlex.quote(str(path)) for path in packed[:3])
-      hint += f' Unpack first: mira unpack {names} --out {self.root}.'
-    hint += ' Expected:'
     below = f'\n{self.layout}'
     raise MiraInputError('wrong_root', self.root, hint, below=below)
 
