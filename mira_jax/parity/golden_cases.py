@@ -64,7 +64,7 @@ def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
     'dtype': dtype,
   }
   module = Attention(BlockSpec(**spec))
-  variables = _load(module, arrays, table, dtype, arrays['step0/x'])
+  variables = load(module, arrays, table, dtype, arrays['step0/x'])
   params, buffers = variables['params'], variables['mira']
 
   def loss(params, x, buffers, cotangent):
@@ -84,7 +84,7 @@ def run_attention(case, arrays: Arrays, dtype, attention) -> Iterator:
     yield prefix + 'y', y
     yield prefix + 'ema', buffers['confidence'][None]
     yield prefix + 'grad/x', gradients[1]
-    yield from _named({'params': gradients[0]}, table, prefix + 'grad/')
+    yield from named({'params': gradients[0]}, table, prefix + 'grad/')
     if attended.before is not None:
       yield prefix + 'attn_before_head0', attended.before[:, 0]
       yield prefix + 'attn_after_head0', attended.after[:, 0]
@@ -111,8 +111,9 @@ def _statistics(attended, config, params, x, case) -> Iterator:
   yield 'alpha', attended.frames.gain
 
 
-def run_classifier(case, arrays: Arrays, dtype, attention) -> Iterator:
-  model = ViViT(
+def classifier(case: Mapping[str, Any], dtype, attention: str) -> ViViT:
+  """The classifier of a case."""
+  return ViViT(
     dim=case['dim'],
     depth=case['depth'],
     heads=case['heads'],
@@ -126,8 +127,12 @@ def run_classifier(case, arrays: Arrays, dtype, attention) -> Iterator:
     attention=attention,
     dtype=dtype,
   )
-  video = _video(arrays, dtype)
-  variables = _load(model, arrays, torch_names.CLASSIFIER, dtype, video)
+
+
+def run_classifier(case, arrays: Arrays, dtype, attention) -> Iterator:
+  model = classifier(case, dtype, attention)
+  video = channels_last(arrays['video_bcthw'], dtype)
+  variables = load(model, arrays, torch_names.CLASSIFIER, dtype, video)
   buffers = {k: v for k, v in variables.items() if k != 'params'}
 
   def loss(params):
@@ -150,12 +155,15 @@ def run_classifier(case, arrays: Arrays, dtype, attention) -> Iterator:
   yield 'pos_embed', sinusoid(int(np.prod(model.grid)), model.dim)[None]
   for i, record in enumerate(records):
     yield f'block_out/{i}', record['output']
-  yield from _named({'params': gradients}, torch_names.CLASSIFIER, 'grad/')
-  yield from _named(updates or buffers, torch_names.CLASSIFIER, 'buffer_after/')
+  yield from named({'params': gradients}, torch_names.CLASSIFIER, 'grad/')
+  yield from named(updates or buffers, torch_names.CLASSIFIER, 'buffer_after/')
 
 
-def run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
-  model = mae.MaskedAutoencoder(
+def autoencoder(
+  case: Mapping[str, Any], dtype, attention: str
+) -> mae.MaskedAutoencoder:
+  """The autoencoder of a case."""
+  return mae.MaskedAutoencoder(
     dim=case['dim'],
     depth=case['depth'],
     heads=case['heads'],
@@ -168,11 +176,16 @@ def run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
     attention=attention,
     dtype=dtype,
   )
-  video, mask = _video(arrays, dtype), jnp.asarray(arrays['mask'])
+
+
+def run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
+  model = autoencoder(case, dtype, attention)
+  video = channels_last(arrays['video_bcthw'], dtype)
+  mask = jnp.asarray(arrays['mask'])
   num_masked = int(arrays['mask'][0].sum())
   table = torch_names.AUTOENCODER
   static: Any = {'num_masked': num_masked}
-  variables = _load(model, arrays, table, dtype, video, mask, **static)
+  variables = load(model, arrays, table, dtype, video, mask, **static)
   buffers = {k: v for k, v in variables.items() if k != 'params'}
   targets = mae.tubelet_targets(
     video * jnp.asarray(STD, dtype) + jnp.asarray(MEAN, dtype),
@@ -202,17 +215,17 @@ def run_autoencoder(case, arrays: Arrays, dtype, attention) -> Iterator:
   yield 'target', mae.take_tokens(targets, masked)
   yield 'encoder_pos_embed', sinusoid(length, model.dim)[None]
   yield 'decoder_pos_embed', sinusoid(length, model.decoder_dim)[None]
-  yield from _named({'params': gradients}, table, 'grad/')
-  yield from _named(updates, table, 'buffer_after/')
+  yield from named({'params': gradients}, table, 'grad/')
+  yield from named(updates, table, 'buffer_after/')
 
 
-def _video(arrays: Arrays, dtype) -> jax.Array:
-  return jnp.asarray(
-    einops.rearrange(arrays['video_bcthw'], 'b c t h w -> b t h w c'), dtype
-  )
+def channels_last(video: np.ndarray, dtype) -> jax.Array:
+  """Video [B, C, T, H, W] -> [B, T, H, W, C]."""
+  video = einops.rearrange(video, 'b c t h w -> b t h w c')
+  return jnp.asarray(video, dtype)
 
 
-def _load(module, arrays: Arrays, table, dtype, *inputs, **static):
+def load(module, arrays: Arrays, table, dtype, *inputs, **static):
   """Variables of the module with the parameters of the case."""
   init = functools.partial(module.init, **static)
   template = jax.eval_shape(init, jax.random.key(0), *inputs)
@@ -230,14 +243,7 @@ def _load(module, arrays: Arrays, table, dtype, *inputs, **static):
   return {'params': params} | ({'mira': buffers} if buffers else {})
 
 
-def _named(variables, table, prefix: str) -> Iterator:
+def named(variables, table, prefix: str) -> Iterator:
+  """Names of the reference, after a prefix, and arrays in its layout."""
   for name, array in torch_names.to_torch(variables, table).items():
     yield prefix + name, array
-
-
-# Kind of case -> (case, arrays, dtype, attention) -> name and array of results.
-KINDS = {
-  'attention': run_attention,
-  'finetune': run_classifier,
-  'pretrain': run_autoencoder,
-}

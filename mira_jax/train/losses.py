@@ -100,22 +100,49 @@ def classification(
       cutmix_alpha=cutmix_alpha,
       copies=copies,
     )
-    logits, updates = model.apply(
-      {'params': params, 'mira': mira},
-      video,
-      train=True,
-      rngs={'dropout': dropout_key},
-      mutable=['mira'],
-    )
     weights = None
     if class_weights is not None:
       weights = jnp.asarray(class_weights, jnp.float32)[batch['label']]
-    loss = cross_entropy(logits, targets, batch['mask'], weights)
-    correct = logits.argmax(-1) == targets.argmax(-1)
-    accuracy = masked_mean(correct, batch['mask'])
-    return loss, ({'accuracy': accuracy}, updates.get('mira', {}))
+    return classify(
+      model, params, mira, video, targets, batch['mask'], dropout_key, weights
+    )
 
   return objective
+
+
+def classify(
+  model: Any,
+  params: PyTree,
+  mira: PyTree,
+  video: Array,
+  targets: Array,
+  mask: Array,
+  key: Array,
+  weights: Array | None = None,
+) -> tuple[Array, tuple[Metrics, PyTree]]:
+  """The loss of `classification` for augmented clips.
+
+  Args:
+    model: see there.
+    params: of the model.
+    mira: its averages.
+    video: normalised, [B, F, H, W, 3].
+    targets: [B, K].
+    mask: bool [B], clips that count.
+    key: of dropout.
+    weights: see `cross_entropy`.
+  """
+  logits, updates = model.apply(
+    {'params': params, 'mira': mira},
+    video,
+    train=True,
+    rngs={'dropout': key},
+    mutable=['mira'],
+  )
+  loss = cross_entropy(logits, targets, mask, weights)
+  correct = logits.argmax(-1) == targets.argmax(-1)
+  accuracy = masked_mean(correct, mask)
+  return loss, ({'accuracy': accuracy}, updates.get('mira', {}))
 
 
 def freeze_backbone(objective: Objective) -> Objective:
@@ -151,24 +178,51 @@ def reconstruction(
     mask, num_masked = mae.draw_mask(
       mask_key, video.shape, model.tubelet, model.patch, kind=kind, ratio=ratio
     )
-    targets = mae.tubelet_targets(
-      denormalise(video),
-      tubelet=model.tubelet,
-      patch=model.patch,
-      normalise=normalise,
+    return reconstruct(
+      model, params, mira, video, mask, num_masked, dropout_key, normalise
     )
-    prediction, updates = model.apply(
-      {'params': params, 'mira': mira},
-      video,
-      mask,
-      num_masked=num_masked,
-      train=True,
-      rngs={'dropout': dropout_key},
-      mutable=['mira'],
-    )
-    loss = mae.reconstruction_loss(
-      prediction.astype(targets.dtype), targets, mask
-    )
-    return loss, ({}, updates.get('mira', {}))
 
   return objective
+
+
+def reconstruct(
+  model: mae.MaskedAutoencoder,
+  params: PyTree,
+  mira: PyTree,
+  video: Array,
+  mask: Array,
+  num_masked: int,
+  key: Array,
+  normalise: bool = True,
+) -> tuple[Array, tuple[Metrics, PyTree]]:
+  """The loss of `reconstruction` for augmented clips and a mask.
+
+  Args:
+    model: see there.
+    params: of the model.
+    mira: its averages.
+    video: normalised, [B, F, H, W, 3].
+    mask: bool [B, L], True where masked.
+    num_masked: of each row of the mask.
+    key: of dropout.
+    normalise: see there.
+  """
+  targets = mae.tubelet_targets(
+    denormalise(video),
+    tubelet=model.tubelet,
+    patch=model.patch,
+    normalise=normalise,
+  )
+  prediction, updates = model.apply(
+    {'params': params, 'mira': mira},
+    video,
+    mask,
+    num_masked=num_masked,
+    train=True,
+    rngs={'dropout': key},
+    mutable=['mira'],
+  )
+  loss = mae.reconstruction_loss(
+    prediction.astype(targets.dtype), targets, mask
+  )
+  return loss, ({}, updates.get('mira', {}))

@@ -22,10 +22,12 @@ def warmup_cosine(
 
   As in the authors' code, the first step has rate 0, the last of the warm-up
   and the first after it have `peak`, and `final` would be reached one step
-  after the last. No `warmup_steps` start at `peak`.
+  after the last. No `warmup_steps` start at `peak`. Rates are computed in the
+  default precision, float64 under `jax.enable_x64`.
   """
 
   def schedule(step: Any) -> jax.Array:
+    step = jnp.asarray(step, jnp.result_type(float))  # int32 would give float32
     warm = peak * step / max(warmup_steps - 1, 1)
     part = (step - warmup_steps) / max(total_steps - warmup_steps, 1)
     cosine = final + (peak - final) * (1 + jnp.cos(jnp.pi * part)) / 2
