@@ -13,7 +13,7 @@ import oracle
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.kernels import dispatch, vjp
-from mira_jax.kernels.tpu import passes
+from mira_jax.kernels.tpu import blocks, passes
 from mira_jax.parity import golden
 
 DIRECTORY = pathlib.Path(__file__).parents[1] / 'golden'
@@ -59,9 +59,9 @@ def test_case_passes(case, dtype):
 )
 def test_cases_pass_through_kernels(monkeypatch, attention, dtype, model):
   interpreted = dispatch.Implementation(
-    lambda: vjp.operations(passes.passes(interpret=True)),
-    lambda request: None,
+    lambda: vjp.operations(passes.PASSES), lambda request: None
   )
+  monkeypatch.setattr(blocks, 'INTERPRET', True)
   monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'pallas_tpu', interpreted)
   seen = set()
   for case in CASES:
