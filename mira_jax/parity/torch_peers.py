@@ -147,11 +147,10 @@ def with_mira(fields: Mapping[str, Any], variables: PyTree) -> Peer:
   from mira_jax.parity import torch_mira
 
   model = torch_mira.VideoTransformer
-  own = {
-    n: fields[n] for n in inspect.signature(model).parameters if n in fields
-  }
-  mira = fields.get('mira') and MiraConfig(**fields['mira'])
-  module = model(**own | {'mira': mira})
+  names = inspect.signature(model).parameters
+  own: Any = {name: fields[name] for name in names if name in fields}
+  mira = own['mira'] = own.get('mira') and MiraConfig(**own['mira'])
+  module = model(**own)
   name = f'torch_mira ({mira.mode if mira else "plain"})'
   return _loaded(name, module, variables)
 

@@ -118,17 +118,7 @@ def _put_tensors(
     raise MiraInputError('bad_flag', source.path, hint + ', '.join(parts))
   shapes = {path: leaf.shape for path, leaf in flatten(template).items()}
   matched = torch_names.match(source.state, shapes, table)
-  # Losses and other heads; MiRA's averages, if it shall be plain; the last norm
-  # of a pre-training, which is of tokens. An error has what could change the
-  # features.
-  useless = () if 'mask_token' in parts else ('norm.weight', 'norm.bias')
-  found.ignored = [
-    n
-    for n in matched.extra
-    if not _FEATURES.match(n)
-    or n in useless
-    or (n.endswith('.c_buf') and 'mira' not in template)
-  ]
+  found.ignored = _useless(matched.extra, template)
   if found.ignored:
     extra = shown(found.ignored)
     notes.append(f'left out, as the model has no place for them: {extra}')
@@ -152,6 +142,22 @@ def _put_tensors(
     raise checkpoint_error(cause.code, source.path, hint) from cause
   scan = metadata['model'].get('scan', False)
   found.variables = unflatten(restack(flatten(variables), stacked=scan))
+
+
+def _useless(extra: Sequence[str], template: PyTree) -> list[str]:
+  """Of names that a model has no place for, those that it can do without.
+
+  Losses and other heads; MiRA's averages, if it shall be plain; the last norm
+  of a pre-training, which is of tokens. Others could change the features.
+  """
+  classifier = 'mask_token' not in template['params']
+  return [
+    n
+    for n in extra
+    if not _FEATURES.match(n)
+    or (classifier and n in ('norm.weight', 'norm.bias'))
+    or (n.endswith('.c_buf') and 'mira' not in template)
+  ]
 
 
 def _init(metadata: Mapping[str, Any]) -> Callable[[jax.Array], PyTree]:
