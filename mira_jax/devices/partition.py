@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import PartitionSpec
@@ -31,31 +32,36 @@ def over_clips(operation: Callable, *arrays: Array) -> Array:
   )(*arrays)
 
 
-def over_heads(
-  operation: Callable, *arrays: Array, mean: bool = False
-) -> Array:
+def over_heads(operation: Callable, *arrays: Any, mean: bool = False) -> Any:
   """`operation(*arrays)`, each device on its own clips and heads.
 
   Args:
     operation: of arrays [B, L, H, D] first, which HEAD_AXIS splits as
-      CLIP_AXES do in `over_clips`, and of arrays [B, L] that belong to keys.
+      CLIP_AXES do in `over_clips`, then of arrays [B, L], which belong to keys,
+      and [B, H, L], which belong to rows; or of None.
     *arrays: its arguments.
-    mean: whether the result is [B, L], a mean over heads, not [B, L, H, D].
+    mean: whether the result is [B, L], a mean over heads, with an array of rows
+      or None, instead of [B, L, H, D].
   """
   if not _splits():
     return operation(*arrays)
   clips = clip_axes(arrays[0].shape[0])
   heads = head_axes(arrays[0].shape[2])
-  tokens, keys = PartitionSpec(clips, None, heads), PartitionSpec(clips)
+  tokens, rows = PartitionSpec(clips, None, heads), PartitionSpec(clips, heads)
+  keys = PartitionSpec(clips)
+  specs = {4: tokens, 3: rows, 2: keys}
 
-  def local(*arrays: Array) -> Array:
+  def local(*arrays: Any) -> Any:
     result = operation(*arrays)
-    return jax.lax.pmean(result, heads) if mean and heads else result
+    if not (mean and heads):
+      return result
+    result, of_rows = result
+    return jax.lax.pmean(result, heads), of_rows
 
   return jax.shard_map(
     local,
-    in_specs=tuple(tokens if x.ndim == 4 else keys for x in arrays),
-    out_specs=keys if mean else tokens,
+    in_specs=tuple(keys if x is None else specs[x.ndim] for x in arrays),
+    out_specs=(keys, rows) if mean else tokens,
     check_vma=False,
   )(*arrays)
 

@@ -53,6 +53,7 @@ def redistributed_attention(
   floor: float = 0.0,
   gain_gradient: bool = True,
   implementation: str | None = None,
+  lse: Array | None = None,
 ) -> Array:
   """Multi-head attention with a gain on the attention to every key.
 
@@ -75,6 +76,7 @@ def redistributed_attention(
     floor: epsilon, the uniform share of a redistributed row, 0 to 1.
     gain_gradient: whether to differentiate by the gain.
     implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
+    lse: of `attention_marginal`; saves some implementations a product.
 
   Returns:
     [B, L, H, D].
@@ -91,19 +93,22 @@ def redistributed_attention(
   if biased:
     run = functools.partial(operations.biased, bias_gradient=gain_gradient)
     return partition.over_heads(run, q, k, v, log_bias(gain))
-  run = functools.partial(
-    operations.redistributed,
-    residual_mix=residual_mix,
-    floor=floor,
-    gain_gradient=gain_gradient,
-  )
-  return partition.over_heads(run, q, k, v, gain)
+
+  def run(q, k, v, gain, lse):
+    options = residual_mix, floor, gain_gradient
+    return operations.redistributed(q, k, v, gain, *options, lse)
+
+  return partition.over_heads(run, q, k, v, gain, lse)
 
 
 def attention_marginal(
   q: Array, k: Array, *, implementation: str | None = None
-) -> Array:
-  """Attention that each key receives, mean over heads and queries: [B, L]."""
+) -> tuple[Array, Array | None]:
+  """Attention that each key receives, mean over heads and queries: [B, L].
+
+  Beside it the log-sum-exp of the logits of each row, [B, H, L], for
+  `redistributed_attention`: a constant, or None where that has no use for it.
+  """
   name = dispatch.resolve(implementation, dispatch.request(q, k, k, 'exact'))
   operations = dispatch.IMPLEMENTATIONS[name].operations()
   return partition.over_heads(operations.marginal, q, k, mean=True)
@@ -191,11 +196,13 @@ def _fused(q, k, v, config: MiraConfig | None, estimate, name) -> Attended:
     frames, gain = estimate(key_energy(k))
     output = attend(gain, gain_gradient=False)  # the gain is a constant
     return Attended(output, None, None, frames)
-  frames, gain = estimate(attention_marginal(q, k, implementation=name))
+  marginal, lse = attention_marginal(q, k, implementation=name)
+  frames, gain = estimate(marginal)
   output = attend(
     gain,
     residual_mix=config.residual_mix,
     floor=config.floor,
     gain_gradient=config.gain_gradient,
+    lse=lse,
   )
   return Attended(output, None, None, frames)

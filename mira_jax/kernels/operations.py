@@ -44,9 +44,10 @@ class Operations(NamedTuple):
 
   # (q, k, v, bias | None, bias_gradient) -> softmax(S + bias) v: [B, L, H, D]
   biased: Callable
-  # (q, k) -> the key marginal of softmax(S): [B, L]
+  # (q, k) -> the key marginal of softmax(S) [B, L], and the log-sum-exp of its
+  # rows [B, H, L], a constant, or None where that does not help
   marginal: Callable
-  # (q, k, v, gain, residual_mix, floor, gain_gradient)
+  # (q, k, v, gain, residual_mix, floor, gain_gradient, that log-sum-exp | None)
   # -> redistribute(softmax(S), gain) v
   redistributed: Callable
 

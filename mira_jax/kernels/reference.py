@@ -45,10 +45,11 @@ def _biased(q, k, v, bias, bias_gradient):
 
 
 def _marginal(q, k):
-  return key_marginal(attention_map(q, k))
+  return key_marginal(attention_map(q, k)), None
 
 
-def _redistributed(q, k, v, gain, residual_mix, floor, gain_gradient):
+def _redistributed(q, k, v, gain, residual_mix, floor, gain_gradient, lse=None):
+  del lse
   gain = gain if gain_gradient else jax.lax.stop_gradient(gain)
   attention = redistribute(
     attention_map(q, k), gain, residual_mix=residual_mix, floor=floor

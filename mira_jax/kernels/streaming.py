@@ -286,9 +286,16 @@ def _redistributed_bwd(mix, floor, gain_gradient, residuals, g):
 redistributed_attention.defvjp(_redistributed_fwd, _redistributed_bwd)
 
 
-OPERATIONS = Operations(
-  biased_attention, attention_marginal, redistributed_attention
-)
+def _marginal(q, k):
+  return attention_marginal(q, k), None
+
+
+def _redistributed(q, k, v, gain, mix, floor, gain_gradient, lse=None):
+  del lse  # rows are whole: their sums are at hand
+  return redistributed_attention(q, k, v, gain, mix, floor, gain_gradient)
+
+
+OPERATIONS = Operations(biased_attention, _marginal, _redistributed)
 
 
 # ----- gradients of a head ----------------------------------------------------

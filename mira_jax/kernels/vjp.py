@@ -34,7 +34,8 @@ class Passes(NamedTuple):
   follow from dS as dS k / sqrt(D) and dS^T q / sqrt(D).
   """
 
-  # (q, k, v, bias | None) -> (y, lse): P = softmax(S + bias), y = P v.
+  # (q, k, v, bias | None, *, keep_rows) -> (y, lse): P = softmax(S + bias),
+  # y = P v. Without keep_rows, as in inference, y is all that is needed.
   attend: Callable
   # (q, k, v, bias | None, lse, delta, g, *, bias_gradient)
   # -> (dq, dk, dv, dbias | None): dS = P (dP - delta), dv = P^T g, and
@@ -44,8 +45,9 @@ class Passes(NamedTuple):
   marginal: Callable
   # (q, k, lse, gamma) -> (dq, dk): dS_ij = A_ij (gamma_j - sum_k A_ik gamma_k).
   marginal_backward: Callable
-  # (q, k, v, gain, v_mean [B, H, D], *, residual_mix, floor)
-  # -> (y, z, lse, mean_gain): mean_gain_i = sum_j A_ij a_j,
+  # (q, k, v, gain, v_mean [B, H, D], lse | None, *, residual_mix, floor,
+  # keep_rows) -> (y, z, lse, mean_gain), with the lse of `marginal` if it is
+  # known: mean_gain_i = sum_j A_ij a_j,
   # norm = row_norm(mean_gain, floor),
   # z_i = ((1 - floor) sum_j A_ij a_j v_j + floor v_mean) / norm_i,
   # y = (1 - residual_mix) A v + residual_mix z.
@@ -64,12 +66,13 @@ class Passes(NamedTuple):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
 def biased_attention(passes: Passes, q, k, v, bias, bias_gradient):
   """softmax(S + bias) v, see `Operations.biased`."""
-  return _biased_fwd(passes, q, k, v, bias, bias_gradient)[0]
+  del bias_gradient
+  return passes.attend(q, k, v, bias, keep_rows=False)[0]
 
 
 def _biased_fwd(passes, q, k, v, bias, bias_gradient):
   del bias_gradient
-  y, lse = passes.attend(q, k, v, bias)
+  y, lse = passes.attend(q, k, v, bias, keep_rows=True)
   y, lse = keep_output(y), keep_rows(lse)
   return y, (q, k, v, bias, y, lse)
 
@@ -89,7 +92,9 @@ biased_attention.defvjp(_biased_fwd, _biased_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def attention_marginal(passes: Passes, q: Array, k: Array) -> Array:
+def attention_marginal(
+  passes: Passes, q: Array, k: Array
+) -> tuple[Array, Array]:
   """Attention that each key receives, see `Operations.marginal`."""
   return _marginal_fwd(passes, q, k)[0]
 
@@ -97,11 +102,13 @@ def attention_marginal(passes: Passes, q: Array, k: Array) -> Array:
 def _marginal_fwd(passes, q, k):
   mass, lse = passes.marginal(q, k)
   marginal = keep_rows(mass / (q.shape[1] * q.shape[2]))
-  return marginal, (q, k, keep_rows(lse))
+  lse = keep_rows(lse)
+  return (marginal, lse), (q, k, lse)
 
 
-def _marginal_bwd(passes, residuals, g):
+def _marginal_bwd(passes, residuals, gradients):
   q, k, lse = residuals
+  g, _ = gradients  # lse is a constant to whoever gets it
   gamma = g / (q.shape[1] * q.shape[2])
   return passes.marginal_backward(q, k, lse, gamma)
 
@@ -114,18 +121,23 @@ attention_marginal.defvjp(_marginal_fwd, _marginal_bwd)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6, 7))
 def redistributed_attention(
-  passes: Passes, q, k, v, gain, residual_mix, floor, gain_gradient
+  passes: Passes, q, k, v, gain, residual_mix, floor, gain_gradient, lse=None
 ):
   """redistribute(softmax(S), gain) v, see `Operations.redistributed`."""
-  options = residual_mix, floor, gain_gradient
-  return _redistributed_fwd(passes, q, k, v, gain, *options)[0]
-
-
-def _redistributed_fwd(passes, q, k, v, gain, mix, floor, gain_gradient):
   del gain_gradient
   v_mean = v.mean(1, dtype=gain.dtype)
+  options = {'residual_mix': residual_mix, 'floor': floor, 'keep_rows': False}
+  return passes.redistribute(q, k, v, gain, v_mean, lse, **options)[0]
+
+
+def _redistributed_fwd(
+  passes, q, k, v, gain, mix, floor, gain_gradient, lse=None
+):
+  del gain_gradient
+  v_mean = v.mean(1, dtype=gain.dtype)
+  options = {'residual_mix': mix, 'floor': floor, 'keep_rows': True}
   y, z, lse, mean_gain = passes.redistribute(
-    q, k, v, gain, v_mean, residual_mix=mix, floor=floor
+    q, k, v, gain, v_mean, lse, **options
   )
   y, z = (keep_output(y),) * 2 if y is z else map(keep_output, (y, z))
   lse, mean_gain = keep_rows(lse), keep_rows(mean_gain)
@@ -147,7 +159,8 @@ def _redistributed_bwd(passes, mix, floor, gain_gradient, residuals, g):
   )
   rest = jnp.einsum('bhl,blhd->bhd', share, g.astype(share.dtype))
   dv = (dv + rest[:, None] / k.shape[1]).astype(v.dtype)
-  return dq, dk, dv, _or_zeros(dgain, gain)
+  # The operation that gave lse has its own gradients.
+  return dq, dk, dv, _or_zeros(dgain, gain), None
 
 
 redistributed_attention.defvjp(_redistributed_fwd, _redistributed_bwd)

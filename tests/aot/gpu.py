@@ -48,11 +48,13 @@ def device() -> SingleDeviceSharding:
   return SingleDeviceSharding(mesh().devices.flat[0])
 
 
-def spills(log: str) -> list[int]:
+def spills(log: str) -> dict[str, int]:
   """Bytes of registers that each kernel keeps in memory, as ptxas reports."""
-  return [
-    int(stores) + int(loads)
-    for stores, loads in re.findall(
-      r'(\d+) bytes spill stores, (\d+) bytes spill loads', log
+  return {
+    name: int(stores) + int(loads)
+    for name, stores, loads in re.findall(
+      r'properties for mira_(\w+)_mosaic_gpu\w*\n.*?'
+      r'(\d+) bytes spill stores, (\d+) bytes spill loads',
+      log,
     )
-  ]
+  }

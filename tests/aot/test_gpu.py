@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from mira_jax.mira import MiraConfig
 pytest.importorskip('jax.experimental.pallas.mosaic_gpu')
 
 from mira_jax.kernels.gpu import passes
+from mira_jax.kernels.gpu.sweep import Tuning
 
 pytestmark = [
   pytest.mark.aot,
@@ -41,6 +43,13 @@ def _report(monkeypatch):
   monkeypatch.setenv('MOSAIC_GPU_DUMP_PTXAS', '1')
 
 
+def check_spills(log):
+  """No kernel keeps more in memory than its tuning allows."""
+  for name, count in gpu.spills(log).items():
+    assert count <= passes.SPILLS.get(name, 0), log
+  assert 'serialized' not in log
+
+
 @pytest.mark.parametrize('shape', gpu.SHAPES.values(), ids=gpu.SHAPES)
 @pytest.mark.parametrize('case', MOST)
 def test_kernels_fit_into_registers(capfd, shape, case):
@@ -48,8 +57,7 @@ def test_kernels_fit_into_registers(capfd, shape, case):
   compiled(run, shape)
   log = ''.join(capfd.readouterr())
   assert 1 <= len(gpu.spills(log)) <= pass_cases.CASES[case].kernels, log
-  assert not any(gpu.spills(log)), log
-  assert 'serialized' not in log
+  check_spills(log)
 
 
 # 160 tokens take three warpgroups of fewer registers, up to a width of 80; 393
@@ -65,7 +73,24 @@ def test_other_shapes_fit(capfd, length, width):
   compiled(run, (2, length, 3, width))
   log = ''.join(capfd.readouterr())
   assert gpu.spills(log)
-  assert not any(gpu.spills(log)), log
+  check_spills(log)
+
+
+def test_every_kernel_has_a_name_of_its_own():
+  def run(x):
+    return [pass_cases.CASES[name].run(passes.PASSES, x) for name in MOST]
+
+  text = compiled(run, (1, 192, 1, 64)).as_text()
+  names = set(re.findall(r'mira_(\w+?)\b', text))
+  assert names >= passes.TUNING.keys()
+
+
+def test_warpgroups_that_take_turns_fit(monkeypatch, capfd):
+  turns = Tuning(64, 128, turns=True)
+  monkeypatch.setattr(passes, 'tuning', lambda *_: turns)
+  compiled(lambda x: passes.PASSES.attend(*x[:3], None), gpu.SHAPES['decoder'])
+  log = ''.join(capfd.readouterr())
+  assert gpu.spills(log) == {'attend': 0}, log
 
 
 @pytest.mark.parametrize('shape', [gpu.SHAPES['huge'], gpu.SHAPES['long']])

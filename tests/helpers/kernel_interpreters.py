@@ -50,6 +50,10 @@ def _vector(ref, axis):
   return ref[...]
 
 
+def _operand(ref):
+  return ref[...]
+
+
 def _product(x, y, meanwhile=warpgroup.nothing):
   meanwhile()
   return _dot(x[...], y[...].T)
@@ -75,6 +79,7 @@ FUNCTIONS = {
   'set_registers': _registers,
   'full': _full,
   'vector': _vector,
+  'operand': _operand,
   'product': _product,
   'product_pair': _pair,
   'accumulate': _accumulate,

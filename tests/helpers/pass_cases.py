@@ -73,10 +73,9 @@ def _attend_backward(passes, x, bias_gradient, bias=True):
   )
 
 
-def _redistribute(passes, x, residual_mix):
-  return passes.redistribute(
-    *x[:3], x.gain, x.v_mean, residual_mix=residual_mix, floor=0.1
-  )
+def _redistribute(passes, x, residual_mix, **options):
+  options |= {'residual_mix': residual_mix, 'floor': 0.1}
+  return passes.redistribute(*x[:3], x.gain, x.v_mean, x.lse, **options)
 
 
 def _redistribute_backward(passes, x, gain_gradient):
@@ -88,6 +87,9 @@ def _redistribute_backward(passes, x, gain_gradient):
 
 CASES = {
   'attend': Case(lambda p, x: p.attend(*x[:3], x.bias), 1),
+  'attend, output only': Case(
+    lambda p, x: p.attend(*x[:3], x.bias, keep_rows=False)[0], 1
+  ),
   'attend, no bias': Case(lambda p, x: p.attend(*x[:3], None), 1),
   'attend_backward': Case(lambda p, x: _attend_backward(p, x, False), 2),
   'attend_backward, no bias': Case(
@@ -101,6 +103,9 @@ CASES = {
     lambda p, x: p.marginal_backward(x.q, x.k, x.lse, x.gamma), 2
   ),
   'redistribute': Case(lambda p, x: _redistribute(p, x, 0.7), 1),
+  'redistribute, output only': Case(
+    lambda p, x: _redistribute(p, x, 0.7, keep_rows=False)[0], 1
+  ),
   'redistribute, all': Case(lambda p, x: _redistribute(p, x, 1.0), 1),
   'redistribute_backward': Case(
     lambda p, x: _redistribute_backward(p, x, False), 2
@@ -121,7 +126,9 @@ OPERATIONS = {
   'biased': lambda o, x: (
     lambda *y: o.biased(*y, True), (*x[:3], x.bias), x.g
   ),
-  'marginal': lambda o, x: (o.marginal, (x.q, x.k), x.gamma),
+  'marginal': lambda o, x: (
+    lambda *y: o.marginal(*y)[0], (x.q, x.k), x.gamma
+  ),
   'redistributed': lambda o, x: (
     lambda *y: o.redistributed(*y, 0.7, 0.1, True), (*x[:3], x.gain), x.g
   ),

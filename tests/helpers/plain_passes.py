@@ -37,7 +37,8 @@ def apply(a, v):
   return jnp.einsum('bhij,bjhd->bihd', a, *wide(v))
 
 
-def attend(q, k, v, bias):
+def attend(q, k, v, bias, *, keep_rows=True):
+  del keep_rows
   s = logits(q, k) + (0 if bias is None else keys(bias))
   lse = jax.nn.logsumexp(s, -1)
   return apply(jnp.exp(s - lse[..., None]), v).astype(v.dtype), lse
@@ -64,7 +65,10 @@ def marginal_backward(q, k, lse, gamma):
   return from_logits(q, k, a * (keys(gamma) - mean))
 
 
-def redistribute(q, k, v, gain, v_mean, *, residual_mix, floor):
+def redistribute(
+  q, k, v, gain, v_mean, lse, *, residual_mix, floor, keep_rows=True
+):
+  del lse, keep_rows
   s = logits(q, k)
   a = jax.nn.softmax(s)
   mean_gain = (a * keys(gain)).sum(-1)

@@ -148,7 +148,7 @@ def test_any_shape(name, shape, tile, mix, floor, by_gain, seed):
   def loss(operations, q, k, v, gain):
     y = operations.redistributed(q, k, v, gain, mix, floor, by_gain)
     z = operations.biased(q, k, v, jnp.log(gain), by_gain)
-    marginal = operations.marginal(q, k)
+    marginal = operations.marginal(q, k)[0]
     return (weight * y).sum() + (weight * z * z).sum() + (marginal * gain).sum()
 
   with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:

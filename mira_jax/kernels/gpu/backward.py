@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from mira_jax.kernels.gpu import warpgroup as ops
-from mira_jax.kernels.gpu.sweep import Context, Tiles, Vector, sweep
+from mira_jax.kernels.gpu.sweep import Context, Tuning, Vector, sweep
 from mira_jax.kernels.gpu.warpgroup import LOG2E, along
 
 Array = jax.Array
@@ -78,17 +78,19 @@ def row_gradient(
   rows: Sequence[Vector],
   keys: Sequence[Vector],
   rule: Rule,
-  tiles: Tiles,
+  tuning: Tuning,
+  name: str,
 ) -> Array:
   """dq [B, L, H, D], 3 U: every warpgroup keeps queries, keys pass by.
 
   The first of `keys` is the bias in units of log 2.
   """
   scale = q.shape[-1] ** -0.5
-  shape = tiles.rows, tiles.columns
+  shape = tuning.rows, tuning.columns
 
   def consume(context: Context):
     query, gradient, *own = context.own
+    query, gradient = tuning.own(query), tuning.own(gradient)
     (group,) = context.groups
     lse, *own = (along(ops.vector(x, 0), 0, shape) for x in own)
 
@@ -106,11 +108,11 @@ def row_gradient(
       group.release(i)
       return dq
 
-    dq = ops.full((tiles.rows, q.shape[-1]), 0)
+    dq = ops.full((tuning.rows, q.shape[-1]), 0)
     return [scale * lax.fori_loop(0, context.steps, step, dq)]
 
   own, stream = [q, g, *rows], [[k, v, *keys]]
-  (dq,) = sweep(consume, own, stream, [q], tiles, products=3)
+  (dq,) = sweep(consume, own, stream, [q], tuning, name=name, products=3)
   return dq
 
 
@@ -122,7 +124,8 @@ def key_gradient(
   keys: Sequence[Vector],
   rule: Rule,
   wanted: Sequence[str],
-  tiles: Tiles,
+  tuning: Tuning,
+  name: str,
   *,
   factor: Vector | None = None,
 ) -> list[Array]:
@@ -136,20 +139,21 @@ def key_gradient(
     keys: numbers of keys.
     rule: gives dS, the weight of g in dv, and what is summed per key.
     wanted: of 'dk', 'dv' and 'share'.
-    tiles: sizes.
+    tuning: sizes and schedule.
+    name: of the kernel.
     factor: [B, L], of P. All sums of a key share it: a bias is exp(bias) here.
 
   Returns:
     What is wanted, dk and dv like k, the share float32 [B, H, L].
   """
   scale = q.shape[-1] ** -0.5
-  shape = tiles.rows, tiles.columns
+  shape = tuning.rows, tuning.columns
   v, g = ([x] for x in values) if values else ([], [])
 
   # One kernel: what follows is traced together, in this order.
   def consume(context: Context):
     (group,) = context.groups
-    key, *value = context.own[: 1 + len(v)]
+    key, *value = map(tuning.own, context.own[: 1 + len(v)])
     own = [ops.vector(x, 0) for x in context.own[1 + len(v) :]]
     last = own.pop() if factor is not None else None
     own = [along(x, 0, shape) for x in own]
@@ -179,7 +183,7 @@ def key_gradient(
         new['share'] = sums['share'] + share.sum(1)
       return new
 
-    matrix = tiles.rows, k.shape[-1]
+    matrix = tuning.rows, k.shape[-1]
     sums = {
       x: ops.full(shape[:1] if x == 'share' else matrix, 0) for x in wanted
     }
@@ -198,7 +202,8 @@ def key_gradient(
     [k, *v, *keys, *([] if factor is None else [factor])],
     [[q, *g, *rows]],
     [per_key if x == 'share' else k for x in wanted],
-    tiles,
+    tuning,
+    name=name,
     products=1 + len(v) + len({'dk', 'dv'} & set(wanted)),
   )
 

@@ -9,17 +9,20 @@ head:
   pass           forward   backward
   attend           2 U       7 U
   marginal         2 U       5 U
-  redistribute     3 U       7 U      (2 U forward if the residual mix is 1)
+  redistribute     3 U       7 U      (2 U forward if the residual mix is 1;
+                                       1 U more if the rows' sums are unknown)
 """
 
 from __future__ import annotations
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 
 from mira_jax.kernels.gpu import backward
-from mira_jax.kernels.gpu.forward import forward
-from mira_jax.kernels.gpu.sweep import Tiles, Vector
+from mira_jax.kernels.gpu.forward import softmax_sums, weighted_sums
+from mira_jax.kernels.gpu.sweep import Tuning, Vector
 from mira_jax.kernels.gpu.warpgroup import LOG2E, along
 from mira_jax.kernels.operations import row_norm
 from mira_jax.kernels.vjp import Passes
@@ -31,68 +34,81 @@ def refusal(shape: tuple[int, ...], dtype) -> str | None:
   """Why these kernels cannot serve q, k, v [B, L, H, D]; None if they can."""
   if jnp.dtype(dtype) != jnp.bfloat16:
     return f'it computes in bfloat16, not in {jnp.dtype(dtype).name}'
-  batch, _, heads, width = shape
+  width = shape[-1]
   if width % 16 or width > 128:
     return f'heads are {width} wide, not a multiple of 16 up to 128'
-  if max(batch, heads) > 65535:
-    return f'{batch} clips or {heads} heads are more than 65535 blocks'
   return None
 
 
-# Columns of a tile. These fit the registers for widths up to 80; the one with
-# the least padding is taken, of equals the first.
-COLUMNS = {
-  'attend': (128, 224),  # 224 is a seventh of 1568
-  'logsumexp': (128, 224),
-  'redistribute': (128, 64),
-  'dq': (128, 64),
-  'redistribute dq': (64,),
-  'dkv': (64,),
-  'mass': (128, 224),
-  'marginal dk': (128, 64),
+# By sweep, for heads up to 64 wide. Three warpgroups of 160 registers keep the
+# tensor cores busy through each other's exponentials; sums over queries hold
+# two matrices, which need the 232 registers of two. docs/kernels.md has the
+# times that a model of the machine code gives these and others.
+TUNING = {
+  'attend': Tuning(64, 160, 3),
+  'logsumexp': Tuning(64, 160, 3),
+  'mass': Tuning(64, 160, 3),
+  'redistribute': Tuning(64, 64, 3),
+  'marginal_dq': Tuning(64, 64, 3, persistent=False),
+  'marginal_dk': Tuning(64, 64, 3, held=True),
+  'dq': Tuning(64, 64, 3, held=True),
+  'dkv': Tuning(64, 64, 2, held=True),
+  'redistribute_dq': Tuning(64, 64, 3),
+  'redistribute_dkv': Tuning(64, 64, 2),
+}
+# Bytes that kernels may keep in memory for want of registers, up to that width:
+# what the tuning gains makes up for them.
+SPILLS = {
+  'dq': 48,
+  'redistribute': 96,
+  'redistribute_dq': 100,
+  'redistribute_dkv': 16,
 }
 
 
-def tiles(sweep_name: str, shape: tuple[int, ...]) -> Tiles:
-  """Sizes of a sweep, a key of COLUMNS, over k of a shape [B, L, H, D]."""
-  _, length, _, width = shape
-  # Three warpgroups own up to 192 rows in one block; two would need two blocks,
-  # for 256. But each has 160 registers instead of 232.
-  three = 128 < length <= 192 and width <= 80
-  columns = COLUMNS[sweep_name]
-  if three or width > 80:
-    columns = (32,) if sweep_name == 'dkv' else (64,)
-  best = min(columns, key=lambda x: -length % x)
+def tuning(sweep_name: str, width: int) -> Tuning:
+  """The tuning of a sweep, a key of TUNING, for heads of a width."""
+  best = TUNING[sweep_name]
+  if width > 64:  # wider matrices need the registers
+    if sweep_name in ('redistribute', 'marginal_dq'):
+      best = dataclasses.replace(best, warpgroups=2)
+    whole = best.persistent and not sweep_name.startswith('redistribute_')
+    best = dataclasses.replace(best, held=False, persistent=whole)
+  if width > 80:
+    columns = 32 if sweep_name.endswith('dkv') else 64
+    best = dataclasses.replace(best, columns=columns, warpgroups=2)
   # Small tiles pass by faster: a third stage hides more of a copy's latency.
-  stages = 3 if best * width <= 64 * 80 else 2
-  return Tiles(64, best, 3 if three else 2, stages)
+  stages = 3 if best.columns * width <= 64 * 80 else 2
+  return dataclasses.replace(best, stages=stages)
 
 
 # ----- the six passes ---------------------------------------------------------
 
 
-def _attend(q, k, v, bias):
-  def finish(lse, sums, *_):
-    return [*sums, lse]
-
-  keys, size = [_exponent(k, bias)], tiles('attend', k.shape)
-  return tuple(forward(q, k, v, keys, finish, [q, _per_row(q)], size))
+def _attend(q, k, v, bias, *, keep_rows=True):
+  out = [q, _per_row(q)] if keep_rows else [q]
+  size = tuning('attend', k.shape[-1])
+  found = softmax_sums(q, k, v, _exponent(k, bias), out, size, 'attend')
+  return tuple(found) if keep_rows else (*found, None)
 
 
 def _attend_backward(q, k, v, bias, lse, delta, g, *, bias_gradient):
   rows = [_log2(lse), Vector(delta)]
-  return _gradients(
-    q, k, v, g, rows, [], backward.biased, 'dq', bias_gradient, bias
-  )
+  return _gradients(q, k, v, g, rows, [], backward.biased, bias_gradient, bias)
+
+
+def _logsumexp(q, k):
+  out, size = [_per_row(q)], tuning('logsumexp', k.shape[-1])
+  keys = _exponent(k, None)
+  (lse,) = softmax_sums(q, k, None, keys, out, size, 'logsumexp')
+  return lse
 
 
 def _marginal(q, k):
-  keys, size = [_exponent(k, None)], tiles('logsumexp', k.shape)
-  out = [_per_row(q)]
-  (lse,) = forward(q, k, None, keys, lambda lse, *_: [lse], out, size)
-  rows, size = [_log2(lse)], tiles('mass', k.shape)
+  lse = _logsumexp(q, k)
+  rows, size = [_log2(lse)], tuning('mass', k.shape[-1])
   mass = backward.key_gradient(
-    q, k, [], rows, [], backward.mass, ['share'], size
+    q, k, [], rows, [], backward.mass, ['share'], size, 'mass'
   )
   return _over_heads(mass), lse
 
@@ -101,64 +117,87 @@ def _marginal_backward(q, k, lse, gamma):
   # A constant in gamma changes nothing; without it, less cancels below.
   gamma = gamma - gamma.mean(1, keepdims=True)
 
-  def finish(_, sums, means, __):
-    (o, weighted), (mean,) = sums, means
+  def finish(sums, mean, _):
+    o, weighted = sums
     dq = weighted - along(mean, 0, o.shape) * o
     return [dq * q.shape[-1] ** -0.5, mean]
 
-  # dS k = (A * gamma) k - mean A k: a forward sweep whose values are the keys.
-  keys = [_exponent(k, None), Vector(gamma)]
-  size = tiles('redistribute', k.shape)
-  dq, mean = forward(q, k, k, keys, finish, [q, _per_row(q)], size)
-  rows, size = [_log2(lse), Vector(mean)], tiles('marginal dk', k.shape)
+  # dS k = (A * gamma) k - mean A k: sums whose values are the keys.
+  lse, gamma, width = _log2(lse), Vector(gamma), k.shape[-1]
+  out, size = [q, _per_row(q)], tuning('marginal_dq', width)
+  dq, mean = weighted_sums(
+    q, k, k, lse, gamma, finish, out, size, 'marginal_dq'
+  )
+  rows, size = [lse, Vector(mean)], tuning('marginal_dk', width)
   (dk,) = backward.key_gradient(
-    q, k, [], rows, [Vector(gamma)], backward.marginal, ['dk'], size
+    q, k, [], rows, [gamma], backward.marginal, ['dk'], size, 'marginal_dk'
   )
   return dq, dk
 
 
-def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor):
-  plain = [] if residual_mix == 1 else [q]  # with 1, y is z
+def _redistribute(
+  q, k, v, gain, v_mean, lse, *, residual_mix, floor, keep_rows=True
+):
+  lse = _logsumexp(q, k) if lse is None else lse
+  plain = residual_mix < 1  # with 1, y is z
 
-  def finish(lse, sums, means, of_head):
-    (*o, weighted), (mean,), (v_mean,) = sums, means, of_head
+  def finish(sums, mean, of_head):
+    (*o, weighted), (v_mean,) = sums, of_head
     one = along(1 / row_norm(mean, floor), 0, weighted.shape)
     z = ((1 - floor) * weighted + floor * v_mean) * one
     y = [(1 - residual_mix) * x + residual_mix * z for x in o]
-    return [lse, mean, z, *y]
+    return [*y, z, mean][: len(out)]
 
-  lse, mean, z, *y = forward(
+  out = [*[q] * plain, q, _per_row(q)] if keep_rows else [q]
+  found = weighted_sums(
     q,
     k,
     v,
-    [_exponent(k, None), Vector(gain)],
+    _log2(lse),
+    Vector(gain),
     finish,
-    [_per_row(q), _per_row(q), q, *plain],
-    tiles('redistribute', k.shape),
-    plain=bool(plain),
+    out,
+    tuning('redistribute', k.shape[-1]),
+    'redistribute',
+    plain=plain,
     per_head=[v_mean],
   )
-  return *(y or [z]), z, lse, mean
+  if not keep_rows:
+    return found[0], None, None, None
+  *yz, mean = found
+  return yz[0], yz[-1], lse, mean
 
 
 def _redistribute_backward(
   q, k, v, gain, lse, rho, pull, delta, g, *, residual_mix, gain_gradient
 ):
   rows = [_log2(lse), Vector(rho), Vector(pull), Vector(delta)]
-  keys = [Vector(gain)]
-  rule, name = backward.redistributed(residual_mix), 'redistribute dq'
-  return _gradients(q, k, v, g, rows, keys, rule, name, gain_gradient)
+  rule = backward.redistributed(residual_mix)
+  name = 'redistribute_'
+  return _gradients(
+    q, k, v, g, rows, [Vector(gain)], rule, gain_gradient, name=name
+  )
 
 
-def _gradients(q, k, v, g, rows, keys, rule, name, shared, bias=None):
+def _gradients(q, k, v, g, rows, keys, rule, shared, bias=None, *, name=''):
   """dq, dk, dv and, if `shared`, the gradient of what all rows share."""
-  own, size = [_exponent(k, bias), *keys], tiles(name, k.shape)
-  dq = backward.row_gradient(q, k, v, g, rows, own, rule, size)
+  own, width = [_exponent(k, bias), *keys], k.shape[-1]
+  size = tuning(f'{name}dq', width)
+  dq = backward.row_gradient(q, k, v, g, rows, own, rule, size, f'{name}dq')
   wanted = ['dk', 'dv', 'share'] if shared else ['dk', 'dv']
   factor = None if bias is None else Vector(jnp.exp(bias))
-  size = tiles('dkv', k.shape)
+  size = tuning(f'{name}dkv', width)
   dk, dv, *share = backward.key_gradient(
-    q, k, [v, g], rows, keys, rule, wanted, size, factor=factor
+    q,
+    k,
+    [v, g],
+    rows,
+    keys,
+    rule,
+    wanted,
+    size,
+    f'{name}dkv',
+    factor=factor,
   )
   return dq, dk, dv, _over_heads(share)
 

@@ -10,6 +10,7 @@ In global memory a matrix is [B, L, H, D], as projections write it.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -27,16 +28,38 @@ from mira_jax.kernels.operations import FLOPS
 Array = jax.Array
 Shaped = jax.ShapeDtypeStruct | Array
 
+MULTIPROCESSORS = 132  # of H100 (SXM) and H200
 STEP = 8  # rows of the patches that a matrix in shared memory is made of
 
 
-class Tiles(NamedTuple):
-  """Sizes of a sweep."""
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+  """The sizes and the schedule of a sweep.
 
-  rows: int  # that a warpgroup owns: a multiple of 64
-  columns: int  # that pass by at a time: a multiple of 32
-  warpgroups: int = 2  # consumers, 2 or 3
-  stages: int = 2  # tiles in the ring
+  Attributes:
+    rows: that a warpgroup owns: a multiple of 64.
+    columns: that pass by at a time: a multiple of 32.
+    warpgroups: consumers, 2 or 3.
+    stages: tiles in the ring.
+    persistent: whether as many thread blocks as a GPU has multiprocessors take
+      one tile after the other: the next one's copies run while this one ends.
+    held: whether warpgroups keep their own matrices in registers, which halves
+      what products read from shared memory.
+    turns: of two consumers, one multiplies while the other computes
+      exponentials; they meet once per tile.
+  """
+
+  rows: int
+  columns: int
+  warpgroups: int = 2
+  stages: int = 2
+  persistent: bool = True
+  held: bool = False
+  turns: bool = False
+
+  def own(self, matrix: Ref) -> Ref | Array:
+    """A matrix of a warpgroup, as the left side of products."""
+    return ops.operand(matrix) if self.held else matrix
 
 
 class Vector(NamedTuple):
@@ -54,10 +77,11 @@ class Group(NamedTuple):
   free: Ref
   stages: int
   fenced: bool  # whether ordinary loads read the buffers
+  passed: Array | int = 0  # tiles before this stream, through the same ring
 
   def slot(self, i: Array) -> Array:
     """Where tile i of the stream is in the ring."""
-    return lax.rem(i, jnp.asarray(self.stages, i.dtype))
+    return lax.rem(self.passed + i, jnp.asarray(self.stages, i.dtype))
 
   def wait(self, i: Array) -> None:
     """Returns when tile i has arrived."""
@@ -84,7 +108,7 @@ class Context(NamedTuple):
   groups: list[Group]
   steps: int  # tiles that pass by
   warpgroup: Array
-  turn: Ref  # a barrier at which all consumers meet
+  turns: Ref | None  # a barrier per consumer, if they take turns
 
 
 def sweep(
@@ -92,8 +116,9 @@ def sweep(
   own: Sequence[Any],
   stream: Sequence[Sequence[Any]],
   out: Sequence[Shaped],
-  tiles: Tiles,
+  tuning: Tuning,
   *,
+  name: str,
   products: int,
   per_head: Sequence[Array] = (),
 ) -> list[Array]:
@@ -106,44 +131,53 @@ def sweep(
     stream: groups of what passes by, a matrix first. The rows of those in the
       last group are summed over by `accumulate`.
     out: shapes of the outputs, which have the rows of `own`.
-    tiles: sizes.
+    tuning: sizes and schedule.
+    name: of the kernel, in profiles.
     products: L x L x D products that `consume` takes, for counts of FLOPs.
     per_head: float32 [B, H, D].
   """
   batch, length, heads, width = own[0].shape
   flops = 2 * products * batch * heads * length**2 * width
-  block = tiles.rows * tiles.warpgroups
+  block = tuning.rows * tuning.warpgroups
   blocks = pl.cdiv(length, block)
-  count = pl.cdiv(stream[0][0].shape[1], tiles.columns)
-  stages = min(tiles.stages, count)
+  count = pl.cdiv(stream[0][0].shape[1], tuning.columns)
+  stages = min(tuning.stages, count)
   own = [_whole(x, block) for x in own]
-  stream = [[_whole(x, tiles.columns) for x in group] for group in stream]
+  stream = [[_whole(x, tuning.columns) for x in group] for group in stream]
   leaves, structure = jax.tree.flatten((own, list(per_head), stream))
+  jobs = batch * heads * blocks
+  workers = min(jobs, MULTIPROCESSORS) if tuning.persistent else jobs
 
   # One kernel: what follows is traced together, in this order.
   def kernel(*refs):
     inputs, targets = refs[: len(leaves)], refs[len(leaves) :][: len(out)]
     sources, vectors, streams = jax.tree.unflatten(structure, inputs)
-    kept, rings, staged, loaded, full, free, turn = refs[-7:]
-    clip, head = lax.axis_index('clip'), lax.axis_index('head')
-    warpgroup = lax.axis_index('warpgroup')
+    scratch = refs[len(leaves) + len(out) :]
+    kept, rings, staged, loaded, full, free, *turns = scratch
+    worker, warpgroup = lax.axis_index('worker'), lax.axis_index('warpgroup')
+    turn = turns[0] if turns else None
     groups = [
       Group(ring, *pair, stages, ops.INTERPRETED or len(ring[-1].shape) == 2)
       for ring, pair in zip(rings, zip(full, free, strict=True), strict=True)
     ]
 
-    def rows_of(ref, start, size):
+    # Jobs side by side are blocks of one head, which read its keys and values
+    # from the cache.
+    def place_of(job):
+      head_of_clip = job // blocks
+      return head_of_clip // heads, head_of_clip % heads, job % blocks
+
+    def rows_of(ref, clip, head, start, size):
       rows = pl.ds(start, size)
       index = {2: (clip, rows), 3: (clip, head, rows), 4: (clip, rows, head)}
       return ref.at[index[len(ref.shape)]]
 
-    @pl.when(warpgroup < tiles.warpgroups)
-    def _():
-      ops.set_registers(tiles.warpgroups, 'increase')
-      start = lax.axis_index('block') * block + warpgroup * tiles.rows
+    def do(done, groups):
+      clip, head, index = place_of(worker + done * workers)
+      start = index * block + warpgroup * tuning.rows
       mine = [x.at[warpgroup] for x in kept]
       for source, target in zip(sources, mine, strict=True):
-        source = rows_of(source, start, tiles.rows)
+        source = rows_of(source, clip, head, start, tuning.rows)
         plgpu.copy_gmem_to_smem(source, target, loaded.at[warpgroup])
       plgpu.barrier_wait(loaded.at[warpgroup])
       of_head = [x.at[clip, head] for x in vectors]
@@ -153,29 +187,43 @@ def sweep(
         stage[warpgroup] = value.astype(stage.dtype)
       plgpu.commit_smem()
       for stage, target in zip(staged, targets, strict=True):
-        target = rows_of(target, start, tiles.rows)
+        target = rows_of(target, clip, head, start, tuning.rows)
         plgpu.copy_smem_to_gmem(stage.at[warpgroup], target)
       plgpu.wait_smem_to_gmem(0)
 
-    @pl.when(warpgroup == tiles.warpgroups)
+    total = (jobs - worker + workers - 1) // workers  # jobs of this worker
+
+    @pl.when(warpgroup < tuning.warpgroups)
     def _():
-      ops.set_registers(tiles.warpgroups, 'decrease')
+      ops.set_registers(tuning.warpgroups, 'increase')
+
+      @pl.loop(0, total)
+      def _(done):
+        do(done, [x._replace(passed=done * count) for x in groups])
+
+    @pl.when(warpgroup == tuning.warpgroups)
+    def _():
+      ops.set_registers(tuning.warpgroups, 'decrease')
 
       def fetch(group, arrays, i):
+        clip, head, _ = place_of(worker + i // count * workers)
+        start = i % count * tuning.columns
         for array, target in zip(arrays, group.tile(i), strict=True):
-          source = rows_of(array, i * tiles.columns, tiles.columns)
+          source = rows_of(array, clip, head, start, tuning.columns)
           plgpu.copy_gmem_to_smem(source, target, group.full.at[group.slot(i)])
 
-      _produce(list(zip(groups, streams, strict=True)), fetch, count, stages)
+      pairs = list(zip(groups, streams, strict=True))
+      _produce(pairs, fetch, total * count, stages)
 
   run = plgpu.kernel(
     kernel,
     out_type=[_whole_output(x, blocks * block) for x in out],
-    grid=(blocks, heads, batch),
-    grid_names=('block', 'head', 'clip'),
-    num_threads=tiles.warpgroups + 1,
+    grid=(workers,),
+    grid_names=('worker',),
+    num_threads=tuning.warpgroups + 1,
     thread_name='warpgroup',
-    scratch_types=_scratch(own, stream, out, tiles, stages),
+    scratch_types=_scratch(own, stream, out, tuning, stages),
+    kernel_name=f'mira_{name}',
     compiler_params=plgpu.CompilerParams(
       approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
     ),
@@ -187,12 +235,11 @@ def sweep(
 
 def _produce(pairs, fetch, count, stages):
   """Fetches every tile, each as soon as its place in the ring is free."""
-  # A traced 0: constant slices must lie inside an array, while the copy engine
-  # fills what lies outside with zeros.
-  zero = lax.axis_index('warpgroup') * 0
-  for i in range(stages):
+
+  @pl.loop(0, stages)
+  def _(i):
     for group, arrays in pairs:
-      fetch(group, arrays, zero + i)
+      fetch(group, arrays, i)
 
   @pl.loop(stages, count)
   def _(i):
@@ -201,9 +248,10 @@ def _produce(pairs, fetch, count, stages):
       fetch(group, arrays, i)
 
   # The interpreter wants every phase of a barrier to be seen.
-  for i in range(count - stages, count):
+  @pl.loop(count - stages, count)
+  def _(i):
     for group, _ in pairs:
-      plgpu.barrier_wait(group.free.at[i % stages])
+      plgpu.barrier_wait(group.free.at[group.slot(i)])
 
 
 # ----- memory -----------------------------------------------------------------
@@ -233,28 +281,29 @@ def _whole_output(x, rows):
   return jax.ShapeDtypeStruct(shape, x.dtype)
 
 
-def _scratch(own, stream, out, tiles, stages):
+def _scratch(own, stream, out, tuning, stages):
   """Shared memory: own tiles, rings, staged outputs, and barriers."""
-  consumers, columns = tiles.warpgroups, tiles.columns
+  consumers, columns = tuning.warpgroups, tuning.columns
   # Both sides of a product are swizzled alike, so that own matrices follow the
   # first group; where there is no other, its rows are summed over as well.
-  first = columns if len(stream) == 1 else tiles.rows
+  first = columns if len(stream) == 1 else tuning.rows
   summed = [first] + [columns] * (len(stream) - 1)
 
   def barriers(arrivals):
     return plgpu.Barrier(num_arrivals=arrivals, num_barriers=stages)
 
+  turns = [plgpu.Barrier(num_arrivals=2, num_barriers=consumers)]
   return (
-    [_buffer(x, consumers, tiles.rows, first) for x in own],
+    [_buffer(x, consumers, tuning.rows, first) for x in own],
     [
       [_buffer(x, stages, columns, rows) for x in group]
       for group, rows in zip(stream, summed, strict=True)
     ],
-    [_buffer(x, consumers, tiles.rows, tiles.rows) for x in out],
+    [_buffer(x, consumers, tuning.rows, tuning.rows) for x in out],
     plgpu.Barrier(num_arrivals=len(own), num_barriers=consumers),
     [barriers(len(group)) for group in stream],
     [barriers(consumers) for _ in stream],
-    plgpu.Barrier(num_arrivals=consumers),
+    *(turns if tuning.turns else []),
   )
 
 

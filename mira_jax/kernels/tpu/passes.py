@@ -51,7 +51,8 @@ Array = jax.Array
 # ----- softmax(S + bias) v ----------------------------------------------------
 
 
-def _attend(q, k, v, bias):
+def _attend(q, k, v, bias, *, keep_rows=True):
+  del keep_rows
   blocks = cut(q.shape, q.dtype)
   out = call(
     'attend',
@@ -84,7 +85,10 @@ def _attend_kernel(inputs, outputs, _, *, blocks: Blocks):
 # ----- redistribute(A, gain) v ------------------------------------------------
 
 
-def _redistribute(q, k, v, gain, v_mean, *, residual_mix, floor):
+def _redistribute(
+  q, k, v, gain, v_mean, lse, *, residual_mix, floor, keep_rows=True
+):
+  del lse, keep_rows  # a whole row of logits gives its sum at no cost
   blocks = cut(q.shape, q.dtype)
   keeps = residual_mix < 1  # part of A v
   gained = (v * gain[:, :, None, None]).astype(v.dtype)
