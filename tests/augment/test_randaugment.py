@@ -217,6 +217,14 @@ def test_draws_are_those_of_m7_n4_mstd05():
   assert draws.share.std() == pytest.approx(0.05, abs=0.001)
 
 
+def test_posterize_keeps_one_to_four_bits():
+  def bits(share):
+    row = randaugment.Draws(jnp.int32(3), True, jnp.float32(share), 1.0)
+    return int(randaugment.changes(row, (8, 8))[3].keywords['bits'])
+
+  assert [bits(x) for x in (0.0, 0.3, 0.5, 0.7, 0.8, 1.0)] == [4, 3, 2, 2, 1, 1]
+
+
 # ----- in Augment -------------------------------------------------------------
 
 

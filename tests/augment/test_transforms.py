@@ -196,6 +196,15 @@ def test_stretch_is_bilinear_interpolation_of_the_crop(box):
     np.testing.assert_allclose(stretched, want, atol=1e-5)
 
 
+@pytest.mark.parametrize('box', [(1, 2, 2, 3), (-1, 4, 3, 9)])
+def test_the_mask_of_a_box_is_what_it_covers(box):
+  top, left, height, width = box
+  expected = np.zeros((4, 6, 1), bool)
+  expected[max(top, 0) : top + height, left : left + width] = True
+  mask = transforms.Box(*jnp.array(box)).mask((4, 6))
+  np.testing.assert_array_equal(mask, expected)
+
+
 def test_a_crop_is_a_stretched_box_and_alike_in_all_frames():
   x = ramp(3, 16, 24)
   crop = functools.partial(transforms.random_resized_crop, clip=x)

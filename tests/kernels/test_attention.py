@@ -17,7 +17,7 @@ from mira_jax.kernels import cudnn, dispatch, reference, streaming, vjp
 from mira_jax.kernels.attention import mira_attention, redistributed_attention
 from mira_jax.kernels.tpu import blocks
 from mira_jax.kernels.tpu import passes as pallas_tpu
-from mira_jax.mira import MiraConfig
+from mira_jax.mira import MiraConfig, redistribute
 
 CONFIGS = {
   'plain': None,
@@ -163,7 +163,21 @@ def test_any_shape(name, shape, tile, mix, floor, by_gain, seed):
       )(q, k, v, gain)
       for which in (name, 'reference')
     )
+    value = jax.jit(functools.partial(loss, operations[name]))(q, k, v, gain)
   assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+  assert_close(value, ours[0], rtol=1e-12, atol=0)  # without gradients
+
+
+@pytest.mark.parametrize('name', ['reference', 'streaming'])
+def test_half_a_redistribution_without_a_floor(x64, name):
+  q, k, v, _ = draw((2, 12, 2, 4))
+  gain = jnp.linspace(0.5, 2, 12)[None]
+  ours = redistributed_attention(
+    q, k, v, gain, residual_mix=0.5, implementation=name
+  )
+  before = reference.attention_map(q, k)
+  after = redistribute(before, gain, residual_mix=0.5, floor=0.0)
+  assert_close(ours, reference.attend(after, v))
 
 
 @functools.partial(jax.jit, static_argnames=('num_prefix', 'implementation'))
