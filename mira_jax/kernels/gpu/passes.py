@@ -61,7 +61,7 @@ TUNING = {
 SPILLS = {
   'dq': 48,
   'redistribute': 96,
-  'redistribute_dq': 100,
+  'redistribute_dq': 124,
   'redistribute_dkv': 16,
 }
 
