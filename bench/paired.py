@@ -112,7 +112,7 @@ def report(
   """Prints the table and writes it with the command, versions and date."""
   rows = summary(runs, arms)
   rich.print(table(rows, title))
-  told = {
+  result = {
     'command': ' '.join(['python', *sys.argv]),
     'date': datetime.date.today().isoformat(),
     'python': platform.python_version(),
@@ -124,5 +124,5 @@ def report(
   }
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(told, indent=2) + '\n')
+  path.write_text(json.dumps(result, indent=2) + '\n')
   print(f'results: {path}')

@@ -59,7 +59,7 @@ FLAGS = (
 
 
 def build(out: pathlib.Path) -> None:
-  """A dataset of drawn faces; some clips to train on cannot be decoded."""
+  """A dataset of synthetic faces; some clips to train on cannot be decoded."""
 
   def split(name: str, count: int) -> Iterator[dataset.Clip]:
     for i in range(count):
@@ -79,7 +79,7 @@ def build(out: pathlib.Path) -> None:
       'train': lambda: split('train', TRAIN_CLIPS),
       'test': lambda: split('test', TEST_CLIPS),
     },
-    description='Small drawn faces; three clips are damaged.',
+    description='Small synthetic faces; three clips are damaged.',
   )
 
 
@@ -120,8 +120,8 @@ class Attempt:
   def steps(self) -> list[int]:
     """The steps that it has printed."""
     lines = self.log.read_text().splitlines()[:-1]
-    told = (re.match(r'step (\d+)/', line) for line in lines)
-    return [int(match[1]) for match in told if match]
+    found = (re.match(r'step (\d+)/', line) for line in lines)
+    return [int(match[1]) for match in found if match]
 
   def reached(self, step: int) -> bool:
     """Waits for a step; False when the command ended before."""
@@ -358,15 +358,15 @@ def main() -> None:
   build(place / 'data')
   total = 40 * args.epochs
   memory = undisturbed(place, args.epochs, total)
-  told = (
+  found = (
     f'{memory[0]:.0f} MB after step {SETTLED}, {memory[1]:.0f} MB at {total}'
   )
   growth = memory[1] / memory[0] - 1
-  print(f'undisturbed: {told} ({growth:+.1%})', flush=True)
+  print(f'undisturbed: {found} ({growth:+.1%})', flush=True)
   soak = Soak(place, args.seed, args.epochs)
   soak.run(total)
   wrong = compare(place, total)
-  print(f'memory: {told} ({growth:+.1%})')
+  print(f'memory: {found} ({growth:+.1%})')
   if growth > GROWTH:
     wrong.append(f'memory grows by {growth:.1%}')
   print(f'{soak.faults} faults, {time.monotonic() - began:.0f} s')

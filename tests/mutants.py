@@ -1,6 +1,6 @@
 """Breaks the core line of public functions, and expects a test to fail.
 
-  python tests/mutants.py                  # all of TARGETS, some 40 minutes
+  python tests/mutants.py                  # all of TARGETS, some 25 minutes
   python tests/mutants.py augment metrics  # targets whose path has a word
 
 Each mutant is one changed operator, comparison, constant or result in the

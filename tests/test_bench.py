@@ -31,15 +31,15 @@ def runs(wars):
 def test_differences_are_of_the_same_seed():
   plain, exact = paired.summary(runs(WARS), ARMS)
   assert plain['war'] == {'mean': pytest.approx(0.6), 'sd': pytest.approx(0.1)}
-  told = exact['war']
-  assert told['difference'] == pytest.approx((0.1 + 0.05 + 0.2) / 3)
+  found = exact['war']
+  assert found['difference'] == pytest.approx((0.1 + 0.05 + 0.2) / 3)
   test = scipy.stats.ttest_rel(WARS['exact'], WARS['plain'])
-  assert told['p'] == pytest.approx(test.pvalue)
+  assert found['p'] == pytest.approx(test.pvalue)
   # 97.5 % quantile of Student's t with two degrees of freedom: 4.3027.
   half = 4.302653 * np.std([0.1, 0.05, 0.2], ddof=1) / 3**0.5
   np.testing.assert_allclose(
-    told['interval_95'],
-    [told['difference'] - half, told['difference'] + half],
+    found['interval_95'],
+    [found['difference'] - half, found['difference'] + half],
     rtol=1e-5,
   )
 

@@ -37,7 +37,7 @@ def start_from(
   own = {'params': state.params, 'mira': state.mira}
   source = sources.read(path)
   shape = build.video_shape(cfg)
-  variables, told = warm_start.transfer(
+  variables, report = warm_start.transfer(
     sharding.gather(own, mesh),
     source,
     class_names=class_names,
@@ -46,8 +46,8 @@ def start_from(
     interpolate=cfg.train.interpolate_positions,
   )
   notes = infer_model.differences(source, dataclasses.asdict(model))
-  told = dataclasses.replace(told, notes=[*told.notes, *notes])
+  report = dataclasses.replace(report, notes=[*report.notes, *notes])
   own = {'params': variables['params'], 'mira': variables.get('mira', {})}
   own = jax.device_put(own, sharding.shardings(own, mesh))
   average = jax.tree.map(jnp.copy, own['params']) if state.average else {}
-  return dataclasses.replace(state, **own, average=average), told
+  return dataclasses.replace(state, **own, average=average), report

@@ -23,7 +23,7 @@ from mira_jax.video import images
 
 ROOT = pathlib.Path(__file__).parents[2]
 CLASSES = ('dark', 'bright')
-# Of jax.jit: fusions as everybody compiles them. Without (conftest.py), the
+# Of jax.jit: fusions as users compile them. Without (conftest.py), the
 # same numbers are rounded otherwise in another program.
 USUAL_FUSIONS = (
   {'xla_cpu_use_fusion_emitters': True}
@@ -130,7 +130,7 @@ def log_row(
   in_a_row: int = 0,
   skipped: int = 0,
 ) -> dict[str, jax.Array]:
-  """What a step tells the log."""
+  """Metrics that a step logs."""
   numbers = {'skipped': skipped, 'spikes': 0, 'in_a_row': in_a_row}
   numbers |= {'last_good': step - in_a_row, 'verdict': verdict}
   return {

@@ -109,7 +109,7 @@ class Pickler(pickle._Pickler):
 
 
 def tensor(array, storage=None, offset=0, shape=None, strides=None) -> Call:
-  """A tensor over all of an array, unless told otherwise."""
+  """A tensor over all of an array, unless a shape says otherwise."""
   array = np.asarray(array)
   if shape is None:
     shape = array.shape

@@ -63,11 +63,11 @@ def test_45_every_tensor_that_does_not_fit_is_named(tmp_path, capsys):
   tensors['blocks.0.odd.weight'] = np.zeros(2, np.float32)
   tensors['fc_norm.bias'] = np.zeros(3, np.float32)
   path = torch_files.save(tmp_path / 'a.pth', tensors)
-  code, told = convert(capsys, path)
+  code, output = convert(capsys, path)
   assert code == ExitCode.CHECKPOINT
   for part in ('blocks.1.norm2.bias', 'blocks.0.norm1.weight',
                'odd.weight', 'fc_norm.bias is (3,), not (16,)'):  # fmt: skip
-    assert part in told
+    assert part in output
   # Allowing one part allows no other, and nothing else than missing.
   assert convert(capsys, path, '--allow-missing=encoder')[0] != 0
 
@@ -76,14 +76,17 @@ def test_45_a_part_may_be_missing_if_asked(tmp_path, capsys):
   tensors = state()
   del tensors['fc_norm.bias'], tensors['fc_norm.weight']
   path = torch_files.save(tmp_path / 'a.pth', tensors)
-  code, told = convert(capsys, path)
+  code, output = convert(capsys, path)
   assert code == ExitCode.CHECKPOINT
-  assert 'missing: fc_norm' in told
-  code, told = convert(capsys, path, '--allow-missing=neck')
-  assert (code, 'embed, encoder, head, norm' in told) == (ExitCode.USAGE, True)
-  code, told = convert(capsys, path, '--allow-missing=norm')
+  assert 'missing: fc_norm' in output
+  code, output = convert(capsys, path, '--allow-missing=neck')
+  assert (code, 'embed, encoder, head, norm' in output) == (
+    ExitCode.USAGE,
+    True,
+  )
+  code, output = convert(capsys, path, '--allow-missing=norm')
   assert code == 0
-  assert '2 tensors: params/norm/bias, params/norm/scale' in told
+  assert '2 tensors: params/norm/bias, params/norm/scale' in output
   got, _ = weights_file.load_weights(tmp_path / 'out.safetensors')
   np.testing.assert_array_equal(got['params']['norm']['scale'], np.ones(16))
 
@@ -95,8 +98,8 @@ def test_45_training_starts_from_a_whole_backbone(tmp_path):
     warm_start.transfer(own, path)
   assert 'encoder/block_*/framewise_attn/qkv/kernel (2)' in str(caught.value)
   assert 'allow_missing=encoder' in caught.value.hint
-  _, told = warm_start.transfer(own, path, allow_missing=['encoder'])
-  assert all('framewise' in name for name in told.missing)
+  _, output = warm_start.transfer(own, path, allow_missing=['encoder'])
+  assert all('framewise' in name for name in output.missing)
 
 
 @pytest.mark.parametrize('kind', ['overflow', 'ours'])
@@ -121,14 +124,14 @@ def test_45_tensors_of_absurd_shapes(tmp_path, capsys):
   ):  # fmt: skip
     broken = tensors | {name: np.zeros((), np.float32)}
     path = torch_files.save(tmp_path / 'a.pth', broken)
-    code, told = convert(capsys, path)
+    code, output = convert(capsys, path)
     assert code == ExitCode.CHECKPOINT
-    assert name in told or 'trained with' in told, (name, told)
+    assert name in output or 'trained with' in output, (name, output)
     own = variables(positions='learned', pool='cls')
     if name in ('head.weight', 'blocks.0.attn.c_buf'):  # these start anew
-      new, told = warm_start.transfer(own, path)
+      new, output = warm_start.transfer(own, path)
       assert jax.tree.map(np.shape, new) == jax.tree.map(np.shape, own)
-      assert len(told.fresh + told.missing) == 1
+      assert len(output.fresh + output.missing) == 1
     else:
       with pytest.raises(MiraInputError):
         warm_start.transfer(own, path)
@@ -148,7 +151,7 @@ def test_45_tensors_of_absurd_shapes(tmp_path, capsys):
 def test_47_a_head_is_taken_for_the_same_classes_alone(tmp_path, theirs, said):
   source, own = variables(seed=1), variables()
   path = save(tmp_path, source, names=theirs)
-  new, told = warm_start.transfer(own, path, class_names=NAMES)
+  new, output = warm_start.transfer(own, path, class_names=NAMES)
   taken = source if said is None else own
   np.testing.assert_array_equal(
     new['params']['head']['kernel'], taken['params']['head']['kernel']
@@ -157,11 +160,11 @@ def test_47_a_head_is_taken_for_the_same_classes_alone(tmp_path, theirs, said):
     new['params']['norm']['scale'], source['params']['norm']['scale']
   )
   if said:
-    assert said in str(told)
-    assert told.fresh == ['params/head/bias', 'params/head/kernel']
-    assert 'params/head/kernel [16, 3]' in told.ignored
+    assert said in str(output)
+    assert output.fresh == ['params/head/bias', 'params/head/kernel']
+    assert 'params/head/kernel [16, 3]' in output.ignored
   else:
-    assert (told.fresh, told.notes) == ([], [])
+    assert (output.fresh, output.notes) == ([], [])
 
 
 # ----- 48: sizes -----
@@ -174,23 +177,23 @@ def test_47_a_head_is_taken_for_the_same_classes_alone(tmp_path, theirs, said):
 )  # fmt: skip
 def test_48_frames_that_do_not_fit(tmp_path, capsys, mira, frames, said):
   path = torch_files.save(tmp_path / 'a.pth', state(mira=mira))
-  code, told = convert(capsys, path, f'--frames={frames}')
+  code, output = convert(capsys, path, f'--frames={frames}')
   assert code == ExitCode.CHECKPOINT
-  assert said in told
+  assert said in output
 
 
 def test_48_averages_of_other_slots_start_anew(tmp_path):
   source = variables(seed=1)
   path = save(tmp_path, source)
   own = variables(frames=8)
-  new, told = warm_start.transfer(own, path, grid=(4, 2, 2))
+  new, output = warm_start.transfer(own, path, grid=(4, 2, 2))
   np.testing.assert_array_equal(
     new['mira']['encoder']['block_0']['attn']['confidence'],
     own['mira']['encoder']['block_0']['attn']['confidence'],
   )
-  assert len(told.missing) == 2
-  assert "MiRA's averages start anew" in str(told)
-  assert 'computed for 4 x 2 x 2 tokens, not 2 x 2 x 2' in str(told)
+  assert len(output.missing) == 2
+  assert "MiRA's averages start anew" in str(output)
+  assert 'computed for 4 x 2 x 2 tokens, not 2 x 2 x 2' in str(output)
 
 
 def test_48_learned_positions_are_interpolated_on_request(tmp_path):
@@ -204,12 +207,12 @@ def test_48_learned_positions_are_interpolated_on_request(tmp_path):
   with pytest.raises(MiraInputError, match='interpolate_positions') as caught:
     warm_start.transfer(own, path, grid=(4, 2, 2))
   assert '2 x 2 x 2 tokens' in caught.value.hint
-  new, told = warm_start.transfer(own, path, grid=(4, 2, 2), interpolate=True)
+  new, output = warm_start.transfer(own, path, grid=(4, 2, 2), interpolate=True)
   np.testing.assert_array_equal(
     new['params']['positions'],
     resize_positions(source['params']['positions'], (2, 2, 2), (4, 2, 2)),
   )
-  assert 'interpolated from 2 x 2 x 2 to 4 x 2 x 2' in str(told)
+  assert 'interpolated from 2 x 2 x 2 to 4 x 2 x 2' in str(output)
 
 
 def test_48_as_many_positions_of_another_grid_are_no_match(tmp_path):
@@ -245,12 +248,12 @@ def test_training_starts_from_what_convert_reads(tmp_path):
   mesh = sharding.make_mesh()
   own = variables()
   fresh = step.init_state(lambda _: own, optax.sgd(0.1), None)
-  got, told = init_from.start_from(cfg, NAMES, fresh, mesh)
+  got, output = init_from.start_from(cfg, NAMES, fresh, mesh)
   np.testing.assert_array_equal(
     got.params['encoder']['block_1']['attn']['qkv']['kernel'],
     source['params']['encoder']['block_1']['attn']['qkv']['kernel'],
   )
-  assert 'the head starts anew' in str(told)
+  assert 'the head starts anew' in str(output)
   cfg.train.init_from = str(tmp_path / 'absent')
   with pytest.raises(MiraInputError, match='random weights'):
     init_from.start_from(cfg, NAMES, fresh, mesh)

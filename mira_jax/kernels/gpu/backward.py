@@ -168,8 +168,8 @@ def key_gradient(
         return jnp.exp2(s * (scale * LOG2E) - lse)
 
       if v:
-        pairs = (key, query), (*value, *gradient)
-        p, dp = ops.product_pair(*pairs, softmax)
+        pair = value[0], gradient[0]
+        p, dp = ops.product_pair((key, query), pair, softmax)
       else:
         p, dp = softmax(ops.product(key, query)), None
       terms, share = _terms(rule(dp, passing, own), p, query, gradient, wanted)

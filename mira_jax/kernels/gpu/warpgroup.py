@@ -28,7 +28,6 @@ REGISTERS = {2: (232, 40), 3: (160, 32)}
 LAYOUT = plgpu.Layout.WGMMA  # of a matrix over the threads of a warpgroup
 ACC = plgpu.ACC  # pyright: ignore[reportPrivateImportUsage]
 INTERPRETED = False  # set by tests
-NO_INDEX = {} if jax.__version_info__ >= (0, 11) else {'idx': ()}
 
 
 def along(x: Array, axis: int, shape: tuple[int, ...]) -> Array:
@@ -58,15 +57,18 @@ def full(shape: tuple[int, ...], value: float) -> Array:
 
 def vector(ref: Ref, axis: int) -> Array:
   """A vector from memory, to lie along an axis of a matrix."""
-  layout = LAYOUT.reduce(1 - axis)
   # Loads of a few hundred bytes from global memory are not worth a fast path.
-  shared = ref.memory_space == plgpu.SMEM
-  return plgpu.load(ref, **NO_INDEX, layout=layout, optimized=shared)
+  return _load(ref, LAYOUT.reduce(1 - axis), ref.memory_space == plgpu.SMEM)
 
 
 def operand(ref: Ref) -> Array:
   """The left side of many products, in registers: half the reads of memory."""
-  return plgpu.load(ref, **NO_INDEX, layout=LAYOUT)
+  return _load(ref, LAYOUT)
+
+
+def _load(ref: Ref, layout: Any, optimized: bool = True) -> Array:
+  index: Any = {} if jax.__version_info__ >= (0, 11) else {'idx': ()}
+  return plgpu.load(ref, **index, layout=layout, optimized=optimized)
 
 
 def product(x: Ref | Array, y: Ref, meanwhile: Callable = nothing) -> Array:
