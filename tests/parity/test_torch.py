@@ -215,6 +215,8 @@ def test_every_size_agrees(size, depth, mira):
     'num_classes': 7,
     'frames': 16,
     'image_size': 224,
+    'patch': 16,
+    'tubelet': 2,
     'dtype': 'float32',
     'mira': mira,
   }
