@@ -16,6 +16,9 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.synthetic import dataset, faces
 from mira_jax.video import encode
 
+MAX_SIZE = 2048  # pixels
+MAX_FRAMES = 1000
+
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the file, the person and the expression."""
@@ -31,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def run(args: argparse.Namespace) -> int:
   """Draws and writes the clip, and prints its path and annotation."""
-  if args.size % 2:
-    raise MiraInputError('bad_size', str(args.size), 'use an even size')
+  if args.size % 2 or args.size > MAX_SIZE:
+    hint = f'use an even size up to {MAX_SIZE}'
+    raise MiraInputError('bad_size', str(args.size), hint)
+  if args.num_frames > MAX_FRAMES:
+    hint = f'use up to {MAX_FRAMES} frames'
+    raise MiraInputError('bad_size', str(args.num_frames), hint)
   order = faces.class_order(args.person, seed=args.seed, split='test')
   clip = faces.draw_clip(
     args.person * len(order) + order.index(args.expression),

@@ -152,8 +152,17 @@ def _test_clips(
     return parts.test, f'{name}, {parts.fold_name or cfg.eval.split}'
   split = args.split or cfg.eval.split
   pools = [_as_the_model_names_them(d, split, card) for d in datasets]
-  name = '+'.join(p.dataset[0] for p in pools)
+  name = '+'.join(distinct_name(d, card) for d in datasets)
   return pool.join(pools), f'{name}, {split}'
+
+
+def distinct_name(dataset: prepared.PreparedDataset, card: dict) -> str:
+  """A dataset's name; with its digest if the model's own has the same name."""
+  own = {x['name']: x['fingerprint'] for x in card.get('datasets') or ()}
+  digest = prepared.fingerprint(dataset)
+  if own.get(dataset.name, digest) == digest:
+    return dataset.name
+  return f'{dataset.name} {digest[:8]}'
 
 
 def _as_the_model_names_them(

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from rich.cells import cell_len, set_cell_size
 
-from mira_jax.errors import plain
+from mira_jax.errors import MiraInputError, plain
 
 INK, MUTED, FAINT = '#1f2430', '#5f6875', '#d9dde3'
 BLUE, VERMILLION, GREY = '#0072b2', '#d55e00', '#a3abb6'
@@ -72,8 +72,15 @@ class Picture:
 
   @drawn
   def save(self, path: str | os.PathLike[str]) -> Path:
-    """Writes the figure as PNG, and the arrays to a .npz beside it."""
+    """Writes the figure, and the arrays to a .npz beside it.
+
+    Raises:
+      MiraInputError: a suffix of no kind of picture ('bad_suffix').
+    """
     path = Path(path)
+    kinds = self.figure.canvas.get_supported_filetypes()
+    if path.suffix[1:].lower() not in kinds:
+      raise MiraInputError('bad_suffix', path, 'name it .png')
     path.parent.mkdir(parents=True, exist_ok=True)
     self.figure.savefig(path, dpi=DPI, facecolor='white')
     np.savez_compressed(path.with_suffix('.npz'), **self.arrays)

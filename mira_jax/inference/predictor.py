@@ -278,11 +278,17 @@ def load(
       `weights.infer_model.Overrides`: `heads`, `mode`, `class_names`, ...
 
   Raises:
-    MiraInputError: a run that is not finished, files that cannot be used, or
-      overrides that contradict them.
+    MiraInputError: a run that is not finished, files that cannot be used,
+      overrides that contradict them, or an argument out of its range.
   """
   known = infer_model.Overrides(**overrides)
-  size = batch_size or views
+  size = views if batch_size is None else batch_size
+  for name, value in (('views', views), ('batch_size', size)):
+    if not isinstance(value, int) or value < 1:
+      raise MiraInputError('bad_value', f'{name}={value!r}', 'use 1 or more')
+  if dtype not in (None, 'float32', 'bfloat16'):
+    hint = 'use float32 or bfloat16'
+    raise MiraInputError('bad_value', f'dtype={dtype!r}', hint)
   if exported.is_export(path):
     if dtype or int8 or known.key:
       hint = 'an export is used as it was exported; drop the flag'

@@ -135,7 +135,8 @@ def _resolve(
     if os.path.exists(path):  # False, too, for a name that is too long
       return path.resolve()
   for root, below in places:
-    if path := _look_alike(os.fspath(root), below, alike):
+    path = _look_alike(os.fspath(root), below, alike)
+    if path and os.path.exists(path):  # False for a link to nothing or itself
       return pathlib.Path(path).resolve()
   return None
 

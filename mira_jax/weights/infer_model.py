@@ -310,4 +310,4 @@ class _Inference:
 
 
 def _flag(name: str) -> str:
-  return f'--{name.removeprefix("class_").replace("_", "-")}'
+  return '--classes' if name == 'class_names' else f'--{name.replace("_", "-")}'

@@ -120,6 +120,12 @@ def test_the_version_is_printed(capsys):
   assert f'mira-jax {mira_jax.__version__}, jax 0' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('flag', ['--size=100000', '--num-frames=100000'])
+def test_no_video_is_so_large(capsys, tmp_path, flag):
+  assert cli.main(['draw', str(tmp_path / 'a.mp4'), flag]) == ExitCode.USAGE
+  assert 'bad_size: 100000' in capsys.readouterr().err
+
+
 def test_an_unknown_command_exits_with_usage():
   with pytest.raises(SystemExit) as stop:
     cli.main(['fly'])

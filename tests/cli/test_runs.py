@@ -11,6 +11,8 @@ import pytest
 
 from mira_jax import config
 from mira_jax.cli import main
+from mira_jax.cli.eval import distinct_name
+from mira_jax.data import dataset
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import results
 from mira_jax.train import log, loop, run_folder
@@ -174,6 +176,15 @@ def test_folds_are_trained_and_then_only_scored(
 
 
 @pytest.mark.slow
+def test_scores_of_a_namesake_replace_none(levels, tmp_path):
+  own = dataset.open(levels)
+  facts = {'name': own.name, 'fingerprint': dataset.fingerprint(own)}
+  assert distinct_name(own, {'datasets': [facts]}) == 'levels'
+  other = write(tmp_path, 'levels', ('Happy', 'Sad', 'Fear'), {'test': 3})
+  named = distinct_name(dataset.open(other), {'datasets': [facts]})
+  assert named.startswith('levels ')
+
+
 def test_leaving_a_dataset_out_trains_on_the_others(levels, lights, tmp_path):
   cfg = tiny(f'{levels},{lights}', data={'protocol': 'lodo', 'fold': 1})
   loop.train(cfg, tmp_path)

@@ -13,6 +13,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from mira_jax import figures
+from mira_jax.errors import MiraInputError
 from mira_jax.figures import style
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -164,6 +165,8 @@ def test_a_contact_sheet(tmp_path):
   strip = np.load(tmp_path / 's.npz')['clip_000']
   np.testing.assert_array_equal(strip[:, :48], clips[0][0])
   np.testing.assert_array_equal(strip[:, -48:], clips[0][-1])
+  with pytest.raises(MiraInputError, match='bad_suffix'):
+    picture.save(tmp_path / 's.txt')
 
 
 ODD = (

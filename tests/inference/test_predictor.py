@@ -71,6 +71,15 @@ def test_a_clip_has_probabilities_by_name(model, run, clip):
     found.label = 'Sad'
 
 
+@pytest.mark.parametrize(
+  'wrong', [{'views': 0}, {'views': 2.5}, {'batch_size': 0}, {'dtype': 'f64'}]
+)
+def test_arguments_out_of_range_are_named(run, wrong):
+  with pytest.raises(MiraInputError, match='bad_value') as error:
+    mira_jax.load(run, **wrong)
+  assert next(iter(wrong)) in str(error.value)
+
+
 def test_an_array_is_a_clip(model, clip):
   video = model.read(clip)
   found = model.predict(video.frames, fps=video.fps)

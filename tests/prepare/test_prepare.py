@@ -115,6 +115,8 @@ def test_damaged_clips_are_listed_and_left_out(tmp_path):
   (root / 'a' / 'empty.mp4').touch()
   (root / 'a' / 'linked').symlink_to(tmp_path, target_is_directory=True)
   (root / 'a' / 'passwd.mp4').symlink_to('/etc/passwd')
+  (root / 'a' / 'self.mp4').symlink_to('self.mp4')
+  (root / 'a' / 'gone.mp4').symlink_to('nowhere.mp4')
   (root / 'b' / 'loose.png').write_bytes(b'x')
   (root / 'notes.txt').write_text('x')
   report = _prepare(root, tmp_path / 'out')
@@ -123,12 +125,14 @@ def test_damaged_clips_are_listed_and_left_out(tmp_path):
     'a/empty.mp4': 'empty',
     'a/linked': 'outside_root',
     'a/passwd.mp4': 'outside_root',
+    'a/self.mp4': 'not_found',
+    'a/gone.mp4': 'not_found',
   }
   assert report.dropped == {
     'clips outside a class folder': 1,
     'of another kind: .txt': 1,
   }
-  assert report.warnings == ['4 of 14 clips were left out']
+  assert report.warnings == ['6 of 16 clips were left out']
   saved = json.loads((tmp_path / 'out' / prepare.REPORT_NAME).read_text())
   assert saved['failures'][0]['code'] == 'outside_root'
   assert saved['counts'] == report.counts
