@@ -23,8 +23,7 @@ from mira_jax.data import table_file
 from mira_jax.data.table_file import bad_table
 from mira_jax.errors import MiraInputError
 from mira_jax.files import Path
-from mira_jax.prepare import cells
-from mira_jax.prepare.cells import Grid, Line, Odd
+from mira_jax.prepare.grid import MAX_ROWS, Grid, Line, Odd
 
 _XML = re.compile(rb'\s*<|\xef\xbb\xbf|\xff\xfe|\xfe\xff|\0')
 _ITEM = re.compile(rb'<(?:\w+:)?(?:row|si)\b')
@@ -68,8 +67,8 @@ def _check_part(part: IO[bytes], name: str, path: Path) -> None:
     starts = [item.start() for item in _ITEM.finditer(chunk)]
     count += len(starts)
     since = len(chunk) - starts[-1] if starts else since + len(chunk)
-    if count > cells.MAX_ROWS or since > _LONGEST:
-      hint = f'{name[:80]} has over {cells.MAX_ROWS} rows, or one of over '
+    if count > MAX_ROWS or since > _LONGEST:
+      hint = f'{name[:80]} has over {MAX_ROWS} rows, or one of over '
       raise bad_table(path, f'{hint}{_LONGEST >> 20} MiB: save it as CSV')
 
 

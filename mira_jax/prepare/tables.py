@@ -19,6 +19,7 @@ from mira_jax.data.table_file import bad_table
 from mira_jax.errors import MiraInputError, short
 from mira_jax.files import Path
 from mira_jax.prepare import cells
+from mira_jax.prepare.grid import Grid, Odd
 
 # Names of a column, the preferred one first: where a table has both a path
 # and a bare file name (SAMM), the path is what can be found on disk.
@@ -69,7 +70,7 @@ class Table:
   MiraInputError for a row that cannot be read.
   """
 
-  grid: cells.Grid  # the sheet, or the file with the delimiter that fits
+  grid: Grid  # the sheet, or the file with the delimiter that fits
   columns: dict[str, tuple[int, str]]  # index and name by field
   header: Sequence[str]
   start: int  # rows to pass over, the header included
@@ -77,7 +78,7 @@ class Table:
   def __iter__(self) -> Iterator[tuple[int, dict[str, str]]]:
     width = len(self.header)
     for line, row in itertools.islice(self.grid.rows(), self.start, None):
-      if any(row) or any(isinstance(cell, cells.Odd) for cell in row):
+      if any(row) or any(isinstance(cell, Odd) for cell in row):
         # Notes beside the table of a sheet shift nothing.
         if not self.grid.name and any(row[width:]):
           hint = f'line {line} has {len(row)} cells, and its header {width}: '
@@ -96,7 +97,7 @@ class Table:
   def _cell(self, field: str, line: int, row: Sequence[str]) -> str:
     at, name = self.columns[field]
     cell, where = row[at], f'line {line}, column {short(name)}'
-    if isinstance(cell, cells.Odd):
+    if isinstance(cell, Odd):
       raise bad_table(self.grid.path, f'{where}: {cell.why}')
     if field == 'label':
       return cell  # `listing.listed` checks class names
@@ -216,7 +217,7 @@ def plain(name: str) -> str:
 
 
 def _with_header(
-  grid: cells.Grid,
+  grid: Grid,
   head: Sequence[Sequence[str]],
   names: Mapping[str, Sequence[str]],
   required: Collection[str],

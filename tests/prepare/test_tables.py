@@ -12,7 +12,7 @@ import miniatures
 from mira_jax.cli import main as cli
 from mira_jax.data import table_file
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.prepare import cells, prepare, tables
+from mira_jax.prepare import grid, prepare, tables
 
 HEAD = 'path,label\n'
 
@@ -216,7 +216,7 @@ def test_bombs_are_not_unpacked(tmp_path, monkeypatch):
   path.write_bytes(gzip.compress(bytes(2 << 20)))
   with pytest.raises(MiraInputError, match=r'bad_table.*more than 1 MiB'):
     tables.read_table(path)
-  monkeypatch.setattr(cells, 'MAX_CELLS', 100)
+  monkeypatch.setattr(grid, 'MAX_CELLS', 100)
   path.write_text(HEAD + '1,a\n' * 60)
   with pytest.raises(MiraInputError, match=r'bad_table.*100 cells'):
     tables.read_table(path)
