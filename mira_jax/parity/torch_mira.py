@@ -12,6 +12,9 @@ writes:
   model.load_state_dict(safetensors.torch.load_file('w.torch.safetensors'))
 """
 
+# To torch's types a module's attribute may be a tensor.
+# pyright: reportIndexIssue=false, reportCallIssue=false
+
 from __future__ import annotations
 
 from typing import NamedTuple
