@@ -125,19 +125,23 @@ def redistributed_attention(
 ):
   """redistribute(softmax(S), gain) v, see `Operations.redistributed`."""
   del gain_gradient
+  options = residual_mix, floor, lse
+  return _redistribute(passes, q, k, v, gain, *options, keep_rows=False)[1][0]
+
+
+def _redistribute(passes, q, k, v, gain, mix, floor, lse, *, keep_rows):
+  """The mean of v over its keys, and what the pass gives."""
   v_mean = v.mean(1, dtype=gain.dtype)
-  options = {'residual_mix': residual_mix, 'floor': floor, 'keep_rows': False}
-  return passes.redistribute(q, k, v, gain, v_mean, lse, **options)[0]
+  options = {'residual_mix': mix, 'floor': floor, 'keep_rows': keep_rows}
+  return v_mean, passes.redistribute(q, k, v, gain, v_mean, lse, **options)
 
 
 def _redistributed_fwd(
   passes, q, k, v, gain, mix, floor, gain_gradient, lse=None
 ):
   del gain_gradient
-  v_mean = v.mean(1, dtype=gain.dtype)
-  options = {'residual_mix': mix, 'floor': floor, 'keep_rows': True}
-  y, z, lse, mean_gain = passes.redistribute(
-    q, k, v, gain, v_mean, lse, **options
+  v_mean, (y, z, lse, mean_gain) = _redistribute(
+    passes, q, k, v, gain, mix, floor, lse, keep_rows=True
   )
   y, z = (keep_output(y),) * 2 if y is z else map(keep_output, (y, z))
   lse, mean_gain = keep_rows(lse), keep_rows(mean_gain)

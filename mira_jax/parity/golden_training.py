@@ -28,9 +28,11 @@ def run_training(
   if case['kind'] == 'train_finetune':
     model = golden_cases.classifier(case, dtype, attention)
     table, objective = torch_names.CLASSIFIER, _classification(model)
+    sizes = {}
   else:
     model = golden_cases.autoencoder(case, dtype, attention)
     masked = int(arrays['step0/mask'][0].sum())
+    sizes = {'num_masked': masked}
     table, objective = torch_names.AUTOENCODER, _reconstruction(model, masked)
   settings = dict(case['optimizer'])
   schedule = optim.warmup_cosine(
@@ -42,7 +44,9 @@ def run_training(
   )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   step = make_train_step(objective, optimizer, schedule, mesh)
-  variables = _start(model, arrays, table, dtype)
+  batch = _batch(arrays, 'step0/', dtype)
+  inputs = [batch[name] for name in ('video', 'masked') if name in batch]
+  variables = golden_cases.load(model, arrays, table, dtype, *inputs, **sizes)
   key = jax.random.key(0)  # nothing is drawn
   state = init_state(lambda key: variables, optimizer, key)
   for i in range(case['steps']):
@@ -65,16 +69,6 @@ def _batch(arrays: Arrays, prefix: str, dtype: Any) -> dict[str, jax.Array]:
   else:
     batch['target'] = jnp.asarray(arrays[f'{prefix}target'], dtype)
   return batch
-
-
-def _start(model: Any, arrays: Arrays, table: Any, dtype: Any) -> Any:
-  """Variables of the model before step 0."""
-  batch = _batch(arrays, 'step0/', dtype)
-  inputs, static = [batch['video']], {}
-  if 'masked' in batch:
-    inputs.append(batch['masked'])
-    static['num_masked'] = int(batch['masked'][0].sum())
-  return golden_cases.load(model, arrays, table, dtype, *inputs, **static)
 
 
 def _classification(model: Any) -> Objective:

@@ -132,17 +132,10 @@ def classify(
     key: of dropout.
     weights: see `cross_entropy`.
   """
-  logits, updates = model.apply(
-    {'params': params, 'mira': mira},
-    video,
-    train=True,
-    rngs={'dropout': key},
-    mutable=['mira'],
-  )
+  logits, mira = _apply(model, params, mira, key, video)
   loss = cross_entropy(logits, targets, mask, weights)
   correct = logits.argmax(-1) == targets.argmax(-1)
-  accuracy = masked_mean(correct, mask)
-  return loss, ({'accuracy': accuracy}, updates.get('mira', {}))
+  return loss, ({'accuracy': masked_mean(correct, mask)}, mira)
 
 
 def freeze_backbone(objective: Objective) -> Objective:
@@ -213,16 +206,30 @@ def reconstruct(
     patch=model.patch,
     normalise=normalise,
   )
-  prediction, updates = model.apply(
-    {'params': params, 'mira': mira},
-    video,
-    mask,
-    num_masked=num_masked,
-    train=True,
-    rngs={'dropout': key},
-    mutable=['mira'],
+  prediction, mira = _apply(
+    model, params, mira, key, video, mask, num_masked=num_masked
   )
   loss = mae.reconstruction_loss(
     prediction.astype(targets.dtype), targets, mask
   )
-  return loss, ({}, updates.get('mira', {}))
+  return loss, ({}, mira)
+
+
+def _apply(
+  model: Any,
+  params: PyTree,
+  mira: PyTree,
+  key: Array,
+  *inputs: Any,
+  **sizes: int,
+) -> tuple[Array, PyTree]:
+  """The output of a model in training, and its new averages."""
+  output, updates = model.apply(
+    {'params': params, 'mira': mira},
+    *inputs,
+    **sizes,
+    train=True,
+    rngs={'dropout': key},
+    mutable=['mira'],
+  )
+  return output, updates.get('mira', {})
