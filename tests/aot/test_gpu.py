@@ -85,10 +85,9 @@ def test_every_kernel_has_a_name_of_its_own():
   assert names >= passes.TUNING.keys()
 
 
-def test_warpgroups_that_take_turns_fit(monkeypatch, capfd):
-  turns = Tuning(64, 128, turns=True)
-  monkeypatch.setattr(passes, 'tuning', lambda *_: turns)
-  compiled(lambda x: passes.PASSES.attend(*x[:3], None), gpu.SHAPES['decoder'])
+def test_warpgroups_that_take_turns_fit(capfd):
+  turns = passes.tuned({'attend': Tuning(64, 128, turns=True)})
+  compiled(lambda x: turns.attend(*x[:3], None), gpu.SHAPES['decoder'])
   log = ''.join(capfd.readouterr())
   assert gpu.spills(log) == {'attend': 0}, log
 

@@ -16,6 +16,8 @@ head:
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +30,7 @@ from mira_jax.kernels.operations import row_norm
 from mira_jax.kernels.vjp import Passes
 
 Array = jax.Array
+Choice = Callable[[str, int], Tuning]  # of a sweep's name and the heads' width
 
 
 def refusal(shape: tuple[int, ...], dtype) -> str | None:
@@ -85,35 +88,38 @@ def tuning(sweep_name: str, width: int) -> Tuning:
 # ----- the six passes ---------------------------------------------------------
 
 
-def _attend(q, k, v, bias, *, keep_rows=True):
+def _attend(choose: Choice, q, k, v, bias, *, keep_rows=True):
   out = [q, _per_row(q)] if keep_rows else [q]
-  size = tuning('attend', k.shape[-1])
+  size = choose('attend', k.shape[-1])
   found = softmax_sums(q, k, v, _exponent(k, bias), out, size, 'attend')
   return tuple(found) if keep_rows else (*found, None)
 
 
-def _attend_backward(q, k, v, bias, lse, delta, g, *, bias_gradient):
+def _attend_backward(
+  choose: Choice, q, k, v, bias, lse, delta, g, *, bias_gradient
+):
   rows = [_log2(lse), Vector(delta)]
-  return _gradients(q, k, v, g, rows, [], backward.biased, bias_gradient, bias)
+  rule = backward.biased
+  return _gradients(choose, q, k, v, g, rows, [], rule, bias_gradient, bias)
 
 
-def _logsumexp(q, k):
-  out, size = [_per_row(q)], tuning('logsumexp', k.shape[-1])
+def _logsumexp(choose: Choice, q, k):
+  out, size = [_per_row(q)], choose('logsumexp', k.shape[-1])
   keys = _exponent(k, None)
   (lse,) = softmax_sums(q, k, None, keys, out, size, 'logsumexp')
   return lse
 
 
-def _marginal(q, k):
-  lse = _logsumexp(q, k)
-  rows, size = [_log2(lse)], tuning('mass', k.shape[-1])
+def _marginal(choose: Choice, q, k):
+  lse = _logsumexp(choose, q, k)
+  rows, size = [_log2(lse)], choose('mass', k.shape[-1])
   mass = backward.key_gradient(
     q, k, [], rows, [], backward.mass, ['share'], size, 'mass'
   )
   return _over_heads(mass), lse
 
 
-def _marginal_backward(q, k, lse, gamma):
+def _marginal_backward(choose: Choice, q, k, lse, gamma):
   # A constant in gamma changes nothing; without it, less cancels below.
   gamma = gamma - gamma.mean(1, keepdims=True)
 
@@ -124,11 +130,11 @@ def _marginal_backward(q, k, lse, gamma):
 
   # dS k = (A * gamma) k - mean A k: sums whose values are the keys.
   lse, gamma, width = _log2(lse), Vector(gamma), k.shape[-1]
-  out, size = [q, _per_row(q)], tuning('marginal_dq', width)
+  out, size = [q, _per_row(q)], choose('marginal_dq', width)
   dq, mean = weighted_sums(
     q, k, k, lse, gamma, finish, out, size, 'marginal_dq'
   )
-  rows, size = [lse, Vector(mean)], tuning('marginal_dk', width)
+  rows, size = [lse, Vector(mean)], choose('marginal_dk', width)
   (dk,) = backward.key_gradient(
     q, k, [], rows, [gamma], backward.marginal, ['dk'], size, 'marginal_dk'
   )
@@ -136,9 +142,19 @@ def _marginal_backward(q, k, lse, gamma):
 
 
 def _redistribute(
-  q, k, v, gain, v_mean, lse, *, residual_mix, floor, keep_rows=True
+  choose: Choice,
+  q,
+  k,
+  v,
+  gain,
+  v_mean,
+  lse,
+  *,
+  residual_mix,
+  floor,
+  keep_rows=True,
 ):
-  lse = _logsumexp(q, k) if lse is None else lse
+  lse = _logsumexp(choose, q, k) if lse is None else lse
   plain = residual_mix < 1  # with 1, y is z
 
   def finish(sums, mean, of_head):
@@ -157,7 +173,7 @@ def _redistribute(
     Vector(gain),
     finish,
     out,
-    tuning('redistribute', k.shape[-1]),
+    choose('redistribute', k.shape[-1]),
     'redistribute',
     plain=plain,
     per_head=[v_mean],
@@ -169,24 +185,39 @@ def _redistribute(
 
 
 def _redistribute_backward(
-  q, k, v, gain, lse, rho, pull, delta, g, *, residual_mix, gain_gradient
+  choose: Choice,
+  q,
+  k,
+  v,
+  gain,
+  lse,
+  rho,
+  pull,
+  delta,
+  g,
+  *,
+  residual_mix,
+  gain_gradient,
 ):
   rows = [_log2(lse), Vector(rho), Vector(pull), Vector(delta)]
   rule = backward.redistributed(residual_mix)
   name = 'redistribute_'
+  keys = [Vector(gain)]
   return _gradients(
-    q, k, v, g, rows, [Vector(gain)], rule, gain_gradient, name=name
+    choose, q, k, v, g, rows, keys, rule, gain_gradient, name=name
   )
 
 
-def _gradients(q, k, v, g, rows, keys, rule, shared, bias=None, *, name=''):
+def _gradients(
+  choose: Choice, q, k, v, g, rows, keys, rule, shared, bias=None, *, name=''
+):
   """dq, dk, dv and, if `shared`, the gradient of what all rows share."""
   own, width = [_exponent(k, bias), *keys], k.shape[-1]
-  size = tuning(f'{name}dq', width)
+  size = choose(f'{name}dq', width)
   dq = backward.row_gradient(q, k, v, g, rows, own, rule, size, f'{name}dq')
   wanted = ['dk', 'dv', 'share'] if shared else ['dk', 'dv']
   factor = None if bias is None else Vector(jnp.exp(bias))
-  size = tuning(f'{name}dkv', width)
+  size = choose(f'{name}dkv', width)
   dk, dv, *share = backward.key_gradient(
     q,
     k,
@@ -224,11 +255,17 @@ def _over_heads(share):
   return share[0].sum(1) if share else None
 
 
-PASSES = Passes(
-  _attend,
-  _attend_backward,
-  _marginal,
-  _marginal_backward,
-  _redistribute,
-  _redistribute_backward,
-)
+def tuned(tunings: Mapping[str, Tuning]) -> Passes:
+  """The passes with other tunings of some sweeps, by keys of TUNING."""
+
+  def choose(name: str, width: int) -> Tuning:
+    return tunings.get(name) or tuning(name, width)
+
+  six = (
+    *(_attend, _attend_backward, _marginal, _marginal_backward),
+    *(_redistribute, _redistribute_backward),
+  )
+  return Passes(*(functools.partial(run, choose) for run in six))
+
+
+PASSES = tuned({})
