@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+
+MOST = 10**6  # calls in a round
 
 
 def seconds(
@@ -25,7 +28,7 @@ def seconds(
 
   Args:
     run: what `jax.jit` can trace.
-    arguments: arrays.
+    arguments: arrays, the first of which must be floats.
     rounds: measurements.
     least: seconds of a round.
   """
@@ -33,13 +36,16 @@ def seconds(
   @jax.jit
   def repeat(count, arguments):
     def step(_, state):
-      arguments, _ = state
-      # The barrier makes the next call wait for this one.
-      return lax.optimization_barrier((arguments, run(*arguments)))
+      (first, *rest), _ = state
+      results = lax.optimization_barrier(run(first, *rest))
+      # Adds 0 to a number in place: the next call depends on this one.
+      one = jax.tree.leaves(results)[0].ravel()[0].astype(first.dtype)
+      start = (0,) * first.ndim
+      first = first.at[start].add(0 * one)
+      return lax.optimization_barrier(((first, *rest), results))
 
     empty = jax.tree.map(
-      lambda x: jax.numpy.zeros(x.shape, x.dtype),
-      jax.eval_shape(run, *arguments),
+      lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, *arguments)
     )
     return lax.fori_loop(0, count, step, (arguments, empty))[1]
 
@@ -50,7 +56,7 @@ def seconds(
 
   elapsed(1)  # compiles
   once = elapsed(1)
-  count = max(1, math.ceil(least / once))
+  count = math.ceil(min(least / once, MOST))
   if count > 1:  # a single call is mostly the host's time
-    count = max(1, math.ceil(count * least / elapsed(count)))
+    count = math.ceil(min(count * least / elapsed(count), MOST))
   return [elapsed(count) / count for _ in range(rounds)]
