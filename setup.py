@@ -7,6 +7,7 @@ setup(
   package_dir={'mira_jax.configs': 'configs'},
   package_data={
     'mira_jax': ['py.typed'],
+    'mira_jax.aot': ['*.json'],
     'mira_jax.configs': ['classes/*.csv'],
   },
 )

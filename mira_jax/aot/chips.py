@@ -1,10 +1,9 @@
 """Peaks of chips, from their makers' pages, and the least time of a step.
 
-  time = FLOPs / peak + bytes of collectives / bandwidth of the links
+  time >= FLOPs / peak, and bytes of collectives / bandwidth of the links
 
 Left out: memory traffic, products that do not fill the matrix unit,
-exponentials, latencies, the input pipeline, and the overlap of communication
-with work.
+exponentials, latencies and the input pipeline.
 """
 
 from __future__ import annotations
@@ -60,16 +59,24 @@ def of_kind(kind: str) -> Chip:
   raise ValueError(f'{kind!r} is not one of the known chips: {names}')
 
 
-def estimate(
+def bound(
   chip: Chip, flops: float, found: Sequence[Collective]
 ) -> dict[str, float]:
-  """Least seconds of a step: 'compute', 'collectives', and both ('seconds')."""
-  compute = flops / chip.flops
-  sent = sum(communication(chip, x) for x in found)
-  return {'compute': compute, 'collectives': sent, 'seconds': compute + sent}
+  """The least seconds of a step: of 'compute' and 'collectives' the longer."""
+  compute, sent = flops / chip.flops, communication(chip, found)
+  return {
+    'compute': compute,
+    'collectives': sent,
+    'seconds': max(compute, sent),
+  }
 
 
-def communication(chip: Chip, x: Collective) -> float:
+def communication(chip: Chip, found: Sequence[Collective]) -> float:
+  """Seconds of collectives, one after the other."""
+  return sum(of_collective(chip, x) for x in found)
+
+
+def of_collective(chip: Chip, x: Collective) -> float:
   """Seconds of a collective on rings over all links of a chip.
 
   Of n devices in a ring each sends (n - 1) / n of the array to gather, scatter

@@ -14,9 +14,9 @@ from typing import Any
 
 from jax.interpreters import partial_eval
 
-from mira_jax.kernels.operations import FLOPS
+from mira_jax.kernels.operations import kernel_of
 
-Counts = collections.Counter  # name of a primitive or kernel -> FLOPs
+Counts = collections.Counter  # name of a primitive, or a Kernel -> FLOPs
 
 
 def flops(jaxpr: Any) -> Counts:
@@ -48,12 +48,8 @@ def _of_equation(eqn: Any) -> Counts:
     features = params['dimension_numbers'].rhs_spec[0]
     summed = [x for axis, x in enumerate(kernel) if axis != features]
     return Counts({name: _of_products(eqn, summed)})
-  if name == 'pallas_call':
-    cost = params['cost_estimate']
-    kernel = str(params.get('name') or name).split(' ')[0]
-    return Counts({kernel: cost.flops if cost else 0})
-  if known := (eqn.ctx.xla_metadata or {}).get(FLOPS):
-    return Counts({'kernel': int(known)})
+  if kernel := kernel_of(eqn):
+    return Counts({kernel: kernel.flops})
   parts = [_total(x) for x in _inner(eqn)]
   if name == 'cond':
     return max(parts, key=Counts.total)

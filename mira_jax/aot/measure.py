@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from mira_jax import config
-from mira_jax.aot import chips, compilers, counts, hlo
+from mira_jax.aot import chips, compilers, counts, hlo, rates
 from mira_jax.aot.compilers import Target
 from mira_jax.devices import sharding
 from mira_jax.train import build
@@ -44,8 +44,8 @@ def measure(cfg: config.Config, target: Target) -> Report:
     compiled, message = _compile(traced.lower())
   memory = _memory(compiled)
   fits = compiled is not None and memory['peak'] <= chip.hbm
-  by_name = counts.flops(traced.jaxpr)
-  flops = by_name.total() / len(devices)
+  total = counts.flops(traced.jaxpr)
+  own = counts.Counts({x: n / len(devices) for x, n in total.items()})
   found = hlo.collectives(compiled.as_text()) if compiled else []
   return {
     'machine': str(target),
@@ -56,10 +56,11 @@ def measure(cfg: config.Config, target: Target) -> Report:
     'batch': cfg.data.batch_size,
     'seconds': round(time.monotonic() - start, 1),
     'memory': memory | {'hbm': int(chip.hbm), 'fits': fits, 'message': message},
-    'flops': flops,
-    'flops_by_name': {n: x / len(devices) for n, x in by_name.most_common()},
+    'flops': own.total(),
+    'flops_by_name': {str(x): n for x, n in own.most_common()},
     'collectives': [x._asdict() for x in found if x.group > 1],
-    'estimate': compiled and chips.estimate(chip, flops, found),
+    'bound': compiled and chips.bound(chip, own.total(), found),
+    'estimate': compiled and rates.estimate(chip, own, found),
   }
 
 

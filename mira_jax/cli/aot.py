@@ -5,9 +5,10 @@
   mira aot voxceleb2:B --topology v5e:2x4,v5e:16x16
 
 Runs the device's own compiler on the real step, kernels included, and prints
-memory, FLOPs, communication, and the least time of a step at the peaks of the
-chip. No data is opened. Any field of the configuration is a flag, as in
-`mira train`. Exits with 1 if the step does not fit into memory.
+memory, FLOPs, communication, the least time of a step at the peaks of the chip,
+and an estimate with attention as its kernels are compiled. No data is opened.
+Any field of the configuration is a flag, as in `mira train`. Exits with 1 if
+the step does not fit into memory.
 """
 
 from __future__ import annotations
@@ -115,14 +116,15 @@ def _print(
   if not all(report['memory']['fits'] for report in reports):
     console.print(TO_SAVE_MEMORY)
   console.print(
-    'Sizes are per device; times are the least that products and communication '
-    'take at peak, and measured steps are slower.'
+    'Sizes are per device. No step is faster than "at least"; the estimate '
+    'takes attention at the static speed of its kernels and the other products '
+    'at peak, and measured steps are slower.'
   )
 
 
 def _rows(report: dict) -> Iterator[tuple[str, str]]:
   """Name and value of each line."""
-  memory, least = report['memory'], report['estimate']
+  memory, least = report['memory'], report['bound']
   yield 'devices', report['devices']
   yield 'attention', report['attention']
   yield 'clips', f'{report["batch"]} ({report["batch_source"]})'
@@ -140,8 +142,23 @@ def _rows(report: dict) -> Iterator[tuple[str, str]]:
     return
   for x in report['collectives']:
     yield f'MB {x["kind"]}', f'{x["bytes"] / 1e6:.2f} over {x["group"]}'
-  yield 'ms compute', f'{1e3 * least["compute"]:.1f}'
-  yield 'ms collectives', f'{1e3 * least["collectives"]:.1f}'
-  yield 'ms step, at least', f'{1e3 * least["seconds"]:.1f}'
-  rate = report['batch'] / least['seconds'] / report['chips']
-  yield 'clips/s per chip, at most', f'{rate:.1f}'
+  clips = report['batch'] / report['chips']
+  yield 'ms compute, at peak', _ms(least['compute'])
+  yield 'ms collectives', _ms(least['collectives'])
+  yield 'ms step, at least', _ms(least['seconds'])
+  yield 'clips/s per chip, at most', f'{clips / least["seconds"]:.1f}'
+  if (estimate := report['estimate']) is None:
+    return
+  yield 'ms other products, at peak', _ms(estimate['products'])
+  for x in estimate['kernels']:
+    rate = f'{x["tflops"]} TFLOP/s of {x["rate_of"]}'
+    yield f'ms {x["kernel"]}', f'{_ms(x["seconds"])}: {rate}'
+  yield 'ms step, estimated', _ms(estimate['seconds'])
+  yield (
+    'clips/s per chip, estimated',
+    f'{clips / estimate["seconds"]:.1f}',
+  )
+
+
+def _ms(seconds: float) -> str:
+  return f'{1e3 * seconds:.1f}'

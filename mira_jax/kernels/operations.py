@@ -7,18 +7,19 @@ gain_gradient is False, the gradient by the bias or the gain is 0.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.experimental import xla_metadata
 
 Array = jax.Array
 
-# The name of a kernel's FLOPs in `jax.experimental.xla_metadata`, where Pallas
-# takes no cost estimate.
-FLOPS = 'flops'
+# The name of a `Kernel` in `jax.experimental.xla_metadata`.
+KERNEL = 'mira_kernel'
 
 # Names of what the backward passes of `streaming` and `vjp` need of the map:
 # rematerialisation that keeps these never computes their attention twice.
@@ -50,6 +51,44 @@ class Operations(NamedTuple):
   # (q, k, v, gain, residual_mix, floor, gain_gradient, that log-sum-exp | None)
   # -> redistribute(softmax(S), gain) v
   redistributed: Callable
+
+
+class Kernel(NamedTuple):
+  """A kernel of our own as it is called, for counts of FLOPs."""
+
+  name: str
+  batch: int  # of one device, and so are the heads
+  length: int
+  heads: int
+  width: int
+  products: int  # L x L x D, that it takes
+
+  def __str__(self) -> str:
+    return f'{self.name} {self.shape}'
+
+  @property
+  def shape(self) -> str:
+    return 'x'.join(map(str, self[1:5]))
+
+  @property
+  def flops(self) -> int:
+    cells = self.batch * self.heads * self.length**2
+    return 2 * self.products * cells * self.width
+
+
+def mark(kernel: Kernel) -> contextlib.AbstractContextManager[None]:
+  """The context in which a kernel is called, which `kernel_of` reads."""
+  text = ' '.join(map(str, kernel))
+  return xla_metadata.set_xla_metadata(**{KERNEL: text})
+
+
+def kernel_of(eqn: Any) -> Kernel | None:
+  """What kernel an equation of a jaxpr calls, if any."""
+  text = (eqn.ctx.xla_metadata or {}).get(KERNEL)
+  if text is None:
+    return None
+  name, *numbers = text.split()
+  return Kernel(name, *map(int, numbers))
 
 
 def row_norm(mean_gain: Array, floor: float) -> Array:

@@ -152,31 +152,32 @@ def test_groups_in_every_notation(text, group):
 
 # ----- the estimate -----------------------------------------------------------
 
-CHIP = chips.Chip('x', '', 100.0, 1.0, 4, 5.0, 1.0)
+V5E = chips.of_kind('TPU v5 lite')
 
 
-def test_the_least_time_is_that_of_products_and_of_links():
-  ring = hlo.Collective('all-reduce', 4, 1, 40)
-  assert chips.estimate(CHIP, 200.0, [ring]) == {
-    'compute': 2,
-    'collectives': 2 * 3 / 4 * 40 / 20,
-    'seconds': 5,
+@pytest.mark.parametrize('compute', [0.5, 2.0])
+def test_the_least_time_is_that_of_products_or_of_links(compute):
+  ring = hlo.Collective('all-reduce', 4, 1, 10**11)
+  assert chips.bound(V5E, compute * 197e12, [ring]) == {
+    'compute': compute,
+    'collectives': 2 * 3 / 4 * 1e11 / (4 * 50e9),
+    'seconds': max(compute, 0.75),
   }
 
 
 @pytest.mark.parametrize(
   ('kind', 'seconds'),
   [
-    ('all-reduce', 2 * 0.5 * 40 / 20),
-    ('all-gather', 0.5 * 40 / 20),
-    ('collective-permute', 40 / 5),
-    ('all-reduce between slices', 2 * 0.5 * 40 / 1),
-    ('permute between slices', 40 / 1),
+    ('all-reduce', 2 * 0.5 * 4e9 / 200e9),
+    ('all-gather', 0.5 * 4e9 / 200e9),
+    ('collective-permute', 4e9 / 50e9),
+    ('all-reduce between slices', 2 * 0.5 * 4e9 / 3.125e9),
+    ('permute between slices', 4e9 / 3.125e9),
   ],
 )
 def test_collectives_on_rings(kind, seconds):
   found = [
-    chips.communication(CHIP, hlo.Collective(kind, group, 1, 40))
+    chips.of_collective(V5E, hlo.Collective(kind, group, 1, 4 * 10**9))
     for group in (2, 1)
   ]
   assert found == [seconds, 0]

@@ -90,7 +90,18 @@ UNIT = 2 * 2 * 3 * 160 * 160 * 64  # one L x L x D product of all heads
 @pytest.mark.parametrize(
   ('name', 'units'),
   # docs/kernels.md; without the rows' sums of a marginal, a GPU needs 1 more.
-  [('pallas_tpu', {3, 5}), ('pallas_gpu', {1 + 3 + 7})],
+  [
+    ('pallas_tpu', {'redistribute': 3, 'redistribute_backward': 5}),
+    (
+      'pallas_gpu',
+      {
+        'logsumexp': 1,
+        'redistribute': 3,
+        'redistribute_dq': 3,
+        'redistribute_dkv': 4,
+      },
+    ),
+  ],
 )
 def test_kernels_report_what_they_compute(name, units):
   kernels = pallas_tpu
@@ -107,7 +118,8 @@ def test_kernels_report_what_they_compute(name, units):
     jax.value_and_grad(attention, (0, 1, 2)), *[SHAPE] * 3, dtype=jnp.bfloat16
   )
   del found['dot_general']  # a vector per head
-  assert {x / UNIT for x in found.values()} == units
+  assert {x.name: n / UNIT for x, n in found.items()} == units
+  assert {x.shape for x in found} == {'2x160x3x64'}
 
 
 def test_a_classifier_needs_its_closed_form():

@@ -138,6 +138,9 @@ def test_a_step_is_what_its_sizes_say(reports, case):
   assert memory['aliased'] == pytest.approx(12 * parameters, rel=0.05)
   assert memory['peak'] < memory['hbm']
   assert memory['temporaries'] > 2 * parameters  # gradients, at least
+  # All attention is in kernels of a known time, and no kernel is at peak.
+  assert report['bound']['seconds'] < report['estimate']['seconds']
+  assert all('attend' in x['kernel'] for x in report['estimate']['kernels'])
 
   # Gradients are summed as what they are computed in, bfloat16, and nothing
   # else is: clips stay where they are.

@@ -1,7 +1,7 @@
 """Compiles the TPU kernels with the TPU's compiler, without a TPU.
 
   MIRA_AOT_TPU=FOLDER python tests/aot/tpu.py v5e          # one chip, as JSON
-  MIRA_AOT_TPU=FOLDER python tests/aot/tpu.py --record     # tpu_cycles.json
+  MIRA_AOT_TPU=FOLDER python tests/aot/tpu.py --record     # rates.CYCLES
 
 FOLDER holds libtpu (`pip install --no-deps --target FOLDER libtpu==VERSION`,
 the version that `jax[tpu]` asks for). A TPU starts one bundle of instructions a
@@ -23,30 +23,23 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from mira_jax.aot import compilers
+from mira_jax.aot import compilers, rates
+from mira_jax.aot.rates import SHAPES
 
 FOLDER = compilers.VARIABLES['tpu']
-RECORD = pathlib.Path(__file__).with_name('tpu_cycles.json')
+RECORD = rates.CYCLES
 
 
 class Chip(NamedTuple):
-  """What is compiled for, and what turns cycles into seconds."""
+  """What is compiled for, and what turns cycles of a core into seconds."""
 
   topology: str
-  hertz: float  # assumed
+  hertz: float
 
 
+TOPOLOGIES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 CHIPS = {
-  'v5e': Chip('v5e:2x2', 1.5e9),
-  'v5p': Chip('v5p:2x2x1', 1.75e9),  # figures are of one of its two cores
-  'v6e': Chip('v6e:2x2', 1.75e9),
-}
-# B, L, H, D of ViT-B, ViT-H, the encoder of MAE (90 % masked), and a long clip.
-SHAPES = {
-  'decoder': (8, 1568, 12, 64),
-  'huge': (8, 1568, 16, 80),
-  'encoder': (64, 160, 12, 64),
-  'long': (1, 32768, 12, 64),
+  name: Chip(TOPOLOGIES[name], core.hertz) for name, core in rates.CORES.items()
 }
 # A pass -> its case in `pass_cases`, and the L x L x D products that it is
 # about, however its kernel gets there.
@@ -95,7 +88,7 @@ def measure(chip: str) -> dict[str, dict]:
 
 
 def record() -> None:
-  """Writes the cycles of all chips to tpu_cycles.json."""
+  """Writes the cycles of all chips into the package."""
   cycles = {
     chip: {
       name: figures['cycles']

@@ -106,7 +106,7 @@ def test_a_jax_without_mosaic_gpu_is_a_reason(monkeypatch):
 @pytest.mark.usefixtures('not_imported')
 @pytest.mark.parametrize(
   ('module', 'name', 'error'),
-  [(operations, 'FLOPS', ImportError), (plgpu, 'Layout', AttributeError)],
+  [(operations, 'mark', ImportError), (plgpu, 'Layout', AttributeError)],
 )
 def test_a_mistake_in_a_kernel_is_not_a_reason(
   monkeypatch, module, name, error

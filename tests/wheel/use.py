@@ -26,6 +26,7 @@ assert 'jax' not in sys.modules, 'importing the package imports jax'
 package = pathlib.Path(mira_jax.__file__).parent
 assert 'site-packages' in package.parts, package
 assert (package / 'py.typed').exists()
+assert (package / 'aot' / 'kernel_cycles.json').exists()
 predictor = mira_jax.load('run')
 result = predictor.predict('clip.mp4')
 assert result.label in predictor.class_names

@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental import xla_metadata
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from mira_jax.kernels.gpu import warpgroup as ops
 from mira_jax.kernels.gpu.warpgroup import Ref
-from mira_jax.kernels.operations import FLOPS
+from mira_jax.kernels.operations import Kernel, mark
 
 Array = jax.Array
 Shaped = jax.ShapeDtypeStruct | Array
@@ -137,7 +136,6 @@ def sweep(
     per_head: float32 [B, H, D].
   """
   batch, length, heads, width = own[0].shape
-  flops = 2 * products * batch * heads * length**2 * width
   block = tuning.rows * tuning.warpgroups
   blocks = pl.cdiv(length, block)
   count = pl.cdiv(stream[0][0].shape[1], tuning.columns)
@@ -228,7 +226,7 @@ def sweep(
       approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane
     ),
   )
-  with xla_metadata.set_xla_metadata(**{FLOPS: str(flops)}):
+  with mark(Kernel(name, batch, length, heads, width, products)):
     results = run(*leaves)
   return [x[:, :length] if x.ndim == 4 else x[..., :length] for x in results]
 

@@ -20,6 +20,8 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mira_jax.kernels.operations import Kernel, mark
+
 Array = jax.Array
 Block = tuple[jax.ShapeDtypeStruct, pl.BlockSpec]
 
@@ -364,14 +366,15 @@ def call(
   shapes, out_specs = _halves(outputs)
   arrays, blocks_in = _halves(inputs)
   _, in_specs = _halves(blocks_in)
-  cells = blocks.batch * blocks.heads * blocks.length**2
+  shape = blocks.batch, blocks.length, blocks.heads, blocks.width
+  own = Kernel(name, *shape, products)
   moved = jax.tree.leaves((arrays, shapes))
   cost = pl.CostEstimate(
-    flops=2 * products * cells * blocks.width,
-    transcendentals=cells,
+    flops=own.flops,
+    transcendentals=blocks.batch * blocks.heads * blocks.length**2,
     bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
   )
-  return pl.pallas_call(
+  run = pl.pallas_call(
     functools.partial(kernel, blocks=blocks),
     shapes,
     grid=blocks.grid,
@@ -386,7 +389,9 @@ def call(
     cost_estimate=cost,
     interpret=INTERPRET,
     name=name,
-  )(arrays)
+  )
+  with mark(own):
+    return run(arrays)
 
 
 def _halves(pairs: dict[str, tuple | None]) -> tuple[dict, dict]:
