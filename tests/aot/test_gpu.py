@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import pass_cases
 from aot import gpu
-from mira_jax.kernels import dispatch, vjp
+from mira_jax.kernels import dispatch, timing, vjp
 from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
 
@@ -90,6 +90,20 @@ def test_warpgroups_that_take_turns_fit(capfd):
   compiled(lambda x: turns.attend(*x[:3], None), gpu.SHAPES['decoder'])
   log = ''.join(capfd.readouterr())
   assert gpu.spills(log) == {'attend': 0}, log
+
+
+def test_timed_calls_stay_in_loops_that_copy_nothing():
+  x = pass_cases.shapes(gpu.SHAPES['encoder'], gpu.device())
+  count = jax.ShapeDtypeStruct((), jnp.int32, sharding=gpu.device())
+  repeat = timing.repeated(lambda *x: passes.PASSES.attend(*x, None), x[:3])
+  text = repeat.lower(count, count, x[:3]).compile().as_text()
+  # Computations end with a brace of their own; the last one is the program.
+  *loops, program = re.findall(r'^(?:ENTRY )?%.*?^}', text, re.M | re.S)
+  held = [x for x in loops if 'custom_call_target="mosaic_gpu' in x]
+  assert len(held) == 2
+  assert 'mosaic_gpu' not in program
+  assert not any(re.search(r'= \w+\[\d.*? copy\(', x) for x in held)
+  assert f'"known_trip_count":{{"n":"{timing.GROUP}"}}' in text
 
 
 @pytest.mark.parametrize('shape', [gpu.SHAPES['huge'], gpu.SHAPES['long']])
