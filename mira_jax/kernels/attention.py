@@ -32,6 +32,7 @@ from mira_jax.mira import (
 )
 
 Array = jax.Array
+Named = str | dispatch.Choice | None
 
 
 class Attended(NamedTuple):
@@ -52,7 +53,7 @@ def redistributed_attention(
   residual_mix: float = 1.0,
   floor: float = 0.0,
   gain_gradient: bool = True,
-  implementation: str | None = None,
+  implementation: Named = None,
   lse: Array | None = None,
 ) -> Array:
   """Multi-head attention with a gain on the attention to every key.
@@ -75,7 +76,8 @@ def redistributed_attention(
     residual_mix: eta, 0 keeps A, 1 replaces it.
     floor: epsilon, the uniform share of a redistributed row, 0 to 1.
     gain_gradient: whether to differentiate by the gain.
-    implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
+    implementation: a key of `dispatch.IMPLEMENTATIONS`, or one that was chosen;
+      None chooses.
     lse: of `attention_marginal`; saves some implementations a product.
 
   Returns:
@@ -83,8 +85,8 @@ def redistributed_attention(
   """
   biased = residual_mix == 1 and floor == 0
   mode = 'plain' if gain is None else 'flashlite' if biased else 'exact'
-  name = dispatch.resolve(implementation, dispatch.request(q, k, v, mode))
-  operations = dispatch.IMPLEMENTATIONS[name].operations()
+  asked = dispatch.request(q, k, v, mode)
+  operations = dispatch.resolve(implementation, asked).operations
   if gain is None:
     run = functools.partial(operations.biased, bias=None, bias_gradient=False)
     return partition.over_heads(run, q, k, v)
@@ -102,15 +104,15 @@ def redistributed_attention(
 
 
 def attention_marginal(
-  q: Array, k: Array, *, implementation: str | None = None
+  q: Array, k: Array, *, implementation: Named = None
 ) -> tuple[Array, Array | None]:
   """Attention that each key receives, mean over heads and queries: [B, L].
 
   Beside it the log-sum-exp of the logits of each row, [B, H, L], for
   `redistributed_attention`: a constant, or None where that has no use for it.
   """
-  name = dispatch.resolve(implementation, dispatch.request(q, k, k, 'exact'))
-  operations = dispatch.IMPLEMENTATIONS[name].operations()
+  asked = dispatch.request(q, k, k, 'exact')
+  operations = dispatch.resolve(implementation, asked).operations
   return partition.over_heads(operations.marginal, q, k, mean=True)
 
 
@@ -124,7 +126,7 @@ def mira_attention(
   num_prefix: int = 0,
   past: Array | None = None,
   training: bool = False,
-  implementation: str | None = None,
+  implementation: Named = None,
 ) -> Attended:
   """Multi-head attention over a clip, with MiRA unless `config` is None.
 
@@ -140,10 +142,12 @@ def mira_attention(
       statistics, their gain is 1.
     past: [T] EMA of the confidence, for statistics='batch_ema' in training.
     training: whether a training step is running.
-    implementation: a key of `dispatch.IMPLEMENTATIONS`; None chooses.
+    implementation: a key of `dispatch.IMPLEMENTATIONS`, or one that was chosen;
+      None chooses.
   """
   mode = 'plain' if config is None else config.mode
-  name = dispatch.resolve(implementation, dispatch.request(q, k, v, mode))
+  asked = dispatch.request(q, k, v, mode, training)
+  choice = dispatch.resolve(implementation, asked)
 
   def estimate(marginal: Array) -> tuple[FrameGain, Array]:
     assert config is not None  # without MiRA nothing is estimated
@@ -156,9 +160,9 @@ def mira_attention(
     )
     return frames, key_gain(frames.gain, k.shape[1], num_prefix=num_prefix)
 
-  if name == 'reference':
+  if choice.name == 'reference':
     return attend_with_maps(q, k, v, config, estimate)
-  return _fused(q, k, v, config, estimate, name)
+  return _fused(q, k, v, config, estimate, choice)
 
 
 def attend_with_maps(
@@ -186,9 +190,9 @@ def attend_with_maps(
   return Attended(reference.attend(after, v), before, after, frames)
 
 
-def _fused(q, k, v, config: MiraConfig | None, estimate, name) -> Attended:
+def _fused(q, k, v, config: MiraConfig | None, estimate, choice) -> Attended:
   attend = functools.partial(
-    redistributed_attention, q, k, v, implementation=name
+    redistributed_attention, q, k, v, implementation=choice
   )
   if config is None:
     return Attended(attend(None), None, None, None)
@@ -196,7 +200,7 @@ def _fused(q, k, v, config: MiraConfig | None, estimate, name) -> Attended:
     frames, gain = estimate(key_energy(k))
     output = attend(gain, gain_gradient=False)  # the gain is a constant
     return Attended(output, None, None, frames)
-  marginal, lse = attention_marginal(q, k, implementation=name)
+  marginal, lse = attention_marginal(q, k, implementation=choice)
   frames, gain = estimate(marginal)
   output = attend(
     gain,

@@ -1,22 +1,26 @@
 """Which implementation of attention runs, and why.
 
 An implementation is three operations; `choose` picks one for what is asked and
-the device it will run on, and `refusal` returns why one cannot serve. Kernels
-are imported when they are first needed.
+the device it will run on, and `refusal` returns why one cannot serve. What was
+measured on the device decides, if anything was; `learn` tells of it, and of
+kernels that failed there. Kernels are imported when they are first needed.
 """
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from mira_jax.devices import partition
-from mira_jax.kernels import cudnn, reference, streaming, vjp
+from mira_jax.errors import MiraInputError
+from mira_jax.kernels import cudnn, records, reference, streaming, vjp
 from mira_jax.kernels.operations import Operations
+from mira_jax.kernels.records import Records, Tunings
 
 Array = jax.Array
 Mode = Literal['plain', 'flashlite', 'exact']
@@ -32,7 +36,7 @@ BEFORE_AMPERE = re.compile(r'[KPV]100|P4|T4|GTX|RTX 20[678]0|TITAN|Quadro')
 LARGEST_MAP = 2**30  # bytes
 
 
-class RefusalError(ValueError):
+class RefusalError(MiraInputError):
   """A named implementation cannot serve."""
 
 
@@ -50,13 +54,47 @@ class Request(NamedTuple):
   dtype: Any
   mode: Mode
   target: Target
+  training: bool = False  # whether gradients are wanted
 
 
 class Implementation(NamedTuple):
   """One way to compute attention."""
 
-  operations: Callable[[], Operations]
+  operations: Callable[[Tunings], Operations]
   refusal: Callable[[Request], str | None]  # why not, or None
+  # What can be tuned, and candidates; the first is assumed to be the fastest.
+  space: Callable[[Request], dict[str, Sequence[Any]]] = lambda _: {}
+  tuning: Callable[..., Any] = dict  # a candidate, from its fields
+
+
+class Choice(NamedTuple):
+  """An implementation, and why it is the one."""
+
+  name: str  # a key of IMPLEMENTATIONS
+  why: str
+  tunings: Tunings = ()
+
+  @property
+  def operations(self) -> Operations:
+    return IMPLEMENTATIONS[self.name].operations(self.tunings)
+
+
+class Known(NamedTuple):
+  """What this process knows of its devices, see `learn`."""
+
+  target: Target | None = None
+  failed: Mapping[str, str] = {}  # implementation -> why it is not to be used
+  measured: Records | None = None
+  forced: str | None = None
+
+
+_known = Known()
+
+
+def learn(**facts: Any) -> None:
+  """Sets fields of `Known`, for what is traced from now on."""
+  global _known
+  _known = _known._replace(**facts)
 
 
 def target() -> Target:
@@ -69,7 +107,9 @@ def target() -> Target:
   return Target(platform, device.device_kind)
 
 
-def request(q: Array, k: Array, v: Array, mode: Mode) -> Request:
+def request(
+  q: Array, k: Array, v: Array, mode: Mode, training: bool = False
+) -> Request:
   """What these arrays ask of each device.
 
   Raises:
@@ -84,30 +124,67 @@ def request(q: Array, k: Array, v: Array, mode: Mode) -> Request:
   batch, length, heads, dim = q.shape
   batch //= partition.count(partition.clip_axes(batch))
   heads //= partition.count(partition.head_axes(heads))
-  return Request((batch, length, heads, dim), q.dtype, mode, target())
+  shape = batch, length, heads, dim
+  return Request(shape, q.dtype, mode, target(), training)
 
 
-def choose(asked: Request) -> tuple[str, str]:
-  """The implementation for a request, a key of IMPLEMENTATIONS, and why."""
+def choose(asked: Request) -> Choice:
+  """The implementation for a request, and why."""
+  for row, source in _measured(asked):
+    for name in row.by_speed():
+      if not _fault(name, asked):
+        why = f'the fastest of {len(row.milliseconds)}, {source}'
+        return Choice(name, why, _tunings(name, row))
+  return _assume(asked)
+
+
+def _measured(asked: Request) -> Iterator[tuple[records.Row, str]]:
+  """Rows that tell of a request, and their source; this machine's first."""
+  own = _known.measured
+  found = [own] if own and asked.target == _known.target else []
+  found += [x for x in records.shipped() if x.device == asked.target.kind]
+  for rows, source in ((x.rows, x.source) for x in found):
+    dtype = jnp.dtype(asked.dtype).name
+    like = asked.shape, dtype, asked.mode, asked.training
+    row = records.nearest(rows, *like)
+    if row:
+      yield row, source
+
+
+def _tunings(name: str, row: records.Row) -> Tunings:
+  found = row.tunings.get(name, {})
+  make = IMPLEMENTATIONS[name].tuning
+  return tuple((key, make(**fields)) for key, fields in sorted(found.items()))
+
+
+def _fault(name: str, asked: Request) -> str | None:
+  """Why an implementation cannot serve, or is not trusted to."""
+  reason = refusal(name, asked)
+  if reason is None and asked.target == _known.target:
+    reason = _known.failed.get(name)
+  return reason
+
+
+def _assume(asked: Request) -> Choice:
+  """The choice where nothing is measured."""
   batch, length, heads, _ = asked.shape
   platform, kind = asked.target
   if platform == 'cpu':
     if length <= 256:
-      return 'reference', f'maps of {length} tokens are small'
-    return 'streaming', 'tiles of the map stay in the cache'
-  kernels = {'tpu': ('pallas_tpu',), 'gpu': ('pallas_gpu', 'cudnn')}
+      return Choice('reference', f'maps of {length} tokens are small; assumed')
+    return Choice('streaming', 'tiles of the map stay in the cache; assumed')
   reasons = []
-  for name in kernels.get(platform, ()):
-    reason = refusal(name, asked)
+  for name in KERNELS.get(platform, ()):
+    reason = _fault(name, asked)
     if reason is None:
-      return name, f'made for {kind}'
+      return Choice(name, '; '.join([*reasons, f'made for {kind}; assumed']))
     reasons.append(f'{name} cannot: {reason}')
   size = 4 * batch * heads * length**2
   if size > LARGEST_MAP:
     reason = f'maps of {size / 2**30:.1f} GiB would fill the memory'
-    return 'streaming', '; '.join([*reasons, reason])
+    return Choice('streaming', '; '.join([*reasons, reason]))
   reason = f'one head at a time would leave a {platform} idle'
-  return 'reference', '; '.join([*reasons, reason])
+  return Choice('reference', '; '.join([*reasons, reason]))
 
 
 def refusal(name: str, asked: Request) -> str | None:
@@ -123,38 +200,62 @@ def refusal(name: str, asked: Request) -> str | None:
   return IMPLEMENTATIONS[name].refusal(asked)
 
 
-def resolve(name: str | None, asked: Request) -> str:
-  """The name of the implementation that will run.
+def resolve(name: str | Choice | None, asked: Request) -> Choice:
+  """The implementation that will run: the named, the forced, or the best one.
 
   Raises:
     ValueError: an unknown one.
     RefusalError: a named one that cannot serve.
   """
+  if isinstance(name, Choice):
+    return name
+  forced = name is None and _known.forced is not None
+  name = name or _known.forced
   if name is None:
-    return choose(asked)[0]
+    return choose(asked)
   reason = refusal(name, asked)
   if reason is not None:
-    raise RefusalError(
-      f'implementation {name!r} cannot serve: {reason}; use None, which takes '
-      f'{choose(asked)[0]!r} here'
-    )
-  return name
+    hint = f'it cannot serve: {reason}; leave it out (None), which takes '
+    hint += repr(choose(asked).name)
+    raise RefusalError('bad_value', f'attention={name}', hint)
+  why = 'as asked for by --attention' if forced else 'as configured'
+  rows = (row for row, _ in _measured(asked) if name in row.milliseconds)
+  row = next(rows, None)
+  return Choice(name, why, _tunings(name, row) if row else ())
 
 
 # ----- the implementations ----------------------------------------------------
 # Pallas takes a while to import: only when its kernels are asked for.
 
 
-def _pallas_gpu() -> Operations:
+@functools.cache
+def _pallas_gpu(tunings: Tunings) -> Operations:
   from mira_jax.kernels.gpu import passes
 
-  return vjp.operations(passes.PASSES)
+  return vjp.operations(passes.tuned(dict(tunings)))
 
 
-def _pallas_tpu() -> Operations:
+def _pallas_gpu_space(asked: Request) -> dict[str, Sequence[Any]]:
+  from mira_jax.kernels.gpu import passes
+
+  return passes.candidates(asked.mode, asked.training, asked.shape[-1])
+
+
+def _pallas_gpu_tuning(**fields: Any) -> Any:
+  from mira_jax.kernels.gpu import passes
+
+  return passes.Tuning(**fields)
+
+
+def _pallas_tpu(tunings: Tunings) -> Operations:
+  del tunings  # there are none
   from mira_jax.kernels.tpu import passes as pallas_tpu
 
   return vjp.operations(pallas_tpu.PASSES)
+
+
+def _streaming(tunings: Tunings) -> Operations:
+  return streaming.operations(dict(tunings).get('tiles', streaming.Tiling()))
 
 
 def _refusal_gpu(asked: Request) -> str | None:
@@ -185,9 +286,18 @@ def _refusal_cudnn(asked: Request) -> str | None:
 
 
 IMPLEMENTATIONS = {
-  'reference': Implementation(lambda: reference.OPERATIONS, lambda _: None),
-  'streaming': Implementation(lambda: streaming.OPERATIONS, lambda _: None),
-  'pallas_gpu': Implementation(_pallas_gpu, _refusal_gpu),
+  'reference': Implementation(lambda _: reference.OPERATIONS, lambda _: None),
+  'streaming': Implementation(
+    _streaming,
+    lambda _: None,
+    lambda asked: {'tiles': streaming.tilings(*asked.shape[:3])},
+    streaming.Tiling,
+  ),
+  'pallas_gpu': Implementation(
+    _pallas_gpu, _refusal_gpu, _pallas_gpu_space, _pallas_gpu_tuning
+  ),
   'pallas_tpu': Implementation(_pallas_tpu, _refusal_tpu),
-  'cudnn': Implementation(lambda: cudnn.OPERATIONS, _refusal_cudnn),
+  'cudnn': Implementation(lambda _: cudnn.OPERATIONS, _refusal_cudnn),
 }
+# Other than plain XLA, by platform, in the order of preference.
+KERNELS = {'tpu': ('pallas_tpu',), 'gpu': ('pallas_gpu', 'cudnn')}

@@ -16,9 +16,10 @@ In units of U, one L x L x D product per head:
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,53 +33,81 @@ from mira_jax.kernels.operations import (
 
 Array = jax.Array
 
-TILE = 800 * 1568  # numbers in a tile, at most: 5 MB of float32
 
+@dataclasses.dataclass(frozen=True)
+class Tiling:
+  """How the attention map is cut.
 
-# ----- heads and tiles -------------------------------------------------------
-
-
-def _over_heads(one: Callable[..., Any], arrays: tuple, shared: tuple = ()):
-  """Maps `one(*arrays of a head, *shared of a clip)` over clips and heads.
-
-  `arrays` are [B, L, H, ...] and `shared` [B, ...]; results are [B, H, ...].
+  Attributes:
+    numbers: in a tile, at most: 5 MB of float32.
+    at_once: what is computed at once, the rest one after the other: a 'head',
+      all heads of a 'clip', or the whole 'batch'.
   """
-  arrays = tuple(jnp.moveaxis(x, 2, 1) for x in arrays)
 
-  def clip(x):
-    heads, own = x
-    return jax.lax.map(lambda head: one(*head, *own), heads)
+  numbers: int = 800 * 1568
+  at_once: Literal['head', 'clip', 'batch'] = 'head'
 
-  return jax.lax.map(clip, (arrays, shared))
+  def over_heads(
+    self, one: Callable[..., Any], arrays: tuple, shared: tuple = ()
+  ) -> Any:
+    """Maps `one(cut, *arrays of a head, *shared of a clip)`.
+
+    `arrays` are [B, L, H, ...] and `shared` [B, ...]; results are [B, H, ...].
+    """
+    arrays = tuple(jnp.moveaxis(x, 2, 1) for x in arrays)
+    batch, heads, length = arrays[0].shape[:3]
+    clips = batch if self.at_once == 'batch' else 1
+    together = 1 if self.at_once == 'head' else heads
+    rows = max(self.numbers // (length * clips * together), 1)
+    one = functools.partial(one, _Cut(length, rows))
+
+    def clip(x):
+      heads, own = x
+      return _map(lambda head: one(*head, *own), heads, together)
+
+    return _map(clip, (arrays, shared), clips)
+
+
+def _map(one: Callable[[Any], Any], arrays: Any, at_once: int) -> Any:
+  """One after the other; or, where there are `at_once`, all together."""
+  if at_once > 1:
+    return jax.vmap(one)(arrays)
+  return jax.lax.map(one, arrays)
+
+
+# ----- tiles ------------------------------------------------------------------
+
+
+class _Cut(NamedTuple):
+  """How the rows of a head are cut into tiles."""
+
+  length: int
+  most: int  # rows of a tile
+
+  def tiles(self, x: Array, fill: float = 0.0) -> Array:
+    """Rows [L, ...] -> tiles [n, rows, ...], the last one filled up."""
+    count = -(-self.length // self.most)
+    rows = -(-self.length // count)
+    pad = [(0, count * rows - self.length)] + [(0, 0)] * (x.ndim - 1)
+    return jnp.pad(x, pad, constant_values=fill).reshape(
+      count, rows, *x.shape[1:]
+    )
+
+  def rows(self, x: Array) -> Array:
+    """The inverse of `tiles`."""
+    return x.reshape(-1, *x.shape[2:])[: self.length]
+
+  def row_tiles(self, lse: Array) -> Array:
+    """Log-sum-exps [L] or [L, 1] -> tiles [n, rows, 1].
+
+    That of a row which only fills up a tile is infinite: its softmax is 0.
+    """
+    return self.tiles(lse.reshape(-1, 1), jnp.inf)
 
 
 def _from_heads(x: Array) -> Array:
   """[B, H, L, D] -> [B, L, H, D]."""
   return jnp.moveaxis(x, 1, 2)
-
-
-def _tiles(x: Array, fill: float = 0.0) -> Array:
-  """Rows [L, ...] -> tiles [n, rows, ...], the last one filled up."""
-  length = x.shape[0]
-  count = -(-length // max(TILE // length, 1))
-  rows = -(-length // count)
-  pad = [(0, count * rows - length)] + [(0, 0)] * (x.ndim - 1)
-  return jnp.pad(x, pad, constant_values=fill).reshape(
-    count, rows, *x.shape[1:]
-  )
-
-
-def _rows(x: Array, length: int) -> Array:
-  """The inverse of `_tiles`."""
-  return x.reshape(-1, *x.shape[2:])[:length]
-
-
-def _row_tiles(lse: Array) -> Array:
-  """Log-sum-exps [L] or [L, 1] -> tiles [n, rows, 1].
-
-  That of a row which only fills up a tile is infinite: its softmax is 0.
-  """
-  return _tiles(lse.reshape(-1, 1), jnp.inf)
 
 
 def _product(x: Array, y: Array, contract: str) -> Array:
@@ -113,33 +142,33 @@ def _softmax(q: Array, k: Array, bias: Array | None = None):
 # ----- softmax(S + bias) v ----------------------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def biased_attention(q, k, v, bias, bias_gradient):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5))
+def biased_attention(tiling: Tiling, q, k, v, bias, bias_gradient):
   """softmax(S + bias) v, see `Operations.biased`."""
-  return _biased_fwd(q, k, v, bias, bias_gradient)[0]
+  return _biased_fwd(tiling, q, k, v, bias, bias_gradient)[0]
 
 
-def _biased_fwd(q, k, v, bias, bias_gradient):
+def _biased_fwd(tiling, q, k, v, bias, bias_gradient):
   del bias_gradient
 
-  def head(q, k, v, bias):
+  def head(cut, q, k, v, bias):
     def tile(_, q):
       e, total, lse = _softmax(q, k, bias)
       o = _product(e.astype(v.dtype), v, 'ij,jd->id') / total
       return None, (o.astype(v.dtype), lse[:, 0])
 
-    _, (o, lse) = jax.lax.scan(tile, None, _tiles(q))
-    return _rows(o, len(k)), _rows(lse, len(k))
+    _, (o, lse) = jax.lax.scan(tile, None, cut.tiles(q))
+    return cut.rows(o), cut.rows(lse)
 
-  y, lse = _over_heads(head, (q, k, v), (bias,))
+  y, lse = tiling.over_heads(head, (q, k, v), (bias,))
   y, lse = keep_output(_from_heads(y)), keep_rows(_from_heads(lse))
   return y, (q, k, v, bias, y, lse)
 
 
-def _biased_bwd(bias_gradient, residuals, g):
+def _biased_bwd(tiling, bias_gradient, residuals, g):
   q, k, v, bias, y, lse = residuals
 
-  def head(q, k, v, y, lse, g, bias):
+  def head(cut, q, k, v, y, lse, g, bias):
     def tile(sums, x):
       q, lse, delta, g = x
       p = jnp.exp(_logits(q, k, bias) - lse)
@@ -147,11 +176,16 @@ def _biased_bwd(bias_gradient, residuals, g):
       return _accumulate(sums, q, g, ds, p, ds), _to_q(ds, k)
 
     sums = _zeros(k, v, bias if bias_gradient else None)
-    xs = (_tiles(q), _row_tiles(lse), _tiles(_row_dot(g, y)), _tiles(g))
+    xs = (
+      cut.tiles(q),
+      cut.row_tiles(lse),
+      cut.tiles(_row_dot(g, y)),
+      cut.tiles(g),
+    )
     (dk, dv, db), dq = jax.lax.scan(tile, sums, xs)
-    return _rows(dq, len(k)), dk, dv, db
+    return cut.rows(dq), dk, dv, db
 
-  dq, dk, dv, db = _over_heads(head, (q, k, v, y, lse, g), (bias,))
+  dq, dk, dv, db = tiling.over_heads(head, (q, k, v, y, lse, g), (bias,))
   return *_like((dq, dk, dv), (q, k, v)), _gradient(db, bias)
 
 
@@ -161,16 +195,16 @@ biased_attention.defvjp(_biased_fwd, _biased_bwd)
 # ----- the key marginal of softmax(S) -----------------------------------------
 
 
-@jax.custom_vjp
-def attention_marginal(q, k):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def attention_marginal(tiling: Tiling, q, k):
   """Attention that each key receives, see `Operations.marginal`."""
-  return _marginal_fwd(q, k)[0]
+  return _marginal_fwd(tiling, q, k)[0]
 
 
-def _marginal_fwd(q, k):
+def _marginal_fwd(tiling, q, k):
   length, heads = q.shape[1:3]
 
-  def head(q, k):
+  def head(cut, q, k):
     def tile(mass, x):
       q, real = x
       e, total, lse = _softmax(q, k)
@@ -179,20 +213,22 @@ def _marginal_fwd(q, k):
       return mass, lse[:, 0]
 
     dtype = _wide(q.dtype)
-    real = _tiles(jnp.ones((length, 1), dtype))
-    mass, lse = jax.lax.scan(tile, jnp.zeros(length, dtype), (_tiles(q), real))
-    return mass, _rows(lse, length)
+    real = cut.tiles(jnp.ones((length, 1), dtype))
+    mass, lse = jax.lax.scan(
+      tile, jnp.zeros(length, dtype), (cut.tiles(q), real)
+    )
+    return mass, cut.rows(lse)
 
-  mass, lse = _over_heads(head, (q, k))
+  mass, lse = tiling.over_heads(head, (q, k))
   marginal = keep_rows(mass.sum(1) / (heads * length))
   return marginal, (q, k, keep_rows(_from_heads(lse)))
 
 
-def _marginal_bwd(residuals, g):
+def _marginal_bwd(tiling, residuals, g):
   q, k, lse = residuals
   gamma = g / (q.shape[1] * q.shape[2])
 
-  def head(q, k, lse, gamma):
+  def head(cut, q, k, lse, gamma):
     def tile(sums, x):
       q, lse = x
       a = jnp.exp(_logits(q, k) - lse)
@@ -200,10 +236,12 @@ def _marginal_bwd(residuals, g):
       return _accumulate(sums, q, None, ds), _to_q(ds, k)
 
     sums = _zeros(k, None, None)
-    (dk, _, _), dq = jax.lax.scan(tile, sums, (_tiles(q), _row_tiles(lse)))
-    return _rows(dq, len(k)), dk
+    (dk, _, _), dq = jax.lax.scan(
+      tile, sums, (cut.tiles(q), cut.row_tiles(lse))
+    )
+    return cut.rows(dq), dk
 
-  dq, dk = _over_heads(head, (q, k, lse), (gamma,))
+  dq, dk = tiling.over_heads(head, (q, k, lse), (gamma,))
   return _like((dq, dk), (q, k))
 
 
@@ -213,17 +251,19 @@ attention_marginal.defvjp(_marginal_fwd, _marginal_bwd)
 # ----- redistribute(softmax(S), gain) v ---------------------------------------
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
-def redistributed_attention(q, k, v, gain, residual_mix, floor, gain_gradient):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6, 7))
+def redistributed_attention(
+  tiling: Tiling, q, k, v, gain, residual_mix, floor, gain_gradient
+):
   """redistribute(softmax(S), gain) v, see `Operations.redistributed`."""
   options = residual_mix, floor, gain_gradient
-  return _redistributed_fwd(q, k, v, gain, *options)[0]
+  return _redistributed_fwd(tiling, q, k, v, gain, *options)[0]
 
 
-def _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient):
+def _redistributed_fwd(tiling, q, k, v, gain, mix, floor, gain_gradient):
   del gain_gradient
 
-  def head(q, k, v, gain):
+  def head(cut, q, k, v, gain):
     mean = v.mean(0, dtype=gain.dtype)
 
     def tile(_, q):
@@ -237,18 +277,18 @@ def _redistributed_fwd(q, k, v, gain, mix, floor, gain_gradient):
       rows = jnp.concatenate([lse, norm], -1)
       return None, (o.astype(v.dtype), rows)
 
-    _, (o, rows) = jax.lax.scan(tile, None, _tiles(q))
-    return _rows(o, len(k)), _rows(rows, len(k))
+    _, (o, rows) = jax.lax.scan(tile, None, cut.tiles(q))
+    return cut.rows(o), cut.rows(rows)
 
-  y, rows = _over_heads(head, (q, k, v), (gain,))
+  y, rows = tiling.over_heads(head, (q, k, v), (gain,))
   y, rows = keep_output(_from_heads(y)), keep_rows(_from_heads(rows))
   return y, (q, k, v, gain, y, rows)
 
 
-def _redistributed_bwd(mix, floor, gain_gradient, residuals, g):
+def _redistributed_bwd(tiling, mix, floor, gain_gradient, residuals, g):
   q, k, v, gain, y, rows = residuals
 
-  def head(q, k, v, y, rows, g, gain):
+  def head(cut, q, k, v, y, rows, g, gain):
     length = len(k)
     lse, norm = rows[:, :1], rows[:, 1:]
     mean = v.mean(0, keepdims=True, dtype=gain.dtype)
@@ -274,28 +314,43 @@ def _redistributed_bwd(mix, floor, gain_gradient, residuals, g):
       return _accumulate(sums, q, g, ds, weight, t), _to_q(ds, k)
 
     sums = _zeros(k, v, gain if gain_gradient else None)
-    tiles = tuple(map(_tiles, xs, fills))
-    (dk, dv, da), dq = jax.lax.scan(tile, sums, (_row_tiles(lse), *tiles))
+    tiles = tuple(map(cut.tiles, xs, fills))
+    (dk, dv, da), dq = jax.lax.scan(tile, sums, (cut.row_tiles(lse), *tiles))
     dv = dv + (share * g).sum(0) / length
-    return _rows(dq, length), dk, dv, da
+    return cut.rows(dq), dk, dv, da
 
-  dq, dk, dv, da = _over_heads(head, (q, k, v, y, rows, g), (gain,))
+  dq, dk, dv, da = tiling.over_heads(head, (q, k, v, y, rows, g), (gain,))
   return *_like((dq, dk, dv), (q, k, v)), _gradient(da, gain)
 
 
 redistributed_attention.defvjp(_redistributed_fwd, _redistributed_bwd)
 
 
-def _marginal(q, k):
-  return attention_marginal(q, k), None
+@functools.cache
+def operations(tiling: Tiling) -> Operations:
+  """The operations with tiles of a size."""
+
+  def marginal(q, k):
+    return attention_marginal(tiling, q, k), None
+
+  def redistributed(*arguments):
+    # Rows are whole: a log-sum-exp, if it is there, is not needed.
+    return redistributed_attention(tiling, *arguments[:7])
+
+  biased = functools.partial(biased_attention, tiling)
+  return Operations(biased, marginal, redistributed)
 
 
-def _redistributed(q, k, v, gain, mix, floor, gain_gradient, lse=None):
-  del lse  # rows are whole: their sums are at hand
-  return redistributed_attention(q, k, v, gain, mix, floor, gain_gradient)
-
-
-OPERATIONS = Operations(biased_attention, _marginal, _redistributed)
+def tilings(batch: int, length: int, heads: int) -> list[Tiling]:
+  """Tilings worth a try, each with another cut; the first is the default."""
+  found = {}
+  for at_once, maps in ('head', 1), ('clip', heads), ('batch', batch * heads):
+    for numbers in (Tiling.numbers, *(2**n for n in (17, 18, 19, 21, 22))):
+      rows = max(numbers // (maps * length), 1)
+      tiles = -(-length // rows)
+      if tiles <= 32:  # smaller products are not worth a try
+        found.setdefault((at_once, tiles), Tiling(numbers, at_once))
+  return list(found.values()) or [Tiling()]
 
 
 # ----- gradients of a head ----------------------------------------------------

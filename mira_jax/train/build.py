@@ -144,7 +144,7 @@ def attention_choice(
     num_prefix: class tokens in front of them.
 
   Raises:
-    MiraInputError: the configured one does not run here.
+    MiraInputError: the configured or forced one does not run here.
   """
   (temporal, spatial), heads = tokens, model.heads
   mode = 'plain' if model.mira is None else model.mira.mode
@@ -156,14 +156,9 @@ def attention_choice(
   shape = (batch_size, length + num_prefix, heads, model.dim // model.heads)
   q: Any = jax.ShapeDtypeStruct(shape, model.dtype)
   with sharding.ambient(mesh):
-    asked = dispatch.request(q, q, q, mode)
-    if model.attention is None:
-      return 'attention: {} ({})'.format(*dispatch.choose(asked))
-    try:
-      name = dispatch.resolve(model.attention, asked)
-    except dispatch.RefusalError as error:
-      raise config.bad_config('model.attention', str(error)) from error
-  return f'attention: {name} (as configured)'
+    asked = dispatch.request(q, q, q, mode, training=True)
+    choice = dispatch.resolve(model.attention, asked)
+  return f'attention: {choice.name} ({choice.why})'
 
 
 # ----- the step ---------------------------------------------------------------

@@ -142,7 +142,7 @@ def test_an_h200_gets_its_kernels():
   with jax.set_mesh(gpu.mesh()):
     target = dispatch.target()
     asked = dispatch.Request(gpu.SHAPES['long'], jnp.bfloat16, 'exact', target)
-    assert dispatch.choose(asked)[0] == 'pallas_gpu'
+    assert dispatch.choose(asked).name == 'pallas_gpu'
   assert target == dispatch.Target('gpu', 'NVIDIA H200')
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import plain_passes
 from mira_jax.kernels import cudnn, dispatch, reference, streaming, vjp
 from mira_jax.kernels.attention import mira_attention, redistributed_attention
+from mira_jax.kernels.streaming import Tiling
 from mira_jax.kernels.tpu import blocks
 from mira_jax.kernels.tpu import passes as pallas_tpu
 from mira_jax.mira import MiraConfig, redistribute
@@ -71,9 +72,15 @@ def assert_close(ours, expected, rtol=1e-10, atol=1e-14):
     np.testing.assert_allclose(a, b, rtol=rtol, atol=atol)
 
 
+def put(monkeypatch, name, operations):
+  """Makes an implementation that serves everything."""
+  serves = dispatch.Implementation(lambda _: operations, lambda _: None)
+  monkeypatch.setitem(dispatch.IMPLEMENTATIONS, name, serves)
+
+
 @pytest.fixture
 def small_tiles(monkeypatch):
-  monkeypatch.setattr(streaming, 'TILE', 10 * 28)
+  put(monkeypatch, 'streaming', streaming.operations(Tiling(10 * 28)))
   monkeypatch.setattr(blocks, 'ROWS', (16, 16))
 
 
@@ -85,10 +92,7 @@ def interpreters(monkeypatch):
     'pallas_tpu': pallas_tpu.PASSES,
   }
   for name, passes in sets.items():
-    implementation = dispatch.Implementation(
-      functools.partial(vjp.operations, passes), lambda request: None
-    )
-    monkeypatch.setitem(dispatch.IMPLEMENTATIONS, name, implementation)
+    put(monkeypatch, name, vjp.operations(passes))
   monkeypatch.setattr(blocks, 'INTERPRET', True)
 
 
@@ -128,20 +132,22 @@ def test_value_and_gradients(name, config):
 
 
 @pytest.mark.parametrize('name', IN_FLOAT64)
-@settings(max_examples=3, derandomize=True, deadline=None, database=None)
+@settings(max_examples=4, derandomize=True, deadline=None, database=None)
 @given(
   shape=st.tuples(*(st.integers(1, x) for x in (2, 17, 3, 9))),
-  tile=st.integers(1, 60),
+  tiling=st.builds(
+    Tiling, st.integers(1, 60), st.sampled_from(['head', 'clip', 'batch'])
+  ),
   mix=st.sampled_from([0.0, 0.4, 1.0]),
   floor=st.sampled_from([0.0, 0.2, 1.0]),
   by_gain=st.booleans(),
   seed=st.integers(0, 99),
 )
-def test_any_shape(name, shape, tile, mix, floor, by_gain, seed):
+def test_any_shape(name, shape, tiling, mix, floor, by_gain, seed):
   rng = np.random.default_rng(seed)
   operations = {
     'reference': reference.OPERATIONS,
-    'streaming': streaming.OPERATIONS,
+    'streaming': streaming.operations(tiling),
     'passes': vjp.operations(plain_passes.PASSES),
   }
 
@@ -151,8 +157,7 @@ def test_any_shape(name, shape, tile, mix, floor, by_gain, seed):
     marginal = operations.marginal(q, k)[0]
     return (weight * y).sum() + (weight * z * z).sum() + (marginal * gain).sum()
 
-  with jax.enable_x64(True), pytest.MonkeyPatch.context() as patch:
-    patch.setattr(streaming, 'TILE', tile)
+  with jax.enable_x64(True):
     q, k, v, weight = (jnp.asarray(rng.normal(size=shape)) for _ in range(4))
     gain = jnp.asarray(rng.uniform(0.5, 1.6, shape[:2]))
     ours, expected = (

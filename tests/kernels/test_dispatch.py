@@ -63,7 +63,7 @@ def request(
   ],
 )
 def test_the_choice_fits_device_shape_and_dtype(asked, name):
-  chosen, reason = dispatch.choose(asked)
+  chosen, reason, _ = dispatch.choose(asked)
   assert chosen == name
   assert reason
   if asked.target.platform != 'cpu' and chosen in ('reference', 'streaming'):
@@ -72,7 +72,9 @@ def test_the_choice_fits_device_shape_and_dtype(asked, name):
 
 def test_errors_of_a_named_implementation():
   q = k = v = jnp.ones((1, 8, 1, 4))
-  with pytest.raises(ValueError, match=r'not on cpu; use None.*reference'):
+  with pytest.raises(
+    ValueError, match=r"not on cpu; leave it out.*'reference'"
+  ):
     redistributed_attention(q, k, v, None, implementation='pallas_gpu')
   with pytest.raises(ValueError, match='runs on TPU v5e'):
     attention_marginal(q, k, implementation='pallas_tpu')
@@ -100,7 +102,7 @@ def test_a_jax_without_mosaic_gpu_is_a_reason(monkeypatch):
   monkeypatch.setitem(sys.modules, plgpu.__name__, None)
   monkeypatch.delattr(sys.modules['jax.experimental.pallas'], 'mosaic_gpu')
   assert 'no Mosaic GPU' in dispatch.refusal('pallas_gpu', HOPPER)
-  assert dispatch.choose(HOPPER)[0] == 'cudnn'
+  assert dispatch.choose(HOPPER).name == 'cudnn'
 
 
 @pytest.mark.usefixtures('not_imported')

@@ -59,7 +59,7 @@ def test_case_passes(case, dtype):
 )
 def test_cases_pass_through_kernels(monkeypatch, attention, dtype, model):
   interpreted = dispatch.Implementation(
-    lambda: vjp.operations(passes.PASSES), lambda request: None
+    lambda _: vjp.operations(passes.PASSES), lambda _: None
   )
   monkeypatch.setattr(blocks, 'INTERPRET', True)
   monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'pallas_tpu', interpreted)

@@ -80,9 +80,51 @@ def tuning(sweep_name: str, width: int) -> Tuning:
   if width > 80:
     columns = 32 if sweep_name.endswith('dkv') else 64
     best = dataclasses.replace(best, columns=columns, warpgroups=2)
+  return _staged(best, width)
+
+
+def _staged(tuning: Tuning, width: int) -> Tuning:
   # Small tiles pass by faster: a third stage hides more of a copy's latency.
-  stages = 3 if best.columns * width <= 64 * 80 else 2
-  return dataclasses.replace(best, stages=stages)
+  stages = 3 if tuning.columns * width <= 64 * 80 else 2
+  return dataclasses.replace(tuning, stages=stages)
+
+
+# The sweeps of a forward pass, and those that a backward pass adds, by whether
+# the mode is exact.
+SWEEPS = {
+  False: (('attend',), ('dq', 'dkv')),
+  True: (
+    ('logsumexp', 'mass', 'redistribute'),
+    ('marginal_dq', 'marginal_dk', 'redistribute_dq', 'redistribute_dkv'),
+  ),
+}
+# Columns and consumers that may be the best of some sweep.
+SIZES = ((64, 2), (96, 2), (128, 2), (224, 2), (64, 3), (96, 3))
+SIZES += ((128, 3), (160, 3))
+
+
+def candidates(
+  mode: str, training: bool, width: int
+) -> dict[str, list[Tuning]]:
+  """Tunings worth a try of each sweep of a mode, the assumed one first.
+
+  Those that need more registers or memory than there is do not compile.
+  """
+  forward, back = SWEEPS[mode == 'exact']
+  found = {}
+  for name in forward + (back if training else ()):
+    first = tuning(name, width)
+    sizes = [
+      dataclasses.replace(first, columns=columns, warpgroups=count)
+      for columns, count in SIZES
+    ]
+    tried = [first, dataclasses.replace(first, persistent=not first.persistent)]
+    for size in (first, *sizes):
+      tried += [dataclasses.replace(size, held=held) for held in (False, True)]
+    if name == 'attend':
+      tried.append(Tuning(64, 128, turns=True))
+    found[name] = list(dict.fromkeys(_staged(x, width) for x in tried))
+  return found
 
 
 # ----- the six passes ---------------------------------------------------------
