@@ -20,7 +20,7 @@ FLOORS = (
   ('inference',),
   ('weights',),
   ('config',),
-  ('models', 'prepare'),
+  ('models', 'prepare', 'tuning'),
   ('kernels', 'synthetic'),
   ('augment', 'data'),
   ('devices', 'video'),

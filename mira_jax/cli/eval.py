@@ -30,7 +30,6 @@ from mira_jax.cli import hosts, start
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import label_map, pool
-from mira_jax.devices import platform
 from mira_jax.errors import (
   ExitCode,
   MiraInputError,
@@ -65,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   int8 = 'hold the weights in eight bits, as mira predict --int8 does'
   add('--int8', action='store_true', help=int8)
-  platform.add_argument(parser)
+  start.add_arguments(parser)
   hosts.add_arguments(parser)
 
 

@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from mira_jax import files, terminal
-from mira_jax.cli import weight_flags
+from mira_jax.cli import start, weight_flags
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline
-from mira_jax.devices import memory, platform
+from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import feature_file
 from mira_jax.inference import engine, load
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--views', type=at_least(1, most=1000), default=1)
   add('--batch-size', type=at_least(1), default=8)
   add('--threads', type=at_least(1), default=16)
-  platform.add_argument(parser)
+  start.add_arguments(parser)
 
 
 @memory.explained()
@@ -57,8 +57,7 @@ def run(args: argparse.Namespace) -> int:
   if out.suffix != '.npz':
     raise MiraInputError('bad_name', out, 'end the name in .npz')
   files.open_folder(out.parent)
-  platform.start(args.device)
-  engine.use_compile_cache()
+  start.device(args)
   dataset = prepared.open(args.dataset)
   splits = args.splits.split(',') if args.splits else list(dataset.splits)
   path = args.workdir or args.weights

@@ -32,6 +32,7 @@ COMMANDS = {
   'export': 'write a model as a program that needs only jax',
   'draw': 'draw a synthetic face as a video',
   'compare': "compare numbers with the reference's",
+  'tune': 'find the fastest attention on this machine',
   'aot': "compile a training step for a device you don't have",
 }
 

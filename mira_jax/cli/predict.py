@@ -29,12 +29,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from mira_jax import figures, files, terminal
-from mira_jax.cli import printer, weight_flags
+from mira_jax.cli import printer, start, weight_flags
 from mira_jax.cli.arguments import above_zero, at_least
 from mira_jax.data import trees
-from mira_jax.devices import memory, platform
+from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
-from mira_jax.inference import engine, find_clips, predictor, untrusted, webcam
+from mira_jax.inference import find_clips, predictor, untrusted, webcam
 from mira_jax.video import footage
 
 DEFAULT_RUN = 'runs/quickstart'
@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   add('--threads', type=at_least(1), default=2, help=ahead)
   add('--format', choices=printer.FORMATS, default='table')
   add('--json', action='store_const', dest='format', const='json')
-  platform.add_argument(parser)
+  start.add_arguments(parser)
 
 
 @memory.explained()
@@ -87,8 +87,7 @@ def run(args: argparse.Namespace) -> int:
   clips = found.clips
   if args.webcam is not None:
     clips = [f'webcam-{args.webcam}']
-  platform.start(args.device)
-  engine.use_compile_cache()
+  start.device(args)
   model = _load(args)
   if not (model.has_records or args.timeline):
     out = None  # an export has no attention to picture

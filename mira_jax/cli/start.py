@@ -1,33 +1,59 @@
-"""What `mira train` and `mira eval` do before they compute."""
+"""What commands do before they compute."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from absl import flags, logging
 
 from mira_jax.cli import hosts
 from mira_jax.devices import memory, platform
 from mira_jax.inference import engine
+from mira_jax.kernels import dispatch
 from mira_jax.train import checkpoint
+from mira_jax.tuning import verdicts
 
 _process = contextlib.ExitStack()  # open until the process ends
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds --device and --attention, for `device`."""
+  platform.add_argument(parser)
+  text = 'the implementation to use, whether or not its check here failed; by '
+  text += 'default the fastest (mira tune)'
+  parser.add_argument(
+    '--attention', choices=tuple(dispatch.IMPLEMENTATIONS), help=text
+  )
+
+
+def device(
+  args: argparse.Namespace, meet: Callable[[], None] | None = None
+) -> None:
+  """Starts JAX and chooses among the implementations of attention.
+
+  Raises:
+    MiraInputError: see `platform.start`.
+  """
+  forced = args.attention
+  verdict = verdicts.Verdict() if forced else verdicts.examine(args.device)
+  platform.start(args.device, meet=meet)
+  verdicts.adopt(verdict, forced)
+  engine.use_compile_cache()
+
+
 @contextlib.contextmanager
 def devices(args: argparse.Namespace) -> Iterator[None]:
-  """Starts JAX on the devices and hosts of the flags; see `memory.explained`.
+  """`device` with the hosts of the flags; see `memory.explained`.
 
   Raises:
     MiraInputError: see `platform.start` and `hosts.join`.
   """
   _set_up_logging()
   with memory.explained():
-    platform.start(args.device, meet=lambda: hosts.join(args))
-    engine.use_compile_cache()
+    device(args, meet=lambda: hosts.join(args))
     yield
 
 

@@ -14,7 +14,6 @@ import argparse
 
 from mira_jax import config
 from mira_jax.cli import hosts, start
-from mira_jax.devices import platform
 from mira_jax.errors import ExitCode
 from mira_jax.train import loop, run_folder
 
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add('--config', required=True, metavar='NAME', help='or FILE; mira configs')
   add('--workdir', required=True, metavar='DIR', help='folder of the run')
-  platform.add_argument(parser)
+  start.add_arguments(parser)
   hosts.add_arguments(parser)
   strict = 'auto goes back over damaged checkpoints; strict ends with an error'
   add('--resume', choices=('auto', 'strict'), default='auto', help=strict)
@@ -38,7 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
   """Trains, or goes on with a run."""
-  cfg = config.load(args.config, args.flags)
+  flags = args.flags
+  if args.attention:
+    flags = [*flags, f'--config.model.attention={args.attention}']
+  cfg = config.load(args.config, flags)
   with start.devices(args):
     loop.train(
       cfg,

@@ -15,6 +15,7 @@ from mira_jax.inference import exported, find_clips
 from mira_jax.inference import load as loading
 from mira_jax.inference.engine import Engine, Record
 from mira_jax.inference.scorer import Scorer
+from mira_jax.tuning import verdicts
 from mira_jax.video import decode, footage, geometry
 from mira_jax.weights import infer_model
 
@@ -296,6 +297,7 @@ def load(
     program = exported.load(path, size, time_limit)
     infer_model.check_overrides(program.card, known, path)
     return Predictor(program, program.card, views=views)
+  verdicts.ensure()
   found = loading.read(path, known)
   if loading.is_classifier(found.metadata):
     options = {'dtype': dtype, 'eight_bits': int8}

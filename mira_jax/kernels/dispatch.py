@@ -97,6 +97,11 @@ def learn(**facts: Any) -> None:
   _known = _known._replace(**facts)
 
 
+def known() -> Known:
+  """What `learn` has set so far."""
+  return _known
+
+
 def target() -> Target:
   """The device of the ambient mesh (`jax.set_mesh`), else the default one."""
   device = jax.sharding.get_abstract_mesh().abstract_device
@@ -169,10 +174,6 @@ def _assume(asked: Request) -> Choice:
   """The choice where nothing is measured."""
   batch, length, heads, _ = asked.shape
   platform, kind = asked.target
-  if platform == 'cpu':
-    if length <= 256:
-      return Choice('reference', f'maps of {length} tokens are small; assumed')
-    return Choice('streaming', 'tiles of the map stay in the cache; assumed')
   reasons = []
   for name in KERNELS.get(platform, ()):
     reason = _fault(name, asked)
@@ -180,11 +181,15 @@ def _assume(asked: Request) -> Choice:
       return Choice(name, '; '.join([*reasons, f'made for {kind}; assumed']))
     reasons.append(f'{name} cannot: {reason}')
   size = 4 * batch * heads * length**2
-  if size > LARGEST_MAP:
-    reason = f'maps of {size / 2**30:.1f} GiB would fill the memory'
-    return Choice('streaming', '; '.join([*reasons, reason]))
-  reason = f'one head at a time would leave a {platform} idle'
-  return Choice('reference', '; '.join([*reasons, reason]))
+  if platform == 'cpu':
+    name, why = 'streaming', 'tiles of the map stay in the cache'
+    if length <= 256:
+      name, why = 'reference', f'maps of {length} tokens are small'
+  elif size > LARGEST_MAP:
+    name, why = 'streaming', f'maps of {size / 2**30:.1f} GiB fill the memory'
+  else:
+    name, why = 'reference', f'one head at a time leaves a {platform} idle'
+  return Choice(name, '; '.join([*reasons, f'{why}; assumed']))
 
 
 def refusal(name: str, asked: Request) -> str | None:

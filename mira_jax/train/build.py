@@ -68,15 +68,11 @@ def classifier(
   )
   if cfg.optim.freeze_backbone:
     objective = losses.freeze_backbone(objective)
-  temporal, height, width = model.grid
-  tokens = temporal, height * width
-  prefix = int(model.pool == 'cls')
-  attention = attention_choice(model, tokens, _rows(cfg), mesh, prefix)
 
   def init(key: jax.Array) -> PyTree:
     return model.init(key, jnp.zeros(video_shape(cfg), jnp.float32))
 
-  return Program(model, init, objective, attention)
+  return Program(model, init, objective, _attention(cfg, model, mesh))
 
 
 def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
@@ -87,10 +83,6 @@ def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
   decoder = {n: x for n, x in fields if n.startswith('decoder_')}
   model = build.build_autoencoder(dataclasses.asdict(cfg.model), decoder)
   draw = functools.partial(draw_mask, cfg, shape=video_shape(cfg))
-  mask, hidden = draw(jax.random.key(0))
-  temporal = cfg.model.frames // cfg.model.tubelet
-  tokens = temporal, (mask.shape[1] - hidden) // temporal
-  attention = attention_choice(model, tokens, _rows(cfg), mesh)
   objective = losses.reconstruction(
     model,
     config.augment(cfg.data),
@@ -104,7 +96,7 @@ def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
     video = jnp.zeros(video_shape(cfg), jnp.float32)
     return model.init(key, video, mask, num_masked=hidden)
 
-  return Program(model, init, objective, attention)
+  return Program(model, init, objective, _attention(cfg, model, mesh))
 
 
 def draw_mask(
@@ -122,43 +114,63 @@ def draw_mask(
   )
 
 
-def _rows(cfg: config.Config) -> int:
-  """Clips that go through the model at once, over all devices."""
-  return cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
+# ----- attention --------------------------------------------------------------
 
 
-def attention_choice(
-  model: Model,
-  tokens: tuple[int, int],
-  batch_size: int,
-  mesh: Mesh,
-  num_prefix: int = 0,
-) -> str:
-  """The attention implementation that runs, and why, in one line.
+class AttentionCall(NamedTuple):
+  """What a part of a model asks of attention, in all clips of a batch."""
+
+  part: str  # 'encoder' or 'decoder'
+  shape: tuple[int, int, int, int]  # [B, L, H, D] of queries
+  dtype: Any
+  mode: dispatch.Mode
+
+
+def attention_calls(cfg: config.Config, model: Model) -> list[AttentionCall]:
+  """One call of the encoder, and one of the decoder if there is one.
 
   Args:
-    model: classifier or autoencoder.
-    tokens: temporal tokens, and how many spatial ones of each the encoder sees.
-    batch_size: B.
-    mesh: of the devices.
-    num_prefix: class tokens in front of them.
+    cfg: the configuration.
+    model: that it makes.
+  """
+  rows = cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
+  temporal = cfg.model.frames // cfg.model.tubelet
+  spatial = whole = (cfg.model.image_size // cfg.model.patch) ** 2
+  if cfg.pretrain:
+    mask, hidden = draw_mask(cfg, jax.random.key(0), shape=video_shape(cfg))
+    spatial = (mask.shape[1] - hidden) // temporal
+  batch, length, heads = rows, temporal * spatial, model.heads
+  mode = 'plain' if model.mira is None else model.mira.mode
+  if model.variant.startswith('factorised'):  # within frames, without MiRA
+    batch, length, mode = rows * temporal, spatial, 'plain'
+  if model.variant == 'factorised_dot_product':
+    heads //= 2
+  length += getattr(model, 'pool', 'mean') == 'cls'
+  shape = batch, length, heads, model.dim // model.heads
+  calls = [AttentionCall('encoder', shape, model.dtype, mode)]
+  if isinstance(model, mae.MaskedAutoencoder):
+    heads = model.decoder_heads
+    shape = rows, temporal * whole, heads, model.decoder_dim // heads
+    calls.append(AttentionCall('decoder', shape, model.dtype, 'plain'))
+  return calls
+
+
+def _attention(cfg: config.Config, model: Model, mesh: Mesh) -> str:
+  """The attention implementation that runs, and why, in one line.
 
   Raises:
     MiraInputError: the configured or forced one does not run here.
   """
-  (temporal, spatial), heads = tokens, model.heads
-  mode = 'plain' if model.mira is None else model.mira.mode
-  length = temporal * spatial
-  if model.variant.startswith('factorised'):  # within frames, without MiRA
-    batch_size, length, mode = batch_size * temporal, spatial, 'plain'
-  if model.variant == 'factorised_dot_product':
-    heads //= 2
-  shape = (batch_size, length + num_prefix, heads, model.dim // model.heads)
-  q: Any = jax.ShapeDtypeStruct(shape, model.dtype)
+  lines = {}
   with sharding.ambient(mesh):
-    asked = dispatch.request(q, q, q, mode, training=True)
-    choice = dispatch.resolve(model.attention, asked)
-  return f'attention: {choice.name} ({choice.why})'
+    for part, shape, dtype, mode in attention_calls(cfg, model):
+      q: Any = jax.ShapeDtypeStruct(shape, dtype)
+      asked = dispatch.request(q, q, q, mode, training=True)
+      choice = dispatch.resolve(model.attention, asked)
+      lines.setdefault(f'{choice.name} ({choice.why})', part)
+  first, *others = lines
+  parts = [f'{lines[line]}: {line}' for line in others]
+  return '; '.join([f'attention: {first}', *parts])
 
 
 # ----- the step ---------------------------------------------------------------

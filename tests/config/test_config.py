@@ -14,7 +14,6 @@ from mira_jax.cli import main
 from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.mira import MiraConfig
-from mira_jax.models.build import build_model
 from mira_jax.models.mae import MaskedAutoencoder
 from mira_jax.models.vivit import ViViT
 from mira_jax.train import build
@@ -184,13 +183,13 @@ def test_from_json_of_another_version():
 
 def test_the_attention_that_will_run_is_named_with_its_reason():
   cfg = parse()
+  cfg.model.num_classes = 7
 
   def choice():
-    model = build_model(dataclasses.asdict(cfg.model))
-    return build.attention_choice(model, (8, 16), 8, sharding.make_mesh())
+    return build.make(cfg, sharding.make_mesh()).attention
 
-  line = choice()
-  assert line == 'attention: reference (maps of 128 tokens are small)'
+  reason = 'maps of 128 tokens are small; assumed'
+  assert choice() == f'attention: reference ({reason})'
   cfg.model.attention = 'pallas_tpu'
   with pytest.raises(MiraInputError, match='v6e, not on cpu'):
     choice()

@@ -1,0 +1,1 @@
+"""What attention's implementations do on this machine: checks and times."""

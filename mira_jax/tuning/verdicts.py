@@ -1,0 +1,219 @@
+"""Which kernels work on this machine, found out once and kept.
+
+Before JAX takes the devices, `examine` checks every kernel that would be chosen
+in a child: one that hangs must not hang a training, and a TPU serves a single
+process. The verdict is kept by device, driver, and the versions of jax and of
+the kernels. `adopt` tells `kernels.dispatch`, the same on all hosts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from mira_jax import files, terminal
+from mira_jax.devices import hardware
+from mira_jax.errors import MiraInputError
+from mira_jax.kernels import dispatch, records
+from mira_jax.tuning.child import ONE_DEVICE, Child, ChildError
+
+LIMIT = 240.0  # seconds of a check, most of them the compiler's
+CHECK, DEVICE = 'mira_jax.tuning.checks:check', 'mira_jax.tuning.checks:device'
+_PACKAGES = (
+  'jax',
+  'jaxlib',
+  'libtpu',
+  'jax-cuda13-plugin',
+  'jax-cuda12-plugin',
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+  """What checks of kernels found.
+
+  Attributes:
+    device: its kind, such as 'NVIDIA H200'.
+    passed: names of implementations.
+    failed: others, and why.
+  """
+
+  device: str = ''
+  passed: tuple[str, ...] = ()
+  failed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+# ----- finding out ------------------------------------------------------------
+
+
+def examine(device: str | None = None, limit: float = LIMIT) -> Verdict:
+  """The verdict on the kernels of this machine, from the cache or a child.
+
+  Args:
+    device: of `platform.start`.
+    limit: seconds of a check.
+  """
+  wanted = device or os.environ.get('JAX_PLATFORMS', '').partition(',')[0]
+  found = hardware.accelerators()
+  if wanted == 'cpu' or not found:
+    return Verdict()
+  path = folder() / f'check-{_digest(found)}.json'
+  until = time.monotonic() + 2 * limit
+  while True:
+    try:
+      with files.lock(path.with_suffix('.lock')):
+        kept = _read(path)
+        if kept is None:
+          kept = _check_all(wanted, limit)
+          if kept.passed or kept.failed:
+            text = json.dumps(dataclasses.asdict(kept), indent=2)
+            files.write_text(path, text)
+        return kept
+    except MiraInputError as error:
+      if error.code != 'locked' or time.monotonic() > until:
+        _say(f'kernels are not checked: {error}')
+        return Verdict()
+    time.sleep(0.5)  # another process of this machine checks them
+
+
+def folder() -> pathlib.Path:
+  """Where verdicts and times are kept."""
+  return files.cache() / 'attention'
+
+
+def _digest(found: list[str]) -> str:
+  """A digest of all that a verdict depends on."""
+  versions = [_version(name) for name in _PACKAGES]
+  facts = [found, versions, records.version()]
+  return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+  try:
+    return importlib.metadata.version(package)
+  except importlib.metadata.PackageNotFoundError:
+    return ''
+
+
+def _read(path: pathlib.Path) -> Verdict | None:
+  try:
+    device, passed, failed = json.loads(path.read_text()).values()
+    return Verdict(device, tuple(passed), dict(failed))
+  except (OSError, ValueError, TypeError):  # missing, or damaged: made anew
+    return None
+
+
+def _check_all(wanted: str, limit: float) -> Verdict:
+  """Checks the kernels of the device that a child finds."""
+  own = dict(ONE_DEVICE)
+  if wanted:
+    own['JAX_PLATFORMS'] = wanted if wanted != 'gpu' else 'cuda'
+  passed, failed = [], {}
+  with Child(**own) as child:
+    try:
+      platform, kind = child.call(DEVICE, LIMIT)
+    except ChildError as error:
+      _say(f'kernels are not checked: no device ({error})')
+      return Verdict()
+    for name in dispatch.KERNELS.get(platform, ()):
+      _say(f'checks {name} on {kind}, once')
+      try:
+        if child.call(CHECK, limit, name=name):
+          passed.append(name)
+      except ChildError as error:
+        failed[name] = f'its check failed: {error}'
+  return Verdict(kind, tuple(passed), failed)
+
+
+def _say(text: str) -> None:
+  terminal.say(f'mira: attention: {text}', error=True)
+
+
+# ----- telling ----------------------------------------------------------------
+
+
+def adopt(verdict: Verdict, forced: str | None = None) -> None:
+  """Tells `dispatch` of failed kernels and of times, after JAX has started.
+
+  Of several hosts, a kernel that failed on one is used on none, and all take
+  the times of the first: they must trace the same program.
+
+  Args:
+    verdict: of `examine`.
+    forced: an implementation to use, whatever is known.
+  """
+  target = dispatch.target()
+  text = _times_text(device_name(target))
+  if jax.process_count() > 1:
+    verdict, text = _agreed(verdict, text)
+  if jax.process_index() == 0:
+    for name, reason in verdict.failed.items():
+      hint = f'not used; --attention={name} forces it'
+      _say(f'{name} on {verdict.device}: {reason}: {hint}')
+  measured = records.parse(text, 'measured here') if text else None
+  dispatch.learn(
+    target=target, failed=verdict.failed, measured=measured, forced=forced
+  )
+
+
+def ensure() -> None:
+  """Examines and adopts, unless a command of this process has done so."""
+  if dispatch.known().target is None:
+    adopt(examine())
+
+
+def device_name(target: dispatch.Target) -> str:
+  """What times belong to: the kind of an accelerator, or the processor."""
+  return hardware.processor() if target.platform == 'cpu' else target.kind
+
+
+def times_path(device: str) -> pathlib.Path:
+  """The file of the times that were measured here."""
+  digest = hashlib.sha256(device.encode()).hexdigest()[:16]
+  return folder() / f'times-{digest}.json'
+
+
+def read_times(device: str) -> Sequence[records.Row]:
+  """The times that were measured here, with these versions."""
+  text = _times_text(device)
+  return records.parse(text, '').rows if text else ()
+
+
+def _times_text(device: str) -> str:
+  """That file, if it is of these versions; '' if not."""
+  try:
+    text = times_path(device).read_text()
+    fields = json.loads(text)
+    records.parse(text, '')
+  except (OSError, ValueError, TypeError, KeyError):
+    return ''
+  same = fields['jax'], fields['kernels']
+  return text if same == (jax.__version__, records.version()) else ''
+
+
+def _agreed(verdict: Verdict, text: str) -> tuple[Verdict, str]:
+  """One verdict and one text for all hosts."""
+  own = json.dumps([dataclasses.asdict(verdict), text]).encode()
+  longest = int(_gather(np.array(len(own))).max())
+  padded = np.frombuffer(own.ljust(longest), np.uint8)
+  everyone = [json.loads(bytes(row)) for row in _gather(padded)]
+  verdicts = [Verdict(**fields) for fields, _ in everyone]
+  failed: dict[str, str] = {}
+  for one in reversed(verdicts):  # of the first host, if it failed there, too
+    failed |= one.failed
+  return dataclasses.replace(verdicts[0], failed=failed), everyone[0][1]
+
+
+def _gather(x: Any) -> np.ndarray:
+  return np.asarray(multihost_utils.process_allgather(x))
