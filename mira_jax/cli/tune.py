@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import rich.table
 
@@ -126,5 +127,5 @@ def _table(rows: Sequence[Row]) -> rich.table.Table:
   return table
 
 
-def _text(fields: dict) -> str:
+def _text(fields: Mapping[str, Any]) -> str:
   return ', '.join(f'{name} {value}' for name, value in fields.items())

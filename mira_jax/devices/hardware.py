@@ -14,7 +14,8 @@ def processor() -> str:
   """The CPU's name, and how many of its cores this process may use."""
   found = re.search(r'model name\s*: (.*)', _read(_PROC / 'cpuinfo'))
   name = found[1] if found else os.uname().machine
-  return f'{name}, {len(os.sched_getaffinity(0))} cores'
+  allowed = getattr(os, 'sched_getaffinity', None)  # not on macOS
+  return f'{name}, {len(allowed(0)) if allowed else os.cpu_count()} cores'
 
 
 def accelerators() -> list[str]:

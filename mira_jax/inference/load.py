@@ -124,6 +124,8 @@ def _check_variables(model: ViViT, variables: PyTree, path: Path) -> None:
   video = jax.ShapeDtypeStruct(_video_shape(model), jnp.float32)
   try:
     expected = jax.eval_shape(model.init, jax.random.key(0), video)
+  except MiraInputError:  # attention that does not run here
+    raise
   except (ValueError, TypeError, ZeroDivisionError) as cause:
     hint = f'it does not describe a model of this version ({cause})'
     raise checkpoint_error('bad_metadata', path, hint) from cause

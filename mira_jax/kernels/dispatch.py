@@ -63,7 +63,7 @@ class Implementation(NamedTuple):
   operations: Callable[[Tunings], Operations]
   refusal: Callable[[Request], str | None]  # why not, or None
   # What can be tuned, and candidates; the first is assumed to be the fastest.
-  space: Callable[[Request], dict[str, Sequence[Any]]] = lambda _: {}
+  space: Callable[[Request], Mapping[str, Sequence[Any]]] = lambda _: {}
   tuning: Callable[..., Any] = dict  # a candidate, from its fields
 
 
@@ -220,8 +220,7 @@ def resolve(name: str | Choice | None, asked: Request) -> Choice:
     return choose(asked)
   reason = refusal(name, asked)
   if reason is not None:
-    hint = f'it cannot serve: {reason}; leave it out (None), which takes '
-    hint += repr(choose(asked).name)
+    hint = f'{reason}; leave it out, which takes {choose(asked).name!r} here'
     raise RefusalError('bad_value', f'attention={name}', hint)
   why = 'as asked for by --attention' if forced else 'as configured'
   rows = (row for row, _ in _measured(asked) if name in row.milliseconds)
@@ -240,7 +239,7 @@ def _pallas_gpu(tunings: Tunings) -> Operations:
   return vjp.operations(passes.tuned(dict(tunings)))
 
 
-def _pallas_gpu_space(asked: Request) -> dict[str, Sequence[Any]]:
+def _pallas_gpu_space(asked: Request) -> Mapping[str, Sequence[Any]]:
   from mira_jax.kernels.gpu import passes
 
   return passes.candidates(asked.mode, asked.training, asked.shape[-1])

@@ -32,6 +32,7 @@ from mira_jax.kernels.operations import (
 )
 
 Array = jax.Array
+AtOnce = Literal['head', 'clip', 'batch']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Tiling:
   """
 
   numbers: int = 800 * 1568
-  at_once: Literal['head', 'clip', 'batch'] = 'head'
+  at_once: AtOnce = 'head'
 
   def over_heads(
     self, one: Callable[..., Any], arrays: tuple, shared: tuple = ()
@@ -344,7 +345,9 @@ def operations(tiling: Tiling) -> Operations:
 def tilings(batch: int, length: int, heads: int) -> list[Tiling]:
   """Tilings worth a try, each with another cut; the first is the default."""
   found = {}
-  for at_once, maps in ('head', 1), ('clip', heads), ('batch', batch * heads):
+  together: tuple[tuple[AtOnce, int], ...]
+  together = ('head', 1), ('clip', heads), ('batch', batch * heads)
+  for at_once, maps in together:
     for numbers in (Tiling.numbers, *(2**n for n in (17, 18, 19, 21, 22))):
       rows = max(numbers // (maps * length), 1)
       tiles = -(-length // rows)

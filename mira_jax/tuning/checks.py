@@ -35,7 +35,8 @@ LIMITS = {'bfloat16': 1e-2, 'float32': 1e-4}
 
 def device() -> tuple[str, str]:
   """Platform and kind of the default device."""
-  return tuple(dispatch.target())
+  found = dispatch.target()
+  return found.platform, found.kind
 
 
 def make_tunings(name: str, tunings: dict[str, dict]) -> dispatch.Tunings:
