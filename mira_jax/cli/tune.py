@@ -30,9 +30,9 @@ from mira_jax.tuning import tune, verdicts
 from mira_jax.tuning.child import ChildError
 
 TAKES_CONFIG_FLAGS = True  # see `cli.main`
-# Numbers in the maps of a batch, at most, on a CPU: 4 clips of ViT-B. More take
+# Numbers in the maps of a batch, at most, on a CPU: a clip of ViT-B. More take
 # longer and tell no more.
-MAPS = 2**27
+MAPS = 2**25
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -122,7 +122,7 @@ def _table(rows: Sequence[Row]) -> rich.table.Table:
     for name in row.by_speed():
       tuned = row.tunings.get(name, {})
       text = '\n'.join(f'{key}: {_text(x)}' for key, x in tuned.items())
-      table.add_row(f'  {name}', f'{row.milliseconds[name]:.3g}', text)
+      table.add_row(f'  {name}', tune.number(row.milliseconds[name]), text)
     table.add_section()
   return table
 

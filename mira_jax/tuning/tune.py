@@ -114,7 +114,7 @@ class Tuner:
       self.report(f'{what}: {error}')
       return None
     milliseconds = 1e3 * statistics.median(seconds)
-    self.report(f'{what}: {milliseconds:.3g} ms')
+    self.report(f'{what}: {number(milliseconds)} ms')
     return milliseconds
 
   def _right(self, asked: Request, name: str, tunings: Fields) -> bool:
@@ -164,6 +164,12 @@ def target(device: str | None) -> Target:
   own = {'JAX_PLATFORMS': platforms.get(device, device)} if device else {}
   with Child(**ONE_DEVICE, **own) as child:
     return Target(*child.call('mira_jax.tuning.checks:device', LIMIT))
+
+
+def number(milliseconds: float) -> str:
+  """Three digits, such as 0.0312, 5.12 or 26,500."""
+  rounded = float(f'{milliseconds:.3g}')
+  return f'{rounded:,.0f}' if rounded >= 100 else f'{rounded:.3g}'
 
 
 def as_json(device: str, rows: Sequence[Row]) -> str:

@@ -68,7 +68,7 @@ def examine(device: str | None = None, limit: float = LIMIT) -> Verdict:
   found = hardware.accelerators()
   if wanted == 'cpu' or not found:
     return Verdict()
-  path = folder() / f'check-{_digest(found)}.json'
+  path = folder() / f'check-{_digest([wanted, *found])}.json'
   until = time.monotonic() + 2 * limit
   while True:
     try:
@@ -76,7 +76,7 @@ def examine(device: str | None = None, limit: float = LIMIT) -> Verdict:
         kept = _read(path)
         if kept is None:
           kept = _check_all(wanted, limit)
-          if kept.passed or kept.failed:
+          if kept.device:
             text = json.dumps(dataclasses.asdict(kept), indent=2)
             files.write_text(path, text)
         return kept
@@ -95,7 +95,8 @@ def folder() -> pathlib.Path:
 def _digest(found: list[str]) -> str:
   """A digest of all that a verdict depends on."""
   versions = [_version(name) for name in _PACKAGES]
-  facts = [found, versions, records.version()]
+  hidden = os.environ.get('CUDA_VISIBLE_DEVICES') in ('', '-1')
+  facts = [found, hidden, versions, records.version()]
   return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
