@@ -29,6 +29,7 @@ from mira_jax.kernels import dispatch, records
 from mira_jax.tuning.child import ONE_DEVICE, Child, ChildError
 
 LIMIT = 240.0  # seconds of a check, most of them the compiler's
+_OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'  # others use the device: not for ever
 CHECK, DEVICE = 'mira_jax.tuning.checks:check', 'mira_jax.tuning.checks:device'
 _PACKAGES = (
   'jax',
@@ -76,15 +77,19 @@ def examine(device: str | None = None, limit: float = LIMIT) -> Verdict:
         kept = _read(path)
         if kept is None:
           kept = _check_all(wanted, limit)
-          if kept.device:
+          if kept.device and _OUT_OF_MEMORY not in str(kept.failed):
             text = json.dumps(dataclasses.asdict(kept), indent=2)
             files.write_text(path, text)
-        return kept
+        break
     except MiraInputError as error:
       if error.code != 'locked' or time.monotonic() > until:
         _say(f'kernels are not checked: {error}')
         return Verdict()
     time.sleep(0.5)  # another process of this machine checks them
+  for name, reason in kept.failed.items():
+    hint = f'--attention={name} forces it, without {path} it is checked again'
+    _say(f'{name} is not used on {kept.device}: {reason}; {hint}')
+  return kept
 
 
 def folder() -> pathlib.Path:
@@ -158,10 +163,6 @@ def adopt(verdict: Verdict, forced: str | None = None) -> None:
   text = _times_text(device_name(target))
   if jax.process_count() > 1:
     verdict, text = _agreed(verdict, text)
-  if jax.process_index() == 0:
-    for name, reason in verdict.failed.items():
-      hint = f'not used; --attention={name} forces it'
-      _say(f'{name} on {verdict.device}: {reason}: {hint}')
   measured = records.parse(text, 'measured here') if text else None
   dispatch.learn(
     target=target, failed=verdict.failed, measured=measured, forced=forced

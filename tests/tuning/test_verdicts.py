@@ -70,12 +70,15 @@ def test_wrong_and_hanging_kernels_are_not_used(machine, monkeypatch, capsys):
     assert 'differs from the reference' in verdict.failed['wrong']
     assert 'no answer within 15 s' in verdict.failed['hanging']
 
+    said = capsys.readouterr().err
+    assert 'hanging is not used on cpu: its check failed: no answer' in said
+    assert '--attention=hanging forces it' in said
     # It is kept: no child starts.
     patch.setattr(child.Child, '_start', None)
     assert verdicts.examine() == verdict
 
+    assert 'checks' not in capsys.readouterr().err
     verdicts.adopt(verdict)
-    assert '--attention=hanging forces it' in capsys.readouterr().err
     asked = dispatch.Request(
       (1, 64, 2, 64), 'float32', 'exact', dispatch.target()
     )
