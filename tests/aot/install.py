@@ -2,6 +2,9 @@
 
 python tests/aot/install.py tpu FOLDER
 python tests/aot/install.py cuda FOLDER
+
+For CUDA also the disassembler that bench/hopper.py needs, in FOLDER/nvdisasm:
+beside the compiler jax would take it for a whole CUDA toolkit.
 """
 
 from __future__ import annotations
@@ -12,5 +15,10 @@ import sys
 from mira_jax.aot import compilers
 
 if __name__ == '__main__':
-  command = compilers.pip_command(*sys.argv[1:])
-  sys.exit(subprocess.run([sys.executable, '-m', *command]).returncode)
+  platform, folder = sys.argv[1:]
+  command = [sys.executable, '-m', *compilers.pip_command(platform, folder)]
+  subprocess.run(command, check=True)
+  if platform == 'cuda':
+    pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--upgrade']
+    target = ['--target', f'{folder}/nvdisasm', 'nvidia-cuda-nvdisasm==13.*']
+    subprocess.run([*pip, '--no-deps', *target], check=True)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import os
+import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import pass_cases
 from aot import gpu
+from bench import hopper
 from mira_jax.kernels import dispatch, timing, vjp
 from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
@@ -104,6 +109,22 @@ def test_timed_calls_stay_in_loops_that_copy_nothing():
   assert 'mosaic_gpu' not in program
   assert not any(re.search(r'= \w+\[\d.*? copy\(', x) for x in held)
   assert f'"known_trip_count":{{"n":"{timing.GROUP}"}}' in text
+
+
+def test_the_machine_code_is_fast(tmp_path):
+  """In the model that docs/kernels.md has the figures of."""
+  if not hopper.find_disassembler(pathlib.Path(os.environ[gpu.FOLDER])):
+    pytest.skip('no nvdisasm; see tests/aot/install.py')
+  out = tmp_path / 'estimates.json'
+  # In a process of its own: kernels that this one has compiled are not dumped.
+  subprocess.run([sys.executable, hopper.__file__, '--out', out], check=True)
+  found = json.loads(out.read_text())
+  assert {x['sweep'] for x in found['sweeps']} == passes.TUNING.keys()
+  modes = found['modes']
+  assert modes['flashlite forward']['ms'][1] < 0.6
+  assert modes['flashlite backward']['ms'][1] < 1.65
+  assert modes['exact forward']['ms'][1] < 1.8
+  assert modes['exact backward']['ms'][1] < 3.6
 
 
 @pytest.mark.parametrize('shape', [gpu.SHAPES['huge'], gpu.SHAPES['long']])
