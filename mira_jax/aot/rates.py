@@ -43,19 +43,20 @@ CORES = {
   'v5p': Core(1.75e9, 2),
   'v6e': Core(1.75e9),
 }
-# Milliseconds of a sweep of an H200 at HOPPER_SHAPE; of a range the longer.
+# Milliseconds of a sweep of an H200 at HOPPER_SHAPE, as bench/hopper.py prints
+# them; of a range the longer.
 HOPPER_SHAPE = (32, 1568, 12, 64)
 HOPPER = {
-  'attend': 0.49,
-  'dq': 0.69,
-  'dkv': 0.93,
-  'logsumexp': 0.36,
-  'mass': 0.34,
-  'redistribute': 0.72,
-  'marginal_dq': 0.74,
-  'marginal_dk': 0.57,
-  'redistribute_dq': 0.82,
-  'redistribute_dkv': 1.14,
+  'attend': 0.51,
+  'dq': 0.68,
+  'dkv': 0.88,
+  'logsumexp': 0.46,
+  'mass': 0.43,
+  'redistribute': 0.83,
+  'marginal_dq': 0.83,
+  'marginal_dk': 0.64,
+  'redistribute_dq': 0.90,
+  'redistribute_dkv': 1.06,
 }
 # Widths between multiples of these take as long as the next one.
 LANES = 128  # of a TPU, whose heads of 64 are multiplied beside zeros

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -89,8 +90,15 @@ def test_an_h100_takes_longer_for_wider_heads():
     rates.of_kernel(chip, Kernel('dq', 32, 1568, 12, width, 3))
     for width in (64, 80)
   )
-  assert narrow == (0.69e-3, '32x1568x12x64')
+  assert narrow == (rates.HOPPER['dq'] / 1e3, '32x1568x12x64')
   assert wide.seconds == pytest.approx(80 / 64 * narrow.seconds)
+
+
+def test_the_times_of_an_h200_are_those_of_the_model():
+  path = pathlib.Path(__file__).parents[2] / 'bench' / 'results'
+  model = json.loads((path / 'hopper_32x1568x12x64.json').read_text())
+  found = {x['sweep']: round(x['ms'][1], 2) for x in model['sweeps']}
+  assert found == rates.HOPPER
 
 
 def test_an_estimate_is_a_sum_and_no_less_than_the_bound():
