@@ -1,13 +1,15 @@
 """Compare numbers with the reference's, or with PyTorch's of today.
 
   mira compare golden DIR
-  mira compare torch [--weights FILE] [--clip CLIP] [--gradients]
+  mira compare torch [--weights FILE] [--clip CLIP ...] [--gradients]
+  mira compare torch [--weights FILE] [--clip CLIP ...] --train N
 
 `golden` runs every golden case of DIR (cases.json and NAME.npz files with
 inputs, outputs and gradients of the PyTorch reference; no PyTorch needed).
-`torch` gives the same weights and clip to an independent PyTorch model in this
-process and shows, layer by layer, how far apart the two are. Both exit with 1
-if any quantity falls short of its bound.
+`torch` gives the same weights and clips to an independent PyTorch model in this
+process and shows, layer by layer, how far apart the two are. With --train, both
+are trained for N steps, and each step is compared. All exit with 1 if any
+quantity falls short of its bound.
 """
 
 from __future__ import annotations

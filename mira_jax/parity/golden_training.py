@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mira_jax.devices import sharding
-from mira_jax.parity import golden_cases
+from mira_jax.config import OptimConfig
+from mira_jax.parity import golden_cases, training
 from mira_jax.parity.golden_cases import Arrays
-from mira_jax.train import losses, optim
+from mira_jax.train import losses
 from mira_jax.train.losses import Objective
-from mira_jax.train.step import init_state, make_train_step
 from mira_jax.weights import torch_names
 
 
@@ -27,38 +26,40 @@ def run_training(
   """Loss, gradient norm, averages and parameters of every stored step."""
   if case['kind'] == 'train_finetune':
     model = golden_cases.classifier(case, dtype, attention)
-    table, objective = torch_names.CLASSIFIER, _classification(model)
+    table, objective = torch_names.CLASSIFIER, training.classification(model)
     sizes = {}
   else:
     model = golden_cases.autoencoder(case, dtype, attention)
     masked = int(arrays['step0/mask'][0].sum())
     sizes = {'num_masked': masked}
     table, objective = torch_names.AUTOENCODER, _reconstruction(model, masked)
-  settings = dict(case['optimizer'])
-  schedule = optim.warmup_cosine(
-    **{n: settings[n] for n in ('peak', 'final', 'warmup_steps', 'total_steps')}
+  given = case['optimizer']
+  settings = OptimConfig(
+    lr=given['peak'],
+    final_lr=given['final'],
+    warmup_epochs=given['warmup_steps'],
+    **{n: given[n] for n in ('name', 'weight_decay', 'b1', 'b2')},
+    layer_decay=given['layer_decay'],
   )
-  optimizer = optim.OPTIMIZERS[settings['name']](
-    schedule,
-    **{n: settings[n] for n in ('weight_decay', 'b1', 'b2', 'layer_decay')},
-  )
-  mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  step = make_train_step(objective, optimizer, schedule, mesh)
   batch = _batch(arrays, 'step0/', dtype)
   inputs = [batch[name] for name in ('video', 'masked') if name in batch]
   variables = golden_cases.load(model, arrays, table, dtype, *inputs, **sizes)
-  key = jax.random.key(0)  # nothing is drawn
-  state = init_state(lambda key: variables, optimizer, key)
-  for i in range(case['steps']):
+  batches = (_batch(arrays, f'step{i}/', dtype) for i in range(case['steps']))
+  rates = []
+  for i, (state, metrics) in enumerate(
+    training.run(
+      model, objective, settings, variables, batches, given['total_steps']
+    )
+  ):
     prefix = f'step{i}/'
-    state, metrics = step(state, _batch(arrays, prefix, dtype), key)
     yield f'{prefix}loss', metrics['loss']
     yield f'{prefix}grad_norm', metrics['grad_norm']
     yield from golden_cases.named({'mira': state.mira}, table, f'{prefix}ema/')
     if any(name.startswith(f'{prefix}param/') for name in arrays):
       params = {'params': state.params}
       yield from golden_cases.named(params, table, f'{prefix}param/')
-  yield 'lr', jnp.stack([schedule(i) for i in range(case['steps'])])
+    rates.append(metrics['learning_rate'])
+  yield 'lr', jnp.stack(rates)
 
 
 def _batch(arrays: Arrays, prefix: str, dtype: Any) -> dict[str, jax.Array]:
@@ -69,15 +70,6 @@ def _batch(arrays: Arrays, prefix: str, dtype: Any) -> dict[str, jax.Array]:
   else:
     batch['target'] = jnp.asarray(arrays[f'{prefix}target'], dtype)
   return batch
-
-
-def _classification(model: Any) -> Objective:
-  def objective(params, mira, batch, key):
-    video, targets = batch['video'], batch['target']
-    every = jnp.ones(len(video), bool)
-    return losses.classify(model, params, mira, video, targets, every, key)
-
-  return objective
 
 
 def _reconstruction(model: Any, masked: int) -> Objective:

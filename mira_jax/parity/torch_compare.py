@@ -15,12 +15,19 @@ import numpy as np
 
 from mira_jax.augment import transforms
 from mira_jax.models import build
-from mira_jax.parity.torch_peers import LOGITS, Peer, PyTree, State
+from mira_jax.parity.torch_peers import (
+  LOGITS,
+  Peer,
+  PyTree,
+  State,
+  layer_of,
+  stored,
+)
 from mira_jax.train import losses
 from mira_jax.weights import torch_names
 from mira_jax.weights.weights_file import flatten, restack, unflatten
 
-DTYPES = ('float32', 'bfloat16')
+DTYPES = ('float32', 'bfloat16', 'float64')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +38,7 @@ class Row:
   max_abs: float
   mean_abs: float
   relative: float  # largest difference over the largest number of PyTorch's
+  distance: float  # norm of the difference over the norm of PyTorch's
   cosine: float  # between the two as vectors
 
 
@@ -50,12 +58,14 @@ def difference(name: str, ours: np.ndarray, theirs: np.ndarray) -> Row:
   """The difference between two arrays of one shape, in float64."""
   a, b = (np.asarray(x, np.float64).ravel() for x in (ours, theirs))
   apart = np.abs(a - b)
-  largest, norms = np.abs(b).max(), np.linalg.norm(a) * np.linalg.norm(b)
+  largest, norm = np.abs(b).max(), np.linalg.norm(b)
+  norms = np.linalg.norm(a) * norm
   return Row(
     name=name,
     max_abs=float(apart.max()),
     mean_abs=float(apart.mean()),
     relative=float(apart.max() / (largest or 1)),
+    distance=float(np.linalg.norm(apart) / (norm or 1)),
     cosine=float(a @ b / norms) if norms else float((a == b).all()),
   )
 
@@ -78,9 +88,7 @@ def ours(
     dtype: of the computation.
     attention: its implementation; None is the model's choice.
   """
-  variables = unflatten(restack(flatten(variables), stacked=False))
-  plain = {'scan': False, 'remat': None, 'attention': attention}
-  model = build.build_model({**fields, **plain, 'dtype': dtype})
+  model, variables = plain_model(fields, variables, dtype, attention)
   rest = {n: x for n, x in variables.items() if n != 'params'}
 
   def run(params: PyTree) -> tuple[jax.Array, State]:
@@ -89,7 +97,7 @@ def ours(
     )
     logits, records = result
     layers = {
-      f'block {i + 1}': record['output'].astype(jnp.float32)
+      f'block {i + 1}': record['output'].astype(logits.dtype)
       for i, record in enumerate(records)
     }
     loss = jnp.zeros(())
@@ -108,6 +116,29 @@ def ours(
   return layers, torch_names.to_torch({'params': gradients}, names)
 
 
+def plain_model(
+  fields: Mapping[str, Any],
+  variables: PyTree,
+  dtype: str,
+  attention: str | None,
+) -> tuple[Any, PyTree]:
+  """The model without what is random or saves memory, and its variables.
+
+  Blocks are not stacked. Parameters are float64 for that `dtype`, else float32.
+  """
+  plain = {'scan': False, 'remat': None, 'drop_path': 0.0}
+  own = {'attention': attention, 'dtype': dtype}
+  model = build.build_model({**fields, **plain, **own})
+  flat = restack(flatten(variables), stacked=False)
+  kind = stored(dtype)
+  return model, unflatten({n: np.asarray(x, kind) for n, x in flat.items()})
+
+
+def normalise(video: np.ndarray, dtype: str) -> np.ndarray:
+  """uint8 [..., 3], normalised in float32; float64 where `dtype` is that."""
+  return np.asarray(transforms.prepare(jnp.asarray(video)), stored(dtype))
+
+
 def compare(
   fields: Mapping[str, Any],
   variables: PyTree,
@@ -123,27 +154,29 @@ def compare(
   The rest is as in `ours`. Gradients are of the cross-entropy; the labels are
   the numbers of the clips, modulo the classes.
   """
-  normalised = np.asarray(transforms.prepare(jnp.asarray(video)))
+  normalised = normalise(video, dtype)
   labels = np.arange(len(video)) % fields['num_classes'] if gradients else None
-  mine, own = ours(fields, variables, normalised, labels, dtype, attention)
+  with jax.enable_x64(dtype == 'float64'):
+    mine, own = ours(fields, variables, normalised, labels, dtype, attention)
   theirs, other_own = other.run(normalised, labels, fields['depth'], dtype)
   rows = [difference(n, mine[n], array) for n, array in theirs.items()]
-  names = sorted(own.keys() & other_own.keys())
-  blocks = [f'block {i + 1}' for i in range(fields['depth'])]
-  for group in ('embed', *blocks, 'head'):
-    if within := [n for n in names if _group(n) == group]:
-      a, b = (
-        np.concatenate([np.ravel(x[n]) for n in within])
-        for x in (own, other_own)
-      )
-      rows.append(difference(f'd {group}', a, b))
+  other_own = {n: x for n, x in other_own.items() if n in own}
+  rows += by_layer(own, other_own, fields['depth'], 'd ')
   same = mine[LOGITS].argmax(-1) == theirs[LOGITS].argmax(-1)
   return Agreement(dtype, rows, float(same.mean()))
 
 
-def _group(name: str) -> str:
-  """The part of the model that a parameter belongs to."""
-  first, _, rest = name.partition('.')
-  if first == 'blocks':
-    return f'block {int(rest.partition(".")[0]) + 1}'
-  return {'head': 'head', 'fc_norm': 'head'}.get(first, 'embed')
+def by_layer(
+  ours: State, theirs: State, depth: int, prefix: str = ''
+) -> list[Row]:
+  """The differences of parameters or gradients, a row for each layer."""
+  rows = []
+  blocks = [f'block {i + 1}' for i in range(depth)]
+  for layer, label in enumerate(['embed', *blocks, 'head']):
+    names = [n for n in sorted(theirs) if layer_of(n, depth) == layer]
+    if names:
+      a, b = (
+        np.concatenate([np.ravel(x[n]) for n in names]) for x in (ours, theirs)
+      )
+      rows.append(difference(prefix + label, a, b))
+  return rows

@@ -6,12 +6,14 @@ model, `torch_mira` for one with MiRA, or any `torch.nn.Module` of a user.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
 import pathlib
+import re
 import runpy
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,8 +53,7 @@ class Peer:
   ) -> tuple[State, State]:
     """As `ours`; bfloat16 by autocast, which keeps float32 where we do."""
     torch = load()
-    order = (0, 1, 4, 2, 3) if self.hugging_face else (0, 4, 1, 2, 3)
-    pixels = torch.from_numpy(np.ascontiguousarray(video.transpose(order)))
+    pixels = self.pixels(video)
     outputs: list[Any] = []
 
     def keep(module: Any, inputs: Any, output: Any) -> None:
@@ -66,23 +67,67 @@ class Peer:
     hooks = [x.register_forward_hook(keep) for x in next(lists, ())]
     self.module.eval().requires_grad_(labels is not None)
     self.module.zero_grad()
+    with self.held(dtype):
+      try:
+        logits = self.logits(pixels, dtype)
+      finally:
+        for hook in hooks:
+          hook.remove()
+      layers = {
+        f'block {i + 1}': x.detach().to(logits.dtype).numpy()
+        for i, x in enumerate(outputs)
+      }
+      layers[LOGITS] = logits.detach().numpy()
+      if labels is None:
+        return layers, {}
+      targets = torch.from_numpy(np.asarray(labels, np.int64))
+      torch.nn.functional.cross_entropy(logits, targets).backward()
+      return layers, self._gradients()
+
+  def pixels(self, video: np.ndarray) -> Any:
+    """The tensor of clips [B, F, H, W, 3] that the module takes."""
+    order = (0, 1, 4, 2, 3) if self.hugging_face else (0, 4, 1, 2, 3)
+    return load().from_numpy(np.ascontiguousarray(video.transpose(order)))
+
+  def logits(self, pixels: Any, dtype: str) -> Any:
+    """[B, K], in float32 at least.
+
+    Raises:
+      MiraInputError: the module fails, or gives something else.
+    """
+    torch = load()
+    clips = f'clips {list(pixels.shape)} in {dtype}'
     try:
       with torch.autocast('cpu', torch.bfloat16, enabled=dtype == 'bfloat16'):
         logits = self.module(pixels)
-        logits = getattr(logits, 'logits', logits).float()
+    except Exception as error:  # of any kind: it is a user's code
+      hint = f'with {clips}: {type(error).__name__}: {error}'
+      hint = hint.replace('\n', ' ')[:400]
+      raise MiraInputError('bad_module', self.name, hint) from error
+    logits = getattr(logits, 'logits', logits)
+    shape = list(getattr(logits, 'shape', ()))
+    if len(shape) != 2 or shape[0] != len(pixels):
+      hint = (
+        f'of {clips} it gives {shape or logits}, not logits [clips, classes]'
+      )
+      raise MiraInputError('bad_module', self.name, hint)
+    return logits.to(getattr(torch, stored(dtype)))
+
+  def named(self, state: State, names: Iterable[str]) -> State:
+    """Tensors by the authors' names, by those of the module."""
+    return huggingface.restore(state, names) if self.hugging_face else state
+
+  @contextlib.contextmanager
+  def held(self, dtype: str) -> Iterator[None]:
+    """The module in a number format; its tensors come back afterwards."""
+    torch = load()
+    start = {n: x.clone() for n, x in self.module.state_dict().items()}
+    self.module.to(getattr(torch, stored(dtype)))
+    try:
+      yield
     finally:
-      for hook in hooks:
-        hook.remove()
-    layers = {
-      f'block {i + 1}': x.detach().float().numpy()
-      for i, x in enumerate(outputs)
-    }
-    layers[LOGITS] = logits.detach().numpy()
-    if labels is None:
-      return layers, {}
-    targets = torch.from_numpy(np.asarray(labels, np.int64))
-    torch.nn.functional.cross_entropy(logits, targets).backward()
-    return layers, self._gradients()
+      self.module.float().zero_grad()
+      self.module.load_state_dict(start)
 
   def _gradients(self) -> State:
     """Of all parameters, by the authors' names."""
@@ -95,6 +140,22 @@ class Peer:
       embeddings = ('patch_embed.', 'pos_embed', 'cls_token')
       return {n: x for n, x in renamed.items() if not n.startswith(embeddings)}
     return renamed
+
+
+def stored(dtype: str) -> str:
+  """The number format of parameters and losses of a computation in `dtype`."""
+  return 'float64' if dtype == 'float64' else 'float32'
+
+
+def layer_of(name: str, depth: int) -> int:
+  """The layer of a parameter by its name in PyTorch.
+
+  0 is the embedding, 1 to `depth` are the blocks, `depth` + 1 what follows.
+  """
+  if block := re.search(r'(?:blocks|layers?)\.(\d+)\.', name):
+    return int(block[1]) + 1
+  after = re.match(r'(head|fc_norm|classifier|(\w+\.)?layernorm)\.', name)
+  return depth + 1 if after else 0
 
 
 def load(name: str = 'torch') -> Any:
@@ -138,7 +199,7 @@ def _named(variables: PyTree) -> State:
   """Variables of a classifier by the authors' names, in float32."""
   flat = restack(flatten(variables), stacked=False)
   state = torch_names.to_torch(unflatten(flat), torch_names.CLASSIFIER)
-  return {n: np.asarray(x, np.float32) for n, x in state.items()}
+  return {n: np.array(x, np.float32) for n, x in state.items()}
 
 
 def with_mira(fields: Mapping[str, Any], variables: PyTree) -> Peer:
