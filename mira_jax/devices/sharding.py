@@ -64,7 +64,11 @@ def make_mesh(
     )
   # Between slices is a slower network: only gradients cross it.
   grid = mesh_utils.create_hybrid_device_mesh(
-    (data // slices, fsdp, model), (slices, 1, 1), devices
+    (data // slices, fsdp, model),
+    (slices, 1, 1),
+    devices,
+    # 8 of the 16 chips of a side, as jax.make_mesh does.
+    allow_split_physical_axes=True,
   )
   return Mesh(grid, axes, axis_types=kinds)
 

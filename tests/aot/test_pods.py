@@ -164,6 +164,26 @@ def test_split_parameters_are_held_in_parts_and_travel_alone(reports):
   assert sent < 3 * 2 * PARAMETERS['B', TUNING]
 
 
+def test_slices_split_their_parameters_over_part_of_a_side():
+  program = f"""
+import pathlib
+from mira_jax.aot import compilers
+from mira_jax.devices import sharding
+compilers.load('tpu', pathlib.Path({os.environ[FOLDER]!r}).resolve())
+devices = compilers.devices(compilers.tpu('v5e:16x16', slices=2))
+mesh = sharding.make_mesh(fsdp=8, devices=devices)
+print(dict(mesh.shape))
+print(max(len({{x.slice_index for x in row.flat}}) for row in mesh.devices))
+"""
+  done = subprocess.run(
+    [sys.executable, '-c', program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
+  shape, slices = done.stdout.splitlines()
+  assert shape == "{'data': 64, 'fsdp': 8, 'model': 1}"
+  assert slices == '1'
+
+
 def test_only_gradients_travel_between_slices():
   flags = '--topology=v5e:2x4', '--slices=2'
   report = compiled('Ti', TUNING, 2 * 16, *flags)
