@@ -43,20 +43,33 @@ CORES = {
   'v5p': Core(1.75e9, 2),
   'v6e': Core(1.75e9),
 }
-# Milliseconds of a sweep of an H200 at HOPPER_SHAPE, as bench/hopper.py prints
-# them; of a range the longer.
-HOPPER_SHAPE = (32, 1568, 12, 64)
+# Shape -> milliseconds of a sweep of an H200, as bench/hopper.py prints them; of
+# a range the longer.
 HOPPER = {
-  'attend': 0.51,
-  'dq': 0.68,
-  'dkv': 0.88,
-  'logsumexp': 0.46,
-  'mass': 0.43,
-  'redistribute': 0.83,
-  'marginal_dq': 0.83,
-  'marginal_dk': 0.64,
-  'redistribute_dq': 0.90,
-  'redistribute_dkv': 1.06,
+  (32, 1568, 12, 64): {
+    'attend': 0.51,
+    'dq': 0.68,
+    'dkv': 0.88,
+    'logsumexp': 0.46,
+    'mass': 0.43,
+    'redistribute': 0.83,
+    'marginal_dq': 0.83,
+    'marginal_dk': 0.64,
+    'redistribute_dq': 0.90,
+    'redistribute_dkv': 1.06,
+  },
+  (32, 1568, 16, 80): {
+    'attend': 0.80,
+    'dq': 1.35,
+    'dkv': 1.36,
+    'logsumexp': 0.60,
+    'mass': 0.56,
+    'redistribute': 1.14,
+    'marginal_dq': 1.22,
+    'marginal_dk': 0.89,
+    'redistribute_dq': 1.43,
+    'redistribute_dkv': 1.74,
+  },
 }
 # Widths between multiples of these take as long as the next one.
 LANES = 128  # of a TPU, whose heads of 64 are multiplied beside zeros
@@ -147,8 +160,9 @@ def _recorded(chip: str) -> dict[str, dict[Kernel, float]]:
     found.setdefault(name, {})[Kernel(name, *shape, products=0)] = seconds
 
   if chip not in CORES:
-    for name, ms in {'H100': HOPPER, 'H200': HOPPER}[chip].items():
-      add(name, HOPPER_SHAPE, ms / 1e3)
+    for shape, sweeps in {'H100': HOPPER, 'H200': HOPPER}[chip].items():
+      for name, ms in sweeps.items():
+        add(name, shape, ms / 1e3)
     return found
   core = CORES[chip]
   for case, cycles in json.loads(CYCLES.read_text())[chip].items():

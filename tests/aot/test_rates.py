@@ -86,19 +86,21 @@ def test_other_shapes_take_a_share_of_the_nearest(shape, nearest, ratio):
 
 def test_an_h100_takes_longer_for_wider_heads():
   chip = chips.of_kind('NVIDIA H100')
-  narrow, wide = (
-    rates.of_kernel(chip, Kernel('dq', 32, 1568, 12, width, 3))
-    for width in (64, 80)
+  known, wide = (
+    rates.of_kernel(chip, Kernel('dq', 32, 1568, 16, width, 3))
+    for width in (80, 96)
   )
-  assert narrow == (rates.HOPPER['dq'] / 1e3, '32x1568x12x64')
-  assert wide.seconds == pytest.approx(80 / 64 * narrow.seconds)
+  assert known == (1.35e-3, wide.shape) == (1.35e-3, '32x1568x16x80')
+  assert wide.seconds == pytest.approx(96 / 80 * known.seconds)
 
 
-def test_the_times_of_an_h200_are_those_of_the_model():
+@pytest.mark.parametrize('shape', rates.HOPPER)
+def test_the_times_of_an_h200_are_those_of_the_model(shape):
   path = pathlib.Path(__file__).parents[2] / 'bench' / 'results'
-  model = json.loads((path / 'hopper_32x1568x12x64.json').read_text())
+  name = f'hopper_{"x".join(map(str, shape))}.json'
+  model = json.loads((path / name).read_text())
   found = {x['sweep']: round(x['ms'][1], 2) for x in model['sweeps']}
-  assert found == rates.HOPPER
+  assert found == rates.HOPPER[shape]
 
 
 def test_an_estimate_is_a_sum_and_no_less_than_the_bound():
