@@ -43,8 +43,8 @@ CORES = {
   'v5p': Core(1.75e9, 2),
   'v6e': Core(1.75e9),
 }
-# Shape -> milliseconds of a sweep of an H200, as bench/hopper.py prints them; of
-# a range the longer.
+# Shape -> milliseconds of a sweep of an H200, as bench/hopper.py prints them;
+# of a range the longer.
 HOPPER = {
   (32, 1568, 12, 64): {
     'attend': 0.51,
