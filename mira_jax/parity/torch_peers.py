@@ -80,8 +80,7 @@ class Peer:
       layers[LOGITS] = logits.detach().numpy()
       if labels is None:
         return layers, {}
-      targets = torch.from_numpy(np.asarray(labels, np.int64))
-      torch.nn.functional.cross_entropy(logits, targets).backward()
+      self.loss(logits, labels).backward()
       return layers, self._gradients()
 
   def pixels(self, video: np.ndarray) -> Any:
@@ -112,6 +111,15 @@ class Peer:
       )
       raise MiraInputError('bad_module', self.name, hint)
     return logits.to(getattr(torch, stored(dtype)))
+
+  def loss(self, logits: Any, labels: np.ndarray) -> Any:
+    """Their mean cross-entropy; raises MiraInputError if it has no gradient."""
+    torch = load()
+    if not logits.requires_grad:
+      hint = 'its logits have no gradient: no_grad, inference_mode or detach'
+      raise MiraInputError('bad_module', self.name, hint)
+    targets = torch.from_numpy(np.asarray(labels, np.int64))
+    return torch.nn.functional.cross_entropy(logits, targets)
 
   def named(self, state: State, names: Iterable[str]) -> State:
     """Tensors by the authors' names, by those of the module."""

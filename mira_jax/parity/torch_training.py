@@ -182,7 +182,7 @@ def theirs(
 ) -> Trained:
   """The training in PyTorch; tensors have the names of the module."""
   torch: Any = torch_peers.load()
-  functional, optim = torch.nn.functional, torch.optim
+  optim = torch.optim
   metrics: dict[str, list[float]] = {name: [] for name in METRICS}
   with other.held(dtype), _trainable(other) as params:
     optimizer = optim.AdamW(
@@ -195,8 +195,7 @@ def theirs(
     move = optim.swa_utils.get_ema_multi_avg_fn(settings.ema_decay)
     for video, labels in batches:
       optimizer.zero_grad()
-      logits = other.logits(other.pixels(video), dtype)
-      loss = functional.cross_entropy(logits, torch.from_numpy(labels))
+      loss = other.loss(other.logits(other.pixels(video), dtype), labels)
       loss.backward()
       gradients = [x.grad for x in params.values() if x.grad is not None]
       norm = torch.nn.utils.get_total_norm(gradients)

@@ -412,6 +412,8 @@ def test_the_command_trains_a_module_of_ones_own(tiny, tmp_path, capsys):
     '  def forward(self, video): return video[:, 5]\n'
     'class Tokens(Right):\n'
     '  def forward(self, video): return video\n'
+    'class Frozen(Right):\n'
+    '  def forward(self, video): return super().forward(video).detach()\n'
   )
   arguments = ['compare', 'torch', f'--weights={tiny}', '--views=1']
   arguments += ['--dtype=float64', '--train=2', '--json']
@@ -424,7 +426,11 @@ def test_the_command_trains_a_module_of_ones_own(tiny, tmp_path, capsys):
   arguments.remove('--json')
   assert cli.main([*arguments, f'{module}:wrong']) == ExitCode.FAILED
   assert '1e-10: FAIL, loss of step 1: ' in capsys.readouterr().out
-  for name, why in (('Broken', 'IndexError'), ('Tokens', 'not logits')):
+  for name, why in (
+    ('Broken', 'IndexError'),
+    ('Tokens', 'not logits'),
+    ('Frozen', 'no gradient'),
+  ):
     assert cli.main([*arguments, f'{module}:{name}']) == ExitCode.USAGE
     error = capsys.readouterr().err
     assert f'bad_module: {name}' in error
