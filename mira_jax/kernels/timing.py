@@ -14,20 +14,21 @@ from jax import lax
 
 MOST = 10**6  # calls in a round
 LONG = 1.0  # seconds of a call that is measured once
-# A GPU asks the host whether to go on, unless a loop's length is known.
-GROUP = 16
 
 
-def repeated(run: Callable[..., Any], arguments: Sequence[Any]) -> Callable:
+def repeated(
+  run: Callable[..., Any], arguments: Sequence[Any], group: int = 1
+) -> Callable:
   """Many calls of `run(*arguments)` in one program, one after the other.
 
   Args:
     run: what `jax.jit` can trace.
     arguments: arrays or their shapes, the first of floats.
+    group: calls per iteration. Between iterations a GPU waits for the host,
+      which takes some 10 us; within one, the loop's length is known.
 
   Returns:
-    A jitted function (groups, calls, arguments) -> the last results, of GROUP
-    calls per group and `calls` more.
+    A jitted function (iterations, arguments) -> the last results.
   """
 
   def step(_, state):
@@ -40,19 +41,18 @@ def repeated(run: Callable[..., Any], arguments: Sequence[Any]) -> Callable:
     first = lax.dynamic_update_slice(first, corner, start)
     return lax.optimization_barrier(((first, *rest), results))
 
-  def group(_, state):
-    return lax.fori_loop(0, GROUP, step, state)
+  def iteration(_, state):
+    return lax.fori_loop(0, group, step, state)
 
   empty = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(run, *arguments)
   )
 
-  @jax.jit
-  def repeat(groups, calls, arguments):
-    state = lax.fori_loop(0, groups, group, (arguments, empty))
-    return lax.fori_loop(0, calls, step, state)[1]
-
-  return repeat
+  return jax.jit(
+    lambda count, arguments: lax.fori_loop(
+      0, count, iteration, (arguments, empty)
+    )[1]
+  )
 
 
 def seconds(
@@ -61,6 +61,7 @@ def seconds(
   *,
   rounds: int = 5,
   least: float = 0.03,
+  group: int = 1,
   alone: contextlib.AbstractContextManager = contextlib.nullcontext(),
 ) -> list[float]:
   """Seconds of `run(*arguments)`, once per round.
@@ -73,28 +74,23 @@ def seconds(
     arguments: arrays, the first of which must be floats.
     rounds: measurements.
     least: seconds of a round.
+    group: see `repeated`; a round has at least as many calls.
     alone: entered when all is compiled: a lock, where others time here, too.
   """
   arguments = tuple(arguments)
-  program = repeated(run, arguments).lower(0, 0, arguments).compile()
+  program = repeated(run, arguments, group).lower(0, arguments).compile()
 
   def elapsed(count: int) -> float:
     start = time.perf_counter()
-    jax.block_until_ready(program(*divmod(count, GROUP), arguments))
+    jax.block_until_ready(program(count, arguments))
     return time.perf_counter() - start
 
   with alone:
     elapsed(1)  # loads the program
     once = elapsed(1)
     if once > LONG:
-      return [once]
-    count = _whole(least / once)
+      return [once / group]
+    count = math.ceil(min(least / once, MOST))
     if count > 1:  # a single call is mostly the host's time
-      count = _whole(count * least / elapsed(count))
-    return [elapsed(count) / count for _ in range(rounds)]
-
-
-def _whole(count: float) -> int:
-  """Calls in a round: whole groups, if they are so many."""
-  count = math.ceil(min(count, MOST))
-  return count if count < GROUP else math.ceil(count / GROUP) * GROUP
+      count = math.ceil(min(count * least / elapsed(count), MOST))
+    return [elapsed(count) / (count * group) for _ in range(rounds)]

@@ -19,6 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import pass_cases
 from aot import gpu
 from bench import hopper
+from bench.card_parts import times
 from mira_jax.kernels import dispatch, timing, vjp
 from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
@@ -97,18 +98,39 @@ def test_warpgroups_that_take_turns_fit(capfd):
   assert gpu.spills(log) == {'attend': 0}, log
 
 
-def test_timed_calls_stay_in_loops_that_copy_nothing():
-  x = pass_cases.shapes(gpu.SHAPES['encoder'], gpu.device())
+def test_timed_calls_stay_in_a_loop_that_copies_nothing():
+  x = pass_cases.shapes(gpu.SHAPES['encoder'], gpu.device())[:3]
   count = jax.ShapeDtypeStruct((), jnp.int32, sharding=gpu.device())
-  repeat = timing.repeated(lambda *x: passes.PASSES.attend(*x, None), x[:3])
-  text = repeat.lower(count, count, x[:3]).compile().as_text()
+  repeat = timing.repeated(lambda *x: passes.PASSES.attend(*x, None), x, 8)
+  text = repeat.lower(count, x).compile().as_text()
   # Computations end with a brace of their own; the last one is the program.
   *loops, program = re.findall(r'^(?:ENTRY )?%.*?^}', text, re.M | re.S)
-  held = [x for x in loops if 'custom_call_target="mosaic_gpu' in x]
-  assert len(held) == 2
+  (held,) = (x for x in loops if 'custom_call_target="mosaic_gpu' in x)
   assert 'mosaic_gpu' not in program
-  assert not any(re.search(r'= \w+\[\d.*? copy\(', x) for x in held)
-  assert f'"known_trip_count":{{"n":"{timing.GROUP}"}}' in text
+  assert not re.search(r'= \w+\[\d.*? copy\(', held)
+  assert '"known_trip_count":{"n":"8"}' in text
+
+
+@pytest.mark.parametrize('name', times.SWEEPS)
+def test_a_times_kernels_alone(name):
+  run = functools.partial(times.SWEEPS[name].run, passes.PASSES)
+  text = compiled(run, gpu.SHAPES['encoder']).as_text()
+  found = re.findall(r'op_name="[^"]*?mira_(\w+)', text)
+  assert set(found) == set(name.split(' + '))
+
+
+@pytest.mark.parametrize(
+  ('name', 'tuning'),
+  times.variants(),
+  ids=lambda x: x if isinstance(x, str) else times.describe(x),
+)
+def test_tunings_that_a_card_compares_compile(capfd, name, tuning):
+  run = times.SWEEPS[times.TIMED_AS.get(name, name)].run
+  tuned = passes.tuned({name: tuning})
+  compiled(functools.partial(run, tuned), gpu.SHAPES['decoder'])
+  log = ''.join(capfd.readouterr())
+  assert name in gpu.spills(log)
+  assert 'serialized' not in log
 
 
 def test_the_machine_code_is_fast(tmp_path):

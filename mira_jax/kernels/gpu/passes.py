@@ -80,10 +80,11 @@ def tuning(sweep_name: str, width: int) -> Tuning:
   if width > 80:
     columns = 32 if sweep_name.endswith('dkv') else 64
     best = dataclasses.replace(best, columns=columns, warpgroups=2)
-  return _staged(best, width)
+  return staged(best, width)
 
 
-def _staged(tuning: Tuning, width: int) -> Tuning:
+def staged(tuning: Tuning, width: int) -> Tuning:
+  """A tuning with as many stages as its tiles suggest."""
   # Small tiles pass by faster: a third stage hides more of a copy's latency.
   stages = 3 if tuning.columns * width <= 64 * 80 else 2
   return dataclasses.replace(tuning, stages=stages)
@@ -123,7 +124,7 @@ def candidates(
       tried += [dataclasses.replace(size, held=held) for held in (False, True)]
     if name == 'attend':
       tried.append(Tuning(64, 128, turns=True))
-    found[name] = list(dict.fromkeys(_staged(x, width) for x in tried))
+    found[name] = list(dict.fromkeys(staged(x, width) for x in tried))
   return found
 
 
