@@ -29,27 +29,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from bench import peers
 from mira_jax.kernels import dispatch
 from mira_jax.kernels.attention import mira_attention
-from mira_jax.mira import MiraConfig
+from mira_jax.tuning.checks import CONFIGS
 
-FRAMES = 8
-CONFIGS = {
-  'plain': None,
-  'flashlite': MiraConfig(mode='flashlite'),
-  'exact': MiraConfig(mode='exact'),
-}
-Calls = dict[str, Callable]
-
-
-def gains(shape: tuple[int, ...]) -> np.ndarray:
-  """Gains of keys [B, L] for peers that do not estimate any."""
-  drawn = np.random.default_rng(0).uniform(0.7, 1.4, (shape[0], FRAMES))
-  return np.repeat(drawn, -(-shape[1] // FRAMES), 1)[:, : shape[1]]
+Calls = peers.Calls
 
 
 # ----- candidates in JAX ------------------------------------------------------
@@ -59,7 +47,7 @@ def ours(shape: tuple[int, ...], dtype) -> Calls:
   """'mode, implementation' -> attention(q, k, v), of those that serve."""
   calls = {}
   for mode, config in CONFIGS.items():
-    request = dispatch.Request(shape, dtype, mode, dispatch.target())
+    request = dispatch.Request(shape, dtype, mode, dispatch.target())  # pyright: ignore
     for name in dispatch.IMPLEMENTATIONS:
       if dispatch.refusal(name, request) is None:
         calls[f'{mode}, {name}'] = functools.partial(
@@ -69,31 +57,7 @@ def ours(shape: tuple[int, ...], dtype) -> Calls:
 
 
 def _attend(q, k, v, **options):
-  return mira_attention(q, k, v, num_frames=FRAMES, **options).output
-
-
-def jax_peers(shape: tuple[int, ...], dtype) -> Calls:
-  """jax.nn and tokamax."""
-  bias = jnp.log(gains(shape)).astype(dtype)[:, None, None]
-  attend = jax.nn.dot_product_attention
-  calls = {
-    'plain, jax.nn': attend,
-    'flashlite, jax.nn': functools.partial(attend, bias=bias),
-  }
-  if jax.default_backend() == 'gpu' and dtype != jnp.float32:
-    cudnn = functools.partial(attend, implementation='cudnn')
-    calls['plain, jax.nn cudnn'] = cudnn
-    # It takes a bias of one number per key only as a whole map.
-    whole = jnp.broadcast_to(bias, (shape[0], 1, shape[1], shape[1]))
-    calls['flashlite, jax.nn cudnn bias'] = functools.partial(cudnn, bias=whole)
-  if importlib.util.find_spec('tokamax'):
-    import tokamax
-
-    calls['plain, tokamax'] = tokamax.dot_product_attention
-    calls['flashlite, tokamax'] = functools.partial(
-      tokamax.dot_product_attention, bias=bias
-    )
-  return calls
+  return mira_attention(q, k, v, num_frames=peers.FRAMES, **options).output
 
 
 def jax_run(attend: Callable, qkv: tuple, backward: bool) -> Callable:
@@ -115,45 +79,19 @@ def torch_runs(shape: tuple[int, ...], dtype, backward: bool) -> Calls:
     return {}
   import torch
 
-  device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  kind = getattr(torch, jnp.dtype(dtype).name)
-  sdpa = torch.nn.functional.scaled_dot_product_attention
-  batch, length, heads, width = shape
-  q, k, v = torch.randn(3, batch, heads, length, width).to(device, kind)
-  gain = torch.tensor(gains(shape))[:, None, :, None].to(device, kind)
-  scale = width**-0.5
-
-  def flashlite(q, k, v):
-    ones = torch.full_like(gain, 1 / scale).expand(-1, heads, -1, -1)
-    bias = gain.log().expand(-1, heads, -1, -1)
-    return sdpa(
-      torch.cat([q, ones], -1),
-      torch.cat([k, bias], -1),
-      torch.cat([v, torch.zeros_like(bias)], -1),
-      scale=scale,
-    )[..., :-1]
-
-  def exact(q, k, v):
-    a = (q * scale @ k.transpose(-1, -2)).softmax(-1)
-    a.mean(1).sum(1)  # the marginal; the statistics of frames are small
-    moved = 0.999 * (a * gain[:, :, None, :, 0]) + 0.001 / a.shape[-1]
-    moved = moved / moved.sum(-1, keepdim=True)
-    return (a + 0.5 * (moved - a)) @ v
-
-  def candidate(f):
+  def candidate(call):
     def run():
-      with torch.set_grad_enabled(backward):
-        x = [t.detach().requires_grad_(backward) for t in (q, k, v)]
-        y = f(*x)
-        if backward:
-          y.sum().backward()
-      if device == 'cuda':
+      call()
+      if torch.cuda.is_available():
         torch.cuda.synchronize()
 
     return run
 
-  forms = {'plain': sdpa, 'flashlite': flashlite, 'exact': exact}
-  return {f'{mode}, torch': candidate(f) for mode, f in forms.items()}
+  forms, arrays = peers.torch_forms(shape, dtype)
+  return {
+    f'{mode}, torch': candidate(peers.torch_call(form, arrays, backward))
+    for mode, form in forms.items()
+  }
 
 
 # ----- measuring --------------------------------------------------------------
@@ -234,7 +172,7 @@ def main():
     calls = {
       name: jax_run(attend, qkv, backward)
       for name, attend in (
-        ours(args.shape, dtype) | jax_peers(args.shape, dtype)
+        ours(args.shape, dtype) | peers.jax_peers(args.shape, dtype)
       ).items()
     }
     calls |= torch_runs(args.shape, dtype, backward)
