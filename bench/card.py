@@ -38,7 +38,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 from bench.card_parts import table as tables
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-QUICK = '--xla_backend_optimization_level=0'  # to compile, of a dry run
+# To compile quickly, in a dry run.
+QUICK = (
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+)
 PATIENCE = 10  # how much longer the parts of a dry run may take
 GRACE = 30  # seconds after the budget, when everything is over
 
@@ -55,9 +58,9 @@ class Part(NamedTuple):
 PARTS = (
   Part('card', 20, 12),
   Part('smoke', 40, 20, 6),  # a child for each pass
-  Part('correct', 120, 80, 4),
-  Part('repeat', 25, 15),
-  Part('ours', 50, 35, 4),
+  Part('correct', 120, 80, 6),
+  Part('repeat', 25, 15, 4),
+  Part('ours', 50, 35, 4),  # a child for each shape
   Part('peers', 60, 45, 2),  # JAX, PyTorch
   Part('tunings', 110, 80, 4),
   Part('ncu', 45, 30),
@@ -115,7 +118,11 @@ class Child:
       os.killpg(self.process.pid, signal.SIGKILL)
     self.process.wait()
     if running:
-      self._lost('hung', f'killed after {self._part.limit:.0f} s')
+      why = f'killed after {self._part.limit:.0f} s'
+      with contextlib.suppress(OSError):
+        own = time.time() - self._now.stat().st_mtime
+        why += f', {own:.0f} s of them its own'
+      self._lost('hung', why)
 
   def _lost(self, status: str, why: str) -> dict[str, Any] | None:
     """A row for the task at hand, which is lost."""

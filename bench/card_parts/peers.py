@@ -36,7 +36,7 @@ def peers(setting: Setting) -> Iterator[Task]:
       if name == 'decoder' or not slow:
         run = functools.partial(_peer, setting, forward, name, slow)
         yield Task(f'{peer}, {name}', (), run, 0)
-  for mode in CONFIGS:
+  for mode in setting.some(CONFIGS, 1):
     forward = checks.mira('reference', mode)
     run = functools.partial(_peer, setting, forward, 'decoder', True)
     yield Task(f'{mode}, reference, decoder', (), run, 0)

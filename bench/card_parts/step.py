@@ -38,6 +38,7 @@ def _step(setting, mode):
       mira=CONFIGS[mode],
       attention='pallas_gpu',
       dtype='bfloat16',
+      scan=True,  # jax 0.11 compiles the kernels of every block anew
     ),
     data=config.DataConfig(batch_size=clips),
   )

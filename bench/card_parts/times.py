@@ -85,13 +85,13 @@ def expected(shape: tuple[int, ...], products: float) -> float:
 
 def ours(setting: Setting) -> Iterator[Task]:
   """Every kernel alone, and every mode of attention."""
-  for name in setting.shapes:
-    for mode in CONFIGS:
+  for pool, name in enumerate(setting.shapes):
+    for mode in setting.some(reversed(CONFIGS), 1):
       run = functools.partial(_mode, setting, mode, name)
-      yield Task(f'{mode}, {name}', checks.USES[mode], run)
+      yield Task(f'{mode}, {name}', checks.USES[mode], run, pool)
     for sweep in SWEEPS:
       run = functools.partial(_sweep, setting, sweep, name)
-      yield Task(f'{sweep}, {name}', (SWEEPS[sweep].uses,), run)
+      yield Task(f'{sweep}, {name}', (SWEEPS[sweep].uses,), run, pool)
 
 
 def _sweep(setting, name, shape_name, tunings=None):
