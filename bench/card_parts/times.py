@@ -132,8 +132,8 @@ def direction(shape: tuple[int, ...], times: list[float]) -> dict[str, Any]:
     'ms': 1e3 * times[-1],
     'tflops': tflops(shape, PLAIN[len(times) - 1], times[-1]),
   }
-  if len(times) > 1:
-    rest = max(times[1] - times[0], 1e-9)
+  rest = times[-1] - times[0]
+  if rest > 0:
     row |= {
       'backward ms': 1e3 * rest,
       'backward tflops': tflops(shape, 5, rest),
