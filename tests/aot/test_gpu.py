@@ -112,7 +112,7 @@ def test_timed_calls_stay_in_a_loop_that_copies_nothing():
 
 
 @pytest.mark.parametrize('name', times.SWEEPS)
-def test_a_times_kernels_alone(name):
+def test_a_card_times_kernels_alone(name):
   run = functools.partial(times.SWEEPS[name].run, passes.PASSES)
   text = compiled(run, gpu.SHAPES['encoder']).as_text()
   found = re.findall(r'op_name="[^"]*?mira_(\w+)', text)
