@@ -27,6 +27,7 @@ from mira_jax.tuning.child import ONE_DEVICE, Child, ChildError
 LIMIT = 180.0  # seconds of a call, most of them the compiler's
 # An implementation that is slower by more than this is not tuned.
 HOPELESS = 3.0
+GROUP = 16  # calls between which an accelerator doesn't wait for the host
 GAIN = 0.98  # a tuning must be this much faster than the assumed one
 
 Fields = dict[str, dict[str, Any]]  # what is tuned -> fields of its tuning
@@ -195,10 +196,11 @@ def measure(name: str, tunings: Fields, asked: Sequence[Any]) -> list[float]:
     tunings: of it, by fields.
     asked: the fields of a Request.
   """
-  shape, dtype, mode, _, training = asked
+  shape, dtype, mode, (platform, _), training = asked
   choice = dispatch.Choice(name, '', checks.make_tunings(name, tunings))
   frames = next(x for x in (8, 4, 2, 1) if shape[1] % x == 0)
   run = checks.both if training else checks.forward
   run = functools.partial(run, choice, frames=frames, mode=mode)
   arrays = checks.draw(tuple(shape), dtype)
-  return timing.seconds(run, arrays if training else arrays[:3])
+  arrays = arrays if training else arrays[:3]
+  return timing.seconds(run, arrays, group=1 if platform == 'cpu' else GROUP)
