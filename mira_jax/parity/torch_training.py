@@ -82,8 +82,8 @@ class Agreement:
       for step in self.steps[: self.judged]
       for name in METRICS
     ]
-    # Adam divides gradients by their size: of those near 0, rounding to float32
-    # decides where a parameter goes. A few always are, their norm stays small.
+    # Adam divides gradients by their size: of one near 0, rounding to float32
+    # decides how far its parameter moves. Few do, so that the norm stays small.
     kind = 'distance' if self.dtype == 'float32' else 'relative'
     if self.judged == len(self.steps):
       found += [(f'{x.name} afterwards', getattr(x, kind)) for x in self.rows]
