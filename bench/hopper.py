@@ -61,7 +61,7 @@ FORWARD = {128: 1.0, 88: 1.0}
 BACKWARD = {128: 0.80, 88: 0.91}
 THREE = 0.75
 # Sweeps whose inner products are those of a forward pass, P in registers.
-WEIGHTED = ('attend', 'logsumexp', 'redistribute', 'marginal_dq')
+WEIGHTED = ('attend', 'logsumexp', 'redistribute', 'mean', 'marginal_dq')
 # Microseconds that a tile of rows takes besides its loop. Those of tokamax, at
 # L = 0, take 4 for 256 rows; of persistent blocks, copies of the next tile hide
 # most of it (assumed).
@@ -71,10 +71,7 @@ MODES = {
   'flashlite forward': (('attend',), 2),
   'flashlite backward': (('dq', 'dkv'), 5),
   'exact forward': (('logsumexp', 'mass', 'redistribute'), None),
-  'exact backward': (
-    ('marginal_dq', 'marginal_dk', 'redistribute_dq', 'redistribute_dkv'),
-    None,
-  ),
+  'exact backward': (('gain', 'mean', 'joint_dq', 'joint_dkv'), None),
 }
 
 
@@ -110,13 +107,15 @@ def disassemble(run, inputs) -> dict[str, tuple[str, int]]:
 def attention(passes: vjp.Passes):
   """The gradient of attention in both modes: every sweep is in it."""
   operations = vjp.operations(passes)
+  assert operations.exact
 
   def loss(q, k, v):
     bias = jnp.zeros(k.shape[:2], jnp.float32)
     flashlite = operations.biased(q, k, v, bias, False)
     marginal, lse = operations.marginal(q, k)
-    exact = operations.redistributed(q, k, v, marginal, 0.5, 0.1, True, lse)
-    return (flashlite + exact).astype(jnp.float32).sum()
+    apart = operations.redistributed(q, k, v, marginal, 0.5, 0.1, True, lse)
+    exact, _ = operations.exact(lambda p, _: ((), p), 0.5, 0.1, q, k, v, None)
+    return (flashlite + apart + exact).astype(jnp.float32).sum()
 
   return jax.value_and_grad(loss, (0, 1, 2))
 

@@ -32,16 +32,18 @@ def over_clips(operation: Callable, *arrays: Array) -> Array:
   )(*arrays)
 
 
-def over_heads(operation: Callable, *arrays: Any, mean: bool = False) -> Any:
+def over_heads(
+  operation: Callable, *arrays: Any, out: int | tuple[int, ...] = 4
+) -> Any:
   """`operation(*arrays)`, each device on its own clips and heads.
 
   Args:
     operation: of arrays [B, L, H, D] first, which HEAD_AXIS splits as
-      CLIP_AXES do in `over_clips`, then of arrays [B, L], which belong to keys,
+      CLIP_AXES do in `over_clips`, and of arrays [B, L], which belong to keys,
       and [B, H, L], which belong to rows; or of None.
     *arrays: its arguments.
-    mean: whether the result is [B, L], a mean over heads, with an array of rows
-      or None, instead of [B, L, H, D].
+    out: how many axes each of its results has. Those of two, [B, L], are means
+      over heads; any may be None instead.
   """
   if not _splits():
     return operation(*arrays)
@@ -51,17 +53,13 @@ def over_heads(operation: Callable, *arrays: Any, mean: bool = False) -> Any:
   keys = PartitionSpec(clips)
   specs = {4: tokens, 3: rows, 2: keys}
 
-  def local(*arrays: Any) -> Any:
-    result = operation(*arrays)
-    if not (mean and heads):
-      return result
-    result, of_rows = result
-    return jax.lax.pmean(result, heads), of_rows
+  def mean(x: Array) -> Array:
+    return jax.lax.pmean(x, heads) if heads and x.ndim == 2 else x
 
   return jax.shard_map(
-    local,
+    lambda *arrays: jax.tree.map(mean, operation(*arrays)),
     in_specs=tuple(keys if x is None else specs[x.ndim] for x in arrays),
-    out_specs=(keys, rows) if mean else tokens,
+    out_specs=jax.tree.map(specs.get, out),
     check_vma=False,
   )(*arrays)
 

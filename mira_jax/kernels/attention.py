@@ -113,7 +113,7 @@ def attention_marginal(
   """
   asked = dispatch.request(q, k, k, 'exact')
   operations = dispatch.resolve(implementation, asked).operations
-  return partition.over_heads(operations.marginal, q, k, mean=True)
+  return partition.over_heads(operations.marginal, q, k, out=(2, 3))
 
 
 def mira_attention(
@@ -149,7 +149,9 @@ def mira_attention(
   asked = dispatch.request(q, k, v, mode, training)
   choice = dispatch.resolve(implementation, asked)
 
-  def estimate(marginal: Array) -> tuple[FrameGain, Array]:
+  def estimate(
+    marginal: Array, past: Array | None = past
+  ) -> tuple[FrameGain, Array]:
     assert config is not None  # without MiRA nothing is estimated
     frames = frame_gain(
       marginal[:, num_prefix:],
@@ -162,7 +164,7 @@ def mira_attention(
 
   if choice.name == 'reference':
     return attend_with_maps(q, k, v, config, estimate)
-  return _fused(q, k, v, config, estimate, choice)
+  return _fused(q, k, v, past, config, estimate, choice)
 
 
 def attend_with_maps(
@@ -190,7 +192,9 @@ def attend_with_maps(
   return Attended(reference.attend(after, v), before, after, frames)
 
 
-def _fused(q, k, v, config: MiraConfig | None, estimate, choice) -> Attended:
+def _fused(
+  q, k, v, past, config: MiraConfig | None, estimate, choice
+) -> Attended:
   attend = functools.partial(
     redistributed_attention, q, k, v, implementation=choice
   )
@@ -199,6 +203,11 @@ def _fused(q, k, v, config: MiraConfig | None, estimate, choice) -> Attended:
   if config.mode == 'flashlite':
     frames, gain = estimate(key_energy(k))
     output = attend(gain, gain_gradient=False)  # the gain is a constant
+    return Attended(output, None, None, frames)
+  options = config.residual_mix, config.floor
+  if choice.operations.exact and config.gain_gradient and options != (1, 0):
+    run = functools.partial(choice.operations.exact, estimate, *options)
+    output, frames = run(q, k, v, past)
     return Attended(output, None, None, frames)
   marginal, lse = attention_marginal(q, k, implementation=choice)
   frames, gain = estimate(marginal)

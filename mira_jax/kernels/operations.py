@@ -51,6 +51,11 @@ class Operations(NamedTuple):
   # (q, k, v, gain, residual_mix, floor, gain_gradient, that log-sum-exp | None)
   # -> redistribute(softmax(S), gain) v
   redistributed: Callable
+  # (estimate, residual_mix, floor, q, k, v, x)
+  # -> (redistribute(softmax(S), gain) v, frames), with frames, gain =
+  # estimate(marginal, x): the last two in one, where that saves time. It shares
+  # out its work over devices itself.
+  exact: Callable | None = None
 
 
 class Kernel(NamedTuple):

@@ -1,4 +1,4 @@
-"""Differentiable MiRA attention from the six passes of a platform's kernels.
+"""Differentiable MiRA attention from the passes of a platform's kernels.
 
 A kernel sweeps over the attention map without storing it, and leaves a few
 numbers per row. What a sweep computes is `Passes`; how sweeps and rows make up
@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mira_jax.devices import partition
 from mira_jax.kernels.operations import (
   Operations,
   keep_output,
@@ -56,8 +57,11 @@ class Passes(NamedTuple):
   # -> (dq, dk, dv, dgain | None): with t_ij = rho_i dP_ij - pull_i,
   # dS = A ((1 - residual_mix) dP + a_j t - delta_i),
   # dv_j = sum_i A_ij (1 - residual_mix + rho_i a_j) g_i, and
-  # dgain_j = sum_hi A_ij t_ij if asked.
+  # dgain_j = sum_hi A_ij t_ij if asked. Where there is `gain_gradient`, it
+  # takes gamma=, too, and adds the dS of `marginal_backward`.
   redistribute_backward: Callable
+  # (q, k, v, lse, rho, pull, g) -> that dgain alone.
+  gain_gradient: Callable | None = None
 
 
 # ----- softmax(S + bias) v ----------------------------------------------------
@@ -150,24 +154,113 @@ def _redistributed_fwd(
 
 def _redistributed_bwd(passes, mix, floor, gain_gradient, residuals, g):
   q, k, v, gain, v_mean, y, z, lse, mean_gain = residuals
-  norm = row_norm(mean_gain, floor)
-  rho = mix * (1 - floor) / norm
-  share = mix * floor / norm  # of the mean of v in a row's output
-  pull = rho * _row_dot(g, z)
-  # sum_j A_ij dA_ij, without a sweep.
-  delta = _row_dot(g, y) - pull * mean_gain
-  delta -= share * jnp.einsum('blhd,bhd->bhl', g.astype(v_mean.dtype), v_mean)
+  rho, pull, delta, share = _row_numbers(mix, floor, v_mean, y, z, mean_gain, g)
   numbers, options = (gain, lse, rho, pull, delta), {'residual_mix': mix}
   dq, dk, dv, dgain = passes.redistribute_backward(
     q, k, v, *numbers, g, gain_gradient=gain_gradient, **options
   )
-  rest = jnp.einsum('bhl,blhd->bhd', share, g.astype(share.dtype))
-  dv = (dv + rest[:, None] / k.shape[1]).astype(v.dtype)
+  dv = _with_floor(dv, share, g)
   # The operation that gave lse has its own gradients.
   return dq, dk, dv, _or_zeros(dgain, gain), None
 
 
+def _row_numbers(mix, floor, v_mean, y, z, mean_gain, g):
+  """rho, pull, delta, and the share of the mean of v in a row's output."""
+  norm = row_norm(mean_gain, floor)
+  rho = mix * (1 - floor) / norm
+  share = mix * floor / norm
+  pull = rho * _row_dot(g, z)
+  # sum_j A_ij dA_ij, without a sweep.
+  delta = _row_dot(g, y) - pull * mean_gain
+  delta -= share * jnp.einsum('blhd,bhd->bhl', g.astype(v_mean.dtype), v_mean)
+  return rho, pull, delta, share
+
+
+def _with_floor(dv, share, g):
+  """dv, with what comes through the mean of v."""
+  rest = jnp.einsum('bhl,blhd->bhd', share, g.astype(share.dtype))
+  return (dv + rest[:, None] / dv.shape[1]).astype(dv.dtype)
+
+
 redistributed_attention.defvjp(_redistributed_fwd, _redistributed_bwd)
+
+
+# ----- both, with the gain of the marginal ------------------------------------
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2, 3))
+def exact_attention(
+  passes: Passes, estimate, residual_mix, floor, q, k, v, x
+) -> tuple[Array, Any]:
+  """`Operations.exact`: the sweeps of its backward pass are of both operations.
+
+  Estimates may need the clips of all devices: only sweeps are shared out.
+  """
+  (y, *_), frames, _ = _exact(
+    passes, estimate, residual_mix, floor, q, k, v, x, keep_rows=False
+  )
+  return y, frames
+
+
+def _exact(passes, estimate, mix, floor, q, k, v, x, *, keep_rows):
+  """(y, z, mean gain), the estimates, and (marginal, gain, lse)."""
+
+  def redistribute(q, k, v, gain, lse):
+    options = mix, floor, lse
+    y, z, _, mean_gain = _redistribute(
+      passes, q, k, v, gain, *options, keep_rows=keep_rows
+    )[1]
+    return y, z, mean_gain
+
+  marginal, lse = partition.over_heads(
+    lambda q, k: _marginal_fwd(passes, q, k)[0], q, k, out=(2, 3)
+  )
+  frames, gain = estimate(marginal, x)
+  outputs = partition.over_heads(
+    redistribute, q, k, v, gain, lse, out=(4, 4, 3)
+  )
+  return outputs, frames, (marginal, gain, lse)
+
+
+def _exact_fwd(passes, estimate, mix, floor, q, k, v, x):
+  (y, z, mean_gain), frames, numbers = _exact(
+    passes, estimate, mix, floor, q, k, v, x, keep_rows=True
+  )
+  y, z = (keep_output(y),) * 2 if mix == 1 else map(keep_output, (y, z))
+  kept = y, z, keep_rows(mean_gain), *numbers
+  return (y, frames), (q, k, v, x, *kept)
+
+
+def _exact_bwd(passes, estimate, mix, floor, residuals, gradients):
+  q, k, v, x, y, z, mean_gain, marginal, gain, lse = residuals
+  g, by_frames = gradients
+  _, length, heads, _ = q.shape
+
+  def by_gain(q, k, v, g, y, z, lse, mean_gain):
+    v_mean = v.mean(1, dtype=lse.dtype)
+    rho, pull, *rest = _row_numbers(mix, floor, v_mean, y, z, mean_gain, g)
+    dgain = passes.gain_gradient(q, k, v, lse, rho, pull, g)
+    return dgain / q.shape[2], rho, pull, *rest
+
+  def rest(q, k, v, g, gain, gamma, lse, rho, pull, delta, share):
+    numbers = gain, lse, rho, pull, delta, g
+    options = {'residual_mix': mix, 'gain_gradient': False, 'gamma': gamma}
+    dq, dk, dv, _ = passes.redistribute_backward(q, k, v, *numbers, **options)
+    return dq, dk, _with_floor(dv, share, g)
+
+  dgain, *rows = partition.over_heads(
+    by_gain, q, k, v, g, y, z, lse, mean_gain, out=(2, 3, 3, 3, 3)
+  )
+  pull_back = jax.vjp(estimate, marginal, x)[1]
+  dmarginal, dx = pull_back((by_frames, dgain * heads))
+  gamma = dmarginal / (length * heads)
+  gradients = partition.over_heads(
+    rest, q, k, v, g, gain, gamma, lse, *rows, out=(4, 4, 4)
+  )
+  return *gradients, dx
+
+
+exact_attention.defvjp(_exact_fwd, _exact_bwd)
 
 
 def operations(passes: Passes) -> Operations:
@@ -176,6 +269,9 @@ def operations(passes: Passes) -> Operations:
     functools.partial(biased_attention, passes),
     functools.partial(attention_marginal, passes),
     functools.partial(redistributed_attention, passes),
+    functools.partial(exact_attention, passes)
+    if passes.gain_gradient
+    else None,
   )
 
 

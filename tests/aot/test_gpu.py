@@ -37,7 +37,8 @@ pytestmark = [
   ),
 ]
 # A kernel that another case has compiled is not compiled, nor reported, again.
-MOST = [x for x in pass_cases.CASES if not x.endswith('no bias')]
+CASES = pass_cases.CASES | pass_cases.JOINT
+MOST = [x for x in CASES if not x.endswith('no bias')]
 
 
 def compiled(run, shape):
@@ -59,10 +60,10 @@ def check_spills(log):
 @pytest.mark.parametrize('shape', gpu.SHAPES.values(), ids=gpu.SHAPES)
 @pytest.mark.parametrize('case', MOST)
 def test_kernels_fit_into_registers(capfd, shape, case):
-  run = functools.partial(pass_cases.CASES[case].run, passes.PASSES)
+  run = functools.partial(CASES[case].run, passes.PASSES)
   compiled(run, shape)
   log = ''.join(capfd.readouterr())
-  assert 1 <= len(gpu.spills(log)) <= pass_cases.CASES[case].kernels, log
+  assert 1 <= len(gpu.spills(log)) <= CASES[case].kernels, log
   check_spills(log)
 
 
@@ -74,7 +75,7 @@ def test_kernels_fit_into_registers(capfd, shape, case):
 )
 def test_other_shapes_fit(capfd, length, width):
   def run(x):
-    return [pass_cases.CASES[name].run(passes.PASSES, x) for name in MOST]
+    return [CASES[name].run(passes.PASSES, x) for name in MOST]
 
   compiled(run, (2, length, 3, width))
   log = ''.join(capfd.readouterr())
@@ -84,7 +85,7 @@ def test_other_shapes_fit(capfd, length, width):
 
 def test_every_kernel_has_a_name_of_its_own():
   def run(x):
-    return [pass_cases.CASES[name].run(passes.PASSES, x) for name in MOST]
+    return [CASES[name].run(passes.PASSES, x) for name in MOST]
 
   text = compiled(run, (1, 192, 1, 64)).as_text()
   names = set(re.findall(r'mira_(\w+?)\b', text))

@@ -78,11 +78,10 @@ def _redistribute(passes, x, residual_mix, **options):
   return passes.redistribute(*x[:3], x.gain, x.v_mean, x.lse, **options)
 
 
-def _redistribute_backward(passes, x, gain_gradient):
+def _redistribute_backward(passes, x, gain_gradient, **options):
   rows = x.lse, x.rho, x.pull, x.delta
-  return passes.redistribute_backward(
-    *x[:3], x.gain, *rows, x.g, residual_mix=0.7, gain_gradient=gain_gradient
-  )
+  options |= {'residual_mix': 0.7, 'gain_gradient': gain_gradient}
+  return passes.redistribute_backward(*x[:3], x.gain, *rows, x.g, **options)
 
 
 CASES = {
@@ -112,6 +111,15 @@ CASES = {
   ),
   'redistribute_backward, gain too': Case(
     lambda p, x: _redistribute_backward(p, x, True), 2
+  ),
+}
+# Of platforms that have them.
+JOINT = {
+  'redistribute_backward, marginal too': Case(
+    lambda p, x: _redistribute_backward(p, x, False, gamma=x.gamma), 3
+  ),
+  'gain_gradient': Case(
+    lambda p, x: p.gain_gradient(*x[:3], x.lse, x.rho, x.pull, x.g), 1
   ),
 }
 # One of each pass, with all that it can compute.

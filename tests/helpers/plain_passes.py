@@ -82,17 +82,37 @@ def redistribute(
 
 
 def redistribute_backward(
-  q, k, v, gain, lse, rho, pull, delta, g, *, residual_mix, gain_gradient
+  q,
+  k,
+  v,
+  gain,
+  lse,
+  rho,
+  pull,
+  delta,
+  g,
+  *,
+  residual_mix,
+  gain_gradient,
+  gamma=None,
 ):
   rho, pull, delta, lse = (x[..., None] for x in (rho, pull, delta, lse))
   a = jnp.exp(logits(q, k) - lse)
   dp = jnp.einsum('bihd,bjhd->bhij', *wide(g, v))
   t = rho * dp - pull
   ds = a * ((1 - residual_mix) * dp + keys(gain) * t - delta)
+  if gamma is not None:
+    ds += a * (keys(gamma) - (a * keys(gamma)).sum(-1, keepdims=True))
   weight = a * (1 - residual_mix + rho * keys(gain))
   dv = jnp.einsum('bhij,bihd->bjhd', weight, *wide(g)).astype(v.dtype)
   dgain = (a * t).sum((1, 2)) if gain_gradient else None
   return *from_logits(q, k, ds), dv, dgain
+
+
+def gain_gradient(q, k, v, lse, rho, pull, g):
+  a = jnp.exp(logits(q, k) - lse[..., None])
+  dp = jnp.einsum('bihd,bjhd->bhij', *wide(g, v))
+  return (a * (rho[..., None] * dp - pull[..., None])).sum((1, 2))
 
 
 PASSES = Passes(
@@ -102,4 +122,5 @@ PASSES = Passes(
   marginal_backward,
   redistribute,
   redistribute_backward,
+  gain_gradient,
 )

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import plain_passes
 from mira_jax.kernels import cudnn, dispatch, reference, streaming, vjp
 from mira_jax.kernels.attention import mira_attention, redistributed_attention
+from mira_jax.kernels.operations import REMAT
 from mira_jax.kernels.streaming import Tiling
 from mira_jax.kernels.tpu import blocks
 from mira_jax.kernels.tpu import passes as pallas_tpu
@@ -292,6 +293,28 @@ def test_a_constant_gain_saves_the_gradient_of_the_marginal():
     for wanted in (True, False)
   ]
   assert products[1] < products[0]
+
+
+@pytest.mark.usefixtures('interpreters')
+def test_rematerialised_kernels_sweep_no_map_twice():
+  *qkv, weight = draw((1, 16, 1, 4), np.float32)
+
+  def attend(*qkv):
+    return mira_attention(
+      *qkv, num_frames=4, config=MiraConfig(), implementation='passes'
+    ).output
+
+  def exponentials(attend):
+    step = jax.grad(lambda *x: (attend(*x) * weight).sum(), (0, 1, 2))
+    return str(jax.make_jaxpr(step)(*qkv)).count(' exp ')
+
+  plain = exponentials(attend)
+  again = {
+    name: exponentials(jax.checkpoint(attend, policy=policy))
+    for name, policy in REMAT.items()
+  }
+  assert again['full'] > plain
+  assert max(again['attention'], again['linear']) <= plain
 
 
 def test_cudnn_gets_the_gain_in_spare_channels():

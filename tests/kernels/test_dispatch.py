@@ -18,7 +18,8 @@ from jax.sharding import (
   PartitionSpec,
 )
 
-from mira_jax.kernels import dispatch, gpu, operations
+import plain_passes
+from mira_jax.kernels import dispatch, gpu, operations, vjp
 from mira_jax.kernels.attention import (
   attention_marginal,
   mira_attention,
@@ -161,6 +162,7 @@ def draw(shape):
   ('name', 'mode', 'axes'),
   [
     ('streaming', 'exact', {'data': 2, 'fsdp': 2}),
+    ('passes', 'exact', {'data': 2, 'model': 2}),
     ('pallas_tpu', 'flashlite', {'fsdp': 2, 'model': 2}),
   ],
   ids=str,
@@ -172,6 +174,9 @@ def test_devices_attend_to_their_own_clips_and_heads(
     refusal=lambda request: None
   )
   monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'pallas_tpu', served)
+  plain = vjp.operations(plain_passes.PASSES)
+  served = dispatch.Implementation(lambda _: plain, lambda _: None)
+  monkeypatch.setitem(dispatch.IMPLEMENTATIONS, 'passes', served)
   monkeypatch.setattr(blocks, 'INTERPRET', True)
   mesh = jax.make_mesh(
     tuple(axes.values()),

@@ -20,6 +20,7 @@ from mira_jax.kernels.gpu import passes, sweep
 from mira_jax.kernels.gpu.sweep import Group, Tuning
 
 SMALL = Tuning(64, 32, warpgroups=2, stages=2)
+CASES = pass_cases.CASES | pass_cases.JOINT
 
 
 def assert_near(ours, plain, narrow=4e-3, wide=1e-5):
@@ -38,13 +39,13 @@ def wide(x: pass_cases.Inputs) -> pass_cases.Inputs:
 
 def check_pass(case, shape, size=SMALL):
   """A pass on bfloat16, against the oracle on the same numbers in float32."""
-  run, x = pass_cases.CASES[case].run, pass_cases.draw(shape)
+  run, x = CASES[case].run, pass_cases.draw(shape)
   with interpreted(detect_races=True):
     ours = run(passes.tuned(dict.fromkeys(passes.TUNING, size)), x)
   assert_near(ours, run(plain_passes.PASSES, wide(x)))
 
 
-@pytest.mark.parametrize('case', pass_cases.WHOLE)
+@pytest.mark.parametrize('case', [*pass_cases.WHOLE, *pass_cases.JOINT])
 def test_passes_agree_with_the_oracle(case):
   """Four ragged tiles through two places of a ring; 101 is padded to 104."""
   check_pass(case, (1, 101, 1, 80))
@@ -87,7 +88,7 @@ def test_an_operation_and_its_gradients():
 
 @pytest.mark.parametrize('shape', [gpu.SHAPES['huge'], (2, 393, 12, 64)])
 def test_every_pass_lowers_to_kernels(shape):
-  for name, (run, kernels) in pass_cases.CASES.items():
+  for name, (run, kernels) in CASES.items():
     run = jax.jit(functools.partial(run, passes.PASSES))
     lowered = run.trace(pass_cases.shapes(shape)).lower(
       lowering_platforms=('cuda',)

@@ -46,15 +46,24 @@ def biased(dp, rows, keys) -> Slopes:
 
 
 def redistributed(residual_mix: float) -> Rule:
-  """The rule of `Passes.redistribute_backward`."""
+  """The rule of `Passes.redistribute_backward`; gamma, if any, is of keys."""
 
   def rule(dp, rows, keys):
-    (rho, pull, delta), (gain,) = rows, keys
+    (rho, pull, delta), (gain, *gamma) = rows, keys
     t = rho * dp - pull
     slope = (1 - residual_mix) * dp + gain * t - delta
+    for x in gamma:
+      slope += x
     return Slopes(slope, (1 - residual_mix) + gain * rho, t)
 
   return rule
+
+
+def by_gain(dp, rows, keys) -> Slopes:
+  """The rule of `Passes.gain_gradient`."""
+  del keys
+  rho, pull = rows
+  return Slopes(share=rho * dp - pull)
 
 
 def marginal(dp, rows, keys) -> Slopes:

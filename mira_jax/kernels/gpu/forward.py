@@ -137,7 +137,7 @@ class _Turns:
 def weighted_sums(
   q: Array,
   k: Array,
-  v: Array,
+  v: Array | None,
   lse: Vector,
   weights: Vector,
   finish: Callable[..., Sequence[Array]],
@@ -153,7 +153,7 @@ def weighted_sums(
   Args:
     q: queries.
     k: keys.
-    v: values.
+    v: values, or None for the mean alone: 1 U.
     lse: [B, H, L], in units of log 2; infinite where there is no row.
     weights: w of keys, [B, L]; 0 where there is no key.
     finish: (sums, mean of w, per_head) -> a tile of each output. Sums are P v,
@@ -166,10 +166,11 @@ def weighted_sums(
   """
   scale = LOG2E * q.shape[-1] ** -0.5
   matrix, shape = (tuning.rows, q.shape[-1]), (tuning.rows, tuning.columns)
-  count = 2 if plain else 1
+  count = 0 if v is None else 2 if plain else 1
 
+  # One kernel: what follows is traced together, in this order.
   def consume(context: Context):
-    (query, lse), (group, values) = context.own, context.groups
+    (query, lse), (group, *values) = context.own, context.groups
     query, lse = tuning.own(query), along(ops.vector(lse, 0), 0, shape)
 
     def step(i, carry):
@@ -182,11 +183,12 @@ def weighted_sums(
       # Where there is no key, P is not 0, but the value and the weight are.
       p = jnp.exp2(s * scale - lse)
       weighted = p * weight
-      values.wait(i)
-      (value,) = values.tile(i)
-      terms = [(x.astype(q.dtype), value) for x in (p, weighted)[-count:]]
-      sums = ops.accumulate(sums, terms)
-      values.release(i)
+      for passing in values:
+        passing.wait(i)
+        (value,) = passing.tile(i)
+        terms = [(x.astype(q.dtype), value) for x in (p, weighted)[-count:]]
+        sums = ops.accumulate(sums, terms)
+        passing.release(i)
       return mean + weighted.sum(1), sums
 
     start = ops.full(matrix[:1], 0), [ops.full(matrix, 0)] * count
@@ -197,7 +199,7 @@ def weighted_sums(
   return sweep(
     consume,
     [q, lse],
-    [[k, weights], [v]],
+    [[k, weights], *([] if v is None else [[v]])],
     out,
     tuning,
     name=name,

@@ -11,6 +11,7 @@ head:
   marginal         2 U       5 U
   redistribute     3 U       7 U      (2 U forward if the residual mix is 1;
                                        1 U more if the rows' sums are unknown)
+  the last two     5 U      10 U
 """
 
 from __future__ import annotations
@@ -58,6 +59,10 @@ TUNING = {
   'dkv': Tuning(64, 64, 2, held=True),
   'redistribute_dq': Tuning(64, 64, 3),
   'redistribute_dkv': Tuning(64, 64, 2),
+  'gain': Tuning(64, 64, 3),
+  'mean': Tuning(64, 160, 3),
+  'joint_dq': Tuning(64, 64, 2, held=True),
+  'joint_dkv': Tuning(64, 64, 2),
 }
 # Bytes that kernels may keep in memory for want of registers, up to that width:
 # what the tuning gains makes up for them.
@@ -66,6 +71,7 @@ SPILLS = {
   'redistribute': 96,
   'redistribute_dq': 124,
   'redistribute_dkv': 16,
+  'joint_dkv': 16,
 }
 
 
@@ -75,7 +81,8 @@ def tuning(sweep_name: str, width: int) -> Tuning:
   if width > 64:  # wider matrices need the registers
     if sweep_name in ('redistribute', 'marginal_dq'):
       best = dataclasses.replace(best, warpgroups=2)
-    whole = best.persistent and not sweep_name.startswith('redistribute_')
+    tight = sweep_name.startswith(('redistribute_', 'joint_'))
+    whole = best.persistent and not tight
     best = dataclasses.replace(best, held=False, persistent=whole)
   if width > 80:
     columns = 32 if sweep_name.endswith('dkv') else 64
@@ -96,7 +103,7 @@ SWEEPS = {
   False: (('attend',), ('dq', 'dkv')),
   True: (
     ('logsumexp', 'mass', 'redistribute'),
-    ('marginal_dq', 'marginal_dk', 'redistribute_dq', 'redistribute_dkv'),
+    ('gain', 'mean', 'joint_dq', 'joint_dkv'),
   ),
 }
 # Columns and consumers that may be the best of some sweep.
@@ -128,7 +135,7 @@ def candidates(
   return found
 
 
-# ----- the six passes ---------------------------------------------------------
+# ----- the passes -------------------------------------------------------------
 
 
 def _attend(choose: Choice, q, k, v, bias, *, keep_rows=True):
@@ -241,14 +248,41 @@ def _redistribute_backward(
   *,
   residual_mix,
   gain_gradient,
+  gamma=None,
 ):
-  rows = [_log2(lse), Vector(rho), Vector(pull), Vector(delta)]
   rule = backward.redistributed(residual_mix)
-  name = 'redistribute_'
-  keys = [Vector(gain)]
+  name, keys = 'redistribute_', [Vector(gain)]
+  if gamma is not None:
+    # A constant in gamma changes nothing; without it, less cancels.
+    gamma = gamma - gamma.mean(1, keepdims=True)
+    name, keys = 'joint_', [*keys, Vector(gamma)]
+    delta += _mean(choose, q, k, lse, gamma)
+  rows = [_log2(lse), Vector(rho), Vector(pull), Vector(delta)]
   return _gradients(
     choose, q, k, v, g, rows, keys, rule, gain_gradient, name=name
   )
+
+
+def _mean(choose: Choice, q, k, lse, x):
+  """sum_j A_ij x_j."""
+  size = choose('mean', k.shape[-1])
+  (mean,) = weighted_sums(
+    *(q, k, None, _log2(lse), Vector(x)),
+    lambda _, mean, __: [mean],
+    [_per_row(q)],
+    size,
+    'mean',
+  )
+  return mean
+
+
+def _gain_gradient(choose: Choice, q, k, v, lse, rho, pull, g):
+  rows = [_log2(lse), Vector(rho), Vector(pull)]
+  size = choose('gain', k.shape[-1])
+  share = backward.key_gradient(
+    q, k, [v, g], rows, [], backward.by_gain, ['share'], size, 'gain'
+  )
+  return _over_heads(share)
 
 
 def _gradients(
@@ -304,11 +338,11 @@ def tuned(tunings: Mapping[str, Tuning]) -> Passes:
   def choose(name: str, width: int) -> Tuning:
     return tunings.get(name) or tuning(name, width)
 
-  six = (
+  runs = (
     *(_attend, _attend_backward, _marginal, _marginal_backward),
-    *(_redistribute, _redistribute_backward),
+    *(_redistribute, _redistribute_backward, _gain_gradient),
   )
-  return Passes(*(functools.partial(run, choose) for run in six))
+  return Passes(*(functools.partial(run, choose) for run in runs))
 
 
 PASSES = tuned({})
