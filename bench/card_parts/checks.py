@@ -22,6 +22,7 @@ from bench.card_parts.setting import Log, Setting, Task, inputs
 from mira_jax.kernels import dispatch, vjp
 from mira_jax.tuning import checks as tuning_checks
 
+CASES = pass_cases.CASES | pass_cases.JOINT
 OURS = dispatch.Choice('pallas_gpu', 'to be checked', ())
 # Of norms, for arrays of bfloat16 and of float32: a pass, and whole operations,
 # whose backward passes start from an output in bfloat16.
@@ -110,7 +111,7 @@ def smoke(setting: Setting) -> Iterator[Task]:
     shapes = setting.some(several, 1) if name == 'attend' else []
     runs = [(name, shape) for shape in shapes]
     once = (1, 40, 1, 16) if setting.interpret else (1, 392, 2, 64)
-    runs += [(case, once) for case in pass_cases.CASES if family(case) == name]
+    runs += [(case, once) for case in CASES if family(case) == name]
     for case, shape in runs:
       run = functools.partial(_smoke, setting, case, shape)
       yield Task(_title(case, shape), (name,), run, pool)
@@ -137,7 +138,7 @@ def _title(case: str, shape: tuple[int, ...]) -> str:
 
 
 def _case(passes: vjp.Passes, case: str) -> Callable:
-  return jax.jit(functools.partial(pass_cases.CASES[case].run, passes))
+  return jax.jit(functools.partial(CASES[case].run, passes))
 
 
 # ----- numbers ----------------------------------------------------------------
@@ -151,7 +152,7 @@ def correct(setting: Setting) -> Iterator[Task]:
   shapes += [(3, 160, 3, 64), (2, 393, 3, 64), (1, 1, 1, 64), (1, 8192, 1, 64)]
   shapes += [(1, 392, 2, width) for width in (16, 32, 48, 96, 112, 128)]
   shapes = [(1, 40, 2, 16)] if setting.interpret else shapes
-  for case in setting.some(pass_cases.WHOLE, 2):
+  for case in setting.some((*pass_cases.WHOLE, *pass_cases.JOINT), 2):
     run = functools.partial(_clips, setting, case)
     yield Task(f'{case} decoder', (family(case),), run)
   middle = shapes[0]
@@ -163,7 +164,7 @@ def correct(setting: Setting) -> Iterator[Task]:
     run = functools.partial(_mira, mode, middle)
     yield Task(_title(f'mira_attention {mode}', middle), USES[mode], run)
   for shape in shapes:
-    for case in setting.some(pass_cases.CASES, 2):
+    for case in setting.some(CASES, 2):
       run = functools.partial(_pass, setting, case, shape)
       yield Task(_title(case, shape), (family(case),), run)
 
@@ -256,7 +257,7 @@ def compare(
 def repeat(setting: Setting) -> Iterator[Task]:
   """The same bits from every call, whatever lay in memory before."""
   for name in ('decoder', 'long'):
-    for case in setting.some(pass_cases.WHOLE, 2):
+    for case in setting.some((*pass_cases.WHOLE, *pass_cases.JOINT), 2):
       if name in setting.shapes:
         run = functools.partial(_repeat, setting, case, name)
         yield Task(f'{case}, {name}', (family(case),), run)

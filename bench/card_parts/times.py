@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import pass_cases
 from bench.card_parts import checks
 from bench.card_parts.setting import Log, Setting, Task, inputs
 from mira_jax.kernels.gpu import passes as gpu_passes
@@ -32,11 +33,13 @@ def _biased(part: str) -> Callable:
 
 
 def _redistributed(part: str) -> Callable:
-  return lambda p, x: p.redistribute_backward(
-    *(*x[:3], x.gain, x.lse, x.rho, x.pull, x.delta, x.g),
-    residual_mix=0.7,
-    gain_gradient=True,
-  )[SLICES[part]]
+  case = pass_cases.CASES['redistribute_backward, gain too']
+  return lambda p, x: case.run(p, x)[SLICES[part]]
+
+
+def _joint(part: str) -> Callable:
+  case = pass_cases.JOINT['redistribute_backward, marginal too']
+  return lambda p, x: case.run(p, x)[SLICES[part]]
 
 
 def _redistribute(p, x):
@@ -63,9 +66,12 @@ SWEEPS = {
   ),
   'redistribute_dq': Sweep('redistribute_backward', 3, _redistributed('dq')),
   'redistribute_dkv': Sweep('redistribute_backward', 4, _redistributed('dkv')),
+  'gain': Sweep('gain_gradient', 2, pass_cases.JOINT['gain_gradient'].run),
+  'mean + joint_dq': Sweep('redistribute_backward', 4, _joint('dq')),
+  'mean + joint_dkv': Sweep('redistribute_backward', 5, _joint('dkv')),
 }
 # Products of our kernels for a mode, forward and in both directions.
-PRODUCTS = {'plain': (2, 9), 'flashlite': (2, 9), 'exact': (5, 17)}
+PRODUCTS = {'plain': (2, 9), 'flashlite': (2, 9), 'exact': (5, 15)}
 PLAIN = (2, 7)  # of plain attention, whatever a candidate spends
 
 

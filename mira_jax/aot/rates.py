@@ -57,6 +57,10 @@ HOPPER = {
     'marginal_dk': 0.64,
     'redistribute_dq': 0.90,
     'redistribute_dkv': 1.06,
+    'gain': 0.62,
+    'mean': 0.42,
+    'joint_dq': 0.91,
+    'joint_dkv': 1.07,
   },
   (32, 1568, 16, 80): {
     'attend': 0.80,
@@ -69,6 +73,10 @@ HOPPER = {
     'marginal_dk': 0.89,
     'redistribute_dq': 1.43,
     'redistribute_dkv': 1.74,
+    'gain': 0.95,
+    'mean': 0.56,
+    'joint_dq': 1.51,
+    'joint_dkv': 1.61,
   },
 }
 # Widths between multiples of these take as long as the next one.
