@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import pathlib
+from collections.abc import Iterator, Sequence
 
+import rich.box
 import rich.table
 
 from mira_jax import config, files, terminal
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   out = 'file of the times, to be shipped as mira_jax/kernels/tuned/KIND.json'
   add('--out', metavar='FILE.json', help=out)
   budget = 'seconds, after which tunings are no longer tried'
-  add('--budget', type=at_least(1), default=900, help=budget)
+  add('--budget', metavar='S', type=at_least(1), default=900, help=budget)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
   cfg = config.load(args.config, args.flags)
   if cfg.pretrain is None:
     cfg.model.num_classes = cfg.model.num_classes or 2  # of no matter here
+  config.validate(cfg, devices=None)
   try:
     found = tune.target(args.device)
   except ChildError as error:
@@ -60,15 +62,18 @@ def run(args: argparse.Namespace) -> int:
     raise MiraInputError('no_device', asked, hint) from error
   device = verdicts.device_name(found)
   requests = _requests(cfg, found)
-  terminal.say(f'tunes attention on {device}')
-  rows = list(tune.tune(requests, args.budget, _report))
+  kept = verdicts.times_path(device)
+  if args.out:
+    files.open_folder(pathlib.Path(args.out).parent)
+  rows: list[Row] = []
+  with files.lock(kept.with_suffix('.lock')):  # others would slow this down
+    terminal.say(f'tunes attention on {device}')
+    for row in tune.tune(requests, args.budget, _report):
+      rows.append(row)  # kept at once: what comes may take long, and Ctrl-C
+      old = _others(verdicts.read_times(device), rows)
+      files.write_text(kept, tune.as_json(device, [*rows, *old]))
   for i in range(0, len(rows), 2):  # forward, and with gradients
     terminal.show(_table(rows[i : i + 2]))
-  kept = verdicts.times_path(device)
-  old = verdicts.read_times(device)
-  text = tune.as_json(device, [*rows, *_others(old, rows)])
-  kept.parent.mkdir(parents=True, exist_ok=True)
-  files.write_text(kept, text, shared=True)
   terminal.say(f'times: {kept}')
   if args.out:
     files.write_text(args.out, tune.as_json(device, rows))
@@ -113,7 +118,7 @@ def _report(line: str) -> None:
 def _table(rows: Sequence[Row]) -> rich.table.Table:
   shape = ' x '.join(map(str, rows[0].shape))
   title = f'{rows[0].mode}, B x L x H x D = {shape}, {rows[0].dtype}'
-  table = rich.table.Table(title=title)
+  table = rich.table.Table(title=title, box=rich.box.SIMPLE_HEAD)
   table.add_column('attention')
   table.add_column('ms', justify='right')
   table.add_column('tuning, where not the assumed one')
@@ -121,11 +126,7 @@ def _table(rows: Sequence[Row]) -> rich.table.Table:
     table.add_row('forward and backward' if row.training else 'forward')
     for name in row.by_speed():
       tuned = row.tunings.get(name, {})
-      text = '\n'.join(f'{key}: {_text(x)}' for key, x in tuned.items())
+      text = '\n'.join(f'{key}: {tune.words(x)}' for key, x in tuned.items())
       table.add_row(f'  {name}', tune.number(row.milliseconds[name]), text)
     table.add_section()
   return table
-
-
-def _text(fields: Mapping[str, Any]) -> str:
-  return ', '.join(f'{name} {value}' for name, value in fields.items())

@@ -8,6 +8,7 @@ kernels that failed there. Kernels are imported when they are first needed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -137,7 +138,8 @@ def choose(asked: Request) -> Choice:
   """The implementation for a request, and why."""
   for row, source in _measured(asked):
     for name in row.by_speed():
-      if not _fault(name, asked):
+      # Another version may know others.
+      if name in IMPLEMENTATIONS and not _fault(name, asked):
         why = f'the fastest of {len(row.milliseconds)}, {source}'
         return Choice(name, why, _tunings(name, row))
   return _assume(asked)
@@ -157,9 +159,12 @@ def _measured(asked: Request) -> Iterator[tuple[records.Row, str]]:
 
 
 def _tunings(name: str, row: records.Row) -> Tunings:
+  """Those of a row; none where another version's have other fields."""
   found = row.tunings.get(name, {})
   make = IMPLEMENTATIONS[name].tuning
-  return tuple((key, make(**fields)) for key, fields in sorted(found.items()))
+  with contextlib.suppress(TypeError):
+    return tuple((key, make(**x)) for key, x in sorted(found.items()))
+  return ()
 
 
 def _fault(name: str, asked: Request) -> str | None:

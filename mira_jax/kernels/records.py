@@ -65,6 +65,11 @@ def parse(text: str, source: str) -> Records:
   fields = json.loads(text)
   rows = [Row(**row) for row in fields['rows']]
   rows = [dataclasses.replace(row, shape=tuple(row.shape)) for row in rows]
+  for row in rows:
+    numbers = [*row.shape, *dict(row.milliseconds).values()]
+    good = all(isinstance(x, int | float) and x > 0 for x in numbers)
+    if len(row.shape) != 4 or not good:
+      raise ValueError(f'{row} has no times of a shape [B, L, H, D]')
   return Records(fields['device'], f'{source}, {fields["date"]}', rows)
 
 

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 from typing import Any, Self
@@ -42,7 +43,8 @@ class Child:
   """
 
   def __init__(self, **environment: str):
-    path = os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])
+    paths = [str(ROOT), os.environ.get('PYTHONPATH')]
+    path = os.pathsep.join(filter(None, paths))  # '' would be this folder
     self._environment = {**os.environ, 'PYTHONPATH': path, **environment}
     self._process: subprocess.Popen[bytes] | None = None
     self._errors = tempfile.TemporaryFile()  # noqa: SIM115
@@ -77,7 +79,8 @@ class Child:
       raise ChildError(f'no answer within {limit:.0f} s')
     if not answer.endswith(b'\n'):
       self.stop()
-      raise ChildError(f'its process ended: {self._last_error()}')
+      reason = self._last_error() or f'exit code {process.returncode}'
+      raise ChildError(f'its process ended: {reason}')
     result = json.loads(answer)
     if 'error' in result:
       raise ChildError(result['error'])
@@ -90,12 +93,16 @@ class Child:
       return
     with contextlib.suppress(ProcessLookupError):
       os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    # A driver may keep the process of a kernel that hangs.
+    with contextlib.suppress(subprocess.TimeoutExpired):
+      process.communicate(timeout=10)
 
   def _start(self) -> subprocess.Popen[bytes]:
-    self._errors.truncate(0)
+    self._errors.seek(0)
+    self._errors.truncate()
     return subprocess.Popen(
-      [sys.executable, '-m', __name__],
+      # Without this folder, whose modules may have the names of others.
+      [sys.executable, '-P', '-m', __name__, str(os.getpid())],
       env=self._environment,
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
@@ -106,7 +113,7 @@ class Child:
   def _last_error(self) -> str:
     self._errors.seek(0)
     lines = self._errors.read().decode(errors='replace').split('\n')
-    return next((x.strip() for x in reversed(lines) if x.strip()), 'no message')
+    return next((x.strip() for x in reversed(lines) if x.strip()), '')
 
 
 def _read_line(source: int, limit: float) -> bytes | None:
@@ -123,8 +130,16 @@ def _read_line(source: int, limit: float) -> bytes | None:
   return data
 
 
-def _serve() -> None:
+def _end_with(caller: int) -> None:
+  """Ends this process when its caller is gone, whatever it is busy with."""
+  while os.getppid() == caller:
+    time.sleep(1)
+  os.killpg(0, signal.SIGKILL)
+
+
+def _serve(caller: int) -> None:
   """Calls what lines of the standard input name."""
+  threading.Thread(target=_end_with, args=[caller], daemon=True).start()
   results = os.fdopen(os.dup(1), 'w')
   os.dup2(2, 1)  # what libraries print is no result
   for line in sys.stdin:
@@ -141,4 +156,4 @@ def _serve() -> None:
 
 
 if __name__ == '__main__':
-  _serve()
+  _serve(int(sys.argv[1]))

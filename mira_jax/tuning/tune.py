@@ -12,7 +12,7 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -52,6 +52,9 @@ class Tuner:
     """The times of a request by every implementation that serves it."""
     times: dict[str, float] = {}
     tunings: dict[str, Fields] = {}
+    shape, dtype = 'x'.join(map(str, asked.shape)), jnp.dtype(asked.dtype).name
+    what = 'forward and backward' if asked.training else 'forward'
+    self.report(f'{asked.mode} {shape} {dtype}, {what}:')
     for name, implementation in dispatch.IMPLEMENTATIONS.items():
       if dispatch.refusal(name, asked):
         continue
@@ -69,7 +72,7 @@ class Tuner:
         tunings[name] = best
     return Row(
       shape=asked.shape,  # pyright: ignore[reportArgumentType]
-      dtype=jnp.dtype(asked.dtype).name,
+      dtype=dtype,
       mode=asked.mode,
       training=asked.training,
       milliseconds=times,
@@ -102,7 +105,7 @@ class Tuner:
 
   def _time(self, asked: Request, name: str, tunings: Fields) -> float | None:
     """Milliseconds of a call; None where there is no answer."""
-    what = ', '.join([name, *map(str, tunings.values())])
+    what = _what(name, tunings)
     try:
       seconds = self.child.call(
         f'{__name__}:measure',
@@ -112,10 +115,10 @@ class Tuner:
         asked=[*asked[:1], jnp.dtype(asked.dtype).name, *asked[2:]],
       )
     except ChildError as error:
-      self.report(f'{what}: {error}')
+      self.report(f'  {what}: {error}')
       return None
     milliseconds = 1e3 * statistics.median(seconds)
-    self.report(f'{what}: {number(milliseconds)} ms')
+    self.report(f'  {what}: {number(milliseconds)} ms')
     return milliseconds
 
   def _right(self, asked: Request, name: str, tunings: Fields) -> bool:
@@ -129,7 +132,7 @@ class Tuner:
         dtypes=[dtype],
       )
     except ChildError as error:
-      self.report(f'{name}, {tunings}: WRONG: {error}')
+      self.report(f'  {_what(name, tunings)}: WRONG: {error}')
       return False
     return True
 
@@ -165,6 +168,17 @@ def target(device: str | None) -> Target:
   own = {'JAX_PLATFORMS': platforms.get(device, device)} if device else {}
   with Child(**ONE_DEVICE, **own) as child:
     return Target(*child.call('mira_jax.tuning.checks:device', LIMIT))
+
+
+def _what(name: str, tunings: Fields) -> str:
+  """What is tried: the newest of the tunings."""
+  *_, newest = '', *(f', {key}: {words(x)}' for key, x in tunings.items())
+  return name + newest
+
+
+def words(tuning: Mapping[str, Any]) -> str:
+  """The fields of a tuning."""
+  return ', '.join(f'{name} {value}' for name, value in tuning.items())
 
 
 def number(milliseconds: float) -> str:

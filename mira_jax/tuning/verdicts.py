@@ -31,6 +31,8 @@ from mira_jax.tuning.child import ONE_DEVICE, Child, ChildError
 LIMIT = 240.0  # seconds of a check, most of them the compiler's
 _OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'  # others use the device: not for ever
 CHECK, DEVICE = 'mira_jax.tuning.checks:check', 'mira_jax.tuning.checks:device'
+# What reading a file of the cache raises, whatever is in it.
+_DAMAGED = (OSError, ValueError, LookupError, TypeError, RecursionError)
 _PACKAGES = (
   'jax',
   'jaxlib',
@@ -70,22 +72,9 @@ def examine(device: str | None = None, limit: float = LIMIT) -> Verdict:
   if wanted == 'cpu' or not found:
     return Verdict()
   path = folder() / f'check-{_digest([wanted, *found])}.json'
-  until = time.monotonic() + 2 * limit
-  while True:
-    try:
-      with files.lock(path.with_suffix('.lock')):
-        kept = _read(path)
-        if kept is None:
-          kept = _check_all(wanted, limit)
-          if kept.device and _OUT_OF_MEMORY not in str(kept.failed):
-            text = json.dumps(dataclasses.asdict(kept), indent=2)
-            files.write_text(path, text)
-        break
-    except MiraInputError as error:
-      if error.code != 'locked' or time.monotonic() > until:
-        _say(f'kernels are not checked: {error}')
-        return Verdict()
-    time.sleep(0.5)  # another process of this machine checks them
+  kept = _read(path)
+  if kept is None:
+    kept = _check_once(path, wanted, limit)
   for name, reason in kept.failed.items():
     hint = f'--attention={name} forces it, without {path} it is checked again'
     _say(f'{name} is not used on {kept.device}: {reason}; {hint}')
@@ -114,10 +103,45 @@ def _version(package: str) -> str:
 
 def _read(path: pathlib.Path) -> Verdict | None:
   try:
-    device, passed, failed = json.loads(path.read_text()).values()
-    return Verdict(device, tuple(passed), dict(failed))
-  except (OSError, ValueError, TypeError):  # missing, or damaged: made anew
+    fields = json.loads(path.read_text())
+    device, passed, failed = (fields[n] for n in ('device', 'passed', 'failed'))
+    return Verdict(str(device), tuple(passed), dict(failed))
+  except _DAMAGED:  # or missing: made anew
     return None
+
+
+def _check_once(path: pathlib.Path, wanted: str, limit: float) -> Verdict:
+  """Checks kernels, unless another process does: then it waits for that."""
+  until, waits = time.monotonic() + 2 * limit, False
+  while True:
+    try:
+      with files.lock(path.with_suffix('.lock')):
+        found = _read(path)
+        if found is None:
+          found = _check_all(wanted, limit)
+          _keep(path, found)
+        return found
+    except MiraInputError as error:
+      if error.code != 'locked':
+        _say(f'what is checked now cannot be kept: {error}')
+        return _check_all(wanted, limit)
+      if time.monotonic() > until:
+        _say(f'kernels are not checked: {error}')
+        return Verdict()
+      if not waits:
+        _say(f'kernels are being checked: {error}')
+        waits = True
+    time.sleep(0.5)
+
+
+def _keep(path: pathlib.Path, found: Verdict) -> None:
+  """Writes a verdict, if it holds for other times, too."""
+  if not found.device or _OUT_OF_MEMORY in str(found.failed):
+    return
+  try:
+    files.write_text(path, json.dumps(dataclasses.asdict(found), indent=2))
+  except OSError as error:
+    _say(f'what is checked now cannot be kept: {error}')
 
 
 def _check_all(wanted: str, limit: float) -> Verdict:
@@ -198,7 +222,7 @@ def _times_text(device: str) -> str:
     text = times_path(device).read_text()
     fields = json.loads(text)
     records.parse(text, '')
-  except (OSError, ValueError, TypeError, KeyError):
+  except _DAMAGED:
     return ''
   same = fields['jax'], fields['kernels']
   return text if same == (jax.__version__, records.version()) else ''

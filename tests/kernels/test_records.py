@@ -44,6 +44,23 @@ def test_the_nearest_row_tells_of_a_request():
     assert nearest(rows, **other) is None
 
 
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'shape': [1, 64]},
+    {'shape': [1, 0, 2, 16]},
+    {'milliseconds': {'reference': None}},
+    {'milliseconds': ['reference']},
+    {'unknown': 1},
+  ],
+)
+def test_a_damaged_file_is_none_of_times(fields):
+  rows = [dataclasses.asdict(ROW) | fields]
+  text = json.dumps({'device': 'x', 'date': 'today', 'rows': rows})
+  with pytest.raises((ValueError, TypeError)):
+    records.parse(text, 'here')
+
+
 @pytest.fixture
 def known(monkeypatch):
   """Sets what is known of this process's device."""
@@ -73,6 +90,12 @@ def test_what_was_measured_here_is_chosen_with_its_tuning(known):
     streaming.Tiling(4096, 'clip')
   )
   assert dispatch.resolve('streaming', asked).tunings == choice.tunings
+  # Another version has other names and fields.
+  fast, tiles = {'newer': 0.5, **fast}, {'newer': 1, **tiles}
+  tunings = {'streaming': {'tiles': tiles}}
+  known(dataclasses.replace(ROW, milliseconds=fast, tunings=tunings))
+  choice = dispatch.choose(asked)
+  assert (choice.name, choice.tunings) == ('streaming', ())
   known(ROW, failed={'reference': 'it is wrong'})
   assert dispatch.choose(asked).name == 'streaming'
   elsewhere = asked._replace(target=H200)
@@ -112,6 +135,7 @@ def test_shipped_times_are_readable():
     for row in found.rows:
       asked = dispatch.Request(row.shape, row.dtype, row.mode, target)
       for name in row.milliseconds:
-        assert dispatch._tunings(name, row) is not None
+        tunings = row.tunings.get(name, ())
+        assert len(dispatch._tunings(name, row)) == len(tunings)
         assert name in dispatch.IMPLEMENTATIONS
       assert dispatch.choose(asked)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -53,3 +55,40 @@ def test_a_call_that_hangs_is_stopped_with_what_it_started(child):
     call(child, 'hang', limit=1, marker=marker)
   assert not os.system(f'! pgrep -f "sleep {marker}$"')
   assert call(child, 'return')
+
+
+def test_it_does_not_import_from_the_current_folder(
+  tmp_path, monkeypatch, child
+):
+  (tmp_path / 'random.py').write_text('raise SystemExit("shadowed")')
+  monkeypatch.chdir(tmp_path)
+  assert call(child, 'return')
+
+
+def test_a_call_ends_with_the_process_that_made_it():
+  folder = os.path.dirname(__file__)
+  program = (
+    'from mira_jax.tuning.child import Child; child = Child()\n'
+    f'print(child.call("{__name__}:fail", 60, how="return"), flush=True)\n'
+    f'child.call("{__name__}:fail", 600, how="hang", marker="1")'
+  )
+  caller = subprocess.Popen(
+    [sys.executable, '-c', program],
+    env={**os.environ, 'PYTHONPATH': os.pathsep.join([folder, *sys.path])},
+    stdout=subprocess.PIPE,
+    text=True,
+  )
+  assert caller.stdout
+  find = ['ps', '-o', 'stat=', '-p', caller.stdout.readline().strip()]
+  assert not _ended(find)
+  caller.kill()
+  caller.wait()
+  until = time.monotonic() + 20
+  while not _ended(find):
+    assert time.monotonic() < until
+    time.sleep(0.1)
+
+
+def _ended(find):
+  state = subprocess.run(find, stdout=subprocess.PIPE, text=True).stdout
+  return state.strip()[:1] in ('', 'Z')

@@ -107,6 +107,28 @@ def test_a_verdict_belongs_to_device_driver_and_versions(machine, monkeypatch):
   assert verdicts.examine('cpu') == Verdict()  # kernels are not for it
 
 
+@pytest.mark.parametrize(
+  'text', ['', '[1]', 'null', '{"device": "x"}', '[' * 9**5]
+)
+def test_a_damaged_verdict_is_made_anew(machine, monkeypatch, text):
+  monkeypatch.setattr(verdicts, '_check_all', lambda *_: Verdict('x', ('y',)))
+  verdicts.examine()
+  (path,) = verdicts.folder().glob('check-*.json')
+  good = path.read_text()
+  path.write_text(text)
+  assert verdicts.examine() == Verdict('x', ('y',))
+  assert path.read_text() == good
+
+
+def test_kernels_are_checked_where_no_verdict_can_be_kept(
+  machine, monkeypatch, capsys
+):
+  monkeypatch.setattr(verdicts, '_check_all', lambda *_: Verdict('x', ('y',)))
+  monkeypatch.setenv('XDG_CACHE_HOME', '/dev/null')
+  assert verdicts.examine().passed == ('y',)
+  assert 'cannot be kept: not_written' in capsys.readouterr().err
+
+
 def test_hosts_take_one_verdict(tmp_path):
   """What failed on one is used on none; else they would wait for ever."""
   program = """
