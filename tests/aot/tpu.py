@@ -5,9 +5,11 @@
 
 FOLDER holds libtpu (`pip install --no-deps --target FOLDER libtpu==VERSION`,
 the version that `jax[tpu]` asks for). A TPU starts one bundle of instructions a
-cycle, in order: the bundles of a kernel times the steps of its grid are its
-cycles, but for waits on memory. libtpu reads its options when it is loaded and
-serves one kind of chip a process: hence a process for each.
+cycle, in order: the bundles of a kernel, those of a loop times its trips, times
+the steps of its grid are its cycles, but for waits on memory. What runs in some
+steps alone (sums set to 0, or written) is counted in all. libtpu reads its
+options when it is loaded and serves one kind of chip a process: hence a process
+for each.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tempfile
@@ -51,9 +54,6 @@ PASSES = {
   'redistribute': ('redistribute', 3),
   'redistribute_backward': ('redistribute_backward, gain too', 5),
 }
-# Of a kernel's bundles, those that every further chunk of keys runs again: the
-# first chunk has code of its own in the forward passes.
-LOOPED = {'attend': 1 / 2, 'redistribute': 1 / 2, 'marginal': 2 / 3}
 OPERATION_SHAPES = ('decoder', 'long')
 
 
@@ -137,9 +137,7 @@ def _measure_pass(name: str, shape: str, chip: Chip, device) -> dict:
   run = functools.partial(pass_cases.CASES[case].run, KERNELS)
   _compile(run, SHAPES[shape], device)
   blocks = cut(SHAPES[shape], 'bfloat16')
-  cycles = _bundles(name) * math.prod(blocks.grid)
-  if blocks.chunks > 1:
-    cycles = round(cycles * blocks.chunks * LOOPED.get(name, 1))
+  cycles = step_cycles(_program(name)) * math.prod(blocks.grid)
   flops = 2 * products * batch * heads * length**2 * width
   return {
     'cycles': cycles,
@@ -182,14 +180,51 @@ def _compile(f, shape: tuple[int, ...], device):
   return traced.lower(lowering_platforms=('tpu',)).compile()
 
 
-def _bundles(kernel: str) -> int:
-  """Bundles of a kernel in the program that was compiled last."""
+def _program(kernel: str) -> str:
+  """The bundles of a kernel in the program that was compiled last."""
   dump = pathlib.Path(os.environ['MIRA_AOT_DUMP'])
-  (path,) = dump.glob(
-    f'*-{kernel}.*-final_hlo-static-per-bundle-utilization.txt'
-  )
-  _, _, bundles = path.read_text().partition('UTILIZATION:\n')
-  return len(bundles.splitlines())
+  paths = dump.glob(f'*-{kernel}.*-final_bundles.txt')
+  (path,) = (x for x in paths if 'schedule-analysis' not in x.name)
+  return path.read_text()
+
+
+# A line is a bundle: its address, what control does there, as many '>' as it
+# has loops around it, and the instructions.
+BUNDLE = re.compile(r'\s*(?:0x[0-9a-f]+|0)\s+([A-Z]{2})?\s*:[ >]*\{(.*)')
+REGION = re.compile(r'Start region (\d+)')
+TEST = re.compile(
+  r'(%p\w+) = scmp\.ge\.s32\.totalorder (?:\(%p\w+\), )?%\w+, (\d+) '
+  r'/\* loop exit test \*/'
+)
+BACK = re.compile(r'sbr\.rel \(!(%p\w+)\) target = \$region(\d+)')
+
+
+def step_cycles(program: str) -> int:
+  """Bundles of a step of the grid, each as often as the loops around it run.
+
+  A loop starts where control has 'LB'. It ends with a branch back, taken until
+  the counter, from 0, passes the exit test. The outermost goes over the grid.
+
+  Raises:
+    ValueError: a loop has no end that is understood.
+  """
+  bundles = [x.groups() for x in map(BUNDLE.match, program.splitlines()) if x]
+  starts, trips, loops = {}, {}, []
+  for i, (control, text) in enumerate(bundles):
+    if control == 'LB':
+      starts |= dict.fromkeys(REGION.findall(text), i)
+    trips |= {test: int(count) for test, count in TEST.findall(text)}
+  for i, (_, text) in enumerate(bundles):
+    for test, region in BACK.findall(text):
+      if test in trips and region in starts:
+        loops.append((starts[region], i, trips[test]))
+  if len(loops) != sum(control == 'LB' for control, _ in bundles):
+    raise ValueError('a loop has no end that is understood')
+  times = [1] * len(bundles)
+  for first, last, count in sorted(loops)[1:]:
+    for i in range(first, last + 1):
+      times[i] *= count
+  return sum(times)
 
 
 if __name__ == '__main__':

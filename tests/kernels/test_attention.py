@@ -82,7 +82,7 @@ def put(monkeypatch, name, operations):
 @pytest.fixture
 def small_tiles(monkeypatch):
   put(monkeypatch, 'streaming', streaming.operations(Tiling(10 * 28)))
-  monkeypatch.setattr(blocks, 'ROWS', (16, 16))
+  monkeypatch.setattr(blocks, 'TILE', 16)
 
 
 @pytest.fixture

@@ -9,27 +9,30 @@ of sums is always the same.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from mira_jax.kernels.tpu.blocks import (
-  LOG2_E,
-  OVER_KEYS,
+from mira_jax.kernels.tpu.blocks import LANES, LOG2_E, Blocks, call, cut
+from mira_jax.kernels.tpu.tiles import (
   OVER_LANES,
-  OVER_ROWS,
-  Blocks,
-  call,
-  cut,
-  merge,
-  over_chunks,
-  own_lanes,
+  Keys,
+  Unit,
+  chunk_keys,
+  exponentials,
+  over,
+  over_queries,
+  over_tiles,
   product,
-  scores,
+  queries,
+  read_rows,
+  write_tokens,
 )
 
 Array = jax.Array
@@ -60,8 +63,8 @@ def redistribute_backward(
   def tile(a, dp, rows, keys):
     rho, pull, delta = rows
     t = rho * dp - pull
-    ds = a * ((1 - residual_mix) * dp + keys['gain'] * t - delta)
-    return ds, a * (1 - residual_mix + rho * keys['gain']), a * t
+    ds = a * ((1 - residual_mix) * dp + keys('gain') * t - delta)
+    return ds, a * (1 - residual_mix + rho * keys('gain')), a * t
 
   blocks = cut(q.shape, q.dtype)
   inputs = blocks.inputs(q=q, k=k, v=v, g=g) | {'gain': blocks.of_keys(gain)}
@@ -74,9 +77,8 @@ def marginal_backward(q, k, lse, gamma):
 
   def tile(a, dp, rows, keys):
     del dp
-    # A row of one chunk is whole, and its mean at hand.
-    mean = rows[0] if rows else _row_sum(a, keys['gamma'])
-    return a * (keys['gamma'] - mean), None, None
+    (mean,) = rows
+    return a * (keys('gamma') - mean), None, None
 
   blocks = cut(q.shape, q.dtype)
   inputs = blocks.inputs(q=q, k=k) | {'gamma': blocks.of_keys(gamma)}
@@ -96,8 +98,9 @@ def _gradients(
 
   Args:
     name: of the kernel.
-    tile: (A or P, dP, row numbers, key numbers) of a tile -> dS, the weight of
-      g in dv, and what `key_sums` sums over rows.
+    tile: (A or P, dP, row numbers, numbers of keys by name) of a tile, all
+      [keys, queries] or rows or columns of that -> dS, the weight of g in dv,
+      and what `key_sums` sums over rows.
     blocks: sizes.
     inputs: see `Blocks.inputs`; v and g if there is a dv.
     rows: the log-sum-exp and other numbers of rows, [B, H, L].
@@ -142,7 +145,7 @@ def _sums(blocks: Blocks, names: list[str]) -> tuple[dict, dict]:
   return {x: blocks.key_tokens() for x in names}, scratch
 
 
-def _kernel(inputs, outputs, scratch, *, tile: Callable, blocks: Blocks):
+def _kernel(inputs, outputs, scratch, known, *, tile: Callable, blocks: Blocks):
   totals = scratch or {x: outputs[x] for x in ('dk', 'dv') if x in outputs}
 
   @pl.when(pl.program_id(2) == 0)
@@ -153,12 +156,16 @@ def _kernel(inputs, outputs, scratch, *, tile: Callable, blocks: Blocks):
       outputs['key_sums'][...] = jnp.zeros_like(outputs['key_sums'])
 
   scale = blocks.width**-0.5
-  for clip in range(blocks.clips):
-    heads = [_Head(inputs, clip, i, blocks) for i in range(blocks.group)]
-    dqs = []
-    for joined in _joined(heads, blocks):
-      dqs += _add_tiles(joined, outputs, totals, tile)
-    outputs['dq'][clip] = (merge(dqs, blocks) * scale).astype(blocks.dtype)
+
+  def run(units):
+    found = [_Queries(inputs, unit, blocks) for unit in units]
+    if 'gamma' in inputs:
+      _add_means(found, inputs, known, blocks)
+    dqs = _add_tiles(found, inputs, known, outputs, totals, tile, blocks)
+    dqs = [dq * scale for dq in dqs]
+    write_tokens(outputs['dq'], units, dqs, blocks)
+
+  over_tiles(blocks, run)
 
   @pl.when(pl.program_id(2) == pl.num_programs(2) - 1)
   def _():
@@ -168,94 +175,111 @@ def _kernel(inputs, outputs, scratch, *, tile: Callable, blocks: Blocks):
 
 
 def _by_chunks(source, f: Callable, target, blocks: Blocks):
-  """target = f(source), chunk by chunk to keep the program short."""
+  """target = f(source), part by part to keep the program short."""
+  part = math.gcd(blocks.padded, LANES)
 
-  def step(keys, _):
+  def step(index):
+    keys = pl.ds(pl.multiple_of(index * part, part), part)
     target[:, keys, :] = f(source[:, keys, :]).astype(target.dtype)
-    return ()
 
-  over_chunks(blocks, step, ())
+  over(blocks.padded // part, step)
 
 
-class _Head:
-  """One head of one clip in a step of the grid, and its tiles."""
+class _Queries:
+  """A unit's tokens and numbers."""
 
-  def __init__(self, inputs, clip: int, head: int, blocks: Blocks):
-    self.inputs, self.clip, self.blocks = inputs, clip, blocks
-    self.q = own_lanes(inputs['q'][clip], head, blocks)
+  def __init__(self, inputs, unit: Unit, blocks: Blocks):
+    self.unit = unit
+    self.q = queries(inputs['q'], unit, blocks)
     self.g = None
     if 'g' in inputs:
-      self.g = own_lanes(inputs['g'][clip], head, blocks)
-    lanes = range(head, inputs['rows'].shape[-1], blocks.group)
-    rows = (inputs['rows'][clip, :, i : i + 1] for i in lanes)
-    self.lse, *self.rows = rows
-    if 'gamma' in inputs and blocks.chunks > 1:
-      self.rows.append(self.mean('gamma'))
-
-  def attention(self, keys) -> Array:
-    s = scores(self.q, self.inputs, self.clip, keys, self.blocks)
-    return jnp.exp2(s - self.lse)
-
-  def key_numbers(self, keys) -> dict[str, Array]:
-    names = {'gain', 'gamma'} & set(self.inputs)
-    return {x: self.inputs[x][self.clip, :, keys] for x in names}
-
-  def mean(self, name: str) -> Array:
-    """A row's mean of a number of keys, in a sweep of its own."""
-
-    def step(keys, mean):
-      x = self.key_numbers(keys)[name]
-      return mean + _row_sum(self.attention(keys), x)
-
-    start = jnp.zeros((self.blocks.rows, 1), jnp.float32)
-    return over_chunks(self.blocks, step, start)
-
-  def gradients(self, tile: Callable, keys) -> tuple:
-    """What `tile` gives of a chunk of keys."""
-    a, dp = self.attention(keys), None
-    if self.g is not None:
-      dp = product(self.g, self.inputs['v'][self.clip, keys, :], OVER_LANES)
-    return tile(a, dp, self.rows, self.key_numbers(keys))
+      self.g = queries(inputs['g'], unit, blocks)
+    self.lse, *self.rows = read_rows(inputs['rows'], unit, blocks)
 
 
-def _joined(heads: list[_Head], blocks: Blocks) -> list[list[_Head]]:
-  """Heads whose rows are joined in a product over rows.
+def _over_chunks(blocks: Blocks, step: Callable, state: list[Array]):
+  """Folds step(index, state) over the chunks of keys."""
+  if blocks.chunks == 1:
+    return step(0, state)
+  bounds = jnp.int32(0), jnp.int32(blocks.chunks)
+  return lax.fori_loop(*bounds, step, state)
 
-  The MXU takes rows by 128: 160 of one head cost 256, of two heads 384. Blocks
-  of more rows waste less, and tiles of two heads would be too many to hold.
-  """
-  if blocks.rows == blocks.padded:
-    return [heads]
-  return [[head] for head in heads]
+
+def _add_means(found: list[_Queries], inputs, known, blocks: Blocks):
+  """Adds to the rows' numbers their mean of gamma, in a sweep of its own."""
+  units = [x.unit for x in found]
+
+  def step(index, means):
+    keys = chunk_keys(inputs, known, units, index, blocks)
+    own = [keys[unit.clip] for unit in units]
+    lses = [x.lse for x in found]
+    _, weights = exponentials([x.q for x in found], own, lses)
+    means = list(means)
+    for i, unit in enumerate(units):
+      for part, a in zip(own[i], weights[i], strict=True):
+        gamma = part.columns('gamma', unit.columns)
+        means[i] += (a * gamma).sum(0, keepdims=True)
+    return means
+
+  means = [jnp.zeros_like(x.lse) for x in found]
+  for x, mean in zip(found, _over_chunks(blocks, step, means), strict=True):
+    x.rows.append(mean)
 
 
 def _add_tiles(
-  heads: list[_Head], outputs, totals, tile: Callable
-) -> tuple[Array, ...]:
-  """Adds to the sums over rows; returns the heads' dq, unscaled."""
-  inputs, clip, blocks = heads[0].inputs, heads[0].clip, heads[0].blocks
+  found: list[_Queries],
+  inputs,
+  known,
+  outputs,
+  totals,
+  tile: Callable,
+  blocks: Blocks,
+) -> list[Array]:
+  """Adds to the sums over rows; returns dq of units, unscaled [D, columns]."""
 
-  def add(name, keys, parts, tokens):
-    x, y = jnp.concatenate(parts), jnp.concatenate(tokens)
-    totals[name][clip, keys, :] += product(x, y, OVER_ROWS)
+  def gradients(x: _Queries, part: Keys):
+    _, ((a,),) = exponentials([x.q], [[part]], [x.lse])
+    dp = None
+    if x.g is not None:
+      dp = product(part.tokens('v'), x.g, OVER_LANES)
+    return tile(a, dp, x.rows, lambda name: part.columns(name, a.shape[1]))
 
-  def step(keys, dqs):
-    gradients = (head.gradients(tile, keys) for head in heads)
-    ds, weights, terms = zip(*gradients, strict=True)
-    add('dk', keys, ds, [head.q for head in heads])
+  def add(own: list[_Queries], part: Keys, dqs: list[Array]) -> list[Array]:
+    parts = [gradients(x, part) for x in own]
+    ds, weights, terms = zip(*parts, strict=True)
+    at = part.clip, part.where, slice(None)
+    totals['dk'][at] += _over_rows(ds, [x.q for x in own])
     if 'dv' in totals:
-      add('dv', keys, weights, [head.g for head in heads])
+      gs = [x.g for x in own if x.g is not None]
+      totals['dv'][at] += _over_rows(weights, gs)
     if outputs['key_sums'] is not None:
-      sums = sum(x.sum(0, keepdims=True) for x in terms)
-      outputs['key_sums'][clip, :, keys] += sums
-    k = inputs['k'][clip, keys, :]
-    pairs = zip(dqs, ds, strict=True)
-    return tuple(dq + product(x, k, OVER_KEYS) for dq, x in pairs)
+      sums = over_queries(list(terms))
+      outputs['key_sums'][part.clip, :, part.where] += sums
+    k = part.transposed('k')
+    return [
+      dq + part.sums([k], x.unit, y)[0]
+      for dq, x, y in zip(dqs, own, ds, strict=True)
+    ]
 
-  start = jnp.zeros((blocks.rows, blocks.lanes), jnp.float32)
-  return over_chunks(blocks, step, (start,) * len(heads))
+  def step(index, dqs):
+    units = [x.unit for x in found]
+    done = []
+    for clip, parts in chunk_keys(inputs, known, units, index, blocks).items():
+      at = [i for i, unit in enumerate(units) if unit.clip == clip]
+      own = [dqs[i] for i in at]
+      for part in parts:
+        own = add([found[i] for i in at], part, own)
+      done += own  # units come clip by clip
+    return done
+
+  start = [
+    jnp.zeros((blocks.width, x.unit.columns), jnp.float32) for x in found
+  ]
+  return _over_chunks(blocks, step, start)
 
 
-def _row_sum(a: Array, x: Array) -> Array:
-  """Sums of a x over keys: [rows, 1]."""
-  return (a * x).sum(1, keepdims=True)
+def _over_rows(xs, ys: list[Array]) -> Array:
+  """Sum of x y over pairs of [keys, columns] and [columns, lanes]."""
+  if all(x.shape[1] % LANES == 0 for x in xs[:-1]):
+    return product(jnp.concatenate(xs, 1), jnp.concatenate(ys))
+  return functools.reduce(jnp.add, map(product, xs, ys))

@@ -9,14 +9,12 @@ of a block. Other heads (D = 80, or an odd number) get an axis, [B, H, L, D].
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -27,16 +25,15 @@ Block = tuple[jax.ShapeDtypeStruct, pl.BlockSpec]
 
 LANES = 128
 LOG2_E = math.log2(math.e)
-# Keys whose whole row of logits is held at once, without an online softmax.
-# Twice as many take a minute to compile in float32.
+# Keys of which a query's logits are held at once, without an online softmax.
 ONE_CHUNK = 2048
-# Keys of a chunk, and rows of a block, of longer sequences.
-CHUNK, CHUNK_ROWS = 2048, 256
-# Rows of a block otherwise, least and most. The MXU holds 128 keys while rows
-# stream by: fewer rows than that leave it waiting for the next keys. More than
-# some hundred make long programs (784 rows: 15 s to compile) for 5 % of speed.
-ROWS = (128, 400)
-# Rows of all the clips of a step: 8 clips of 160 keep all units busy.
+# Keys of a chunk of longer sequences, and queries of a block.
+CHUNK = 2048
+# Queries of a tile: the columns of the MXU of a v6e, twice those of a v5e.
+TILE = 256
+# Keys of a product, most. The compiler gives each product to one of the MXUs.
+PIECE = 1024
+# Queries of all the clips of a step: 8 clips of 160 keep all units busy.
 STEP_ROWS = 1280
 # Of `pl.pallas_call`; tests set it.
 INTERPRET: Any = False
@@ -44,7 +41,7 @@ INTERPRET: Any = False
 # compiler takes for itself.
 VMEM = 63 * 2**20
 # Of it, for the tiles of a row block, by size of a number.
-WORKSPACE = {2: 13 * 2**20, 4: 18 * 2**20}
+WORKSPACE = {2: 13 * 2**20, 4: 24 * 2**20}
 # A key that only fills up the last chunk has this bias: its weight is 0.
 NO_KEY = -1e30
 
@@ -54,8 +51,8 @@ class Blocks:
   """Sizes of blocks, and the arrays of a kernel laid out in them.
 
   The grid is (clips, groups, row blocks). A block holds `rows` queries of each
-  of `clips` clips, or all of their keys; a kernel goes through the keys
-  `chunk` at a time.
+  of `clips` clips, or all of their keys; a kernel goes through the queries
+  `tile` at a time, and through the keys `chunk` at a time.
   """
 
   batch: int
@@ -67,6 +64,7 @@ class Blocks:
   group: int  # heads of a block
   clips: int  # of a step
   rows: int
+  tile: int
   chunk: int
   padded: int  # length of a multiple of rows and of chunk
 
@@ -114,10 +112,10 @@ class Blocks:
     return jax.ShapeDtypeStruct(shape, dtype), self._spec(block, index, whole)
 
   def row_numbers(self, count: int) -> Block:
-    """Blocks [clips, rows, count * group]: numbers of each row, in lanes."""
-    shape = (self.batch, self.groups, self.padded, count * self.group)
-    block = (self.clips, None, self.rows, count * self.group)
-    return self._numbers(shape, block, lambda b, h, i: (b, h, i, 0))
+    """Blocks [clips, count * group, rows]: numbers of each row, by heads."""
+    shape = (self.batch, self.groups, count * self.group, self.padded)
+    block = (self.clips, None, count * self.group, self.rows)
+    return self._numbers(shape, block, lambda b, h, i: (b, h, 0, i))
 
   def key_numbers(self) -> Block:
     """Blocks [clips, 1, padded]: a number of each key, for all heads."""
@@ -177,15 +175,15 @@ class Blocks:
   def pack_rows(self, *numbers: Array, fill: Sequence[float]) -> Array:
     """[B, H, L] each -> as `row_numbers` says; `fill` is for rows beyond L."""
     pairs = zip(numbers, fill, strict=True)
-    x = jnp.stack([self._fill(x, 2, value) for x, value in pairs], -1)
-    x = x.reshape(self.batch, self.groups, self.group, *x.shape[2:])
-    return jnp.moveaxis(x, 2, -1).reshape(*x.shape[:2], self.padded, -1)
+    x = jnp.stack([self._fill(x, 2, value) for x, value in pairs], 1)
+    x = x.reshape(self.batch, -1, self.groups, self.group, self.padded)
+    shape, _ = self.row_numbers(len(numbers))
+    return jnp.moveaxis(x, 1, 2).reshape(shape.shape)
 
   def unpack_rows(self, x: Array) -> list[Array]:
     """The inverse of `pack_rows`."""
-    x = x[:, :, : self.length]
-    x = x.reshape(*x.shape[:3], -1, self.group)
-    x = jnp.moveaxis(x, (3, 4), (0, 3))
+    x = x.reshape(self.batch, self.groups, -1, self.group, self.padded)
+    x = jnp.moveaxis(x, 2, 0)[..., : self.length]
     return list(x.reshape(len(x), self.batch, self.heads, self.length))
 
   def pack_keys(self, x: Array, fill: float = 0.0) -> Array:
@@ -221,17 +219,17 @@ def cut(shape: tuple[int, ...], dtype) -> Blocks:
   batch, length, heads, width = shape
   group = 2 if width == 64 else 1
   packed = width * group % LANES == 0 and heads % group == 0
+  group = group if packed else 1
   clips = 1
   if length <= ONE_CHUNK:
-    rows = _row_block(length)
-    padded = chunk = _up(length, rows)
-    if rows == padded:
-      steps = pl.cdiv(batch, max(1, STEP_ROWS // rows))
-      clips = pl.cdiv(batch, steps)
+    # bfloat16 comes in tiles of 16 rows.
+    padded = rows = chunk = up(length, 16)
+    steps = pl.cdiv(batch, max(1, STEP_ROWS // rows))
+    clips = pl.cdiv(batch, steps)
   else:
-    rows = CHUNK_ROWS
-    chunk = _up(pl.cdiv(length, pl.cdiv(length, CHUNK)), rows)
-    padded = _up(length, chunk)
+    chunk = pl.cdiv(length, pl.cdiv(length, CHUNK))
+    rows = chunk = up(chunk, min(LANES, CHUNK))
+    padded = up(length, chunk)
   return Blocks(
     batch=batch,
     length=length,
@@ -239,23 +237,16 @@ def cut(shape: tuple[int, ...], dtype) -> Blocks:
     width=width,
     dtype=jnp.dtype(dtype),
     packed=packed,
-    group=group if packed else 1,
+    group=group,
     clips=clips,
     rows=rows,
+    tile=TILE,
     chunk=chunk,
     padded=padded,
   )
 
 
-def _row_block(length: int) -> int:
-  """Rows that fill a length with the least padding, in as few blocks."""
-  # bfloat16 comes in tiles of 16 rows.
-  least, most = (min(rows, _up(length, 16)) for rows in ROWS)
-  sizes = range(least, most + 1, 16)
-  return min(sizes, key=lambda rows: (_up(length, rows), -rows))
-
-
-def _up(x: int, unit: int) -> int:
+def up(x: int, unit: int) -> int:
   return -(-x // unit) * unit
 
 
@@ -267,7 +258,7 @@ def refusal(shape: tuple[int, ...], dtype) -> str | None:
   if shape[-1] % 8 or shape[-1] > 256:
     return f'heads of {shape[-1]}; TPU kernels take multiples of 8 up to 256'
   # k, v and, in float32, dk and dv: what the backward pass holds.
-  per_key = _up(cut(shape, dtype).lanes, LANES) * (2 * dtype.itemsize + 8)
+  per_key = up(cut(shape, dtype).lanes, LANES) * (2 * dtype.itemsize + 8)
   most = (VMEM - WORKSPACE[dtype.itemsize]) // per_key // CHUNK * CHUNK
   if shape[1] > most:
     return (
@@ -277,69 +268,7 @@ def refusal(shape: tuple[int, ...], dtype) -> str | None:
   return None
 
 
-# ----- parts of kernels -------------------------------------------------------
-
-OVER_LANES = (((1,), (1,)), ((), ()))  # x y^T
-OVER_KEYS = (((1,), (0,)), ((), ()))  # x y
-OVER_ROWS = (((0,), (0,)), ((), ()))  # x^T y
-
-
-def product(x: Array, y: Array, contract) -> Array:
-  """A matrix product in float32 of operands in the dtype of y."""
-  # One pass of the MXU takes 8 bits of mantissa: all that bfloat16 has.
-  exact = lax.Precision.HIGHEST if y.dtype == jnp.float32 else None
-  return lax.dot_general(
-    x.astype(y.dtype),
-    y,
-    contract,
-    precision=exact,
-    preferred_element_type=jnp.float32,
-  )
-
-
-def own_lanes(x: Array, head: int, blocks: Blocks) -> Array:
-  """x [rows, lanes] with 0 for the other heads: products then ignore them."""
-  if blocks.group == 1:
-    return x
-  return jnp.where(_is_lane_of(head, blocks), x, jnp.zeros_like(x))
-
-
-def merge(parts: list[Array], blocks: Blocks) -> Array:
-  """Each head's lanes of its own part [rows, lanes]."""
-  merged, *rest = parts
-  for head, part in enumerate(rest, start=1):
-    merged = jnp.where(_is_lane_of(head, blocks), part, merged)
-  return merged
-
-
-def _is_lane_of(head: int, blocks: Blocks) -> Array:
-  lane = lax.broadcasted_iota(jnp.int32, (1, blocks.lanes), 1)
-  # Not `//`: its lowering asks which TPU is attached.
-  return lax.div(lane, jnp.int32(blocks.width)) == head
-
-
-def over_chunks(blocks: Blocks, step: Callable, state, first: int = 0):
-  """Folds `step(keys, state)` over the chunks of keys, from the first."""
-  if blocks.chunks == 1:
-    return state if first else step(pl.ds(0, blocks.chunk), state)
-
-  def run(index, state):
-    start = pl.multiple_of(index * blocks.chunk, blocks.chunk)
-    return step(pl.ds(start, blocks.chunk), state)
-
-  # Plain numbers would count in 64 bits under x64.
-  bounds = jnp.int32(first), jnp.int32(blocks.chunks)
-  return lax.fori_loop(*bounds, run, state)
-
-
-def scores(q: Array, inputs, clip: int, keys, blocks: Blocks) -> Array:
-  """Logits of a chunk of keys, in units of log2: [rows, chunk]."""
-  s = product(q, inputs['k'][clip, keys, :], OVER_LANES)
-  # The hardware's exponential is 2^x.
-  s = s * (LOG2_E * blocks.width**-0.5)
-  if inputs['bias'] is None:
-    return s
-  return s + inputs['bias'][clip, :, keys]
+# ----- calls of kernels -------------------------------------------------------
 
 
 def call(
@@ -352,11 +281,12 @@ def call(
   products: int,
   scratch: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-  """Runs `kernel(inputs, outputs, scratch, blocks=)` over the grid.
+  """Runs `kernel(inputs, outputs, scratch, columns, blocks=)` over the grid.
 
   Args:
     name: of the kernel in profiles.
-    kernel: takes references to blocks, by name.
+    kernel: takes references to blocks, by name; `columns` are numbers of keys,
+      [clips, padded, LANES], the same in every lane, where they fit.
     blocks: sizes.
     inputs: arrays and their blocks; None for one that is not there.
     outputs: their blocks; the arrays, by name, are returned.
@@ -374,13 +304,25 @@ def call(
     transcendentals=blocks.batch * blocks.heads * blocks.length**2,
     bytes_accessed=sum(x.size * x.dtype.itemsize for x in moved),
   )
+  columns = {
+    x: pltpu.VMEM((blocks.clips, blocks.padded, LANES), jnp.float32)
+    for x in ('bias', 'gain', 'gamma')
+    if inputs.get(x) and blocks.chunks == 1
+  }
+
+  def with_columns(inputs, outputs, scratch, columns):
+    for name, ref in columns.items():
+      for clip in range(blocks.clips):
+        ref[clip] = column(inputs[name][clip], LANES)
+    kernel(inputs, outputs, scratch, columns, blocks=blocks)
+
   run = pl.pallas_call(
-    functools.partial(kernel, blocks=blocks),
+    with_columns,
     shapes,
     grid=blocks.grid,
     in_specs=[in_specs],
     out_specs=out_specs,
-    scratch_shapes=[scratch or {}],
+    scratch_shapes=[scratch or {}, columns],
     compiler_params=pltpu.CompilerParams(
       # Sums over queries stay in place from one row block to the next.
       dimension_semantics=('parallel', 'parallel', 'arbitrary'),
@@ -392,6 +334,18 @@ def call(
   )
   with mark(own):
     return run(arrays)
+
+
+def column(row: Array, count: int) -> Array:
+  """[1, n] -> [n, count], the same in every column."""
+  lanes = min(count, LANES)
+  x = jnp.broadcast_to(row, (lanes, row.shape[1])).T
+  return widen(x, count)
+
+
+def widen(x: Array, count: int) -> Array:
+  """Columns, all the same, to as many as needed."""
+  return jnp.concatenate([x] * pl.cdiv(count, x.shape[1]), 1)[:, :count]
 
 
 def _halves(pairs: dict[str, tuple | None]) -> tuple[dict, dict]:
