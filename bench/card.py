@@ -249,7 +249,7 @@ class Run:
     table = tables.table(result)
     (self.out / 'card.md').write_text(table)
     print(f'\n{table}', end='', flush=True)
-    good = all(x['status'] != 'killed' for x in self.parts)
+    good = all(x['status'] == 'done' for x in self.parts)
     return good and not tables.bad(rows)
 
 
@@ -284,6 +284,10 @@ def main() -> int:
   parser.add_argument('--interpret', action='store_true', help='a dry run')
   args = parser.parse_args()
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+  try:
+    args.out.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    parser.error(f'--out: {error}')
   return run(args.out, args.budget, args.parts, interpret=args.interpret)
 
 

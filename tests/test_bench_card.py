@@ -67,6 +67,12 @@ def test_what_hangs_or_crashes_costs_itself_alone(tmp_path, capsys):
   assert 'attend 1x104x1x16 | hung' in capsys.readouterr().out
 
 
+def test_a_budget_too_small_for_its_parts_fails(tmp_path):
+  assert card.run(tmp_path, 1, card.PARTS, interpret=True) == 1
+  found = json.loads((tmp_path / 'card.json').read_text())
+  assert {x['status'] for x in found['parts']} == {'not started'}
+
+
 def test_counters_of_a_kernel_are_one_row():
   """The CSV of Nsight Compute, after its own lines."""
   text = """==PROF== Connected to process 1
