@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
       return _train(args, title, given, dtypes)
     return _forward(args, title, given, dtypes)
   except dispatch.RefusalError as error:
-    raise MiraInputError('bad_flag', '--attention', str(error)) from error
+    flag = f'--attention={args.attention}'
+    raise MiraInputError('bad_flag', flag, error.hint) from error
 
 
 def _windows(args: argparse.Namespace, fields: dict, rules: dict) -> np.ndarray:
