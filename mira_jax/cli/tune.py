@@ -55,13 +55,13 @@ def run(args: argparse.Namespace) -> int:
     cfg.model.num_classes = cfg.model.num_classes or 2  # of no matter here
   config.validate(cfg, devices=None)
   try:
-    found = tune.target(args.device)
+    found, count = tune.devices(args.device)
   except ChildError as error:
     asked = f'--device={args.device}' if args.device else 'default device'
     hint = f'it does not start: {error}'
     raise MiraInputError('no_device', asked, hint) from error
   device = verdicts.device_name(found)
-  requests = _requests(cfg, found)
+  requests = _requests(cfg, found, count)
   kept = verdicts.times_path(device)
   if args.out:
     files.open_folder(pathlib.Path(args.out).parent)
@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _requests(
-  cfg: config.Config, target: dispatch.Target
+  cfg: config.Config, target: dispatch.Target, count: int
 ) -> list[dispatch.Request]:
-  """What the model asks of attention on each device, each once."""
+  """What the model asks of attention on each of `count` devices, each once."""
   fields = dataclasses.asdict(cfg.model)
   model = models.build_model(fields)
   if cfg.pretrain:
@@ -94,6 +94,9 @@ def _requests(
   requests = []
   for call in build.attention_calls(cfg, model):
     batch, length, heads, width = call.shape
+    split = cfg.mesh.model if heads % cfg.mesh.model == 0 else 1
+    heads, parts = heads // split, max(1, count // cfg.mesh.model)
+    batch = batch if batch % parts else batch // parts
     if target.platform == 'cpu':
       batch = max(1, min(batch, MAPS // (heads * length**2)))
     shape = batch, length, heads, width

@@ -162,7 +162,7 @@ def _tunings(name: str, row: records.Row) -> Tunings:
   """Those of a row; none where another version's have other fields."""
   found = row.tunings.get(name, {})
   make = IMPLEMENTATIONS[name].tuning
-  with contextlib.suppress(TypeError):
+  with contextlib.suppress(TypeError, ValueError):
     return tuple((key, make(**x)) for key, x in sorted(found.items()))
   return ()
 

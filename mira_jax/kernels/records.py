@@ -68,8 +68,9 @@ def parse(text: str, source: str) -> Records:
   for row in rows:
     numbers = [*row.shape, *dict(row.milliseconds).values()]
     good = all(isinstance(x, int | float) and x > 0 for x in numbers)
-    if len(row.shape) != 4 or not good:
-      raise ValueError(f'{row} has no times of a shape [B, L, H, D]')
+    known = all(isinstance(x, dict) for x in dict(row.tunings).values())
+    if len(row.shape) != 4 or not (good and known):
+      raise ValueError(f'{row} has no times, or no tunings, of [B, L, H, D]')
   return Records(fields['device'], f'{source}, {fields["date"]}', rows)
 
 

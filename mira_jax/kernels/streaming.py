@@ -19,7 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +47,10 @@ class Tiling:
 
   numbers: int = 800 * 1568
   at_once: AtOnce = 'head'
+
+  def __post_init__(self):
+    if self.at_once not in get_args(AtOnce) or not self.numbers >= 1:
+      raise ValueError(f'{self} cuts nothing')
 
   def over_heads(
     self, one: Callable[..., Any], arrays: tuple, shared: tuple = ()

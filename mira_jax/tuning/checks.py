@@ -33,10 +33,10 @@ CASES = (
 LIMITS = {'bfloat16': 1e-2, 'float32': 1e-4}
 
 
-def device() -> tuple[str, str]:
-  """Platform and kind of the default device."""
+def device() -> tuple[str, str, int]:
+  """Platform and kind of the default device, and how many there are."""
   found = dispatch.target()
-  return found.platform, found.kind
+  return found.platform, found.kind, jax.device_count()
 
 
 def make_tunings(name: str, tunings: dict[str, dict]) -> dispatch.Tunings:

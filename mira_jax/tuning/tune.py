@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mira_jax.devices import hardware
 from mira_jax.kernels import dispatch, records, timing
 from mira_jax.kernels.dispatch import Request, Target
 from mira_jax.kernels.records import Row
@@ -158,8 +159,8 @@ def tune(
         yield tuner.row(asked._replace(training=training))
 
 
-def target(device: str | None) -> Target:
-  """The device that a child finds.
+def devices(device: str | None) -> tuple[Target, int]:
+  """The kind of device that a child finds, and how many there are.
 
   Raises:
     ChildError: it finds none.
@@ -167,7 +168,10 @@ def target(device: str | None) -> Target:
   platforms = {'gpu': 'cuda'}
   own = {'JAX_PLATFORMS': platforms.get(device, device)} if device else {}
   with Child(**ONE_DEVICE, **own) as child:
-    return Target(*child.call('mira_jax.tuning.checks:device', LIMIT))
+    *found, count = child.call('mira_jax.tuning.checks:device', LIMIT)
+  # A child has one of the TPU's chips.
+  chips = [x for x in hardware.accelerators() if x.startswith('Google')]
+  return Target(*found), max(count, len(chips))
 
 
 def _what(name: str, tunings: Fields) -> str:

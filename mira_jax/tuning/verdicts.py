@@ -71,7 +71,7 @@ def examine(device: str | None = None, limit: float = LIMIT) -> Verdict:
   found = hardware.accelerators()
   if wanted == 'cpu' or not found:
     return Verdict()
-  path = folder() / f'check-{_digest([wanted, *found])}.json'
+  path = folder() / f'check-{_digest(found)}.json'
   kept = _read(path)
   if kept is None:
     kept = _check_once(path, wanted, limit)
@@ -112,7 +112,7 @@ def _read(path: pathlib.Path) -> Verdict | None:
 
 def _check_once(path: pathlib.Path, wanted: str, limit: float) -> Verdict:
   """Checks kernels, unless another process does: then it waits for that."""
-  until, waits = time.monotonic() + 2 * limit, False
+  until, waits = time.monotonic() + LIMIT + 2 * limit, False
   while True:
     try:
       with files.lock(path.with_suffix('.lock')):
@@ -152,7 +152,7 @@ def _check_all(wanted: str, limit: float) -> Verdict:
   passed, failed = [], {}
   with Child(**own) as child:
     try:
-      platform, kind = child.call(DEVICE, LIMIT)
+      platform, kind, _ = child.call(DEVICE, LIMIT)
     except ChildError as error:
       _say(f'kernels are not checked: no device ({error})')
       return Verdict()

@@ -106,7 +106,12 @@ def test_every_sweep_of_a_mode_has_candidates():
   for mode, training, names in (
     ('flashlite', False, {'attend'}),
     ('plain', True, {'attend', 'dq', 'dkv'}),
-    ('exact', True, passes.TUNING.keys() - {'attend', 'dq', 'dkv'}),
+    (
+      'exact',
+      True,
+      {'logsumexp', 'mass', 'redistribute', 'gain', 'mean'}
+      | {'joint_dq', 'joint_dkv'},
+    ),
   ):
     space = passes.candidates(mode, training, 64)
     assert space.keys() == names
