@@ -165,24 +165,24 @@ def _train(
     ]
     print(json.dumps(found, indent=2))
   else:
-    terminal.say(_settings(args, len(given[-1])))
+    terminal.say(*_settings(args, len(given[-1])))
     for agreement in agreements:
       _show_training(title, agreement)
   far = any(agreement.failures() for agreement in agreements)
   return ExitCode.FAILED if far else ExitCode.OK
 
 
-def _settings(args: argparse.Namespace, windows: int) -> str:
-  """One line on what both sides run."""
+def _settings(args: argparse.Namespace, windows: int) -> tuple[str, ...]:
+  """What both sides run."""
   own = torch_training.settings_of(args.train)
+  at_once = min(windows, torch_training.BATCH)
   return (
-    f'{args.train} steps of AdamW: learning rate {own.lr:g} after '
-    f'{own.warmup_epochs} steps of warm-up, then a cosine to '
-    f'{own.final_lr:g}; betas {own.b1} and {own.b2}, weight decay '
-    f'{own.weight_decay}, layer decay {own.layer_decay}, gradients clipped to '
-    f'{own.clip_norm:g}, average of parameters {own.ema_decay}; '
-    f'{min(windows, torch_training.BATCH)} of {windows} windows in a step, '
-    'without augmentation'
+    f'{args.train} steps of AdamW, {at_once} of {windows} windows in each, '
+    'without augmentation',
+    f'learning rate {own.lr:g} after {own.warmup_epochs} steps of warm-up, '
+    f'then a cosine to {own.final_lr:g}; layer decay {own.layer_decay}',
+    f'betas {own.b1} and {own.b2}, weight decay {own.weight_decay}, gradients '
+    f'clipped to {own.clip_norm:g}, average of parameters {own.ema_decay}',
   )
 
 

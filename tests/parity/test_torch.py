@@ -382,9 +382,10 @@ def test_the_command_trains(tiny, capsys):
   assert cli.main(arguments) == ExitCode.OK
   out = capsys.readouterr().out
   for text in (
-    '2 steps of AdamW: learning rate 0.001 after 0 steps',
+    '2 steps of AdamW, ',
+    'learning rate 0.001 after 0 steps',
     'layer decay 0.75',
-    '4 of 8 windows in a step',
+    '4 of 8 windows in each',
     'torch_mira (exact), float64',
     'average of head',
     'float64 steps and parameters within 1e-10: pass',
