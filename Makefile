@@ -6,7 +6,7 @@
 # make mutants: breaks the core line of public functions; tests must notice.
 # make test-lowest: tries the lowest versions that requirements.txt allows.
 # make test-wheel: builds the wheel, installs it and uses it elsewhere.
-# make test-torch: installs PyTorch and compares numbers with it; 3 minutes.
+# make test-torch: installs PyTorch and compares numbers with it; 5 minutes.
 # make test-aot, test-aot-gpu: compiles the kernels for TPUs and for an H200,
 #   with their own compilers, which it downloads (0.2 and 0.1 GB).
 PYTHON ?= python3
@@ -54,7 +54,8 @@ test-wheel: $(STAMP)
 
 test-torch: $(STAMP)
 	$(BIN)/python -m pip install --quiet '$(TORCH)' -e '.[torch]'
-	$(BIN)/python -m pytest tests/parity/test_torch.py
+	$(BIN)/python -m pytest tests/parity/test_torch.py \
+	  tests/parity/test_torch_training.py
 
 soak: $(STAMP)
 	$(BIN)/python bench/soak.py --seed=$(SEED)
