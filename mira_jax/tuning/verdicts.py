@@ -222,9 +222,9 @@ def _times_text(device: str) -> str:
     text = times_path(device).read_text()
     fields = json.loads(text)
     records.parse(text, '')
+    same = fields['jax'], fields['kernels']
   except _DAMAGED:
     return ''
-  same = fields['jax'], fields['kernels']
   return text if same == (jax.__version__, records.version()) else ''
 
 
