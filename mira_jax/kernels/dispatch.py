@@ -158,12 +158,21 @@ def _measured(asked: Request) -> Iterator[tuple[records.Row, str]]:
       yield row, source
 
 
+def make_tunings(name: str, fields: Mapping[str, Mapping]) -> Tunings:
+  """Tunings of an implementation from their fields.
+
+  Raises:
+    TypeError: unknown fields.
+    ValueError: impossible ones.
+  """
+  make = IMPLEMENTATIONS[name].tuning
+  return tuple((key, make(**x)) for key, x in sorted(fields.items()))
+
+
 def _tunings(name: str, row: records.Row) -> Tunings:
   """Those of a row; none where another version's have other fields."""
-  found = row.tunings.get(name, {})
-  make = IMPLEMENTATIONS[name].tuning
   with contextlib.suppress(TypeError, ValueError):
-    return tuple((key, make(**x)) for key, x in sorted(found.items()))
+    return make_tunings(name, row.tunings.get(name, {}))
   return ()
 
 

@@ -17,6 +17,8 @@ from mira_jax.kernels import dispatch
 from mira_jax.kernels.attention import mira_attention
 from mira_jax.mira import MiraConfig
 
+# For `child.Child.call`.
+CHECK, DEVICE = f'{__name__}:check', f'{__name__}:device'
 CONFIGS = {
   'plain': None,
   'flashlite': MiraConfig(mode='flashlite'),
@@ -39,12 +41,6 @@ def device() -> tuple[str, str, int]:
   return found.platform, found.kind, jax.device_count()
 
 
-def make_tunings(name: str, tunings: dict[str, dict]) -> dispatch.Tunings:
-  """Tunings of an implementation from their fields."""
-  make = dispatch.IMPLEMENTATIONS[name].tuning
-  return tuple((key, make(**x)) for key, x in sorted(tunings.items()))
-
-
 def check(
   name: str,
   tunings: dict[str, dict] | None = None,
@@ -63,7 +59,7 @@ def check(
   Raises:
     ValueError: one differs; the text names it.
   """
-  choice = dispatch.Choice(name, '', make_tunings(name, tunings or {}))
+  choice = dispatch.Choice(name, '', dispatch.make_tunings(name, tunings or {}))
   passed = []
   for dtype in LIMITS if dtypes is None else dtypes:
     limit = LIMITS[dtype]

@@ -116,6 +116,14 @@ class Child:
     return next((x.strip() for x in reversed(lines) if x.strip()), '')
 
 
+def on_device(platform: str | None) -> Child:
+  """A child on one device of a platform; of the default one without."""
+  if not platform:
+    return Child(**ONE_DEVICE)
+  name = 'cuda' if platform == 'gpu' else platform
+  return Child(**ONE_DEVICE, JAX_PLATFORMS=name)
+
+
 def _read_line(source: int, limit: float) -> bytes | None:
   """A line, or what came before the end; None after `limit` seconds."""
   until, data = time.monotonic() + limit, b''

@@ -23,7 +23,7 @@ from mira_jax.kernels import dispatch, records, timing
 from mira_jax.kernels.dispatch import Request, Target
 from mira_jax.kernels.records import Row
 from mira_jax.tuning import checks
-from mira_jax.tuning.child import ONE_DEVICE, Child, ChildError
+from mira_jax.tuning.child import Child, ChildError, on_device
 
 LIMIT = 180.0  # seconds of a call, most of them the compiler's
 # An implementation that is slower by more than this is not tuned.
@@ -126,7 +126,7 @@ class Tuner:
     dtype = jnp.dtype(asked.dtype).name
     try:
       self.child.call(
-        f'{checks.__name__}:check',
+        checks.CHECK,
         LIMIT,
         name=name,
         tunings=tunings,
@@ -148,9 +148,7 @@ def tune(
     budget: seconds until tunings are no longer tried.
     report: gets a line for each thing that is tried.
   """
-  platform = requests[0].target.platform
-  own = {'JAX_PLATFORMS': {'gpu': 'cuda'}.get(platform, platform)}
-  with Child(**ONE_DEVICE, **own) as child:
+  with on_device(requests[0].target.platform) as child:
     start = time.monotonic()
     for i, asked in enumerate(requests):
       for training in (False, True):
@@ -165,10 +163,8 @@ def devices(device: str | None) -> tuple[Target, int]:
   Raises:
     ChildError: it finds none.
   """
-  platforms = {'gpu': 'cuda'}
-  own = {'JAX_PLATFORMS': platforms.get(device, device)} if device else {}
-  with Child(**ONE_DEVICE, **own) as child:
-    *found, count = child.call('mira_jax.tuning.checks:device', LIMIT)
+  with on_device(device) as child:
+    *found, count = child.call(checks.DEVICE, LIMIT)
   # A child has one of the TPU's chips.
   chips = [x for x in hardware.accelerators() if x.startswith('Google')]
   return Target(*found), max(count, len(chips))
@@ -215,7 +211,7 @@ def measure(name: str, tunings: Fields, asked: Sequence[Any]) -> list[float]:
     asked: the fields of a Request.
   """
   shape, dtype, mode, (platform, _), training = asked
-  choice = dispatch.Choice(name, '', checks.make_tunings(name, tunings))
+  choice = dispatch.Choice(name, '', dispatch.make_tunings(name, tunings))
   frames = next(x for x in (8, 4, 2, 1) if shape[1] % x == 0)
   run = checks.both if training else checks.forward
   run = functools.partial(run, choice, frames=frames, mode=mode)

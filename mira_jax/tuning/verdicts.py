@@ -26,11 +26,11 @@ from mira_jax import files, terminal
 from mira_jax.devices import hardware
 from mira_jax.errors import MiraInputError
 from mira_jax.kernels import dispatch, records
-from mira_jax.tuning.child import ONE_DEVICE, Child, ChildError
+from mira_jax.tuning import checks
+from mira_jax.tuning.child import ChildError, on_device
 
 LIMIT = 240.0  # seconds of a check, most of them the compiler's
 _OUT_OF_MEMORY = 'RESOURCE_EXHAUSTED'  # others use the device: not for ever
-CHECK, DEVICE = 'mira_jax.tuning.checks:check', 'mira_jax.tuning.checks:device'
 # What reading a file of the cache raises, whatever is in it.
 _DAMAGED = (OSError, ValueError, LookupError, TypeError, RecursionError)
 _PACKAGES = (
@@ -146,20 +146,17 @@ def _keep(path: pathlib.Path, found: Verdict) -> None:
 
 def _check_all(wanted: str, limit: float) -> Verdict:
   """Checks the kernels of the device that a child finds."""
-  own = dict(ONE_DEVICE)
-  if wanted:
-    own['JAX_PLATFORMS'] = wanted if wanted != 'gpu' else 'cuda'
   passed, failed = [], {}
-  with Child(**own) as child:
+  with on_device(wanted) as child:
     try:
-      platform, kind, _ = child.call(DEVICE, LIMIT)
+      platform, kind, _ = child.call(checks.DEVICE, LIMIT)
     except ChildError as error:
       _say(f'kernels are not checked: no device ({error})')
       return Verdict()
     for name in dispatch.KERNELS.get(platform, ()):
       _say(f'checks {name} on {kind}, once')
       try:
-        if child.call(CHECK, limit, name=name):
+        if child.call(checks.CHECK, limit, name=name):
           passed.append(name)
       except ChildError as error:
         failed[name] = f'its check failed: {error}'
