@@ -29,7 +29,7 @@ from mira_jax import config, files, terminal
 from mira_jax.cli import hosts, start
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
-from mira_jax.data import label_map, pool
+from mira_jax.data import pool
 from mira_jax.errors import (
   ExitCode,
   MiraInputError,
@@ -37,7 +37,7 @@ from mira_jax.errors import (
   data_error,
 )
 from mira_jax.evaluation import report, results
-from mira_jax.inference import load
+from mira_jax.inference import backends, load
 from mira_jax.train import datasets as inputs
 from mira_jax.train import loop, run_folder, snapshot
 from mira_jax.weights import weights_file
@@ -64,6 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   int8 = 'hold the weights in eight bits, as mira predict --int8 does'
   add('--int8', action='store_true', help=int8)
+  start.add_backend(parser)
   start.add_arguments(parser)
   hosts.add_arguments(parser)
 
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
     raise MiraInputError('bad_flag', '--config', hint)
   if args.step and args.int8:
     raise MiraInputError('bad_flag', '--int8', 'drop it, or --step')
+  backends.check(args.backend, args.int8)
   for flag in ('dataset', 'split', 'step', 'int8'):
     if args.folds is not None and getattr(args, flag):
       hint = 'it is for one run: drop it, or --folds'
@@ -120,15 +122,17 @@ def _scored(
   cfg = run_folder.read_config(run)
   size = args.batch_size or cfg.data.batch_size
   if args.step:
-    scorer, card = snapshot.load(run, args.step, size)
+    made, card = snapshot.load(run, args.step, size, args.dtype)
   else:
-    scorer, card = load.load_engine(run, size, eight_bits=args.int8)
+    options = {'dtype': args.dtype, 'eight_bits': args.int8}
+    made, card = load.load_engine(run, size, **options)
+  scorer = start.serve(args, made, card)
   files.open_folder(run)
   source, name = _test_clips(cfg, card, args)
   if args.step:
     name += f', step {card["step"]}'
-  if args.int8:
-    name += ', int8'
+  for how in (args.backend, args.dtype, 'int8' if args.int8 else None):
+    name += f', {how}' if how else ''
   views = args.views or cfg.eval.views
   matrix = inputs.score_source(scorer, source, cfg, views)
   facts = {'workdir': str(run), 'tested': name, 'views': views, 'card': card}
@@ -150,7 +154,13 @@ def _test_clips(
     name = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
     return parts.test, f'{name}, {parts.fold_name or cfg.eval.split}'
   split = args.split or cfg.eval.split
-  pools = [_as_the_model_names_them(d, split, card) for d in datasets]
+  pools = []
+  for dataset in datasets:
+    found, left_out = pool.as_named(dataset, split, card['class_names'])
+    pools.append(found)
+    if left_out and jax.process_index() == 0:
+      names = ', '.join(left_out)
+      terminal.say(f'left out: {names}, which the model does not know')
   name = '+'.join(distinct_name(d, card) for d in datasets)
   return pool.join(pools), f'{name}, {split}'
 
@@ -162,27 +172,6 @@ def distinct_name(dataset: prepared.PreparedDataset, card: dict) -> str:
   if own.get(dataset.name, digest) == digest:
     return dataset.name
   return f'{dataset.name} {digest[:8]}'
-
-
-def _as_the_model_names_them(
-  dataset: prepared.PreparedDataset, split: str, card: dict
-) -> pool.Pool:
-  """A split whose labels are the model's; raises where none is common."""
-  names = card['class_names']
-  known = {label_map.common_name(name): name for name in names}
-  rename = {
-    name: known.get(label_map.common_name(name), '')
-    for name in dataset.class_names
-  }
-  if not any(rename.values()):
-    hint = f'the model knows {", ".join(names)}'
-    raise data_error('other_classes', dataset.directory, hint)
-  splits = list(dataset.splits) if split == 'all' else [split]
-  clips = pool.of_dataset(dataset, splits, names, rename)
-  left_out = ', '.join(name for name, ours in rename.items() if not ours)
-  if left_out and jax.process_index() == 0:
-    terminal.say(f'left out: {left_out}, which the model does not know')
-  return clips
 
 
 # ----- folds ----------------------------------------------------------------

@@ -28,7 +28,7 @@ from mira_jax.data import pipeline
 from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import feature_file
-from mira_jax.inference import engine, load
+from mira_jax.inference import backends, load, scorer
 from mira_jax.train import run_folder
 from mira_jax.weights import sources
 
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--views', type=at_least(1, most=1000), default=1)
   add('--batch-size', type=at_least(1), default=8)
   add('--threads', type=at_least(1), default=16)
+  start.add_backend(parser)
   start.add_arguments(parser)
 
 
@@ -56,17 +57,19 @@ def run(args: argparse.Namespace) -> int:
   out = pathlib.Path(args.out)
   if out.suffix != '.npz':
     raise MiraInputError('bad_name', out, 'end the name in .npz')
+  backends.check(args.backend, False)
   files.open_folder(out.parent)
   start.device(args)
   dataset = prepared.open(args.dataset)
   splits = args.splits.split(',') if args.splits else list(dataset.splits)
   path = args.workdir or args.weights
-  scorer, card, report = load.load_backbone(
-    path, args.batch_size, weight_flags.overrides(args)
+  model, card, report = load.load_backbone(
+    path, args.batch_size, weight_flags.overrides(args), args.dtype
   )
+  served = start.serve(args, model, card)
   terminal.say(*str(report).split('\n'))
   rules, source = card['preprocessing'], sources.weights_path(path)
-  parts = [_split(scorer, dataset, split, rules, args) for split in splits]
+  parts = [_split(served, dataset, split, rules, args) for split in splits]
   arrays = {n: np.concatenate([p[n] for p in parts]) for n in parts[0]}
   about = {
     'dataset': dataset.name,
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _split(
-  scorer: engine.Engine,
+  served: scorer.Scorer,
   dataset: prepared.PreparedDataset,
   split: str,
   rules: dict[str, Any],
@@ -95,15 +98,15 @@ def _split(
   source, index = dataset.source(split), dataset.index(split)
   batches = pipeline.eval_batches(
     source,
-    frames=scorer.model.frames,
-    size=scorer.model.image_size,
-    batch_size=scorer.batch_size,
+    frames=served.frames,
+    size=served.image_size,
+    batch_size=served.batch_size,
     views=args.views,
     threads=args.threads,
     rate=rules['rate'],
     fit=rules['fit'],
   )
-  features, _, damaged = scorer.score_split(
+  features, _, damaged = served.score_split(
     batches, len(source), args.views, 'logits'
   )
   kept = np.setdiff1d(np.arange(len(source)), damaged)

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   camera = {'nargs': '?', 'type': at_least(0), 'const': 0, 'metavar': 'INDEX'}
   add('--webcam', help='record a camera instead: the first, 0', **camera)
   add('--seconds', type=at_least(1), default=3, help='of the recording')
-  add('--dtype', choices=('float32', 'bfloat16'), help='else that of the model')
+  start.add_backend(parser)
   add('--int8', action='store_true', help='hold the weights in eight bits')
   windows = at_least(1, most=1000)
   add('--views', type=windows, default=5, help='windows per clip')
@@ -134,6 +134,7 @@ def _load(args: argparse.Namespace) -> predictor.Predictor:
     batch_size=max(args.views, _SLIDING) if args.timeline else args.views,
     dtype=args.dtype,
     int8=args.int8,
+    backend=args.backend,
     time_limit=untrusted.SECONDS,
     **dataclasses.asdict(weight_flags.overrides(args)),
   )

@@ -6,12 +6,13 @@ import argparse
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from absl import flags, logging
 
 from mira_jax.cli import hosts
 from mira_jax.devices import memory, platform
-from mira_jax.inference import engine
+from mira_jax.inference import backends, engine, exported, runtimes, scorer
 from mira_jax.kernels import dispatch
 from mira_jax.train import checkpoint
 from mira_jax.tuning import verdicts
@@ -27,6 +28,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--attention', choices=tuple(dispatch.IMPLEMENTATIONS), help=text
   )
+
+
+def add_backend(parser: argparse.ArgumentParser) -> None:
+  """Adds --backend and --dtype, for `serve`."""
+  text = 'what computes on a CPU (extra `cpu`); else jax'
+  parser.add_argument('--backend', choices=runtimes.BACKENDS, help=text)
+  text = "else that of the model; openvino's is bfloat16 where it is fast"
+  parser.add_argument('--dtype', choices=tuple(exported.TOLERANCES), help=text)
+
+
+def serve(
+  args: argparse.Namespace, made: engine.Engine, card: dict[str, Any]
+) -> scorer.Scorer:
+  """The model by the backend of the flags; see `backends.serve`."""
+  return backends.serve(made, card, args.backend, args.dtype)
 
 
 def device(

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mira_jax.data import people
+from mira_jax.data import label_map, people
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.pipeline import Source
 from mira_jax.data.records import Clip
+from mira_jax.errors import data_error
 
 _SEGMENT = re.compile(r'#\d+-\d+$')  # see `prepare.resolve.Found.clip_id`
 
@@ -96,6 +97,31 @@ def of_dataset(
     ).reshape(-1, 2),
   )
   return pool.take(pool.label >= 0)
+
+
+def as_named(
+  dataset: PreparedDataset, split: str, class_names: Sequence[str]
+) -> tuple[Pool, list[str]]:
+  """The clips of a split, or of 'all', with the classes of a model.
+
+  Returns:
+    The clips, and the dataset's classes that the model does not know, whose
+    clips are left out.
+
+  Raises:
+    MiraInputError: no class is common ('other_classes'), or see `of_dataset`.
+  """
+  known = {label_map.common_name(name): name for name in class_names}
+  rename = {
+    name: known.get(label_map.common_name(name), '')
+    for name in dataset.class_names
+  }
+  if not any(rename.values()):
+    hint = f'the model knows {", ".join(class_names)}'
+    raise data_error('other_classes', dataset.directory, hint)
+  splits = list(dataset.splits) if split == 'all' else [split]
+  clips = of_dataset(dataset, splits, class_names, rename)
+  return clips, [name for name, ours in rename.items() if not ours]
 
 
 def join(pools: Sequence[Pool]) -> Pool:

@@ -14,8 +14,19 @@ def processor() -> str:
   """The CPU's name, and how many of its cores this process may use."""
   found = re.search(r'model name\s*: (.*)', _read(_PROC / 'cpuinfo'))
   name = found[1] if found else os.uname().machine
+  return f'{name}, {cores()} cores'
+
+
+def cores() -> int:
+  """How many of the CPU's cores this process may use."""
   allowed = getattr(os, 'sched_getaffinity', None)  # not on macOS
-  return f'{name}, {len(allowed(0)) if allowed else os.cpu_count()} cores'
+  return len(allowed(0)) if allowed else os.cpu_count() or 1
+
+
+def has_bfloat16() -> bool:
+  """Whether the CPU multiplies bfloat16 (AVX512-BF16, AMX or Arm's)."""
+  flags = set(_read(_PROC / 'cpuinfo').split())
+  return bool(flags & {'avx512_bf16', 'amx_bf16', 'bf16'})
 
 
 def accelerators() -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -12,9 +12,7 @@ from jax.sharding import Mesh
 from mira_jax import files
 from mira_jax.augment import transforms
 from mira_jax.devices import memory, sharding
-from mira_jax.errors import data_error
-from mira_jax.evaluation.metrics import average_views
-from mira_jax.inference.scorer import Scorer, bucket_sizes
+from mira_jax.inference.scorer import Batch, Scorer, bucket_sizes
 from mira_jax.models.vivit import ViViT
 from mira_jax.param_names import HEAD
 from mira_jax.weights import int8
@@ -45,8 +43,6 @@ class Engine(Scorer):
     batch_size: clips per call, rounded up to a multiple of the devices.
     mesh: the devices; by default all of them, with replicated parameters.
 
-  Attributes:
-    rows: the rows of every batch that this host reads.
   """
 
   def __init__(
@@ -73,6 +69,11 @@ class Engine(Scorer):
     where = sharding.shardings(variables, self._mesh)
     self._variables = jax.device_put(variables, where)
 
+  @property
+  def variables(self) -> PyTree:
+    """{'params': ..., 'mira': ...}, on the devices."""
+    return self._variables
+
   def without_head(self) -> Engine:
     """An engine on the same arrays whose `logits` are features [B, C]."""
     variables = dict(self._variables)
@@ -81,16 +82,10 @@ class Engine(Scorer):
     model = self.model.clone(num_classes=0)
     return Engine(model, variables, self.batch_size, self._mesh)
 
-  def logits(self, windows: np.ndarray) -> np.ndarray:
-    """uint8 [B, T, S, S, 3] -> float32 [B, K]; features without a head."""
-    return self._in_batches(
-      lambda x: self._run_score({'video': x})['logits'], windows
-    )
+  def _scores(self, windows: np.ndarray) -> dict[str, np.ndarray]:
+    return self._score_batch({'video': windows})
 
-  def _score_bucket(self, windows: np.ndarray) -> np.ndarray:
-    return self._run_score({'video': windows})['probabilities']
-
-  def _run_score(self, batch: Any) -> dict[str, np.ndarray]:
+  def _score_batch(self, batch: Batch) -> dict[str, np.ndarray]:
     return self._run(self._score, sharding.put_batch(batch, self._mesh))
 
   def _run(self, program: Any, batch: Any) -> Any:
@@ -130,41 +125,3 @@ class Engine(Scorer):
       {name: x for name, x in record.items() if x.ndim == 2}
       for record in records
     ]
-
-  def score_split(
-    self,
-    batches: Iterable[Mapping[str, np.ndarray]],
-    clips: int,
-    views: int,
-    field: str = 'probabilities',
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores the readable clips of a split; the same result on every host.
-
-    Args:
-      batches: of `data.pipeline.eval_batches`, this host's part.
-      clips: number of clips in the split.
-      views: number of views of every clip.
-      field: or 'logits', which are features of a model without a head.
-
-    Returns:
-      The field float64 [C, K], averaged over views, and labels int [C] of the
-      C readable clips, and the indices of the damaged ones.
-
-    Raises:
-      MiraInputError: no clip is readable ('damaged').
-    """
-    pieces = []
-    for batch in batches:
-      scored = self._run_score(batch)
-      pieces.append({n: x[scored['mask']] for n, x in scored.items()})
-    rows = {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
-    whole = np.bincount(rows['clip'], minlength=clips) >= views
-    if not whole.any():
-      hint = 'no clip is readable; prepare the dataset again'
-      raise data_error('damaged', 'dataset', hint)
-    rows = {name: x[whole[rows['clip']]] for name, x in rows.items()}
-    clip = (np.cumsum(whole) - 1)[rows['clip']]
-    labels = np.zeros(whole.sum(), np.int64)
-    labels[clip] = rows['label']
-    mean = average_views(rows[field], clip, len(labels), views)
-    return mean, labels, np.flatnonzero(~whole)

@@ -1,19 +1,22 @@
 """Writes a trained model as a program that runs without this package.
 
-The program is StableHLO as `jax.export` stores it: any number of clips, pixels
-in, probabilities out. docs/export.md shows how to run it with jax alone;
-`exported` runs it here.
+The program is StableHLO as `jax.export` stores it, ONNX or OpenVINO's: any
+number of clips, pixels in, probabilities out. docs/export.md shows how to run
+it; `exported` runs it here.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
+import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,15 +26,15 @@ from jax import export as jax_export
 
 from mira_jax import files
 from mira_jax.augment import transforms
+from mira_jax.devices import hardware
 from mira_jax.errors import MiraInputError, checkpoint_error, not_written
-from mira_jax.inference import engine
+from mira_jax.inference import conversion, engine, exported, runtimes
 from mira_jax.inference import load as loading
 from mira_jax.inference.exported import (
   CARD,
   FORMAT,
   GOLDEN,
   GOLDEN_CLIPS,
-  PROGRAM,
   SEAL,
   TOLERANCES,
   Card,
@@ -40,63 +43,140 @@ from mira_jax.inference.exported import (
   seal,
   verify,
 )
+from mira_jax.inference.scorer import Scorer
 from mira_jax.models.vivit import ViViT
 from mira_jax.synthetic import faces
 from mira_jax.video import footage
 from mira_jax.weights import infer_model, weights_file
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+_LARGEST_MAP = 2**30  # bytes of attention maps that a converted program makes
+
+
+class Int8(NamedTuple):
+  """How a program is rounded to eight bits, and what that costs.
+
+  Attributes:
+    clips: uint8 [N, T, S, S, 3], which give the ranges of activations.
+    score: a scorer -> what it reaches on clips that nothing was fitted to.
+  """
+
+  clips: np.ndarray
+  score: Callable[[Scorer], dict[str, float]]
+
+
+Calibrate = Callable[[Card], Int8]  # of the card of a model
 
 
 def write(
   source: Path,
   out: Path,
   *,
+  kind: str = 'jax',
   platforms: Sequence[str] = PLATFORMS,
   dtype: str | None = None,
+  int8: Calibrate | None = None,
   force: bool = False,
   overrides: infer_model.Overrides = infer_model.Overrides(),
-) -> float:
+) -> Card:
   """Exports a classifier; `out` appears only after it was verified.
 
   Args:
     source: a run folder, or weights, see `load.read`.
     out: the new folder.
-    platforms: of PLATFORMS, this machine's among them.
-    dtype: of the computation, a key of TOLERANCES; by default the model's own.
+    kind: of the program, a key of `runtimes.KINDS`.
+    platforms: of PLATFORMS, this machine's among them; for kind 'jax'.
+    dtype: of the computation, a key of TOLERANCES; by default the model's own,
+      and of OpenVINO's program bfloat16 where this processor has it and the
+      golden pair agrees.
+    int8: rounds OpenVINO's program to eight bits.
     force: whether to replace an export at `out`.
     overrides: what weights of other programs don't say.
 
   Returns:
-    The largest difference between the export's and the engine's probabilities.
+    The card; 'difference' under 'golden' is the largest one between the
+    export's and the engine's probabilities.
 
   Raises:
     MiraInputError: `out` exists, an unknown platform or dtype, a pre-training,
-      batch statistics, weights that cannot be used, a full disk, or an export
-      that does not compute what the engine does.
+      batch statistics, weights that cannot be used, a full disk, a missing
+      package, or an export that does not compute what the engine does.
   """
   out = pathlib.Path(os.path.abspath(out))
   if out.exists() and not (force and is_export(out)):
     hint = 'name another folder; --force replaces an export and nothing else'
     raise MiraInputError('exists', out, hint)
-  _check_platforms(platforms)
-  found = loading.read(source, overrides)
-  made, card = loading.make_engine(found, source)
-  model = _exportable(made.model, dtype, source)
+  if kind == 'jax':
+    _check_platforms(platforms)
+  runtimes.need(kind, convert=True)
+  made, card = loading.make_engine(loading.read(source, overrides), source)
+  mira = made.model.mira
+  if mira is not None and mira.statistics != 'instance':
+    hint = (
+      f'mira.statistics is {mira.statistics!r}, which reads the other '
+      "clips of a batch; export a model with 'instance'"
+    )
+    raise checkpoint_error('batch_statistics', source, hint)
   part = out.with_name(out.name + '.part')
+  with finished(part, out):
+    eight = int8(card) if int8 else None
+    return convert(made, card, part, kind, dtype, platforms, eight)
+
+
+@contextlib.contextmanager
+def finished(part: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
+  """Renames the folder that the body fills; nothing is left if it fails.
+
+  Raises:
+    MiraInputError: a full disk ('not_written').
+  """
   shutil.rmtree(part, ignore_errors=True)  # of an export that was killed
   try:
     files.open_folder(part)
-    _write_files(part, model, found.variables, card, platforms)
-    difference = verify(part)
-    if out.exists():
-      shutil.rmtree(out)
+    yield
+    if out.exists():  # as may happen while the body runs
+      out.rename(part / 'old')
     part.rename(out)
+    shutil.rmtree(out / 'old', ignore_errors=True)
   except (OSError, safetensors.SafetensorError) as error:
     raise not_written(out, f'results must have room there ({error})') from error
   finally:
     shutil.rmtree(part, ignore_errors=True)
-  return difference
+
+
+def convert(
+  source: engine.Engine,
+  card: Card,
+  folder: pathlib.Path,
+  kind: str,
+  dtype: str | None = None,
+  platforms: Sequence[str] = ('cpu',),
+  int8: Int8 | None = None,
+) -> Card:
+  """Writes and verifies the files of an export, see `write`."""
+  dtypes = _dtypes(source.model, kind, dtype)
+  model = _convertible(source.model, kind, dtypes[0])
+  _write_program(folder, model, source.variables, card, kind, platforms)
+  _write_golden(folder, model, source.variables)
+  card = _describe(model, card, kind, platforms)
+  if int8:
+    card['int8'] = {'float32': int8.score(source)}
+    conversion.to_int8(folder, int8.clips)
+  for name in dtypes:
+    card['model']['dtype'] = name
+    card['golden']['tolerance'] = exported.tolerance(card)
+    _write_card(folder, card)
+    try:
+      card['golden']['difference'] = verify(folder)
+      break
+    except MiraInputError as error:
+      if error.code != 'differs' or name == dtypes[-1]:
+        raise
+  if int8:
+    found = exported.load(folder, source.batch_size)
+    card['int8'] |= {'int8': int8.score(found), 'clips': len(int8.clips)}
+  _write_card(folder, card)
+  return card
 
 
 def _check_platforms(platforms: Sequence[str]) -> None:
@@ -106,40 +186,82 @@ def _check_platforms(platforms: Sequence[str]) -> None:
     raise MiraInputError('bad_platform', ','.join(platforms), hint)
 
 
-def _exportable(model: ViViT, dtype: str | None, source: Path) -> ViViT:
-  """The model as it is exported: one that every platform computes."""
-  if model.mira is not None and model.mira.statistics != 'instance':
-    hint = (
-      f'mira.statistics is {model.mira.statistics!r}, which reads the other '
-      "clips of a batch; export a model with 'instance'"
-    )
-    raise checkpoint_error('batch_statistics', source, hint)
-  dtype = dtype or jnp.dtype(model.dtype).name
-  if dtype not in TOLERANCES:
+def _dtypes(model: ViViT, kind: str, dtype: str | None) -> list[str]:
+  """Types of the computation, the first that agrees with the engine serves."""
+  if dtype and dtype not in TOLERANCES:
     hint = f'use --dtype, one of {", ".join(TOLERANCES)}'
     raise MiraInputError('bad_dtype', dtype, hint)
-  # In plain XLA, without maps: no kernel is the same on every platform.
-  return model.clone(attention='streaming', dtype=jnp.dtype(dtype))
+  if kind == 'onnx':
+    if dtype == 'bfloat16':
+      hint = 'onnxruntime computes in float32 on CPUs; use --to=openvino'
+      raise MiraInputError('bad_dtype', dtype, hint)
+    return ['float32']
+  if kind == 'openvino':
+    both = ['bfloat16', 'float32'] if hardware.has_bfloat16() else ['float32']
+    return [dtype] if dtype else both
+  return [dtype or jnp.dtype(model.dtype).name]
 
 
-def _write_files(
+def _convertible(model: ViViT, kind: str, dtype: str) -> ViViT:
+  """The model as it is exported, in attention that every platform computes."""
+  if kind == 'jax':
+    # In plain XLA, without maps: no kernel is the same on every platform.
+    return model.clone(attention='streaming', dtype=jnp.dtype(dtype))
+  # These runtimes fuse what lies open, and loops hide it from them.
+  tokens = math.prod(model.grid)
+  small = 4 * model.heads * tokens**2 <= _LARGEST_MAP
+  name = 'reference' if small else 'streaming'
+  return model.clone(attention=name, dtype=jnp.float32)
+
+
+def _write_program(
   folder: pathlib.Path,
   model: ViViT,
   variables: dict[str, Any],
   card: Card,
+  kind: str,
   platforms: Sequence[str],
 ) -> None:
-  program = _trace(model, weights_file.flatten(variables), platforms)
-  (folder / PROGRAM).write_bytes(program.serialize())
-  path, mira = folder / weights_file.WEIGHTS, variables.get('mira', {})
-  weights_file.save_weights(path, variables['params'], mira, card)
-  clips, expected = _golden(model, variables)
-  np.savez_compressed(folder / GOLDEN, clips=clips, probabilities=expected)
-  names = (PROGRAM, weights_file.WEIGHTS, GOLDEN)
+  """The files of `runtimes.KINDS`."""
+  if kind == 'jax':
+    program = _trace(model, weights_file.flatten(variables), platforms)
+    (folder / runtimes.STABLEHLO).write_bytes(program.serialize())
+    path, mira = folder / weights_file.WEIGHTS, variables.get('mira', {})
+    weights_file.save_weights(path, variables['params'], mira, card)
+    return
+  (batch,) = jax_export.symbolic_shape('b')
+  score = functools.partial(_score, model, variables)
+  with _on_the_host(model):
+    shape = (batch, *_clip_shape(model))
+    if kind == 'onnx':
+      conversion.to_onnx(score, shape, folder)
+      return
+    with tempfile.TemporaryDirectory(dir=folder.parent) as between:
+      conversion.to_onnx(score, shape, pathlib.Path(between))
+      onnx = pathlib.Path(between) / runtimes.ONNX
+      conversion.to_openvino(onnx, folder)
+
+
+def _write_card(folder: pathlib.Path, card: Card) -> None:
+  names = (*runtimes.KINDS[card.get('kind', 'jax')].files, GOLDEN)
   digests = {name: files.sha256(folder / name) for name in names}
-  card = _describe(model, card, program) | {'files': digests}
+  card = card | {'files': digests}
   text = json.dumps(card | {SEAL: seal(card)}, indent=2, ensure_ascii=False)
   (folder / CARD).write_text(text + '\n', encoding='utf-8')
+
+
+def _clip_shape(model: ViViT) -> tuple[int, ...]:
+  return model.frames, model.image_size, model.image_size, 3
+
+
+def _score(
+  model: ViViT, variables: dict[str, Any], video: jax.Array
+) -> dict[str, jax.Array]:
+  """uint8 [b, T, S, S, 3] -> the outputs of a program."""
+  logits: Any = model.apply(variables, transforms.prepare(video))
+  if not model.num_classes:
+    return {'logits': logits}
+  return {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
 
 
 def _trace(
@@ -148,25 +270,28 @@ def _trace(
   """The program (arrays by name, uint8 [b, T, S, S, 3]) -> scores [b, K]."""
 
   def score(arrays, video):
-    variables = weights_file.unflatten(arrays)
-    logits: Any = model.apply(variables, transforms.prepare(video))
-    return {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
+    return _score(model, weights_file.unflatten(arrays), video)
 
   (batch,) = jax_export.symbolic_shape('b')
-  side = model.image_size
-  video = jax.ShapeDtypeStruct((batch, model.frames, side, side, 3), jnp.uint8)
+  video = jax.ShapeDtypeStruct((batch, *_clip_shape(model)), jnp.uint8)
   shapes = {
     n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in arrays.items()
   }
+  with _on_the_host(model):
+    traced = jax_export.export(jax.jit(score), platforms=tuple(platforms))
+    return traced(shapes, video)
+
+
+@contextlib.contextmanager
+def _on_the_host(model: ViViT) -> Iterator[None]:
+  """Traces on the CPU, where no attention of a variant chooses a kernel."""
   try:
     host = jax.devices('cpu')[0]
   except RuntimeError as error:
     hint = 'a program for every platform is traced on the CPU; add cpu'
     raise MiraInputError('no_device', 'JAX_PLATFORMS', hint) from error
-  # On the CPU no small attention of a variant chooses a kernel.
   with jax.default_device(host), _precision(model), _without_paths():
-    traced = jax_export.export(jax.jit(score), platforms=tuple(platforms))
-    return traced(shapes, video)
+    yield
 
 
 def _precision(model: ViViT) -> contextlib.AbstractContextManager:
@@ -187,10 +312,10 @@ def _without_paths() -> Iterator[None]:
     jax.config.update(option, before)
 
 
-def _golden(
-  model: ViViT, variables: dict[str, Any]
-) -> tuple[np.ndarray, np.ndarray]:
-  """Synthetic clips [2, T, S, S, 3] and the engine's float32 probabilities."""
+def _write_golden(
+  folder: pathlib.Path, model: ViViT, variables: dict[str, Any]
+) -> None:
+  """Synthetic clips [2, T, S, S, 3] and what the engine makes of them."""
   truth = model.clone(attention=None, dtype=jnp.float32)
   reference = engine.Engine(truth, variables, GOLDEN_CLIPS)
   size, count = model.image_size, model.frames
@@ -200,33 +325,44 @@ def _golden(
     for i in range(GOLDEN_CLIPS)
   ]
   first = np.arange(count)[None]
-  clips = [footage.resize_windows(x, first, size, 'squash')[0] for x in drawn]
+  clips = np.stack(
+    [footage.resize_windows(x, first, size, 'squash')[0] for x in drawn]
+  )
+  name = 'probabilities' if model.num_classes else 'logits'
   with _precision(truth):
-    return np.stack(clips), reference.probabilities(np.stack(clips))
+    expected = getattr(reference, name)(clips)
+  np.savez_compressed(folder / GOLDEN, clips=clips, **{name: expected})
 
 
-def _describe(model: ViViT, card: Card, program: jax_export.Exported) -> Card:
+def _describe(
+  model: ViViT, card: Card, kind: str, platforms: Sequence[str]
+) -> Card:
   """All of card.json but the digests; docs/export.md explains the fields."""
-  dtype = jnp.dtype(model.dtype).name
-  size, count = model.image_size, len(card['class_names'])
+  size = model.image_size
+  names = card['class_names'] if model.num_classes else []
   video = {'dtype': 'uint8', 'shape': ['b', model.frames, size, size, 3]}
-  scores = {'dtype': 'float32', 'shape': ['b', count]}
+  scores = {'dtype': 'float32', 'shape': ['b', len(names) or model.dim]}
+  outputs = ('logits', 'probabilities') if names else ('logits',)
+  calls = jax.config.values['jax_export_calling_convention_version']
+  if kind == 'jax':
+    own = {'format': 'mira export 1', 'calling_convention_version': calls}
+  else:
+    own = {'format': f'mira export {FORMAT}', 'kind': kind}
   return {
-    'format': f'mira export {FORMAT}',
-    'model': card['model'] | {'dtype': dtype, 'attention': model.attention},
-    'class_names': card['class_names'],
+    **own,
+    'model': card['model']
+    | {'attention': model.attention, 'num_classes': len(names)},
+    'class_names': names,
     'preprocessing': card['preprocessing']
     | {'frames': model.frames, 'image_size': size},
     'input': {
       'clips': video | {'mean': transforms.MEAN, 'std': transforms.STD},
     },
-    'output': {'logits': scores, 'probabilities': scores},
+    'output': dict.fromkeys(outputs, scores),
     'golden': {
       'clips': GOLDEN_CLIPS,
-      'tolerance': TOLERANCES[dtype],
       'computed_on': jax.devices()[0].device_kind,
     },
-    'platforms': list(program.platforms),
+    'platforms': list(platforms) if kind == 'jax' else ['cpu'],
     'jax_version': jax.__version__,
-    'calling_convention_version': program.calling_convention_version,
   }

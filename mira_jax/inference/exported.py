@@ -10,32 +10,29 @@ import math
 import os
 import pathlib
 import zipfile
-from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jax import export as jax_export
 
 from mira_jax import files
+from mira_jax.devices import hardware
 from mira_jax.errors import MiraInputError, checkpoint_error
-from mira_jax.inference import scorer, untrusted
-from mira_jax.weights import weights_file
+from mira_jax.inference import runtimes, scorer, untrusted
 from mira_jax.weights.metadata import check_metadata, parse_metadata
 
 Card = dict[str, Any]
 Path = str | os.PathLike[str]
 
-# In the folder of an export, beside weights_file.WEIGHTS.
-PROGRAM = 'program.jax_export'
+# In the folder of an export, beside the files of its program.
 GOLDEN = 'golden.npz'
 CARD = 'card.json'
-FORMAT = 1
+FORMAT = 2  # 1 had StableHLO alone, and is still written for it
 SEAL = 'card_sha256'
 
 # The largest difference from the engine's float32 probabilities. Bfloat16 has
 # 8 bits; a logit that is 0.1 off moves a probability by at most 0.025.
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 0.03}
+INT8_TOLERANCE = 0.1
 GOLDEN_CLIPS = 2
 
 
@@ -44,48 +41,62 @@ class Exported(scorer.Scorer):
 
   Attributes:
     card: the metadata in card.json.
-    program: the program.
     seconds: that a call may take before the process ends; None is any time.
   """
 
   def __init__(
     self,
-    program: jax_export.Exported,
-    arrays: Mapping[str, np.ndarray],
+    run: runtimes.Run,
     card: Card,
     batch_size: int,
     folder: pathlib.Path,
     seconds: float | None,
   ):
-    self._file = folder / PROGRAM
-    self.program, self.card, self.seconds = program, card, seconds
+    self.run, self.card, self.seconds = run, card, seconds
     self.frames = card['model']['frames']
     self.image_size = card['model']['image_size']
     self.batch_size = batch_size
-    self.buckets = scorer.bucket_sizes(1, batch_size)
-    self._arrays = jax.device_put(dict(arrays))
-    self._call = jax.jit(program.call)
+    self.buckets = _buckets(card, batch_size)
+    self._folder = folder
 
-  def _score_bucket(self, windows: np.ndarray) -> np.ndarray:
+  def _scores(self, windows: np.ndarray) -> dict[str, np.ndarray]:
+    path = self._folder / _files(self.card)[0]
     try:
-      with untrusted.time_limit(self.seconds, self._file):
-        scores = np.asarray(self._call(self._arrays, windows)['probabilities'])
+      with untrusted.time_limit(self.seconds, path):
+        found = self.run(windows)
+        scores = {name: np.asarray(found[name]) for name in _outputs(self.card)}
     except Exception as error:  # a foreign program may fail in any way
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
         raise
-      raise untrusted.bad_program(self._file, error) from error
-    shape = (len(windows), len(self.card['class_names']))
-    if (scores.shape, scores.dtype) != (shape, np.float32):
-      raise untrusted.bad_program(self._file, f'it gives {scores.shape}')
-    if not np.isfinite(scores).all():
-      hint = 'its probabilities are NaN or infinite; export the model again'
-      raise checkpoint_error('not_finite', self._file, hint)
+      raise untrusted.bad_program(path, error) from error
+    shape = (len(windows), _width(self.card))
+    for array in scores.values():
+      if (array.shape, array.dtype) != (shape, np.float32):
+        raise untrusted.bad_program(path, f'it gives {array.shape}')
+      if not np.isfinite(array).all():
+        hint = 'its probabilities are NaN or infinite; export the model again'
+        raise checkpoint_error('not_finite', path, hint)
     return scores
+
+
+def _files(card: Card) -> tuple[str, ...]:
+  """The files of an export's program."""
+  return runtimes.KINDS[card.get('kind', 'jax')].files
+
+
+def _outputs(card: Card) -> tuple[str, ...]:
+  """The outputs of a program; logits of a backbone are features."""
+  return ('logits', 'probabilities') if card['class_names'] else ('logits',)
+
+
+def _width(card: Card) -> int:
+  """The length of a clip's logits."""
+  return len(card['class_names']) or card['model']['dim']
 
 
 def is_export(path: Path) -> bool:
   """Whether a folder is an export, or was one before it was damaged."""
-  names = (CARD, PROGRAM, GOLDEN)
+  names = [CARD, GOLDEN, *(kind.files[0] for kind in runtimes.KINDS.values())]
   return any(os.path.isfile(os.path.join(path, name)) for name in names)
 
 
@@ -96,17 +107,20 @@ def seal(card: Card) -> str:
 
 
 def load(
-  folder: Path, batch_size: int = 8, seconds: float | None = None
+  folder: Path,
+  batch_size: int = 8,
+  seconds: float | None = None,
+  backend: str | None = None,
 ) -> Exported:
   """Reads an export, after checking every digest.
 
   At most `batch_size` clips are one call; `seconds` are those of `Exported`,
-  for commands, which own their process.
+  for commands, which own their process; `backend` is one of
+  `runtimes.BACKENDS` that runs such a program, by default the usual one.
 
   Raises:
     MiraInputError: no export, a file that is missing or changed, one of
-      another version or for other devices, or a program that would do more
-      than compute ('unsafe_program').
+      another version or for other devices, or see `runtimes.open_program`.
   """
   folder = pathlib.Path(folder)
   card = _read_card(folder)
@@ -114,58 +128,57 @@ def load(
     _check_file(folder / name)
     if files.sha256(folder / name) != expected:
       raise _changed(folder / name)
-  here = jax_export.default_export_platform()
-  if here not in card['platforms']:
-    hint = f'it is for {", ".join(card["platforms"])}, and jax runs on {here}'
-    raise checkpoint_error('other_platform', folder, hint)
-  try:
-    program = jax_export.deserialize(bytearray((folder / PROGRAM).read_bytes()))
-  except Exception as error:  # of any kind: fields are read at other places
-    versions = f'jax {card["jax_version"]} wrote it, this is {jax.__version__}'
-    hint = f'{versions}, which cannot read it ({error})'
-    raise checkpoint_error('other_jax', folder / PROGRAM, hint) from error
-  untrusted.check(program, folder / PROGRAM)
-  variables, _ = weights_file.load_weights(folder / weights_file.WEIGHTS)
-  arrays = weights_file.flatten(variables)
-  return Exported(program, arrays, card, batch_size, folder, seconds)
+  run = runtimes.open_program(folder, card, backend)
+  return Exported(run, card, batch_size, folder, seconds)
 
 
-def verify(folder: Path, seconds: float | None = None) -> float:
+def verify(
+  folder: Path, seconds: float | None = None, backend: str | None = None
+) -> float:
   """Runs the golden pair, one clip and both at once.
 
   Returns:
-    The largest difference between probabilities.
+    The largest difference between probabilities (of a backbone, between
+    features, in units of the largest one).
 
   Raises:
     MiraInputError: see `load`; or a difference over the tolerance ('differs').
   """
-  exported = load(folder, GOLDEN_CLIPS, seconds)
-  clips, expected = _read_golden(pathlib.Path(folder) / GOLDEN, exported.card)
-  found = [exported.probabilities(clips[:n]) for n in (1, len(clips))]
+  exported = load(folder, GOLDEN_CLIPS, seconds, backend)
+  card, path = exported.card, pathlib.Path(folder) / GOLDEN
+  clips, expected = _read_golden(path, card)
+  score = exported.probabilities if card['class_names'] else exported.logits
+  found = [score(clips[:n]) for n in (1, len(clips))]
   differences = [np.abs(x - expected[: len(x)]).max() for x in found]
   largest = float(np.max(differences))  # NaN, if there is one
-  allowed = exported.card['golden']['tolerance']
+  if not card['class_names']:
+    largest /= max(1.0, float(np.abs(expected).max()))
+  allowed = card['golden']['tolerance']
   if not largest <= allowed:
-    device = jax.devices()[0].device_kind
-    hint = f'{GOLDEN} differs by {largest:.1e} on {device}, over {allowed:.0e}'
-    raise checkpoint_error('differs', pathlib.Path(folder) / PROGRAM, hint)
+    here = hardware.processor()
+    hint = f'{GOLDEN} differs by {largest:.1e} on {here}, over {allowed:.0e}'
+    program = pathlib.Path(folder) / _files(card)[0]
+    raise checkpoint_error('differs', program, hint)
   return largest
 
 
 def _read_golden(
   path: pathlib.Path, card: Card
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Clips and their probabilities; sizes are checked before memory is taken."""
+  """Clips and what the engine made of them.
+
+  Sizes are checked before memory is taken.
+  """
   size = card['model']['image_size']
   clips = (GOLDEN_CLIPS, card['model']['frames'], size, size, 3)
-  scores = (GOLDEN_CLIPS, len(card['class_names']))
+  scores = (GOLDEN_CLIPS, _width(card))
   most = 2**16 + math.prod(clips) + 8 * math.prod(scores)
   try:
     with zipfile.ZipFile(path) as archive:
       if sum(member.file_size for member in archive.infolist()) > most:
         raise ValueError('it unpacks to more than two clips')
     with np.load(path) as golden:
-      found, expected = golden['clips'], golden['probabilities']
+      found, expected = golden['clips'], golden[_outputs(card)[-1]]
     kinds = [(x.shape, x.dtype) for x in (found, expected)]
     if kinds != [(clips, np.uint8), (scores, np.float32)]:
       raise ValueError(f'it is not as {CARD} says')
@@ -204,12 +217,25 @@ def _read_card(folder: pathlib.Path) -> Card:
 def _check_fields(card: Card) -> None:
   """Checks the fields that only exports have; raises any error."""
   names = [card['jax_version'], *card['platforms'], *card['files'].values()]
-  if card['files'].keys() != {PROGRAM, weights_file.WEIGHTS, GOLDEN}:
+  if card.get('kind', 'jax') not in runtimes.KINDS:
+    raise ValueError('kind')
+  if card['files'].keys() != {*_files(card), GOLDEN}:
     raise ValueError('files')
   if not card['platforms'] or not all(isinstance(name, str) for name in names):
     raise ValueError('jax_version, platforms, files')
-  if card['golden']['tolerance'] != TOLERANCES[card['model']['dtype']]:
+  if card['golden']['tolerance'] != tolerance(card):
     raise ValueError('golden.tolerance')
+
+
+def tolerance(card: Card) -> float:
+  """The largest difference from the engine that an export may have."""
+  dtype = TOLERANCES[card['model']['dtype']]
+  return INT8_TOLERANCE if 'int8' in card else dtype
+
+
+def _buckets(card: Card, batch_size: int) -> tuple[int, ...]:
+  """Batch sizes of a program."""
+  return scorer.bucket_sizes(1, batch_size)
 
 
 def _check_file(path: pathlib.Path) -> None:

@@ -75,8 +75,11 @@ def load_backbone(
   path: Path,
   batch_size: int = 8,
   overrides: infer_model.Overrides = infer_model.Overrides(),
+  dtype: str | None = None,
 ) -> tuple[Engine, Card, Transfer]:
   """An engine whose logits are features, of a classifier or a pre-training.
+
+  It computes in `dtype`, by default the metadata's.
 
   Returns:
     The engine, the metadata, and which tensors were used.
@@ -86,7 +89,8 @@ def load_backbone(
   """
   source = sources.read(path, overrides.key)
   card, remarks = infer_model.metadata_of(source, overrides)
-  model = build_model({**card['model'], 'num_classes': 0})
+  own = {'num_classes': 0} | ({'dtype': dtype} if dtype else {})
+  model = build_model(card['model'] | own)
   fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros(_video_shape(model)))
   variables, used = transfer(jax.device_get(fresh), source, grid=model.grid)
   used = dataclasses.replace(used, notes=[*used.notes, *remarks])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mira_jax.errors import MiraInputError, checkpoint_error
-from mira_jax.inference import exported, find_clips
+from mira_jax.inference import backends, exported, find_clips
 from mira_jax.inference import load as loading
 from mira_jax.inference.engine import Engine, Record
 from mira_jax.inference.scorer import Scorer
@@ -103,8 +103,11 @@ class Predictor:
     *,
     views: int = 5,
     notes: tuple[str, ...] = (),
+    engine: Engine | None = None,
+    backend: str | None = None,
   ):
     self.scorer, self.metadata, self.notes = scorer, metadata, notes
+    self._jax, self._backend = engine, backend
     self.class_names = tuple(metadata['class_names'])
     self._views = views
     rules = metadata['preprocessing']
@@ -113,7 +116,7 @@ class Predictor:
   @property
   def has_records(self) -> bool:
     """Whether the model gives `features` and `records`; an export does not."""
-    return isinstance(self.scorer, Engine)
+    return self._jax is not None
 
   def read(self, clip: Clip, fps: float | None = None) -> footage.Video:
     """A clip as frames, shrunk to what the model needs.
@@ -228,15 +231,19 @@ class Predictor:
     )
 
   @functools.cached_property
-  def _backbone(self) -> Engine:
+  def _backbone(self) -> Scorer:
     engine = self._engine()
-    return engine.without_head() if engine.model.num_classes else engine
+    if not engine.model.num_classes:
+      return self.scorer
+    engine = engine.without_head()
+    card = dict(self.metadata)
+    return backends.serve(engine, card, self._backend or 'jax')
 
   def _engine(self) -> Engine:
-    if not isinstance(self.scorer, Engine):
+    if self._jax is None:
       hint = 'an export gives probabilities alone; load the weights instead'
       raise checkpoint_error('unsupported', 'features, records', hint)
-    return self.scorer
+    return self._jax
 
   def _windows(self, video: footage.Video) -> tuple[np.ndarray, np.ndarray]:
     return self.scorer.cut_views(video, views=self._views, **self._cut)
@@ -261,6 +268,7 @@ def load(
   batch_size: int | None = None,
   dtype: str | None = None,
   int8: bool = False,
+  backend: str | None = None,
   time_limit: float | None = None,
   **overrides: Any,
 ) -> Predictor:
@@ -273,6 +281,7 @@ def load(
     batch_size: windows per call; by default `views`.
     dtype: of the computation, 'float32' or 'bfloat16'; by default the model's.
     int8: whether to hold the weights in eight bits.
+    backend: what computes, of `runtimes.BACKENDS`; records are always JAX's.
     time_limit: seconds that a call of an export may take before the process
       ends; for programs of other people.
     **overrides: what the files of another program don't say, fields of
@@ -294,14 +303,22 @@ def load(
     if dtype or int8 or known.key:
       hint = 'an export is used as it was exported; drop the flag'
       raise MiraInputError('bad_flag', '--dtype, --int8, --key', hint)
-    program = exported.load(path, size, time_limit)
+    program = exported.load(path, size, time_limit, backend)
     infer_model.check_overrides(program.card, known, path)
     return Predictor(program, program.card, views=views)
+  backends.check(backend, int8)
   verdicts.ensure()
   found = loading.read(path, known)
   if loading.is_classifier(found.metadata):
     options = {'dtype': dtype, 'eight_bits': int8}
     engine, metadata = loading.make_engine(found, path, size, **options)
   else:
-    engine, metadata, _ = loading.load_backbone(path, size, known)
-  return Predictor(engine, metadata, views=views, notes=tuple(found.notes))
+    engine, metadata, _ = loading.load_backbone(path, size, known, dtype)
+  return Predictor(
+    backends.serve(engine, metadata, backend, dtype),
+    metadata,
+    views=views,
+    notes=tuple(found.notes),
+    engine=engine,
+    backend=backend,
+  )

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
 from mira_jax.data import sampling
-from mira_jax.errors import MiraInputError
+from mira_jax.errors import MiraInputError, data_error
+from mira_jax.evaluation.metrics import average_views
 from mira_jax.video import footage, geometry
 
+Batch = Mapping[str, np.ndarray]  # of `data.pipeline.eval_batches`
 MAX_TIMELINE = 7 * 24 * 3600  # seconds
 
 
@@ -28,14 +30,16 @@ class Scorer:
     frames: T of a window.
     image_size: S of a window, in pixels.
     batch_size: the most windows per call.
-    buckets: batch sizes that are compiled, rising to `batch_size`; a smaller
-      batch is padded to the next one.
+    buckets: batch sizes that are compiled, rising to `batch_size` or to what
+      is as fast; a smaller batch is padded to the next one.
+    rows: the rows of every batch that this host reads.
   """
 
   frames: int
   image_size: int
   batch_size: int
   buckets: tuple[int, ...]
+  rows: np.ndarray | None = None  # all
 
   def probabilities(self, windows: np.ndarray) -> np.ndarray:
     """uint8 [B, T, S, S, 3] -> float32 [B, K], any B.
@@ -43,24 +47,32 @@ class Scorer:
     Raises:
       MiraInputError: windows of another shape ('bad_shape').
     """
-    return self._in_batches(self._score_bucket, windows)
+    return self._in_batches(windows)['probabilities']
 
-  def _score_bucket(self, windows: np.ndarray) -> np.ndarray:
-    """Probabilities of exactly as many windows as a bucket holds."""
+  def logits(self, windows: np.ndarray) -> np.ndarray:
+    """uint8 [B, T, S, S, 3] -> float32 [B, K]; features without a head."""
+    return self._in_batches(windows)['logits']
+
+  def _scores(self, windows: np.ndarray) -> dict[str, np.ndarray]:
+    """Logits and probabilities of exactly as many windows as a bucket holds."""
     raise NotImplementedError
 
-  def _in_batches(
-    self, score: Callable[[np.ndarray], np.ndarray], windows: np.ndarray
-  ) -> np.ndarray:
+  def _score_batch(self, batch: Batch) -> dict[str, np.ndarray]:
+    """The fields of a batch but the video, logits and probabilities."""
+    rest = {name: x for name, x in batch.items() if name != 'video'}
+    return self._in_batches(batch['video']) | rest
+
+  def _in_batches(self, windows: np.ndarray) -> dict[str, np.ndarray]:
     self._check(windows)
-    rows = []
-    for start in range(0, max(1, len(windows)), self.batch_size):
-      batch = windows[start : start + self.batch_size]
+    parts = []
+    for start in range(0, max(1, len(windows)), self.buckets[-1]):
+      batch = windows[start : start + self.buckets[-1]]
       size = next(n for n in self.buckets if n >= len(batch))
       # Padded with repeats: zeros would shift MiRA's batch statistics.
       padded = np.resize(batch, (size, *batch.shape[1:]))
-      rows.append(score(padded)[: len(batch)])
-    return np.concatenate(rows)
+      found = self._scores(padded)
+      parts.append({name: x[: len(batch)] for name, x in found.items()})
+    return {n: np.concatenate([x[n] for x in parts]) for n in parts[0]}
 
   def _check(self, windows: np.ndarray) -> None:
     size = (self.frames, self.image_size, self.image_size, 3)
@@ -139,6 +151,44 @@ class Scorer:
         i, frame = next(coming)
         held[i] = geometry.resize(frame, self.image_size, fit)
       yield np.stack([held[i] for i in indices])
+
+  def score_split(
+    self,
+    batches: Iterable[Batch],
+    clips: int,
+    views: int,
+    field: str = 'probabilities',
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scores the readable clips of a split; the same result on every host.
+
+    Args:
+      batches: of `data.pipeline.eval_batches`, this host's part.
+      clips: number of clips in the split.
+      views: number of views of every clip.
+      field: or 'logits', which are features of a model without a head.
+
+    Returns:
+      The field float64 [C, K], averaged over views, and labels int [C] of the
+      C readable clips, and the indices of the damaged ones.
+
+    Raises:
+      MiraInputError: no clip is readable ('damaged').
+    """
+    pieces = []
+    for batch in batches:
+      scored = self._score_batch(batch)
+      pieces.append({n: x[scored['mask']] for n, x in scored.items()})
+    rows = {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
+    whole = np.bincount(rows['clip'], minlength=clips) >= views
+    if not whole.any():
+      hint = 'no clip is readable; prepare the dataset again'
+      raise data_error('damaged', 'dataset', hint)
+    rows = {name: x[whole[rows['clip']]] for name, x in rows.items()}
+    clip = (np.cumsum(whole) - 1)[rows['clip']]
+    labels = np.zeros(whole.sum(), np.int64)
+    labels[clip] = rows['label']
+    mean = average_views(rows[field], clip, len(labels), views)
+    return mean, labels, np.flatnonzero(~whole)
 
 
 def _seconds(clip: footage.Video) -> int:

@@ -18,7 +18,7 @@ from mira_jax.data.dataset import PreparedDataset
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
 from mira_jax.evaluation.metrics import confusion_matrix
-from mira_jax.inference.engine import Engine
+from mira_jax.inference.scorer import Scorer
 from mira_jax.synthetic import dataset as synthetic
 
 # Action units that one side of the face shows: 'L12', 'AU12R', '12 left'.
@@ -169,12 +169,12 @@ def reading(cfg: config.Config) -> dict[str, Any]:
 
 
 def score_source(
-  engine: Engine, source: pool.Pool, cfg: config.Config, views: int
+  scorer: Scorer, source: pool.Pool, cfg: config.Config, views: int
 ) -> np.ndarray:
   """Confusion matrix [K, K] (rows = true class), without damaged clips."""
-  read = reading(cfg) | {'batch_size': engine.batch_size, 'rows': engine.rows}
+  read = reading(cfg) | {'batch_size': scorer.batch_size, 'rows': scorer.rows}
   batches = pipeline.eval_batches(source, views=views, **read)
-  mean, labels, damaged = engine.score_split(batches, len(source), views)
+  mean, labels, damaged = scorer.score_split(batches, len(source), views)
   if len(damaged):
     text = '%d of %d clips are damaged and were left out: %s'
     logging.warning(text, len(damaged), len(source), damaged[:8].tolist())

@@ -17,7 +17,10 @@ from mira_jax.train import build, checkpoint_reader, run_folder
 
 
 def load(
-  workdir: pathlib.Path, which: str, batch_size: int = 8
+  workdir: pathlib.Path,
+  which: str,
+  batch_size: int = 8,
+  dtype: str | None = None,
 ) -> tuple[engine.Engine, dict[str, Any]]:
   """The engine and the metadata of a checkpoint; see `loading.load_engine`.
 
@@ -26,6 +29,7 @@ def load(
 
   Args:
     which: 'newest', 'best' or the number of a step.
+    dtype: of the computation, by default the configuration's.
 
   Raises:
     MiraInputError: there is no such step, it or the metadata is damaged, or the
@@ -35,7 +39,8 @@ def load(
   if cfg.pretrain:
     raise loading.no_classifier(workdir, {'pretrain': cfg.pretrain})
   metadata = run_folder.read_metadata(workdir, cfg)
-  model = build_model(dataclasses.asdict(cfg.model))
+  own = {'dtype': dtype} if dtype else {}
+  model = build_model(dataclasses.asdict(cfg.model) | own)
   video = jax.ShapeDtypeStruct(build.video_shape(cfg), jnp.float32)
   fresh = jax.eval_shape(model.init, jax.random.key(0), video)
   params = 'average' if cfg.optim.ema_decay else 'params'

@@ -16,7 +16,7 @@ from exports import change_card, fails, refused, reseal
 from mira_jax.augment import transforms
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import export, exported, load
+from mira_jax.inference import export, exported, load, runtimes
 from mira_jax.mira import MiraConfig
 from mira_jax.weights import weights_file
 from runs import file_limit
@@ -48,13 +48,20 @@ def exports(runs, tmp_path_factory):
   folder = tmp_path_factory.mktemp('exports')
   for mode, run in runs.items():
     platforms = export.PLATFORMS if mode == 'exact' else ('cpu',)
-    assert export.write(run, folder / mode, platforms=platforms) <= 1e-5
+    card = export.write(run, folder / mode, platforms=platforms)
+    assert card['golden']['difference'] <= 1e-5
   return folder
 
 
 @pytest.fixture
 def copy(exports, tmp_path):
   return shutil.copytree(exports / 'exact', tmp_path / 'copy')
+
+
+def program(folder):
+  """The program that `jax.export` stored."""
+  card = json.loads((folder / exported.CARD).read_text())
+  return runtimes.read_stablehlo(folder, card)
 
 
 def clips(count):
@@ -77,7 +84,7 @@ def test_any_number_of_clips_scores_as_in_the_engine(runs, exports, mode):
     np.testing.assert_allclose(found, expected, atol=1e-5)
   assert np.ptp(expected, axis=0).max() > 1e-3  # clips do differ
   assert made.probabilities(clips(0)).shape == (0, 7)
-  assert made._call._cache_size() == 2  # one clip, and four
+  assert made.run.func._cache_size() == 2  # one clip, and four
 
 
 @pytest.mark.parametrize(
@@ -89,33 +96,32 @@ def test_any_number_of_clips_scores_as_in_the_engine(runs, exports, mode):
 )
 def test_other_models_and_numbers_export(tmp_path, dtype, changes):
   run, out = save(tmp_path / 'run', MiraConfig(), **changes), tmp_path / 'out'
-  difference = export.write(run, out, dtype=dtype, platforms=['cpu'])
-  assert difference <= exported.TOLERANCES[dtype]
-  made = exported.load(out)
-  assert ('bf16' in made.program.mlir_module()) == (dtype == 'bfloat16')
-  assert made.card['model']['dtype'] == dtype
+  card = export.write(run, out, dtype=dtype, platforms=['cpu'])
+  assert card['golden']['difference'] <= exported.TOLERANCES[dtype]
+  assert ('bf16' in program(out).mlir_module()) == (dtype == 'bfloat16')
+  assert exported.load(out).card['model']['dtype'] == dtype
 
 
 # ----- what is in the folder --------------------------------------------------
 
 
 def test_the_program_is_for_every_platform_and_full_precision(exports):
-  program = exported.load(exports / 'exact').program
-  assert program.platforms == ('cpu', 'cuda', 'tpu')
-  text = program.mlir_module()
+  stored = program(exports / 'exact')
+  assert stored.platforms == ('cpu', 'cuda', 'tpu')
+  text = stored.mlir_module()
   assert set(re.findall(r'custom_call @(\w+)', text)) <= {'shape_assertion'}
   products = re.findall(r'stablehlo.dot_general.*', text)
   assert products
   assert all(product.count('HIGHEST') == 2 for product in products)
   assert 'x64x64xf32' not in text  # no maps of clips and heads
-  assert str(program.in_avals[-1]) == 'uint8[b,8,32,32,3]'
-  stored = (exports / 'exact' / exported.PROGRAM).read_bytes()
-  assert b'mira_jax/' not in stored  # no folder of this machine
+  assert str(stored.in_avals[-1]) == 'uint8[b,8,32,32,3]'
+  content = (exports / 'exact' / runtimes.STABLEHLO).read_bytes()
+  assert b'mira_jax/' not in content  # no folder of this machine
 
 
 def test_the_card_and_the_weights_need_nothing_else(runs, exports):
   folder = exports / 'flashlite'
-  names = {exported.GOLDEN, exported.PROGRAM, weights_file.WEIGHTS}
+  names = {exported.GOLDEN, runtimes.STABLEHLO, weights_file.WEIGHTS}
   assert {path.name for path in folder.iterdir()} == names | {exported.CARD}
   card = json.loads((folder / exported.CARD).read_text())
   assert card['class_names'] == NAMES
@@ -154,7 +160,7 @@ def test_the_commands(capsys, runs, tmp_path):
   only = '--platforms=cpu, tpu'
   assert cli.main(['export', str(run), str(out), only]) == ExitCode.OK
   assert 'export for cpu, tpu' in capsys.readouterr().out
-  assert exported.load(out).program.platforms == ('cpu', 'tpu')
+  assert program(out).platforms == ('cpu', 'tpu')
   assert cli.main(['verify', str(out)]) == ExitCode.OK
   text = capsys.readouterr().out
   assert text.count('\n') == 1
@@ -172,7 +178,7 @@ def test_the_commands(capsys, runs, tmp_path):
 
 @pytest.mark.parametrize(
   'name',
-  [exported.CARD, exported.GOLDEN, exported.PROGRAM, weights_file.WEIGHTS],
+  [exported.CARD, exported.GOLDEN, runtimes.STABLEHLO, weights_file.WEIGHTS],
 )
 def test_a_file_that_is_missing_or_changed_is_named(capsys, copy, name):
   path = copy / name
@@ -200,11 +206,11 @@ def test_numbers_that_differ_are_reported(capsys, copy, error):
 def test_an_export_of_other_versions_and_devices(capsys, copy):
   change_card(copy, platforms=['tpu'])
   refused(capsys, copy, 'other_platform')
-  change_card(copy, platforms=['cpu'], format='mira export 2')
+  change_card(copy, platforms=['cpu'], format='mira export 3')
   refused(capsys, copy, 'too_new')
   # A program whose fields lie elsewhere, as another jax would have them.
   change_card(copy, format='mira export 1')
-  reseal(copy, exported.PROGRAM, bytes(100))
+  reseal(copy, runtimes.STABLEHLO, bytes(100))
   refused(capsys, copy, 'other_jax')
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from exports import change_card, fails, refused, reseal
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.inference import export, exported
+from mira_jax.inference import export, exported, runtimes
 from mira_jax.weights import weights_file
 from small_models import save_model
 
@@ -43,7 +43,7 @@ def put_program(folder, score, disabled=()):
   program = jax.export.export(
     jax.jit(score), platforms=('cpu',), disabled_checks=checks
   )(weights_file.flatten(variables), video)
-  reseal(folder, exported.PROGRAM, program.serialize())
+  reseal(folder, runtimes.STABLEHLO, program.serialize())
 
 
 def scores_of(logits):
@@ -72,7 +72,7 @@ def test_native_calls_are_refused_before_anything_runs(capsys, copy):
     return scores_of(brightness(arrays, video)['logits'] + noise)
 
   put_program(copy, score, [target])
-  refused(capsys, copy, f'unsafe_program: {copy / exported.PROGRAM}: ')
+  refused(capsys, copy, f'unsafe_program: {copy / runtimes.STABLEHLO}: ')
   code, err = fails(capsys, 'predict', f'--weights={copy}', 'a.mp4')
   assert code == ExitCode.CHECKPOINT
   assert f'the custom call {target!r}' in err
@@ -110,7 +110,9 @@ def test_a_program_that_never_ends_is_stopped(copy):
     capture_output=True, text=True, timeout=100,
   )  # fmt: skip
   assert done.returncode == ExitCode.CHECKPOINT
-  assert done.stderr.startswith(f'mira: too_slow: {copy / exported.PROGRAM}: ')
+  assert done.stderr.startswith(
+    f'mira: too_slow: {copy / runtimes.STABLEHLO}: '
+  )
   assert done.stderr.count('\n') == 1
 
 
@@ -133,11 +135,11 @@ def test_a_program_with_other_outputs(copy, change, code):
 
 
 def test_a_module_that_is_not_stablehlo(copy):
-  program = exported.load(copy).program
+  program = runtimes.read_stablehlo(copy, exported.load(copy).card)
   whole = program.mlir_module_serialized
   for module in (b'', whole[:-500]):
     damaged = dataclasses.replace(program, mlir_module_serialized=module)
-    reseal(copy, exported.PROGRAM, damaged.serialize())
+    reseal(copy, runtimes.STABLEHLO, damaged.serialize())
     with pytest.raises(MiraInputError, match='bad_program'):
       exported.load(copy)
 

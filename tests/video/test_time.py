@@ -66,9 +66,10 @@ class Brightness(scorer.Scorer):
 
   frames, image_size, batch_size, buckets = 8, 16, 4, (4,)
 
-  def _score_bucket(self, video: np.ndarray) -> np.ndarray:
-    bright = video.mean(axis=(1, 2, 3, 4)) / 255
-    return np.stack([bright, 1 - bright], axis=1).astype(np.float32)
+  def _scores(self, windows: np.ndarray) -> dict[str, np.ndarray]:
+    bright = windows.mean(axis=(1, 2, 3, 4)) / 255
+    rows = np.stack([bright, 1 - bright], axis=1).astype(np.float32)
+    return {'probabilities': rows}
 
 
 def _seconds(video: footage.Video, fps: float | None = None) -> np.ndarray:

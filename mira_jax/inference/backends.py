@@ -1,0 +1,132 @@
+"""Serves a model by another runtime than JAX's: `--backend`.
+
+The model is exported once, see `export`, into the cache of the user, and read
+from there when the same model is served again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import math
+import os
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+
+from mira_jax import files, terminal
+from mira_jax.devices import hardware
+from mira_jax.errors import MiraInputError
+from mira_jax.inference import export, exported, runtimes
+from mira_jax.inference.engine import Engine
+from mira_jax.inference.exported import Card
+from mira_jax.models.vivit import ViViT
+from mira_jax.weights import weights_file
+
+_KEPT = 4  # programs in the cache, those that were used last
+# A model is worth another runtime from this many FLOP per window on: below it,
+# converting takes longer than thousands of clips.
+_LARGE = 1e10
+
+
+def check(backend: str | None, int8: bool) -> None:
+  """Checks what is asked of a backend before weights are read.
+
+  Raises:
+    MiraInputError: eight bits of JAX by another backend ('bad_flag'), or its
+      packages are not installed ('no_backend').
+  """
+  if backend in (None, 'jax'):
+    return
+  if int8:
+    hint = 'it is for jax; openvino needs clips for it: mira export --int8'
+    raise MiraInputError('bad_flag', f'--int8 --backend={backend}', hint)
+  runtimes.need(backend)
+
+
+def serve(
+  engine: Engine,
+  card: Card,
+  backend: str | None,
+  dtype: str | None = None,
+  seconds: float | None = None,
+) -> Engine | exported.Exported:
+  """A scorer of the same model and batch size by a backend.
+
+  Says in a line which type serves; without a backend JAX does, and a line tells
+  of a faster one.
+
+  Args:
+    engine: the model in JAX; of a backbone, logits are features.
+    card: the metadata of its weights.
+    backend: one of `runtimes.BACKENDS`; None is JAX.
+    dtype: of the computation, see `export.write`.
+    seconds: see `exported.Exported`.
+
+  Raises:
+    MiraInputError: the packages are not installed ('no_backend'), or see
+      `export.write`.
+  """
+  if backend in (None, 'jax'):
+    if backend is None:
+      _advise(engine.model)
+    return engine
+  runtimes.need(backend)
+  folder = files.cache() / 'programs' / _key(engine, card, backend, dtype)
+  if not exported.is_export(folder):
+    runtimes.need(backend, convert=True)
+    terminal.say(f'mira: converting the model for {backend}', error=True)
+    part = folder.with_name(f'{folder.name}.{os.getpid()}')
+    with export.finished(part, folder):
+      export.convert(engine, card, part, backend, dtype)
+  os.utime(folder)
+  _forget(folder.parent)
+  found = exported.load(folder, engine.batch_size, seconds, backend)
+  golden, used = found.card['golden'], found.card['model']['dtype']
+  text = f'mira: backend: {backend}, {used}; golden pair: '
+  text += f'within {golden["difference"]:.1e} of JAX in float32'
+  terminal.say(text, error=True)
+  return found
+
+
+def _key(engine: Engine, card: Card, backend: str, dtype: str | None) -> str:
+  """A digest of all that a program depends on."""
+  versions = [
+    distribution.version
+    for name in ('mira-jax', 'jax', 'jax2onnx', *runtimes.PACKAGES[backend])
+    for distribution in importlib.metadata.distributions(name=name)
+  ]
+  fields = {
+    'model': repr(engine.model),
+    'card': [card['preprocessing'], card['class_names']],
+    'asked': [backend, dtype, hardware.processor()],
+    'versions': versions,
+  }
+  digest = hashlib.sha256(files.json_sha256(fields).encode())
+  for name, array in sorted(weights_file.flatten(engine.variables).items()):
+    digest.update(name.encode())
+    digest.update(np.ascontiguousarray(jax.device_get(array)).data)
+  return digest.hexdigest()[:32]
+
+
+def _forget(folder: pathlib.Path) -> None:
+  """Removes all programs but those that were used last."""
+  with contextlib.suppress(OSError):  # another process does the same
+    found = sorted(folder.iterdir(), key=lambda x: x.stat().st_mtime)
+    for old in found[:-_KEPT]:
+      shutil.rmtree(old, ignore_errors=True)
+
+
+def _advise(model: ViViT) -> None:
+  """Tells of a faster runtime, where there is one."""
+  if jax.default_backend() != 'cpu' or not hardware.has_bfloat16():
+    return
+  blocks = 24 * math.prod(model.grid) * model.depth * model.dim**2
+  if blocks < _LARGE:
+    return
+  text = 'mira: this processor multiplies bfloat16: --backend=openvino, with '
+  text += "the extra 'cpu', takes about a quarter to a half of the time"
+  terminal.say(text, error=True)
