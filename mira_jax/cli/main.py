@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None, command: str = '') -> int:
   program = f'{command}.py' if command else 'mira'
   if argv is None:
     terminal.leave_on_interrupt(program)
+    terminal.collect_rarely()
     argv = [command, *sys.argv[1:]] if command else sys.argv[1:]
   argv = terminal.expand_home(argv)
   return terminal.run(program, lambda: _run(argv))

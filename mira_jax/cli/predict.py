@@ -20,16 +20,12 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import itertools
-import os
 import pathlib
-import traceback
-from collections.abc import Iterator
 
 import numpy as np
 
-from mira_jax import figures, files, terminal
-from mira_jax.cli import printer, start, weight_flags
+from mira_jax import files, terminal
+from mira_jax.cli import pictures, printer, start, weight_flags
 from mira_jax.cli.arguments import above_zero, at_least
 from mira_jax.data import trees
 from mira_jax.devices import memory
@@ -37,7 +33,8 @@ from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
 from mira_jax.inference import find_clips, predictor, untrusted, webcam
 from mira_jax.video import footage
 
-DEFAULT_RUN = 'runs/quickstart'
+DEFAULT_RUN, DEFAULT_OUT = 'runs/quickstart', 'predictions'
+_PICTURES = 20  # clips of which pictures are drawn unasked
 _SLIDING = 8  # windows of a timeline in a batch
 
 
@@ -65,9 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser):
   stride = 'seconds between the starts of such windows'
   add('--stride', type=above_zero, default=0.5, help=stride)
   add('--fps', type=above_zero, help="instead of the clip's own")
-  out = 'of the pictures (default, except of a camera: predictions)'
+  out = f'of the pictures (default, except of a camera: {DEFAULT_OUT})'
   add('--out', metavar='DIR', help=out)
-  add('--no-picture', action='store_true', help='write no pictures')
+  drawn = (
+    f'draw pictures (default: of {_PICTURES} clips at most, or with --out)'
+  )
+  add('--picture', action=argparse.BooleanOptionalAction, help=drawn)
   ahead = 'clips decoded while one is classified'
   add('--threads', type=at_least(1), default=2, help=ahead)
   add('--format', choices=printer.FORMATS, default='table')
@@ -79,36 +79,24 @@ def add_arguments(parser: argparse.ArgumentParser):
 def run(args: argparse.Namespace) -> int:
   """Prints probabilities; USAGE if any clip could not be read."""
   _check_clips(args)
-  folder = args.out or (None if args.webcam is not None else 'predictions')
-  out = None if args.no_picture or not folder else files.open_folder(folder)
   found = trees.Walk()
   for name in args.clips:
     found.add(find_clips.expand(name, args.allow_gif))
   clips = found.clips
   if args.webcam is not None:
     clips = [f'webcam-{args.webcam}']
-  start.device(args)
-  model = _load(args)
-  if not (model.has_records or args.timeline):
-    out = None  # an export has no attention to picture
-  taken: set[str] = set()
-  read = functools.partial(_read, args, model.scorer.image_size)
-  with printer.Printer(args.format, model.class_names) as shown:
+  folder = _folder(args, len(clips))
+  with contextlib.ExitStack() as stack:
+    drawer = folder and stack.enter_context(pictures.Drawer(folder))
+    start.device(args)
+    model = _load(args)
+    if not (model.has_records or args.timeline):
+      drawer = None  # an export has no attention to picture
+    form = printer.Printer(args.format, model.class_names)
+    shown = stack.enter_context(form)
+    read = functools.partial(_read, args, model.scorer.image_size)
     for clip, video in find_clips.ahead(read, clips, args.threads):
-      try:
-        with _reported(clip):
-          if isinstance(video, Exception):
-            raise video
-          picture = out and _picture(out, clip, taken)
-          result = _predict(args, model, clip, video, picture)
-      except MiraInputError as error:
-        # The other clips would fail the same way.
-        batch = error.code == 'out_of_memory' and error.path != clip
-        if batch or error.code == 'no_camera':
-          raise
-        shown.fail(clip, error)
-      else:  # a reader that is gone, such as `| head`, is no clip's fault
-        shown.add(clip, result, picture)
+      _classify(args, model, clip, video, shown, drawer)
     for failure in found.failures:
       error = MiraInputError(failure.code, failure.path, failure.hint)
       shown.fail(failure.path, error)
@@ -116,6 +104,17 @@ def run(args: argparse.Namespace) -> int:
     terminal.say(f'mira: passed over: {count} {why}', error=True)
   failed = shown.failed or found.unread
   return ExitCode.USAGE if failed else ExitCode.OK
+
+
+def _folder(args: argparse.Namespace, clips: int) -> pathlib.Path | None:
+  """Where pictures are written; None if none are drawn."""
+  name = args.out or (None if args.webcam is not None else DEFAULT_OUT)
+  wanted = args.picture
+  if wanted is None and clips > _PICTURES and not args.out:
+    text = f'mira: no pictures of more than {_PICTURES} clips; --picture draws '
+    terminal.say(f'{text}them', error=True)
+    wanted = False
+  return files.open_folder(name) if name and wanted is not False else None
 
 
 def _check_clips(args: argparse.Namespace) -> None:
@@ -154,27 +153,29 @@ def _read(args: argparse.Namespace, size: int, clip: str) -> footage.Video:
   )
 
 
-@contextlib.contextmanager
-def _reported(clip: str) -> Iterator[None]:
-  """Turns any error of a clip into one line, so that the others go on.
-
-  Raises:
-    MiraInputError: instead of any other error ('unexpected').
-  """
+def _classify(
+  args: argparse.Namespace,
+  model: predictor.Predictor,
+  clip: str,
+  video: footage.Video | Exception,
+  shown: printer.Printer,
+  drawer: pictures.Drawer | None,
+) -> None:
+  """Classifies a clip, begins its picture, and prints what is ready."""
   try:
-    with memory.explained(clip):
-      yield
-  except MiraInputError:
-    raise
-  except Exception as error:
-    terminal.check()
-    hint = f'{type(error).__name__}: {error}'
-    if isinstance(error, OSError):  # names the file and the reason
-      raise MiraInputError('os_error', clip, hint) from error
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    place = f'{pathlib.Path(frame.filename).name}:{frame.lineno}'
-    hint = f'{hint[:300]} ({place}); the other clips go on, please report it'
-    raise MiraInputError('unexpected', clip, hint) from error
+    with pictures.reported(clip):
+      if isinstance(video, Exception):
+        raise video
+      found = _predict(args, model, clip, video, drawer is not None)
+      drawn = drawer and drawer.draw(clip, found, model.class_names)
+  except MiraInputError as error:
+    # The other clips would fail the same way.
+    batch = error.code == 'out_of_memory' and error.path != clip
+    if batch or error.code in ('no_camera', 'worker_died'):
+      raise
+    shown.fail(clip, error)
+  else:  # a reader that is gone, such as `| head`, is no clip's fault
+    shown.add(clip, found, drawn)
 
 
 def _predict(
@@ -182,43 +183,16 @@ def _predict(
   model: predictor.Predictor,
   clip: str,
   video: footage.Video,
-  picture: str | None,
+  picture: bool,
 ) -> predictor.Prediction:
-  """Classifies a clip, and draws its picture."""
   found = model.predict(
     video,
     timeline=args.timeline,
     stride=args.stride,
     fps=args.fps,
-    records=picture is not None and not args.timeline,
+    records=picture and not args.timeline,
   )
   if not np.isfinite(found.mean).all():
     hint = 'the model gives NaN or infinity; its weights are too large'
     raise checkpoint_error('not_finite', clip, hint)
-  names, title = model.class_names, pathlib.Path(clip).name
-  if picture and found.timeline is not None:
-    figures.timeline_figure(found.timeline, names, title).save(picture)
-  elif picture and (records := found.records):
-    if records.windows > 1:
-      title += f' · window {records.number + 1} of {records.windows}'
-    figures.clip_figure(
-      frames=records.window,
-      indices=records.indices,
-      gain=records.gain,
-      before=records.before,
-      after=records.after,
-      probabilities=found.mean,
-      class_names=names,
-      title=title,
-    ).save(picture)
   return found
-
-
-def _picture(folder: pathlib.Path, clip: str, taken: set[str]) -> str:
-  """DIR/NAME.png, numbered where clips share a name; adds it to `taken`."""
-  # As long as the names of files may be, with a number and a suffix.
-  stem = os.fsdecode(os.fsencode(pathlib.Path(clip).resolve().stem)[:240])
-  names = itertools.chain([stem], (f'{stem}_{i}' for i in itertools.count(2)))
-  name = next(name for name in names if name not in taken)
-  taken.add(name)
-  return str(folder / f'{name}.png')

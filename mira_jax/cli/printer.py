@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import collections
 import csv
+import functools
 import sys
 import textwrap
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from mira_jax import terminal
 from mira_jax.errors import MiraInputError, plain
-from mira_jax.evaluation import report
-from mira_jax.inference.predictor import Prediction
 
+if TYPE_CHECKING:
+  from mira_jax.cli.pictures import Drawn
+  from mira_jax.inference.predictor import Prediction
+
+_WAITING = 8  # results at most whose pictures are being drawn
 FORMATS = ('table', 'json', 'jsonl', 'csv')
 
 
 class Printer:
-  """Prints results in one of FORMATS, each at once.
+  """Prints results in one of FORMATS, each as soon as its picture is written.
 
   Use as a context manager, which completes the JSON of a stopped command, too.
   """
@@ -27,6 +32,8 @@ class Printer:
     self._csv = csv.writer(sys.stdout, lineterminator='\n')
     self._began = False
     self._notes: list[str] = []
+    self._waiting: collections.deque[tuple[Drawn | None, Callable[[], None]]]
+    self._waiting = collections.deque()
     self.failed = False
 
   def __enter__(self) -> Printer:
@@ -36,13 +43,49 @@ class Printer:
       self._cells('clip', 'second', 'label', 'probability', *self._names)
     return self
 
-  def __exit__(self, *error: object) -> None:
-    if self._form == 'json':
-      print('\n]' if self._began else ']', flush=True)
-    terminal.say(*self._notes)
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    try:
+      if kind is None or issubclass(kind, MiraInputError):
+        self._print_all_but(0)
+    finally:
+      if self._form == 'json':
+        print('\n]' if self._began else ']', flush=True)
+      terminal.say(*self._notes)
 
-  def add(self, clip: str, found: Prediction, picture: str | None) -> None:
-    """Prints the classes of a clip."""
+  def add(self, clip: str, found: Prediction, drawn: Drawn | None) -> None:
+    """Prints the classes of a clip, once its picture is written.
+
+    Raises:
+      MiraInputError: see `Drawer.draw`.
+    """
+    show = functools.partial(self._show, clip, found, drawn)
+    self._waiting.append((drawn, show))
+    self._print_all_but(_WAITING)
+
+  def fail(self, clip: str, error: MiraInputError) -> None:
+    """Prints why a clip cannot be classified."""
+    self.failed = True
+    self._waiting.append((None, functools.partial(self._fail, clip, error)))
+    self._print_all_but(_WAITING)
+
+  def _print_all_but(self, most: int) -> None:
+    """Prints in order; waits for a picture if more than `most` results wait."""
+    while self._waiting:
+      drawn, show = self._waiting[0]
+      if drawn and not drawn.done() and len(self._waiting) <= most:
+        return
+      self._waiting.popleft()
+      show()
+
+  def _show(self, clip: str, found: Prediction, drawn: Drawn | None) -> None:
+    try:
+      picture = drawn and drawn.wait()
+    except MiraInputError as error:
+      if error.code == 'worker_died':
+        raise
+      self.failed = True
+      self._fail(clip, error)
+      return
     if self._form in ('json', 'jsonl'):
       self._row(_as_json(clip, found, picture))
     elif self._form == 'csv':
@@ -55,18 +98,20 @@ class Printer:
         when = '' if timeline is None else str(second)
         self._cells(clip, when, self._names[best], *numbers)
     else:
-      terminal.show(report.prediction_table(clip, found.mean, self._names))
-      if found.timeline is not None:
-        table = report.timeline_table(clip, found.timeline, self._names)
-        terminal.show(table)
+      self._tables(clip, found)
       if found.flags:
         self._notes.append(f'{clip}: {", ".join(found.flags)}')
       if picture:
         self._notes.append(f'picture: {picture}')
 
-  def fail(self, clip: str, error: MiraInputError) -> None:
-    """Prints why a clip cannot be classified."""
-    self.failed = True
+  def _tables(self, clip: str, found: Prediction) -> None:
+    from mira_jax.evaluation import report  # slow, and other forms need none
+
+    terminal.show(report.prediction_table(clip, found.mean, self._names))
+    if found.timeline is not None:
+      terminal.show(report.timeline_table(clip, found.timeline, self._names))
+
+  def _fail(self, clip: str, error: MiraInputError) -> None:
     if self._form in ('json', 'jsonl'):
       self._row({'clip': clip, 'error': error.code, 'hint': error.hint})
     terminal.say(f'mira: {error}', error=True)

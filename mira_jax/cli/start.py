@@ -14,7 +14,6 @@ from mira_jax.cli import hosts
 from mira_jax.devices import memory, platform
 from mira_jax.inference import backends, engine, exported, runtimes, scorer
 from mira_jax.kernels import dispatch
-from mira_jax.train import checkpoint
 from mira_jax.tuning import verdicts
 
 _process = contextlib.ExitStack()  # open until the process ends
@@ -80,6 +79,8 @@ def _set_up_logging() -> None:
   A failed save is reported as one line; threads of orbax that fail later, some
   when the interpreter ends, are silent.
   """
+  from mira_jax.train import checkpoint  # slow; most commands need none
+
   if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()  # grain reads flags of its own
   logging.set_verbosity(logging.WARNING)

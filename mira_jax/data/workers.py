@@ -42,10 +42,12 @@ def run(
   """
   if processes is None:
     processes = min(os.cpu_count() or 1, len(jobs) // _JOBS_PER_WORKER)
-  with progress_bar(title, len(jobs)) as advance, _pool(processes) as pool:
+  with contextlib.ExitStack() as stack:
+    advance = stack.enter_context(progress_bar(title, len(jobs)))
     results = map(work, jobs)
-    if pool:
-      results = _ordered(pool, work, jobs, _WINDOW * processes)
+    if processes:
+      executor = stack.enter_context(pool(processes))
+      results = _ordered(executor, work, jobs, _WINDOW * processes)
     for result in results:
       advance(1)
       yield result
@@ -68,23 +70,22 @@ def progress_bar(
 
 
 @contextlib.contextmanager
-def _pool(workers: int) -> Iterator[futures.ProcessPoolExecutor | None]:
-  if not workers:
-    yield None
-    return
+def pool(workers: int) -> Iterator[futures.ProcessPoolExecutor]:
+  """Processes of one thread each, which end with this one, or on leaving."""
   # Not fork: JAX may be running threads in this process.
   context = multiprocessing.get_context('spawn')
-  pool = futures.ProcessPoolExecutor(
+  executor = futures.ProcessPoolExecutor(
     workers, mp_context=context, initializer=_start
   )
   try:
-    yield pool
+    yield executor
   finally:
-    pool.shutdown(cancel_futures=True)
+    executor.shutdown(cancel_futures=True)
 
 
 def _start() -> None:
   """In a new process: one thread; the parent handles Ctrl-C."""
+  terminal.collect_rarely()
   cv2.setNumThreads(1)
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -98,7 +99,7 @@ def _end_with_parent() -> None:
 
 
 def _ordered(
-  pool: futures.ProcessPoolExecutor,
+  executor: futures.ProcessPoolExecutor,
   work: Callable[[Job], Result],
   jobs: Iterable[Job],
   window: int,
@@ -107,7 +108,7 @@ def _ordered(
   pending: collections.deque[futures.Future[Result]] = collections.deque()
   try:
     for job in jobs:
-      pending.append(pool.submit(work, job))
+      pending.append(executor.submit(work, job))
       if len(pending) >= window:
         yield pending.popleft().result()
     while pending:

@@ -29,6 +29,7 @@ def use_compile_cache() -> None:
   """Caches compiled programs on disk, unless JAX is configured otherwise."""
   if jax.config.values['jax_compilation_cache_dir'] is None:
     jax.config.update('jax_compilation_cache_dir', str(files.cache()))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 class Engine(Scorer):

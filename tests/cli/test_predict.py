@@ -6,6 +6,7 @@ import csv
 import errno
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -23,7 +24,10 @@ import pytest
 
 from mira_jax import figures, terminal
 from mira_jax.cli import main as cli
-from mira_jax.errors import ExitCode, plain
+from mira_jax.cli import pictures
+from mira_jax.cli import predict as predict_command
+from mira_jax.errors import ExitCode, MiraInputError, plain
+from mira_jax.inference import predictor
 from mira_jax.mira import MiraConfig
 from mira_jax.synthetic import faces
 from mira_jax.video import decode, encode
@@ -150,36 +154,141 @@ def test_names_are_escaped_and_kept(
     assert '\x1b' not in text
 
 
-@pytest.mark.parametrize(
-  ('form', 'trouble', 'code'),
-  [
-    ('json', MemoryError(), 'out_of_memory'),
-    ('json', OSError(errno.ENOSPC, 'No space left', 'x'), 'os_error'),
-    ('table', ValueError('a\nb'), 'unexpected'),
-  ],
-)
-def test_the_other_clips_go_on(
-  capsys, odd_names, model, tmp_path, monkeypatch, form, trouble, code
-):
-  draw = figures.clip_figure
-
-  def fails_once(title, **options):
-    if '$a$' in title:
-      raise trouble
-    return draw(title=title, **options)
-
-  monkeypatch.setattr(figures, 'clip_figure', fails_once, raising=False)
-  code_of_all = cli.main([
+@pytest.mark.parametrize('form', ['json', 'table'])
+def test_the_other_clips_go_on(capsys, odd_names, model, tmp_path, form):
+  """A picture that cannot be written is an error of its clip alone."""
+  out = tmp_path / 'p'
+  (out / '$a$.png').mkdir(parents=True)
+  code = cli.main([
     *('predict', str(odd_names[0] / '?a?.mp4'), str(odd_names[0] / 'z.mp4')),
-    *(f'--weights={model}', f'--out={tmp_path / "p"}', f'--format={form}'),
+    *(f'--weights={model}', f'--out={out}', f'--format={form}'),
   ])  # fmt: skip
   text, err = capsys.readouterr()
-  assert code_of_all == ExitCode.USAGE
-  assert err.startswith(f'mira: {code}: ')
+  assert code == ExitCode.USAGE
+  assert err.startswith('mira: os_error: ')
   assert err.count('\n') == 1
   assert 'z.mp4' in text.replace('\n', '')
+  assert {path.name for path in out.glob('z.*')} == {'z.png', 'z.npz'}
+  assert not [*out.glob('*.part')]
   if form == 'json':
-    assert [row.get('error') for row in json.loads(text)] == [code, None]
+    assert [row.get('error') for row in json.loads(text)] == ['os_error', None]
+
+
+@pytest.mark.parametrize(
+  ('trouble', 'code'),
+  [
+    (MemoryError(), 'out_of_memory'),
+    (OSError(errno.ENOSPC, 'No space left', 'x'), 'os_error'),
+    (ValueError('a\nb'), 'unexpected'),
+  ],
+)
+def test_any_error_of_a_clip_is_one_line(trouble, code):
+  with pytest.raises(MiraInputError) as caught, pictures.reported('clip'):
+    raise trouble
+  assert (caught.value.code, caught.value.path) == (code, 'clip')
+  assert '\n' not in str(caught.value)
+
+
+# ----- pictures ---------------------------------------------------------------
+
+
+def test_pictures_are_those_of_this_process(tree, model, tmp_path):
+  """Byte by byte, although another process draws them."""
+  loaded = predictor.load(model, views=2)
+  clip = str(tree / 'a.mp4')
+  found = loaded.predict(clip, records=True)
+  with pictures.Drawer(tmp_path) as drawer:
+    drawn = [drawer.draw(clip, found, NAMES) for _ in range(2)]
+    paths = [pathlib.Path(one.wait()) for one in drawn]
+  assert [path.name for path in paths] == ['a.png', 'a_2.png']
+  figure, arguments = pictures._figure(clip, found, NAMES)
+  here = getattr(figures, figure)(**arguments).save(tmp_path / 'here.png')
+  for path in paths:
+    for suffix in ('.png', '.npz'):
+      ours, other = (x.with_suffix(suffix).read_bytes() for x in (here, path))
+      assert ours == other
+
+
+def test_an_error_of_drawing_is_the_clips(tmp_path):
+  found = pictures._draw('clip', str(tmp_path / 'x.png'), 'clip_figure', {})
+  assert found[:2] == ('unexpected', 'clip')
+  assert 'TypeError' in found[2]
+
+
+def test_a_killed_process_ends_the_command(tree, model, tmp_path):
+  found = predictor.load(model, views=2).predict(
+    str(tree / 'a.mp4'), records=True
+  )
+  with pictures.Drawer(tmp_path) as drawer:
+    drawer.draw('a.mp4', found, NAMES).wait()
+    for process in multiprocessing.active_children():
+      process.kill()
+      process.join()
+    with pytest.raises(MiraInputError, match='worker_died'):
+      drawer.draw('b.mp4', found, NAMES).wait()
+
+
+def test_many_clips_are_pictured_on_request(
+  capsys, tree, model, tmp_path, monkeypatch
+):
+  assert predict_command._PICTURES == 20
+  monkeypatch.setattr(predict_command, '_PICTURES', 2)
+  monkeypatch.chdir(tmp_path)
+  flags = ['predict', str(tree), f'--weights={model}', '--views=1', '--json']
+  line = 'mira: no pictures of more than 2 clips; --picture draws them\n'
+  for more, expected in [
+    ([], line),
+    (['--no-picture'], ''),
+    (['--picture'], ''),
+    (['--out=p'], ''),
+  ]:
+    code = cli.main([*flags, *more])
+    text, err = capsys.readouterr()
+    others = 'mira: passed over: '  # lines of the other files
+    assert (code, err.partition(others)[0]) == (ExitCode.OK, expected)
+    rows = json.loads(text)
+    assert len(rows) == 3
+    for row in rows:
+      assert ('picture' in row) == (more in (['--picture'], ['--out=p']))
+  for folder in ('predictions', 'p'):
+    pictures_here = {path.name for path in (tmp_path / folder).glob('*.png')}
+    assert pictures_here == {'a.png', 'c.png', 'frames.png'}
+
+
+def test_an_interrupt_leaves_no_half_of_a_picture(tree, model, tmp_path):
+  """Also of the process that draws, which says nothing of it."""
+  out = tmp_path / 'pictures'
+  clips = [str(tree / 'a.mp4')] * 30
+  flags = [f'--weights={model}', f'--out={out}', '--format=jsonl']
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'mira_jax.cli.main', 'predict', *clips, *flags],
+    stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    env=os.environ | {'XDG_CACHE_HOME': str(tmp_path)},
+  )  # fmt: skip
+  row = json.loads(process.stdout.readline())
+  os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+  _, err = process.communicate(timeout=60)
+  assert (process.returncode, err) == (
+    terminal.INTERRUPTED, b'mira: interrupted\n'
+  )  # fmt: skip
+  assert pathlib.Path(row['picture']).name == 'a.png'
+  pictures_here = [path.stem for path in out.glob('*.png')]
+  assert 'a' in pictures_here
+  for stem in pictures_here:
+    assert cv2.imread(str(out / f'{stem}.png')) is not None
+  assert not [*out.glob('*.part')]
+  assert _none_left(process.pid)
+
+
+def _none_left(group):
+  """Whether every process of a group has ended, within a few seconds."""
+  for _ in range(100):
+    try:
+      os.killpg(group, 0)
+    except ProcessLookupError:
+      return True
+    time.sleep(0.1)
+  return False
 
 
 def test_finite_weights_may_give_numbers_that_are_not(
@@ -219,7 +328,7 @@ def test_an_interrupt_keeps_earlier_results(capsys, tree, model, monkeypatch):
   assert all(row['clip'] == first for row in rows)
 
 
-def test_any_stream_and_no_matplotlib(tree, model, tmp_path):
+def test_any_stream_and_few_imports(tree, model, tmp_path):
   """As from a notebook, into a log that takes nothing but ASCII."""
   clip = tmp_path / 'Ƭ\udcb6.mp4'
   clip.write_bytes((tree / 'a.mp4').read_bytes())
@@ -227,7 +336,9 @@ def test_any_stream_and_no_matplotlib(tree, model, tmp_path):
 import sys
 from mira_jax.cli import main
 codes = [main.main([*sys.argv[1:], f'--format={x}']) for x in ('jsonl', 'csv')]
-assert 'matplotlib' not in sys.modules
+slow = {'matplotlib', 'orbax', 'optax', 'grain', 'tensorflow_datasets',
+        'sklearn', 'scipy', 'openpyxl', 'torch'}
+assert not slow & sys.modules.keys(), slow & sys.modules.keys()
 sys.exit(max(codes))
 """
   done = subprocess.run(

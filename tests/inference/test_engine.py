@@ -16,7 +16,12 @@ from mira_jax.errors import MiraInputError
 from mira_jax.inference import engine, load
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build
-from mira_jax.weights.weights_file import WEIGHTS, load_weights, save_weights
+from mira_jax.weights.weights_file import (
+  WEIGHTS,
+  flatten,
+  load_weights,
+  save_weights,
+)
 from small_models import save_model
 
 CLASSES = ('dark', 'bright', 'fading')
@@ -120,3 +125,20 @@ def test_engine_names_what_does_not_fit(weights_file, tmp_path):
     load.load_engine(path)
   with pytest.raises(MiraInputError, match='bad_metadata'):
     build.build_model({'dtype': 'float32', 'width': 3})
+
+
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('last', [None, 1, 0])
+@pytest.mark.parametrize('variant', ['joint', 'st_block', 'factorised_encoder'])
+def test_one_block_stands_for_all(variant, last, scan):
+  """The variables that weights are checked for are those of the model."""
+  fields = dataclasses.replace(
+    MODEL, depth=3, variant=variant, mira_last_blocks=last, scan=scan
+  )
+  if scan and last is not None:
+    fields = dataclasses.replace(fields, mira=None)
+  model = build.build_model(dataclasses.asdict(fields))
+  video = jax.ShapeDtypeStruct(load._video_shape(model), jnp.float32)
+  tree = jax.eval_shape(model.init, jax.random.key(0), video)
+  shapes = {name: leaf.shape for name, leaf in flatten(tree).items()}
+  assert load._expected(model) == shapes
