@@ -148,6 +148,24 @@ def cache() -> pathlib.Path:
     return _temporary_cache()
 
 
+def keep_newest(folder: Path, pattern: str, most: int) -> None:
+  """Removes files of a cache that were used least lately, over `most` bytes.
+
+  Where the file system does not note reads, it is the oldest ones.
+  """
+  found = []
+  for path in pathlib.Path(folder).glob(pattern):
+    with contextlib.suppress(OSError):  # another process removes them, too
+      about = path.stat()
+      found.append((max(about.st_atime, about.st_mtime), about.st_size, path))
+  total = 0
+  for _, size, path in sorted(found, reverse=True):
+    total += size
+    if total > most:
+      with contextlib.suppress(OSError):
+        path.unlink()
+
+
 @functools.cache
 def _temporary_cache() -> pathlib.Path:
   folder = tempfile.mkdtemp(prefix='mira_jax_')

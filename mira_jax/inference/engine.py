@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from mira_jax import files
 from mira_jax.augment import transforms
 from mira_jax.devices import memory, sharding
 from mira_jax.inference.scorer import Batch, Scorer, bucket_sizes
+from mira_jax.kernels import dispatch
 from mira_jax.models.vivit import ViViT
 from mira_jax.param_names import HEAD
 from mira_jax.weights import int8
@@ -25,11 +27,19 @@ _REMEDY = (
 )
 
 
+_LARGEST = 2**31  # bytes of compiled programs that are kept
+_SHORTEST = 0.1  # seconds of a compilation that is worth a file
+
+
 def use_compile_cache() -> None:
   """Caches compiled programs on disk, unless JAX is configured otherwise."""
-  if jax.config.values['jax_compilation_cache_dir'] is None:
-    jax.config.update('jax_compilation_cache_dir', str(files.cache()))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  if jax.config.values['jax_compilation_cache_dir'] is not None:
+    return
+  folder = files.cache()
+  # JAX's own limit needs one more package, and locks.
+  files.keep_newest(folder, '*-cache', _LARGEST)
+  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', _SHORTEST)
 
 
 class Engine(Scorer):
@@ -43,7 +53,6 @@ class Engine(Scorer):
     variables: {'params': ..., 'mira': ...}.
     batch_size: clips per call, rounded up to a multiple of the devices.
     mesh: the devices; by default all of them, with replicated parameters.
-
   """
 
   def __init__(
@@ -60,9 +69,8 @@ class Engine(Scorer):
     self.batch_size = -(-batch_size // parts) * parts
     self.buckets = bucket_sizes(parts, self.batch_size)
     self.rows = sharding.own_rows(self._mesh, self.batch_size)
-    whole = sharding.replicated(self._mesh)
-    self._score = jax.jit(self._apply_score, out_shardings=whole)
-    self._record = jax.jit(self._apply_record)
+    facts = repr(dispatch.known())  # of which tracing chooses attention
+    self._score, self._record = _programs(model, self._mesh, facts)
     self.update(variables)
 
   def update(self, variables: PyTree) -> None:
@@ -103,26 +111,32 @@ class Engine(Scorer):
     self._check(windows)
     return self._run(self._record, windows)
 
-  def _apply_score(self, variables: PyTree, batch: Mapping[str, jax.Array]):
+
+@functools.lru_cache(8)
+def _programs(model: ViViT, mesh: Mesh, _: str) -> tuple[Any, Any]:
+  """The jitted programs of a model, shared by all engines of this process."""
+
+  def score(variables: PyTree, batch: Mapping[str, jax.Array]):
     """The fields of a batch but the video, logits and probabilities."""
     rest = {name: x for name, x in batch.items() if name != 'video'}
-    logits = self._apply(self.model, variables, batch['video'], False)
+    logits = apply(model, variables, batch['video'], False)
     scores = {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
     return scores | rest
 
-  def _apply(
-    self, model: ViViT, variables: PyTree, video: jax.Array, record: bool
-  ) -> Any:
-    with sharding.ambient(self._mesh):
-      return model.apply(
-        int8.restore(variables), transforms.prepare(video), record=record
-      )
-
-  def _apply_record(self, variables: PyTree, video: jax.Array):
-    model = self.model.clone(attention=None)  # one that has maps
-    _, records = self._apply(model, variables, video, True)
+  def record(variables: PyTree, video: jax.Array):
+    with_maps = model.clone(attention=None)
+    _, records = apply(with_maps, variables, video, True)
     # XLA does not compute what is left out here.
     return [
       {name: x for name, x in record.items() if x.ndim == 2}
       for record in records
     ]
+
+  def apply(model: ViViT, variables: PyTree, video: jax.Array, record: bool):
+    with sharding.ambient(mesh):
+      return model.apply(
+        int8.restore(variables), transforms.prepare(video), record=record
+      )
+
+  whole = sharding.replicated(mesh)
+  return jax.jit(score, out_shardings=whole), jax.jit(record)

@@ -352,6 +352,36 @@ sys.exit(max(codes))
   assert rb'\u01ac\udcb6.mp4' in cells
 
 
+def test_a_second_start_compiles_nothing(tree, model, tmp_path):
+  program = """
+import sys
+import jax
+from mira_jax.cli import main
+from mira_jax.inference import engine
+engine._SHORTEST = 0.0  # so small a model is worth no file
+found = {'hits': 0, 'misses': 0}
+def count(event, **_):
+  name = event.rpartition('/cache_')[2]
+  found[name] = found.get(name, 0) + 1
+jax.monitoring.register_event_listener(count)
+code = main.main(sys.argv[1:])
+print(found['hits'], found['misses'], file=sys.stderr)
+sys.exit(code)
+"""
+  counts = []
+  for _ in range(2):
+    done = subprocess.run(
+      [sys.executable, '-c', program, 'predict', tree / 'a.mp4', '--json',
+       f'--weights={model}', f'--out={tmp_path}'],
+      env=os.environ | {'XDG_CACHE_HOME': str(tmp_path)},
+      capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    counts.append([int(n) for n in done.stderr.split()])
+  (_, compiled), (read, again) = counts
+  assert again == 0
+  assert read == compiled > 1
+
+
 # ----- long clips -------------------------------------------------------------
 
 

@@ -158,3 +158,14 @@ def test_streams_may_be_closed():
     timeout=60,
   )
   assert (done.returncode, done.stdout, done.stderr) == (ExitCode.OK, b'', b'')
+
+
+def test_a_cache_keeps_what_was_used_last(tmp_path):
+  for i in range(4):
+    path = tmp_path / f'{i}-cache'
+    path.write_bytes(bytes(100))
+    os.utime(path, (1000 + i, 1000))
+  (tmp_path / 'notes').write_bytes(bytes(1000))
+  files.keep_newest(tmp_path, '*-cache', 250)
+  assert {x.name for x in tmp_path.iterdir()} == {'2-cache', '3-cache', 'notes'}
+  files.keep_newest(tmp_path / 'missing', '*', 0)

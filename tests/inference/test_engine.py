@@ -14,6 +14,7 @@ from mira_jax.config import ModelConfig
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
 from mira_jax.inference import engine, load
+from mira_jax.kernels import dispatch
 from mira_jax.mira import MiraConfig
 from mira_jax.models import build
 from mira_jax.weights.weights_file import (
@@ -125,6 +126,33 @@ def test_engine_names_what_does_not_fit(weights_file, tmp_path):
     load.load_engine(path)
   with pytest.raises(MiraInputError, match='bad_metadata'):
     build.build_model({'dtype': 'float32', 'width': 3})
+
+
+def test_engines_of_a_model_share_programs(weights_file, tmp_path, caplog):
+  """As folds do: other weights of one model compile nothing."""
+  variables, card = load_weights(weights_file)
+  other = jax.tree.map(lambda x: x + 0.1, variables['params'])
+  path = save_weights(tmp_path / WEIGHTS, other, variables['mira'], card)
+  video = runs.batch(2)['video']
+
+  def scores(path):
+    scorer, _ = load.load_engine(path, 2)
+    scorer.records(video)
+    return scorer.probabilities(video)
+
+  first = scores(weights_file)
+  with jax.log_compiles():
+    assert not np.allclose(scores(path), first)
+  lines = [line for line in caplog.messages if 'XLA compilation' in line]
+  assert not [line for line in lines if 'score' in line or 'record' in line]
+  # What is known of the devices chooses attention: then all is traced anew.
+  caplog.clear()
+  forced = dispatch.known().forced
+  dispatch.learn(forced='reference')
+  with jax.log_compiles():
+    scores(path)
+  dispatch.learn(forced=forced)
+  assert 'jit(score)' in caplog.text
 
 
 @pytest.mark.parametrize('scan', [False, True])
