@@ -14,6 +14,7 @@ import argparse
 
 from mira_jax import config
 from mira_jax.cli import hosts, start
+from mira_jax.devices import platform
 from mira_jax.errors import ExitCode
 from mira_jax.train import loop, run_folder
 
@@ -41,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
   if args.attention:
     flags = [*flags, f'--config.model.attention={args.attention}']
   cfg = config.load(args.config, flags)
+  platform.keep_memory(args.device)
   with start.devices(args):
     loop.train(
       cfg,

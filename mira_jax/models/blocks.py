@@ -50,7 +50,8 @@ class Attention(nn.Module):
     qkv = nn.DenseGeneral(
       (3, *head_shape), use_bias=False, name='qkv', **options
     )(x)
-    q, k, v = (qkv[:, :, i] for i in range(3))
+    # A split, whose gradient is one concatenation; that of slices is padded.
+    q, k, v = (x[:, :, 0] for x in jnp.split(qkv, 3, axis=2))
     # Keys have no bias: it would cancel in the softmax.
     zeros = nn.initializers.zeros
     q = q + self.param('q_bias', zeros, head_shape).astype(spec.dtype)

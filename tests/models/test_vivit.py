@@ -12,7 +12,7 @@ import pytest
 from mira_jax.mira import MiraConfig
 from mira_jax.models.blocks import Block
 from mira_jax.models.encoder import Encoder
-from mira_jax.models.layers import resize_positions, sinusoid
+from mira_jax.models.layers import gelu, resize_positions, sinusoid
 from mira_jax.models.spec import BlockSpec
 from mira_jax.models.vivit import SIZES, ViViT
 from oracle import formula_video
@@ -82,6 +82,18 @@ def test_position_table_sums(dim, total):
   np.testing.assert_allclose(
     table.astype(np.float64).sum(), total, rtol=0, atol=6e-7
   )
+
+
+def test_gelu_and_its_gradient_are_those_of_the_normal_distribution(x64):
+  del x64
+  x = jnp.linspace(-9, 9, 400)
+  own, reference = (
+    jax.vmap(jax.grad(f))(x)
+    for f in (gelu, functools.partial(jax.nn.gelu, approximate=False))
+  )
+  np.testing.assert_allclose(own, reference, rtol=0, atol=1e-15)
+  expected = jax.nn.gelu(x, approximate=False)
+  np.testing.assert_allclose(gelu(x), expected, rtol=0, atol=2e-15)
 
 
 def test_resizing_positions_keeps_what_it_must():
