@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ _REMEDY = (
 )
 
 
+# Numbers in the tokens of a batch, above which a CPU takes windows one by one:
+# caches and memory are better off.
+_BATCH = 2**21
 _LARGEST = 2**31  # bytes of compiled programs that are kept
 _SHORTEST = 0.1  # seconds of a compilation that is worth a file
 
@@ -53,6 +57,9 @@ class Engine(Scorer):
     variables: {'params': ..., 'mira': ...}.
     batch_size: clips per call, rounded up to a multiple of the devices.
     mesh: the devices; by default all of them, with replicated parameters.
+
+  Attributes:
+    independent: whether no window's result depends on others of its batch.
   """
 
   def __init__(
@@ -67,7 +74,13 @@ class Engine(Scorer):
     self._mesh = mesh or sharding.make_mesh()
     parts = sharding.clip_parts(self._mesh)
     self.batch_size = -(-batch_size // parts) * parts
-    self.buckets = bucket_sizes(parts, self.batch_size)
+    statistics = model.mira and model.mira.statistics
+    self.independent = statistics in (None, 'instance')
+    most = self.batch_size
+    if self.independent and self._mesh.devices.flat[0].platform == 'cpu':
+      fits = _BATCH // (math.prod(model.grid) * model.dim)
+      most = max(parts, min(most, fits // parts * parts))
+    self.buckets = bucket_sizes(parts, most)
     self.rows = sharding.own_rows(self._mesh, self.batch_size)
     facts = repr(dispatch.known())  # of which tracing chooses attention
     self._score, self._record = _programs(model, self._mesh, facts)

@@ -207,9 +207,12 @@ class Predictor:
 
   def _records(self, windows: np.ndarray, indices: np.ndarray) -> Records:
     engine = self._engine()
-    # All windows together: batch statistics are then those of the prediction.
-    blocks = engine.records(windows)
-    middle = len(windows) // 2
+    number = middle = len(windows) // 2
+    batch = windows
+    if engine.independent:
+      batch, middle = windows[number : number + 1], 0
+    # Else all together: batch statistics are then those of the prediction.
+    blocks = engine.records(batch)
     mira = [block for block in blocks if 'gain' in block]
     shown, grid = mira or blocks, engine.model.grid
 
@@ -221,9 +224,9 @@ class Predictor:
       return np.mean([_on_grid(row(x, name), grid) for x in shown], axis=0)
 
     return Records(
-      window=windows[middle],
-      indices=indices[middle],
-      number=middle,
+      window=windows[number],
+      indices=indices[number],
+      number=number,
       windows=len(windows),
       gain=np.stack([row(block, 'gain') for block in mira]) if mira else None,
       before=marginal('before'),
