@@ -49,7 +49,6 @@ def main(argv: list[str] | None = None, command: str = '') -> int:
   program = f'{command}.py' if command else 'mira'
   if argv is None:
     terminal.leave_on_interrupt(program)
-    terminal.collect_rarely()
     argv = [command, *sys.argv[1:]] if command else sys.argv[1:]
   argv = terminal.expand_home(argv)
   return terminal.run(program, lambda: _run(argv))
@@ -66,7 +65,8 @@ def _run(argv: list[str]) -> int:
   for name, summary in COMMANDS.items():
     command = commands.add_parser(name, help=summary)
     if name in argv[:1]:
-      module = importlib.import_module(f'mira_jax.cli.{name}')
+      with terminal.importing():
+        module = importlib.import_module(f'mira_jax.cli.{name}')
       command.description = module.__doc__
       command.formatter_class = Help
       module.add_arguments(command)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import collections
 import concurrent.futures as futures
 import contextlib
 import functools
+import gc
 import multiprocessing
 import os
 import signal
@@ -85,7 +87,7 @@ def pool(workers: int) -> Iterator[futures.ProcessPoolExecutor]:
 
 def _start() -> None:
   """In a new process: one thread; the parent handles Ctrl-C."""
-  terminal.collect_rarely()
+  atexit.register(gc.freeze)  # no search for garbage at the end
   cv2.setNumThreads(1)
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -17,6 +17,7 @@ import av
 import numpy as np
 from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.reformatter import VideoReformatter
 
 from mira_jax.errors import MiraInputError
 from mira_jax.video import container, footage, geometry, images, timing, upright
@@ -148,6 +149,7 @@ def pick(
   with container.open_video(file) as (video, stream):
     aspect = upright.pixel_aspect(stream)
     frames = enumerate(_decoded(video, stream, name, []))
+    converter = VideoReformatter()
     i, frame = -1, None
     for index in wanted:
       while i < index:
@@ -155,7 +157,7 @@ def pick(
       if frame is None:
         hint = f'its video has fewer than {index + 1} frames'
         raise MiraInputError('damaged', name, hint)
-      yield upright.to_rgb(frame, name, short_side, square, aspect)
+      yield upright.to_rgb(frame, name, short_side, square, aspect, converter)
 
 
 @dataclasses.dataclass
@@ -184,12 +186,13 @@ class _File(_Source):
       header = float(stream.average_rate or 0)
       width, height = stream.width, stream.height
       promised = container.promised_seconds(video, stream, path)
-      aspect = upright.pixel_aspect(stream)
+      aspect, converter = upright.pixel_aspect(stream), VideoReformatter()
+      square, short_side = self.square, self.short_side
       for frame in _decoded(video, stream, path, broken):
         if not times:
           self.whole = upright.upright_size(frame, aspect)
         yield functools.partial(
-          upright.to_rgb, frame, path, self.short_side, self.square, aspect
+          upright.to_rgb, frame, path, short_side, square, aspect, converter
         )
         times.append(np.nan if frame.time is None else frame.time)
         last = float((frame.duration or 0) * (frame.time_base or 0))

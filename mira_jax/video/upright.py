@@ -8,6 +8,7 @@ from typing import Any
 import av
 import numpy as np
 from av.sidedata.sidedata import Type
+from av.video.reformatter import VideoReformatter
 
 from mira_jax.video import container, geometry
 
@@ -20,17 +21,21 @@ def to_rgb(
   path: str | os.PathLike[str],
   short_side: int | None,
   square: geometry.Square | None,
-  aspect: float = 1.0,
+  aspect: float,
+  converter: VideoReformatter,
 ) -> np.ndarray:
   """RGB pixels uint8 [H, W, 3], cut and shrunk as by `decode.read_clip`.
 
-  `aspect` is that of a pixel, see `pixel_aspect`; `path` is for errors. Raises
-  MiraInputError('too_small') for the square.
+  `aspect` is that of a pixel, see `pixel_aspect`; `path` is for errors, and
+  `converter` for all frames of a clip. Raises MiraInputError('too_small') for
+  the square.
   """
   height, width = _square_pixels(frame, aspect)
   if square is None:  # shrunk while it is converted, which is less work
     height, width = geometry.shrunk((height, width), short_side)
-  rgb = frame.reformat(width, height, 'rgb24', interpolation='AREA')
+  # Setting up threads takes longer than most frames; clips have theirs.
+  options = {'interpolation': 'AREA', 'threads': 1}
+  rgb = converter.reformat(frame, width, height, 'rgb24', **options)
   upright = _turned(rgb.to_ndarray(), _matrix(frame))
   if square is None:
     return upright
