@@ -157,7 +157,7 @@ def convert(
   dtypes = _dtypes(source.model, kind, dtype)
   model = _convertible(source.model, kind, dtypes[0])
   _write_program(folder, model, source.variables, card, kind, platforms)
-  _write_golden(folder, model, source.variables)
+  _write_golden(folder, source)
   card = _describe(model, card, kind, platforms)
   if int8:
     card['int8'] = {'float32': int8.score(source)}
@@ -211,7 +211,7 @@ def _convertible(model: ViViT, kind: str, dtype: str) -> ViViT:
   tokens = math.prod(model.grid)
   small = 4 * model.heads * tokens**2 <= _LARGEST_MAP
   name = 'reference' if small else 'streaming'
-  return model.clone(attention=name, dtype=jnp.float32)
+  return model.clone(attention=name, dtype=jnp.float32, scan=False)
 
 
 def _write_program(
@@ -229,8 +229,9 @@ def _write_program(
     path, mira = folder / weights_file.WEIGHTS, variables.get('mira', {})
     weights_file.save_weights(path, variables['params'], mira, card)
     return
+  single = weights_file.restack(weights_file.flatten(variables), stacked=False)
+  score = functools.partial(_score, model, weights_file.unflatten(single))
   (batch,) = jax_export.symbolic_shape('b')
-  score = functools.partial(_score, model, variables)
   with _on_the_host(model):
     shape = (batch, *_clip_shape(model))
     if kind == 'onnx':
@@ -312,12 +313,10 @@ def _without_paths() -> Iterator[None]:
     jax.config.update(option, before)
 
 
-def _write_golden(
-  folder: pathlib.Path, model: ViViT, variables: dict[str, Any]
-) -> None:
+def _write_golden(folder: pathlib.Path, source: engine.Engine) -> None:
   """Synthetic clips [2, T, S, S, 3] and what the engine makes of them."""
-  truth = model.clone(attention=None, dtype=jnp.float32)
-  reference = engine.Engine(truth, variables, GOLDEN_CLIPS)
+  model = source.model.clone(attention=None, dtype=jnp.float32)
+  reference = engine.Engine(model, source.variables, GOLDEN_CLIPS)
   size, count = model.image_size, model.frames
   large = {'size': max(64, size), 'num_frames': max(8, count)}
   drawn = [
@@ -329,7 +328,7 @@ def _write_golden(
     [footage.resize_windows(x, first, size, 'squash')[0] for x in drawn]
   )
   name = 'probabilities' if model.num_classes else 'logits'
-  with _precision(truth):
+  with _precision(model):
     expected = getattr(reference, name)(clips)
   np.savez_compressed(folder / GOLDEN, clips=clips, **{name: expected})
 

@@ -104,10 +104,11 @@ class Predictor:
     views: int = 5,
     notes: tuple[str, ...] = (),
     engine: Engine | None = None,
+    dtype: str | None = None,
     backend: str | None = None,
   ):
     self.scorer, self.metadata, self.notes = scorer, metadata, notes
-    self._jax, self._backend = engine, backend
+    self._jax, self._served = engine, (backend or 'jax', dtype)
     self.class_names = tuple(metadata['class_names'])
     self._views = views
     rules = metadata['preprocessing']
@@ -240,7 +241,7 @@ class Predictor:
       return self.scorer
     engine = engine.without_head()
     card = dict(self.metadata)
-    return backends.serve(engine, card, self._backend or 'jax')
+    return backends.serve(engine, card, *self._served)
 
   def _engine(self) -> Engine:
     if self._jax is None:
@@ -323,5 +324,6 @@ def load(
     views=views,
     notes=tuple(found.notes),
     engine=engine,
+    dtype=dtype,
     backend=backend,
   )
