@@ -210,7 +210,7 @@ def _convertible(model: ViViT, kind: str, dtype: str) -> ViViT:
   # These runtimes fuse what lies open, and loops hide it from them.
   tokens = math.prod(model.grid)
   small = 4 * model.heads * tokens**2 <= _LARGEST_MAP
-  name = 'reference' if small else 'streaming'
+  name = 'fusible' if small else 'streaming'
   return model.clone(attention=name, dtype=jnp.float32, scan=False)
 
 

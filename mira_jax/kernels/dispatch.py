@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from mira_jax.devices import partition
 from mira_jax.errors import MiraInputError
-from mira_jax.kernels import cudnn, records, reference, streaming, vjp
+from mira_jax.kernels import cudnn, fusible, records, reference, streaming, vjp
 from mira_jax.kernels.operations import Operations
 from mira_jax.kernels.records import Records, Tunings
 
@@ -311,6 +311,7 @@ IMPLEMENTATIONS = {
     lambda asked: {'tiles': streaming.tilings(*asked.shape[:3])},
     streaming.Tiling,
   ),
+  'fusible': Implementation(lambda _: fusible.OPERATIONS, lambda _: None),
   'pallas_gpu': Implementation(
     _pallas_gpu, _refusal_gpu, _pallas_gpu_space, _pallas_gpu_tuning
   ),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import plain_passes
-from mira_jax.kernels import cudnn, dispatch, reference, streaming, vjp
+from mira_jax.kernels import cudnn, dispatch, fusible, reference, streaming, vjp
 from mira_jax.kernels.attention import mira_attention, redistributed_attention
 from mira_jax.kernels.operations import REMAT
 from mira_jax.kernels.streaming import Tiling
@@ -45,6 +45,7 @@ class Case(NamedTuple):
 CASES = {
   'streaming': Case(np.float64, 1e-12, 1e-10, (2, 28, 3, 8)),
   'passes': Case(np.float64, 1e-12, 1e-10, (2, 28, 3, 8)),
+  'fusible': Case(np.float64, 1e-12, 1e-10, (2, 28, 3, 8)),
   'pallas_tpu': Case(
     np.float32, 1e-5, 1e-4, (2, 36, 2, 64), ('exact', 'flashlite', 'replaced')
   ),
@@ -52,7 +53,7 @@ CASES = {
 ALL = [
   (name, config) for name, case in CASES.items() for config in case.configs
 ]
-IN_FLOAT64 = ['streaming', 'passes']
+IN_FLOAT64 = ['streaming', 'passes', 'fusible']
 
 
 def draw(shape, dtype=np.float64):
@@ -148,6 +149,7 @@ def test_any_shape(name, shape, tiling, mix, floor, by_gain, seed):
   rng = np.random.default_rng(seed)
   operations = {
     'reference': reference.OPERATIONS,
+    'fusible': fusible.OPERATIONS,
     'streaming': streaming.operations(tiling),
     'passes': vjp.operations(plain_passes.PASSES),
   }

@@ -37,7 +37,7 @@ def test_a_command_measures_and_all_others_use_it(
   assert [row.training for row in found.rows] == [False, True]
   for row in found.rows:
     assert row.shape == (4, 8, 2, 16)
-    assert set(row.milliseconds) == {'reference', 'streaming'}
+    assert set(row.milliseconds) == {'reference', 'streaming', 'fusible'}
   # The other commands look there; what another version measured is not used.
   verdicts.adopt(verdicts.Verdict())
   row = found.rows[1]
