@@ -262,15 +262,14 @@ def test_a_full_disk_leaves_nothing(capsys, runs, tmp_path):
 def test_an_export_with_other_numbers_leaves_nothing(
   capsys, runs, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(transforms, 'MEAN', (0.9, 0.456, 0.406))
   traced = export._trace
 
-  def trace_right(*args):
+  def trace_wrong(*args):
     with monkeypatch.context() as patch:
-      patch.setattr(transforms, 'MEAN', (0.485, 0.456, 0.406))
+      patch.setattr(transforms, 'MEAN', (0.9, 0.456, 0.406))
       return traced(*args)
 
-  monkeypatch.setattr(export, '_trace', trace_right)
+  monkeypatch.setattr(export, '_trace', trace_wrong)
   out = tmp_path / 'out'
   args = ['export', runs['exact'], out, '--platforms=cpu']
   code, err = fails(capsys, *args)
