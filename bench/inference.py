@@ -18,23 +18,18 @@ weights are random.
 from __future__ import annotations
 
 import argparse
-import datetime
-import importlib.metadata
+import functools
 import json
-import os
 import pathlib
-import platform
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from bench import turns
 
 MODES = ('plain', 'flashlite', 'exact')
 FRAMES, SIDE = 16, 224
@@ -76,7 +71,11 @@ def ours(size: str, mode: str, batch: int, args: dict[str, Any]) -> Callable:
   video = jnp.asarray(clips(batch))
   variables = jax.jit(model.init)(jax.random.key(0), video[:1])
   run = jax.jit(model.apply)
-  return lambda: jax.block_until_ready(run(variables, video))
+
+  def call() -> None:
+    jax.block_until_ready(run(variables, video))
+
+  return call
 
 
 def theirs(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
@@ -147,112 +146,25 @@ def flop(size: str, mode: str, batch: int, args: argparse.Namespace) -> int:
   return counts.flops(traced.jaxpr).total()
 
 
-def products(library: str) -> float:
-  """FLOP/s of the fastest float32 product: those of an MLP, and a square."""
-  best = 0.0
-  for m, k, n in ((1568, 768, 3072), (1568, 3072, 768), (2048, 2048, 2048)):
-    x, y = (np.ones(shape, np.float32) for shape in ((m, k), (k, n)))
-    if library == 'torch':
-      import torch
-
-      multiply = torch.matmul
-      x, y = torch.from_numpy(x), torch.from_numpy(y)
-    else:
-      import jax
-
-      multiply = jax.jit(jax.numpy.matmul)
-      x, y = jax.device_put((x, y))
-    for _ in range(8):
-      begin = time.perf_counter()
-      product = multiply(x, y)
-      if library != 'torch':
-        product.block_until_ready()
-      best = max(best, 2 * m * k * n / (time.perf_counter() - begin))
-  return best
-
-
 def peak(args: argparse.Namespace) -> float | None:
   """FLOP/s that products reach on this CPU; None on a GPU or in bfloat16."""
   import jax
 
   if jax.default_backend() != 'cpu' or args.dtype != 'float32':
     return None
-  rates = []
-  for library in ('jax', 'torch'):
-    command = [sys.executable, __file__, '--products', library]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    rates.append(float(done.stdout))
-  return max(rates)
+  return turns.peak()
 
 
-# ----- a candidate's process --------------------------------------------------
+# ----- measuring --------------------------------------------------------------
 
 
 def serve(size: str, mode: str, batch: int, kind: str, args: dict) -> None:
-  """Prints how long the first call took; then, per line read, another one."""
-  begin = time.perf_counter()
+  """A candidate's process."""
   if kind == 'ours':
-    call = ours(size, mode, batch, args)
+    make = functools.partial(ours, size, mode, batch, args)
   else:
-    call = theirs(kind, size, mode, batch, args)
-  call()
-  print(json.dumps({'first': time.perf_counter() - begin}), flush=True)
-  for _ in sys.stdin:
-    begin = time.perf_counter()
-    call()
-    seconds = time.perf_counter() - begin
-    print(json.dumps({'seconds': seconds, **memory(kind)}), flush=True)
-
-
-def memory(kind: str) -> dict[str, float]:
-  """Peak memory in MB: of the process, and of a GPU where there is one."""
-  found = {'mb': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-  if kind == 'ours':
-    import jax
-
-    stats = jax.devices()[0].memory_stats() or {}
-    if 'peak_bytes_in_use' in stats:
-      found['device_mb'] = stats['peak_bytes_in_use'] / 1e6
-  else:
-    import torch
-
-    if torch.cuda.is_available():
-      found['device_mb'] = torch.cuda.max_memory_allocated() / 1e6
-  return found
-
-
-class Candidate:
-  """A process that calls a model when it is asked."""
-
-  def __init__(self, case: tuple[str, str, int], kind: str, options: dict):
-    served = json.dumps([*case, kind, options])
-    environment = os.environ | {'PYTHONPATH': str(ROOT)}
-    self.process = subprocess.Popen(
-      [sys.executable, __file__, '--serve', served],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.DEVNULL,
-      text=True,
-      env=environment,
-    )
-    self.kind, self.times, self.peak = kind, [], {}
-
-  def start(self) -> bool:
-    """Waits for its first call; False when it cannot run here."""
-    line = self.process.stdout.readline()
-    self.first = json.loads(line)['first'] if line else None
-    return bool(line)
-
-  def call(self) -> None:
-    self.process.stdin.write('\n')
-    self.process.stdin.flush()
-    answer = json.loads(self.process.stdout.readline())
-    self.times.append(answer.pop('seconds'))
-    self.peak = answer
-
-  def end(self) -> None:
-    self.process.stdin.close()
-    self.process.wait()
+    make = functools.partial(theirs, kind, size, mode, batch, args)
+  turns.serve(make, with_jax=kind == 'ours')
 
 
 def measure(
@@ -261,36 +173,20 @@ def measure(
   """Rows of one model and batch, ours first; `rate` is `peak`'s."""
   options = {'dtype': args.dtype, 'attention': args.attention}
   case = (size, mode, batch)
-  running = []
-  for kind in candidates(mode, args.compiled):
-    candidate = Candidate(case, kind, options)
-    if candidate.start():  # one after the other: a compiler needs the machine
-      running.append(candidate)
-    else:
-      print(f'{case} {kind}: it does not run here', file=sys.stderr)
-  for _ in range(args.rounds):
-    for candidate in running:
-      candidate.call()
-  rows = []
+  served = [
+    (kind, [*case, kind, options]) for kind in candidates(mode, args.compiled)
+  ]
   floor = rate and flop(size, mode, batch, args) / rate
-  for candidate in running:
-    candidate.end()
-    seconds = min(candidate.times)
-    rows.append(
-      {
-        'size': size,
-        'mode': mode,
-        'batch': batch,
-        'candidate': candidate.kind,
-        'seconds': seconds,
-        'clips_per_second': batch / seconds,
-        'all_seconds': candidate.times,
-        'floor_seconds': floor,
-        'first_call_seconds': candidate.first,
-        'peak_mb': candidate.peak['mb'],
-        'peak_device_mb': candidate.peak.get('device_mb'),
-      }
-    )
+  about = dict(zip(('size', 'mode', 'batch'), case, strict=True))
+  rows = [
+    {
+      **about,
+      **row,
+      'clips_per_second': batch / row['seconds'],
+      'floor_seconds': floor,
+    }
+    for row in turns.take_turns(__file__, served, args.rounds)
+  ]
   own = [row for row in rows if row['candidate'] == 'ours']
   for row in rows:
     row['ours_is_faster_by'] = own and row['seconds'] / own[0]['seconds']
@@ -335,53 +231,18 @@ def main() -> None:
   parser.add_argument('--compiled', action='store_true')
   parser.add_argument('--out', type=pathlib.Path)
   parser.add_argument('--serve', help=argparse.SUPPRESS)
-  parser.add_argument('--products', help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.serve:
     return serve(*json.loads(args.serve))
-  if args.products:
-    print(products(args.products))
-    return None
   rows, rate = [], peak(args)
   for size in args.sizes.split(','):
     for batch in map(int, args.batches.split(',')):
       for mode in args.modes.split(','):
         rows += measure(size, mode, batch, rate, args)
-        _save(args, rows, rate)
+        if args.out:
+          turns.save(args.out, rows, rate)
   show(rows)
   return None
-
-
-def _save(
-  args: argparse.Namespace, rows: list[dict[str, Any]], rate: float | None
-) -> None:
-  """Writes what is measured so far."""
-  if not args.out:
-    return
-  packages = ('jax', 'jaxlib', 'torch', 'transformers', 'numpy')
-  report = {
-    'command': ' '.join(['python', 'bench/inference.py', *sys.argv[1:]]),
-    'date': datetime.date.today().isoformat(),
-    'machine': {
-      'processor': _processor(),
-      'cores': os.cpu_count(),
-      'python': platform.python_version(),
-      'load': os.getloadavg()[0],
-      'gflops_of_a_product': rate and rate / 1e9,
-    },
-    'versions': {name: importlib.metadata.version(name) for name in packages},
-    'rows': rows,
-  }
-  args.out.write_text(json.dumps(report, indent=2) + '\n')
-
-
-def _processor() -> str:
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text()
-  except OSError:
-    return platform.processor()
-  names = [x for x in text.splitlines() if x.startswith('model name')]
-  return names[0].partition(': ')[2] if names else platform.processor()
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""The tables of the benches that train in pairs."""
+"""Tables of benches that train in pairs, and what benches of time share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import rich.console
 import scipy.stats
 
-from bench import paired
+from bench import paired, turns
+from bench.step import configuration, flop
 
 ARMS = ('plain', 'exact')
 WARS = {'plain': [0.5, 0.6, 0.7], 'exact': [0.6, 0.65, 0.9]}
@@ -57,3 +58,34 @@ def test_the_table_shows_points():
   assert '60.0 ± 10.0' in shown
   assert '+11.7' in shown
   assert 'WAR - plain' in shown
+
+
+SERVES = """
+import json, sys
+from bench import turns
+number, = json.loads(sys.argv[2])
+turns.serve(lambda: lambda: {'half': number / 2}, with_jax=True)
+"""
+
+
+def test_candidates_take_turns_in_processes_of_their_own(tmp_path, capsys):
+  script = tmp_path / 'serves.py'
+  script.write_text(SERVES)
+  served = [('one', [1]), ('none', []), ('two', [2])]
+  rows = turns.take_turns(str(script), served, rounds=3)
+  assert [x['candidate'] for x in rows] == ['one', 'two']
+  assert [x['half'] for x in rows] == [0.5, 1]
+  assert all(len(x['all_seconds']) == 3 for x in rows)
+  assert 'none, []: it does not run here' in capsys.readouterr().err
+
+
+def test_the_products_of_a_step_are_counted():
+  model = configuration('plain', 'adamw', 2).model
+  tokens = 2 * 8 * 4 * 4
+  linear = (4 + 2 * 4) * model.dim**2  # of a block: qkv, proj and MLP
+  attention = 2 * 128 * model.dim
+  forward = tokens * model.depth * 2 * (linear + attention)
+  embed = tokens * 2 * 1536 * model.dim
+  # Twice as much back; but no gradient of the video is computed.
+  head = 3 * 2 * 2 * model.dim * 7
+  assert flop('plain', 2) == pytest.approx(3 * forward + 2 * embed + head)
