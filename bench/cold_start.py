@@ -238,7 +238,7 @@ CALLS = {'make': make, 'peer': peer, 'rates': rates}
 
 def show(rows: list[Row]) -> None:
   """A table for a terminal."""
-  import rich
+  import rich.console
   from rich import box
   from rich.table import Table
 
@@ -253,7 +253,7 @@ def show(rows: list[Row]) -> None:
       for name in ('engine', 'decoder'):
         cells.append(f'{rate / row[f"{name}_clips_per_second"]:.2f}')
     table.add_row(*cells)
-  rich.print(table)
+  rich.console.Console(width=100).print(table)
 
 
 def save(rows: list[Row], out: pathlib.Path | None) -> None:
