@@ -65,9 +65,9 @@ def keep_memory(kind: str | None = None) -> bool:
 
   Every call of a program allocates its intermediate arrays at once. glibc maps
   that much anew and gives it back afterwards, so that each step of a training
-  would fault in every page: a quarter of the time of the quickstart's step.
-  Call it before `start`: threads of XLA have arenas of their own otherwise,
-  which always map. Other C libraries are left as they are.
+  would fault in every page, some 0.4 GB in the quickstart. Call it before
+  `start`: threads of XLA have arenas of their own otherwise, which always map.
+  Other C libraries are left as they are.
 
   Args:
     kind: as in `start`.
