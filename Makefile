@@ -7,6 +7,7 @@
 # make test-lowest: tries the lowest versions that requirements.txt allows.
 # make test-wheel: builds the wheel, installs it and uses it elsewhere.
 # make test-torch: installs PyTorch and compares numbers with it; 5 minutes.
+# make test-cpu: installs OpenVINO and onnxruntime and compares numbers with them.
 # make test-aot, test-aot-gpu: compiles the kernels for TPUs and for an H200,
 #   with their own compilers, which it downloads (0.2 and 0.1 GB).
 PYTHON ?= python3
@@ -14,10 +15,11 @@ VENV ?= .venv
 RUN ?= runs/quickstart
 SEED ?= 0
 TORCH ?= torch==2.13.0
+JAX2ONNX := jax2onnx>=0.17.1,<0.18
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel test-lowest test-torch soak test-aot test-pods test-aot-gpu mutants lint format clean
+.PHONY: demo test test-wheel test-lowest test-torch test-cpu soak test-aot test-pods test-aot-gpu mutants lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
@@ -56,6 +58,12 @@ test-torch: $(STAMP)
 	$(BIN)/python -m pip install --quiet '$(TORCH)' -e '.[torch]'
 	$(BIN)/python -m pytest tests/parity/test_torch.py \
 	  tests/parity/test_torch_training.py
+
+# jax2onnx asks for an older orbax, of which it uses nothing here.
+test-cpu: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[cpu]'
+	$(BIN)/python -m pip install --quiet --no-deps '$(JAX2ONNX)'
+	$(BIN)/python -m pytest -n auto tests/inference/test_backends.py
 
 soak: $(STAMP)
 	$(BIN)/python bench/soak.py --seed=$(SEED)

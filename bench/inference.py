@@ -6,13 +6,13 @@ Every candidate has a process of its own, so that its peak memory is its own,
 and its threads are its own; the candidates of a row take turns, `--rounds`
 times, and the best time of each is what the machine can do. Read the ratios.
 On a CPU, times are also given in units of the floor: the time of our model's
-products alone, at the rate of the fastest product that XLA or PyTorch makes on
-this machine.
-Peers: Hugging Face's VideoMAE (plain), and `parity/torch_mira.py`, which
-computes flashlite in scaled_dot_product_attention with one channel more and
-exact on the whole map, as the authors do; with --compiled also under
-torch.compile. Clips are 16 frames of 224 pixels, float32 unless --dtype, and
-weights are random.
+products alone, at the rate of the fastest float32 product that XLA or PyTorch
+makes on this machine.
+Ours are JAX and, on a CPU with the extra `cpu`, its other backends. Peers:
+Hugging Face's VideoMAE (plain), and `parity/torch_mira.py`, which computes
+flashlite in scaled_dot_product_attention with one channel more and exact on the
+whole map, as the authors do; 'compiled' is under torch.compile. Clips are 16
+frames of 224 pixels, and weights are random.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import functools
 import json
 import pathlib
 import sys
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +40,8 @@ def fields(size: str, mode: str, dtype: str) -> dict[str, Any]:
 
   return {
     **SIZES[size],
+    'patch': 16,
+    'tubelet': 2,
     'num_classes': 7,
     'frames': FRAMES,
     'image_size': SIDE,
@@ -58,24 +59,29 @@ def clips(batch: int) -> np.ndarray:
 # ----- candidates -------------------------------------------------------------
 
 
-def ours(size: str, mode: str, batch: int, args: dict[str, Any]) -> Callable:
-  """A call of our model, to the end of its work."""
+def ours(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
+  """A call of our model by a backend, to the end of its work."""
   import jax
   import jax.numpy as jnp
 
+  from mira_jax.inference import backends
+  from mira_jax.inference.engine import Engine
   from mira_jax.models.build import build_model
 
-  model = build_model(
-    fields(size, mode, args['dtype']) | {'attention': args['attention']}
-  )
-  video = jnp.asarray(clips(batch))
-  variables = jax.jit(model.init)(jax.random.key(0), video[:1])
-  run = jax.jit(model.apply)
-
-  def call() -> None:
-    jax.block_until_ready(run(variables, video))
-
-  return call
+  backend, _, dtype = kind.partition(' ')
+  own = fields(size, mode, args['dtype']) | {'attention': args['attention']}
+  model = build_model(own)
+  shape = (batch, FRAMES, SIDE, SIDE, 3)
+  video = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+  fresh = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape[1:])))
+  card = {
+    'model': own,
+    'class_names': [f'class {i}' for i in range(model.num_classes)],
+    'preprocessing': {'rate': 4, 'fit': 'crop'},
+  }
+  made = Engine(model, fresh, batch)
+  scorer = backends.serve(made, card, backend, dtype or None)
+  return lambda: scorer.logits(video)
 
 
 def theirs(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
@@ -89,9 +95,11 @@ def theirs(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
   torch.manual_seed(0)
   own = fields(size, mode, args['dtype'])
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  dtype = getattr(torch, own.pop('dtype'))
+  half = kind.endswith(' bfloat16')
+  dtype = torch.bfloat16 if half else getattr(torch, own['dtype'])
+  del own['dtype']
   video = torch.from_numpy(clips(batch)).to(device)
-  if kind == 'hugging face':
+  if kind.startswith('hugging face'):
     config = transformers.VideoMAEConfig(
       hidden_size=own['dim'],
       num_hidden_layers=own['depth'],
@@ -105,13 +113,12 @@ def theirs(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
     own['mira'] = own['mira'] and MiraConfig(**own['mira'])
     model = torch_mira.VideoTransformer(**own)
     video = video.permute(0, 4, 1, 2, 3).contiguous()
-  model = model.eval().to(device)
-  if kind == 'torch_mira compiled':
+  model, video = model.eval().to(device, dtype), video.to(dtype)
+  if ' compiled' in kind:
     model = torch.compile(model)
 
   def call():
-    half = torch.autocast(device, dtype, enabled=dtype != torch.float32)
-    with torch.inference_mode(), half:
+    with torch.inference_mode():
       model(video)
     if device == 'cuda':
       torch.cuda.synchronize()
@@ -119,12 +126,22 @@ def theirs(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
   return call
 
 
-def candidates(mode: str, compiled: bool) -> list[str]:
-  """Names; the first PyTorch one is what ratios are of."""
+def candidates(mode: str, only: str | None) -> list[str]:
+  """Names; ratios are of the first one."""
+  import importlib.util
+
+  found = ['jax']
+  if importlib.util.find_spec('jax2onnx'):
+    found += ['openvino bfloat16', 'openvino float32', 'onnx']
   peers = ['hugging face'] if mode == 'plain' else []
-  peers += ['torch_mira']
-  peers += ['torch_mira compiled'] if compiled else []
-  return ['ours', *peers]
+  for peer in [*peers, 'torch_mira']:
+    found += [peer, f'{peer} compiled', f'{peer} compiled bfloat16']
+  kept = only.split(',') if only else found
+  return [name for name in found if name in kept]
+
+
+def is_ours(kind: str) -> bool:
+  return kind.partition(' ')[0] in ('jax', 'openvino', 'onnx')
 
 
 # ----- the floor --------------------------------------------------------------
@@ -160,11 +177,9 @@ def peak(args: argparse.Namespace) -> float | None:
 
 def serve(size: str, mode: str, batch: int, kind: str, args: dict) -> None:
   """A candidate's process."""
-  if kind == 'ours':
-    make = functools.partial(ours, size, mode, batch, args)
-  else:
-    make = functools.partial(theirs, kind, size, mode, batch, args)
-  turns.serve(make, with_jax=kind == 'ours')
+  call = ours if is_ours(kind) else theirs
+  make = functools.partial(call, kind, size, mode, batch, args)
+  turns.serve(make, with_jax=is_ours(kind))
 
 
 def measure(
@@ -174,7 +189,7 @@ def measure(
   options = {'dtype': args.dtype, 'attention': args.attention}
   case = (size, mode, batch)
   served = [
-    (kind, [*case, kind, options]) for kind in candidates(mode, args.compiled)
+    (kind, [*case, kind, options]) for kind in candidates(mode, args.only)
   ]
   floor = rate and flop(size, mode, batch, args) / rate
   about = dict(zip(('size', 'mode', 'batch'), case, strict=True))
@@ -187,9 +202,8 @@ def measure(
     }
     for row in turns.take_turns(__file__, served, args.rounds)
   ]
-  own = [row for row in rows if row['candidate'] == 'ours']
   for row in rows:
-    row['ours_is_faster_by'] = own and row['seconds'] / own[0]['seconds']
+    row['times_jax'] = row['seconds'] / rows[0]['seconds']
   return rows
 
 
@@ -202,12 +216,12 @@ def show(rows: list[dict[str, Any]]) -> None:
   table = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
   for name in ('model', 'clips', 'candidate'):
     table.add_column(name, no_wrap=True)
-  for name in ('s/clip', 'floors', 'GB', 'times ours'):
+  for name in ('s/clip', 'floors', 'GB', 'times jax'):
     table.add_column(name, justify='right', no_wrap=True)
   for row in rows:
     name = f'{row["size"]} {row["mode"]}'
-    first = row['candidate'] == 'ours'
-    ratio, floor = row['ours_is_faster_by'], row.get('floor_seconds')
+    first = row['candidate'] == 'jax'
+    ratio, floor = row['times_jax'], row.get('floor_seconds')
     table.add_row(
       name if first else '',
       f'{row["batch"]}' if first else '',
@@ -215,7 +229,7 @@ def show(rows: list[dict[str, Any]]) -> None:
       f'{row["seconds"] / row["batch"]:.2f}',
       f'{row["seconds"] / floor:.2f}' if floor else '',
       f'{(row["peak_device_mb"] or row["peak_mb"]) / 1000:.1f}',
-      '' if first or not ratio else f'{ratio:.2f}',
+      f'{ratio:.2f}',
     )
   rich.print(table)
 
@@ -228,7 +242,7 @@ def main() -> None:
   parser.add_argument('--rounds', type=int, default=3)
   parser.add_argument('--dtype', default='float32')
   parser.add_argument('--attention', help='our implementation of it')
-  parser.add_argument('--compiled', action='store_true')
+  parser.add_argument('--only', metavar='NAME,NAME', help='candidates')
   parser.add_argument('--out', type=pathlib.Path)
   parser.add_argument('--serve', help=argparse.SUPPRESS)
   args = parser.parse_args()

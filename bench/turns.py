@@ -22,7 +22,10 @@ from typing import Any
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGES = ('jax', 'jaxlib', 'torch', 'transformers', 'numpy')
+PACKAGES = (
+  *('jax', 'jaxlib', 'openvino', 'onnxruntime', 'torch', 'transformers'),
+  'numpy',
+)
 Parts = dict[str, float] | None  # seconds of parts of a call, if it has any
 
 
