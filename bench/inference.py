@@ -81,7 +81,11 @@ def ours(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):
   }
   made = Engine(model, fresh, batch)
   scorer = backends.serve(made, card, backend, dtype or None)
-  return lambda: scorer.logits(video)
+
+  def call() -> None:
+    scorer.logits(video)
+
+  return call
 
 
 def theirs(kind: str, size: str, mode: str, batch: int, args: dict[str, Any]):

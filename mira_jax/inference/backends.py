@@ -19,7 +19,7 @@ import numpy as np
 from mira_jax import files, terminal
 from mira_jax.devices import hardware
 from mira_jax.errors import MiraInputError
-from mira_jax.inference import export, exported, runtimes
+from mira_jax.inference import exported, runtimes
 from mira_jax.inference.engine import Engine
 from mira_jax.inference.exported import Card
 from mira_jax.weights import weights_file
@@ -72,6 +72,8 @@ def serve(
   runtimes.need(backend)
   folder = files.cache() / 'programs' / _key(engine, card, backend, dtype)
   if not exported.is_export(folder):
+    from mira_jax.inference import export  # which draws: slow to import
+
     runtimes.need(backend, convert=True)
     terminal.say(f'mira: converting the model for {backend}', error=True)
     part = folder.with_name(f'{folder.name}.{os.getpid()}')
@@ -120,5 +122,5 @@ def _advise(card: Card) -> None:
   on_cpu = jax.default_backend() == 'cpu' and hardware.has_bfloat16()
   if on_cpu and exported.is_large(card):
     text = 'mira: this processor multiplies bfloat16: --backend=openvino, with '
-    text += "the extra 'cpu', is two to four times as fast"
+    text += "the extra 'cpu', is two to six times as fast"
     terminal.say(text, error=True)
