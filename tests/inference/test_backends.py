@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 
@@ -250,6 +251,18 @@ def test_other_numbers_and_shapes_are_reported(capsys, exports, tmp_path, kind):
   change_card(copy, class_names=card['class_names'][:-1],
               model=card['model'] | {'num_classes': 6})  # fmt: skip
   refused(capsys, copy, 'damaged')  # the golden pair has seven
+
+
+def test_the_example_of_the_documentation(exports, request, monkeypatch):
+  text = (request.config.rootpath / 'docs' / 'export.md').read_text()
+  code = re.findall(r'```python\n(.*?)```', text, re.DOTALL)[1]
+  monkeypatch.chdir(exports / 'onnx')
+  found: dict[str, np.ndarray] = {}
+  exec(code, found)
+  with np.load(exported.GOLDEN) as golden:
+    np.testing.assert_allclose(
+      found['probabilities'], golden['probabilities'], atol=1e-5
+    )
 
 
 def test_int8_states_what_it_costs(capsys, tmp_path):

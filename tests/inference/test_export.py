@@ -137,7 +137,7 @@ def test_the_card_and_the_weights_need_nothing_else(runs, exports):
 
 def test_the_example_of_the_documentation_needs_only_jax(exports, request):
   text = (request.config.rootpath / 'docs' / 'export.md').read_text()
-  (code,) = re.findall(r'```python\n(.*?)```', text, re.DOTALL)
+  code = re.findall(r'```python\n(.*?)```', text, re.DOTALL)[0]
   hidden = ('mira_jax', 'flax', 'einops', 'optax', 'orbax', 'cv2', 'chex')
   hide = f'import sys\nfor name in {hidden}: sys.modules[name] = None\n'
   done = subprocess.run(
