@@ -35,9 +35,7 @@ def to_onnx(
   runtimes.need('onnx', convert=True)
   with warnings.catch_warnings(), _silent('jax2onnx', 'onnx_ir'):
     warnings.simplefilter('ignore')
-    import jax2onnx  # of the extra 'cpu'; its imports warn
-    import onnx_ir
-
+    jax2onnx, onnx_ir = map(runtimes.load_package, ('jax2onnx', 'onnx_ir'))
     names = list(jax.eval_shape(score, jax.ShapeDtypeStruct(shape, np.uint8)))
     model = jax2onnx.to_onnx(
       lambda clips: tuple(score(clips)[name] for name in names),

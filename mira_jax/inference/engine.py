@@ -83,7 +83,8 @@ class Engine(Scorer):
     self.buckets = bucket_sizes(parts, most)
     self.rows = sharding.own_rows(self._mesh, self.batch_size)
     facts = repr(dispatch.known())  # of which tracing chooses attention
-    self._score, self._record = _programs(model, self._mesh, facts)
+    key: Any = model  # hashable, which pyright does not see
+    self._score, self._record = _programs(key, self._mesh, facts)
     self.update(variables)
 
   def update(self, variables: PyTree) -> None:
@@ -145,7 +146,9 @@ def _programs(model: ViViT, mesh: Mesh, _: str) -> tuple[Any, Any]:
       for record in records
     ]
 
-  def apply(model: ViViT, variables: PyTree, video: jax.Array, record: bool):
+  def apply(
+    model: ViViT, variables: PyTree, video: jax.Array, record: bool
+  ) -> Any:
     with sharding.ambient(mesh):
       return model.apply(
         int8.restore(variables), transforms.prepare(video), record=record

@@ -85,8 +85,9 @@ def _installed(package: str) -> bool:
 
 
 def load_package(name: str) -> Any:
-  """Imports openvino or nncf, which then report nothing to their maker."""
-  sys.modules.setdefault('openvino_telemetry', None)  # as if not installed
+  """Imports one of the extra 'cpu'; none then reports to its maker."""
+  modules: dict[str, Any] = sys.modules
+  modules.setdefault('openvino_telemetry', None)  # as if not installed
   return importlib.import_module(name)
 
 
@@ -141,8 +142,7 @@ def _jax(folder: pathlib.Path, card: Card) -> Run:
 
 
 def _onnx(folder: pathlib.Path, card: Card) -> Run:
-  import onnxruntime  # of the extra 'cpu'
-
+  onnxruntime = load_package('onnxruntime')
   path = _checked_onnx(folder)
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3  # errors alone
@@ -198,8 +198,7 @@ def _checked_onnx(folder: pathlib.Path) -> pathlib.Path:
     MiraInputError: others ('unsafe_program'), weights in another file
       ('unsafe_program'), or a file that is no ONNX model ('bad_program').
   """
-  import onnx  # of the extra 'cpu'
-
+  onnx = load_package('onnx')
   path = folder / ONNX
   try:
     model = onnx.load(path, load_external_data=False)
