@@ -22,8 +22,11 @@ from mira_jax.errors import MiraInputError
 from mira_jax.inference import exported, runtimes
 from mira_jax.inference.engine import Engine
 from mira_jax.inference.exported import Card
+from mira_jax.models.options import window_flop
+from mira_jax.models.vivit import ViViT
 from mira_jax.weights import weights_file
 
+_LARGE = 1e10  # FLOP of a window that are worth another runtime
 _KEPT = 4  # programs in the cache, those that were used last
 
 
@@ -67,7 +70,7 @@ def serve(
   """
   if backend in (None, 'jax'):
     if backend is None:
-      _advise(card)
+      _advise(engine.model)
     return engine
   runtimes.need(backend)
   folder = files.cache() / 'programs' / _key(engine, card, backend, dtype)
@@ -117,10 +120,10 @@ def _forget(folder: pathlib.Path) -> None:
       shutil.rmtree(old, ignore_errors=True)
 
 
-def _advise(card: Card) -> None:
+def _advise(model: ViViT) -> None:
   """Tells of a faster runtime, where there is one."""
   on_cpu = jax.default_backend() == 'cpu' and hardware.has_bfloat16()
-  if on_cpu and exported.is_large(card):
+  if on_cpu and window_flop(model) > _LARGE:
     text = 'mira: this processor multiplies bfloat16: --backend=openvino, with '
     text += "the extra 'cpu', is two to six times as fast"
     terminal.say(text, error=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from jax.sharding import Mesh
 from mira_jax import files
 from mira_jax.augment import transforms
 from mira_jax.devices import memory, sharding
-from mira_jax.inference.scorer import Batch, Scorer, bucket_sizes
+from mira_jax.inference.scorer import Batch, Scorer, bucket_sizes, most_at_once
 from mira_jax.kernels import dispatch
 from mira_jax.models.vivit import ViViT
 from mira_jax.param_names import HEAD
@@ -28,9 +27,6 @@ _REMEDY = (
 )
 
 
-# Numbers in the tokens of a batch, above which a CPU takes windows one by one:
-# caches and memory are better off.
-_BATCH = 2**21
 _LARGEST = 2**31  # bytes of compiled programs that are kept
 _SHORTEST = 0.1  # seconds of a compilation that is worth a file
 
@@ -57,9 +53,6 @@ class Engine(Scorer):
     variables: {'params': ..., 'mira': ...}.
     batch_size: clips per call, rounded up to a multiple of the devices.
     mesh: the devices; by default all of them, with replicated parameters.
-
-  Attributes:
-    independent: whether no window's result depends on others of its batch.
   """
 
   def __init__(
@@ -74,12 +67,9 @@ class Engine(Scorer):
     self._mesh = mesh or sharding.make_mesh()
     parts = sharding.clip_parts(self._mesh)
     self.batch_size = -(-batch_size // parts) * parts
-    statistics = model.mira and model.mira.statistics
-    self.independent = statistics in (None, 'instance')
     most = self.batch_size
-    if self.independent and self._mesh.devices.flat[0].platform == 'cpu':
-      fits = _BATCH // (math.prod(model.grid) * model.dim)
-      most = max(parts, min(most, fits // parts * parts))
+    if self._mesh.devices.flat[0].platform == 'cpu':
+      most = max(parts, most_at_once(model, most) // parts * parts)
     self.buckets = bucket_sizes(parts, most)
     self.rows = sharding.own_rows(self._mesh, self.batch_size)
     facts = repr(dispatch.known())  # of which tracing chooses attention

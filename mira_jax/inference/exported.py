@@ -19,7 +19,6 @@ from mira_jax.devices import hardware
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.inference import runtimes, scorer, untrusted
 from mira_jax.models.build import build_model
-from mira_jax.models.options import window_flop
 from mira_jax.weights.metadata import check_metadata, parse_metadata
 
 Card = dict[str, Any]
@@ -30,7 +29,6 @@ GOLDEN = 'golden.npz'
 CARD = 'card.json'
 FORMAT = 2  # 1 had StableHLO alone, and is still written for it
 SEAL = 'card_sha256'
-_LARGE = 1e10  # FLOP
 
 # The largest difference from the engine's float32 probabilities. Bfloat16 has
 # 8 bits; a logit that is 0.1 off moves a probability by at most 0.025.
@@ -59,8 +57,10 @@ class Exported(scorer.Scorer):
     self.frames = card['model']['frames']
     self.image_size = card['model']['image_size']
     self.batch_size = batch_size
-    alone = card.get('kind', 'jax') != 'jax' and is_large(card)
-    self.buckets = scorer.bucket_sizes(1, 1 if alone else batch_size)
+    most = batch_size
+    if card['platforms'] == ['cpu']:
+      most = scorer.most_at_once(build_model(card['model']), batch_size)
+    self.buckets = scorer.bucket_sizes(1, most)
     self._folder = folder
 
   def _scores(self, windows: np.ndarray) -> dict[str, np.ndarray]:
@@ -81,15 +81,6 @@ class Exported(scorer.Scorer):
         hint = 'its probabilities are NaN or infinite; export the model again'
         raise checkpoint_error('not_finite', path, hint)
     return scores
-
-
-def is_large(card: Card) -> bool:
-  """Whether one window keeps a CPU busy.
-
-  More at once gain nothing then, and take memory: at 270 GFLOP (ViT-B) four
-  take 2 % less time each, in exact mode 10 %; at 0.2 GFLOP 45 %.
-  """
-  return window_flop(build_model(card['model'])) > _LARGE
 
 
 def _files(card: Card) -> tuple[str, ...]:
@@ -161,11 +152,9 @@ def verify(
   card, path = exported.card, pathlib.Path(folder) / GOLDEN
   clips, expected = _read_golden(path, card)
   score = exported.probabilities if card['class_names'] else exported.logits
-  mira = card['model'].get('mira') or {}
-  alone = mira.get('statistics', 'instance') == 'instance'
-  found = [
-    score(clips[:n]) for n in ((1, len(clips)) if alone else [len(clips)])
-  ]
+  alone = scorer.is_independent(build_model(card['model']))
+  counts = (1, GOLDEN_CLIPS) if alone else (GOLDEN_CLIPS,)
+  found = [score(clips[:n]) for n in counts]
   differences = [np.abs(x - expected[: len(x)]).max() for x in found]
   largest = float(np.max(differences))  # NaN, if there is one
   if not card['class_names']:

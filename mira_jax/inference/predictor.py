@@ -14,7 +14,7 @@ from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.inference import backends, exported, find_clips
 from mira_jax.inference import load as loading
 from mira_jax.inference.engine import Engine, Record
-from mira_jax.inference.scorer import Scorer
+from mira_jax.inference.scorer import Scorer, is_independent
 from mira_jax.tuning import verdicts
 from mira_jax.video import decode, footage, geometry
 from mira_jax.weights import infer_model
@@ -210,7 +210,7 @@ class Predictor:
     engine = self._engine()
     number = middle = len(windows) // 2
     batch = windows
-    if engine.independent:
+    if is_independent(engine.model):
       batch, middle = windows[number : number + 1], 0
     # Else all together: batch statistics are then those of the prediction.
     blocks = engine.records(batch)
