@@ -282,7 +282,8 @@ def without_tracebacks() -> Iterator[None]:
   `Checkpoints.wait` raises them as one line.
   """
   absl, asyncio = logging.getLogger('absl'), logging.getLogger('asyncio')
-  level, before = asyncio.level, sys.unraisablehook
+  system = sys  # of this module no name is left when the interpreter ends
+  level, before = asyncio.level, system.unraisablehook
 
   def not_of_orbax(record: logging.LogRecord) -> bool:
     return f'{os.sep}orbax{os.sep}' not in record.pathname
@@ -293,13 +294,13 @@ def without_tracebacks() -> Iterator[None]:
 
   absl.addFilter(not_of_orbax)
   asyncio.setLevel(logging.CRITICAL)
-  sys.unraisablehook = hook
+  system.unraisablehook = hook
   try:
     yield
   finally:
     absl.removeFilter(not_of_orbax)
     asyncio.setLevel(level)
-    sys.unraisablehook = before
+    system.unraisablehook = before
 
 
 def _parts(state: TrainState) -> tuple[dict[str, PyTree], dict[str, PyTree]]:

@@ -20,7 +20,7 @@ jax.config.update('jax_platforms', 'cpu')
 run = jax.jit(lambda x: x @ jnp.outer(x, x))
 x = jnp.ones(4096)
 counts = []
-for _ in range(6):
+for _ in range(60):  # the heap has to grow first
   run(x).block_until_ready()
   counts.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 print(min(b - a for a, b in zip(counts, counts[1:])))
