@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
@@ -27,8 +25,9 @@ import tempfile
 import time
 from typing import Any
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from bench import turns
 
 MIRA = [sys.executable, '-m', 'mira_jax.cli.main']
 VIEWS = 5
@@ -48,10 +47,11 @@ def main() -> None:
     return
   with tempfile.TemporaryDirectory() as folder:
     os.environ['XDG_CACHE_HOME'] = f'{folder}/cache'
-    os.environ['PYTHONPATH'] = str(ROOT)
+    os.environ['PYTHONPATH'] = str(turns.ROOT)
     rows = measure(pathlib.Path(folder), args)
   show(rows)
-  save(rows, args.out)
+  if args.out:
+    turns.save(args.out, rows, None)
 
 
 def measure(folder: pathlib.Path, args: argparse.Namespace) -> list[Row]:
@@ -239,13 +239,9 @@ CALLS = {'make': make, 'peer': peer, 'rates': rates}
 def show(rows: list[Row]) -> None:
   """A table for a terminal."""
   import rich.console
-  from rich import box
-  from rich.table import Table
 
-  table = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
-  table.add_column('command', no_wrap=True)
-  for name in ('s', 'GB', 'clips/s', 'of the engine', 'of decoding'):
-    table.add_column(name, justify='right', no_wrap=True)
+  numbers = ('s', 'GB', 'clips/s', 'of the engine', 'of decoding')
+  table = turns.table(('command',), numbers)
   for row in rows:
     cells = [row['name'], f'{row["seconds"]:.2f}', f'{row["peak_gb"]:.2f}']
     if rate := row.get('clips_per_second'):
@@ -254,30 +250,6 @@ def show(rows: list[Row]) -> None:
         cells.append(f'{rate / row[f"{name}_clips_per_second"]:.2f}')
     table.add_row(*cells)
   rich.console.Console(width=100).print(table)
-
-
-def save(rows: list[Row], out: pathlib.Path | None) -> None:
-  """Writes what was measured, with the machine, the versions and the date."""
-  if not out:
-    return
-  from mira_jax.devices import hardware
-
-  packages = ('jax', 'flax', 'numpy', 'av', 'torch', 'transformers')
-  versions = {
-    name: found.version
-    for name in packages
-    for found in importlib.metadata.distributions(name=name)
-  }
-  report = {
-    'command': ' '.join(['python', 'bench/cold_start.py', *sys.argv[1:]]),
-    'date': datetime.date.today().isoformat(),
-    'processor': hardware.processor(),
-    'python': sys.version.split()[0],
-    'load': os.getloadavg()[0],
-    'versions': versions,
-    'rows': rows,
-  }
-  out.write_text(json.dumps(report, indent=2) + '\n')
 
 
 if __name__ == '__main__':

@@ -214,14 +214,9 @@ def measure(
 def show(rows: list[dict[str, Any]]) -> None:
   """A table for a terminal."""
   import rich
-  from rich import box
-  from rich.table import Table
 
-  table = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
-  for name in ('model', 'clips', 'candidate'):
-    table.add_column(name, no_wrap=True)
-  for name in ('s/clip', 'floors', 'GB', 'times jax'):
-    table.add_column(name, justify='right', no_wrap=True)
+  numbers = ('s/clip', 'floors', 'GB', 'times jax')
+  table = turns.table(('model', 'clips', 'candidate'), numbers)
   for row in rows:
     name = f'{row["size"]} {row["mode"]}'
     first = row['candidate'] == 'jax'

@@ -220,14 +220,9 @@ def measure(mode: str, rate: float | None, args: Any) -> list[dict[str, Any]]:
 def show(rows: list[dict[str, Any]]) -> None:
   """A table for a terminal."""
   import rich
-  from rich import box
-  from rich.table import Table
 
-  table = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
-  for name in ('mode', 'candidate'):
-    table.add_column(name, no_wrap=True)
-  for name in ('step', 'forward', 'backward', 'floors', 'times ours'):
-    table.add_column(name, justify='right', no_wrap=True)
+  times = ('step', 'forward', 'backward', 'floors', 'times ours')
+  table = turns.table(('mode', 'candidate'), times)
   for row in rows:
     times = [f'{row[x]:.3f}' for x in ('seconds', 'forward', 'backward')]
     floor, ratio = row['floor_seconds'], row['ours_is_faster_by']

@@ -23,8 +23,8 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = (
-  *('jax', 'jaxlib', 'openvino', 'onnxruntime', 'torch', 'transformers'),
-  'numpy',
+  *('jax', 'jaxlib', 'flax', 'numpy', 'av', 'torch', 'transformers'),
+  *('openvino', 'onnxruntime'),
 )
 Parts = dict[str, float] | None  # seconds of parts of a call, if it has any
 
@@ -172,19 +172,37 @@ def peak(libraries: Sequence[str] = ('jax', 'torch')) -> float:
 # ----- the report -------------------------------------------------------------
 
 
+def table(names: Sequence[str], numbers: Sequence[str]) -> Any:
+  """A table for a terminal, of columns to the left and to the right."""
+  from rich import box
+  from rich.table import Table
+
+  made = Table(box=box.SIMPLE_HEAD, header_style='dim', pad_edge=False)
+  for name in names:
+    made.add_column(name, no_wrap=True)
+  for name in numbers:
+    made.add_column(name, justify='right', no_wrap=True)
+  return made
+
+
 def save(path: pathlib.Path, rows: list[Any], rate: float | None) -> None:
   """Writes rows with the machine, its versions and the day."""
+  from mira_jax.devices import hardware
+
   report = {
     'command': ' '.join(['python', *_command()]),
     'date': datetime.date.today().isoformat(),
     'machine': {
-      'processor': _processor(),
-      'cores': os.cpu_count(),
+      'processor': hardware.processor(),
       'python': platform.python_version(),
       'load': os.getloadavg()[0],
       'gflops_of_a_product': rate and rate / 1e9,
     },
-    'versions': {name: importlib.metadata.version(name) for name in PACKAGES},
+    'versions': {
+      name: found.version
+      for name in PACKAGES
+      for found in importlib.metadata.distributions(name=name)
+    },
     'rows': rows,
   }
   path.write_text(json.dumps(report, indent=2) + '\n')
@@ -193,15 +211,6 @@ def save(path: pathlib.Path, rows: list[Any], rate: float | None) -> None:
 def _command() -> list[str]:
   script = pathlib.Path(sys.argv[0])
   return [f'bench/{script.name}', *sys.argv[1:]]
-
-
-def _processor() -> str:
-  try:
-    text = pathlib.Path('/proc/cpuinfo').read_text()
-  except OSError:
-    return platform.processor()
-  names = [x for x in text.splitlines() if x.startswith('model name')]
-  return names[0].partition(': ')[2] if names else platform.processor()
 
 
 if __name__ == '__main__':
