@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
+import math
 import os
 import pathlib
 import shutil
@@ -22,7 +23,6 @@ from mira_jax.errors import MiraInputError
 from mira_jax.inference import exported, runtimes
 from mira_jax.inference.engine import Engine
 from mira_jax.inference.exported import Card
-from mira_jax.models.options import window_flop
 from mira_jax.models.vivit import ViViT
 from mira_jax.weights import weights_file
 
@@ -50,7 +50,6 @@ def serve(
   card: Card,
   backend: str | None,
   dtype: str | None = None,
-  seconds: float | None = None,
 ) -> Engine | exported.Exported:
   """A scorer of the same model and batch size by a backend.
 
@@ -62,7 +61,6 @@ def serve(
     card: the metadata of its weights.
     backend: one of `runtimes.BACKENDS`; None is JAX.
     dtype: of the computation, see `export.write`.
-    seconds: see `exported.Exported`.
 
   Raises:
     MiraInputError: the packages are not installed ('no_backend'), or see
@@ -84,7 +82,7 @@ def serve(
       export.convert(engine, card, part, backend, dtype)
   os.utime(folder)
   _forget(folder.parent)
-  found = exported.load(folder, engine.batch_size, seconds, backend)
+  found = exported.load(folder, engine.batch_size, backend=backend)
   golden, used = found.card['golden'], found.card['model']['dtype']
   text = f'mira: backend: {backend}, {used}; golden pair: '
   text += f'within {golden["difference"]:.1e} of JAX in float32'
@@ -123,7 +121,9 @@ def _forget(folder: pathlib.Path) -> None:
 def _advise(model: ViViT) -> None:
   """Tells of a faster runtime, where there is one."""
   on_cpu = jax.default_backend() == 'cpu' and hardware.has_bfloat16()
-  if on_cpu and window_flop(model) > _LARGE:
+  width = model.dim**2 * (4 + 2 * model.mlp_ratio)
+  blocks = 2 * math.prod(model.grid) * model.depth * width
+  if on_cpu and blocks > _LARGE:
     text = 'mira: this processor multiplies bfloat16: --backend=openvino, with '
     text += "the extra 'cpu', is two to six times as fast"
     terminal.say(text, error=True)

@@ -7,10 +7,11 @@ calibration clips show.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pathlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -93,17 +94,15 @@ def to_int8(folder: pathlib.Path, clips: np.ndarray) -> None:
   part.replace(folder / runtimes.XML)
 
 
-class _silent:
-  """Quietens loggers of libraries while the body runs."""
-
-  def __init__(self, *names: str):
-    self._loggers = [logging.getLogger(name) for name in names]
-
-  def __enter__(self) -> None:
-    self._levels = [logger.level for logger in self._loggers]
-    for logger in self._loggers:
-      logger.setLevel(logging.ERROR)
-
-  def __exit__(self, *_: object) -> None:
-    for logger, level in zip(self._loggers, self._levels, strict=True):
+@contextlib.contextmanager
+def _silent(*names: str) -> Iterator[None]:
+  """Quietens loggers of libraries."""
+  loggers = [logging.getLogger(name) for name in names]
+  levels = [logger.level for logger in loggers]
+  for logger in loggers:
+    logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    for logger, level in zip(loggers, levels, strict=True):
       logger.setLevel(level)

@@ -74,12 +74,6 @@ def need(backend: str, *, convert: bool = False) -> None:
     raise MiraInputError('no_backend', backend, hint)
 
 
-def installed(backend: str) -> bool:
-  """Whether models can be converted for a backend and run by it here."""
-  names = PACKAGES.get(backend, ()) + _CONVERTER
-  return all(_installed(name) for name in names)
-
-
 def _installed(package: str) -> bool:
   return importlib.util.find_spec(package) is not None
 

@@ -119,14 +119,6 @@ CHOICES = {
 }
 
 
-def window_flop(options: ModelOptions) -> float:
-  """FLOP of the blocks' products for one window, without attention maps."""
-  side = options.image_size // options.patch
-  tokens = options.frames // options.tubelet * side**2
-  width = options.dim**2 * (4 + 2 * options.mlp_ratio)
-  return 2 * tokens * options.depth * width
-
-
 def contradiction(options: ModelOptions) -> tuple[str, str] | None:
   """The first option that others rule out, and why; None where all agree."""
   for whole, part in (
