@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mira_jax.devices.partition import split_clips
+from mira_jax.kernels import dispatch
 from mira_jax.kernels.attention import Attended
 from mira_jax.mira import key_marginal
 from mira_jax.models import variants
@@ -104,12 +105,12 @@ class Block(nn.Module):
     y, attended = Attention(self.spec, attend, name='attn')(
       self._norm('norm1')(x)
     )
-    return x + self._branch(y, drop_rate, 'scale1'), attended
+    return self._add(x, self._branch(y, drop_rate, 'scale1')), attended
 
   def _transform(self, x: Array, drop_rate: Rate) -> Array:
     width = mlp_width(x.shape[-1], self.spec.mlp_ratio)
     y = self._mlp(width, 'mlp')(self._norm('norm2')(x))
-    return x + self._branch(y, drop_rate, 'scale2')
+    return self._add(x, self._branch(y, drop_rate, 'scale2'))
 
   def _norm(self, name: str) -> nn.LayerNorm:
     return layer_norm(self.spec.dtype, name, self.spec.norm_eps)
@@ -117,6 +118,14 @@ class Block(nn.Module):
   def _mlp(self, width: int, name: str) -> Mlp:
     spec = self.spec
     return Mlp(width, spec.gelu, spec.kernel_init, spec.dtype, name=name)
+
+  def _add(self, x: Array, branch: Array) -> Array:
+    """The residual sum."""
+    x = x + branch
+    # Fused into its users on a CPU, the gradient would be summed over all later
+    # blocks in every block again.
+    on_cpu = self.spec.train and dispatch.target().platform == 'cpu'
+    return jax.lax.optimization_barrier(x) if on_cpu else x
 
   def _branch(self, y: Array, drop_rate: Rate, name: str) -> Array:
     """Layer scale and drop path (each clip loses the branch with drop_rate)."""
@@ -148,11 +157,11 @@ class SelfAttentionBlock(Block):
     y, spatial = Attention(plain, variants.within_frames, name='attn')(
       self._norm('norm1')(x)
     )
-    x = x + self._branch(y, drop_rate, 'scale1')
+    x = self._add(x, self._branch(y, drop_rate, 'scale1'))
     y, temporal = Attention(self.spec, variants.over_time, name='time_attn')(
       self._norm('time_norm')(x)
     )
-    x = x + self._branch(y, drop_rate, 'time_scale')
+    x = self._add(x, self._branch(y, drop_rate, 'time_scale'))
     return x, variants.heads_of(spatial, temporal)
 
 
@@ -175,11 +184,11 @@ class STBlock(Block):
     y, _ = Attention(light, head_dim=max(32, dim // 8), name='framewise_attn')(
       self._norm('framewise_norm1')(x)
     )
-    x = x + self._drop(y, drop_rate)
+    x = self._add(x, self._drop(y, drop_rate))
     y = self._mlp(max(64, dim // 4), 'framewise_mlp')(
       self._norm('framewise_norm2')(x)
     )
-    x = x + self._drop(y, drop_rate)
+    x = self._add(x, self._drop(y, drop_rate))
     return einops.rearrange(x, '(b t) n c -> b (t n) c', t=frames)
 
 

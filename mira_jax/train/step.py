@@ -134,7 +134,13 @@ def make_train_step(
     state = jax.lax.with_sharding_constraint(state, where)
     return state, metrics | guards.report(guard, verdict)
 
-  return jax.jit(step, donate_argnums=0 if donate else ())
+  options = None
+  if mesh.devices.flat[0].platform == 'cpu':
+    # The barriers of `blocks.Block` stay until operations are fused.
+    options = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
+  return jax.jit(
+    step, donate_argnums=0 if donate else (), compiler_options=options
+  )
 
 
 def _gradients(
