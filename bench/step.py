@@ -103,7 +103,9 @@ def training(cfg: Any) -> tuple[Any, Callable, Any]:
   mesh = sharding.make_mesh()
   program = build.make(cfg, mesh)
   made = build.training(cfg, program, mesh, steps_per_epoch=87)
-  return program, made.step, jax.jit(made.init)(jax.random.key(0))
+  where = jax.tree.map(lambda x: x.sharding, made.target)
+  state = jax.jit(made.init, out_shardings=where)(jax.random.key(0))
+  return program, made.step, state
 
 
 def theirs(kind: str, mode: str, batch: int) -> Callable:

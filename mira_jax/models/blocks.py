@@ -15,11 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from mira_jax.devices.partition import split_clips
-from mira_jax.kernels import dispatch
 from mira_jax.kernels.attention import Attended
 from mira_jax.mira import key_marginal
 from mira_jax.models import variants
-from mira_jax.models.layers import Mlp, layer_norm, mlp_width
+from mira_jax.models.layers import Mlp, layer_norm, mlp_width, once
 from mira_jax.models.spec import BlockSpec
 
 Array = jax.Array
@@ -122,10 +121,8 @@ class Block(nn.Module):
   def _add(self, x: Array, branch: Array) -> Array:
     """The residual sum."""
     x = x + branch
-    # Fused into its users on a CPU, the gradient would be summed over all later
-    # blocks in every block again.
-    on_cpu = self.spec.train and dispatch.target().platform == 'cpu'
-    return jax.lax.optimization_barrier(x) if on_cpu else x
+    # Else its gradient sums those of all later blocks again in every block.
+    return once(x) if self.spec.train else x
 
   def _branch(self, y: Array, drop_rate: Rate, name: str) -> Array:
     """Layer scale and drop path (each clip loses the branch with drop_rate)."""

@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from mira_jax.kernels import dispatch
+
 Array = jax.Array
 Dtype = Any
 Grid = tuple[int, int, int]  # tokens in time, height and width
@@ -124,6 +126,15 @@ class TubeletEmbed(nn.Module):
     return x @ kernel.reshape(-1, self.dim) + bias
 
 
+def once(x: Array) -> Array:
+  """x; a CPU computes it once, not in every operation that uses it.
+
+  XLA fuses it into each of them there. See `train.step.make_train_step`.
+  """
+  on_cpu = dispatch.target().platform == 'cpu'
+  return jax.lax.optimization_barrier(x) if on_cpu else x
+
+
 @jax.custom_vjp
 def gelu(x: Array) -> Array:
   """x Phi(x), Phi being the normal distribution function: the exact GELU.
@@ -142,7 +153,7 @@ def _normal_cdf(x: Array) -> Array:
 def _gelu_bwd(x: Array, g: Array) -> tuple[Array]:
   wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
   density = jnp.exp(-0.5 * wide * wide) * (2 * np.pi) ** -0.5
-  return ((g * (_normal_cdf(x) + wide * density)).astype(x.dtype),)
+  return (once((g * (_normal_cdf(x) + wide * density)).astype(x.dtype)),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_bwd)

@@ -136,7 +136,7 @@ def make_train_step(
 
   options = None
   if mesh.devices.flat[0].platform == 'cpu':
-    # The barriers of `blocks.Block` stay until operations are fused.
+    # What `layers.once` marks stays so until operations are fused.
     options = {'xla_disable_hlo_passes': 'cse_barrier_expander'}
   return jax.jit(
     step, donate_argnums=0 if donate else (), compiler_options=options
