@@ -1,6 +1,6 @@
 """Times a training step on the CPU: ours beside PyTorch's, in this run.
 
-  python bench/step.py [--rounds 20] [--out FILE.json]
+  python bench/step.py [--depth 12] [--rounds 20] [--out FILE.json]
 
 The model is that of configs/quickstart.py, in every mode, with AdamW and 32
 clips. Every candidate has a process of its own; they take turns, and the best
@@ -33,11 +33,12 @@ MODES = ('plain', 'flashlite', 'exact')
 CLASSES = 7
 
 
-def configuration(mode: str, optimizer: str, batch: int) -> Any:
-  """The quickstart's, with another optimiser and batch."""
+def configuration(mode: str, optimizer: str, batch: int, depth: int) -> Any:
+  """The quickstart's, with another optimiser, batch and number of blocks."""
   from mira_jax import config
 
   flags = [f'optim.name={optimizer}', f'data.batch_size={batch}']
+  flags += [f'model.depth={depth}']
   path = str(turns.ROOT / f'configs/quickstart.py:{mode}')
   cfg = config.load(path, [f'--config.{flag}' for flag in flags])
   cfg.model.num_classes = CLASSES
@@ -56,14 +57,14 @@ def clips(cfg: Any) -> tuple[np.ndarray, np.ndarray]:
 # ----- candidates -------------------------------------------------------------
 
 
-def ours(mode: str, optimizer: str, batch: int) -> Callable:
+def ours(mode: str, optimizer: str, batch: int, depth: int) -> Callable:
   """A step of ours, and then its forward and backward pass alone."""
   from mira_jax.devices import platform
 
   platform.keep_memory('cpu')  # as `mira train`
   import jax
 
-  cfg = configuration(mode, optimizer, batch)
+  cfg = configuration(mode, optimizer, batch, depth)
   program, step, state = training(cfg)
   video, label = clips(cfg)
   given = {
@@ -108,11 +109,11 @@ def training(cfg: Any) -> tuple[Any, Callable, Any]:
   return program, made.step, state
 
 
-def theirs(kind: str, mode: str, batch: int) -> Callable:
+def theirs(kind: str, mode: str, batch: int, depth: int) -> Callable:
   """A step of a PyTorch model, and the parts of it."""
   import torch
 
-  cfg = configuration(mode, 'adamw', batch)
+  cfg = configuration(mode, 'adamw', batch, depth)
   torch.manual_seed(0)
   name, _, compiled = kind.partition(', ')
   model: Any = hugging_face(cfg) if name == 'hugging face' else peer(cfg)
@@ -175,21 +176,21 @@ def candidates(mode: str) -> list[str]:
   return ['ours', 'ours, muon', *torch]
 
 
-def serve(mode: str, kind: str, batch: int) -> None:
+def serve(mode: str, kind: str, batch: int, depth: int) -> None:
   """A candidate's process."""
   own = kind.startswith('ours')
   if own:
     optimizer = 'muon' if kind.endswith('muon') else 'adamw'
-    make = functools.partial(ours, mode, optimizer, batch)
+    make = functools.partial(ours, mode, optimizer, batch, depth)
   else:
-    make = functools.partial(theirs, kind, mode, batch)
+    make = functools.partial(theirs, kind, mode, batch, depth)
   turns.serve(make, with_jax=own)
 
 
 # ----- the bench --------------------------------------------------------------
 
 
-def flop(mode: str, batch: int) -> int:
+def flop(mode: str, batch: int, depth: int) -> int:
   """That the products of our step need; a multiply and an add are two."""
   import jax
 
@@ -197,7 +198,7 @@ def flop(mode: str, batch: int) -> int:
   from mira_jax.devices import sharding
   from mira_jax.train import build
 
-  cfg = configuration(mode, 'adamw', batch)
+  cfg = configuration(mode, 'adamw', batch, depth)
   mesh = sharding.make_mesh()
   made = build.training(cfg, build.make(cfg, mesh), mesh, steps_per_epoch=87)
   given = build.abstract_batch(cfg, mesh), build.abstract_key(mesh)
@@ -209,9 +210,10 @@ def flop(mode: str, batch: int) -> int:
 def measure(mode: str, rate: float | None, args: Any) -> list[dict[str, Any]]:
   """Rows of a mode, ours first; `rate` is that of products."""
   kinds = [x for x in candidates(mode) if args.torch or x.startswith('ours')]
-  served = [(kind, [mode, kind, args.batch]) for kind in kinds]
-  floor = rate and flop(mode, args.batch) / rate
-  about = {'mode': mode, 'batch': args.batch, 'floor_seconds': floor}
+  served = [(kind, [mode, kind, args.batch, args.depth]) for kind in kinds]
+  floor = rate and flop(mode, args.batch, args.depth) / rate
+  size = {'batch': args.batch, 'depth': args.depth}
+  about = {'mode': mode, **size, 'floor_seconds': floor}
   rows = turns.take_turns(__file__, served, args.rounds)
   own = next((x['seconds'] for x in rows if x['candidate'] == 'ours'), None)
   for row in rows:
@@ -238,6 +240,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--modes', default=','.join(MODES))
   parser.add_argument('--batch', type=int, default=32)
+  parser.add_argument('--depth', type=int, default=4, help='blocks')
   parser.add_argument('--rounds', type=int, default=20)
   parser.add_argument('--no-torch', dest='torch', action='store_false')
   parser.add_argument('--out', type=pathlib.Path)

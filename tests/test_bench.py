@@ -80,7 +80,7 @@ def test_candidates_take_turns_in_processes_of_their_own(tmp_path, capsys):
 
 
 def test_the_products_of_a_step_are_counted():
-  model = configuration('plain', 'adamw', 2).model
+  model = configuration('plain', 'adamw', 2, 4).model
   tokens = 2 * 8 * 4 * 4
   linear = (4 + 2 * 4) * model.dim**2  # of a block: qkv, proj and MLP
   attention = 2 * 128 * model.dim
@@ -88,4 +88,4 @@ def test_the_products_of_a_step_are_counted():
   embed = tokens * 2 * 1536 * model.dim
   # Twice as much back; but no gradient of the video is computed.
   head = 3 * 2 * 2 * model.dim * 7
-  assert flop('plain', 2) == pytest.approx(3 * forward + 2 * embed + head)
+  assert flop('plain', 2, 4) == pytest.approx(3 * forward + 2 * embed + head)
