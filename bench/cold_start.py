@@ -238,8 +238,6 @@ CALLS = {'make': make, 'peer': peer, 'rates': rates}
 
 def show(rows: list[Row]) -> None:
   """A table for a terminal."""
-  import rich.console
-
   numbers = ('s', 'GB', 'clips/s', 'of the engine', 'of decoding')
   table = turns.table(('command',), numbers)
   for row in rows:
@@ -249,7 +247,7 @@ def show(rows: list[Row]) -> None:
       for name in ('engine', 'decoder'):
         cells.append(f'{rate / row[f"{name}_clips_per_second"]:.2f}')
     table.add_row(*cells)
-  rich.console.Console(width=100).print(table)
+  turns.show(table)
 
 
 if __name__ == '__main__':

@@ -213,8 +213,6 @@ def measure(
 
 def show(rows: list[dict[str, Any]]) -> None:
   """A table for a terminal."""
-  import rich
-
   numbers = ('s/clip', 'floors', 'GB', 'times jax')
   table = turns.table(('model', 'clips', 'candidate'), numbers)
   for row in rows:
@@ -230,7 +228,7 @@ def show(rows: list[dict[str, Any]]) -> None:
       f'{(row["peak_device_mb"] or row["peak_mb"]) / 1000:.1f}',
       f'{ratio:.2f}',
     )
-  rich.print(table)
+  turns.show(table)
 
 
 def main() -> None:

@@ -64,6 +64,9 @@ def ours(mode: str, optimizer: str, batch: int, depth: int) -> Callable:
   platform.keep_memory('cpu')  # as `mira train`
   import jax
 
+  from mira_jax.devices import sharding
+  from mira_jax.train.step import compiler_options
+
   cfg = configuration(mode, optimizer, batch, depth)
   program, step, state = training(cfg)
   video, label = clips(cfg)
@@ -75,7 +78,10 @@ def ours(mode: str, optimizer: str, batch: int, depth: int) -> Callable:
   }
   given, key = jax.device_put((given, jax.random.key(1)))
   forward = jax.jit(program.objective)
-  gradients = jax.jit(jax.value_and_grad(program.objective, has_aux=True))
+  gradients = jax.jit(
+    jax.value_and_grad(program.objective, has_aux=True),
+    compiler_options=compiler_options(sharding.make_mesh()),
+  )
 
   def call() -> turns.Parts:
     nonlocal state
@@ -223,8 +229,6 @@ def measure(mode: str, rate: float | None, args: Any) -> list[dict[str, Any]]:
 
 def show(rows: list[dict[str, Any]]) -> None:
   """A table for a terminal."""
-  import rich
-
   times = ('step', 'forward', 'backward', 'floors', 'times ours')
   table = turns.table(('mode', 'candidate'), times)
   for row in rows:
@@ -233,7 +237,7 @@ def show(rows: list[dict[str, Any]]) -> None:
     floors = f'{row["seconds"] / floor:.2f}' if floor else ''
     shown = f'{ratio:.2f}' if ratio else ''
     table.add_row(row['mode'], row['candidate'], *times, floors, shown)
-  rich.print(table)
+  turns.show(table)
 
 
 def main() -> None:

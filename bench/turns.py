@@ -185,6 +185,16 @@ def table(names: Sequence[str], numbers: Sequence[str]) -> Any:
   return made
 
 
+def show(made: Any) -> None:
+  """Prints a table; where there is no terminal, as wide as it needs."""
+  from rich.console import Console
+
+  console = Console()
+  if not console.is_terminal:
+    console = Console(width=200)
+  console.print(made)
+
+
 def save(path: pathlib.Path, rows: list[Any], rate: float | None) -> None:
   """Writes rows with the machine, its versions and the day."""
   from mira_jax.devices import hardware

@@ -119,6 +119,29 @@ def noisy(params, mira, batch, key):
 ZERO = {'confidence': jnp.zeros(())}
 
 
+def test_every_block_costs_the_same():
+  video = jax.ShapeDtypeStruct((16, 4, 32, 32, 3), jnp.float32)
+
+  def moved(depth):
+    options = dataclasses.asdict(MODEL)
+    sizes = {'dim': 128, 'depth': depth, 'image_size': 32, 'mira': None}
+    flax = build.build_model(options | sizes)
+    params = jax.eval_shape(flax.init, KEY, video)
+
+    def loss(params, video):
+      return flax.apply(params, video, train=True)[0].sum()
+
+    jitted = jax.jit(
+      jax.grad(loss),
+      compiler_options=steps.compiler_options(sharding.make_mesh()),
+    )
+    cost = jitted.lower(params, video).compile().cost_analysis()
+    return cost['bytes accessed']
+
+  four, eight, twelve = map(moved, (4, 8, 12))
+  assert twelve - eight == pytest.approx(eight - four, rel=0.01)
+
+
 def test_every_step_draws_anew_and_the_same_again():
   # With a rate of 0 only the draws differ between steps.
   state, step = start(None, noisy, optax.sgd(0.0), mira=ZERO)
