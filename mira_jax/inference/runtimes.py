@@ -65,13 +65,21 @@ def need(backend: str, *, convert: bool = False) -> None:
   Raises:
     MiraInputError: one is missing ('no_backend').
   """
+  if missing := _missing(backend, convert):
+    hint = f'{", ".join(missing)} is not installed: {_INSTALL}'
+    raise MiraInputError('no_backend', backend, hint)
+
+
+def install(backend: str) -> str:
+  """The commands that install what a backend lacks to serve any model."""
+  return _INSTALL if _missing(backend, convert=True) else ''
+
+
+def _missing(backend: str, convert: bool) -> list[str]:
   names = PACKAGES.get(backend, ())
   if convert and backend != 'jax':
     names += _CONVERTER
-  missing = [x for x in dict.fromkeys(names) if not _installed(x)]
-  if missing:
-    hint = f'{", ".join(missing)} is not installed: {_INSTALL}'
-    raise MiraInputError('no_backend', backend, hint)
+  return [x for x in dict.fromkeys(names) if not _installed(x)]
 
 
 def _installed(package: str) -> bool:

@@ -147,6 +147,26 @@ def test_where_bfloat16_disagrees_float32_serves(tmp_path, monkeypatch):
     export.write(run, tmp_path / 'b', kind='openvino', dtype='bfloat16')
 
 
+def test_the_advice_says_what_to_install(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(hardware, 'has_bfloat16', lambda: True)
+  monkeypatch.setattr(backends, '_LARGE', 0)
+  engine, card = load.load_engine(save(tmp_path / 'run'))
+  assert backends.serve(engine, card, None) is engine
+  assert 'pip' not in capsys.readouterr().err
+  # The extra alone cannot convert a model.
+  monkeypatch.setattr(runtimes, '_installed', lambda name: name != 'jax2onnx')
+  backends.serve(engine, card, None)
+  advice = capsys.readouterr().err
+  assert '--backend=openvino' in advice
+  with pytest.raises(MiraInputError) as refusal:
+    backends.serve(engine, card, 'openvino')
+  commands = refusal.value.hint.partition(': ')[2]
+  assert 'jax2onnx' in commands
+  assert commands in advice
+  backends.serve(engine, card, 'jax')
+  assert not capsys.readouterr().err
+
+
 # ----- predictions and features -----------------------------------------------
 
 
