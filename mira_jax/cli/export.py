@@ -30,7 +30,7 @@ from mira_jax.cli import weight_flags
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline, pool
 from mira_jax.devices import memory, platform
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, data_error
 from mira_jax.evaluation import metrics
 from mira_jax.inference import engine, export, exported, runtimes
 from mira_jax.inference.scorer import Scorer
@@ -120,6 +120,10 @@ def _int8(args: argparse.Namespace) -> export.Calibrate:
         pool.as_named(dataset, split, card['class_names'])[0]
         for split in ('train', 'test')
       )
+    for split, clips in (('train', train), ('test', test)):
+      if not len(clips):
+        hint = f'its {split} split has no clip of a class of the model'
+        raise data_error('no_clips', args.calibrate or args.source, hint)
     count = min(_CALIBRATION, len(train))
     some = train.take(np.linspace(0, len(train) - 1, count).astype(int))
     read: dict[str, Any] = inputs.reading(cfg) | {'batch_size': 1}

@@ -13,6 +13,8 @@ import math
 import os
 import pathlib
 import shutil
+import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -28,6 +30,7 @@ from mira_jax.weights import weights_file
 
 _LARGE = 1e10  # FLOP of a window that are worth another runtime
 _KEPT = 4  # programs in the cache, those that were used last
+_LONGEST = 24 * 3600  # seconds of a conversion
 
 
 def check(backend: str | None, int8: bool) -> None:
@@ -72,22 +75,55 @@ def serve(
     return engine
   runtimes.need(backend)
   folder = files.cache() / 'programs' / _key(engine, card, backend, dtype)
-  if not exported.is_export(folder):
+  found = _cached(folder, engine.batch_size, backend)
+  if not found:
     from mira_jax.inference import export  # which draws: slow to import
 
     runtimes.need(backend, convert=True)
     terminal.say(f'mira: converting the model for {backend}', error=True)
     part = folder.with_name(f'{folder.name}.{os.getpid()}')
-    with export.finished(part, folder):
+    with _explained(backend), export.finished(part, folder):
       export.convert(engine, card, part, backend, dtype)
-  os.utime(folder)
+    found = exported.load(folder, engine.batch_size, backend=backend)
+  with contextlib.suppress(OSError):  # it is another user's
+    os.utime(folder)
   _forget(folder.parent)
-  found = exported.load(folder, engine.batch_size, backend=backend)
   golden, used = found.card['golden'], found.card['model']['dtype']
   text = f'mira: backend: {backend}, {used}; golden pair: '
   text += f'within {golden["difference"]:.1e} of JAX in float32'
   terminal.say(text, error=True)
   return found
+
+
+def _cached(
+  folder: pathlib.Path, batch_size: int, backend: str
+) -> exported.Exported | None:
+  """A program of the cache; None where it is not there, or damaged."""
+  if not exported.is_export(folder):
+    return None
+  try:
+    return exported.load(folder, batch_size, backend=backend)
+  except (MiraInputError, OSError):
+    return None
+
+
+@contextlib.contextmanager
+def _explained(backend: str) -> Iterator[None]:
+  """Says what to do about a conversion that fails."""
+  advice = {
+    'differs': 'use --dtype=float32 or --backend=jax',
+    'not_written': 'XDG_CACHE_HOME names another folder for programs',
+  }
+  try:
+    yield
+  except MiraInputError as error:
+    if error.code not in advice:
+      raise
+    hint = f'{error.hint}; {advice[error.code]}'
+    differs = error.code == 'differs'  # of files that are gone
+    path = f'--backend={backend}' if differs else error.path
+    code = error.exit_code
+    raise MiraInputError(error.code, path, hint, exit_code=code) from error
 
 
 def _key(engine: Engine, card: Card, backend: str, dtype: str | None) -> str:
@@ -111,10 +147,16 @@ def _key(engine: Engine, card: Card, backend: str, dtype: str | None) -> str:
 
 
 def _forget(folder: pathlib.Path) -> None:
-  """Removes all programs but those that were used last."""
+  """Removes all programs but those that were used last.
+
+  Those with a suffix are being converted, or were when a process was killed.
+  """
   with contextlib.suppress(OSError):  # another process does the same
-    found = sorted(folder.iterdir(), key=lambda x: x.stat().st_mtime)
-    for old in found[:-_KEPT]:
+    used = {x: x.stat().st_mtime for x in folder.iterdir()}
+    parts = [x for x in used if x.suffix]
+    whole = sorted(used.keys() - parts, key=used.__getitem__)
+    killed = [x for x in parts if time.time() - used[x] > _LONGEST]
+    for old in (*whole[:-_KEPT], *killed):
       shutil.rmtree(old, ignore_errors=True)
 
 

@@ -103,7 +103,7 @@ def write(
       package, or an export that does not compute what the engine does.
   """
   out = pathlib.Path(os.path.abspath(out))
-  if out.exists() and not (force and is_export(out)):
+  if out.exists() and not (force and _is_only_export(out)):
     hint = 'name another folder; --force replaces an export and nothing else'
     raise MiraInputError('exists', out, hint)
   if kind == 'jax':
@@ -123,6 +123,12 @@ def write(
     return convert(made, card, part, kind, dtype, platforms, eight)
 
 
+def _is_only_export(folder: pathlib.Path) -> bool:
+  """Whether a folder is an export, and holds nothing else."""
+  known = {CARD, GOLDEN}.union(*(x.files for x in runtimes.KINDS.values()))
+  return is_export(folder) and {x.name for x in folder.iterdir()} <= known
+
+
 @contextlib.contextmanager
 def finished(part: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
   """Renames the folder that the body fills; nothing is left if it fails.
@@ -134,7 +140,7 @@ def finished(part: pathlib.Path, out: pathlib.Path) -> Iterator[None]:
   try:
     files.open_folder(part)
     yield
-    if out.exists():  # as may happen while the body runs
+    if os.path.lexists(out):  # as may happen while the body runs
       out.rename(part / 'old')
     part.rename(out)
     shutil.rmtree(out / 'old', ignore_errors=True)
@@ -237,7 +243,7 @@ def _write_program(
     if kind == 'onnx':
       conversion.to_onnx(score, shape, folder)
       return
-    with tempfile.TemporaryDirectory(dir=folder.parent) as between:
+    with tempfile.TemporaryDirectory(dir=folder) as between:
       conversion.to_onnx(score, shape, pathlib.Path(between))
       onnx = pathlib.Path(between) / runtimes.ONNX
       conversion.to_openvino(onnx, folder)

@@ -69,6 +69,8 @@ class Exported(scorer.Scorer):
     try:
       with untrusted.time_limit(self.seconds, path):
         found = self.run(windows)
+        if absent := [n for n in _outputs(self.card) if n not in found]:
+          raise ValueError(f'it has no output {absent[0]}')
         scores = {name: np.asarray(found[name]) for name in _outputs(self.card)}
     except Exception as error:  # a foreign program may fail in any way
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
@@ -101,7 +103,8 @@ def _width(card: Card) -> int:
 
 def is_export(path: Path) -> bool:
   """Whether a folder is an export, or was one before it was damaged."""
-  names = [CARD, GOLDEN, *(kind.files[0] for kind in runtimes.KINDS.values())]
+  # Others keep a model.onnx or a model.xml beside their weights, too.
+  names = (CARD, GOLDEN, runtimes.STABLEHLO)
   return any(os.path.isfile(os.path.join(path, name)) for name in names)
 
 
@@ -120,6 +123,7 @@ def load(
   """Reads an export, after checking every digest.
 
   At most `batch_size` clips are one call; `seconds` are those of `Exported`,
+  and of opening the program,
   for commands, which own their process; `backend` is one of
   `runtimes.BACKENDS` that runs such a program, by default the usual one.
 
@@ -133,7 +137,8 @@ def load(
     _check_file(folder / name)
     if files.sha256(folder / name) != expected:
       raise _changed(folder / name)
-  run = runtimes.open_program(folder, card, backend)
+  with untrusted.time_limit(seconds, folder / _files(card)[0]):
+    run = runtimes.open_program(folder, card, backend)
   return Exported(run, card, batch_size, folder, seconds)
 
 

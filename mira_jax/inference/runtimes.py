@@ -11,7 +11,7 @@ import importlib
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -87,10 +87,18 @@ def _installed(package: str) -> bool:
 
 
 def load_package(name: str) -> Any:
-  """Imports one of the extra 'cpu'; none then reports to its maker."""
+  """Imports one of the extra 'cpu'; none then reports to its maker.
+
+  Raises:
+    MiraInputError: it cannot be imported ('no_backend').
+  """
   modules: dict[str, Any] = sys.modules
   modules.setdefault('openvino_telemetry', None)  # as if not installed
-  return importlib.import_module(name)
+  try:
+    return importlib.import_module(name)
+  except ImportError as error:  # a package of its own is missing
+    hint = f'it cannot be imported ({error}): {_INSTALL}'
+    raise MiraInputError('no_backend', name, hint) from error
 
 
 def open_program(
@@ -147,13 +155,16 @@ def _onnx(folder: pathlib.Path, card: Card) -> Run:
   onnxruntime = load_package('onnxruntime')
   path = _checked_onnx(folder)
   options = onnxruntime.SessionOptions()
-  options.log_severity_level = 3  # errors alone
+  options.log_severity_level = 4  # errors are raised
   options.intra_op_num_threads = hardware.cores()
   providers = ['CPUExecutionProvider']
   try:
     session = onnxruntime.InferenceSession(path, options, providers)
   except Exception as error:
     raise untrusted.bad_program(path, error) from error
+  inputs = [(x.name, x.type) for x in session.get_inputs()]
+  if inputs != [(INPUT, 'tensor(uint8)')]:
+    raise untrusted.bad_program(path, f'it takes {inputs}')
   names = [output.name for output in session.get_outputs()]
 
   def run(clips: np.ndarray) -> dict[str, Any]:
@@ -166,7 +177,7 @@ def _openvino(folder: pathlib.Path, card: Card) -> Run:
   openvino = load_package('openvino')
   onnx = card['kind'] == 'onnx'
   path = _checked_onnx(folder) if onnx else folder / XML
-  core = openvino.Core()
+  core, u8 = openvino.Core(), openvino.Type.u8
   half = card['model']['dtype'] == 'bfloat16' and hardware.has_bfloat16()
   # The precision of the processor's choice would depend on the processor.
   settings = {
@@ -177,7 +188,10 @@ def _openvino(folder: pathlib.Path, card: Card) -> Run:
     model = core.read_model(path)
   except Exception as error:
     raise untrusted.bad_program(path, error) from error
-  names = [output.any_name for output in model.outputs]
+  inputs = [(sorted(x.names), x.element_type) for x in model.inputs]
+  if len(inputs) != 1 or INPUT not in inputs[0][0] or u8 != inputs[0][1]:
+    raise untrusted.bad_program(path, f'it takes {inputs}')
+  outputs = [output.names for output in model.outputs]  # one may have several
 
   @functools.cache
   def compiled(shape: tuple[int, ...]) -> Any:
@@ -188,7 +202,9 @@ def _openvino(folder: pathlib.Path, card: Card) -> Run:
 
   def run(clips: np.ndarray) -> dict[str, Any]:
     found = compiled(clips.shape).infer({INPUT: clips})
-    return {name: found[i].copy() for i, name in enumerate(names)}
+    return {
+      n: found[i].copy() for i, names in enumerate(outputs) for n in names
+    }
 
   return run
 
@@ -204,30 +220,31 @@ def _checked_onnx(folder: pathlib.Path) -> pathlib.Path:
   path = folder / ONNX
   try:
     model = onnx.load(path, load_external_data=False)
-    tensors = [*model.graph.initializer, *_constants(model.graph)]
+    parts = list(_messages(model))
   except Exception as error:
     raise untrusted.bad_program(path, error) from error
-  foreign = {x.domain for x in model.opset_import} - {'', 'ai.onnx'}
+  # A runtime may know domains that the model does not import.
+  imports = (onnx.OperatorSetIdProto, onnx.NodeProto)
+  foreign = {x.domain for x in parts if isinstance(x, imports)}
+  foreign -= {'', 'ai.onnx'}
   foreign |= {'functions' for _ in model.functions}
-  files = {
+  foreign |= {
     entry.value
-    for tensor in tensors
-    for entry in tensor.external_data
-    if entry.key == 'location'
+    for x in parts
+    if isinstance(x, onnx.TensorProto)
+    for entry in x.external_data
+    if entry.key == 'location' and entry.value != ONNX_DATA
   }
-  foreign |= files - {ONNX_DATA}
   if foreign:
     hint = f'it uses {", ".join(sorted(foreign))[:200]}, which no export does'
     raise checkpoint_error('unsafe_program', path, hint)
   return path
 
 
-def _constants(graph: Any) -> list[Any]:
-  """Tensors in the attributes of a graph's nodes, however deep."""
-  found = []
-  for node in graph.node:
-    for attribute in node.attribute:
-      found += [attribute.t, *attribute.tensors]
-      for inner in (attribute.g, *attribute.graphs):
-        found += [*inner.initializer, *_constants(inner)]
-  return found
+def _messages(message: Any) -> Iterator[Any]:
+  """A message of protobuf, and all that it holds, however deep."""
+  yield message
+  for field, value in message.ListFields():
+    if field.message_type:
+      for x in [value] if hasattr(value, 'ListFields') else value:
+        yield from _messages(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import sys
@@ -122,6 +123,41 @@ def test_only_the_programs_used_last_are_kept(tmp_path, programs, monkeypatch):
   assert {x['preprocessing']['rate'] for x in kept} == {2, 3}
 
 
+def test_a_damaged_program_is_converted_anew(tmp_path, programs, capsys):
+  engine, card = load.load_engine(save(tmp_path / 'run'))
+  expected = backends.serve(engine, card, 'onnx').probabilities(clips(1))
+  (folder,) = programs.iterdir()
+  for name in (*runtimes.KINDS['onnx'].files, exported.CARD):
+    (folder / name).write_bytes(b'cut')
+    found = backends.serve(engine, card, 'onnx').probabilities(clips(1))
+    np.testing.assert_array_equal(found, expected)
+    assert capsys.readouterr().err.count('converting') >= 1
+  shutil.rmtree(folder)
+  folder.symlink_to('/nowhere')
+  backends.serve(engine, card, 'onnx')
+  assert list(programs.iterdir()) == [folder]
+
+
+def test_what_other_processes_convert_is_kept(tmp_path, programs):
+  engine, card = load.load_engine(save(tmp_path / 'run'))
+  backends.serve(engine, card, 'onnx')
+  (folder,) = programs.iterdir()
+  parts = [programs / f'key.{i}' for i in range(2 * backends._KEPT)]
+  for part in parts:
+    part.mkdir()
+  os.utime(parts[0], (0, 0))  # of a process that was killed
+  backends.serve(engine, card, 'onnx')
+  assert {*programs.iterdir()} == {folder, *parts[1:]}
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path, programs, capsys):
+  run = save(tmp_path / 'run')
+  programs.parent.mkdir(parents=True)
+  programs.touch()  # not a folder
+  with pytest.raises(MiraInputError, match=r'not_written.*XDG_CACHE_HOME'):
+    predictor.load(run, backend='onnx')
+
+
 def test_bfloat16_serves_where_the_processor_has_it(tmp_path, capsys):
   run = save(tmp_path / 'run', mira=EXACT)
   engine, card = load.load_engine(run)
@@ -145,6 +181,8 @@ def test_where_bfloat16_disagrees_float32_serves(tmp_path, monkeypatch):
   assert exported.load(out).card['golden']['tolerance'] == 1e-5
   with pytest.raises(MiraInputError, match='differs'):
     export.write(run, tmp_path / 'b', kind='openvino', dtype='bfloat16')
+  with pytest.raises(MiraInputError, match=r'differs.*--dtype=float32'):
+    predictor.load(run, backend='openvino', dtype='bfloat16')
 
 
 def test_the_advice_says_what_to_install(tmp_path, capsys, monkeypatch):
@@ -306,6 +344,17 @@ def test_int8_states_what_it_costs(capsys, tmp_path):
   assert weights < (tmp_path / 'whole' / runtimes.BIN).stat().st_size * 0.6
 
 
+def test_calibration_without_a_clip(capsys, tmp_path):
+  fields = {'image_size': 16, 'names': [CLASSES[1], 'third']}
+  run, data = save(tmp_path / 'run', **fields), tmp_path / 'data'
+  levels(data, train=1)  # of the other class
+  flags = ['--to=openvino', '--int8', f'--calibrate={data}']
+  code, err = fails(capsys, 'export', run, tmp_path / 'out', *flags)
+  assert code == ExitCode.DATA
+  assert 'no_clips' in err
+  assert {x.name for x in tmp_path.iterdir()} == {'run', 'data'}
+
+
 # ----- what cannot be ---------------------------------------------------------
 
 
@@ -325,6 +374,13 @@ def test_flags_that_cannot_be(capsys, exports, tmp_path):
   with pytest.raises(MiraInputError, match='bad_flag'):
     predictor.load(run, backend='openvino', int8=True)
   assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_lacks_another(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'onnx_ir', None)  # as if not installed
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'none'))
+  with pytest.raises(MiraInputError, match=r'no_backend.*onnx_ir'):
+    predictor.load(save(tmp_path / 'run'), backend='openvino')
 
 
 @pytest.mark.parametrize('backend', CPU)
