@@ -81,7 +81,10 @@ def _foreign(program: export.Exported) -> set[str]:
 
 def bad_program(path: pathlib.Path, error: object) -> MiraInputError:
   """The error of a program that cannot be run."""
-  first = str(error).strip().partition('\n')[0][:200]
+  # OpenVINO's first lines are places in its own code.
+  lines = [x.strip() for x in str(error).splitlines()]
+  own = [x for x in lines if x and not x.startswith('Exception from')]
+  first = ' '.join(own[:1])[:200]
   hint = f'it cannot be run here ({first}); export the model again'
   return checkpoint_error('bad_program', path, hint)
 
