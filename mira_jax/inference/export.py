@@ -199,7 +199,7 @@ def _dtypes(model: ViViT, kind: str, dtype: str | None) -> list[str]:
     raise MiraInputError('bad_dtype', dtype, hint)
   if kind == 'onnx':
     if dtype == 'bfloat16':
-      hint = 'onnxruntime computes in float32 on CPUs; use --to=openvino'
+      hint = 'onnxruntime computes in float32 on CPUs; take openvino'
       raise MiraInputError('bad_dtype', dtype, hint)
     return ['float32']
   if kind == 'openvino':
