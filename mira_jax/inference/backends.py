@@ -89,6 +89,8 @@ def serve(
     os.utime(folder)
   _forget(folder.parent)
   golden, used = found.card['golden'], found.card['model']['dtype']
+  if used == 'bfloat16' and not hardware.has_bfloat16():
+    used = 'float32, since this processor has no bfloat16'
   text = f'mira: backend: {backend}, {used}; golden pair: '
   text += f'within {golden["difference"]:.1e} of JAX in float32'
   terminal.say(text, error=True)

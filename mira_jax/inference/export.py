@@ -103,7 +103,9 @@ def write(
       package, or an export that does not compute what the engine does.
   """
   out = pathlib.Path(os.path.abspath(out))
-  if out.exists() and not (force and _is_only_export(out)):
+  if out.exists() and not (
+    force and is_export(out) and _holds_only_export(out)
+  ):
     hint = 'name another folder; --force replaces an export and nothing else'
     raise MiraInputError('exists', out, hint)
   if kind == 'jax':
@@ -118,15 +120,18 @@ def write(
     )
     raise checkpoint_error('batch_statistics', source, hint)
   part = out.with_name(out.name + '.part')
+  if part.exists() and not _holds_only_export(part):
+    hint = 'an export is written there first; move what is in it'
+    raise MiraInputError('exists', part, hint)
   with finished(part, out):
     eight = int8(card) if int8 else None
     return convert(made, card, part, kind, dtype, platforms, eight)
 
 
-def _is_only_export(folder: pathlib.Path) -> bool:
-  """Whether a folder is an export, and holds nothing else."""
+def _holds_only_export(folder: pathlib.Path) -> bool:
+  """Whether a folder has no files but those of an export."""
   known = {CARD, GOLDEN}.union(*(x.files for x in runtimes.KINDS.values()))
-  return is_export(folder) and {x.name for x in folder.iterdir()} <= known
+  return folder.is_dir() and {x.name for x in folder.iterdir()} <= known
 
 
 @contextlib.contextmanager

@@ -180,3 +180,12 @@ def test_force_replaces_nothing_but_an_export(made, tmp_path):
   assert (out / 'notes.txt').exists()
   (out / 'notes.txt').unlink()
   export.write(run, out, kind='onnx', force=True)
+
+
+def test_a_folder_of_the_users_in_the_way_stays(made, tmp_path):
+  own = tmp_path / 'new.part' / 'notes.txt'
+  own.parent.mkdir()
+  own.write_text('mine')
+  with pytest.raises(MiraInputError, match='exists'):
+    export.write(made / 'run', tmp_path / 'new', kind='onnx')
+  assert own.read_text() == 'mine'
