@@ -57,19 +57,20 @@ def clips(cfg: Any) -> tuple[np.ndarray, np.ndarray]:
 # ----- candidates -------------------------------------------------------------
 
 
-def ours(mode: str, optimizer: str, batch: int, depth: int) -> Callable:
+def ours(cfg: Any) -> Callable:
   """A step of ours, and then its forward and backward pass alone."""
   from mira_jax.devices import platform
 
   platform.keep_memory('cpu')  # as `mira train`
   import jax
 
-  from mira_jax.devices import sharding
   from mira_jax.train.step import compiler_options
 
-  cfg = configuration(mode, optimizer, batch, depth)
-  program, step, state = training(cfg)
+  program, made, mesh = training(cfg)
+  where = jax.tree.map(lambda x: x.sharding, made.target)
+  state = jax.jit(made.init, out_shardings=where)(jax.random.key(0))
   video, label = clips(cfg)
+  batch = len(label)
   given = {
     'video': video,
     'label': label,
@@ -80,13 +81,13 @@ def ours(mode: str, optimizer: str, batch: int, depth: int) -> Callable:
   forward = jax.jit(program.objective)
   gradients = jax.jit(
     jax.value_and_grad(program.objective, has_aux=True),
-    compiler_options=compiler_options(sharding.make_mesh()),
+    compiler_options=compiler_options(mesh),
   )
 
   def call() -> turns.Parts:
     nonlocal state
     begin = time.perf_counter()
-    state = jax.block_until_ready(step(state, given, key)[0])
+    state = jax.block_until_ready(made.step(state, given, key)[0])
     stepped = time.perf_counter()
     arguments = state.params, state.mira, given, key
     jax.block_until_ready(forward(*arguments))
@@ -100,26 +101,21 @@ def ours(mode: str, optimizer: str, batch: int, depth: int) -> Callable:
   return call
 
 
-def training(cfg: Any) -> tuple[Any, Callable, Any]:
-  """The program of a configuration, its step, and a fresh state."""
-  import jax
-
+def training(cfg: Any) -> tuple[Any, Any, Any]:
+  """The program of a configuration, its `build.Training`, and the mesh."""
   from mira_jax.devices import sharding
   from mira_jax.train import build
 
   mesh = sharding.make_mesh()
   program = build.make(cfg, mesh)
   made = build.training(cfg, program, mesh, steps_per_epoch=87)
-  where = jax.tree.map(lambda x: x.sharding, made.target)
-  state = jax.jit(made.init, out_shardings=where)(jax.random.key(0))
-  return program, made.step, state
+  return program, made, mesh
 
 
-def theirs(kind: str, mode: str, batch: int, depth: int) -> Callable:
+def theirs(kind: str, cfg: Any) -> Callable:
   """A step of a PyTorch model, and the parts of it."""
   import torch
 
-  cfg = configuration(mode, 'adamw', batch, depth)
   torch.manual_seed(0)
   name, _, compiled = kind.partition(', ')
   model: Any = hugging_face(cfg) if name == 'hugging face' else peer(cfg)
@@ -185,11 +181,13 @@ def candidates(mode: str) -> list[str]:
 def serve(mode: str, kind: str, batch: int, depth: int) -> None:
   """A candidate's process."""
   own = kind.startswith('ours')
-  if own:
-    optimizer = 'muon' if kind.endswith('muon') else 'adamw'
-    make = functools.partial(ours, mode, optimizer, batch, depth)
-  else:
-    make = functools.partial(theirs, kind, mode, batch, depth)
+  optimizer = 'muon' if kind.endswith('muon') else 'adamw'
+  cfg = configuration(mode, optimizer, batch, depth)
+  make = (
+    functools.partial(ours, cfg)
+    if own
+    else functools.partial(theirs, kind, cfg)
+  )
   turns.serve(make, with_jax=own)
 
 
@@ -201,12 +199,10 @@ def flop(mode: str, batch: int, depth: int) -> int:
   import jax
 
   from mira_jax.aot import counts
-  from mira_jax.devices import sharding
   from mira_jax.train import build
 
   cfg = configuration(mode, 'adamw', batch, depth)
-  mesh = sharding.make_mesh()
-  made = build.training(cfg, build.make(cfg, mesh), mesh, steps_per_epoch=87)
+  _, made, mesh = training(cfg)
   given = build.abstract_batch(cfg, mesh), build.abstract_key(mesh)
   with jax.set_mesh(mesh):
     traced = made.step.trace(made.target, *given)

@@ -187,12 +187,10 @@ def table(names: Sequence[str], numbers: Sequence[str]) -> Any:
 
 def show(made: Any) -> None:
   """Prints a table; where there is no terminal, as wide as it needs."""
-  from rich.console import Console
+  from mira_jax import terminal
 
-  console = Console()
-  if not console.is_terminal:
-    console = Console(width=200)
-  console.print(made)
+  width = None if sys.stdout.isatty() else 200
+  terminal.console(width=width).print(made)
 
 
 def save(path: pathlib.Path, rows: list[Any], rate: float | None) -> None:
