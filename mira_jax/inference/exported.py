@@ -122,10 +122,10 @@ def load(
 ) -> Exported:
   """Reads an export, after checking every digest.
 
-  At most `batch_size` clips are one call; `seconds` are those of `Exported`,
-  and of opening the program,
-  for commands, which own their process; `backend` is one of
-  `runtimes.BACKENDS` that runs such a program, by default the usual one.
+  At most `batch_size` clips are one call. `seconds`, for commands, which own
+  their process, limit that call, as in `Exported`, and opening the program.
+  `backend` is one of `runtimes.BACKENDS` that runs such a program, by default
+  the usual one.
 
   Raises:
     MiraInputError: no export, a file that is missing or changed, one of

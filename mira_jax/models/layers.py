@@ -127,9 +127,10 @@ class TubeletEmbed(nn.Module):
 
 
 def once(x: Array) -> Array:
-  """x; a CPU computes it once, not in every operation that uses it.
+  """x, which a CPU computes once and not in every operation that uses it.
 
-  XLA fuses it into each of them there. See `train.step.make_train_step`.
+  XLA fuses it into each of them there, and jax 0.10 needs the options of
+  `train.step.compiler_options` beside it.
   """
   on_cpu = dispatch.target().platform == 'cpu'
   return jax.lax.optimization_barrier(x) if on_cpu else x

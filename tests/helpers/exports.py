@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pathlib
 
@@ -11,6 +12,11 @@ from mira_jax import files
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode
 from mira_jax.inference import exported
+
+PACKAGES = ('openvino', 'onnxruntime', 'onnx', 'jax2onnx')
+needs_cpu = pytest.mark.skipif(
+  not all(map(importlib.util.find_spec, PACKAGES)), reason='the extra cpu'
+)
 
 
 def change_card(folder: pathlib.Path, **changes) -> None:

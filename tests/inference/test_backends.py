@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -12,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from exports import change_card, fails, refused, reseal
+from exports import change_card, fails, needs_cpu, refused, reseal
 from mira_jax.cli import main as cli
 from mira_jax.devices import hardware
 from mira_jax.errors import ExitCode, MiraInputError
@@ -30,12 +29,9 @@ from runs import CLASSES, levels
 from small_models import NAMES, save_model
 
 CPU = ('openvino', 'onnx')
-PACKAGES = ('openvino', 'onnxruntime', 'onnx', 'jax2onnx')
 pytestmark = [
   pytest.mark.usefixtures('compile_cache', 'programs'),
-  pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, PACKAGES)), reason='the extra cpu'
-  ),
+  needs_cpu,
 ]
 
 EXACT, FLASHLITE = MiraConfig(), MiraConfig(mode='flashlite')
