@@ -50,6 +50,8 @@ from mira_jax.video import footage
 from mira_jax.weights import infer_model, weights_file
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
+# Beside its files, what an export that was killed may leave.
+_LEFT = ('old', 'onnx-*', 'int8-*', '*.part')
 _LARGEST_MAP = 2**30  # bytes of attention maps that a converted program makes
 
 
@@ -120,7 +122,7 @@ def write(
     )
     raise checkpoint_error('batch_statistics', source, hint)
   part = out.with_name(out.name + '.part')
-  if part.exists() and not _holds_only_export(part):
+  if part.exists() and not _holds_only_export(part, *_LEFT):
     hint = 'an export is written there first; move what is in it'
     raise MiraInputError('exists', part, hint)
   with finished(part, out):
@@ -128,10 +130,14 @@ def write(
     return convert(made, card, part, kind, dtype, platforms, eight)
 
 
-def _holds_only_export(folder: pathlib.Path) -> bool:
-  """Whether a folder has no files but those of an export."""
-  known = {CARD, GOLDEN}.union(*(x.files for x in runtimes.KINDS.values()))
-  return folder.is_dir() and {x.name for x in folder.iterdir()} <= known
+def _holds_only_export(folder: pathlib.Path, *others: str) -> bool:
+  """Whether a folder has nothing but files of an export, and `others`."""
+  known = {CARD, GOLDEN, *others}.union(
+    *(x.files for x in runtimes.KINDS.values())
+  )
+  return folder.is_dir() and all(
+    any(map(x.match, known)) for x in folder.iterdir()
+  )
 
 
 @contextlib.contextmanager
@@ -248,7 +254,7 @@ def _write_program(
     if kind == 'onnx':
       conversion.to_onnx(score, shape, folder)
       return
-    with tempfile.TemporaryDirectory(dir=folder) as between:
+    with tempfile.TemporaryDirectory(prefix='onnx-', dir=folder) as between:
       conversion.to_onnx(score, shape, pathlib.Path(between))
       onnx = pathlib.Path(between) / runtimes.ONNX
       conversion.to_openvino(onnx, folder)

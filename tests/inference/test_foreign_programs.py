@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 
 import numpy as np
 import pytest
 
-from exports import refused, reseal
+from exports import needs_cpu, refused, reseal
 from mira_jax.errors import MiraInputError
 from mira_jax.inference import export, exported, predictor, runtimes
 from small_models import NAMES, save_model
 
-PACKAGES = ('openvino', 'onnxruntime', 'onnx', 'jax2onnx')
 pytestmark = [
   pytest.mark.usefixtures('compile_cache'),
-  pytest.mark.skipif(
-    not all(map(importlib.util.find_spec, PACKAGES)), reason='the extra cpu'
-  ),
+  needs_cpu,
 ]
 CLIPS = ['b', 8, 32, 32, 3]
 WIDTH = len(NAMES)
@@ -189,3 +185,17 @@ def test_a_folder_of_the_users_in_the_way_stays(made, tmp_path):
   with pytest.raises(MiraInputError, match='exists'):
     export.write(made / 'run', tmp_path / 'new', kind='onnx')
   assert own.read_text() == 'mine'
+
+
+def test_what_a_killed_export_left_is_replaced(made, tmp_path):
+  part = shutil.copytree(made / 'openvino', tmp_path / 'new.part')
+  for name in ('old', 'onnx-k3x'):
+    (part / name).mkdir()
+    (part / name / runtimes.ONNX).touch()
+  for name in (f'int8-{runtimes.XML}', 'weights.safetensors.part'):
+    (part / name).touch()
+  export.write(made / 'run', tmp_path / 'new', kind='onnx')
+  assert {x.name for x in tmp_path.iterdir()} == {'new'}
+  assert {x.name for x in (tmp_path / 'new').iterdir()} == {
+    *runtimes.KINDS['onnx'].files, exported.CARD, exported.GOLDEN
+  }  # fmt: skip
