@@ -341,7 +341,7 @@ def compare(place: pathlib.Path, total: int) -> list[str]:
 
 
 def _timeless(row: Mapping[str, Any]) -> dict[str, Any]:
-  return {n: x for n, x in row.items() if n != 'clips_per_second'}
+  return {n: x for n, x in row.items() if n not in runlog.CLOCK}
 
 
 def main() -> None:

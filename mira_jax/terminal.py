@@ -69,6 +69,14 @@ def as_json(value: Any, *, encoding: str = 'utf-8', **options: Any) -> str:
   )
 
 
+def duration(seconds: float) -> str:
+  """A time to wait in words, such as '45 s', '12 min' or '3 h 20 min'."""
+  if seconds < 99.5:
+    return f'{seconds:.0f} s'
+  hours, minutes = divmod(round(seconds / 60), 60)
+  return f'{hours} h {minutes} min' if hours else f'{minutes} min'
+
+
 def expand_home(arguments: list[str]) -> list[str]:
   """A command line with `~` after `=` expanded, which shells leave alone."""
   expanded = []

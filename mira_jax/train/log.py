@@ -21,7 +21,10 @@ from mira_jax.train import guard
 
 _EVENTS: Any = event_pb2  # whose names are made when it is imported
 METRICS, EVAL_HISTORY = 'metrics.jsonl', 'eval_history.jsonl'  # of a run
-_PRINTED = ('loss', 'accuracy', 'learning_rate', 'clips_per_second')
+# Fields of a row that differ where a run is repeated: its speed, and seconds
+# since it began, without those between or lost by its interruptions.
+CLOCK = frozenset({'clips_per_second', 'seconds'})
+_PRINTED = ('loss', 'accuracy', 'learning_rate')
 
 
 class Log:
@@ -54,7 +57,9 @@ class Log:
     self._total = total
     self._added: dict[int, dict[str, jax.Array]] = {}  # on the device
     self._pending = {int(step): row for step, row in (pending or {}).items()}
-    self._since: float | None = None
+    self._zero = time.perf_counter()  # when the run had taken no time
+    self._since: float | None = None  # of the speed
+    self._first: tuple[int, float] | None = None  # row of this attempt
     if self._active:
 
       def keep(row: Mapping[str, Any]) -> bool:
@@ -62,6 +67,8 @@ class Log:
         return row['step'] < start + (not validation_due) or before
 
       self._file = _reopen(workdir / METRICS, _is_row, keep)
+      clock = (row.get('seconds', 0) for row in read(workdir))
+      self._zero -= max(clock, default=0)
       self._events = _Events(workdir / 'tensorboard')
 
   def __enter__(self) -> Log:
@@ -112,11 +119,23 @@ class Log:
     mean['learning_rate'] = float(last['learning_rate'])
     mean |= {n: int(last[n]) for n in ('skipped', 'spikes')}
     now = time.perf_counter()
+    speed = ''
     if self._since is not None:  # the first rows would measure compilation
-      speed = len(rows) * self._batch_size / (now - self._since)
-      mean['clips_per_second'] = round(speed, 1)
+      each = (now - self._since) / len(rows)
+      mean['clips_per_second'] = round(self._batch_size / each, 1)
+      speed = f'{each:.3g} s/step'
     self._since = now
-    self.write(step, mean)
+    self.write(step, mean, speed, self._left(step, now))
+
+  def _left(self, step: int, now: float) -> str:
+    """Time left, as the steps and validations since the first row took."""
+    if self._first is None:
+      self._first = step, now
+    first, began = self._first
+    if not first < step < self._total:
+      return ''
+    left = (now - began) / (step - first) * (self._total - step)
+    return f'{terminal.duration(left)} left'
 
   def say(self, text: str) -> None:
     """Prints a line; '' prints nothing."""
@@ -127,17 +146,22 @@ class Log:
     """Restarts the clock of the speed, after a validation or a save."""
     self._since = time.perf_counter()
 
-  def write(self, step: int, row: dict[str, float]) -> None:
-    """Writes one row to the file, to TensorBoard and to the terminal."""
+  def write(self, step: int, row: dict[str, float], *words: str) -> None:
+    """Writes one row to the file, to TensorBoard and to the terminal.
+
+    Words end the terminal's line.
+    """
     if not self._active:
       return
+    clock = {'seconds': round(time.perf_counter() - self._zero, 3)}
     with files.naming(self._file.name):
-      self._file.write(json.dumps({'step': step, **row}) + '\n')
+      self._file.write(json.dumps({'step': step, **row, **clock}) + '\n')
       self._file.flush()
     self._events.add(step, row)
     names = [n for n in _PRINTED if n in row] or row  # those of a validation
-    text = '  '.join(f'{n} {row[n]:.4g}' for n in names)
-    terminal.say(f'step {step}/{self._total}  {text}')
+    numbers = [f'{n} {row[n]:.4g}' for n in names]
+    words = (f'step {step}/{self._total}', *numbers, *filter(None, words))
+    terminal.say('  '.join(words))
 
 
 class _Events:

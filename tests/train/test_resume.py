@@ -26,9 +26,9 @@ TOTAL = 12  # steps of `runs.tiny`
 
 
 def rows(folder):
-  """The rows of a log without how fast they were."""
+  """The rows of a log without their times."""
   return [
-    {n: x for n, x in row.items() if n != 'clips_per_second'}
+    {n: x for n, x in row.items() if n not in log.CLOCK}
     for row in log.read(folder)
   ]
 
@@ -89,8 +89,12 @@ def test_stopped_at_any_step_it_ends_bitwise_the_same(
   whole, data, tmp_path, monkeypatch, step, threads
 ):
   train_until(monkeypatch, runs.tiny(data), tmp_path, step)
+  before = log.read(tmp_path)[-1]['seconds']
   loop.train(runs.tiny(data, data={'threads': threads}), tmp_path)
   assert_same(whole, tmp_path)
+  seconds = [row['seconds'] for row in log.read(tmp_path)]
+  assert seconds == sorted(seconds)  # they accumulate
+  assert seconds[-1] > before > 0
 
 
 class Killed(BaseException):
