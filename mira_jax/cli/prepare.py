@@ -21,7 +21,7 @@ from typing import Any
 from mira_jax import terminal
 from mira_jax.cli.arguments import Help, at_least
 from mira_jax.errors import ExitCode
-from mira_jax.prepare import prepare
+from mira_jax.prepare import prepare, store
 from mira_jax.prepare.builders import BUILDERS
 from mira_jax.prepare.report import REPORT_NAME
 from mira_jax.synthetic import dataset
@@ -99,6 +99,12 @@ def _add_clip_arguments(source: argparse.ArgumentParser) -> None:
   ):
     default = getattr(_DEFAULTS, flag.replace('-', '_'))
     source.add_argument(f'--{flag}', type=kind, default=default, help=text)
+  source.add_argument(
+    '--format',
+    choices=store.FORMATS,
+    default=_DEFAULTS.format,
+    help='of the frames (auto: PNG for small ones of a lossless source)',
+  )
   source.add_argument(
     '--crop',
     choices=face_crop.RULES,

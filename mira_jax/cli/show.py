@@ -2,7 +2,8 @@
 
   mira show DATASET [--split train] [--out sheet.png]
 
-Shows clips spread over the split, eight frames of each, with their labels.
+Shows clips spread over the split, up to eight frames of each, with their
+labels.
 """
 
 from __future__ import annotations
@@ -31,8 +32,7 @@ def run(args: argparse.Namespace) -> int:
   """Writes the sheet and prints the size of the dataset."""
   prepared = dataset.open(args.dataset)
   source = prepared.source(args.split)
-  count = min(args.clips, len(source))
-  clips = [source[i] for i in _spread(len(source), count)]
+  clips = [source[i] for i in _spread(len(source), args.clips)]
   titles = [f'{prepared.class_names[c.label]}  {c.clip_id}' for c in clips]
   sheet = figures.contact_sheet([_frames(clip) for clip in clips], titles)
   splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
@@ -41,12 +41,13 @@ def run(args: argparse.Namespace) -> int:
   return ExitCode.OK
 
 
-def _spread(count: int, chosen: int) -> list[int]:
+def _spread(count: int, most: int) -> list[int]:
+  chosen = min(count, most)
   return np.linspace(0, count - 1, chosen).round().astype(int).tolist()
 
 
 def _frames(clip: dataset.Clip) -> np.ndarray:
-  """Frames spread over the clip, uint8 [8, H, W, 3]."""
+  """Up to eight frames spread over the clip, uint8 [F, H, W, 3]."""
   chosen = _spread(len(clip), FRAMES)
   frames = records.read_frames(clip, chosen)
   return np.stack([frames[i] for i in chosen])

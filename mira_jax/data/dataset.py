@@ -1,4 +1,4 @@
-"""Prepared datasets: clips of JPEG frames in TFDS array_record files.
+"""Prepared datasets: clips of JPEG or PNG frames in TFDS array_record files.
 
 Layout: `out/<name>/<version>/`, and `out` is the dataset's path for users.
 """
@@ -48,15 +48,16 @@ class PreparedDataset:
     return ClipSource(self.directory, split)
 
   def index(self, split: str) -> ClipIndex:
-    """The labels, subjects and folds of a split.
+    """Annotations and numbers of frames of the clips of a split.
 
     Raises MiraInputError: there is no such split, or its index is damaged.
     """
     count, path = len(self.source(split)), self.directory / INDEX
     try:
       columns = json.loads(path.read_text())[split]
-      arrays = {name: np.array(x) for name, x in columns.items()}
-      index = ClipIndex(**arrays)
+      columns = {'num_frames': [0] * count} | columns  # of version 1.1.0
+      names = [field.name for field in dataclasses.fields(ClipIndex)]
+      index = ClipIndex(**{name: np.array(columns[name]) for name in names})
       index.check(count, len(self.class_names))
     except Exception as error:  # a damaged index has errors of many kinds
       hint = f'it cannot be read, prepare the dataset again ({error})'
@@ -72,6 +73,7 @@ class ClipIndex:
   label: np.ndarray  # int [C]
   subject: np.ndarray  # str [C]; '' where unknown
   fold: np.ndarray  # int [C]; -1 where there are none
+  num_frames: np.ndarray  # int [C]; 0 where an older version wrote the dataset
 
   def check(self, count: int, num_classes: int) -> None:
     """Raises ValueError for columns of another length or type, and labels."""
@@ -86,9 +88,10 @@ class ClipIndex:
       raise ValueError(f'label {min(wrong)} is none of 0 to {most}')
 
 
-def index_row(clip: Clip) -> tuple[str, int, str, int]:
+def index_row(clip: Clip) -> tuple[str, int, str, int, int]:
   """The row of a clip in INDEX."""
-  return clip.clip_id, int(clip.label), clip.subject, int(clip.fold)
+  own = clip.clip_id, int(clip.label), clip.subject, int(clip.fold)
+  return (*own, len(clip))
 
 
 def index_columns(rows: Sequence[Sequence]) -> dict[str, list]:

@@ -24,6 +24,7 @@ _APPENDED = re.compile(r'(set|data|split|part|videos|clips|frames|images)$')
 # In UTF-8: characters that move a cursor or break a line.
 _CONTROLS = re.compile(rb'[\0-\x1f\x7f]|\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]')
 _MAX_LABEL = 200  # characters
+GUESSED = 'guessed from the names of folders and files'
 FACTS = ('classes', 'splits', 'subjects', 'folds')
 
 
@@ -97,7 +98,7 @@ def listed(
     shown = people.of_paths([row.path for row in rows])
     if shown != labels:  # these are classes
       subjects = people.one_spelling(shown)
-    facts['subjects'] = 'the names of folders and files'
+    facts['subjects'] = GUESSED
   return Listing(
     rows=[
       dataclasses.replace(row, label=label, subject=subject)

@@ -30,6 +30,7 @@ class Pool:
   subject: np.ndarray  # str [C], one spelling for each person; '' if unknown
   recording: np.ndarray  # str [C], the same for all segments of one
   fold: np.ndarray  # int [C], the stored fold that tests the clip, or -1
+  num_frames: np.ndarray  # int [C]; 0 is unknown, see `dataset.ClipIndex`
   dataset: np.ndarray  # str [C], its name
   sources: tuple[Source, ...]  # splits, from which clips are read
   where: np.ndarray  # int [C, 2], the source of a clip and its index in there
@@ -54,7 +55,9 @@ class Pool:
     return np.bincount(self.label, minlength=len(self.class_names)).tolist()
 
 
-_COLUMNS = ('label', 'subject', 'recording', 'fold', 'dataset')
+_COLUMNS = (
+  *('label', 'subject', 'recording', 'fold', 'num_frames', 'dataset'),
+)
 
 
 def of_dataset(
@@ -76,9 +79,9 @@ def of_dataset(
   place = {name: i for i, name in enumerate(names)}
   new = [place.get(rename.get(name, ''), -1) for name in dataset.class_names]
   parts = [dataset.index(split) for split in splits]
-  label, subject, clip_id, fold = (
+  label, subject, clip_id, fold, num_frames = (
     np.concatenate([getattr(part, column) for part in parts])
-    for column in ('label', 'subject', 'clip_id', 'fold')
+    for column in ('label', 'subject', 'clip_id', 'fold', 'num_frames')
   )
   recording = [
     f'{dataset.name}/{_SEGMENT.sub("", x)}' for x in clip_id.tolist()
@@ -90,6 +93,7 @@ def of_dataset(
     subject=np.array(people.one_spelling(subject.tolist()), dtype=np.str_),
     recording=np.array(recording, dtype=np.str_),
     fold=fold,
+    num_frames=num_frames,
     dataset=np.full(len(label), dataset.name),
     sources=tuple(dataset.source(split) for split in splits),
     where=np.array(

@@ -27,7 +27,7 @@ from tensorflow_datasets.proto import tf_example_pb2 as protos
 from mira_jax.data.listing import check_class_names
 from mira_jax.video import decode, images
 
-VERSION = '1.1.0'  # of the features of a record; a newer major is refused
+VERSION = '1.2.0'  # of the features of a record; a newer major is refused
 NAMES = 'class_names'  # in the metadata, too: TFDS keeps one name per line
 _CLIPS_PER_SHARD = 1024
 
@@ -40,7 +40,7 @@ class Clip:
   """
 
   clip_id: str  # unique within the dataset
-  frames: Sequence[bytes] = ()  # JPEG, in time order
+  frames: Sequence[bytes] = ()  # JPEG or PNG, in time order
   label: int  # index into the dataset's class names
   subject: str = ''
   source_id: str = ''  # the recording or scene it was cut from
@@ -62,7 +62,7 @@ def _features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
   """The TFDS features of a Clip; a bad class name is a 'bad_label'."""
   check_class_names(class_names)
   # Frames are handed over as bytes: encoding an array would import TensorFlow.
-  image = tfds.features.Image(encoding_format='jpeg')
+  image = tfds.features.Image()
   text, integer = tfds.features.Text(), tfds.features.Scalar(np.int32)
   return tfds.features.FeaturesDict(
     {

@@ -10,6 +10,7 @@ import collections
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Collection, Mapping, Sequence
 
 from mira_jax.data import people
@@ -35,6 +36,9 @@ _SYSTEM = {
 _OTHER_MEDIA = container.OTHER_VIDEOS + container.OTHER_PICTURES
 _SHOWN = 5
 _LINK = 'it is a link to a folder; copy the folder instead'
+_LOOSE = 'pictures right in a class folder, not in a folder per clip'
+# What frames of one clip share, what separates their number, and the number.
+_FRAME = re.compile(r'(.*[^\W_])([-_. ])\d+')
 _FOLD = re.compile(r'(?:fold|cv)[-_ ]?\d+', re.IGNORECASE)
 
 _Path = str | os.PathLike[str]
@@ -117,24 +121,31 @@ def scan_folder(root: _Path) -> Listing:
 
   Raises:
     MiraInputError: there is no such folder, splits and classes are ambiguous
-      ('unclear_tree'), or see `listing.listed`.
+      ('unclear_tree'), all pictures are right in the class folders
+      ('no_clips'), or see `listing.listed`.
   """
   check_root(root)
   found = walk(root)
   clips = [tuple(clip.split(os.sep)) for clip in found.clips]
   above, order = _layout(clips, root)
   _refuse_subjects(clips, len(above) + order.index('class'), root)
-  rows = []
+  depth = len(above) + len(order)  # of class folders
+  rows, loose = [], {}
   for path, clip in zip(found.clips, clips, strict=True):
     level = dict(zip(order, clip[len(above) : -1], strict=False))
     split = split_word(level.get('split', ''), of_folder=True)
     if 'split' in level and not split:
       found.passed_over['clips beside the splits'][level['split']] += 1
+    elif len(clip) == depth and (names := _loose_pictures(root, path)):
+      loose[path] = names
+      found.passed_over[_LOOSE][clip[-1]] += len(names)
     elif len(level) < len(order):
       found.passed_over['clips outside a class folder'][''] += 1
     else:
       label = escaped(level['class'], controls=False)
       rows.append(Row(path=path, label=label, split=split))
+  if loose and not rows:
+    raise _no_folder_per_clip(root, loose)
   levels = escaped('/'.join([*above, *map(str.upper, order)]))
   return listed(
     rows,
@@ -143,6 +154,39 @@ def scan_folder(root: _Path) -> Listing:
     failures=found.failures,
     sources=dict.fromkeys(('classes', 'splits'), f'the folders {levels}'),
   )
+
+
+def _loose_pictures(root: _Path, folder: str) -> list[str]:
+  """Names of the pictures of a folder below ROOT, in time order."""
+  path = os.path.join(root, folder)
+  if not folder or not os.path.isdir(path):
+    return []
+  return [file.name for file in images.frame_files(path)]
+
+
+def _no_folder_per_clip(
+  root: _Path, loose: Mapping[str, Sequence[str]]
+) -> MiraInputError:
+  """The error for pictures of several clips in one folder."""
+  folder, names = next(iter(loose.items()))
+  suffix = os.path.splitext(names[0])[1]
+  clip = os.path.join(folder, 'clip1')
+  hint = (
+    f'{folder}/ holds {len(names)} pictures and no clip: put the frames of '
+    f'each clip into a folder of its own, as {clip}/0001{suffix}, '
+    f'{clip}/0002{suffix}, ...'
+  )
+  parts = [_FRAME.fullmatch(os.path.splitext(name)[0]) for name in names]
+  shared = collections.Counter(part[1] for part in parts if part)
+  if 1 < len(shared) < len(names) and (part := parts[0]):
+    mark, levels = part[2], '*/' * (1 + folder.count(os.sep))
+    files = f'{shlex.quote(os.fspath(root))}/{levels}*'
+    to = f'"${{f%{mark}*}}"'
+    hint += (
+      f'. {names[0]} looks like a frame of clip {part[1]}: for f in {files}'
+      f'{shlex.quote(mark)}*{suffix}; do mkdir -p {to} && mv "$f" {to}; done'
+    )
+  return data_error('no_clips', root, escaped(hint))
 
 
 def is_hidden(name: str) -> bool:

@@ -25,16 +25,28 @@ _FRAMES = 8  # of a clip
 def contact_sheet(
   clips: Sequence[np.ndarray], titles: Sequence[str]
 ) -> Picture:
-  """Up to eight frames of each uint8 [F, H, W, 3] clip, two clips per row."""
+  """Up to eight frames of each uint8 [F, H, W, 3] clip, two clips per row.
+
+  Every strip has the room of the clip with most frames.
+  """
   strips = [_strip(clip) for clip in clips]
+  most = max(min(len(clip), _FRAMES) for clip in clips)
+  widths = [
+    s.shape[1] * most / min(len(c), _FRAMES)
+    for s, c in zip(strips, clips, strict=True)
+  ]
   across, down = min(2, len(strips)), -(-len(strips) // 2)
-  tall = max(s.shape[0] / s.shape[1] for s in strips) * WIDTH / across
+  shapes = zip(strips, widths, strict=True)
+  tall = max(s.shape[0] / width for s, width in shapes) * WIDTH / across
   figure = blank(WIDTH, down * (tall + 0.4))
   grid = [*figure.subplots(down, across, squeeze=False).flat]
   for axes in grid:
     axes.set_axis_off()
-  for axes, strip, title in zip(grid, strips, titles, strict=False):
+  for axes, strip, width, title in zip(
+    grid, strips, widths, titles, strict=False
+  ):
     axes.imshow(strip)
+    axes.set_xlim(-0.5, width - 0.5)
     axes.set_anchor('W')
     axes.set_title(text(title, 72), size=11, loc='left', color=INK)
   arrays = {f'clip_{i:03d}': strip for i, strip in enumerate(strips)}

@@ -35,6 +35,7 @@ from mira_jax.data import dataset, records
 from mira_jax.data.listing import Failure
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError, data_error, some
+from mira_jax.prepare import report
 
 Job = TypeVar('Job')
 Result = tuple[Clip, Sequence[str]] | Failure
@@ -211,7 +212,7 @@ def _write_shard(
         failures.append(dataclasses.asdict(result))
         continue
       clip, found = result
-      flags.update(flag.partition(':')[0] for flag in found)
+      flags.update(map(report.kind, found))
       record = serialize(clip)
       writer.write(record)
       num_bytes += len(record)

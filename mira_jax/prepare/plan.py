@@ -9,6 +9,8 @@ import pathlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from mira_jax import files
 from mira_jax.data import dataset, records, workers
 from mira_jax.data.listing import Failure, escaped
@@ -52,7 +54,7 @@ class Plan:
     """As `run`, by workers that see the clips and `out` at their places."""
     settings, report = self._settings(), self.report
     settings['metadata'] |= {'source': self._key}
-    folder, failures, report.counts, report.flags = beam.write(
+    folder, failures, report.counts, flags = beam.write(
       self.out,
       splits=self.groups,
       work=functools.partial(_complete, work=self._work),
@@ -61,6 +63,8 @@ class Plan:
       **settings,
     )
     report.failures += failures
+    for flag, clips in flags.items():
+      report.count(flag, clips)
     self._finish(folder)
 
   @property
@@ -137,14 +141,16 @@ class Plan:
         clip = result.complete(found.path)
         counts[report.class_names[clip.label]] += 1
         for flag in result.flags:
-          kind = flag.partition(':')[0]
-          report.flags[kind] = report.flags.get(kind, 0) + 1
+          report.count(flag)
         yield clip
 
     return {split: functools.partial(clips, split) for split in self.groups}
 
   def _finish(self, folder: pathlib.Path) -> None:
     self.report.dataset, self.report.crop = str(folder), self.storage.crop
+    made = dataset.open(folder)
+    lengths = [made.index(split).num_frames for split in made.splits]
+    self.report.describe_lengths(np.concatenate(lengths))
     self.report.write(self.out)
 
 

@@ -24,7 +24,7 @@ from mira_jax.prepare.builders import BUILDERS, Tree, tally
 from mira_jax.prepare.plan import Plan, no_clips
 from mira_jax.prepare.report import REPORT_NAME, Report
 from mira_jax.prepare.resolve import Found
-from mira_jax.prepare.store import Storage
+from mira_jax.prepare.store import FORMATS, Storage
 from mira_jax.video import face_crop
 
 __all__ = ['REPORT_NAME', 'Options', 'prepare_dataset', 'prepare_folder']
@@ -37,6 +37,7 @@ class Options:
   size: int = 224
   max_frames: int = 96
   quality: int = 95
+  format: str = 'auto'
   crop: str = ''  # for the default of the source
   boxes: Path | None = None  # for the rule 'boxes', see `boxes.read_boxes`
   workers: int | None = None  # one per core; 0 for this process alone
@@ -48,6 +49,9 @@ class Options:
     if not 1 <= self.quality <= 100:
       value = f'quality={self.quality}'
       raise MiraInputError('bad_value', value, 'use 1 to 100')
+    if self.format not in FORMATS:
+      hint = f'use one of {", ".join(FORMATS)}'
+      raise MiraInputError('bad_value', f'format={self.format}', hint)
     rule = 'boxes' if self.boxes else self.crop or default_crop
     if rule not in face_crop.RULES or (rule == 'boxes') != bool(self.boxes):
       hint = f'use one of {", ".join(face_crop.RULES)}; `boxes` needs a table'
@@ -56,6 +60,7 @@ class Options:
       size=self.size,
       max_frames=self.max_frames,
       quality=self.quality,
+      format=self.format,
       crop=rule,
       boxes=face_boxes.read_boxes(self.boxes, encoding) if self.boxes else {},
     )

@@ -10,13 +10,27 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import field
 
+import numpy as np
+
 from mira_jax import files
 from mira_jax.data import people
-from mira_jax.data.listing import Failure, Row, escaped
+from mira_jax.data.listing import GUESSED, Failure, Row, escaped, natural
 from mira_jax.errors import some
 
 REPORT_NAME = 'PREPARE_REPORT.json'
+FORM = 'frames'  # of a flag that names the form of a clip's frames
 _NONE = 'none named'
+_NO_SUBJECTS = (
+  'none found: a person may be in training and test. Name them in folders or '
+  'files (CLASS/S01_1.mp4, CLASS/S01_1/0001.png) or in a column `subject` of a '
+  '--table'
+)
+
+
+def kind(flag: str) -> str:
+  """What a flag is counted as: 'short' of 'short:50%', and forms whole."""
+  name = flag.partition(':')[0]
+  return flag if name == FORM else name
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -33,6 +47,8 @@ class Report:
   dropped: dict[str, int] = field(default_factory=dict)  # unwanted, by reason
   failures: list[Failure] = field(default_factory=list)  # wanted, not usable
   flags: dict[str, int] = field(default_factory=dict)  # see `footage.Video`
+  frames: dict[str, int] = field(default_factory=dict)  # clips of each form
+  lengths: str = ''  # numbers of frames of the clips, in words
   remarks: list[str] = field(default_factory=list)  # how the table was read
   warnings: list[str] = field(default_factory=list)  # possible mistakes
   # By the keys of `tally`: [found on disk, the provider's count].
@@ -53,6 +69,9 @@ class Report:
     for split, counts in self.counts.items():
       classes = ', '.join(f'{name} {n}' for name, n in counts.items())
       lines.append(f'{split}: {sum(counts.values())} clips ({classes})')
+    if self.lengths:
+      forms = [f'{form} ({n} clips)' for form, n in self.frames.items()]
+      lines.append('; '.join([f'frames: {self.lengths}', *forms]))
     if self.published:
       same = sum(found == count for found, count in self.published.values())
       lines.append(f'published counts: {same} of {len(self.published)} agree')
@@ -80,8 +99,13 @@ class Report:
       'folds': {*folds} - {-1},
     }
     for what, have in values.items():
-      source = f'{len(have)}, from {sources.get(what, "the table")}'
-      self.found[what] = source if have else _NONE
+      source = sources.get(what, 'the table')
+      source = source if source == GUESSED else f'from {source}'
+      self.found[what] = f'{len(have)}, {source}' if have else _NONE
+    if sources.get('subjects') == GUESSED:
+      names = sorted(values['subjects'], key=natural)
+      found = f'{self.found["subjects"]}: {some(names, 5)}'
+      self.found['subjects'] = found if names else _NO_SUBJECTS
     unknown = subjects.count('')
     if 0 < unknown < len(subjects):
       self.warnings.append(
@@ -92,6 +116,20 @@ class Report:
       if both := people.on_several_sides(subjects, sides):
         names = some(both, 5)
         self.warnings.append(f'subjects in more than one {what}: {names}')
+
+  def describe_lengths(self, num_frames: np.ndarray) -> None:
+    """Adds `lengths` of clips with so many frames, int [C]."""
+    least, most = int(num_frames.min()), int(num_frames.max())
+    self.lengths = f'{least} a clip'
+    if least < most:
+      self.lengths = f'{least} to {most} a clip, median '
+      self.lengths += f'{np.median(num_frames):g}'
+
+  def count(self, flag: str, clips: int = 1) -> None:
+    """Counts clips of a flag of `store.Stored`, as `kind` names it."""
+    name, _, form = flag.partition(':')
+    counts, key = (self.frames, form) if name == FORM else (self.flags, name)
+    counts[key] = counts.get(key, 0) + clips
 
   def compare(
     self, found: Mapping[str, int], published: Mapping[str, int]

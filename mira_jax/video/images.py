@@ -77,6 +77,19 @@ def decode_jpeg(data: bytes) -> np.ndarray:
   return image
 
 
+def kind_of(data: bytes) -> str:
+  """'jpeg', 'png' or 'bmp', by the first bytes of an image."""
+  if data.startswith(b'\xff\xd8'):
+    return 'jpeg'
+  return 'bmp' if data.startswith(b'BM') else 'png'
+
+
+def encode_png(frame: np.ndarray) -> bytes:
+  """PNG bytes of a uint8 [H, W, 3] RGB frame, which keep every pixel."""
+  bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)
+  return cv2.imencode('.png', bgr)[1].tobytes()
+
+
 def encode_jpeg(frame: np.ndarray, quality: int = 95) -> bytes:
   """JPEG bytes of a uint8 [H, W, 3] RGB frame."""
   bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)

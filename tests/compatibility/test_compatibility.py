@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mira_jax.data import dataset
+from mira_jax.data import dataset, pool
 from mira_jax.inference import exported, load
 from mira_jax.train import log as runlog
 from mira_jax.train import loop, run_folder, snapshot
@@ -65,3 +65,5 @@ def test_a_prepared_dataset_is_read(stored):
   assert [clip.fold for clip in clips] == [i % 3 for i in range(24)]
   assert {len(clip.frames) for clip in clips} == {6}
   assert all(clip.subject for clip in clips)
+  lengths = pool.of_dataset(made, ['train']).num_frames
+  assert {*lengths.tolist()} <= {0, 6}  # 0.1.0 did not index them

@@ -200,11 +200,14 @@ def test_the_index_has_what_the_records_have(tmp_path):
   made = dataset.open(tmp_path)
   index = made.index('train')
   columns = (index.clip_id, index.label, index.subject, index.fold)
-  assert [*zip(*(x.tolist() for x in columns), strict=True)] == [
-    (c.clip_id, c.label, c.subject, c.fold) for c in _clips(70)
-  ]
+  rows = [*zip(*(x.tolist() for x in columns), strict=True)]
+  assert rows == [(c.clip_id, c.label, c.subject, c.fold) for c in _clips(70)]
   assert index.label.dtype == index.fold.dtype == np.int64
   assert len(made.index('test').label) == 3
+  both = pool.of_dataset(made, ['test', 'train'])
+  lengths = [len(clip) for clip in _clips(3) + _clips(70)]
+  assert both.num_frames.tolist() == lengths
+  assert both.take(both.num_frames > 2).num_frames.tolist() == [3] * 24
   assert _code(made.index, 'val')[0] == 'no_split'
   for text in ('[' * 100_000, '{"train": {}, "test": {"label": [0, 0]}}'):
     (folder / dataset.INDEX).write_text(text)

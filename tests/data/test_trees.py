@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import subprocess
 import unicodedata
 
 import av
@@ -35,9 +36,12 @@ def _tree(*splits: str, names: str = '{}/{}/1.mp4') -> list[str]:
   return [names.format(s, c) for s in splits for c in ('happy', 'sad')]
 
 
+def _rows(root: pathlib.Path) -> list[listing.Row]:
+  return trees.scan_folder(root).rows
+
+
 def _read(root: pathlib.Path) -> set[tuple[str, str, str]]:
-  rows = trees.scan_folder(root).rows
-  return {(row.path, row.split, row.label) for row in rows}
+  return {(row.path, row.split, row.label) for row in _rows(root)}
 
 
 # ----- splits and classes -----------------------------------------------------
@@ -126,6 +130,61 @@ def test_a_table_calls_splits_by_the_same_words():
   words |= {'TEST': 'test', 'test(single-labeled)': 'test', 'none': ''}
   words |= {'5-fold_check_train': '', 'train_test': ''}
   assert {word: listing.split_word(word) for word in words} == words
+
+
+@pytest.mark.parametrize(
+  ('pictures', 'expected'),
+  [
+    (
+      ('happy/S01_4_0001.png', 'happy/S01_4_0002.png', 'sad/S02_1_0001.png'),
+      r'happy/ holds 2 pictures and no clip: put the frames of each clip into '
+      r'a folder of its own, as happy/clip1/0001\.png, .*',
+    ),
+    (('train/a/1.jpg', 'train/a/2.jpg', 'test/a/3.jpg'), 'test/a/clip1/0001'),
+  ],
+)
+def test_pictures_right_in_a_class_folder_need_one_per_clip(
+  tmp_path, pictures, expected
+):
+  with pytest.raises(MiraInputError, match=expected) as caught:
+    trees.scan_folder(_files(tmp_path / 'r', *pictures))
+  assert (caught.value.code, caught.value.exit_code) == (
+    'no_clips', ExitCode.DATA
+  )  # fmt: skip
+  assert 'looks like' not in caught.value.hint
+
+
+def test_frames_with_the_names_of_clips_are_sorted_by_the_hint(tmp_path):
+  """The command in the error makes the tree that is asked for."""
+  names = [
+    f'{label}/S{person:03}_{clip:03}_{frame:08}.png'
+    for label, person, clip in (
+      ('happy', 10, 4),
+      ('happy', 5, 1),
+      ('sad', 5, 2),
+    )
+    for frame in (12, 13)
+  ]
+  root = _files(tmp_path / 'my clips', *names)
+  with pytest.raises(MiraInputError) as caught:
+    trees.scan_folder(root)
+  text, _, command = caught.value.hint.partition(' S005_001: ')
+  assert text.endswith('S005_001_00000012.png looks like a frame of clip')
+  subprocess.run(command, shell=True, check=True)
+  assert {(row.path, row.label, row.subject) for row in _rows(root)} == {
+    ('happy/S005_001', 'happy', 'S005'),
+    ('happy/S010_004', 'happy', 'S010'),
+    ('sad/S005_002', 'sad', 'S005'),
+  }
+
+
+def test_a_class_of_loose_pictures_beside_clips_is_counted(tmp_path):
+  pictures = ('sad/1.png', 'sad/2.png', 'sad/3.png')
+  root = _files(tmp_path / 'r', 'happy/1.mp4', *pictures)
+  found = trees.scan_folder(root)
+  assert [row.path for row in found.rows] == ['happy/1.mp4']
+  reason = 'pictures right in a class folder, not in a folder per clip: sad'
+  assert found.dropped == {reason: 3}
 
 
 def test_a_class_has_one_spelling_in_all_splits(tmp_path):

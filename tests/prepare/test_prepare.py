@@ -129,7 +129,7 @@ def test_damaged_clips_are_listed_and_left_out(tmp_path):
     'a/gone.mp4': 'not_found',
   }
   assert report.dropped == {
-    'clips outside a class folder': 1,
+    'pictures right in a class folder, not in a folder per clip: b': 1,
     'of another kind: .txt': 1,
   }
   assert report.warnings == ['6 of 16 clips were left out']
@@ -272,6 +272,18 @@ def test_known_subjects_stay_on_one_side(tmp_path, run, change, unknown):
   assert report.found['folds'] == 'none named'
   warned = [text for text in report.warnings if 'have no subject' in text]
   assert [text[:14] for text in warned] == ['2 of 12 clips '] * bool(unknown)
+
+
+def test_guessed_subjects_are_listed(tmp_path):
+  names = [f'{c}/S{i:03}_{c}' for c in ('happy', 'sad') for i in range(2, 9)]
+  report = _prepare(_tree(tmp_path / 'root', *names), tmp_path / 'out')
+  assert (
+    'subjects: 7, guessed from the names of folders and files: S002, S003, '
+    'S004, S005, S006 and 2 more'
+  ) in str(report)
+  report = _prepare(_tree(tmp_path / 'none', 'a/1', 'b/2'), tmp_path / 'other')
+  assert 'subjects: none found: a person may be in training' in str(report)
+  assert 'column `subject` of a --table' in str(report)
 
 
 def test_subjects_on_both_sides_of_a_named_split_are_named(tmp_path, run):

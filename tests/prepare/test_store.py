@@ -19,7 +19,7 @@ from mira_jax.data import dataset, records
 from mira_jax.errors import ExitCode
 from mira_jax.prepare import prepare, store, verify
 from mira_jax.prepare.journal import Journal
-from mira_jax.video import decode, images
+from mira_jax.video import decode, geometry, images
 
 
 def _clip(folder: pathlib.Path, number: int = 0, suffix: str = '.jpg') -> None:
@@ -55,11 +55,64 @@ def test_jpeg_files_that_need_no_change_are_kept_as_they_are(tmp_path):
   assert images.decode_jpeg(small[0].frames[0]).shape == (32, 32, 3)
 
 
-def test_other_images_are_coded_as_jpeg(tmp_path):
-  clips = _prepare(_tree(tmp_path / 'root', suffix='.png'), tmp_path / 'out')
-  frames = records.read_frames(clips[0], range(len(clips[0])))
-  for i, frame in enumerate(miniatures.face(0)):
-    assert np.abs(frame.astype(int) - frames[i]).mean() < 3
+def _small(root: pathlib.Path, suffix: str, size: int = 48) -> pathlib.Path:
+  frames = miniatures.face(0, size)
+  miniatures.images(root / 'a/1', frames, f'{{}}{suffix}'.format)
+  return root
+
+
+def _frames(clip: dataset.Clip) -> np.ndarray:
+  found = records.read_frames(clip, range(len(clip)))
+  return np.stack([found[i] for i in range(len(clip))])
+
+
+@pytest.mark.parametrize('suffix', ['.png', '.bmp'])
+def test_small_lossless_frames_stay_lossless(tmp_path, suffix):
+  root = _small(tmp_path / 'root', suffix)
+  report = _report(root, tmp_path / 'out')
+  form = {'.png': 'png, kept', '.bmp': 'bmp -> png'}[suffix]
+  assert f'frames: 10 a clip; {form} (1 clips)' in str(report).split('\n')
+  (clip,) = dataset.open(tmp_path / 'out').source('train')
+  np.testing.assert_array_equal(_frames(clip), miniatures.face(0, 48))
+  if suffix == '.png':
+    files = images.frame_files(root / clip.clip_id)
+    assert clip.frames == [file.read_bytes() for file in files]
+  assert verify.verify(dataset.open(tmp_path / 'out'), 0).problems == []
+  (clip,) = _prepare(root, tmp_path / 'half', size=24)
+  expected = [geometry.resize(f, 24) for f in miniatures.face(0, 48)]
+  np.testing.assert_array_equal(_frames(clip), expected)
+  (clip,) = _prepare(root, tmp_path / 'crop', crop='center')
+  np.testing.assert_array_equal(_frames(clip), miniatures.face(0, 48))
+
+
+@pytest.mark.parametrize(
+  ('suffix', 'size', 'options', 'form'),
+  [
+    ('.png', 192, {}, 'png -> jpeg, quality 95'),
+    ('.png', 48, {'format': 'jpeg', 'quality': 80}, 'png -> jpeg, quality 80'),
+    ('.png', 192, {'format': 'png'}, 'png, kept'),
+    ('.jpg', 48, {'format': 'png'}, 'jpeg, kept'),
+    ('.jpg', 48, {'size': 24}, 'jpeg -> jpeg, quality 95'),
+  ],
+)
+def test_the_form_of_frames_is_chosen_and_shown(
+  tmp_path, suffix, size, options, form
+):
+  root = _small(tmp_path / 'root', suffix, size)
+  report = _report(root, tmp_path / 'out', **options)
+  assert report.frames == {form: 1}
+  (clip,) = dataset.open(tmp_path / 'out').source('train')
+  stored = 'png' if form == 'png, kept' else 'jpeg'
+  assert {images.kind_of(data) for data in clip.frames} == {stored}
+
+
+def test_forms_are_counted_where_clips_differ(tmp_path):
+  root = _small(tmp_path / 'root', '.png')
+  miniatures.video(root / 'a/2.mp4', miniatures.face(1, 48)[:4])
+  lines = str(_report(root, tmp_path / 'out')).split('\n')
+  expected = 'frames: 4 to 10 a clip, median 7; png, kept (1 clips); '
+  assert f'{expected}video -> jpeg, quality 95 (1 clips)' in lines
+  assert error_of(_report, root, tmp_path, format='webp').code == 'bad_value'
 
 
 def test_frames_that_are_cut_off_or_of_another_size(tmp_path):
@@ -196,14 +249,14 @@ def test_two_at_once_are_refused(tmp_path):
 def test_a_full_disk_is_an_error_and_a_second_run_resumes(tmp_path):
   root = _tree(tmp_path / 'root', 40, '.png')
   with runs.file_limit(300_000):
-    error = error_of(_prepare, root, tmp_path / 'out')
+    error = error_of(_prepare, root, tmp_path / 'out', format='jpeg')
   assert (error.code, error.exit_code) == ('not_written', ExitCode.NOT_WRITTEN)
   assert error_of(dataset.open, tmp_path / 'out').code == 'not_a_dataset'
-  report = _report(root, tmp_path / 'out')
+  report = _report(root, tmp_path / 'out', format='jpeg')
   assert 0 < report.resumed < 40
   assert f'{report.resumed} clips were finished before' in str(report)
   clips = list(dataset.open(tmp_path / 'out').source('train'))
-  assert clips == _prepare(root, tmp_path / 'undisturbed')
+  assert clips == _prepare(root, tmp_path / 'undisturbed', format='jpeg')
   assert not (tmp_path / 'out' / '.journal').exists()
 
 
