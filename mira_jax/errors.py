@@ -26,9 +26,10 @@ class ExitCode(enum.IntEnum):
 
 # Every code, by its exit code; docs/errors.md explains them.
 _USAGE = """
-  bad_box bad_case bad_config bad_crop bad_dtype bad_flag bad_folds
-  bad_fraction bad_k bad_module bad_name bad_platform bad_settings bad_shape
-  bad_size bad_suffix bad_table bad_topology bad_value empty format_not_allowed
+  bad_box bad_case bad_config bad_crop bad_dtype bad_face_model bad_flag
+  bad_folds bad_fraction bad_k bad_module bad_name bad_platform bad_settings
+  bad_shape bad_size bad_suffix bad_table bad_topology bad_value empty
+  format_not_allowed
   no_backend no_beam no_camera no_cascade no_cluster no_compiler no_device
   no_face no_fps no_host no_torch no_video_stream not_a_run not_features
   not_regular_file not_video os_error out_of_memory too_large too_long

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
+FACE_MODEL = 'file of YuNet, which finds faces instead of the Haar cascade'
+
 
 class Help(argparse.RawDescriptionHelpFormatter):
   """Help with descriptions as they are, and the default of every flag."""

@@ -19,7 +19,7 @@ import dataclasses
 from typing import Any
 
 from mira_jax import terminal
-from mira_jax.cli.arguments import Help, at_least
+from mira_jax.cli.arguments import FACE_MODEL, Help, at_least
 from mira_jax.errors import ExitCode
 from mira_jax.prepare import prepare, store
 from mira_jax.prepare.builders import BUILDERS
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser):
 
 def _add_folder(sources: Any) -> None:
   folder = sources.add_parser('folder', help='clips on this disk')
-  _add_clip_arguments(folder)
+  _add_clip_arguments(folder, by_default=True)
   for flag, text in (
     ('table', 'CSV or Excel file that lists the clips'),
     ('encoding', 'of tables that are not UTF-8, as cp1252'),
@@ -89,7 +89,9 @@ def _add_faces(sources: Any) -> None:
     faces.add_argument(f'--{flag}', type=at_least(least), default=default)
 
 
-def _add_clip_arguments(source: argparse.ArgumentParser) -> None:
+def _add_clip_arguments(
+  source: argparse.ArgumentParser, by_default: bool = False
+) -> None:
   source.add_argument('--root', required=True, help='folder of the clips')
   for flag, kind, text in (
     ('size', at_least(8), 'pixels of the shorter side'),
@@ -112,6 +114,15 @@ def _add_clip_arguments(source: argparse.ArgumentParser) -> None:
     help='how faces are cropped (default: as NAME needs it)',
   )
   source.add_argument('--boxes', help='table of faces for --crop=boxes')
+  source.add_argument(
+    '--face-model', metavar='FILE', default='', help=FACE_MODEL
+  )
+  source.add_argument(
+    '--check-faces',
+    action=argparse.BooleanOptionalAction,
+    default=by_default,
+    help='report clips that show no face where none is cropped',
+  )
 
 
 def run(args: argparse.Namespace) -> int:

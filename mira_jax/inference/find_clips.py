@@ -66,7 +66,7 @@ def read(
   square = None
   if crop_face:
     frames, _, _ = decode.glance(path, _GLANCES, None)
-    square = face_crop.haar(frames)
+    square = face_crop.find(frames)
     if square is None:
       hint = 'no face is found in it; without --crop-face it is used whole'
       raise MiraInputError('no_face', path, hint)

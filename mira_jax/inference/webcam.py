@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import time
-from collections.abc import Iterator
 
 import cv2
 
 from mira_jax.errors import MiraInputError
-from mira_jax.video import decode, footage, geometry
+from mira_jax.video import decode, footage, geometry, yunet
 
 MAX_SECONDS = 600  # of a recording, which is held in memory
 _RATE = 30.0  # frames per second of a camera without a rate of its own
@@ -28,7 +26,7 @@ def record(
   """
   if seconds > MAX_SECONDS:
     raise MiraInputError('too_long', f'{seconds} s', f'take {MAX_SECONDS} s')
-  with _quiet():
+  with yunet.quiet():
     capture = cv2.VideoCapture(index)
     try:
       if capture.isOpened():
@@ -73,14 +71,3 @@ def read(
     hint = 'it gives no pictures; name another with --webcam=INDEX'
     raise MiraInputError('no_camera', name, hint)
   return decode.of_frames(name, frames, rate)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-  """Silences OpenCV's own lines about the backends that it tries."""
-  logging = cv2.utils.logging
-  before = logging.setLogLevel(logging.LOG_LEVEL_SILENT)
-  try:
-    yield
-  finally:
-    logging.setLogLevel(before)

@@ -91,6 +91,7 @@ class Plan:
     return files.json_sha256(facts)
 
   def _settings(self) -> dict[str, Any]:
+    model = self.storage.face_model_sha256
     return {
       'name': self.name,
       'class_names': self.report.class_names,
@@ -100,7 +101,8 @@ class Plan:
         'cap': self.storage.max_frames,
         'crop': self.storage.crop,
         'split_rule': self.report.split_rule,
-      },
+      }
+      | ({'face_model': model} if model else {}),
     }
 
   def _results(
@@ -142,6 +144,8 @@ class Plan:
         counts[report.class_names[clip.label]] += 1
         for flag in result.flags:
           report.count(flag)
+        if 'no_face' in result.flags:
+          report.no_face.append(clip.clip_id)
         yield clip
 
     return {split: functools.partial(clips, split) for split in self.groups}

@@ -14,6 +14,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+from mira_jax import files
 from mira_jax.data import holdout, trees
 from mira_jax.data.listing import FACTS, Failure
 from mira_jax.errors import MiraInputError, data_error, some
@@ -25,7 +26,7 @@ from mira_jax.prepare.plan import Plan, no_clips
 from mira_jax.prepare.report import REPORT_NAME, Report
 from mira_jax.prepare.resolve import Found
 from mira_jax.prepare.store import FORMATS, Storage
-from mira_jax.video import face_crop
+from mira_jax.video import face_crop, yunet
 
 __all__ = ['REPORT_NAME', 'Options', 'prepare_dataset', 'prepare_folder']
 
@@ -40,6 +41,8 @@ class Options:
   format: str = 'auto'
   crop: str = ''  # for the default of the source
   boxes: Path | None = None  # for the rule 'boxes', see `boxes.read_boxes`
+  face_model: Path = ''  # of YuNet, for the rule 'yunet', see `video.yunet`
+  check_faces: bool = False  # flag clips without a face where none is cropped
   workers: int | None = None  # one per core; 0 for this process alone
   test_fraction: float = 0.2  # of the clips, where the source names no split
   seed: int = 0  # of that choice
@@ -52,10 +55,10 @@ class Options:
     if self.format not in FORMATS:
       hint = f'use one of {", ".join(FORMATS)}'
       raise MiraInputError('bad_value', f'format={self.format}', hint)
-    rule = 'boxes' if self.boxes else self.crop or default_crop
-    if rule not in face_crop.RULES or (rule == 'boxes') != bool(self.boxes):
-      hint = f'use one of {", ".join(face_crop.RULES)}; `boxes` needs a table'
-      raise MiraInputError('bad_crop', rule, hint)
+    rule = self._crop(default_crop)
+    model = os.fspath(self.face_model)
+    if model:
+      yunet.check(model)
     return Storage(
       size=self.size,
       max_frames=self.max_frames,
@@ -63,7 +66,26 @@ class Options:
       format=self.format,
       crop=rule,
       boxes=face_boxes.read_boxes(self.boxes, encoding) if self.boxes else {},
+      face_model=model,
+      face_model_sha256=files.sha256(model) if model else '',
+      check_faces=self.check_faces and rule in ('none', 'center'),
     )
+
+  def _crop(self, default: str) -> str:
+    """One of `face_crop.RULES`. Raises MiraInputError('bad_crop')."""
+    given = 'boxes' if self.boxes else 'yunet' if self.face_model else ''
+    rule = self.crop or given or default
+    if rule not in face_crop.RULES:
+      hint = f'use one of {", ".join(face_crop.RULES)}'
+    elif (rule == 'boxes') != bool(self.boxes):
+      hint = 'a table of --boxes is for --crop=boxes, which needs one'
+    elif rule == 'yunet' and not self.face_model:
+      hint = 'it needs its model: --face-model FILE.onnx'
+    elif rule == 'haar' and self.face_model:
+      hint = 'a --face-model is for --crop=yunet'
+    else:
+      return rule
+    raise MiraInputError('bad_crop', rule, hint)
 
 
 def prepare_folder(

@@ -49,6 +49,7 @@ class Report:
   flags: dict[str, int] = field(default_factory=dict)  # see `footage.Video`
   frames: dict[str, int] = field(default_factory=dict)  # clips of each form
   lengths: str = ''  # numbers of frames of the clips, in words
+  no_face: list[str] = field(default_factory=list)  # clips with that flag
   remarks: list[str] = field(default_factory=list)  # how the table was read
   warnings: list[str] = field(default_factory=list)  # possible mistakes
   # By the keys of `tally`: [found on disk, the provider's count].
@@ -159,6 +160,12 @@ class Report:
         self.warnings.append(f'{split} has no clip of {", ".join(empty)}')
     if 'test' not in self.counts:
       self.warnings.append('there is no test split')
+    if count := self.flags.get('no_face', 0):
+      names = f': {some(self.no_face, 5)}' if self.no_face else ''
+      self.warnings.append(
+        f'{count} clips show no face that is found{names}; look at them, or '
+        'leave them out with --crop=haar'
+      )
     left_out = len(self.failures)
     listed = left_out + sum(sum(c.values()) for c in self.counts.values())
     if left_out > 0.1 * listed:

@@ -38,6 +38,7 @@ SMALL_FRAME = 96 * 96
 _KEPT = ', kept'
 _GLANCES = 8  # frames for face detection
 _GLANCE_SIDE = 480
+_CHECKED = 4  # frames in which a face is sought where none is cropped
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -55,6 +56,10 @@ class Storage:
   crop: str = 'none'  # one of `face_crop.RULES`
   # For the rule 'boxes', see `boxes.read_boxes`.
   boxes: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  # Of YuNet, for the rule 'yunet' and for `check_faces`, and its SHA-256.
+  face_model: str = ''
+  face_model_sha256: str = ''
+  check_faces: bool = False  # flag clips that show none with 'no_face'
   as_video: bool = False  # keep the video file; nothing of the above applies
 
   def kind(self, source: str, size: tuple[int, ...]) -> str:
@@ -178,9 +183,23 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
   else:
     kept = _of_video(clip, storage, square)
   record.frames, record.fps = kept.frames, kept.fps
+  flags = kept.flags
+  if storage.check_faces and not _shows_face(clip.path, kept, storage):
+    flags = ('no_face', *flags)
   for mark in ('onset', 'apex', 'offset'):
     setattr(record, mark, _nearest(kept.numbers, getattr(row, mark)))
-  return Stored(clip=record, flags=kept.flags, files=kept.files)
+  return Stored(clip=record, flags=flags, files=kept.files)
+
+
+def _shows_face(path: pathlib.Path, kept: _Frames, storage: Storage) -> bool:
+  """Whether a few of the frames that are kept show a face."""
+  stored = kept.frames or [path / name for name in kept.files]
+  frames = []
+  for i in footage.spaced(len(stored), _CHECKED).tolist():
+    data = stored[i]
+    data = data if isinstance(data, bytes) else data.read_bytes()
+    frames.append(images.decode_jpeg(data))
+  return face_crop.is_shown(frames, storage.face_model)
 
 
 def _as_video(path: pathlib.Path, record: Clip) -> Stored:
@@ -282,8 +301,8 @@ def _square(clip: Found, storage: Storage) -> geometry.Square | None:
   hint, square = 'no face was found', None
   if storage.crop == 'center':
     square = face_crop.center(width, height)
-  elif storage.crop == 'haar':
-    square = face_crop.haar(frames)
+  elif storage.crop in ('haar', 'yunet'):
+    square = face_crop.find(frames, storage.face_model)
   else:
     hint = 'the table of boxes has none in its frames'
     name = clip.clip_id.rpartition('#')[0] if clip.segment else clip.clip_id

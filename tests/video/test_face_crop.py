@@ -99,36 +99,36 @@ def _assert_shows(square: Square | None, left: int, top: int, size: int):
 
 def test_a_face_is_found_at_every_resolution():
   frames = _scene((0, 200, 80, 224))
-  square = face_crop.haar(frames)
+  square = face_crop.find(frames)
   _assert_shows(square, 200, 80, 224)
   small = np.stack([geometry.cut(f, 'f', 200) for f in frames])
-  _assert_shows(face_crop.haar(small), 200, 80, 224)
+  _assert_shows(face_crop.find(small), 200, 80, 224)
 
 
 def test_of_two_faces_the_larger_one_wins():
   small, large = (3, 30, 130, 150), (9, 320, 40, 290)
-  _assert_shows(face_crop.haar(_scene(small, large)), *large[1:])
+  _assert_shows(face_crop.find(_scene(small, large)), *large[1:])
 
 
 def test_a_face_that_leaves_is_still_found():
   frames = _scene((0, 200, 80, 224))
   frames[3:] = _background()
-  _assert_shows(face_crop.haar(frames), 200, 80, 224)
+  _assert_shows(face_crop.find(frames), 200, 80, 224)
   frames[1:] = _background()
-  assert face_crop.haar(frames) is None
+  assert face_crop.find(frames) is None
 
 
 def test_the_longer_stay_wins_over_the_larger_face():
   frames = _scene((3, 30, 100, 200))
   frames[2:4] = _scene((3, 30, 100, 200), (9, 340, 60, 250))[2:4]
-  _assert_shows(face_crop.haar(frames), 30, 100, 200)
+  _assert_shows(face_crop.find(frames), 30, 100, 200)
 
 
 @pytest.mark.parametrize('shape', [(8, 900), (1, 1)])
 def test_no_face_is_found_in_noise_and_black(shape):
   noise = np.random.default_rng(0).integers(0, 256, (8, *shape, 3), np.uint8)
-  assert face_crop.haar(noise) is None
-  assert face_crop.haar(np.zeros_like(noise)) is None
+  assert face_crop.find(noise) is None
+  assert face_crop.find(np.zeros_like(noise)) is None
 
 
 def test_an_opencv_without_cascades(monkeypatch):
@@ -144,7 +144,7 @@ def test_a_real_face_is_found():
   assert (len(frames), width, height) == (8, 224, 224)
   scene = np.stack([_background()] * 8)
   scene[:, 100:324, 300:524] = frames
-  x, y, side, _ = _pixels(face_crop.haar(scene), 640, 360)
+  x, y, side, _ = _pixels(face_crop.find(scene), 640, 360)
   # By hand: the head is about 150 pixels tall, around (400, 180).
   assert abs(x + side / 2 - 400) < 25
   assert abs(y + side / 2 - 180) < 25
