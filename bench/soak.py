@@ -55,6 +55,7 @@ FLAGS = (
   '--config.train.log_every=1',
   '--config.train.save_every=50',
   '--config.train.eval_every=4',
+  '--config.eval.min_val_clips=0',
 )
 
 

@@ -137,6 +137,8 @@ def _check_pretrain(cfg: Config) -> None:
     ('optim.layer_decay', cfg.optim.layer_decay, 1),
     ('optim.class_weights', cfg.optim.class_weights, 'none'),
     ('optim.freeze_backbone', cfg.optim.freeze_backbone, False),
+    ('train.patience', cfg.train.patience, 0),
+    ('train.refit', cfg.train.refit, False),
   ):
     if value != allowed:
       hint = f'{value!r} must be {allowed!r} in pre-training'

@@ -125,6 +125,9 @@ class TrainConfig:
   log_every: int = _number(10, 1, 10**9)  # steps
   save_every: int = _number(200, 1, 10**9)  # steps
   eval_every: int = _number(1, 0)  # epochs; 0: only at the end
+  # A run ends after so many validations without improvement; 0: it doesn't.
+  patience: int = _number(0, 0)
+  refit: bool = False  # train anew on validation clips, too, as long as is best
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -135,6 +138,7 @@ class EvalConfig:
   views: int = _number(1, 1, 1000)  # windows of a clip, averaged
   look_views: int = _number(1, 1, 1000)  # of them, while training
   select_by: str = _choice('war', 'uar')  # on the validation clips
+  min_val_clips: int = _number(50, 0)  # fewer select nothing
   # Scores the test clips while training, too. They never choose the weights,
   # but the results show what choosing by them would have gained.
   watch_test: bool = True

@@ -71,10 +71,15 @@ def write(
   class_names: Sequence[str],
   *,
   fold: str,
+  why: str = '',
 ) -> pathlib.Path:
-  """Writes the results of a run as outcome.json; returns its path."""
+  """Writes the results of a run as outcome.json; returns its path.
+
+  `why` the weights are those of their step, in words.
+  """
   content = {
     'fold': fold,
+    'weights': why,
     'class_names': list(class_names),
     'results': [
       {

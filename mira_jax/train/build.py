@@ -188,16 +188,20 @@ def training(
   cfg: config.Config,
   program: Program,
   mesh: Mesh,
-  steps_per_epoch: int,
+  steps_per_epoch: float,
   *,
   donate: bool = True,
 ) -> Training:
-  """The jitted step of a program with its optimiser; `donate` its state."""
+  """The jitted step of a program with its optimiser; `donate` its state.
+
+  Of fewer steps per epoch than there are, also of a fraction, the schedule is
+  shorter, and its warm-up in proportion.
+  """
   schedule = optim.warmup_cosine(
     peak=config.peak_lr(cfg),
     final=config.final_lr(cfg),
     warmup_steps=round(cfg.optim.warmup_epochs * steps_per_epoch),
-    total_steps=cfg.train.epochs * steps_per_epoch,
+    total_steps=round(cfg.train.epochs * steps_per_epoch),
   )
   optimizer = make_optimizer(cfg.optim, schedule)
   step = steps.make_train_step(

@@ -54,6 +54,7 @@ class Checkpoints:
 
   Attributes:
     pending: metrics of the log that were saved with the restored state.
+    scores: accuracies of all validations until the newest state, by step.
   """
 
   def __init__(
@@ -65,6 +66,7 @@ class Checkpoints:
     self._directory = pathlib.Path(directory).absolute()
     self._identity, self._defaults = identity, defaults or {}
     self.pending: dict[str, Any] = {}
+    self.scores: dict[int, float] = {}
     self._writer = ocp.AsyncCheckpointer(
       ocp.CompositeCheckpointHandler(WEIGHTS, STATE, META)
     )
@@ -103,9 +105,12 @@ class Checkpoints:
       MiraInputError: it could not be written, or the save before could not.
     """
     self.wait()
+    if accuracy is not None:
+      self.scores[step] = accuracy = float(accuracy)
     weights, rest = _parts(state)
     self._size = sum(x.nbytes for x in jax.tree.leaves(state))
     facts = {'step': step, 'pending': dict(pending or {}), **self._identity}
+    facts['scores'] = {str(at): score for at, score in self.scores.items()}
     args = {
       WEIGHTS: ocp.args.StandardSave(weights),
       STATE: ocp.args.StandardSave(rest),
@@ -113,7 +118,6 @@ class Checkpoints:
     }
     with self._written():
       self._writer.save(self._folder(step), args=ocp.args.Composite(**args))
-    accuracy = None if accuracy is None else float(accuracy)
     self._sealing = self._sealer.submit(self._seal, step, accuracy)
 
   def _seal(self, step: int, accuracy: float | None) -> None:
@@ -163,6 +167,7 @@ class Checkpoints:
 
   def rate(self, step: int, accuracy: float) -> None:
     """Gives an accuracy to a sealed step that was saved without one."""
+    self.scores[step] = float(accuracy)
     if jax.process_index() == 0:
       with self._written():
         manifest.rate(self._folder(step), float(accuracy))
@@ -239,6 +244,10 @@ class Checkpoints:
   def _check_identity(self, step: int, force: bool) -> None:
     saved = self._read(step, {META: ocp.args.JsonRestore()})[META]
     self.pending = saved.get('pending', {})
+    # Those of `rate`, and of older versions, are in the manifests alone.
+    known = reader.accuracies(self._directory).items()
+    self.scores = {s: x for s, x in known if x is not None and s <= step}
+    self.scores |= {int(s): x for s, x in saved.get('scores', {}).items()}
     for name, before, now in self._changes(saved, self._identity):
       text = f'the run was started with {name} {before!r}, not {now!r}'
       if not force:

@@ -20,6 +20,7 @@ from mira_jax.train import (
   init_from,
   nan_debug,
   run_folder,
+  selection,
   stop_signal,
 )
 from mira_jax.train import log as runlog
@@ -63,26 +64,28 @@ def train(
   mesh = sharding.make_mesh(**dataclasses.asdict(cfg.mesh))
   with run_folder.sole_process(workdir):
     task = tasks.make(cfg, workdir, mesh)
-    steps_per_epoch = max(1, len(task.source) // cfg.data.batch_size)
+    fingerprints = [fingerprint(dataset) for dataset in task.datasets]
+    identity = run_folder.identity(cfg, fingerprints)
+    total = cfg.train.epochs * task.steps_per_epoch
+    if task.refits:
+      again = functools.partial(
+        train, strict=strict, force=force, debug_nans=debug_nans
+      )
+      total = selection.steps_of_refit(cfg, workdir, fingerprints, again)
+      identity |= {'steps': total}
     made = build.training(
-      cfg, task.program, mesh, steps_per_epoch, donate=not debug_nans
+      cfg, task.program, mesh, total / cfg.train.epochs, donate=not debug_nans
     )
     if debug_nans:
       made = made._replace(step=nan_debug.checked(made.step))
-    if jax.process_index() == 0:
-      datasets.report(task.datasets)
-      attention = task.program.attention
-      terminal.say(task.summary, attention, sharding.describe(mesh))
+    _report(task, total, mesh)
     # Made under jit, so that every device of every host has it.
     init_key, step_key = jax.jit(
       lambda: tuple(jax.random.split(jax.random.key(cfg.seed))),
       out_shardings=sharding.replicated(mesh),
     )()
-    fingerprints = [fingerprint(dataset) for dataset in task.datasets]
     checkpoints = checkpoint.Checkpoints(
-      workdir / 'checkpoints',
-      run_folder.identity(cfg, fingerprints),
-      config.defaults(),
+      workdir / 'checkpoints', identity, config.defaults()
     )
     state = checkpoints.restore(made.target, strict=strict, force=force)
     if state is None:
@@ -90,8 +93,15 @@ def train(
     if jax.process_index() == 0:
       files.write_text(workdir / run_folder.CONFIG, config.to_json(cfg))
       run_folder.write_metadata(workdir, task.metadata(step=0))
-    run = _Run(cfg, workdir, task, made, checkpoints, steps_per_epoch, mesh)
+    run = _Run(cfg, workdir, task, made, checkpoints, total, mesh)
     run.train(state, step_key)
+
+
+def _report(task: tasks.Task, total: int, mesh: jax.sharding.Mesh) -> None:
+  if jax.process_index() == 0:
+    datasets.report(task.datasets)
+    attention = task.program.attention
+    terminal.say(task.summary, attention, sharding.describe(mesh))
 
 
 def _fresh(
@@ -121,23 +131,24 @@ class _Run:
   task: tasks.Task
   made: build.Training
   checkpoints: checkpoint.Checkpoints
-  steps_per_epoch: int
+  total: int  # steps, unless validation ends it before
   mesh: jax.sharding.Mesh
-
-  @property
-  def total(self) -> int:
-    """Steps of the whole run."""
-    return self.cfg.train.epochs * self.steps_per_epoch
 
   def validates(self, step: int) -> bool:
     """Whether the state is validated after a step."""
-    every = self.cfg.train.eval_every * self.steps_per_epoch
+    every = self.cfg.train.eval_every * self.task.steps_per_epoch
     return step == self.total or bool(every and step % every == 0)
+
+  @property
+  def stalled(self) -> bool:
+    """Whether validation ends the run now; the same after a restart."""
+    patience = self.cfg.train.patience if self.task.by_val else 0
+    return selection.stalled(self.checkpoints.scores, patience)
 
   def train(self, state: TrainState, key: jax.Array) -> None:
     """All steps that are left, and the files of the end."""
     cfg, task, checkpoints = self.cfg, self.task, self.checkpoints
-    start, mesh = int(state.step), self.mesh
+    start = step = int(state.step)
     # A signal came just when a validation was due, and saving did not wait.
     due = start > 0 and self.validates(start)
     due = due and checkpoints.accuracy(start) is None
@@ -146,7 +157,7 @@ class _Run:
     with (
       stop_signal.StopSignal() as stop,
       checkpoints,
-      jax.set_mesh(mesh),
+      jax.set_mesh(self.mesh),
       runlog.Log(
         self.workdir,
         start,
@@ -159,15 +170,18 @@ class _Run:
     ):
       if due:
         checkpoints.rate(start, task.validate(start, state, log))
-      for step in range(start + 1, self.total + 1):
-        batch = sharding.put_batch(next(batches), mesh)
+      while step < self.total and not self.stalled:
+        step += 1
+        batch = sharding.put_batch(next(batches), self.mesh)
         with jax.transfer_guard('disallow'):  # nothing moves unnoticed
           state, metrics = self.made.step(state, batch, key)
         log.add(step, metrics)
         self._after_step(step, state, log, policy, stop)
       checkpoints.wait()
+      if step < self.total:
+        log.say(f'the last {cfg.train.patience} validations were no better')
       best = functools.partial(checkpoints.restore_best, self.made.target)
-      task.finish(self.total, state, best)
+      task.finish(step, state, best)
 
   def _after_step(
     self,

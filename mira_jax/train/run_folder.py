@@ -87,8 +87,8 @@ _MAY_CHANGE = {
   'model': ('attention', 'remat'),
   'data': ('dataset', 'threads', 'max_damaged', 'classes'),
   'optim': ('max_bad_steps',),
-  'train': ('log_every', 'save_every', 'eval_every'),
-  'eval': ('views', 'look_views', 'select_by', 'watch_test'),
+  'train': ('log_every', 'save_every', 'eval_every', 'patience'),
+  'eval': ('views', 'look_views', 'select_by', 'min_val_clips', 'watch_test'),
 }
 
 

@@ -28,7 +28,7 @@ from mira_jax.models.vivit import ViViT
 from mira_jax.train import build as program
 from mira_jax.train import datasets as inputs
 from mira_jax.train import log as runlog
-from mira_jax.train import run_folder
+from mira_jax.train import run_folder, selection
 from mira_jax.train import step as steps
 from mira_jax.weights import weights_file
 
@@ -44,6 +44,9 @@ class Task:
   program: program.Program
   summary: str  # the datasets and the numbers of clips, in one line
   class_names: Sequence[str] = ()  # of the model; () in pre-training
+  # Whether validation clips choose the weights and the end, see `selection`;
+  # or whether another training first chooses the steps by them.
+  by_val = refits = False
   _window: pipeline.Window = staticmethod(sampling.train_indices)
 
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
@@ -60,6 +63,11 @@ class Task:
       window=self._window,
       **inputs.reading(self._cfg),
     )
+
+  @property
+  def steps_per_epoch(self) -> int:
+    """Batches of the training clips, 1 if they are fewer than a batch."""
+    return max(1, len(self.source) // self._cfg.data.batch_size)
 
   def _rows(self) -> np.ndarray:
     """Rows of a batch that this host reads."""
@@ -110,6 +118,14 @@ class Classification(Task):
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
     super().__init__(cfg, workdir, mesh)
     self._parts = inputs.open_parts(cfg, self.datasets)
+    self._val = self._parts.val  # those of a refit are training clips
+    clips = len(self._val or ())
+    decides = selection.decides(cfg, clips)
+    decides |= clips > 0 and selection.chosen_before(workdir)
+    self.by_val = decides and not cfg.train.refit
+    self.refits = decides and cfg.train.refit
+    if cfg.train.refit:
+      self._parts = selection.merged(self._parts)
     self.source = self._parts.train
     self.class_names = self.source.class_names
     self.summary = inputs.describe(self._parts)
@@ -147,7 +163,7 @@ class Classification(Task):
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
     parts, workdir, views = self._parts, self._workdir, self._cfg.eval.views
-    chosen, chosen_state = best() if parts.val is not None else (step, state)
+    chosen, chosen_state = best() if self.by_val else (step, state)
     final = {
       at: self._score(kept, parts.test, views)
       for at, kept in {step: state, chosen: chosen_state}.items()
@@ -160,13 +176,16 @@ class Classification(Task):
     history = self._history.read().items()
     watched = {n: x['test'] for n, x in history if 'test' in x}
     rows = results.of_run(
-      final, watched, chosen=chosen, last=step, by_val=parts.val is not None
+      final, watched, chosen=chosen, last=step, by_val=self.by_val
     )
+    clips = len(self._val or ())
+    why = selection.describe(self._cfg, clips, chosen, self.by_val)
     names = parts.test.class_names
-    path = results.write(workdir, rows, names, fold=parts.fold_name)
+    path = results.write(workdir, rows, names, fold=parts.fold_name, why=why)
     terminal.show(report.results_table(rows, self.summary))
     command = shlex.join(['mira', 'eval', f'--workdir={workdir}'])
     terminal.say(
+      why,
       f'outcome: {path}',
       f'weights: {workdir / weights_file.WEIGHTS}',
       f'scores:  {command}',

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import os
 import random
 import signal
@@ -18,62 +17,20 @@ import runs
 from mira_jax import config
 from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.train import checkpoint, checkpoint_reader, log, loop
-from mira_jax.weights import weights_file
+from mira_jax.train import checkpoint, log, loop
+from stopped_runs import (
+  Killed,
+  assert_same,
+  assert_same_weights,
+  rows,
+  train_until,
+)
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
 TOTAL = 12  # steps of `runs.tiny`
 
 
-def rows(folder):
-  """The rows of a log without their times."""
-  return [
-    {n: x for n, x in row.items() if n not in log.CLOCK}
-    for row in log.read(folder)
-  ]
-
-
-def assert_same_weights(folder, other):
-  for name in (weights_file.WEIGHTS, weights_file.LAST):
-    (a, first), (b, second) = (
-      weights_file.load_weights(path / name) for path in (folder, other)
-    )
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-    assert first == second
-
-
-def assert_same(folder, other):
-  """That two runs left the same behind, bit by bit."""
-  assert_same_weights(folder, other)
-  assert rows(folder) == rows(other)
-  for name in ('eval_history.jsonl', 'outcome.json'):
-    assert (folder / name).read_text() == (other / name).read_text()
-
-
 # ----- in this process: stopped after any step ------------------------------
-
-
-class StopAfter(io.StringIO):
-  """A standard output that sends SIGTERM when a step is printed."""
-
-  def __init__(self, step: int):
-    super().__init__()
-    self._line = f'step {step}/'
-
-  def write(self, text: str) -> int:
-    if text.startswith(self._line):
-      self._line = 'never again'
-      os.kill(os.getpid(), signal.SIGTERM)
-    return super().write(text)
-
-
-def train_until(monkeypatch, cfg, folder, step):
-  with monkeypatch.context() as patch:
-    patch.setattr('sys.stdout', StopAfter(step))
-    with pytest.raises(SystemExit) as stopped:
-      loop.train(cfg, folder)
-  assert stopped.value.code == ExitCode.PREEMPTED
-  assert checkpoint_reader.steps(folder / 'checkpoints')[-1] == step
 
 
 @pytest.mark.slow
@@ -95,10 +52,6 @@ def test_stopped_at_any_step_it_ends_bitwise_the_same(
   seconds = [row['seconds'] for row in log.read(tmp_path)]
   assert seconds == sorted(seconds)  # they accumulate
   assert seconds[-1] > before > 0
-
-
-class Killed(BaseException):
-  """Ends a run as SIGKILL does: nothing of it is written afterwards."""
 
 
 def test_a_validation_that_was_killed_is_not_written_twice(
