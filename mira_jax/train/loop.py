@@ -102,6 +102,7 @@ def _report(task: tasks.Task, total: int, mesh: jax.sharding.Mesh) -> None:
     datasets.report(task.datasets)
     attention = task.program.attention
     terminal.say(task.summary, attention, sharding.describe(mesh))
+    terminal.say(*task.hints(total))
 
 
 def _fresh(

@@ -27,8 +27,8 @@ from mira_jax.models import mae
 from mira_jax.models.vivit import ViViT
 from mira_jax.train import build as program
 from mira_jax.train import datasets as inputs
+from mira_jax.train import hints, run_folder, selection
 from mira_jax.train import log as runlog
-from mira_jax.train import run_folder, selection
 from mira_jax.train import step as steps
 from mira_jax.weights import weights_file
 
@@ -72,6 +72,11 @@ class Task:
   def _rows(self) -> np.ndarray:
     """Rows of a batch that this host reads."""
     return sharding.own_rows(self._mesh, self._cfg.data.batch_size)
+
+  def hints(self, total: int) -> list[str]:
+    """Hints at the start of a run of so many steps, a line each."""
+    steps = hints.of_steps(self._cfg, total, self.steps_per_epoch)
+    return steps + hints.of_frames(self._cfg, self.source)
 
   def metadata(self, step: int) -> dict[str, Any]:
     """Metadata of the weights after a step, JSON-able."""
@@ -133,6 +138,11 @@ class Classification(Task):
     self.program = program.classifier(cfg, mesh, self.source.counts)
     self._history = runlog.EvalHistory(workdir, len(self.class_names))
     self._scorer: engine.Engine | None = None
+
+  def hints(self, total: int) -> list[str]:
+    found = [*super().hints(total), *hints.of_classes(self.source)]
+    decides = self.by_val or self.refits
+    return found + hints.of_validation(self._cfg, self._val, decides)
 
   def validate(
     self, step: int, state: steps.TrainState, log: runlog.Log

@@ -1,0 +1,80 @@
+"""Hints at the start of a run, a line each: where its results may surprise."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from mira_jax import config
+from mira_jax.data.pool import Pool
+from mira_jax.errors import some
+
+FEW_STEPS = 300  # fewer leave a model from random weights near where it began
+_SHORT = 0.05  # share of clips that may be too short without a hint
+_WARNING = 'warning: '
+
+
+def of_steps(cfg: config.Config, total: int, per_epoch: int) -> list[str]:
+  """The number of steps; a warning where it is small.
+
+  A number that validation chose, of a refit, is not the epochs'.
+  """
+  found = [f'steps: {total}, {per_epoch} per epoch']
+  if total == cfg.train.epochs * per_epoch < FEW_STEPS:
+    enough = -(-FEW_STEPS // per_epoch)
+    found.append(
+      f'{_WARNING}{total} steps are few; --config.train.epochs={enough} or a '
+      'smaller --config.data.batch_size makes more'
+    )
+  return found
+
+
+def of_frames(cfg: config.Config, clips: Pool) -> list[str]:
+  """Compares the frames of training clips with those of the model.
+
+  Nothing where few clips are too short, or an older version prepared them
+  without their lengths.
+  """
+  model = cfg.model
+  known = clips.num_frames[clips.num_frames > 0]
+  short = known < model.frames
+  if not len(known) or short.mean() < _SHORT:
+    return []
+  low, high = known.min(), known.max()
+  have = f'{low}' if low == high else f'{low} to {high}'
+  most = int(np.quantile(known, _SHORT, method='lower'))  # nearly all have it
+  fits = f'--config.model.frames={most // model.tubelet * model.tubelet}'
+  if most < 2 * model.tubelet:  # time would be a single token
+    fits = f'--config.model.frames={most} --config.model.tubelet=1'
+  return [
+    f'{_WARNING}clips have {have} frames, the model takes {model.frames}: the '
+    f'last one is repeated in {short.sum()} of {len(known)} training clips; '
+    f'{fits} fits'
+  ]
+
+
+def of_classes(clips: Pool) -> list[str]:
+  """The rarest class of the training clips; a warning for those without one."""
+  counts = dict(zip(clips.class_names, clips.counts, strict=True))
+  found = []
+  if absent := [name for name, count in counts.items() if not count]:
+    found.append(f'{_WARNING}no training clip shows {some(absent, 4)}')
+  present = {name: count for name, count in counts.items() if count}
+  rarest = min(present, key=present.__getitem__)
+  return [*found, f'rarest class: {rarest}, {present[rarest]} training clips']
+
+
+def of_validation(
+  cfg: config.Config, clips: Pool | None, decides: bool
+) -> list[str]:
+  """The size of validation, and a warning where it is too small to decide."""
+  if clips is None:
+    return []
+  people = len({*clips.subject.tolist()} - {''})
+  size = f'validation: {len(clips)} clips' + f' of {people} people' * (
+    people > 0
+  )
+  if decides:
+    return [size]
+  few = 'too few to choose by, so that the last weights are kept'
+  force = '--config.eval.min_val_clips=0 chooses all the same'
+  return [f'{_WARNING}{size}, {few}; {force}']
