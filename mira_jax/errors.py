@@ -69,6 +69,9 @@ CODES: dict[str, tuple[ExitCode, ...]] = {
 }
 
 
+NO_FACE = 'no face'  # in place of a class, where a face was sought in vain
+
+
 class MiraInputError(ValueError):
   """A clip, table, flag or checkpoint that cannot be used as given.
 

@@ -6,7 +6,8 @@
 CLIP is a video file, a folder of frames, a folder with clips in it, or a
 pattern such as 'clips/**/*.mp4'. Probabilities are averaged over several
 windows of the clip; the picture shows the middle one. With --timeline windows
-slide over the clip instead, and every second has probabilities of its own.
+slide over the clip instead, and every second has probabilities of its own; with
+--crop-face, too, seconds that do not show the face have none.
 Clips that cannot be read are reported, and the others go on. Nothing of a
 camera is stored, except the picture with --out.
 
@@ -26,12 +27,18 @@ import numpy as np
 
 from mira_jax import files, terminal
 from mira_jax.cli import pictures, printer, start, weight_flags
-from mira_jax.cli.arguments import above_zero, at_least
+from mira_jax.cli.arguments import FACE_MODEL, above_zero, at_least
 from mira_jax.data import trees
 from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
-from mira_jax.inference import find_clips, predictor, untrusted, webcam
-from mira_jax.video import footage
+from mira_jax.inference import (
+  faces,
+  find_clips,
+  predictor,
+  untrusted,
+  webcam,
+)
+from mira_jax.video import footage, yunet
 
 DEFAULT_RUN, DEFAULT_OUT = 'runs/quickstart', 'predictions'
 _PICTURES = 20  # clips of which pictures are drawn unasked
@@ -57,6 +64,9 @@ def add_arguments(parser: argparse.ArgumentParser):
   add('--views', type=windows, default=5, help='windows per clip')
   add('--allow-gif', action='store_true', help='read animated GIFs, too')
   add('--crop-face', action='store_true', help='cut out the largest face')
+  former = {'dest': 'crop_face', 'help': argparse.SUPPRESS}
+  add('--track', action='store_true', **former)
+  add('--face-model', metavar='FILE', default='', help=FACE_MODEL)
   sliding = 'classify every second, by windows that slide over the clip'
   add('--timeline', action='store_true', help=sliding)
   stride = 'seconds between the starts of such windows'
@@ -100,6 +110,13 @@ def run(args: argparse.Namespace) -> int:
     for failure in found.failures:
       error = MiraInputError(failure.code, failure.path, failure.hint)
       shown.fail(failure.path, error)
+  if shown.short:
+    terminal.say(
+      f'mira: warning: {shown.short} of {len(clips)} clips have fewer frames '
+      f'than the {model.scorer.frames} that the model takes; their last frame '
+      'is repeated',
+      error=True,
+    )
   for why, count in found.dropped().items():
     terminal.say(f'mira: passed over: {count} {why}', error=True)
   failed = shown.failed or found.unread
@@ -122,8 +139,11 @@ def _check_clips(args: argparse.Namespace) -> None:
     found = ' '.join(args.clips) or 'no clip'
     hint = 'name clips, or use --webcam without any'
     raise MiraInputError('bad_flag', found, hint)
-  if args.webcam is not None and args.crop_face:
-    raise MiraInputError('bad_flag', '--crop-face', 'it is for clips in files')
+  if args.face_model and not args.crop_face:
+    hint = 'it finds the face for --crop-face; add that flag'
+    raise MiraInputError('bad_flag', '--face-model', hint)
+  if args.face_model:
+    yunet.check(args.face_model)
 
 
 def _load(args: argparse.Namespace) -> predictor.Predictor:
@@ -143,14 +163,17 @@ def _load(args: argparse.Namespace) -> predictor.Predictor:
 
 
 def _read(args: argparse.Namespace, size: int, clip: str) -> footage.Video:
-  if args.webcam is not None:
+  crop = None
+  if args.crop_face:
+    crop = faces.Crop(model=args.face_model, by_second=args.timeline)
+  if args.webcam is None:
+    options = {'allow_gif': args.allow_gif, 'crop': crop}
+    return find_clips.read(clip, short_side=size, fps=args.fps, **options)
+  if not crop:
     return webcam.record(args.webcam, args.seconds, short_side=size)
-  return find_clips.read(
-    clip,
-    short_side=size,
-    allow_gif=args.allow_gif,
-    crop_face=args.crop_face,
-  )
+  short_side = max(size, faces.SHORT_SIDE)
+  whole = webcam.record(args.webcam, args.seconds, short_side=short_side)
+  return crop.of_recording(whole, size)
 
 
 def _classify(
@@ -176,6 +199,7 @@ def _classify(
     shown.fail(clip, error)
   else:  # a reader that is gone, such as `| head`, is no clip's fault
     shown.add(clip, found, drawn)
+    shown.short += found.frames < model.scorer.frames
 
 
 def _predict(

@@ -10,8 +10,10 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mira_jax import terminal
-from mira_jax.errors import MiraInputError, plain
+from mira_jax.errors import NO_FACE, MiraInputError, plain
 
 if TYPE_CHECKING:
   from mira_jax.cli.pictures import Drawn
@@ -35,6 +37,7 @@ class Printer:
     self._waiting: collections.deque[tuple[Drawn | None, Callable[[], None]]]
     self._waiting = collections.deque()
     self.failed = False
+    self.short = 0  # clips with fewer frames than the model takes
 
   def __enter__(self) -> Printer:
     if self._form == 'json':
@@ -93,10 +96,12 @@ class Printer:
       for second, row in enumerate(
         [found.mean] if timeline is None else timeline
       ):
-        best = int(row.argmax())
-        numbers = (f'{x:.6f}' for x in (row[best], *row))
+        label = _label(row, self._names)
+        numbers = (f'{x:.6f}' for x in (row.max(), *row))
+        if label == NO_FACE:
+          numbers = [''] * (1 + len(row))
         when = '' if timeline is None else str(second)
-        self._cells(clip, when, self._names[best], *numbers)
+        self._cells(clip, when, label, *numbers)
     else:
       self._tables(clip, found)
       if found.flags:
@@ -131,6 +136,13 @@ class Printer:
     self._began = True
 
 
+def _label(probabilities: np.ndarray, names: Sequence[str]) -> str:
+  """The likeliest class of a row [K]; NO_FACE for NaN."""
+  if np.isnan(probabilities).any():
+    return NO_FACE
+  return names[int(probabilities.argmax())]
+
+
 def _as_json(
   clip: str, found: Prediction, picture: str | None
 ) -> dict[str, Any]:
@@ -147,7 +159,13 @@ def _as_json(
   }
   if found.timeline is not None:
     row['timeline'] = [
-      {'second': second, 'classes': dict(zip(classes, values, strict=True))}
-      for second, values in enumerate(found.timeline.tolist())
+      {
+        'second': second,
+        'label': _label(values, [*classes]),
+        'classes': None
+        if np.isnan(values).any()
+        else dict(zip(classes, values.tolist(), strict=True)),
+      }
+      for second, values in enumerate(found.timeline)
     ]
   return row | ({'picture': picture} if picture else {})

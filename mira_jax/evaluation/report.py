@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mira_jax import figures, terminal
-from mira_jax.errors import plain
+from mira_jax.errors import NO_FACE, plain
 from mira_jax.evaluation import results
 from mira_jax.evaluation.metrics import check_names, score
 
@@ -253,10 +253,10 @@ def timeline_table(
 ) -> RenderableType:
   """The likeliest class of stretches of seconds; probabilities [S, K].
 
-  Consecutive seconds of one class are one line; of more than `rows` lines the
-  longest are shown.
+  Consecutive seconds of one class, or of NaN, which is no face, are one line;
+  of more than `rows` lines the longest are shown.
   """
-  best = [int(i) for i in timeline.argmax(1)]
+  best = np.where(np.isnan(timeline).any(1), -1, timeline.argmax(1)).tolist()
   cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
   stretches = list(itertools.pairwise(cuts))
   shown = sorted(sorted(stretches, key=lambda x: x[0] - x[1])[:rows])
@@ -266,6 +266,9 @@ def timeline_table(
   lines.add_column('probability', max_width=_BAR)
   lines.add_column('', justify='right', no_wrap=True)
   for start, end in shown:
+    if best[start] < 0:
+      lines.add_row(f'{start}-{end}', Text(NO_FACE, 'dim'))
+      continue
     mean = timeline[start:end, best[start]].mean()
     name = Text(plain(class_names[best[start]]), 'bold')
     lines.add_row(f'{start}-{end}', name, _bar(mean), percent(mean))

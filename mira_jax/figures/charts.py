@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from mira_jax.errors import NO_FACE
 from mira_jax.figures.style import (
   CYCLE,
   FAINT,
@@ -128,24 +129,31 @@ def timeline_figure(
   """The probability of every class in every second, stacked to one.
 
   Args:
-    timeline: float [S, K].
+    timeline: float [S, K]; NaN in seconds without a face.
     class_names: K names.
     title: of the figure.
   """
-  order = [*map(int, np.argsort(-timeline.mean(0), kind='stable'))]
+  empty = np.isnan(timeline).any(1)
+  shown = np.where(empty[:, None], 0, timeline)
+  order = [*map(int, np.argsort(-shown.mean(0), kind='stable'))]
   named, others = order[: len(CYCLE)], order[len(CYCLE) :]
-  layers = [timeline[:, i] for i in named]
+  layers = [shown[:, i] for i in named]
   labels = texts([class_names[i] for i in named], 24)
   if others:
-    layers.append(timeline[:, others].sum(1))
+    layers.append(shown[:, others].sum(1))
     labels.append(f'{len(others)} more')
+  colors = [*CYCLE[: len(named)], FAINT][: len(layers)]
+  if empty.any():
+    layers.append(empty.astype(float))
+    labels.append(NO_FACE)
+    colors.append('white')
   figure = blank(10, 3.8)
   axes = figure.add_subplot()
   axes.stackplot(
     np.arange(len(timeline) + 1),
     *[np.append(layer, layer[-1]) for layer in layers],  # the last second, too
     labels=labels,
-    colors=[*CYCLE[: len(named)], FAINT],
+    colors=colors,
     step='post',
     linewidth=0,
   )

@@ -13,10 +13,10 @@ from typing import TypeVar
 from mira_jax.data import trees
 from mira_jax.data.listing import natural
 from mira_jax.errors import MiraInputError
-from mira_jax.video import container, decode, face_crop, footage
+from mira_jax.inference import faces
+from mira_jax.video import container, decode, footage
 
 Result = TypeVar('Result')
-_GLANCES = 8  # frames that a face is searched in
 
 
 def expand(name: str, allow_gif: bool = False) -> trees.Walk:
@@ -48,12 +48,14 @@ def read(
   path: str | os.PathLike[str],
   *,
   short_side: int | None = None,
+  fps: float | None = None,
   allow_gif: bool = False,
-  crop_face: bool = False,
+  crop: faces.Crop | None = None,
 ) -> footage.Video:
-  """Reads a clip, or with `crop_face` the square of its largest face.
+  """Reads a clip, or with `crop` the square of its largest face.
 
-  GIFs, which are pictures more often than clips, are read with `allow_gif`.
+  `fps` is used instead of the clip's own. GIFs, which are pictures more often
+  than clips, are read with `allow_gif`.
 
   Raises:
     MiraInputError: a GIF ('format_not_allowed'), no face to crop ('no_face'),
@@ -63,14 +65,10 @@ def read(
   if is_gif and os.path.isfile(path) and not allow_gif:
     hint = 'GIFs are not read, unless with --allow-gif'
     raise MiraInputError('format_not_allowed', path, hint)
-  square = None
-  if crop_face:
-    frames, _, _ = decode.glance(path, _GLANCES, None)
-    square = face_crop.find(frames)
-    if square is None:
-      hint = 'no face is found in it; without --crop-face it is used whole'
-      raise MiraInputError('no_face', path, hint)
-  return decode.read_clip(path, short_side=short_side, square=square)
+  if crop:
+    return crop.read(path, short_side, fps)
+  clip = decode.read_clip(path, short_side=short_side)
+  return clip.at(fps) if fps else clip
 
 
 def ahead(

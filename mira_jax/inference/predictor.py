@@ -57,9 +57,10 @@ class Prediction:
   Attributes:
     label: the most probable class.
     probabilities: by class name, in the model's order; the means over windows,
-      or over the seconds of a timeline.
+      or over the seconds of a timeline, of those with a face.
     windows: float32 [V, K], one row per window; None with a timeline.
-    timeline: float32 [S, K], one row per second; None without.
+    timeline: float32 [S, K], one row per second, NaN where a face was sought
+      and not found; None without.
     frames: number of frames in the clip.
     fps: frames per second; 0 if unknown.
     seconds: duration of the clip; 0 if unknown.
@@ -138,7 +139,7 @@ class Predictor:
       frames = [geometry.cut(frame, '<array>', size) for frame in clip]
       clip = decode.of_frames('<array>', frames, fps or 0.0)
     elif not isinstance(clip, footage.Video):
-      clip = find_clips.read(clip, short_side=size)
+      return find_clips.read(clip, short_side=size, fps=fps)
     return clip.at(fps) if fps else clip
 
   def predict(
@@ -170,11 +171,13 @@ class Predictor:
     flags, frames = video.flags, self.scorer.frames
     if timeline:
       rows = self.scorer.timeline(video, stride=stride, **self._cut)
+      if video.faces is not None:
+        rows[~video.faces] = np.nan
     else:
       rows = self.scorer.probabilities(cut()[0])
-      if 1 < video.count < frames:  # one frame is 'static' already
-        flags = (*flags, f'repeated:{video.count}/{frames}')
-    mean = rows.mean(axis=0)
+    if 1 < video.count < frames:  # one frame is 'static' already
+      flags = (*flags, f'repeated:{video.count}/{frames}')
+    mean = np.nanmean(rows, axis=0)
     return Prediction(
       label=self.class_names[int(mean.argmax())],
       probabilities=dict(zip(self.class_names, mean.tolist(), strict=True)),

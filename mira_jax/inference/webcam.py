@@ -50,12 +50,13 @@ def read(
   in the dark, is read until the time is over.
 
   Raises:
-    MiraInputError: it gives no frame ('no_camera'), or see `decode.of_frames`.
+    MiraInputError: it gives no frame ('no_camera'), or see `decode.of_frames`,
+      before much is recorded.
   """
   rate = capture.get(cv2.CAP_PROP_FPS)
   rate = rate if 1 <= rate <= 500 else _RATE
-  frames, start = [], 0.0
-  for _ in range(max(1, round(seconds * rate))):
+  frames, start, count = [], 0.0, max(1, round(seconds * rate))
+  for _ in range(count):
     there, frame = capture.read()
     if not there:
       break
@@ -63,6 +64,7 @@ def read(
     # Shrunk as they come: seconds of a large camera are a gigabyte.
     rgb = cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
     frames.append(geometry.cut(rgb, name, short_side))
+    footage.check_bytes(2 * count * frames[0].nbytes, name)
     past = time.monotonic() - start
     if past > seconds:
       rate = min(rate, len(frames) / past)

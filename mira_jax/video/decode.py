@@ -130,6 +130,23 @@ def glance(
   return footage.stack(picked), width, height
 
 
+def look(
+  path: Path, wanted: Sequence[int], short_side: int
+) -> Iterator[np.ndarray]:
+  """Whole frames of rising, unique indices: uint8 [H, W, 3], RGB.
+
+  Indices are those of `read_clip`, and no other frames are converted.
+  """
+  missing = iter(wanted)
+  index = next(missing, None)
+  for i, convert in enumerate(_open(path, short_side)):
+    if i == index:
+      yield convert()
+      index = next(missing, None)
+    if index is None:
+      return
+
+
 def pick(
   file: Path | BinaryIO,
   wanted: Iterable[int],

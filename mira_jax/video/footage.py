@@ -35,6 +35,7 @@ class Video:
       `timing.Pace`), 'static' (one frame), 'low_signal' (frames of one colour,
       such as black).
     shown: see `timing.Pace`.
+    faces: bool [S], whether each second shows a face; None if none was sought.
     path: of the file or folder, for errors.
     held: uint8 [F, H, W, 3]; None for more than HELD_BYTES.
     again: reads the frames of rising indices; for clips that are not held.
@@ -45,6 +46,7 @@ class Video:
   fps: float
   flags: tuple[str, ...] = ()
   shown: np.ndarray | None = None
+  faces: np.ndarray | None = None
   path: Path = '<video>'
   held: np.ndarray | None = None
   again: Callable[[np.ndarray], Iterator[np.ndarray]] = lambda _: iter(())
@@ -88,7 +90,9 @@ class Video:
 
   def at(self, fps: float) -> Video:
     """The same frames at a constant rate, whatever their times are."""
-    return dataclasses.replace(self, fps=fps, shown=None)
+    if self.shown is None and fps == self.fps:
+      return self
+    return dataclasses.replace(self, fps=fps, shown=None, faces=None)
 
 
 def take(clip: np.ndarray | Video, ticks: np.ndarray) -> Iterator[np.ndarray]:

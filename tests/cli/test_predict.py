@@ -1,4 +1,4 @@
-"""`mira predict`: many clips, long clips, faces, number formats, failures."""
+"""`mira predict`: many clips, failures, number formats, exports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import errno
 import io
 import json
-import multiprocessing
 import os
 import pathlib
 import shutil
@@ -16,60 +15,20 @@ import sys
 import threading
 import time
 
-import av
-import cv2
 import jax
-import numpy as np
 import pytest
 
-from mira_jax import figures, terminal
+from mira_jax import terminal
 from mira_jax.cli import main as cli
 from mira_jax.cli import pictures
-from mira_jax.cli import predict as predict_command
 from mira_jax.errors import ExitCode, MiraInputError, plain
-from mira_jax.inference import predictor
-from mira_jax.mira import MiraConfig
-from mira_jax.synthetic import faces
-from mira_jax.video import decode, encode
+from mira_jax.video import decode
 from mira_jax.weights import weights_file
-from small_models import NAMES, save_model
+from predictions import predict
+from small_models import NAMES
 from videos import make_video
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
-
-
-@pytest.fixture(scope='module')
-def model(tmp_path_factory):
-  path = tmp_path_factory.mktemp('model') / 'weights.safetensors'
-  return save_model(path, MiraConfig(), depth=1)
-
-
-@pytest.fixture(scope='module')
-def tree(tmp_path_factory):
-  """Two videos and a folder of frames, with other files between."""
-  root = tmp_path_factory.mktemp('tree')
-  (root / 'b' / 'deep').mkdir(parents=True)
-  make_video(root / 'a.mp4')
-  make_video(root / 'b' / 'c.mkv')
-  (root / 'b' / 'notes.txt').write_text('no clip')
-  (root / '.hidden.mp4').write_text('no clip')
-  frames = root / 'b' / 'deep' / 'frames'
-  frames.mkdir()
-  for i in range(20):
-    cv2.imwrite(str(frames / f'{i:03}.png'), np.full((48, 48, 3), 12 * i))
-  return root
-
-
-def predict(capsys, *args, fails=False):
-  code = cli.main(['predict', *map(str, args), '--no-picture'])
-  out, err = capsys.readouterr()
-  assert code == (ExitCode.USAGE if fails else ExitCode.OK), err
-  return out, err
-
-
-def face(index, size=64, count=16):
-  options = {'size': size, 'num_frames': count, 'difficulty': 'macro'}
-  return faces.draw_clip(index, split='test', seed=0, **options).frames
 
 
 # ----- many clips -------------------------------------------------------------
@@ -189,108 +148,6 @@ def test_any_error_of_a_clip_is_one_line(trouble, code):
   assert '\n' not in str(caught.value)
 
 
-# ----- pictures ---------------------------------------------------------------
-
-
-def test_pictures_are_those_of_this_process(tree, model, tmp_path):
-  """Byte by byte, although another process draws them."""
-  loaded = predictor.load(model, views=2)
-  clip = str(tree / 'a.mp4')
-  found = loaded.predict(clip, records=True)
-  with pictures.Drawer(tmp_path) as drawer:
-    drawn = [drawer.draw(clip, found, NAMES) for _ in range(2)]
-    paths = [pathlib.Path(one.wait()) for one in drawn]
-  assert [path.name for path in paths] == ['a.png', 'a_2.png']
-  figure, arguments = pictures._figure(clip, found, NAMES)
-  here = getattr(figures, figure)(**arguments).save(tmp_path / 'here.png')
-  for path in paths:
-    for suffix in ('.png', '.npz'):
-      ours, other = (x.with_suffix(suffix).read_bytes() for x in (here, path))
-      assert ours == other
-
-
-def test_an_error_of_drawing_is_the_clips(tmp_path):
-  found = pictures._draw('clip', str(tmp_path / 'x.png'), 'clip_figure', {})
-  assert found[:2] == ('unexpected', 'clip')
-  assert 'TypeError' in found[2]
-
-
-def test_a_killed_process_ends_the_command(tree, model, tmp_path):
-  found = predictor.load(model, views=2).predict(
-    str(tree / 'a.mp4'), records=True
-  )
-  with pictures.Drawer(tmp_path) as drawer:
-    drawer.draw('a.mp4', found, NAMES).wait()
-    for process in multiprocessing.active_children():
-      process.kill()
-      process.join()
-    with pytest.raises(MiraInputError, match='worker_died'):
-      drawer.draw('b.mp4', found, NAMES).wait()
-
-
-def test_many_clips_are_pictured_on_request(
-  capsys, tree, model, tmp_path, monkeypatch
-):
-  assert predict_command._PICTURES == 20
-  monkeypatch.setattr(predict_command, '_PICTURES', 2)
-  monkeypatch.chdir(tmp_path)
-  flags = ['predict', str(tree), f'--weights={model}', '--views=1', '--json']
-  line = 'mira: no pictures of more than 2 clips; --picture draws them\n'
-  for more, expected in [
-    ([], line),
-    (['--no-picture'], ''),
-    (['--picture'], ''),
-    (['--out=p'], ''),
-  ]:
-    code = cli.main([*flags, *more])
-    text, err = capsys.readouterr()
-    others = 'mira: passed over: '  # lines of the other files
-    assert (code, err.partition(others)[0]) == (ExitCode.OK, expected)
-    rows = json.loads(text)
-    assert len(rows) == 3
-    for row in rows:
-      assert ('picture' in row) == (more in (['--picture'], ['--out=p']))
-  for folder in ('predictions', 'p'):
-    pictures_here = {path.name for path in (tmp_path / folder).glob('*.png')}
-    assert pictures_here == {'a.png', 'c.png', 'frames.png'}
-
-
-def test_an_interrupt_leaves_no_half_of_a_picture(tree, model, tmp_path):
-  """Also of the process that draws, which says nothing of it."""
-  out = tmp_path / 'pictures'
-  clips = [str(tree / 'a.mp4')] * 30
-  flags = [f'--weights={model}', f'--out={out}', '--format=jsonl']
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'mira_jax.cli.main', 'predict', *clips, *flags],
-    stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
-    env=os.environ | {'XDG_CACHE_HOME': str(tmp_path)},
-  )  # fmt: skip
-  row = json.loads(process.stdout.readline())
-  os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-  _, err = process.communicate(timeout=60)
-  assert (process.returncode, err) == (
-    terminal.INTERRUPTED, b'mira: interrupted\n'
-  )  # fmt: skip
-  assert pathlib.Path(row['picture']).name == 'a.png'
-  pictures_here = [path.stem for path in out.glob('*.png')]
-  assert 'a' in pictures_here
-  for stem in pictures_here:
-    assert cv2.imread(str(out / f'{stem}.png')) is not None
-  assert not [*out.glob('*.part')]
-  assert _none_left(process.pid)
-
-
-def _none_left(group):
-  """Whether every process of a group has ended, within a few seconds."""
-  for _ in range(100):
-    try:
-      os.killpg(group, 0)
-    except ProcessLookupError:
-      return True
-    time.sleep(0.1)
-  return False
-
-
 def test_finite_weights_may_give_numbers_that_are_not(
   capsys, tree, model, tmp_path
 ):
@@ -380,79 +237,6 @@ sys.exit(code)
   (_, compiled), (read, again) = counts
   assert again == 0
   assert read == compiled > 1
-
-
-# ----- long clips -------------------------------------------------------------
-
-
-def test_a_timeline_is_printed_and_drawn(capsys, tmp_path, model):
-  clip = tmp_path / 'long.mp4'
-  encode.write_video(clip, face(1, count=120), 25)
-  arguments = [clip, f'--weights={model}', '--timeline', '--stride=0.3']
-  (row,) = json.loads(predict(capsys, *arguments, '--json')[0])
-  seconds = [x['second'] for x in row['timeline']]
-  assert seconds == list(range(int(np.ceil(120 / row['fps']))))
-  text, _ = predict(capsys, *arguments, '--format=csv')
-  table = list(csv.DictReader(io.StringIO(text)))
-  assert [int(x['second']) for x in table] == seconds
-  out = tmp_path / 'pictures'
-  code = cli.main(['predict', *map(str, arguments), f'--out={out}'])
-  assert code == ExitCode.OK
-  assert 'seconds' in capsys.readouterr().out
-  arrays = np.load(out / 'long.npz')
-  assert arrays['timeline'].shape == (len(seconds), 7)
-  assert (out / 'long.png').stat().st_size > 10_000
-
-
-def test_frames_have_no_seconds_without_a_rate(capsys, tree, model):
-  folder = tree / 'b' / 'deep' / 'frames'
-  arguments = (folder, f'--weights={model}', '--timeline')
-  assert 'no_fps' in predict(capsys, *arguments, fails=True)[1]
-  text, _ = predict(capsys, *arguments, '--fps=5', '--json')
-  assert len(json.loads(text)[0]['timeline']) == 4
-
-
-def test_times_are_above_zero(capsys, tree):
-  with pytest.raises(SystemExit) as caught:
-    cli.main(['predict', str(tree), '--timeline', '--stride=nan'])
-  assert caught.value.code == ExitCode.USAGE
-  assert 'is not above 0' in capsys.readouterr().err
-
-
-# ----- faces ------------------------------------------------------------------
-
-
-def test_threads_find_the_same_faces(capsys, tmp_path, model):
-  for clip in range(4):
-    scene = np.full((8, 160, 200, 3), 90, np.uint8)
-    x, y = 16 * clip, 10 * clip
-    scene[:, y : y + 96, x : x + 96] = face(clip, 96, 8)
-    encode.write_video(tmp_path / f'{clip}.mp4', scene, 25)
-  arguments = [tmp_path, f'--weights={model}', '--crop-face', '--json']
-  one, four = (
-    json.loads(predict(capsys, *arguments, f'--threads={n}')[0]) for n in (1, 4)
-  )
-  assert len({row['probability'] for row in one}) == 4
-  assert one == four
-
-
-def test_the_face_of_a_gif_is_cut_out_on_request(capsys, tmp_path, model):
-  """Every hop from the flags to the decoder has the same options."""
-  scene = np.full((12, 160, 240, 3), 90, np.uint8)
-  scene[:, 30:150, 110:230] = face(3, 120, 12)
-  with av.open(str(tmp_path / 'a.gif'), 'w') as file:
-    stream = file.add_stream('gif', rate=25)
-    stream.width, stream.height, stream.pix_fmt = 240, 160, 'gray'
-    for frame in scene:
-      file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, 'rgb24')))
-    file.mux(stream.encode())
-  flags = [f'--weights={model}', '--json', '--allow-gif']
-  whole, cut = (
-    json.loads(predict(capsys, tmp_path, *flags, *more)[0])[0]
-    for more in ([], ['--crop-face'])
-  )
-  assert cut['frames'] == whole['frames'] == 12
-  assert cut['classes'] != whole['classes']
 
 
 # ----- number formats and exports ---------------------------------------------

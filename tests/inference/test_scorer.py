@@ -11,6 +11,7 @@ import pytest
 
 from mira_jax.errors import MiraInputError
 from mira_jax.inference import engine, find_clips, load
+from mira_jax.inference.faces import Crop
 from mira_jax.mira import MiraConfig
 from mira_jax.synthetic import faces
 from mira_jax.video import decode
@@ -157,7 +158,7 @@ def test_the_largest_face_is_cut_out(tmp_path):
   scene[:, 20:84, 30:94] = [cv2.resize(f, (64, 64)) for f in face]
   for i, frame in enumerate(scene):
     cv2.imwrite(str(tmp_path / f'{i:02}.png'), frame[..., ::-1])
-  cut = find_clips.read(tmp_path, short_side=64, crop_face=True)
+  cut = find_clips.read(tmp_path, short_side=64, crop=Crop())
   assert cut.frames.shape[1:] == (64, 64, 3)
   # More of the large face than of the grey around both.
   grey = (np.abs(cut.frames.astype(int) - 90).max(-1) < 3).mean()
