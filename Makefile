@@ -99,7 +99,7 @@ $(STAMP): pyproject.toml requirements.txt
 	       exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	$(BIN)/python -m pip install --quiet -e '.[dev,hub]'
 	touch $@
 
 clean:

@@ -31,7 +31,7 @@ _USAGE = """
   bad_shape bad_size bad_suffix bad_table bad_topology bad_value empty
   format_not_allowed
   no_backend no_beam no_camera no_cascade no_cluster no_compiler no_device
-  no_face no_fps no_host no_torch no_video_stream not_a_run not_features
+  no_face no_fps no_host no_hub no_torch no_video_stream not_a_run not_features
   not_regular_file not_video os_error out_of_memory too_large too_long
   too_many_files too_small unclear_label unexpected unknown_case wrong_root
 """
@@ -44,7 +44,8 @@ _DATA = """
 """
 _CHECKPOINT = """
   bad_classes bad_key bad_metadata bad_program bad_weights
-  batch_statistics changed differs legacy_pth missing no_classifier no_step
+  batch_statistics changed differs legacy_pth missing no_access no_classifier
+  no_network no_step
   not_an_export not_finished not_weights other_jax other_model other_platform
   other_size run_changed several_weights split_weights unknown_size
   unsafe_pickle unsafe_program weights_mismatch

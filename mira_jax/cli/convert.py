@@ -6,8 +6,9 @@
 SRC is a file or folder: a checkpoint of MiRA's or VideoMAE's training (.pth,
 .ckpt, under any key), a checkpoint folder of DeepSpeed, safetensors with their
 names, a model folder of Hugging Face (VideoMAE, ViViT) in one part or in many,
-a weights file or run of this package. PyTorch is not needed, and nothing in a
-file is run. docs/weights.md has the details.
+a weights file or run of this package; or hf://OWNER/NAME[@REVISION], a model of
+the Hugging Face Hub. PyTorch is not needed, and nothing in a file is run.
+docs/weights.md has the details.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import rich.table
 from mira_jax import terminal
 from mira_jax.cli import weight_flags
 from mira_jax.errors import ExitCode, MiraInputError, plain, some
-from mira_jax.weights import convert, sources
+from mira_jax.weights import convert, hub, sources
 from mira_jax.weights.weights_file import compact, flatten
 
 TORCH = '.torch.safetensors'
@@ -61,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
 def _check_destination(args: argparse.Namespace, path: pathlib.Path) -> None:
   if path.suffix != '.safetensors':
     raise MiraInputError('bad_name', path, 'end the name in .safetensors')
-  source = sources.weights_path(args.source)
-  if path.exists() and source.exists() and path.samefile(source):
-    raise MiraInputError('bad_name', path, 'it is the source')
+  if path.exists() and not hub.is_address(args.source):
+    source = sources.weights_path(args.source)
+    if source.exists() and path.samefile(source):
+      raise MiraInputError('bad_name', path, 'it is the source')
   if path.exists() and not args.force:
     raise MiraInputError('exists', path, 'it is there already; --force')
 

@@ -30,6 +30,7 @@ COMMANDS = {
   'probe': 'classify such features by neighbours or a linear map',
   'convert': 'convert weights of PyTorch to ours, or back',
   'export': 'write a model as a program that needs only jax',
+  'push': 'publish the weights of a run on the Hugging Face Hub',
   'draw': 'draw a synthetic face as a video',
   'compare': "compare numbers with the reference's",
   'tune': 'find the fastest attention on this machine',

@@ -45,8 +45,10 @@ def start_from(
     allow_missing=[x for x in cfg.train.allow_missing.split(',') if x],
     interpolate=cfg.train.interpolate_positions,
   )
-  notes = infer_model.differences(source, dataclasses.asdict(model))
-  report = dataclasses.replace(report, notes=[*report.notes, *notes])
+  groups = dataclasses.asdict(model), dataclasses.asdict(cfg.data)
+  notes = [*report.notes, *infer_model.differences(source, *groups)]
+  origin = source.origin()
+  report = dataclasses.replace(report, notes=notes, origin=origin)
   own = {'params': variables['params'], 'mira': variables.get('mira', {})}
   own = jax.device_put(own, sharding.shardings(own, mesh))
   average = jax.tree.map(jnp.copy, own['params']) if state.average else {}

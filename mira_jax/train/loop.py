@@ -88,6 +88,7 @@ def train(
       workdir / 'checkpoints', identity, config.defaults()
     )
     state = checkpoints.restore(made.target, strict=strict, force=force)
+    task.origin = run_folder.read_origin(workdir) if state is not None else {}
     if state is None:
       state = _fresh(cfg, task, made, init_key, mesh)
     if jax.process_index() == 0:
@@ -118,6 +119,7 @@ def _fresh(
   if cfg.train.init_from:
     names = task.class_names
     state, transferred = init_from.start_from(cfg, names, state, mesh)
+    task.origin = transferred.origin
     if jax.process_index() == 0:
       terminal.say(*f'{cfg.train.init_from}: {transferred}'.split('\n'))
   return state

@@ -121,6 +121,15 @@ def write_metadata(workdir: pathlib.Path, metadata: Mapping[str, Any]) -> None:
   files.write_text(workdir / METADATA, json.dumps(metadata, indent=2) + '\n')
 
 
+def read_origin(workdir: pathlib.Path) -> dict[str, Any]:
+  """The weights that a run started from, see `Source.origin`; {}: unknown."""
+  try:
+    found = json.loads((workdir / METADATA).read_bytes()).get('source')
+  except (OSError, ValueError, AttributeError):
+    return {}
+  return found if isinstance(found, dict) else {}
+
+
 def read_metadata(workdir: pathlib.Path, cfg: config.Config) -> dict[str, Any]:
   """The metadata of a run of this configuration.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,6 +47,7 @@ class Task:
   # Whether validation clips choose the weights and the end, see `selection`;
   # or whether another training first chooses the steps by them.
   by_val = refits = False
+  origin: Mapping[str, Any] = {}  # of the weights that it started from
   _window: pipeline.Window = staticmethod(sampling.train_indices)
 
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
@@ -80,7 +81,10 @@ class Task:
 
   def metadata(self, step: int) -> dict[str, Any]:
     """Metadata of the weights after a step, JSON-able."""
-    return run_folder.metadata(self._cfg, self.datasets, self.class_names, step)
+    found = run_folder.metadata(
+      self._cfg, self.datasets, self.class_names, step
+    )
+    return found | ({'source': dict(self.origin)} if self.origin else {})
 
   def validate(
     self, step: int, state: steps.TrainState, log: runlog.Log

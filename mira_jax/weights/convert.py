@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mira_jax import files
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.models.build import build_autoencoder, build_model
 from mira_jax.weights import sources, torch_names
@@ -64,13 +63,10 @@ def read(
     kind=source.kind,
     notes=[*source.notes, *notes],
   )
+  if source.hub or not source.native:
+    metadata['source'] = source.origin()
   if source.native:
     return found
-  metadata['source'] = {
-    'name': source.path.name,
-    'kind': source.kind,
-    'sha256': files.sha256(source.path),
-  }
   _put_tensors(found, source, overrides.allow_missing)
   return found
 

@@ -96,15 +96,30 @@ def check_overrides(
       raise MiraInputError('bad_flag', path, hint)
 
 
-def differences(source: Source, model: Mapping[str, Any]) -> list[str]:
-  """Settings that no shape depends on and that differ from a model's fields."""
-  own = source.metadata.get('model') or source.fields
-  names = ('heads', 'gelu', 'norm_eps')
-  return [
-    f'{n} is {own[n]} there and {model[n]} here; --config.model.{n}={own[n]}'
-    for n in names
-    if own.get(n, model[n]) != model[n]
-  ]
+def differences(
+  source: Source, model: Mapping[str, Any], data: Mapping[str, Any]
+) -> list[str]:
+  """Settings that no shape depends on and that differ from those of a run.
+
+  Args:
+    source: weights that the run starts from.
+    model: fields of the run's model.
+    data: of its data, with the frame stride and the resize mode.
+  """
+  notes = []
+  for group, fields, names in (
+    ('model', model, ('heads', 'gelu', 'norm_eps', 'frames', 'image_size')),
+    ('data', data, ('rate', 'fit')),
+  ):
+    of_ours = {'model': 'model', 'data': 'preprocessing'}[group]
+    own = source.metadata.get(of_ours) or source.fields
+    notes += [
+      f'{n} is {own[n]} there and {fields[n]} here; '
+      f'--config.{group}.{n}={own[n]}'
+      for n in names
+      if own.get(n, fields[n]) != fields[n]
+    ]
+  return notes
 
 
 def grid_of(source: Source) -> tuple[int, int, int] | None:

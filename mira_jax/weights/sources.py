@@ -12,13 +12,14 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from mira_jax import files
 from mira_jax.errors import MiraInputError, checkpoint_error, not_readable
-from mira_jax.weights import huggingface, settings, torch_file
+from mira_jax.weights import hub, huggingface, settings, torch_file
 from mira_jax.weights.metadata import Metadata, check_metadata, parse_metadata
 from mira_jax.weights.saved_models import Leaf, choose, shown
 from mira_jax.weights.weights_file import (
@@ -70,6 +71,7 @@ class Source:
   fields: dict[str, Any] = dataclasses.field(default_factory=dict)
   metadata: Metadata = dataclasses.field(default_factory=dict)  # of our files
   notes: list[str] = dataclasses.field(default_factory=list)
+  hub: dict[str, Any] = dataclasses.field(default_factory=dict)  # see Download
 
   @property
   def pretraining(self) -> bool:
@@ -81,17 +83,42 @@ class Source:
     """The classes in order; [] where they are not named."""
     return list((self.metadata or self.fields).get('class_names') or ())
 
+  def origin(self) -> dict[str, Any]:
+    """Its file and repository, for the metadata of what is made of it.
+
+    A repository is that of the weights which these were made of, too.
+    """
+    before = self.metadata.get('source')
+    found = self.hub or (before.get('hub') if isinstance(before, dict) else {})
+    return {
+      'name': self.path.name,
+      'kind': self.kind,
+      'sha256': files.sha256(self.path),
+      **({'hub': found} if found else {}),
+    }
+
 
 def read(path: str | os.PathLike[str], key: str | None = None) -> Source:
   """Weights of ours or of another program.
 
   Args:
-    path: a file, or a folder of a run, of DeepSpeed or of Hugging Face.
+    path: a file, a folder of a run, of DeepSpeed or of Hugging Face, or
+      hf://OWNER/NAME[@REVISION].
     key: which model of a file that has several; None is the best, no average.
 
   Raises:
-    MiraInputError: absent, damaged, of another format, unsafe, or with NaN.
+    MiraInputError: absent, damaged, of another format, unsafe, or with NaN; or
+      see `hub.fetch`.
   """
+  source = _read(path, key)
+  if hub.is_address(path):
+    download = hub.fetch(str(path), _candidates)
+    source.hub = download.about
+    source.notes = [*download.notes, *source.notes]
+  return source
+
+
+def _read(path: str | os.PathLike[str], key: str | None) -> Source:
   file = weights_path(path)
   if not file.is_file():
     hint = 'there is no such file or folder'
@@ -165,12 +192,15 @@ def _add_facts(source: Source, tree: Any) -> None:
 def weights_path(path: str | os.PathLike[str]) -> pathlib.Path:
   """The file with the weights of a folder; a file is itself.
 
-  Where a folder has none it is the file that a finished run would have.
+  Where a folder has none it is the file that a finished run would have. A model
+  of the hub is downloaded into the cache, if it is not there.
 
   Raises:
     MiraInputError: the weights are split in a way that has to be joined first,
-      or there are several to choose from.
+      or there are several to choose from; or see `hub.fetch`.
   """
+  if hub.is_address(path):
+    return hub.fetch(str(path), _candidates).path
   path = pathlib.Path(path)
   if not path.is_dir():
     return path
@@ -186,12 +216,8 @@ def weights_path(path: str | os.PathLike[str]) -> pathlib.Path:
     raise checkpoint_error('split_weights', path, hint)
   if any(n.endswith('_model_states.pt') for n in names):
     raise _zero_error(path)
-  files = [
-    path / n
-    for n in names
-    if n.endswith(_SUFFIXES) and n != LAST and not _BESIDE.search(n)
-  ]
-  found = files or [path / n for n in names if _known(path / n)]
+  found = [path / n for n in _candidates(names)]
+  found = found or [path / n for n in names if _known(path / n)]
   if len(found) > 1:
     hint = f'name one of them: {shown(x.name for x in found)}'
     raise checkpoint_error('several_weights', path, hint)
@@ -201,6 +227,16 @@ def weights_path(path: str | os.PathLike[str]) -> pathlib.Path:
 def _known(folder: pathlib.Path) -> pathlib.Path | None:
   found = (folder / n for n in _FILES if (folder / n).is_file())
   return next(found, None)
+
+
+def _candidates(names: Sequence[str]) -> list[str]:
+  """Of the names in a folder those of weights: the usual one, or any."""
+  usual = [n for n in _FILES if n in names]
+  return usual[:1] or [
+    n
+    for n in names
+    if n.endswith(_SUFFIXES) and n != LAST and not _BESIDE.search(n)
+  ]
 
 
 def _pointed(file: pathlib.Path, below: pathlib.Path) -> pathlib.Path | None:

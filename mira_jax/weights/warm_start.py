@@ -43,6 +43,8 @@ class Transfer:
   missing: Sequence[str]  # of the backbone, initialised at random too
   ignored: Sequence[str]  # of the source, without a place in the model
   notes: Sequence[str] = ()  # further differences, one line each
+  # File, SHA-256 and repository of the source, where asked for.
+  origin: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __str__(self) -> str:
     """One line for each kind of fate, and one for each note."""

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import local_hub
 from mira_jax.augment import transforms
 from mira_jax.cli import main as cli
 from mira_jax.errors import ExitCode, MiraInputError
@@ -76,7 +77,9 @@ KINDS = {
 @pytest.mark.parametrize(
   ('kind', 'saved'), [('VideoMAE', 'wrapped'), ('Vivit', 'folder')]
 )
-def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
+def test_models_with_odd_settings_compute_the_same(
+  tmp_path, monkeypatch, kind, saved
+):
   transformers = pytest.importorskip('transformers')
   torch.manual_seed(0)
   cfg = getattr(transformers, f'{kind}Config')(**ODD, **KINDS[kind])
@@ -84,20 +87,23 @@ def test_models_with_odd_settings_compute_the_same(tmp_path, kind, saved):
   with torch.no_grad():
     for parameter in module.parameters():
       parameter.add_(0.2 * torch.randn_like(parameter))
+  folder = tmp_path / 'files'
   if saved == 'folder':
-    module.save_pretrained(tmp_path)
+    module.save_pretrained(folder)
   else:
     state = {f'model.{n}': x for n, x in module.state_dict().items()}
-    cfg.save_pretrained(tmp_path)
-    torch.save({'state_dict': state}, tmp_path / 'pytorch_model.bin')
+    cfg.save_pretrained(folder)
+    torch.save({'state_dict': state}, folder / 'pytorch_model.bin')
   rules = {'image_mean': [0.1, 0.2, 0.3], 'image_std': [0.3, 0.4, 0.9],
            'rescale_factor': 1 / 200, 'offset': False}  # fmt: skip
-  (tmp_path / 'preprocessor_config.json').write_text(json.dumps(rules))
+  (folder / 'preprocessor_config.json').write_text(json.dumps(rules))
   video = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3))
   pixels = (video / 200 - rules['image_mean']) / rules['image_std']
   with torch.no_grad():
     theirs = module(torch.from_numpy(pixels).permute(0, 1, 4, 2, 3).float())
-  got = convert.read(tmp_path, infer_model.Overrides())
+  local_hub.use(monkeypatch, tmp_path / 'cache', offline=True)
+  local_hub.cached(tmp_path / 'cache', 'someone/model', folder)
+  got = convert.read('hf://someone/model', infer_model.Overrides())
   model = build.build_model(got.metadata['model'])
   clip = transforms.prepare(jnp.asarray(video, jnp.uint8))
   logits = jax.jit(model.apply)(got.variables, clip)

@@ -128,16 +128,22 @@ def test_a_run_with_a_setting_that_ours_lacks_is_refused(tmp_path):
 
 
 def test_what_a_model_computes_otherwise_than_its_source_is_said():
-  model = {'heads': 3, 'gelu': 'exact', 'norm_eps': 1e-6}
+  model = {'heads': 3, 'gelu': 'exact', 'norm_eps': 1e-6,
+           'frames': 16, 'image_size': 224}  # fmt: skip
+  run = model, {'rate': 4, 'fit': 'crop'}
   source = shapes()
-  assert not infer_model.differences(source, model)  # unknown
-  source.fields = {'heads': 3, 'gelu': 'tanh', 'norm_eps': 1e-12}
-  assert infer_model.differences(source, model) == [
+  assert not infer_model.differences(source, *run)  # unknown
+  source.fields = {'heads': 3, 'gelu': 'tanh', 'norm_eps': 1e-12, 'frames': 32,
+                   'fit': 'squash'}  # fmt: skip
+  assert infer_model.differences(source, *run) == [
     'gelu is tanh there and exact here; --config.model.gelu=tanh',
     'norm_eps is 1e-12 there and 1e-06 here; --config.model.norm_eps=1e-12',
+    'frames is 32 there and 16 here; --config.model.frames=32',
+    'fit is squash there and crop here; --config.data.fit=squash',
   ]
-  source.metadata = {'model': model | {'heads': 4}}
-  assert len(infer_model.differences(source, model)) == 1
+  rules = {'rate': 2, 'fit': 'crop'}
+  source.metadata = {'model': model | {'heads': 4}, 'preprocessing': rules}
+  assert len(infer_model.differences(source, *run)) == 2
 
 
 def test_a_width_is_whole_whatever_its_quotient_rounds_to():
