@@ -66,8 +66,11 @@ def of_classes(clips: Pool) -> list[str]:
 def of_validation(
   cfg: config.Config, clips: Pool | None, decides: bool
 ) -> list[str]:
-  """The size of validation, and a warning where it is too small to decide."""
-  if clips is None:
+  """The size of validation, and a warning where it is too small to decide.
+
+  Nothing where the clips have decided, and are training clips of a refit.
+  """
+  if clips is None or (decides and cfg.train.refit):
     return []
   people = len({*clips.subject.tolist()} - {''})
   size = f'validation: {len(clips)} clips' + f' of {people} people' * (

@@ -129,6 +129,19 @@ def test_hosts_train_the_run_of_one(place, alone):
 
 
 @pytest.mark.slow
+def test_hosts_select_the_steps_of_a_refit_together(place):
+  """The first one writes and reads them."""
+  flags = ('--config.train.refit', '--config.eval.min_val_clips=0')
+  codes, said = finish(
+    train(place, 'refit', 2, *flags, '--config.train.epochs=1')
+  )
+  assert codes == [0, 0], said
+  for folder in ('refit', 'refit/selection'):
+    _, metadata = load_weights(place / folder / 'weights.safetensors')
+    assert metadata['step'] == 3
+
+
+@pytest.mark.slow
 def test_a_signal_to_one_host_stops_all_and_one_host_goes_on(place, alone):
   # Parameters are split between the hosts.
   flags = ['--config.mesh.fsdp=4', '--config.train.eval_every=0']

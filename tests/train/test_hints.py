@@ -100,6 +100,8 @@ def test_the_size_of_validation(uneven):
   (line,) = hints.of_validation(cfg, some, decides=True)
   assert line == 'validation: 30 clips'
   assert not hints.of_validation(cfg, None, decides=False)
+  cfg.train.refit = True
+  assert not hints.of_validation(cfg, some, decides=True)
 
 
 @pytest.mark.usefixtures('compile_cache')
