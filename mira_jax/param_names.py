@@ -32,6 +32,9 @@ _NORM = '(norm|decoder_norm|(framewise_)?norm[12]|time_norm)/'
 ROLES = (
   Role('embedding', 'embed/kernel', inputs=4),
   Role('embedding bias', 'embed/bias'),
+  Role('stem', r'embed/conv_\d+/kernel', inputs=3),
+  Role('stem norm scale', r'embed/norm_\d+/scale'),
+  Role('stem norm bias', r'embed/norm_\d+/bias'),
   Role('positions', '(positions|positions_time)'),
   Role('class token', '(cls|cls_time)'),
   Role('mask token', 'mask_token'),

@@ -30,6 +30,7 @@ def classifier(variant, scan):
     variant=variant,
     mira=MiraConfig(),
     positions='learned',
+    stem='conv',
     pool='cls' if variant in CLS_VARIANTS else 'mean',
     scan=scan,
   )

@@ -86,6 +86,36 @@ def jitter(
   return jnp.clip(clip.mean() + factor * (clip - clip.mean()), 0, 1)
 
 
+def turn(key: Array, clip: Array, degrees: float, zoom: float) -> Array:
+  """Rotates and scales about the middle; borders repeat the last pixel.
+
+  The angle is uniform up to `degrees` (below 90) either way, the logarithm of
+  the scale up to log(1 + zoom). One-dimensional interpolation of columns, then
+  of rows (Catmull and Smith 1980), each a matrix product.
+  """
+  turned, scaled = jax.random.uniform(key, (2,), minval=-1.0)
+  angle, scale = math.pi / 180 * degrees * turned, (1 + zoom) ** scaled
+  a, b = jnp.cos(angle) / scale, jnp.sin(angle) / scale
+  height, width = clip.shape[1:3]
+  y = jnp.arange(height) - (height - 1) / 2
+  x = jnp.arange(width) - (width - 1) / 2
+  # The pixel at (x, y) is read from (a x + b y, a y - b x).
+  rows = (a + b * b / a) * y - b / a * x[:, None]  # in column x of the source
+  columns = a * x + b * y[:, None]  # in row y
+  clip = jnp.einsum(
+    'xyj,tjxc->tyxc', _linear(rows, height), clip, precision='highest'
+  )
+  return jnp.einsum(
+    'yxi,tyic->tyxc', _linear(columns, width), clip, precision='highest'
+  )
+
+
+def _linear(place: Array, size: int) -> Array:
+  """Weights [..., size] of the pixels beside a place from the middle."""
+  place = jnp.clip(place + (size - 1) / 2, 0, size - 1)
+  return jnp.maximum(1 - jnp.abs(place[..., None] - jnp.arange(size)), 0)
+
+
 class Box(NamedTuple):
   """A rectangle of whole pixels; it may reach past the edges of a frame."""
 
@@ -254,6 +284,8 @@ class Augment:
   multi_scale: str = ''  # a key of CROP_SCALES, or '': no such crop
   resized_crop: bool = False
   flip: bool = True
+  rotate: float = 0.0  # largest angle in degrees
+  zoom: float = 0.0  # largest relative change of size
   shift: int = 0  # pixels
   brightness: float = 0.0  # largest relative change
   contrast: float = 0.0
@@ -273,10 +305,12 @@ class Augment:
     """Those of single clips by name, in their order."""
     scales, partial = CROP_SCALES.get(self.multi_scale), functools.partial
     jitters = self.brightness or self.contrast
+    turns = self.rotate or self.zoom
     table: dict[str, Any] = {
       'multi_scale_crop': scales and partial(multi_scale_crop, scales=scales),
       'random_resized_crop': self.resized_crop and random_resized_crop,
       'flip': self.flip and flip,
+      'turn': turns and partial(turn, degrees=self.rotate, zoom=self.zoom),
       'shift': self.shift and partial(shift, pixels=self.shift),
       'jitter': jitters
       and partial(jitter, brightness=self.brightness, contrast=self.contrast),

@@ -81,6 +81,8 @@ class DataConfig:
   multi_scale: str = _choice('', *CROP_SCALES)  # crops of pre-training
   resized_crop: bool = False
   flip: bool = True
+  rotate: float = _number(0.0, 0, 60)  # degrees
+  zoom: float = _number(0.0, 0, 1)  # relative change of size
   shift: int = _number(4, 0, 2**12)  # pixels
   brightness: float = _number(0.2, 0, 1)
   contrast: float = _number(0.2, 0, 1)

@@ -105,25 +105,53 @@ def untubelets(x: Array, grid: Grid, tubelet: int, patch: int) -> Array:
 
 
 class TubeletEmbed(nn.Module):
-  """Linear map of the `tubelets`: [B, F, H, W, 3] -> [B, L, C]."""
+  """Linear map of the `tubelets`: [B, F, H, W, 3] -> [B, L, C].
+
+  Stem 'conv' is that of Xiao et al., Early convolutions help transformers see
+  better, https://arxiv.org/abs/2106.14881, on each frame: 3 x 3 convolutions of
+  stride 2, as wide as C at the end, down to one pixel per token. Channels are
+  normalised by LayerNorm, which needs no statistics of a batch.
+  """
 
   dim: int
   tubelet: int = 2
   patch: int = 16
+  stem: str = 'linear'
   dtype: Dtype = jnp.float32
 
   @nn.compact
   def __call__(self, video: Array) -> Array:
-    size = (self.tubelet, self.patch, self.patch, video.shape[-1])
+    grid = token_grid(video.shape, self.tubelet, self.patch)
+    x = video.astype(self.dtype)
+    if self.stem == 'conv':
+      x = self._convolve(x)
+    size = (video.shape[1] // grid[0], x.shape[2] // grid[1])
+    size = (*size, size[1], x.shape[-1])
     init = torch_uniform(int(np.prod(size)))
     kernel = self.param('kernel', init, (*size, self.dim))
     bias = self.param('bias', init, (self.dim,))
-    video, kernel, bias = (x.astype(self.dtype) for x in (video, kernel, bias))
     # A convolution whose stride is its kernel is one matrix product.
-    x = einops.rearrange(
-      tubelets(video, self.tubelet, self.patch), 'b l p c -> b l (p c)'
-    )
+    pattern = 'b (t dt) (h dh) (w dw) c -> b (t h w) (dt dh dw c)'
+    t, h, w = grid
+    x = einops.rearrange(x, pattern, t=t, h=h, w=w)
+    kernel, bias = (x.astype(self.dtype) for x in (kernel, bias))
     return x @ kernel.reshape(-1, self.dim) + bias
+
+  def _convolve(self, video: Array) -> Array:
+    """[B, F, H, W, 3] -> [B, F, H / patch, W / patch, C]."""
+    x = einops.rearrange(video, 'b f h w c -> (b f) h w c')
+    count = self.patch.bit_length() - 1
+    for i in range(count):
+      conv = nn.Conv(
+        max(1, self.dim >> (count - 1 - i)),
+        (3, 3),
+        strides=2,
+        use_bias=False,
+        dtype=self.dtype,
+        name=f'conv_{i}',
+      )
+      x = nn.relu(layer_norm(self.dtype, f'norm_{i}', 1e-6)(conv(x)))
+    return einops.rearrange(x, '(b f) ... -> b f ...', b=len(video))
 
 
 def once(x: Array) -> Array:

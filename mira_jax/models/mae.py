@@ -111,6 +111,45 @@ def tubelet_targets(
   return einops.rearrange(x, 'b l p c -> b l (p c)')
 
 
+HOG_BINS = 9  # of 20 degrees; opposite directions are one
+HOG_CELLS = 2  # along each side of a token
+
+
+def hog_targets(video: Array, *, tubelet: int, patch: int) -> Array:
+  """Histograms of oriented gradients of every tubelet.
+
+  The targets of MaskFeat (Wei et al. 2022, https://arxiv.org/abs/2112.09133),
+  here of the luma of every frame: of each cell, a quarter of a token, the
+  gradients by direction, divided by their norm.
+
+  Args:
+    video: [B, F, H, W, 3] in [0, 1].
+    tubelet: frames in a token.
+    patch: height and width of a token, even.
+
+  Returns:
+    [B, L, tubelet * HOG_CELLS**2 * HOG_BINS].
+  """
+  luma = video @ jnp.array([0.299, 0.587, 0.114], video.dtype)
+  padded = jnp.pad(luma, ((0, 0), (0, 0), (1, 1), (1, 1)), mode='edge')
+  down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+  right = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+  # Each gradient is shared by the two bins beside its direction.
+  direction = jnp.arctan2(down, right) % jnp.pi * (HOG_BINS / jnp.pi)
+  bins = jnp.arange(HOG_BINS)
+  apart = jnp.abs(direction[..., None] - bins)
+  share = jnp.maximum(1 - jnp.minimum(apart, HOG_BINS - apart), 0)
+  votes = share * jnp.hypot(down, right)[..., None]
+  cell = patch // HOG_CELLS
+  cells = einops.reduce(
+    votes, 'b f (h y) (w x) k -> b f h w k', 'sum', y=cell, x=cell
+  )
+  norm = jnp.sqrt(jnp.square(cells).sum(-1, keepdims=True) + 1e-4)
+  pattern = 'b (t dt) (h y) (w x) k -> b (t h w) (dt y x k)'
+  size = {'dt': tubelet, 'y': HOG_CELLS, 'x': HOG_CELLS}
+  return einops.rearrange(cells / norm, pattern, **size)
+
+
 def reconstruct(
   prediction: Array,
   video: Array,
@@ -202,14 +241,34 @@ class MaskedAutoencoder(nn.Module, EncoderOptions, DecoderOptions):
       self, num_frames=slots, train=train, record=record, kernel_init=xavier
     )
     visible, masked = split_tokens(mask, num_masked)
+    if self.stem == 'conv':  # which would see hidden pixels at the borders
+      video = self._hide(video, mask)
     x = TubeletEmbed(
-      self.dim, self.tubelet, self.patch, spec.dtype, name='embed'
+      self.dim, self.tubelet, self.patch, self.stem, spec.dtype, name='embed'
     )(video)
     x = x + jnp.asarray(sinusoid(x.shape[1], self.dim), x.dtype)
     x, records = encoder_of(self, spec, name='encoder')(take_tokens(x, visible))
     x = layer_norm(spec.dtype, 'norm', self.norm_eps)(x)
     x = self._decode(x, visible, masked, spec)
     return (x, records or []) if record else x
+
+  def targets(self, video: Array, *, normalise: bool = True) -> Array:
+    """What is predicted of a video in [0, 1]: [B, L, P], see `hog_targets`.
+
+    `normalise` as in `tubelet_targets`; histograms always are.
+    """
+    size = {'tubelet': self.tubelet, 'patch': self.patch}
+    if self.decoder_targets == 'hog':
+      return hog_targets(video, **size)
+    return tubelet_targets(video, **size, normalise=normalise)
+
+  def _hide(self, video: Array, mask: Array) -> Array:
+    """The video with masked tubelets at 0, the mean."""
+    t, h, w = token_grid(video.shape, self.tubelet, self.patch)
+    keep = jnp.logical_not(mask.reshape(-1, t, h, w, 1))
+    for axis, size in enumerate((self.tubelet, self.patch, self.patch), 1):
+      keep = jnp.repeat(keep, size, axis)
+    return video * keep
 
   def _decode(
     self, x: Array, visible: Array, masked: Array, spec: BlockSpec
@@ -233,8 +292,9 @@ class MaskedAutoencoder(nn.Module, EncoderOptions, DecoderOptions):
     x = x[:, visible.shape[1] :]
     eps = self.norm_eps if self.last_norm_eps is None else self.last_norm_eps
     x = layer_norm(spec.dtype, 'decoder_norm', eps)(x)
+    hog = self.decoder_targets == 'hog'
     return nn.Dense(
-      3 * self.tubelet * self.patch**2,
+      self.tubelet * (HOG_CELLS**2 * HOG_BINS if hog else 3 * self.patch**2),
       dtype=spec.dtype,
       kernel_init=xavier,
       name='decoder_head',

@@ -55,6 +55,8 @@ class EncoderOptions(BlockOptions):
   depth: int = 12  # blocks
   patch: int = 16  # height and width of a token in pixels
   tubelet: int = 2  # frames in a token
+  # What precedes the linear map of tubelets: nothing, or convolutions.
+  stem: Literal['linear', 'conv'] = 'linear'
   last_norm_eps: float | None = None  # of the last norm; None: norm_eps
   mira_last_blocks: int | None = None  # None: MiRA in all blocks
   drop_path: float = 0.0  # rate of the last block; rates rise linearly
@@ -82,6 +84,7 @@ class DecoderOptions:
   decoder_depth: int = 4
   decoder_heads: int = 6
   decoder_mlp_ratio: float | None = None  # None: the encoder's
+  decoder_targets: Literal['pixels', 'hog'] = 'pixels'  # see mae.hog_targets
 
 
 # Lowest and highest value of numbers, in configurations and weights files.
@@ -110,6 +113,8 @@ DECODER_RANGES = {
 FRAME_STRIDE = (1, 10**4)
 CHOICES = {
   'variant': VARIANTS,
+  'stem': ('linear', 'conv'),
+  'decoder_targets': ('pixels', 'hog'),
   'gelu': ('exact', 'tanh'),
   'pool': ('mean', 'cls'),
   'positions': ('sinusoidal', 'learned'),
@@ -130,6 +135,9 @@ def contradiction(options: ModelOptions) -> tuple[str, str] | None:
     if a % b:
       why = f'{a} must be a multiple of {part} {b}, such as {a - a % b or b}'
       return whole, why
+  if options.stem == 'conv' and options.patch.bit_count() > 1:
+    why = f"{options.patch} must be a power of 2 for stem 'conv', such as 8"
+    return 'patch', why
   if options.pool == 'cls' and options.variant not in CLS_VARIANTS:
     why = "'cls', a token of no frame, does not fit variant "
     return 'pool', f"{why}{options.variant!r}; use 'mean'"

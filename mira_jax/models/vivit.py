@@ -93,7 +93,7 @@ class ViViT(nn.Module, ModelOptions):
       record=record,
     )
     x = TubeletEmbed(
-      self.dim, self.tubelet, self.patch, spec.dtype, name='embed'
+      self.dim, self.tubelet, self.patch, self.stem, spec.dtype, name='embed'
     )(video)
     if self.variant == 'factorised_encoder':
       x, records = self._two_encoders(spec, x)
@@ -166,7 +166,7 @@ class ViViT(nn.Module, ModelOptions):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
   def _check(self):
-    for name in ('pool', 'gelu', 'positions', 'variant'):
+    for name in ('pool', 'gelu', 'positions', 'stem', 'variant'):
       if getattr(self, name) not in CHOICES[name]:
         raise ValueError(
           f'{name} is {getattr(self, name)!r}; use one of {CHOICES[name]}'

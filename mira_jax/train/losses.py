@@ -159,7 +159,7 @@ def reconstruction(
   ratio: float = 0.9,
   normalise: bool = True,
 ) -> Objective:
-  """Mean squared error of the pixels of masked tubelets.
+  """Mean squared error of the pixels, or histograms, of masked tubelets.
 
   Augmentation as in `classification`; kind and ratio of the mask as in
   `mae.draw_mask`, `normalise` as in `mae.tubelet_targets`.
@@ -200,12 +200,7 @@ def reconstruct(
     key: of dropout.
     normalise: see there.
   """
-  targets = mae.tubelet_targets(
-    denormalise(video),
-    tubelet=model.tubelet,
-    patch=model.patch,
-    normalise=normalise,
-  )
+  targets = model.targets(denormalise(video), normalise=normalise)
   prediction, mira = _apply(
     model, params, mira, key, video, mask, num_masked=num_masked
   )

@@ -240,8 +240,10 @@ class Pretraining(Task):
         variables, normalised, mask, num_masked=hidden
       ).astype(jnp.float32)
     whole = denormalise(normalised)
-    targets = mae.tubelet_targets(whole, **size, normalise=normalise)
+    targets = model.targets(whole, normalise=normalise)
     loss = mae.reconstruction_loss(prediction, targets, mask)
+    if model.decoder_targets == 'hog':  # histograms make no picture
+      return loss, None, None
     shown, filled = mae.reconstruct(
       prediction, whole, mask, **size, normalise=normalise
     )
@@ -258,7 +260,7 @@ class Pretraining(Task):
     put = sharding.put_batch(batch, self._mesh)
     loss, shown, filled = self._fill(state.variables, put['video'])
     log.write(step, {'held_out_loss': float(loss)})
-    if jax.process_index() == 0:
+    if jax.process_index() == 0 and shown is not None:
       count = min(PICTURED, len(batch['video']))
       figure = figures.reconstruction_figure(
         batch['video'][:count],

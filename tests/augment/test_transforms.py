@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import ndimage, stats
 
 from mira_jax import config
 from mira_jax.augment import transforms
@@ -43,6 +43,38 @@ def test_flip_mirrors_about_half_of_the_clips():
   same = jnp.all(out == x, axis=(1, 2, 3, 4))
   assert bool(jnp.all(mirrored ^ same))
   assert 0.4 < mirrored.mean() < 0.6
+
+
+def test_turning_is_rotation_and_zoom_about_the_middle():
+  y, x = np.mgrid[:24, :32]
+  smooth = np.exp(-((x - 14) ** 2 + (y - 13) ** 2) / 50)[..., None] + [0, 1, 2]
+  frames = jnp.asarray(np.stack([smooth, 2 * smooth]), jnp.float32)
+  angles = []
+  for key in jax.random.split(KEY, 5):
+    turned, scaled = jax.random.uniform(key, (2,), minval=-1.0)
+    angle, scale = np.deg2rad(20 * float(turned)), 1.2 ** float(scaled)
+    angles.append(float(turned))
+    matrix = np.array(
+      [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
+    matrix /= scale  # rows first
+    middle = np.array([11.5, 15.5])
+    wanted = ndimage.affine_transform(
+      smooth[..., 0],
+      matrix,
+      middle - matrix @ middle,
+      order=3,
+      mode='nearest',
+    )
+    found = transforms.turn(key, frames, 20, 0.2)
+    inside = np.s_[4:-4, 4:-4]
+    np.testing.assert_allclose(
+      found[0, ..., 0][inside], wanted[inside], atol=0.02
+    )
+    np.testing.assert_allclose(found[1], 2 * found[0], rtol=1e-4)
+  assert min(angles) < 0 < max(angles)
+  still = transforms.turn(KEY, frames, 0, 0)
+  np.testing.assert_allclose(still, frames, atol=1e-5)
 
 
 def test_shift_is_a_window_of_the_padded_clip():

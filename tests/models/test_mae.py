@@ -13,6 +13,7 @@ from mira_jax.augment.transforms import MEAN, STD
 from mira_jax.mira import MiraConfig
 from mira_jax.models.mae import (
   MaskedAutoencoder,
+  hog_targets,
   reconstruction_loss,
   split_tokens,
   tube_mask,
@@ -159,9 +160,10 @@ def model_and_inputs(**options):
   return model, init(jax.random.key(0), video, MASK), video
 
 
-def test_hidden_pixels_cannot_be_seen():
+@pytest.mark.parametrize('stem', ['linear', 'conv'])
+def test_hidden_pixels_cannot_be_seen(stem):
   model, variables, video = model_and_inputs(
-    mira=MiraConfig(statistics='batch_ema')
+    mira=MiraConfig(statistics='batch_ema'), stem=stem
   )
   run = jax.jit(functools.partial(model.apply, num_masked=HIDDEN))
   # Place 1 of the 2 x 2 places is hidden, place 0 is not.
@@ -170,6 +172,22 @@ def test_hidden_pixels_cannot_be_seen():
   before = run(variables, video, MASK)
   np.testing.assert_array_equal(run(variables, hidden, MASK), before)
   assert np.abs(run(variables, shown, MASK) - before).max() > 1e-4
+
+
+def test_histograms_are_those_of_a_loop_over_pixels():
+  video = np.random.default_rng(0).random((1, 1, 8, 8, 3))
+  found = hog_targets(jnp.asarray(video, jnp.float32), tubelet=1, patch=8)
+  grey = np.pad(video[0, 0] @ [0.299, 0.587, 0.114], 1, mode='edge')
+  votes = np.zeros((2, 2, 9))
+  for row, column in np.ndindex(8, 8):
+    down = grey[row + 2, column + 1] - grey[row, column + 1]
+    right = grey[row + 1, column + 2] - grey[row + 1, column]
+    place = np.degrees(np.arctan2(down, right)) % 180 / 20
+    cell, share = votes[row // 4, column // 4], place % 1
+    cell[int(place) % 9] += (1 - share) * np.hypot(down, right)
+    cell[(int(place) + 1) % 9] += share * np.hypot(down, right)
+  votes /= np.sqrt((votes**2).sum(-1, keepdims=True) + 1e-4)
+  np.testing.assert_allclose(found[0, 0], votes.ravel(), atol=1e-5)
 
 
 def test_frames_of_mira_are_the_slots_of_visible_tokens():

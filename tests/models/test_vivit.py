@@ -8,11 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import signal
 
 from mira_jax.mira import MiraConfig
 from mira_jax.models.blocks import Block
 from mira_jax.models.encoder import Encoder
-from mira_jax.models.layers import gelu, resize_positions, sinusoid
+from mira_jax.models.layers import (
+  TubeletEmbed,
+  gelu,
+  resize_positions,
+  sinusoid,
+)
 from mira_jax.models.spec import BlockSpec
 from mira_jax.models.vivit import SIZES, ViViT
 from oracle import formula_video
@@ -34,6 +40,42 @@ def largest_difference(a, b):
     float(np.abs(np.asarray(x) - np.asarray(y)).max())
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   )
+
+
+# The stem.
+
+
+@pytest.mark.parametrize('tubelet', [1, 2])
+def test_the_convolutional_stem_is_that_of_scipy(x64, tubelet):
+  embed = TubeletEmbed(6, tubelet, 4, 'conv', jnp.float64)
+  video = np.random.default_rng(0).normal(size=(1, 2, 8, 8, 3))
+  params = embed.init(jax.random.key(1), video)['params']
+  rows = []
+  for frame in video[0]:
+    x = frame
+    for i in range(2):
+      kernel = np.asarray(params[f'conv_{i}']['kernel'])
+      padded = np.pad(x, ((0, 1), (0, 1), (0, 0)))
+      x = np.stack(
+        [
+          sum(
+            signal.correlate2d(padded[..., c], kernel[..., c, k], 'valid')
+            for c in range(x.shape[-1])
+          )[::2, ::2]
+          for k in range(kernel.shape[-1])
+        ],
+        -1,
+      )
+      x = (x - x.mean(-1, keepdims=True)) / np.sqrt(
+        x.var(-1, keepdims=True) + 1e-6
+      )
+      x = np.maximum(x, 0)
+    rows.append(x.reshape(4, 6))
+  slots = np.stack(rows).reshape(2 // tubelet, tubelet, 4, 6)
+  kernel = np.asarray(params['kernel']).reshape(tubelet, 6, 6)
+  wanted = np.einsum('tdnc,dck->tnk', slots, kernel).reshape(-1, 6)
+  found = embed.apply({'params': params}, video)[0]
+  np.testing.assert_allclose(found, wanted + params['bias'], atol=1e-12)
 
 
 # Sizes.
