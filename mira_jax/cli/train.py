@@ -5,7 +5,8 @@
 Any field of the configuration is a flag, such as --config.optim.lr=3e-4. The
 same command resumes a run that was stopped. The folder of a run holds
 config.json, metrics.jsonl, tensorboard/, checkpoints/ and at the end
-weights.safetensors, curves.png and, of a classifier, outcome.json.
+weights.safetensors, curves.png and, of a classifier, outcome.json; with
+--config.train.refit that of the first of two trainings is in it, selection/.
 """
 
 from __future__ import annotations

@@ -51,6 +51,10 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
   if cfg.optim.final_lr > cfg.optim.lr:
     hint = f'{cfg.optim.final_lr} must not be above optim.lr {cfg.optim.lr}'
     raise bad_config('config.optim.final_lr', hint)
+  for name in ('patience', 'refit'):
+    if getattr(cfg.train, name) and not cfg.train.eval_every:
+      hint = 'there is one validation, at the end; set config.train.eval_every'
+      raise bad_config(f'config.train.{name}', f'{hint}=1')
   if cfg.pretrain:
     _check_pretrain(cfg)
 

@@ -78,6 +78,11 @@ def of_validation(
   )
   if decides:
     return [size]
-  few = 'too few to choose by, so that the last weights are kept'
+  effect = 'the last weights are kept'
+  if cfg.train.refit:
+    effect = 'they are trained on, too, for all steps'
+  elif cfg.train.patience:
+    effect += ', and patience ends nothing'
+  few = f'too few to choose by, so that {effect}'
   force = '--config.eval.min_val_clips=0 chooses all the same'
   return [f'{_WARNING}{size}, {few}; {force}']

@@ -96,12 +96,18 @@ def test_the_size_of_validation(uneven):
   assert hints.of_validation(cfg, some, decides=True) == [size]
   (line,) = hints.of_validation(cfg, some, decides=False)
   assert line.startswith(f'warning: {size}, too few to choose by')
+  assert 'the last weights are kept; --config.eval.min_val_clips=0' in line
+  cfg.train.patience = 1
+  (line,) = hints.of_validation(cfg, some, decides=False)
+  assert 'the last weights are kept, and patience ends nothing;' in line
   some.subject[:] = ''
   (line,) = hints.of_validation(cfg, some, decides=True)
   assert line == 'validation: 30 clips'
   assert not hints.of_validation(cfg, None, decides=False)
   cfg.train.refit = True
   assert not hints.of_validation(cfg, some, decides=True)
+  (line,) = hints.of_validation(cfg, some, decides=False)
+  assert 'so that they are trained on, too, for all steps;' in line
 
 
 @pytest.mark.usefixtures('compile_cache')

@@ -47,6 +47,10 @@ def test_without_validation_clips_there_is_nothing_to_choose_by(
   with pytest.raises(MiraInputError, match=f'config.train.{field}') as caught:
     loop.train(cfg, tmp_path)
   assert 'config.data.val_fraction=0.1' in caught.value.hint
+  cfg.train.eval_every = 0
+  with pytest.raises(MiraInputError, match='one validation') as caught:
+    loop.train(cfg, tmp_path)
+  assert caught.value.path == f'config.train.{field}'
 
 
 # ----- few validation clips ---------------------------------------------------
