@@ -171,13 +171,14 @@ class Predictor:
     flags, frames = video.flags, self.scorer.frames
     if timeline:
       rows = self.scorer.timeline(video, stride=stride, **self._cut)
-      if video.faces is not None:
-        rows[~video.faces] = np.nan
     else:
       rows = self.scorer.probabilities(cut()[0])
     if 1 < video.count < frames:  # one frame is 'static' already
       flags = (*flags, f'repeated:{video.count}/{frames}')
-    mean = np.nanmean(rows, axis=0)
+    mean = rows.mean(axis=0)
+    if timeline and video.faces is not None:
+      mean = rows[video.faces].mean(axis=0)
+      rows[~video.faces] = np.nan
     return Prediction(
       label=self.class_names[int(mean.argmax())],
       probabilities=dict(zip(self.class_names, mean.tolist(), strict=True)),

@@ -66,13 +66,13 @@ def whole_image(
 
 
 def decode_jpeg(data: bytes) -> np.ndarray:
-  """The uint8 [H, W, 3] RGB frame of JPEG bytes.
+  """The uint8 [H, W, 3] RGB frame of JPEG or PNG bytes.
 
   Raises MiraInputError: 'damaged', or 'too_large' for too many pixels.
   """
   image = _decoded(data, '<frame>')
   if image is None:
-    hint = 'its JPEG bytes cannot be decoded'
+    hint = 'its bytes cannot be decoded'
     raise MiraInputError('damaged', '<frame>', hint)
   return image
 

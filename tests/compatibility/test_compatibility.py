@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from mira_jax.data import dataset, pool
+from mira_jax.data import dataset, pool, records
 from mira_jax.inference import exported, load
 from mira_jax.train import log as runlog
 from mira_jax.train import loop, run_folder, snapshot
@@ -67,3 +67,14 @@ def test_a_prepared_dataset_is_read(stored):
   assert all(clip.subject for clip in clips)
   lengths = pool.of_dataset(made, ['train']).num_frames
   assert {*lengths.tolist()} <= {0, 6}  # 0.1.0 did not index them
+
+
+def test_lossless_frames_are_read(stored):
+  made = dataset.open('prepared_png')
+  assert pool.of_dataset(made, ['train']).num_frames.tolist() == [6] * 6
+  rng = np.random.default_rng(0)
+  for i, clip in enumerate(made.source('train')):
+    noise = rng.normal((70, 180)[i % 2], 20, (6, 16, 16, 3))
+    frames = records.read_frames(clip, range(6))
+    expected = np.clip(noise, 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal([frames[j] for j in range(6)], expected)

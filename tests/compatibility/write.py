@@ -15,7 +15,7 @@ import pathlib
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -27,20 +27,22 @@ from mira_jax.train import log, loop
 from mira_jax.video import images
 
 DATA, RUN, WEIGHTS, EXPORT = 'prepared', 'run', 'weights.safetensors', 'export'
+LOSSLESS = 'prepared_png'  # six clips of `clips`, as PNG
 EXPECTED = 'expected.npz'  # a video, and its probabilities by the weights
 STOP = 3  # the step after which the run is stopped
 
 
-def clips(count: int, seed: int) -> Iterator[dataset.Clip]:
+def clips(
+  count: int, seed: int, encode: Callable[..., bytes] = images.encode_jpeg
+) -> Iterator[dataset.Clip]:
   """Synthetic clips of 16 x 16 pixels that are dark or bright."""
   rng = np.random.default_rng(seed)
   for i in range(count):
     noise = rng.normal((70, 180)[i % 2], 20, (6, 16, 16, 3))
     frames = np.clip(noise, 0, 255).astype(np.uint8)
-    jpegs = [images.encode_jpeg(frame) for frame in frames]
     yield dataset.Clip(
       clip_id=f'{seed}-{i}',
-      frames=jpegs,
+      frames=[encode(frame) for frame in frames],
       label=i % 2,
       subject=f'{seed}-{i // 2}',
       fold=i % 3,
@@ -76,16 +78,25 @@ class StopLog(log.Log):
       os.kill(os.getpid(), signal.SIGTERM)
 
 
+def write_datasets() -> None:
+  for out, splits in (
+    (DATA, {'train': lambda: clips(24, 0), 'test': lambda: clips(6, 1)}),
+    (LOSSLESS, {'train': lambda: clips(6, 0, images.encode_png)}),
+  ):
+    dataset.write(
+      out,
+      name='levels',
+      class_names=('dark', 'bright'),
+      splits=splits,
+      description='Clips that differ in brightness.',
+    )
+    (pathlib.Path(out) / '.lock').unlink()
+
+
 def main(folder: pathlib.Path) -> None:
   folder.mkdir(parents=True)
   os.chdir(folder)  # no path of this machine is stored
-  dataset.write(
-    DATA,
-    name='levels',
-    class_names=('dark', 'bright'),
-    splits={'train': lambda: clips(24, 0), 'test': lambda: clips(6, 1)},
-    description='Clips that differ in brightness.',
-  )
+  write_datasets()
   whole = pathlib.Path('whole')
   whole.mkdir()
   loop.train(configuration('instance'), whole)
@@ -103,8 +114,7 @@ def main(folder: pathlib.Path) -> None:
     loop.train(configuration('batch_ema'), run)
   # Their names and contents are those of the machine.
   shutil.rmtree(run / 'tensorboard')
-  for path in (run / '.lock', pathlib.Path(DATA) / '.lock'):
-    path.unlink()
+  (run / '.lock').unlink()
   older, _ = sorted((run / 'checkpoints').iterdir())
   shutil.rmtree(older)
 
