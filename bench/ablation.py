@@ -54,7 +54,7 @@ def main() -> None:
 
   def configure(mode: str, seed: int) -> config.Config:
     cfg = quickstart.get_config(mode)
-    cfg.seed = seed
+    cfg.seed = cfg.data.fold_seed = seed
     cfg.data.dataset = f'data/synthetic_faces/{args.difficulty}'
     cfg.data.train_fraction = args.train_fraction
     cfg.train.epochs = args.epochs

@@ -43,7 +43,7 @@ def main() -> None:
 
   def configure(arm: str, seed: int) -> config.Config:
     cfg = quickstart.get_config('exact')
-    cfg.seed = seed
+    cfg.seed = cfg.data.fold_seed = seed
     cfg.data.dataset = f'data/synthetic_faces/{args.difficulty}'
     cfg.data.train_fraction = args.train_fraction
     cfg.train.epochs = args.epochs

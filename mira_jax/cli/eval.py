@@ -29,7 +29,7 @@ from mira_jax import config, files, terminal
 from mira_jax.cli import hosts, start
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
-from mira_jax.data import pool
+from mira_jax.data import pool, protocol
 from mira_jax.errors import (
   ExitCode,
   MiraInputError,
@@ -182,8 +182,16 @@ def _evaluate_folds(
 ) -> None:
   """Trains the folds that are not trained, if it may; scores all of them."""
   workdir = pathlib.Path(args.workdir)
-  base = cfg or run_folder.read_config(_first_fold(workdir))
-  names = inputs.fold_names(base, inputs.open_datasets(base.data))
+  trained = sorted(workdir.glob('fold-*/config.json'))
+  if cfg and trained:
+    run_folder.keep_folds(cfg, trained[0].parent)
+  if not (cfg or trained):
+    hint = 'there are no folds here; train them with --config=FILE'
+    raise MiraInputError('not_a_run', workdir, hint)
+  base = cfg or run_folder.read_config(trained[0].parent)
+  names = protocol.fold_names(
+    inputs.open_datasets(base.data), inputs.rules(base)
+  )
   if len(names) == 1:
     hint = f'{base.data.protocol!r} has no folds; use folds, loso or lodo'
     raise config.bad_config('config.data.protocol', hint)
@@ -200,14 +208,6 @@ def _evaluate_folds(
   if jax.process_index() == 0:
     missing = [n for i, n in enumerate(names) if i not in numbers]
     _report_folds(workdir, folds, base.data.protocol, missing)
-
-
-def _first_fold(workdir: pathlib.Path) -> pathlib.Path:
-  """The folder of a fold that was trained at least in part."""
-  for path in sorted(workdir.glob('fold-*/config.json')):
-    return path.parent
-  hint = 'there are no folds here; train them with --config=FILE'
-  raise MiraInputError('not_a_run', workdir, hint)
 
 
 def _is_trained(run: pathlib.Path) -> bool:
@@ -238,9 +238,22 @@ def _fold(
     mine = copy.deepcopy(cfg)
     mine.data.fold = number
     loop.train(mine, run_folder.open_workdir(str(run)))
+  elif cfg is not None:
+    _check_rules(run, cfg)
   matrix, class_names, _ = _scored(run, args)
   fold = results.Fold(name=name, matrix=matrix, results=results.read(run))
   return fold, class_names
+
+
+def _check_rules(run: pathlib.Path, cfg: config.Config) -> None:
+  """Raises MiraInputError for a fold of other folds than the configuration's."""
+  theirs, ours = run_folder.read_config(run).data, cfg.data
+  for name in ('protocol', 'num_folds', 'fold_rule', 'fold_seed'):
+    before, now = getattr(theirs, name), getattr(ours, name)
+    if before != now:
+      hint = f'the fold was trained with data.{name} {before!r}, not {now!r}; '
+      hint += 'restore that, or choose a new --workdir'
+      raise checkpoint_error('run_changed', run, hint)
 
 
 def _report_folds(

@@ -15,6 +15,7 @@ from mira_jax.config.schema import bad_config as bad_config
 from mira_jax.config.schema import datasets as datasets
 from mira_jax.config.schema import defaults as defaults
 from mira_jax.config.schema import final_lr as final_lr
+from mira_jax.config.schema import OLDER_FOLDS as OLDER_FOLDS
 from mira_jax.config.schema import from_json as from_json
 from mira_jax.config.schema import peak_lr as peak_lr
 from mira_jax.config.schema import to_json as to_json

@@ -20,6 +20,9 @@ from mira_jax.models import options
 from mira_jax.models.options import DecoderOptions, ModelOptions
 
 
+OLDER_FOLDS = 'even'  # rule of versions without `data.fold_rule`
+
+
 def _number(
   default: float | None, low: float, high: float | None = None
 ) -> Any:
@@ -63,6 +66,10 @@ class DataConfig:
   protocol: str = _choice('split', 'folds', 'loso', 'lodo')
   fold: int = _number(0, 0)  # index of the fold
   num_folds: int = _number(0, 0)  # folds of subjects; 0: the stored ones
+  fold_rule: str = _choice('stratified', OLDER_FOLDS)
+  # Of folds, validation clips and `train_fraction`; the seed of a run is of
+  # none of them, so that runs of several seeds are compared on the same clips.
+  fold_seed: int = _number(0, 0, 2**31 - 1)
   classes: str = ''  # CSV with the columns dataset, class, common
   val_fraction: float = _number(0.1, 0, 0.9)  # of the training clips
   train_fraction: float = _number(1.0, 0.001, 1)  # of the rest
@@ -241,7 +248,8 @@ def to_json(cfg: Config) -> str:
 def from_json(text: str | bytes) -> Config:
   """The inverse of `to_json`.
 
-  A field that is missing, as in a run of an older version, has its default.
+  A field that is missing, as in a run of an older version, has its default;
+  but clips are chosen as that version did, by the seed of the run.
 
   Raises:
     MiraInputError: not JSON, an unknown field, or a wrong type.
@@ -250,6 +258,9 @@ def from_json(text: str | bytes) -> Config:
     values = json.loads(text)
   except (ValueError, RecursionError) as error:
     raise bad_config('config.json', f'it is not JSON ({error})') from error
+  if isinstance(values, dict) and isinstance(values.get('data'), dict):
+    older = {'fold_rule': OLDER_FOLDS, 'fold_seed': values.get('seed', 0)}
+    values['data'] = older | values['data']
   return build_tree(Config, values, 'config')
 
 

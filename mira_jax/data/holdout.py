@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Hashable, Sequence
+import itertools
+import warnings
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
+from sklearn.model_selection import StratifiedGroupKFold
 
 from mira_jax.data import people
 from mira_jax.data.listing import Row
 from mira_jax.errors import MiraInputError
+
+RULES = ('stratified', 'even')  # of folds of subjects
+_DRAWS = 10  # of folds, until every class that can be is in every fold
 
 
 def assign(
@@ -20,14 +26,19 @@ def assign(
 ) -> tuple[list[str], str]:
   """The split of every row, and in words how it was chosen.
 
-  A named test or validation split is kept. Otherwise a share of the training
-  rows is held out, 0 <= share < 1; see `hold_out`.
+  A named test or validation split is kept. Otherwise the first of several
+  stored folds is tested; without them a share of the training rows is held
+  out, 0 <= share < 1; see `hold_out`.
   """
   if not 0 <= test_fraction < 1:
     hint = 'use a share from 0 up to, not including, 1'
     raise MiraInputError('bad_fraction', str(test_fraction), hint)
   if any(row.split in ('test', 'val') for row in rows):
     return [row.split or 'train' for row in rows], 'as given'
+  folds = sorted({row.fold for row in rows} - {-1})
+  if len(folds) > 1:
+    splits = ['test' if row.fold == folds[0] else 'train' for row in rows]
+    return splits, f'fold {folds[0]} is the test split; every fold is stored'
   subjects = [row.subject for row in rows]
   labels = [row.label for row in rows]
   held_out, rule = hold_out(subjects, labels, test_fraction, seed, recordings)
@@ -63,11 +74,26 @@ def hold_out(
   return _by_class(labels, fraction, rng), rule
 
 
-def subject_folds(subjects: Sequence[str], count: int, seed: int) -> np.ndarray:
-  """Folds of whole subjects with about as many clips each.
+def subject_folds(
+  subjects: Sequence[str],
+  labels: Sequence[Hashable],
+  count: int,
+  seed: int,
+  rule: str = RULES[0],
+) -> np.ndarray:
+  """Folds of whole subjects in random order; of the rules,
 
-  Subjects in random order, those with most clips first, each go to the fold
-  that has fewest clips so far.
+    stratified  gives every fold about the same share of every class
+                (scikit-learn's StratifiedGroupKFold)
+    even        gives every fold about as many clips, of whatever classes;
+                runs of earlier versions have it
+
+  Args:
+    subjects: of each clip; '' where unknown.
+    labels: of each clip.
+    count: of folds.
+    seed: of the order.
+    rule: one of RULES.
 
   Returns:
     int [C], the fold of each clip, from 0; -1 where the subject is unknown,
@@ -82,8 +108,56 @@ def subject_folds(subjects: Sequence[str], count: int, seed: int) -> np.ndarray:
     hint = f'{len(groups)} subjects are known'
     hint += '; use 2 or more folds and at most one per subject'
     raise MiraInputError('bad_folds', f'num_folds={count}', hint)
-  order = np.random.default_rng(seed).permutation(sorted(groups)).tolist()
-  folds, sizes = np.full(len(subjects), -1, np.int64), np.zeros(count)
+  rng = np.random.default_rng(seed)
+  if rule == 'even':
+    return _even_folds(groups, len(subjects), count, rng)
+  rows = np.array(sorted(itertools.chain.from_iterable(groups.values())))
+  person = np.zeros(len(subjects), np.int64)
+  for i, name in enumerate(sorted(groups)):
+    person[groups[name]] = i
+  classes = np.unique([str(x) for x in labels], return_inverse=True)[1]
+  folds, known = np.full(len(subjects), -1, np.int64), classes[rows]
+  most = sum(
+    min(count, len(np.unique(person[rows][known == k])))
+    for k in np.unique(known)
+  )
+  best = 0
+  for _ in range(_DRAWS):
+    # Its own `shuffle` is not that of all versions of scikit-learn.
+    order = rng.permutation(len(groups))[person[rows]]
+    drawn = _stratified(known, order, count)
+    pairs = len({*zip(known.tolist(), drawn.tolist(), strict=True)})
+    if pairs > best:
+      folds[rows], best = drawn, pairs
+    if best == most:
+      break
+  return folds
+
+
+def _stratified(
+  labels: np.ndarray, groups: np.ndarray, count: int
+) -> np.ndarray:
+  """The fold of each clip; ties are broken in the order of the groups."""
+  if np.bincount(labels).max() < count:  # which scikit-learn refuses
+    labels = np.zeros_like(labels)
+  folds = np.zeros(len(labels), np.int64)
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore', UserWarning)  # a class of few clips
+    splitter = StratifiedGroupKFold(count)
+    for i, (_, test) in enumerate(splitter.split(labels, labels, groups)):
+      folds[test] = i
+  return folds
+
+
+def _even_folds(
+  groups: Mapping[str, list[int]],
+  clips: int,
+  count: int,
+  rng: np.random.Generator,
+) -> np.ndarray:
+  """Subjects with most clips first, each to the fold with fewest clips."""
+  order = rng.permutation(sorted(groups)).tolist()
+  folds, sizes = np.full(clips, -1, np.int64), np.zeros(count)
   for subject in sorted(order, key=lambda name: -len(groups[name])):
     smallest = int(sizes.argmin())
     folds[groups[subject]] = smallest

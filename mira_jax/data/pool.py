@@ -27,6 +27,7 @@ class Pool:
 
   class_names: tuple[str, ...]
   label: np.ndarray  # int [C]
+  clip_id: np.ndarray  # str [C]
   subject: np.ndarray  # str [C], one spelling for each person; '' if unknown
   recording: np.ndarray  # str [C], the same for all segments of one
   fold: np.ndarray  # int [C], the stored fold that tests the clip, or -1
@@ -56,7 +57,8 @@ class Pool:
 
 
 _COLUMNS = (
-  *('label', 'subject', 'recording', 'fold', 'num_frames', 'dataset'),
+  *('label', 'clip_id', 'subject', 'recording', 'fold'),
+  *('num_frames', 'dataset'),
 )
 
 
@@ -90,6 +92,7 @@ def of_dataset(
   pool = Pool(
     class_names=names,
     label=np.array(new)[label],
+    clip_id=clip_id.astype(np.str_),
     subject=np.array(people.one_spelling(subject.tolist()), dtype=np.str_),
     recording=np.array(recording, dtype=np.str_),
     fold=fold,
@@ -131,8 +134,8 @@ def as_named(
 def join(pools: Sequence[Pool]) -> Pool:
   """All clips of pools that have the same classes.
 
-  Subjects are prefixed with their dataset, because number 3 of one dataset is
-  not number 3 of another.
+  Subjects and clips are prefixed with their dataset, because number 3 of one
+  dataset is not number 3 of another.
   """
   if len(pools) == 1:
     return pools[0]
@@ -142,8 +145,9 @@ def join(pools: Sequence[Pool]) -> Pool:
   }
   starts = np.cumsum([0] + [len(pool.sources) for pool in pools[:-1]])
   columns['where'][:, 0] += np.repeat(starts, [len(pool) for pool in pools])
-  pairs = zip(columns['dataset'], columns['subject'], strict=True)
-  columns['subject'] = np.array([s and f'{d}/{s}' for d, s in pairs], np.str_)
+  for name in ('subject', 'clip_id'):
+    pairs = zip(columns['dataset'], columns[name], strict=True)
+    columns[name] = np.array([x and f'{d}/{x}' for d, x in pairs], np.str_)
   sources = tuple(source for pool in pools for source in pool.sources)
   names = pools[0].class_names
   return Pool(class_names=names, sources=sources, **columns)

@@ -1,7 +1,8 @@
 """Training, validation and test clips: the protocols of the field.
 
   split  the datasets' own train and test splits
-  folds  k folds, stored with the clips or made of whole subjects
+  folds  k folds, stored with the clips or made of whole subjects, each with
+         clips of every class where that can be
   loso   leave one subject out: as many folds as there are subjects
   lodo   leave one dataset out: as many folds as there are datasets
 
@@ -25,6 +26,31 @@ from mira_jax.errors import data_error
 
 _log = logging.getLogger(__name__)
 PROTOCOLS = ('split', 'folds', 'loso', 'lodo')
+
+
+@dataclasses.dataclass(kw_only=True, frozen=True)
+class Rules:
+  """How clips are chosen to train, to validate and to test.
+
+  Attributes:
+    protocol: one of PROTOCOLS.
+    num_folds: makes so many folds of subjects for 'folds'; 0: stored ones.
+    fold_rule: how, see `holdout.RULES`.
+    fold_seed: of these folds, the validation clips and `train_fraction`.
+    classes: a table of class names, see `label_map`.
+    test_split: the one that 'split' tests.
+    val_fraction: of the training clips, unless there is a split 'val'; 0: none.
+    train_fraction: of the remaining training clips, drawn from each class.
+  """
+
+  protocol: str = 'split'
+  num_folds: int = 0
+  fold_rule: str = holdout.RULES[0]
+  fold_seed: int = 0
+  classes: str = ''
+  test_split: str = 'test'
+  val_fraction: float = 0.1
+  train_fraction: float = 1.0
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -63,73 +89,82 @@ def pooled(
   ]
 
 
-def fold_names(
-  datasets: Sequence[PreparedDataset],
-  *,
-  protocol: str,
-  num_folds: int = 0,
-  classes: str = '',
-) -> list[str]:
+def fold_names(datasets: Sequence[PreparedDataset], rules: Rules) -> list[str]:
   """The names of a protocol's folds; [''] for 'split'; raises as `parts`."""
-  return _folds(pooled(datasets, classes), protocol, num_folds, 0)[0]
+  return _folds(pooled(datasets, rules.classes), rules)[0]
 
 
 def parts(
-  datasets: Sequence[PreparedDataset],
-  *,
-  protocol: str = 'split',
-  fold: int = 0,
-  num_folds: int = 0,
-  classes: str = '',
-  test_split: str = 'test',
-  val_fraction: float = 0.1,
-  train_fraction: float = 1.0,
-  seed: int = 0,
+  datasets: Sequence[PreparedDataset], rules: Rules, fold: int = 0
 ) -> Parts:
-  """The parts of one fold of a protocol.
+  """The parts of one fold of a protocol, the same for all that ask.
 
   Args:
     datasets: opened, in the order that 'lodo' counts.
-    protocol: one of PROTOCOLS.
+    rules: of the protocol.
     fold: its index; 0 for 'split'.
-    num_folds: makes so many folds of subjects for 'folds'; 0: stored ones.
-    classes: a table of class names, see `label_map`.
-    test_split: the one that 'split' tests.
-    val_fraction: of the training clips, unless there is a split 'val'; 0: none.
-    train_fraction: of the remaining training clips, drawn from each class.
-    seed: of these choices.
 
   Raises:
     MiraInputError: the clips lack the subjects or folds of the protocol, there
       is no such fold or split, or a part would be empty.
   """
-  pools = pooled(datasets, classes)
-  names, tests = _folds(pools, protocol, num_folds, seed)
+  pools = pooled(datasets, rules.classes)
+  names, tests = _folds(pools, rules)
+  _warn_of_unknown(tests)
+  return _parts(datasets, pools, rules, names, tests, fold)
+
+
+def all_parts(
+  datasets: Sequence[PreparedDataset], rules: Rules
+) -> list[Parts]:
+  """`parts` of every fold of a protocol."""
+  pools = pooled(datasets, rules.classes)
+  names, tests = _folds(pools, rules)
+  _warn_of_unknown(tests)
+  return [
+    _parts(datasets, pools, rules, names, tests, fold)
+    for fold in range(len(names))
+  ]
+
+
+def _warn_of_unknown(tests: np.ndarray) -> None:
+  if unknown := int((tests < 0).sum()):
+    text = '%d of %d clips are in no fold: their subjects are unknown'
+    _log.warning(text, unknown, len(tests))
+
+
+def _parts(
+  datasets: Sequence[PreparedDataset],
+  pools: Sequence[Pool],
+  rules: Rules,
+  names: Sequence[str],
+  tests: np.ndarray,
+  fold: int,
+) -> Parts:
+  """See `parts`; names of the folds, and the fold that tests each clip."""
   if not 0 <= fold < len(names):
-    hint = f'the folds of {protocol!r} are 0 to {len(names) - 1}'
+    hint = f'the folds of {rules.protocol!r} are 0 to {len(names) - 1}'
     raise data_error('no_fold', f'config.data.fold={fold}', hint)
   pool, val = join(pools), np.zeros(len(tests), bool)
-  if protocol == 'split':
-    splits = _splits(datasets, pools, test_split)
-    train, test = splits == 'train', splits == test_split
+  if rules.protocol == 'split':
+    splits = _splits(datasets, pools, rules.test_split)
+    train, test = splits == 'train', splits == rules.test_split
     val = (splits == 'val') & ~test
   else:
     train, test = (tests >= 0) & (tests != fold), tests == fold
-    if unknown := int((tests < 0).sum()):
-      text = '%d of %d clips are in no fold: their subjects are unknown'
-      _log.warning(text, unknown, len(tests))
   rule = 'the split val' if val.any() else 'none'
-  if not val.any() and val_fraction:
+  if not val.any() and rules.val_fraction:
     rows = np.flatnonzero(train)
-    held, rule = carve(pool.take(rows), val_fraction, seed)
+    held, rule = carve(pool.take(rows), rules.val_fraction, rules.fold_seed)
     val[rows[held]] = True
     train &= ~val
-  if train_fraction < 1:
-    train = _thinned(pool, train, train_fraction, seed)
+  if rules.train_fraction < 1:
+    train = _thinned(pool, train, rules.train_fraction, rules.fold_seed)
   for name, mask in (('train', train), ('test', test)):
     if not mask.any():
       hint = f'no clip would be left to {name}'
-      raise data_error('no_clips', f'{protocol} {names[fold]}'.strip(), hint)
+      where = f'{rules.protocol} {names[fold]}'.strip()
+      raise data_error('no_clips', where, hint)
   return Parts(
     train=pool.take(train),
     val=pool.take(val) if val.any() else None,
@@ -137,6 +172,27 @@ def parts(
     fold_name=names[fold],
     rule=rule,
   )
+
+
+def unlabelled(
+  datasets: Sequence[PreparedDataset], rules: Rules, fold: int = 0
+) -> Pool:
+  """The clips to pre-train on, under one class: no test clip of the fold.
+
+  With 'split' those of the splits 'train', else the training clips of the fold
+  with its validation clips; a `train_fraction` is of labels, and left out.
+
+  Raises:
+    MiraInputError: see `parts`.
+  """
+  if rules.protocol != 'split':
+    whole = dataclasses.replace(rules, val_fraction=0.0, train_fraction=1.0)
+    return parts(datasets, whole, fold).train
+  names, pools = datasets[0].class_names, []
+  for dataset in datasets:
+    one_label = dict.fromkeys(dataset.class_names, names[0])
+    pools.append(of_dataset(dataset, ['train'], names, one_label))
+  return join(pools)
 
 
 def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
@@ -154,14 +210,14 @@ def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
 
 
 def _folds(
-  pools: Sequence[Pool], protocol: str, num_folds: int, seed: int
+  pools: Sequence[Pool], rules: Rules
 ) -> tuple[list[str], np.ndarray]:
   """Names of the folds, and the fold that tests each clip of all pools.
 
   A clip whose subject is unknown is in no fold of subjects (-1), neither to
   train nor to test: it may show any of them.
   """
-  pool = join(pools)
+  pool, protocol = join(pools), rules.protocol
   if protocol == 'split':
     return [''], np.zeros(len(pool), np.int64)
   if protocol == 'lodo':
@@ -178,9 +234,15 @@ def _folds(
     tests = np.full(len(pool), -1)
     names, tests[known] = np.unique(pool.subject[known], return_inverse=True)
     return names.tolist(), tests
-  if num_folds:
-    tests = holdout.subject_folds(pool.subject.tolist(), num_folds, seed)
-    return [f'fold {i + 1}' for i in range(num_folds)], tests
+  if count := rules.num_folds:
+    tests = holdout.subject_folds(
+      pool.subject.tolist(),
+      pool.label.tolist(),
+      count,
+      rules.fold_seed,
+      rules.fold_rule,
+    )
+    return [f'fold {i + 1}' for i in range(count)], tests
   if len(pool) == 0 or (pool.fold < 0).any():
     hint = 'its clips have no stored folds; set config.data.num_folds to make '
     raise data_error('no_folds', 'folds', f'{hint}folds of subjects')

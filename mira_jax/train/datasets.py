@@ -83,6 +83,21 @@ def _check_drawn(
     raise config.bad_config(f'config.data.dataset={path}', hint)
 
 
+def rules(cfg: config.Config) -> protocol.Rules:
+  """How a configuration chooses its clips."""
+  data = cfg.data
+  return protocol.Rules(
+    protocol=data.protocol,
+    num_folds=data.num_folds,
+    fold_rule=data.fold_rule,
+    fold_seed=data.fold_seed,
+    classes=data.classes,
+    test_split=cfg.eval.split,
+    val_fraction=data.val_fraction,
+    train_fraction=data.train_fraction,
+  )
+
+
 def open_parts(
   cfg: config.Config, datasets: Sequence[PreparedDataset]
 ) -> protocol.Parts:
@@ -91,53 +106,25 @@ def open_parts(
   Raises:
     MiraInputError: see `protocol.parts`; or a flip would swap labels.
   """
-  data = cfg.data
-  parts = protocol.parts(
-    datasets,
-    protocol=data.protocol,
-    fold=data.fold,
-    num_folds=data.num_folds,
-    classes=data.classes,
-    test_split=cfg.eval.split,
-    val_fraction=data.val_fraction,
-    train_fraction=data.train_fraction,
-    seed=cfg.seed,
-  )
+  parts = protocol.parts(datasets, rules(cfg), cfg.data.fold)
   lateral = [n for n in parts.train.class_names if _LATERAL.fullmatch(n)]
-  if lateral and data.flip:
+  if lateral and cfg.data.flip:
     hint = f'a mirrored {lateral[0]} is of the other side; use '
     hint += '--noconfig.data.flip'
     raise config.bad_config('config.data.flip', hint)
   return parts
 
 
-def fold_names(
-  cfg: config.Config, datasets: Sequence[PreparedDataset]
-) -> list[str]:
-  """The folds of a configuration's protocol, see `protocol.fold_names`."""
-  return protocol.fold_names(
-    datasets,
-    protocol=cfg.data.protocol,
-    num_folds=cfg.data.num_folds,
-    classes=cfg.data.classes,
-  )
-
-
 def open_unlabelled(
   cfg: config.Config, datasets: Sequence[PreparedDataset]
 ) -> tuple[pool.Pool, pool.Pool]:
-  """Clips to pre-train on, and held-out ones; their labels mean nothing.
+  """Clips to pre-train on, and held-out ones, see `protocol.unlabelled`.
 
-  All are of the splits 'train'. Where `val_fraction` holds out no subject, both
-  are the same.
+  Where `val_fraction` holds out no subject, both are the same.
   """
-  names, pools = datasets[0].class_names, []
-  for dataset in datasets:
-    one_label = dict.fromkeys(dataset.class_names, names[0])
-    pools.append(pool.of_dataset(dataset, ['train'], names, one_label))
-  whole, held = pool.join(pools), None
+  whole, held = protocol.unlabelled(datasets, rules(cfg), cfg.data.fold), None
   if cfg.data.val_fraction:
-    held, _ = protocol.carve(whole, cfg.data.val_fraction, cfg.seed)
+    held, _ = protocol.carve(whole, cfg.data.val_fraction, cfg.data.fold_seed)
   if held is None or not held.any():
     return whole, whole
   return whole.take(~held), whole.take(held)

@@ -63,6 +63,7 @@ def train(
   config.validate(cfg, jax.device_count())
   mesh = sharding.make_mesh(**dataclasses.asdict(cfg.mesh))
   with run_folder.sole_process(workdir):
+    run_folder.keep_folds(cfg, workdir)
     task = tasks.make(cfg, workdir, mesh)
     fingerprints = [fingerprint(dataset) for dataset in task.datasets]
     identity = run_folder.identity(cfg, fingerprints)
@@ -85,7 +86,7 @@ def train(
       out_shardings=sharding.replicated(mesh),
     )()
     checkpoints = checkpoint.Checkpoints(
-      workdir / 'checkpoints', identity, config.defaults()
+      workdir / 'checkpoints', identity, run_folder.older_defaults(cfg)
     )
     state = checkpoints.restore(made.target, strict=strict, force=force)
     task.origin = run_folder.read_origin(workdir) if state is not None else {}

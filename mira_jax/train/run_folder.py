@@ -102,6 +102,30 @@ def identity(cfg: config.Config, fingerprints: Sequence[str]) -> dict[str, Any]:
   return facts
 
 
+def older_defaults(cfg: config.Config) -> dict[str, Any]:
+  """What a field counts as that the checkpoint of an older version lacks."""
+  folds = {'data.fold_rule': config.OLDER_FOLDS, 'data.fold_seed': cfg.seed}
+  return config.defaults() | folds
+
+
+def keep_folds(cfg: config.Config, workdir: pathlib.Path) -> None:
+  """Takes over the folds of a run that an older version started here.
+
+  A configuration that asks for other folds than the default is left as it is;
+  `identity` then refuses to resume.
+  """
+  data, default = cfg.data, config.DataConfig()
+  asked = (data.fold_rule, data.fold_seed)
+  if asked != (default.fold_rule, default.fold_seed):
+    return
+  try:
+    before = config.from_json((workdir / CONFIG).read_bytes()).data
+  except (OSError, MiraInputError):
+    return
+  if before.fold_rule == config.OLDER_FOLDS:
+    data.fold_rule, data.fold_seed = before.fold_rule, before.fold_seed
+
+
 def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
   """Fills in the number of classes, or checks it.
 

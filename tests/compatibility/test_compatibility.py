@@ -5,13 +5,16 @@ Each folder beside this file is named after a version; write.py made it.
 
 from __future__ import annotations
 
+import copy
 import pathlib
 import shutil
 
 import numpy as np
 import pytest
 
+from mira_jax import config
 from mira_jax.data import dataset, pool, records
+from mira_jax.errors import MiraInputError
 from mira_jax.inference import exported, load
 from mira_jax.train import log as runlog
 from mira_jax.train import loop, run_folder, snapshot
@@ -35,6 +38,22 @@ def test_a_run_resumes(stored):
   steps = [row['step'] for row in rows if 'loss' in row]
   assert steps == list(range(1, TOTAL + 1))
   assert (stored / 'run' / 'weights.safetensors').is_file()
+
+
+def test_a_run_keeps_its_folds_and_validation_clips(stored):
+  run, default = pathlib.Path('run'), config.DataConfig()
+  cfg = run_folder.read_config(run)
+  assert (cfg.data.fold_rule, cfg.data.fold_seed) == ('even', cfg.seed)
+  # The same flags, as this version reads them.
+  cfg.data.fold_rule, cfg.data.fold_seed = default.fold_rule, default.fold_seed
+  asked = copy.deepcopy(cfg)
+  asked.data.fold_seed = 1
+  with pytest.raises(MiraInputError, match=r"data\.fold_rule 'even', not"):
+    loop.train(asked, run)
+  loop.train(cfg, run)
+  assert run_folder.read_config(run).data.fold_rule == 'even'
+  asked.data.fold_seed = 0
+  loop.train(asked, run)  # it is finished
 
 
 def test_a_checkpoint_is_scored(stored):

@@ -72,12 +72,16 @@ def people(source):
   return set(source.subject.tolist())
 
 
+def parts_of(datasets, fold=0, **options):
+  return protocol.parts(datasets, protocol.Rules(**options), fold)
+
+
 def everything(parts):
   return [x for p in (parts.train, parts.val, parts.test) if p for x in ids(p)]
 
 
 def test_a_split_carves_people_from_train_alone(film):
-  parts = protocol.parts([film], val_fraction=0.2)
+  parts = parts_of([film], val_fraction=0.2)
   assert ids(parts.test) == [f'film-test-{i}' for i in range(6)]
   assert len(parts.val) == 4
   assert not people(parts.val) & people(parts.train)
@@ -85,20 +89,20 @@ def test_a_split_carves_people_from_train_alone(film):
     [f'film-train-{i}' for i in range(20)] + ids(parts.test)
   )
   assert 'by subject' in parts.rule
-  assert protocol.parts([film], val_fraction=0).val is None
+  assert parts_of([film], val_fraction=0).val is None
 
 
 def test_a_split_named_val_is_taken_instead(tmp_path):
   rows = [(i % 2, '', -1) for i in range(6)]
   splits = {'train': rows, 'val': rows[:2]}
   made = prepare(tmp_path, 'own', ('a', 'b'), splits | {'test': rows})
-  parts = protocol.parts([made])
+  parts = parts_of([made])
   assert (len(parts.train), len(parts.val), len(parts.test)) == (6, 2, 6)
   assert parts.rule == 'the split val'
   alone = prepare(tmp_path, 'afew', ('a', 'b'), splits)
   with pytest.raises(MiraInputError, match=r'--config\.eval\.split=val'):
-    protocol.parts([alone])
-  assert len(protocol.parts([alone], test_split='val').test) == 2
+    parts_of([alone])
+  assert len(parts_of([alone], test_split='val').test) == 2
 
 
 def _pool(subjects: list[str], seed: int) -> pool.Pool:
@@ -107,6 +111,7 @@ def _pool(subjects: list[str], seed: int) -> pool.Pool:
   return pool.Pool(
     class_names=('a', 'b'),
     label=rng.integers(2, size=count),
+    clip_id=np.arange(count).astype(str),
     subject=np.array(subjects),
     recording=np.array([f'r{i}' for i in range(count)]),
     fold=rng.permutation(np.arange(count) % 3),
@@ -133,11 +138,9 @@ def test_folds_are_a_partition_without_a_subject_on_two_sides(
   options = {'protocol': name, 'num_folds': num_folds}
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(protocol, 'pooled', lambda *_: [clips])
-    folds = range(len(protocol.fold_names([], **options)))
-    cuts = [
-      protocol.parts([], fold=i, val_fraction=fraction, seed=seed, **options)
-      for i in folds
-    ]
+    folds = range(len(protocol.fold_names([], protocol.Rules(**options))))
+    options |= {'val_fraction': fraction, 'fold_seed': seed}
+    cuts = [parts_of([], fold=i, **options) for i in folds]
   tested = np.concatenate([cut.test.where[:, 1] for cut in cuts])
   assert sorted(tested.tolist()) == [*range(len(subjects))]
   for cut in cuts:
@@ -150,13 +153,59 @@ def test_folds_are_a_partition_without_a_subject_on_two_sides(
 
 def test_folds_of_subjects_are_of_like_size():
   subjects = [f's{i}' for i in range(10) for _ in range(i + 1)]
-  sizes = np.bincount(holdout.subject_folds(subjects, 3, seed=0))
-  assert sizes.sum() == 55
-  assert np.ptp(sizes) <= 3  # the smallest people come last and even it out
+  for rule in holdout.RULES:
+    folds = holdout.subject_folds(subjects, [0] * 55, 3, 0, rule)
+    sizes = np.bincount(folds)
+    assert sizes.sum() == 55
+    assert np.ptp(sizes) <= 3  # the smallest people come last and even it out
+
+
+def _rare(clips: int = 11) -> tuple[list[str], list[str]]:
+  """90 clips of 60 people; so many people show a class that is rare."""
+  subjects = [f's{i % 60}' for i in range(90)]
+  often = [('happy', 'sad', 'happy')[i // 7 % 3] for i in range(90)]
+  return subjects, ['fear'] * clips + often[clips:]
+
+
+def _pairs(labels, folds):
+  return {*zip(labels, folds.tolist(), strict=True)}
+
+
+def test_every_class_is_in_every_fold_where_that_can_be():
+  subjects, labels = _rare()
+  seen = set()
+  for seed in range(20):
+    folds = holdout.subject_folds(subjects, labels, 10, seed)
+    assert len(_pairs(labels, folds)) == 30
+    seen.add(tuple(folds))
+    assert np.ptp(np.bincount(folds)) <= 4
+  assert len(seen) == 20
+  # The rule of earlier versions leaves holes.
+  assert any(
+    len(_pairs(labels, holdout.subject_folds(subjects, labels, 10, i, 'even')))
+    < 30
+    for i in range(20)
+  )
+
+
+def test_a_class_of_fewer_people_than_folds_is_spread_as_far_as_it_goes():
+  subjects, labels = _rare(clips=4)
+  folds = holdout.subject_folds(subjects, labels, 10, seed=0)
+  fear = [fold for name, fold in _pairs(labels, folds) if name == 'fear']
+  assert len(fear) == 4
+  # Of every class fewer clips than folds.
+  folds = holdout.subject_folds('abcdef', 'xyzxyz', 5, seed=0)
+  assert set(folds) == {*range(5)}
+
+
+def test_the_rule_of_earlier_versions_gives_their_folds():
+  subjects = [f's{i // 2 % 9}' for i in range(30)] + ['']
+  folds = holdout.subject_folds(subjects, [0] * 31, 4, 3, 'even')
+  assert folds.tolist() == GOLDEN
 
 
 def test_leaving_a_dataset_out_tests_all_of_it_under_common_names(film, lab):
-  parts = protocol.parts([film, lab], protocol='lodo', fold=1)
+  parts = parts_of([film, lab], protocol='lodo', fold=1)
   assert parts.fold_name == 'lab'
   assert parts.test.class_names == ('happiness', 'sadness')
   # Fear is in one dataset only: a third of the lab's clips are left out.
@@ -178,7 +227,7 @@ def test_a_table_says_otherwise(film, lab, tmp_path):
     'dataset, Class,common\nlab,fear,upset\nfilm,Sad,upset\n'
     'lab,sadness,\nlab,happiness,happy\nfilm,Happy,happy\n'
   )
-  made = protocol.parts(
+  made = parts_of(
     [film, lab], protocol='lodo', fold=1, classes=str(table)
   )
   assert made.test.class_names == ('happy', 'upset')
@@ -198,26 +247,37 @@ def test_a_table_says_otherwise(film, lab, tmp_path):
 )
 def test_what_cannot_be_done_is_named(film, options, says):
   with pytest.raises(MiraInputError, match=says):
-    protocol.parts([film], **options)
+    parts_of([film], **options)
 
 
 def test_datasets_without_folds_or_people_say_so(lab, tmp_path):
   with pytest.raises(MiraInputError, match=r'config\.data\.num_folds'):
-    protocol.parts([lab], protocol='folds')
+    parts_of([lab], protocol='folds')
   rows = [(i % 2, '', -1) for i in range(4)]
   unknown = prepare(tmp_path, 'unknown', ('a', 'b'), {'train': rows})
   with pytest.raises(MiraInputError, match='no_subjects'):
-    protocol.parts([unknown], protocol='loso')
+    parts_of([unknown], protocol='loso')
   with pytest.raises(MiraInputError, match='no_common_classes'):
-    protocol.parts([lab, unknown], protocol='lodo')
+    parts_of([lab, unknown], protocol='lodo')
   with pytest.raises(MiraInputError, match='same_name'):
-    protocol.parts([lab, lab], protocol='lodo')
+    parts_of([lab, lab], protocol='lodo')
+
+
+def test_clips_to_pretrain_on_are_never_tested(film):
+  for fold in range(3):
+    rules = protocol.Rules(protocol='folds', num_folds=3, train_fraction=0.2)
+    whole = protocol.unlabelled([film], rules, fold)
+    tested = protocol.parts([film], rules, fold).test
+    assert not {*ids(whole)} & {*ids(tested)}
+    assert len(whole) + len(tested) == 26
+  split = protocol.unlabelled([film], protocol.Rules())
+  assert ids(split) == [f'film-train-{i}' for i in range(20)]
 
 
 def test_few_labels_keep_every_class(film):
-  parts = protocol.parts([film], val_fraction=0, train_fraction=0.2)
+  parts = parts_of([film], val_fraction=0, train_fraction=0.2)
   assert parts.train.counts == [2, 2]
-  parts = protocol.parts([film], val_fraction=0, train_fraction=0.001)
+  parts = parts_of([film], val_fraction=0, train_fraction=0.001)
   assert parts.train.counts == [1, 1]
 
 
@@ -254,14 +314,14 @@ def test_clips_of_unknown_people_are_in_no_fold(tmp_path, caplog):
   names = ['1', '01', 'S1', 'NA', '2', '02', '?', '3', '3.0', '']
   rows = [(i % 2, name, -1) for i, name in enumerate(names)]
   made = prepare(tmp_path, 'mixed', ('a', 'b'), {'train': rows})
-  assert len(protocol.fold_names([made], protocol='loso')) == 3
+  assert len(protocol.fold_names([made], protocol.Rules(protocol='loso'))) == 3
   for fold in range(3):
-    parts = protocol.parts([made], protocol='loso', fold=fold, val_fraction=0)
+    parts = parts_of([made], protocol='loso', fold=fold, val_fraction=0)
     assert not people(parts.train) & people(parts.test)
     assert people(parts.train) | people(parts.test) == {'S1', '02', '3.0'}
     assert len(everything(parts)) == 7
   assert '3 of 10 clips are in no fold' in caplog.text
-  folds = holdout.subject_folds(names, 3, seed=0)
+  folds = holdout.subject_folds(names, [0] * len(names), 3, seed=0)
   assert [i for i, fold in enumerate(folds) if fold < 0] == [3, 6, 9]
 
 

@@ -37,18 +37,19 @@ def test_a_download_is_trained_on_and_evaluated(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  ('name', 'options', 'tested'),
+  ('name', 'options', 'fold', 'tested'),
   [
-    ('casme2', {'protocol': 'loso', 'fold': 1}, 6),
-    ('ck_plus', {'protocol': 'folds', 'num_folds': 2}, 4),
-    ('crema_d', {'protocol': 'folds', 'fold': 4}, 5),
-    ('afew', {}, 7),
+    ('casme2', {'protocol': 'loso'}, 1, 6),
+    ('ck_plus', {'protocol': 'folds', 'num_folds': 2}, 0, 4),
+    ('crema_d', {'protocol': 'folds'}, 4, 5),
+    ('afew', {}, 0, 7),
   ],
 )
-def test_the_protocols_of_downloads(name, options, tested, tmp_path):
+def test_the_protocols_of_downloads(name, options, fold, tested, tmp_path):
   report, prepared = _prepared(name, tmp_path)
   assert report.failures == []
-  parts = protocol.parts([prepared], val_fraction=0.0, **options)
+  rules = protocol.Rules(val_fraction=0.0, **options)
+  parts = protocol.parts([prepared], rules, fold)
   count = int((tmp_path / f'{name}.count').read_text())
   assert (len(parts.train), len(parts.test)) == (count - tested, tested)
   assert len(parts.test[0]) == miniatures.FRAMES

@@ -301,6 +301,18 @@ def test_subjects_on_both_sides_of_a_named_split_are_named(tmp_path, run):
   assert 'subjects: 3, from' in str(report)
 
 
+def test_the_first_fold_of_a_table_is_the_test_split(tmp_path, run):
+  _tree(tmp_path / 'root', *'123456')
+  rows = [f'{i},{"ab"[i % 2]},{i % 3 + 4}' for i in range(1, 6)]
+  report = run('\n'.join(['path,label,fold', *rows, '6,a,']))
+  opened = dataset.open(tmp_path / 'out')
+  assert opened.index('test').clip_id.tolist() == ['3']
+  assert opened.index('train').fold.tolist() == [5, 6, 5, 6, -1]
+  assert report.split_rule == 'fold 4 is the test split; every fold is stored'
+  split = protocol.parts([opened], protocol.Rules(val_fraction=0))
+  assert split.test.clip_id.tolist() == ['3']
+
+
 def test_names_that_look_the_same_are_found(tmp_path, run):
   names = [unicodedata.normalize('NFD', name) for name in ('José', 'Zoë')]
   _tree(tmp_path / 'root', *(f'{n}/CLIP' for n in names), 'A', 'a')
@@ -350,7 +362,9 @@ def test_segments_of_a_recording_are_held_out_together(tmp_path, run):
   report = run(text, test_fraction=0.34)
   assert 'by recording' in report.split_rule
   opened = dataset.open(tmp_path / 'out')
-  found = protocol.parts([opened], val_fraction=0.25, seed=1)
+  found = protocol.parts(
+    [opened], protocol.Rules(val_fraction=0.25, fold_seed=1)
+  )
   sides = [
     {part[i].clip_id.partition('#')[0] for i in range(len(part))}
     for part in (found.train, found.val, found.test)
