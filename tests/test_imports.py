@@ -21,7 +21,7 @@ FLOORS = (
   ('weights',),
   ('config',),
   ('models', 'prepare', 'tuning'),
-  ('kernels', 'synthetic'),
+  ('baseline', 'kernels', 'synthetic'),
   ('augment', 'data'),
   ('devices', 'video'),
   ('evaluation',),

@@ -19,6 +19,7 @@ _FIELD = re.compile(r'--(no)?config\.')
 COMMANDS = {
   'train': 'train a model',
   'eval': 'score the weights of a run, or of the folds of a protocol',
+  'baseline': 'score HOG and a linear SVM, which a model has to beat',
   'configs': 'list the configurations that come with the package',
   'predict': 'classify clips and picture what MiRA did with their frames',
   'unpack': 'unpack archives of clips',

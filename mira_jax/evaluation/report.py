@@ -22,9 +22,10 @@ from rich.text import Text
 
 from mira_jax import figures, terminal
 from mira_jax.errors import NO_FACE, plain
-from mira_jax.evaluation import results
+from mira_jax.evaluation import predictions, results
 from mira_jax.evaluation.metrics import check_names, score
 
+FOLDS = 'folds.json'
 _BAR = 24  # columns
 _CLASS = 24  # columns of a class name beside a prediction
 _COLUMNS = 64  # of a terminal, for all predicted classes
@@ -42,6 +43,7 @@ def write_evaluation(
   class_names: Sequence[str],
   metadata: Mapping[str, object],
   title: str,
+  predicted: predictions.Predictions | None = None,
 ) -> pathlib.Path:
   """Writes scores.json, confusion.csv and confusion.png (with its .npz).
 
@@ -51,6 +53,7 @@ def write_evaluation(
     class_names: K names.
     metadata: JSON values of what was evaluated: dataset, split, views, weights.
     title: title of the picture; name the dataset and the model.
+    predicted: written as predictions.csv, if given.
 
   Returns:
     The path of scores.json, which is written last: if it is there, all is.
@@ -77,6 +80,8 @@ def write_evaluation(
     )
   picture = figures.confusion_figure(matrix, class_names, title, str(scores))
   picture.save(directory / 'confusion.png')
+  if predicted is not None:
+    predicted.write(directory)
   path = directory / 'scores.json'
   path.write_text(text + '\n', encoding='utf-8')
   return path
@@ -90,6 +95,7 @@ def write_folds(
   metadata: Mapping[str, object],
   title: str,
   missing: Sequence[str] = (),
+  predicted: predictions.Predictions | None = None,
 ) -> pathlib.Path:
   """Writes folds.json, and `write_evaluation` of the pool; returns its path."""
   content = results.folds_dict(folds, class_names, missing) | dict(metadata)
@@ -99,8 +105,9 @@ def write_folds(
     class_names=class_names,
     metadata=metadata,
     title=', '.join(filter(None, [title, results.partial(missing)])),
+    predicted=predicted,
   )
-  path = pathlib.Path(directory) / 'folds.json'
+  path = pathlib.Path(directory) / FOLDS
   text = terminal.as_json(content, indent=2)
   path.write_text(text + '\n', encoding='utf-8')
   return path
