@@ -182,6 +182,8 @@ def _temporary_cache() -> pathlib.Path:
 def lock(
   path: pathlib.Path,
   error: Callable[[str, pathlib.Path, str], MiraInputError] = data_error,
+  *,
+  wait: bool = False,
 ) -> Iterator[None]:
   """Holds a lock that the system releases when the process ends in any way.
 
@@ -190,8 +192,8 @@ def lock(
   `error` makes the error of a code, a path and a hint.
 
   Raises:
-    MiraInputError: another process holds it ('locked'), or the file cannot be
-      written ('not_written').
+    MiraInputError: another process holds it and this one does not `wait`
+      ('locked'), or the file cannot be written ('not_written').
   """
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +202,7 @@ def lock(
     raise not_written(path.parent, str(reason)) from reason
   with file:
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError as reason:
       hint = f'{_holder(path)} writes here; wait until it ends, or stop it'
       raise error('locked', path.parent, hint) from reason

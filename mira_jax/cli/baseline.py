@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add = parser.add_argument
   add('dataset', metavar='DATASET', nargs='?', help='or several, with commas')
   add('--workdir', metavar='RUN', help='a run, or the folder of its folds')
-  add('--protocol', choices=protocol.PROTOCOLS, help='(default: split)')
+  text = '(default: split, or folds with --num-folds)'
+  add('--protocol', choices=protocol.PROTOCOLS, help=text)
   fields = config.DataConfig()
   add('--num-folds', type=at_least(2), help='folds of subjects; else stored')
   add('--fold-seed', type=at_least(0), help=f'(default: {fields.fold_seed})')
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
 def _chosen(args: argparse.Namespace) -> tuple[list[str], protocol.Rules]:
   """Folders of datasets and the rules, of the flags or of a run."""
   rules = {
-    'protocol': args.protocol,
+    'protocol': args.protocol or ('folds' if args.num_folds else None),
     'num_folds': args.num_folds,
     'fold_seed': args.fold_seed,
     'test_split': args.split,

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import pathlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
 from mira_jax import config, files, terminal
 from mira_jax.cli import hosts, start
@@ -36,13 +37,16 @@ from mira_jax.errors import (
   checkpoint_error,
   data_error,
 )
-from mira_jax.evaluation import report, results
+from mira_jax.evaluation import metrics, predictions, report, results
 from mira_jax.inference import backends, load
 from mira_jax.train import datasets as inputs
 from mira_jax.train import loop, run_folder, snapshot
 from mira_jax.weights import weights_file
 
 TAKES_CONFIG_FLAGS = True
+# The evaluation of a fold, below its run.
+_KEPT, _HOW = pathlib.Path('eval', 'fold'), 'how.json'
+_Scored = tuple[results.Fold, predictions.Predictions]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -99,26 +103,27 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate_run(args: argparse.Namespace) -> None:
   """Scores a run on its own test clips, or on another dataset."""
   workdir = pathlib.Path(args.workdir)
-  matrix, class_names, facts = _scored(workdir, args)
-  name = facts['tested']
+  predicted, facts = _scored(workdir, args)
+  name, matrix = facts['tested'], predicted.matrix
   if jax.process_index() > 0:
     return
   title = f'{name}: {workdir.resolve().name}'
-  terminal.show(report.evaluation_table(matrix, class_names, title))
+  terminal.show(report.evaluation_table(matrix, predicted.class_names, title))
   path = report.write_evaluation(
     workdir / 'eval' / name.replace(', ', '-').replace(' ', '_'),
     matrix=matrix,
-    class_names=class_names,
+    class_names=predicted.class_names,
     metadata=facts,
     title=title,
+    predicted=predicted,
   )
   terminal.say(f'scores: {path}')
 
 
 def _scored(
   run: pathlib.Path, args: argparse.Namespace
-) -> tuple[np.ndarray, tuple[str, ...], dict[str, Any]]:
-  """Confusion matrix and class names of a run's test, and what was tested."""
+) -> tuple[predictions.Predictions, dict[str, Any]]:
+  """The predictions of a run's test, and what was tested."""
   cfg = run_folder.read_config(run)
   size = args.batch_size or cfg.data.batch_size
   if args.step:
@@ -128,21 +133,21 @@ def _scored(
     made, card = load.load_engine(run, size, **options)
   scorer = start.serve(args, made, card)
   files.open_folder(run)
-  source, name = _test_clips(cfg, card, args)
+  source, name, fold = _test_clips(cfg, card, args)
   if args.step:
     name += f', step {card["step"]}'
   for how in (args.backend, args.dtype, 'int8' if args.int8 else None):
     name += f', {how}' if how else ''
   views = args.views or cfg.eval.views
-  matrix = inputs.score_source(scorer, source, cfg, views)
+  predicted = inputs.score_source(scorer, source, cfg, views, fold)
   facts = {'workdir': str(run), 'tested': name, 'views': views, 'card': card}
-  return matrix, source.class_names, facts
+  return predicted, facts
 
 
 def _test_clips(
   cfg: config.Config, card: dict, args: argparse.Namespace
-) -> tuple[pool.Pool, str]:
-  """The clips to test, with the classes of the model, and what they are."""
+) -> tuple[pool.Pool, str, str]:
+  """The clips to test with the classes of the model, their name, their fold."""
   if args.dataset:
     datasets = [prepared.open(args.dataset)]
   else:
@@ -152,7 +157,8 @@ def _test_clips(
   if not (args.dataset or args.split):
     parts = inputs.open_parts(cfg, datasets)
     name = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
-    return parts.test, f'{name}, {parts.fold_name or cfg.eval.split}'
+    tested = f'{name}, {parts.fold_name or cfg.eval.split}'
+    return parts.test, tested, parts.fold_name
   split = args.split or cfg.eval.split
   pools = []
   for dataset in datasets:
@@ -162,7 +168,7 @@ def _test_clips(
       names = ', '.join(left_out)
       terminal.say(f'left out: {names}, which the model does not know')
   name = '+'.join(distinct_name(d, card) for d in datasets)
-  return pool.join(pools), f'{name}, {split}'
+  return pool.join(pools), f'{name}, {split}', ''
 
 
 def distinct_name(dataset: prepared.PreparedDataset, card: dict) -> str:
@@ -189,9 +195,8 @@ def _evaluate_folds(
     hint = 'there are no folds here; train them with --config=FILE'
     raise MiraInputError('not_a_run', workdir, hint)
   base = cfg or run_folder.read_config(trained[0].parent)
-  names = protocol.fold_names(
-    inputs.open_datasets(base.data), inputs.rules(base)
-  )
+  datasets = inputs.open_datasets(base.data)
+  names = protocol.fold_names(datasets, inputs.rules(base))
   if len(names) == 1:
     hint = f'{base.data.protocol!r} has no folds; use folds, loso or lodo'
     raise config.bad_config('config.data.protocol', hint)
@@ -201,13 +206,33 @@ def _evaluate_folds(
   if not numbers:
     hint = 'no fold is finished; train them with --config=FILE'
     raise checkpoint_error('not_finished', workdir, hint)
-  folds = [
-    _fold(workdir / f'fold-{number}', cfg, args, number, names[number])
-    for number in numbers
-  ]
+  scored: dict[int, _Scored] = {}
+  for number in numbers:
+    run = workdir / f'fold-{number}'
+    scored[number] = _fold(run, cfg, args, number, names[number])
+    if jax.process_index() == 0:
+      terminal.say(_progress([*scored.values()], len(numbers)))
   if jax.process_index() == 0:
-    missing = [n for i, n in enumerate(names) if i not in numbers]
-    _report_folds(workdir, folds, base.data.protocol, missing)
+    # Of several processes that score folds here, the last reads all of them.
+    with files.lock(workdir / 'eval' / '.lock', wait=True):
+      for number, (_, predicted) in scored.items():
+        _keep(workdir / f'fold-{number}', predicted, args)
+      scored = _kept(workdir, names, args) | scored
+      _report_folds(workdir, names, scored, base)
+    folds = [fold for fold, _ in scored.values()]
+    if line := inputs.below_baseline(base, datasets, workdir, folds):
+      terminal.say(line)
+
+
+def _progress(scored: Sequence[_Scored], count: int) -> str:
+  """Scores of the last fold, and of all clips so far."""
+  last = scored[-1][0]
+  whole = results.pooled([fold for fold, _ in scored])
+  own, so_far = (
+    f'WAR {x.war:.1%}, UAR {x.uar:.1%}'
+    for x in map(metrics.score, (last.matrix, whole))
+  )
+  return f'{last.name}: {own}; {len(scored)} of {count} folds pooled: {so_far}'
 
 
 def _is_trained(run: pathlib.Path) -> bool:
@@ -230,8 +255,8 @@ def _fold(
   args: argparse.Namespace,
   number: int,
   name: str,
-) -> tuple[results.Fold, tuple[str, ...]]:
-  """One fold's evaluation and class names; trains it first if need be."""
+) -> _Scored:
+  """One fold's evaluation; trains it first if need be."""
   if cfg is not None and not _is_trained(run):
     if jax.process_index() == 0:
       terminal.say(f'training {name} into {run}')
@@ -240,13 +265,19 @@ def _fold(
     loop.train(mine, run_folder.open_workdir(str(run)))
   elif cfg is not None:
     _check_rules(run, cfg)
-  matrix, class_names, _ = _scored(run, args)
-  fold = results.Fold(name=name, matrix=matrix, results=results.read(run))
-  return fold, class_names
+  predicted, _ = _scored(run, args)
+  return _as_fold(run, name, predicted), predicted
+
+
+def _as_fold(
+  run: pathlib.Path, name: str, predicted: predictions.Predictions
+) -> results.Fold:
+  found = results.read(run)
+  return results.Fold(name=name, matrix=predicted.matrix, results=found)
 
 
 def _check_rules(run: pathlib.Path, cfg: config.Config) -> None:
-  """Raises MiraInputError for a fold of other folds than the configuration's."""
+  """Raises MiraInputError for a fold whose configuration has other folds."""
   theirs, ours = run_folder.read_config(run).data, cfg.data
   for name in ('protocol', 'num_folds', 'fold_rule', 'fold_seed'):
     before, now = getattr(theirs, name), getattr(ours, name)
@@ -256,28 +287,69 @@ def _check_rules(run: pathlib.Path, cfg: config.Config) -> None:
       raise checkpoint_error('run_changed', run, hint)
 
 
+def _how(run: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
+  """What the evaluation of a fold depends on, beside its clips."""
+  digest = files.sha256(run / weights_file.WEIGHTS)
+  flags = {name: getattr(args, name) for name in ('views', 'backend', 'dtype')}
+  return flags | {'weights_sha256': digest}
+
+
+def _keep(
+  run: pathlib.Path,
+  predicted: predictions.Predictions,
+  args: argparse.Namespace,
+) -> None:
+  """Writes the evaluation of a fold, for `_kept`."""
+  folder = files.open_folder(run / _KEPT)
+  predicted.write(folder)
+  files.write_text(folder / _HOW, json.dumps(_how(run, args), indent=2) + '\n')
+
+
+def _kept(
+  workdir: pathlib.Path, names: Sequence[str], args: argparse.Namespace
+) -> dict[int, _Scored]:
+  """The evaluations of folds by the same weights and flags, by number."""
+  found = {}
+  for number, name in enumerate(names):
+    run = workdir / f'fold-{number}'
+    try:
+      how = json.loads((run / _KEPT / _HOW).read_bytes())
+      if how == _how(run, args):
+        predicted = predictions.read(run / _KEPT / predictions.NAME)
+        found[number] = _as_fold(run, name, predicted), predicted
+    except (OSError, ValueError):  # it was not scored, or not whole
+      continue
+  return found
+
+
 def _report_folds(
   workdir: pathlib.Path,
-  scored: list[tuple[results.Fold, tuple[str, ...]]],
-  protocol: str,
-  missing: list[str],
+  names: Sequence[str],
+  scored: Mapping[int, _Scored],
+  cfg: config.Config,
 ) -> None:
-  folds, class_names = [fold for fold, _ in scored], scored[0][1]
-  for fold, names in scored:
-    if names != class_names:
+  """Prints and writes the table of all folds that are scored."""
+  folds = [scored[number][0] for number in sorted(scored)]
+  parts = [scored[number][1] for number in sorted(scored)]
+  class_names = parts[0].class_names
+  for fold, part in zip(folds, parts, strict=True):
+    if part.class_names != class_names:
       hint = f'its classes are not those of {folds[0].name}: {class_names}'
       raise data_error('other_classes', fold.name, hint)
+  missing = [name for i, name in enumerate(names) if i not in scored]
   count = f'{len(folds)}'
   if missing:
-    count += f' of {len(folds) + len(missing)}'
-  title = f'{workdir.resolve().name}: protocol {protocol}, {count} folds'
+    count += f' of {len(names)}'
+  name = cfg.data.protocol
+  title = f'{workdir.resolve().name}: protocol {name}, {count} folds'
   terminal.show(report.folds_table(folds, class_names, title, missing))
   path = report.write_folds(
     workdir / 'eval' / 'folds',
     folds,
     class_names,
-    metadata={'protocol': protocol},
+    metadata={'protocol': name},
     title=f'{title}, pooled',
     missing=missing,
+    predicted=predictions.join(parts),
   )
   terminal.say(f'folds: {path}')

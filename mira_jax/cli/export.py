@@ -131,8 +131,8 @@ def _int8(args: argparse.Namespace) -> export.Calibrate:
     clips = np.concatenate([batch['video'] for batch in batches])
 
     def score(scorer: Scorer) -> dict[str, float]:
-      matrix = inputs.score_source(scorer, test, cfg, cfg.eval.views)
-      found = metrics.score(matrix)
+      predicted = inputs.score_source(scorer, test, cfg, cfg.eval.views)
+      found = metrics.score(predicted.matrix)
       return {'WAR': found.war, 'UAR': found.uar}
 
     return export.Int8(clips, score)

@@ -20,6 +20,7 @@ COMMANDS = {
   'train': 'train a model',
   'eval': 'score the weights of a run, or of the folds of a protocol',
   'baseline': 'score HOG and a linear SVM, which a model has to beat',
+  'report': 'compare runs and the baseline of their dataset',
   'configs': 'list the configurations that come with the package',
   'predict': 'classify clips and picture what MiRA did with their frames',
   'unpack': 'unpack archives of clips',

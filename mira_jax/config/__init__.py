@@ -2,6 +2,7 @@
 
 from mira_jax.config.checks import validate as validate
 from mira_jax.config.load import load as load
+from mira_jax.config.schema import OLDER_FOLDS as OLDER_FOLDS
 from mira_jax.config.schema import Config as Config
 from mira_jax.config.schema import DataConfig as DataConfig
 from mira_jax.config.schema import EvalConfig as EvalConfig
@@ -15,7 +16,6 @@ from mira_jax.config.schema import bad_config as bad_config
 from mira_jax.config.schema import datasets as datasets
 from mira_jax.config.schema import defaults as defaults
 from mira_jax.config.schema import final_lr as final_lr
-from mira_jax.config.schema import OLDER_FOLDS as OLDER_FOLDS
 from mira_jax.config.schema import from_json as from_json
 from mira_jax.config.schema import peak_lr as peak_lr
 from mira_jax.config.schema import to_json as to_json

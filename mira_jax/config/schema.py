@@ -19,7 +19,6 @@ from mira_jax.errors import MiraInputError, nearest, short
 from mira_jax.models import options
 from mira_jax.models.options import DecoderOptions, ModelOptions
 
-
 OLDER_FOLDS = 'even'  # rule of versions without `data.fold_rule`
 
 

@@ -114,9 +114,7 @@ def parts(
   return _parts(datasets, pools, rules, names, tests, fold)
 
 
-def all_parts(
-  datasets: Sequence[PreparedDataset], rules: Rules
-) -> list[Parts]:
+def all_parts(datasets: Sequence[PreparedDataset], rules: Rules) -> list[Parts]:
   """`parts` of every fold of a protocol."""
   pools = pooled(datasets, rules.classes)
   names, tests = _folds(pools, rules)
@@ -209,9 +207,7 @@ def carve(pool: Pool, fraction: float, seed: int) -> tuple[np.ndarray, str]:
   return mask, rule
 
 
-def _folds(
-  pools: Sequence[Pool], rules: Rules
-) -> tuple[list[str], np.ndarray]:
+def _folds(pools: Sequence[Pool], rules: Rules) -> tuple[list[str], np.ndarray]:
   """Names of the folds, and the fold that tests each clip of all pools.
 
   A clip whose subject is unknown is in no fold of subjects (-1), neither to

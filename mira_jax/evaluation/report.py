@@ -164,6 +164,24 @@ def results_table(
   return Group(Text(plain(title), 'bold'), lines, foot)
 
 
+def runs_table(
+  rows: Sequence[tuple[str, str, np.ndarray | None, str]], title: str
+) -> RenderableType:
+  """A line per run: its name, folds, matrix and configuration, in words.
+
+  The matrix is None where the run is not finished.
+  """
+  lines = table('run', 'folds', 'clips', 'WAR', 'UAR', 'macro F1')
+  lines.add_column('configuration')
+  for name, folds, matrix, words in rows:
+    cells = ['-'] * 4
+    if matrix is not None:
+      s = score(matrix)
+      cells = [f'{s.clips}', *map(percent, (s.war, s.uar, s.macro_f1))]
+    lines.add_row(Text(plain(name)), folds, *cells, Text(plain(words)))
+  return Group(Text(plain(title), 'bold'), lines)
+
+
 def folds_table(
   folds: Sequence[results.Fold],
   class_names: Sequence[str],

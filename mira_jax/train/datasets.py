@@ -11,13 +11,13 @@ import jax
 import numpy as np
 from absl import logging
 
-from mira_jax import config, terminal
+from mira_jax import baseline, config, terminal
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pipeline, pool, protocol
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
-from mira_jax.evaluation.metrics import confusion_matrix
+from mira_jax.evaluation import predictions, results
 from mira_jax.inference.scorer import Scorer
 from mira_jax.synthetic import dataset as synthetic
 
@@ -155,14 +155,37 @@ def reading(cfg: config.Config) -> dict[str, Any]:
   }
 
 
+def below_baseline(
+  cfg: config.Config,
+  datasets: Sequence[PreparedDataset],
+  workdir: pathlib.Path,
+  folds: Sequence[results.Fold],
+) -> str:
+  """`baseline.below` of a run and the stored baseline; '' without one."""
+  known = baseline.find(datasets, rules(cfg), workdir)
+  return baseline.below(known, folds) if known else ''
+
+
 def score_source(
-  scorer: Scorer, source: pool.Pool, cfg: config.Config, views: int
-) -> np.ndarray:
-  """Confusion matrix [K, K] (rows = true class), without damaged clips."""
+  scorer: Scorer,
+  source: pool.Pool,
+  cfg: config.Config,
+  views: int,
+  fold: str = '',
+) -> predictions.Predictions:
+  """The predictions of the clips of a fold, without damaged ones."""
   read = reading(cfg) | {'batch_size': scorer.batch_size, 'rows': scorer.rows}
   batches = pipeline.eval_batches(source, views=views, **read)
   mean, labels, damaged = scorer.score_split(batches, len(source), views)
   if len(damaged):
     text = '%d of %d clips are damaged and were left out: %s'
     logging.warning(text, len(damaged), len(source), damaged[:8].tolist())
-  return confusion_matrix(labels, mean.argmax(-1), mean.shape[-1])
+  kept = source.take(np.setdiff1d(np.arange(len(source)), damaged))
+  return predictions.Predictions(
+    class_names=source.class_names,
+    clip=kept.clip_id,
+    subject=kept.subject,
+    fold=np.full(len(kept), fold),
+    label=labels,
+    probability=mean,
+  )

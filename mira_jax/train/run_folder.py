@@ -16,12 +16,16 @@ from jax.experimental import multihost_utils
 from mira_jax import config, files
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.errors import MiraInputError, checkpoint_error, not_written
+from mira_jax.evaluation.predictions import NAME as PREDICTIONS
 from mira_jax.weights.metadata import check_metadata, parse_metadata
 from mira_jax.weights.weights_file import LAST, WEIGHTS
 
 CONFIG, METADATA, LOCK = 'config.json', 'metadata.json', '.lock'
 # Written over whenever a run starts or ends.
-_FILES = (CONFIG, METADATA, WEIGHTS, LAST, 'curves.png', 'curves.npz')
+_FILES = (
+  *(CONFIG, METADATA, WEIGHTS, LAST, PREDICTIONS),
+  *('curves.png', 'curves.npz'),
+)
 
 
 def open_workdir(path: str) -> pathlib.Path:

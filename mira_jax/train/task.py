@@ -20,7 +20,7 @@ from mira_jax import config, figures, files, terminal
 from mira_jax.augment.transforms import denormalise, prepare
 from mira_jax.data import pipeline, pool, sampling
 from mira_jax.devices import sharding
-from mira_jax.evaluation import report, results
+from mira_jax.evaluation import predictions, report, results
 from mira_jax.evaluation.metrics import score
 from mira_jax.inference import engine
 from mira_jax.models import mae
@@ -154,9 +154,9 @@ class Classification(Task):
     cfg, parts, matrices = self._cfg, self._parts, {}
     views = cfg.eval.look_views
     if parts.val is not None:
-      matrices['val'] = self._score(state, parts.val, views)
+      matrices['val'] = self._score(state, parts.val, views).matrix
     if cfg.eval.watch_test:
-      matrices['test'] = self._score(state, parts.test, views)
+      matrices['test'] = self._score(state, parts.test, views).matrix
     for name, matrix in matrices.items():
       scores = score(matrix)
       log.write(step, {f'{name}_war': scores.war, f'{name}_uar': scores.uar})
@@ -167,16 +167,18 @@ class Classification(Task):
 
   def _score(
     self, state: steps.TrainState, source: pool.Pool, views: int
-  ) -> np.ndarray:
+  ) -> predictions.Predictions:
     if self._scorer is None:
       model, size = self.program.model, self._cfg.data.batch_size
       assert isinstance(model, ViViT)
       self._scorer = engine.Engine(model, state.variables, size, self._mesh)
     self._scorer.update(state.variables)
-    return inputs.score_source(self._scorer, source, self._cfg, views)
+    fold = self._parts.fold_name
+    return inputs.score_source(self._scorer, source, self._cfg, views, fold)
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
-    parts, workdir, views = self._parts, self._workdir, self._cfg.eval.views
+    cfg, parts, workdir = self._cfg, self._parts, self._workdir
+    views = cfg.eval.views
     chosen, chosen_state = best() if self.by_val else (step, state)
     final = {
       at: self._score(kept, parts.test, views)
@@ -190,20 +192,29 @@ class Classification(Task):
     history = self._history.read().items()
     watched = {n: x['test'] for n, x in history if 'test' in x}
     rows = results.of_run(
-      final, watched, chosen=chosen, last=step, by_val=self.by_val
+      {at: predicted.matrix for at, predicted in final.items()},
+      watched,
+      chosen=chosen,
+      last=step,
+      by_val=self.by_val,
     )
     clips = len(self._val or ())
     why = selection.describe(self._cfg, clips, chosen, self.by_val)
     names = parts.test.class_names
     path = results.write(workdir, rows, names, fold=parts.fold_name, why=why)
+    table = final[chosen].write(workdir)
     terminal.show(report.results_table(rows, self.summary))
     command = shlex.join(['mira', 'eval', f'--workdir={workdir}'])
     terminal.say(
       why,
       f'outcome: {path}',
+      f'clips:   {table}',
       f'weights: {workdir / weights_file.WEIGHTS}',
       f'scores:  {command}',
     )
+    fold = results.Fold(name=parts.fold_name, matrix=rows[0].matrix)
+    if line := inputs.below_baseline(cfg, self.datasets, workdir, [fold]):
+      terminal.say(line)
 
 
 class Pretraining(Task):

@@ -14,7 +14,7 @@ from mira_jax.cli import main
 from mira_jax.cli.eval import distinct_name
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.evaluation import results
+from mira_jax.evaluation import predictions, results
 from mira_jax.train import log, loop, run_folder
 from mira_jax.weights.weights_file import WEIGHTS, load_weights
 from small_runs import pretraining, tiny, write
@@ -138,7 +138,10 @@ def test_folds_are_trained_and_then_only_scored(
   place = f'--workdir={tmp_path / "all"}'
   train = ('--folds=all', f'--config={file}', '--config.train.epochs=6')
   assert main.main(['eval', place, *train]) == 0
-  assert 'training fold 2' in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert 'training fold 2' in out
+  assert 'fold 1: WAR ' in out
+  assert '; 3 of 3 folds pooled: WAR ' in out
   told = json.loads((tmp_path / 'all/eval/folds/folds.json').read_text())
   names = [fold['name'] for fold in told['folds']]
   assert names == ['fold 0', 'fold 1', 'fold 2']
@@ -147,6 +150,18 @@ def test_folds_are_trained_and_then_only_scored(
   assert set(told['folds'][0]['runs']) == {
     results.CHOSEN, results.LAST, results.BEST_ON_TEST,
   }  # fmt: skip
+  clips = predictions.read(tmp_path / 'all/eval/folds/predictions.csv')
+  assert len({*clips.clip}) == len(clips) == 45
+  assert set(clips.fold) == {*names}
+  assert clips.matrix.tolist() == told['pooled_confusion']
+  # Folds that another process has scored are in the table.
+  assert main.main(['eval', place, '--folds=1']) == 0
+  again = json.loads((tmp_path / 'all/eval/folds/folds.json').read_text())
+  assert again == told
+  # Another partition is not mixed with this one.
+  changed = (*train, '--config.data.num_folds=4')
+  assert main.main(['eval', place, *changed]) == ExitCode.CHECKPOINT
+  assert 'run_changed' in capsys.readouterr().err
   # A fold that is not finished makes a report partial.
   (tmp_path / 'all' / 'fold-1' / WEIGHTS).unlink()
   assert main.main(['eval', place, '--folds=all']) == 0

@@ -88,4 +88,8 @@ def test_evaluation_counts_damaged_clips(tmp_path):
   with pytest.raises(MiraInputError, match='2 of 9 clips'):
     datasets.score_source(scorer, parts.test, cfg, views=1)
   cfg.data.max_damaged = 0.5
-  assert datasets.score_source(scorer, parts.test, cfg, views=1).sum() == 7
+  found = datasets.score_source(scorer, parts.test, cfg, views=1)
+  assert found.clip.tolist() == [f'test-{i}' for i in range(2, 9)]
+  assert found.subject.tolist() == [f'test{i // 3}' for i in range(2, 9)]
+  assert found.label.tolist() == [i % 3 for i in range(2, 9)]
+  assert found.matrix.sum() == 7

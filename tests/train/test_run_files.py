@@ -48,7 +48,8 @@ def test_a_run_leaves_everything_behind(whole):
   assert names == {
     '.lock', 'checkpoints', 'config.json', 'curves.npz', 'curves.png',
     'eval_history.jsonl', 'metadata.json', 'metrics.jsonl', 'outcome.json',
-    'tensorboard', 'weights-last.safetensors', 'weights.safetensors',
+    'predictions.csv', 'tensorboard', 'weights-last.safetensors',
+    'weights.safetensors',
   }  # fmt: skip
   losses = [row['loss'] for row in log.read(whole) if 'loss' in row]
   assert len(losses) == 12
