@@ -64,8 +64,8 @@ def add_arguments(parser: argparse.ArgumentParser):
   add('--views', type=windows, default=5, help='windows per clip')
   add('--allow-gif', action='store_true', help='read animated GIFs, too')
   add('--crop-face', action='store_true', help='cut out the largest face')
-  former = {'dest': 'crop_face', 'help': argparse.SUPPRESS}
-  add('--track', action='store_true', **former)
+  hidden = argparse.SUPPRESS  # a former name
+  add('--track', action='store_true', dest='crop_face', help=hidden)
   add('--face-model', metavar='FILE', default='', help=FACE_MODEL)
   sliding = 'classify every second, by windows that slide over the clip'
   add('--timeline', action='store_true', help=sliding)

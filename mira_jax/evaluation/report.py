@@ -281,7 +281,7 @@ def timeline_table(
   Consecutive seconds of one class, or of NaN, which is no face, are one line;
   of more than `rows` lines the longest are shown.
   """
-  best = np.where(np.isnan(timeline).any(1), -1, timeline.argmax(1)).tolist()
+  best = [-1 if np.isnan(x).any() else int(x.argmax()) for x in timeline]
   cuts = [0, *(np.flatnonzero(np.diff(best)) + 1).tolist(), len(best)]
   stretches = list(itertools.pairwise(cuts))
   shown = sorted(sorted(stretches, key=lambda x: x[0] - x[1])[:rows])

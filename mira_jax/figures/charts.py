@@ -133,7 +133,7 @@ def timeline_figure(
     class_names: K names.
     title: of the figure.
   """
-  empty = np.isnan(timeline).any(1)
+  empty = np.isnan(timeline[:, 0])
   shown = np.where(empty[:, None], 0, timeline)
   order = [*map(int, np.argsort(-shown.mean(0), kind='stable'))]
   named, others = order[: len(CYCLE)], order[len(CYCLE) :]

@@ -59,6 +59,8 @@ class Options:
     model = os.fspath(self.face_model)
     if model:
       yunet.check(model)
+    elif self.check_faces:
+      face_crop.check()
     return Storage(
       size=self.size,
       max_frames=self.max_frames,
@@ -110,8 +112,9 @@ def prepare_folder(
     **options: fields of `Options`.
 
   Raises:
-    MiraInputError: no clip can be used, a clip is both in train and test, or
-      the table or the output folder cannot be used.
+    MiraInputError: no clip can be used, a clip is both in train and test, the
+      table or the output folder cannot be used, or OpenCV lacks the face
+      detector that is needed.
   """
   root, chosen = pathlib.Path(root), Options(**options)
   reading = {'encoding': encoding, 'missing': missing}

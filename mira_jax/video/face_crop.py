@@ -39,6 +39,11 @@ def center(width: int, height: int) -> Square:
   return _shares(left, top, side, width, height)
 
 
+def check() -> None:
+  """Raises MiraInputError('no_cascade') where OpenCV has no cascades."""
+  _cascade(threading.get_ident())
+
+
 def find(frames: np.ndarray, model: str = '') -> Square | None:
   """Finds the face of a clip.
 

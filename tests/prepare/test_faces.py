@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import types
 
+import cv2
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from downloads import error_of
 from mira_jax.cli import main as cli
 from mira_jax.data import dataset, records
 from mira_jax.prepare import prepare
+from mira_jax.video import face_crop
 
 
 def _tree(tmp_path, suffix: str = '.jpg'):
@@ -40,6 +43,15 @@ def test_clips_that_show_no_face_are_flagged_and_kept(tmp_path, suffix):
   assert saved['no_face'] == ['a/shapes']
   assert dataset.open(tmp_path / 'out').splits == {'train': 2}
   assert _prepare(root, tmp_path / 'unchecked').flags == {}
+
+
+def test_a_missing_detector_is_no_fault_of_the_clips(tmp_path, monkeypatch):
+  monkeypatch.setattr(cv2, 'data', types.SimpleNamespace())
+  face_crop._cascade.cache_clear()
+  root, out = _tree(tmp_path), tmp_path / 'out'
+  error = error_of(_prepare, root, out, check_faces=True)
+  assert error.code == 'no_cascade'
+  assert len(_prepare(root, out).failures) == 0
 
 
 def test_the_command_checks_folders_unless_told_otherwise(tmp_path, capsys):
