@@ -160,6 +160,27 @@ def test_a_penalty_is_selected_on_what_was_held_out(monkeypatch):
   )
 
 
+def test_small_penalties_that_overfit_are_not_tried(monkeypatch):
+  tried, fit = [], probe.fit_linear
+
+  def counted(*args, penalty, **options):
+    tried.append(penalty)
+    return fit(*args, penalty=penalty, **options)
+
+  monkeypatch.setattr(probe, 'fit_linear', counted)
+  features, labels = blobs(count=60, dim=40, spread=2.0)
+  held = np.arange(60) >= 40
+  best = probe.select_penalty(features, labels, held, num_classes=3)
+  assert tried == sorted(probe.PENALTIES, reverse=True)[: len(tried)]
+  assert tried.index(best) == len(tried) - 3
+  assert len(tried) < len(probe.PENALTIES)
+  # A fit that goes on from another one ends where a new one does.
+  start = fit(features, labels, penalty=10.0)
+  again = fit(features, labels, penalty=0.1, start=start)
+  new = fit(features, labels, penalty=0.1)
+  np.testing.assert_allclose(again[-1].coef_, new[-1].coef_, atol=1e-5)
+
+
 # ----- protocols ------------------------------------------------------------
 
 METHODS = {
