@@ -17,6 +17,7 @@ _FIELD = re.compile(r'--(no)?config\.')
 # A module has `add_arguments(parser)` and `run(args) -> int`. It is imported
 # only when its command runs, so that `mira --help` is immediate.
 COMMANDS = {
+  'fit': 'prepare clips, choose a recipe, train, and compare with a baseline',
   'train': 'train a model',
   'eval': 'score the weights of a run, or of the folds of a protocol',
   'baseline': 'score HOG and a linear SVM, which a model has to beat',

@@ -16,6 +16,7 @@ from mira_jax.errors import MiraInputError
 
 RULES = ('stratified', 'even')  # of folds of subjects
 _DRAWS = 10  # of folds, until every class that can be is in every fold
+AS_GIVEN = 'as given'  # the rule of splits that the source names
 
 
 def assign(

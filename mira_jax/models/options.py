@@ -71,9 +71,11 @@ class ModelOptions(EncoderOptions):
   num_classes: int = 0  # K; 0: features of a model, the dataset's of a run
   frames: int = 16
   image_size: int = 224  # height and width in pixels
-  pool: Literal['mean', 'cls'] = 'mean'  # over tokens, or a learned token
+  # The mean of tokens, a learned token, or the mean over time of each place.
+  pool: Literal['mean', 'cls', 'grid'] = 'mean'
   positions: Literal['sinusoidal', 'learned'] = 'sinusoidal'
   head_scale: float = 0.001  # factor on the initial head weights
+  mirror: bool = False  # means over a clip and its mirror image, once trained
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -116,7 +118,7 @@ CHOICES = {
   'stem': ('linear', 'conv'),
   'decoder_targets': ('pixels', 'hog'),
   'gelu': ('exact', 'tanh'),
-  'pool': ('mean', 'cls'),
+  'pool': ('mean', 'cls', 'grid'),
   'positions': ('sinusoidal', 'learned'),
   'remat': (None, *REMAT),
   'attention': (None, *IMPLEMENTATIONS),
@@ -141,6 +143,9 @@ def contradiction(options: ModelOptions) -> tuple[str, str] | None:
   if options.pool == 'cls' and options.variant not in CLS_VARIANTS:
     why = "'cls', a token of no frame, does not fit variant "
     return 'pool', f"{why}{options.variant!r}; use 'mean'"
+  if options.pool == 'grid' and options.variant == 'factorised_encoder':
+    why = f"'grid' needs tokens of places, not {options.variant!r}; use 'mean'"
+    return 'pool', why
   if options.variant == 'factorised_dot_product' and options.heads % 2:
     why = f'{options.heads} must be even: variant {options.variant!r} halves'
     return 'heads', f'{why} them'

@@ -85,6 +85,9 @@ class ViViT(nn.Module, ModelOptions):
         f'video has {grid} tokens in (time, height, width), the model '
         f'{self.grid}; resample it'
       )
+    clips, mirrors = len(video), self.mirror and not train
+    if mirrors:
+      video = jnp.concatenate([video, video[:, :, :, ::-1]])
     spec = spec_of(
       self,
       num_frames=grid[0],
@@ -101,6 +104,9 @@ class ViViT(nn.Module, ModelOptions):
       encoder = encoder_of(self, spec, name='encoder')
       x, records = encoder(self._inputs(x))
     logits = self._head(x, spec)
+    if mirrors:  # records are those of the clips as they are
+      logits = (logits[:clips] + logits[clips:]) / 2
+      records = jax.tree.map(lambda x: x[:clips], records)
     return (logits, records or []) if record else logits
 
   def _inputs(self, x: Array, suffix: str = '') -> Array:
@@ -152,10 +158,18 @@ class ViViT(nn.Module, ModelOptions):
     return x, [clip_record(r, frames, cls) for r in spatial] + temporal
 
   def _head(self, x: Array, spec: BlockSpec) -> Array:
-    """Pools tokens [B, L, C] and classifies them: [B, K]."""
+    """Pools tokens [B, L, C] and classifies them: [B, K].
+
+    With 'grid' the head has weights of its own for each place, as for faces
+    that are aligned: features are [B, N * C].
+    """
     eps = self.norm_eps if self.last_norm_eps is None else self.last_norm_eps
     norm = layer_norm(spec.dtype, 'norm', eps)
-    x = norm(x)[:, 0] if self.pool == 'cls' else norm(x.mean(axis=1))
+    if self.pool == 'grid':
+      x = einops.reduce(x, 'b (t n) c -> b n c', 'mean', t=self.grid[0])
+      x = einops.rearrange(norm(x), 'b n c -> b (n c)')
+    else:
+      x = norm(x)[:, 0] if self.pool == 'cls' else norm(x.mean(axis=1))
     if self.num_classes:
       x = nn.Dense(
         self.num_classes,

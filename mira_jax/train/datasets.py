@@ -108,7 +108,7 @@ def open_parts(
   """
   parts = protocol.parts(datasets, rules(cfg), cfg.data.fold)
   lateral = [n for n in parts.train.class_names if _LATERAL.fullmatch(n)]
-  if lateral and cfg.data.flip:
+  if lateral and (cfg.data.flip or cfg.model.mirror):
     hint = f'a mirrored {lateral[0]} is of the other side; use '
     hint += '--noconfig.data.flip'
     raise config.bad_config('config.data.flip', hint)

@@ -78,6 +78,45 @@ def test_the_convolutional_stem_is_that_of_scipy(x64, tubelet):
   np.testing.assert_allclose(found, wanted + params['bias'], atol=1e-12)
 
 
+# The head.
+
+
+def test_a_head_of_places_has_weights_for_each():
+  model = ViViT(**TINY | {'num_classes': 3}, pool='grid')
+  video = jax.random.normal(jax.random.key(1), (1, 8, 32, 32, 3))
+  variables = model.init(jax.random.key(0), video)
+  kernel = variables['params']['head']['kernel']
+  assert kernel.shape == (4 * 32, 3)
+  features = ViViT(**TINY | {'num_classes': 0}, pool='grid')
+  body = {n: x for n, x in variables['params'].items() if n != 'head'}
+  found = features.apply({'params': body}, video)
+  assert found.shape == (1, 4 * 32)
+  wanted = found @ kernel + variables['params']['head']['bias']
+  logits = model.apply(variables, video)
+  np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_mirror_images_count_as_much_as_clips():
+  options = TINY | {'mira': MiraConfig()}
+  model, plain = (ViViT(**options, mirror=on) for on in (True, False))
+  video = jax.random.normal(jax.random.key(1), (2, 8, 32, 32, 3))
+  variables = plain.init(jax.random.key(0), video)
+  run = jax.jit(functools.partial(model.apply, record=True))
+  logits, records = run(variables, video)
+  each = jax.jit(functools.partial(plain.apply, record=True))
+  own, wanted = each(variables, video)
+  other, _ = each(variables, video[:, :, :, ::-1])
+  np.testing.assert_allclose(logits, (own + other) / 2, rtol=1e-5, atol=1e-7)
+  assert largest_difference(records, wanted) < 1e-3
+  assert np.abs(own - other).max() > 1e-6
+  np.testing.assert_allclose(
+    run(variables, video[:, :, :, ::-1])[0], logits, rtol=1e-5, atol=1e-7
+  )
+  train = {'train': True, 'mutable': ['mira']}
+  trained, _ = model.apply(variables, video, **train)
+  np.testing.assert_allclose(trained, own, rtol=1e-5, atol=1e-6)
+
+
 # Sizes.
 
 

@@ -1,0 +1,110 @@
+"""A few hundred to a few thousand clips, from scratch: docs/small_data.md.
+
+mira train --config=small:250 --config.data.dataset=DIR --workdir=runs/mine
+
+`small:CLIPS` or `small:CLIPS,MODE`: the number of training clips, and 'exact',
+'flashlite' or 'plain'. `small:CLIPS,MODE,SIZE` is of a model of 224 pixels in
+that size (Ti to H), for `--config.train.init_from` of public weights. `mira
+fit` fits frames, image size and protocol to the clips.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from mira_jax.config import (
+  Config,
+  DataConfig,
+  EvalConfig,
+  ModelConfig,
+  OptimConfig,
+  TrainConfig,
+)
+from mira_jax.mira import MiraConfig
+from mira_jax.models.vivit import SIZES
+
+MODES = ('exact', 'flashlite', 'plain')
+STEPS = 600  # of 32 clips, within EPOCHS: more gained nothing
+EPOCHS = (20, 160)
+
+
+def get_config(text: str = '250') -> Config:
+  """The recipe for a number of training clips."""
+  clips, mode, size = _parse(text)
+  batch = 32 if not size else 16
+  steps = max(1, min(clips, 10**6) // batch)
+  epochs = min(max(STEPS // steps, EPOCHS[0]), EPOCHS[1])
+  options: Any = {'mode': mode}
+  mira = None if mode == 'plain' else MiraConfig(**options)
+  return Config(
+    model=_start(size, mira) if size else _scratch(mira),
+    data=DataConfig(
+      batch_size=min(batch, max(1, clips)),
+      rate=1000,  # the frames are spread over the whole clip
+      val_fraction=0.0,  # every clip counts, and the last weights are as good
+      rotate=10.0,
+      zoom=0.1,
+      shift=4,
+      brightness=0.3,
+      contrast=0.3,
+      erase=0.25,
+    ),
+    optim=_fine_tuning() if size else _from_scratch(),
+    train=TrainConfig(epochs=epochs // 4 if size else epochs, eval_every=0),
+    eval=EvalConfig(watch_test=False),
+  )
+
+
+def _parse(text: str) -> tuple[int, str, str]:
+  """Clips, mode and size; '' is from scratch."""
+  words = [word.strip() for word in text.split(',')]
+  clips, mode, size = (*words, *('250', 'exact', '')[len(words) :])[:3]
+  good = clips.isdecimal() and int(clips) > 0 and mode in MODES
+  if not good or len(words) > 3 or (size and size not in SIZES):
+    raise ValueError(
+      f'{text!r} is no CLIPS,MODE,SIZE: use a number from 1, one of '
+      f'{", ".join(MODES)}, and nothing or one of {", ".join(SIZES)}'
+    )
+  return int(clips), mode, size
+
+
+def _scratch(mira: MiraConfig | None) -> ModelConfig:
+  """8 frames of 64 pixels, with what few clips cannot teach built in."""
+  return ModelConfig(
+    dim=128,
+    depth=4,
+    heads=4,
+    frames=8,
+    image_size=64,
+    patch=16,
+    stem='conv',
+    pool='grid',
+    mirror=True,
+    head_scale=1.0,
+    drop_path=0.1,
+    mira=mira,
+  )
+
+
+def _start(size: str, mira: MiraConfig | None) -> ModelConfig:
+  shape = cast(dict[str, Any], SIZES[size])
+  return ModelConfig(
+    **shape, mirror=True, drop_path=0.1, mira=mira, dtype='bfloat16'
+  )
+
+
+def _from_scratch() -> OptimConfig:
+  return OptimConfig(
+    name='muon',
+    lr=3e-3,
+    b2=0.99,
+    warmup_epochs=5,
+    clip_norm=1.0,
+    label_smoothing=0.1,
+  )
+
+
+def _fine_tuning() -> OptimConfig:
+  return OptimConfig(
+    lr=5e-4, warmup_epochs=2, layer_decay=0.75, label_smoothing=0.1
+  )

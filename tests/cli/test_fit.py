@@ -1,0 +1,123 @@
+"""`mira fit`: its choices, their file, and all that it makes."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+
+from mira_jax import config
+from mira_jax.cli import fit, main
+from mira_jax.data import dataset
+from mira_jax.errors import ExitCode
+from mira_jax.evaluation import predictions
+from mira_jax.prepare import prepare
+
+pytestmark = pytest.mark.usefixtures('compile_cache')
+
+SMALL = (
+  '--config.model.dim=16', '--config.model.depth=1', '--config.model.heads=2',
+  '--config.train.epochs=2', '--config.data.batch_size=8',
+)  # fmt: skip
+
+
+def clips(root, name='S{person:02}_{clip}', frames=3, side=48, people=4):
+  """Bright and dark clips, two of each person."""
+  rng = np.random.default_rng(0)
+  for label, level in (('bright', 170), ('dark', 40)):
+    for person in range(people):
+      folder = root / label / name.format(person=person, clip=label)
+      folder.mkdir(parents=True)
+      for i in range(frames):
+        frame = rng.integers(0, 60, (side, side, 3)) + level
+        cv2.imwrite(str(folder / f'{i:03}.png'), frame.astype(np.uint8))
+  return root
+
+
+def choices(root, out):
+  prepare.prepare_folder(root, out, workers=0)
+  recipe, found = fit.choose(dataset.open(out), False, 'exact')
+  return recipe, {choice.field: choice.value for choice in found}
+
+
+def test_one_command_from_clips_to_a_report(tmp_path, capsys):
+  run = tmp_path / 'run'
+  command = [
+    'fit',
+    str(clips(tmp_path / 'clips', people=10)),
+    f'--workdir={run}',
+  ]
+  command += ['--config.data.num_folds=2', *SMALL]
+  assert main.main(command) == ExitCode.OK
+  out = capsys.readouterr().out
+  for line in (
+    'subjects: 10, guessed from',
+    'data.protocol=folds: of 10 people',
+    'model.frames=3: nearly all clips have 3 frames',
+    'baseline: hog and a linear SVM: WAR',
+    '2 of 2 folds pooled: WAR',
+  ):
+    assert line in out
+  report = out[out.rindex('macro F1') :]
+  assert 'runs' in report
+  assert 'baseline' in report
+  rows = predictions.read(run / 'runs/eval/folds' / predictions.NAME)
+  assert len(rows.clip) == 20  # each clip is tested once
+  # Everything is there: nothing is prepared or trained again.
+  weights = run / 'runs' / 'fold-0' / 'weights.safetensors'
+  before = weights.stat().st_mtime_ns
+  file = run / fit.CONFIG
+  file.write_text(file.read_text() + '\n# mine\n')
+  assert main.main(command) == ExitCode.OK
+  out = capsys.readouterr().out
+  assert 'as it is there' in out
+  assert 'training fold' not in out
+  assert weights.stat().st_mtime_ns == before
+  assert file.read_text().endswith('# mine\n')
+
+
+def test_a_test_split_of_the_source_is_kept(tmp_path, capsys):
+  for split in ('train', 'test'):
+    clips(tmp_path / 'clips' / split, people=5)
+  command = ['fit', str(tmp_path / 'clips'), f'--workdir={tmp_path / "run"}']
+  assert main.main([*command, *SMALL]) == ExitCode.OK
+  assert 'data.protocol=split: the clips have' in capsys.readouterr().out
+  rows = next((tmp_path / 'run/runs/eval').glob(f'*/{predictions.NAME}'))
+  assert len(predictions.read(rows).clip) == 10
+
+
+def test_choices_follow_the_clips(tmp_path):
+  recipe, found = choices(clips(tmp_path / 'a'), tmp_path / 'out_a')
+  assert recipe == 'small:6,exact'
+  assert found.pop('data.dataset') == str(tmp_path / 'out_a')
+  assert found == {
+    'data.protocol': 'folds', 'data.num_folds': 4, 'model.frames': 3,
+    'model.tubelet': 1, 'model.image_size': 48,
+  }  # fmt: skip
+  # Nobody is known, and frames are large and many.
+  root = clips(tmp_path / 'b', 'x{person}', frames=9, side=70)
+  _, found = choices(root, tmp_path / 'out_b')
+  assert found.keys() == {'data.dataset', 'data.protocol'}
+  assert found['data.protocol'] == 'split'
+  root = clips(tmp_path / 'c', frames=5, side=30, people=7)
+  _, found = choices(root, tmp_path / 'out_c')
+  assert found['data.num_folds'] == 5
+  assert (found['model.frames'], found['model.image_size']) == (4, 24)
+  assert found['model.patch'] == 8
+
+
+@pytest.mark.parametrize(
+  'text', ['250', '20,plain', '3,flashlite', '250,exact,S']
+)
+def test_the_recipe_is_valid_for_every_number_of_clips(text):
+  cfg = config.load(f'small:{text}')
+  config.validate(cfg)
+  assert cfg.data.batch_size <= int(text.partition(',')[0])
+  assert (cfg.model.mira is None) == ('plain' in text)
+
+
+@pytest.mark.parametrize('text', ['', '0', 'many', '5,fast', '5,exact,XL'])
+def test_what_is_no_recipe_is_refused(text, capsys):
+  flags = [f'--config=small:{text}', '--workdir=unused']
+  assert main.main(['train', *flags]) == ExitCode.USAGE
+  assert 'CLIPS,MODE,SIZE' in capsys.readouterr().err
