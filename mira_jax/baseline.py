@@ -14,7 +14,7 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,13 +96,7 @@ def evaluate(
   start, rules = time.monotonic(), rules or protocol.Rules()
   folds = protocol.all_parts(datasets, rules)
   clips = join(protocol.pooled(datasets, rules.classes))
-  row = {tuple(at): i for i, at in enumerate(clips.where.tolist())}
-
-  def rows(*parts: Pool | None) -> Array:
-    known = (part.where.tolist() for part in parts if part)
-    return np.array([row[tuple(at)] for at in itertools.chain(*known)])
-
-  sides = [(rows(fold.train, fold.val), rows(fold.test)) for fold in folds]
+  sides = _sides(clips, folds)
   used = np.unique(np.concatenate([*itertools.chain(*sides)]))
   found, readable = descriptors.of_clips(clips.take(used), features, threads)
   place = np.full(len(clips), -1)
@@ -144,6 +138,19 @@ def evaluate(
   )
 
 
+def _sides(
+  clips: Pool, folds: Sequence[protocol.Parts]
+) -> list[tuple[Array, Array]]:
+  """Rows of the clips that train, and that are tested, in each fold."""
+  row = {tuple(at): i for i, at in enumerate(clips.where.tolist())}
+
+  def rows(*parts: Pool | None) -> Array:
+    known = (part.where.tolist() for part in parts if part)
+    return np.array([row[tuple(at)] for at in itertools.chain(*known)])
+
+  return [(rows(fold.train, fold.val), rows(fold.test)) for fold in folds]
+
+
 # ----- the classifier ---------------------------------------------------------
 
 
@@ -181,7 +188,7 @@ def classify(
     pca = PCA(min(components, *train.shape), random_state=0).fit(train)
     train, test = pca.transform(train), pca.transform(test)
   # C then means the same for all descriptors.
-  scale = np.sqrt(np.square(train).sum(1).mean())
+  scale = np.sqrt(np.square(train).sum(1).mean()) or 1.0
   train, test = (np.asarray(x / scale, np.float64) for x in (train, test))
   exact = len(train) <= _EXACT
   own, others = (x @ train.T if exact else x for x in (train, test))
@@ -198,7 +205,20 @@ def classify(
     found[:, model.classes_] = decided
     return found
 
-  inner = _inner_folds(labels, groups)
+  best = STRENGTHS[1]
+  if (inner := _inner_folds(labels, groups)) is not None:
+    best = _selected(values, own, labels, inner, num_classes)
+  return best, softmax(values(best, np.arange(len(train)), others), axis=1)
+
+
+def _selected(
+  values: Callable[[float, Array, Array], Array],
+  own: Array,
+  labels: Array,
+  inner: Array,
+  num_classes: int,
+) -> float:
+  """The C whose decision values are best on the inner folds."""
 
   def merit(strength: float) -> float:
     predicted = np.zeros_like(labels)
@@ -210,8 +230,7 @@ def classify(
     scores = metrics.score(matrix)
     return scores.uar + scores.war
 
-  best = STRENGTHS[1] if inner is None else max(STRENGTHS, key=merit)
-  return best, softmax(values(best, np.arange(len(train)), others), axis=1)
+  return max(STRENGTHS, key=merit)
 
 
 def _inner_folds(labels: Array, groups: Array) -> Array | None:

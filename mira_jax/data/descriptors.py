@@ -86,7 +86,8 @@ def hog(gray: np.ndarray) -> np.ndarray:
   S is a multiple of 8, and D = 36 (S / 8 - 1)^2.
   """
   block, cell = (16, 16), (8, 8)
-  return cv2.HOGDescriptor(gray.shape, block, cell, cell, 9).compute(gray)
+  made = cv2.HOGDescriptor(gray.shape, block, cell, cell, 9)
+  return np.asarray(made.compute(gray))
 
 
 def pixels(gray: np.ndarray) -> np.ndarray:
