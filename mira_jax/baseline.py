@@ -113,16 +113,7 @@ def evaluate(
       components=_COMPONENTS if features == 'pca' else 0,
     )
     strengths.append(strength)
-    tested.append(
-      predictions.Predictions(
-        class_names=clips.class_names,
-        clip=clips.clip_id[test],
-        subject=clips.subject[test],
-        fold=np.full(len(test), fold.fold_name),
-        label=clips.label[test],
-        probability=shares,
-      )
-    )
+    tested.append(clips.take(test).predicted(shares, fold.fold_name))
   whole = predictions.join(tested)
   return Baseline(
     features=features,

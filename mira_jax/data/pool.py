@@ -17,6 +17,7 @@ from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.pipeline import Source
 from mira_jax.data.records import Clip
 from mira_jax.errors import data_error
+from mira_jax.evaluation.predictions import Predictions
 
 _SEGMENT = re.compile(r'#\d+-\d+$')  # see `prepare.resolve.Found.clip_id`
 
@@ -49,6 +50,17 @@ class Pool:
     """The clips of a mask [C] or of indices [n], in that order."""
     columns = {name: getattr(self, name)[rows] for name in (*_COLUMNS, 'where')}
     return dataclasses.replace(self, **columns)
+
+  def predicted(self, probability: np.ndarray, fold: str = '') -> Predictions:
+    """The predictions of these clips; class probabilities [C, K]."""
+    return Predictions(
+      class_names=self.class_names,
+      clip=self.clip_id,
+      subject=self.subject,
+      fold=np.full(len(self), fold),
+      label=self.label,
+      probability=probability,
+    )
 
   @property
   def counts(self) -> list[int]:

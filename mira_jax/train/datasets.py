@@ -176,16 +176,9 @@ def score_source(
   """The predictions of the clips of a fold, without damaged ones."""
   read = reading(cfg) | {'batch_size': scorer.batch_size, 'rows': scorer.rows}
   batches = pipeline.eval_batches(source, views=views, **read)
-  mean, labels, damaged = scorer.score_split(batches, len(source), views)
+  mean, _, damaged = scorer.score_split(batches, len(source), views)
   if len(damaged):
     text = '%d of %d clips are damaged and were left out: %s'
     logging.warning(text, len(damaged), len(source), damaged[:8].tolist())
   kept = source.take(np.setdiff1d(np.arange(len(source)), damaged))
-  return predictions.Predictions(
-    class_names=source.class_names,
-    clip=kept.clip_id,
-    subject=kept.subject,
-    fold=np.full(len(kept), fold),
-    label=labels,
-    probability=mean,
-  )
+  return kept.predicted(mean, fold)
