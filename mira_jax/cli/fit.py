@@ -28,6 +28,7 @@ from mira_jax.data import dataset as prepared
 from mira_jax.data import holdout, pool, protocol, records
 from mira_jax.devices import platform
 from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.models.vivit import SIZES
 from mira_jax.prepare import prepare
 from mira_jax.train import datasets as inputs
 
@@ -69,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--table', metavar='FILE', help='that lists the clips')
   modes = ('exact', 'flashlite', 'plain')
   add('--mode', choices=modes, default='exact', help='of MiRA')
+  size = 'of a model of 224 pixels, for --config.train.init_from'
+  add('--size', choices=tuple(SIZES), default='', help=size)
   platform.add_argument(parser)
 
 
@@ -81,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
   if path.is_file():
     terminal.say(f'config: {path}, as it is there')
   else:
-    recipe, choices = choose(dataset, given, args.mode)
+    recipe, choices = choose(dataset, given, args.mode, args.size)
     terminal.say(*(f'{x.field}={x.value}: {x.reason}' for x in choices))
     files.write_text(path, _text(recipe, choices))
     terminal.say(f'config: {path}')
@@ -152,7 +155,7 @@ def _baseline(
 
 
 def choose(
-  dataset: prepared.PreparedDataset, given: bool, mode: str
+  dataset: prepared.PreparedDataset, given: bool, mode: str, size: str = ''
 ) -> tuple[str, list[Choice]]:
   """The recipe for a dataset, and what is changed in it.
 
@@ -160,6 +163,7 @@ def choose(
     dataset: opened.
     given: whether its source names a test split.
     mode: 'exact', 'flashlite' or 'plain'.
+    size: a key of `SIZES` for a start from weights; '': from scratch.
   """
   clips = pool.of_dataset(dataset, list(dataset.splits))
   chosen, share = _protocol(clips, given)
@@ -168,6 +172,13 @@ def choose(
   classes = len(clips.class_names)
   reason = f'{len(clips)} clips of {classes} classes'
   chosen.insert(0, Choice('data.dataset', folder, reason))
+  if one_sided := inputs.lateral(clips.class_names):
+    reason = f'a mirrored {one_sided} is of the other side'
+    chosen += [
+      Choice(name, False, reason) for name in ('data.flip', 'model.mirror')
+    ]
+  if size:  # the frames and pixels of the weights
+    return f'small:{count},{mode},{size}', chosen
   return f'small:{count},{mode}', [*chosen, *_sizes(clips)]
 
 

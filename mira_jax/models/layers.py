@@ -104,13 +104,39 @@ def untubelets(x: Array, grid: Grid, tubelet: int, patch: int) -> Array:
   return einops.rearrange(x, pattern, t=t, h=h, dt=tubelet, dh=patch, dw=patch)
 
 
+HOG_CELL = 4  # pixels along a side, of a token's histograms
+HOG_BINS = 9  # of 20 degrees; opposite directions are one
+
+
+def oriented_gradients(video: Array, cell: int) -> Array:
+  """Gradients of luma by direction, summed over cells (Dalal and Triggs 2005).
+
+  Each is shared by the two bins beside its direction. [B, F, H, W, 3] ->
+  [B, F, H / cell, W / cell, HOG_BINS], not normalised.
+  """
+  luma = video @ jnp.array([0.299, 0.587, 0.114], video.dtype)
+  padded = jnp.pad(luma, ((0, 0), (0, 0), (1, 1), (1, 1)), mode='edge')
+  down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
+  right = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
+  direction = jnp.arctan2(down, right) % jnp.pi * (HOG_BINS / jnp.pi)
+  apart = jnp.abs(direction[..., None] - jnp.arange(HOG_BINS))
+  share = jnp.maximum(1 - jnp.minimum(apart, HOG_BINS - apart), 0)
+  votes = share * jnp.hypot(down, right)[..., None]
+  pattern = 'b f (h y) (w x) k -> b f h w k'
+  return einops.reduce(votes, pattern, 'sum', y=cell, x=cell)
+
+
 class TubeletEmbed(nn.Module):
   """Linear map of the `tubelets`: [B, F, H, W, 3] -> [B, L, C].
 
-  Stem 'conv' is that of Xiao et al., Early convolutions help transformers see
-  better, https://arxiv.org/abs/2106.14881, on each frame: 3 x 3 convolutions of
-  stride 2, as wide as C at the end, down to one pixel per token. Channels are
-  normalised by LayerNorm, which needs no statistics of a batch.
+  Of pixels, or of what a stem computes in each frame:
+
+  - 'conv', that of Xiao et al., Early convolutions help transformers see
+    better, https://arxiv.org/abs/2106.14881: 3 x 3 convolutions of stride 2,
+    down to one pixel per token and half as wide as C at the end. LayerNorm over
+    channels needs no statistics of a batch.
+  - 'hog', histograms of oriented gradients in cells of HOG_CELL pixels, over
+    their deviation in a token: what few clips cannot teach a first layer.
   """
 
   dim: int
@@ -121,29 +147,39 @@ class TubeletEmbed(nn.Module):
 
   @nn.compact
   def __call__(self, video: Array) -> Array:
-    grid = token_grid(video.shape, self.tubelet, self.patch)
-    x = video.astype(self.dtype)
+    t, h, w = token_grid(video.shape, self.tubelet, self.patch)
     if self.stem == 'conv':
-      x = self._convolve(x)
-    size = (video.shape[1] // grid[0], x.shape[2] // grid[1])
-    size = (*size, size[1], x.shape[-1])
+      x = self._convolve(video)
+    elif self.stem == 'hog':
+      x = self._histograms(video)
+    else:
+      x = video
+    # A convolution whose stride is its kernel is one matrix product.
+    size = (self.tubelet, x.shape[2] // h, x.shape[3] // w, x.shape[-1])
     init = torch_uniform(int(np.prod(size)))
     kernel = self.param('kernel', init, (*size, self.dim))
     bias = self.param('bias', init, (self.dim,))
-    # A convolution whose stride is its kernel is one matrix product.
+    x, kernel, bias = (x.astype(self.dtype) for x in (x, kernel, bias))
     pattern = 'b (t dt) (h dh) (w dw) c -> b (t h w) (dt dh dw c)'
-    t, h, w = grid
     x = einops.rearrange(x, pattern, t=t, h=h, w=w)
-    kernel, bias = (x.astype(self.dtype) for x in (kernel, bias))
     return x @ kernel.reshape(-1, self.dim) + bias
 
+  def _histograms(self, video: Array) -> Array:
+    """[B, F, H, W, 3] -> [B, F, H / patch, W / patch, cells * HOG_BINS]."""
+    side = self.patch // HOG_CELL
+    pattern = 'b f (h y) (w x) k -> b f h w (y x k)'
+    x = oriented_gradients(video, HOG_CELL)
+    x = einops.rearrange(x, pattern, y=side, x=side)
+    # The constant is the contrast of noise: flat tokens stay near 0.
+    return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + 0.1)
+
   def _convolve(self, video: Array) -> Array:
-    """[B, F, H, W, 3] -> [B, F, H / patch, W / patch, C]."""
-    x = einops.rearrange(video, 'b f h w c -> (b f) h w c')
+    """[B, F, H, W, 3] -> [B, F, H / patch, W / patch, C / 2]."""
+    x = einops.rearrange(video.astype(self.dtype), 'b f h w c -> (b f) h w c')
     count = self.patch.bit_length() - 1
     for i in range(count):
       conv = nn.Conv(
-        max(1, self.dim >> (count - 1 - i)),
+        max(1, self.dim >> (count - i)),
         (3, 3),
         strides=2,
         use_bias=False,
@@ -151,7 +187,7 @@ class TubeletEmbed(nn.Module):
         name=f'conv_{i}',
       )
       x = nn.relu(layer_norm(self.dtype, f'norm_{i}', 1e-6)(conv(x)))
-    return einops.rearrange(x, '(b f) ... -> b f ...', b=len(video))
+    return einops.rearrange(x, '(b f) ... -> b f ...', f=video.shape[1])
 
 
 def once(x: Array) -> Array:

@@ -17,8 +17,10 @@ from flax import linen as nn
 from mira_jax.models.blocks import BLOCKS, Record
 from mira_jax.models.encoder import Encoder, encoder_of
 from mira_jax.models.layers import (
+  HOG_BINS,
   TubeletEmbed,
   layer_norm,
+  oriented_gradients,
   sinusoid,
   token_grid,
   torch_uniform,
@@ -31,6 +33,7 @@ from mira_jax.models.spec import BlockSpec, spec_of
 Array = jax.Array
 
 xavier = nn.initializers.xavier_uniform()
+HOG_CELLS = 2  # along each side of a token
 
 
 def tube_mask(
@@ -111,16 +114,12 @@ def tubelet_targets(
   return einops.rearrange(x, 'b l p c -> b l (p c)')
 
 
-HOG_BINS = 9  # of 20 degrees; opposite directions are one
-HOG_CELLS = 2  # along each side of a token
-
-
 def hog_targets(video: Array, *, tubelet: int, patch: int) -> Array:
   """Histograms of oriented gradients of every tubelet.
 
   The targets of MaskFeat (Wei et al. 2022, https://arxiv.org/abs/2112.09133),
-  here of the luma of every frame: of each cell, a quarter of a token, the
-  gradients by direction, divided by their norm.
+  of every frame: of each cell, a quarter of a token, the gradients by
+  direction, divided by their norm.
 
   Args:
     video: [B, F, H, W, 3] in [0, 1].
@@ -130,20 +129,7 @@ def hog_targets(video: Array, *, tubelet: int, patch: int) -> Array:
   Returns:
     [B, L, tubelet * HOG_CELLS**2 * HOG_BINS].
   """
-  luma = video @ jnp.array([0.299, 0.587, 0.114], video.dtype)
-  padded = jnp.pad(luma, ((0, 0), (0, 0), (1, 1), (1, 1)), mode='edge')
-  down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
-  right = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
-  # Each gradient is shared by the two bins beside its direction.
-  direction = jnp.arctan2(down, right) % jnp.pi * (HOG_BINS / jnp.pi)
-  bins = jnp.arange(HOG_BINS)
-  apart = jnp.abs(direction[..., None] - bins)
-  share = jnp.maximum(1 - jnp.minimum(apart, HOG_BINS - apart), 0)
-  votes = share * jnp.hypot(down, right)[..., None]
-  cell = patch // HOG_CELLS
-  cells = einops.reduce(
-    votes, 'b f (h y) (w x) k -> b f h w k', 'sum', y=cell, x=cell
-  )
+  cells = oriented_gradients(video, patch // HOG_CELLS)
   norm = jnp.sqrt(jnp.square(cells).sum(-1, keepdims=True) + 1e-4)
   pattern = 'b (t dt) (h y) (w x) k -> b (t h w) (dt y x k)'
   size = {'dt': tubelet, 'y': HOG_CELLS, 'x': HOG_CELLS}
@@ -241,7 +227,7 @@ class MaskedAutoencoder(nn.Module, EncoderOptions, DecoderOptions):
       self, num_frames=slots, train=train, record=record, kernel_init=xavier
     )
     visible, masked = split_tokens(mask, num_masked)
-    if self.stem == 'conv':  # which would see hidden pixels at the borders
+    if self.stem != 'linear':  # it would see hidden pixels at the borders
       video = self._hide(video, mask)
     x = TubeletEmbed(
       self.dim, self.tubelet, self.patch, self.stem, spec.dtype, name='embed'

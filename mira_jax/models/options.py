@@ -55,8 +55,8 @@ class EncoderOptions(BlockOptions):
   depth: int = 12  # blocks
   patch: int = 16  # height and width of a token in pixels
   tubelet: int = 2  # frames in a token
-  # What precedes the linear map of tubelets: nothing, or convolutions.
-  stem: Literal['linear', 'conv'] = 'linear'
+  # What precedes the linear map of tubelets, see `layers.TubeletEmbed`.
+  stem: Literal['linear', 'conv', 'hog'] = 'linear'
   last_norm_eps: float | None = None  # of the last norm; None: norm_eps
   mira_last_blocks: int | None = None  # None: MiRA in all blocks
   drop_path: float = 0.0  # rate of the last block; rates rise linearly
@@ -115,7 +115,7 @@ DECODER_RANGES = {
 FRAME_STRIDE = (1, 10**4)
 CHOICES = {
   'variant': VARIANTS,
-  'stem': ('linear', 'conv'),
+  'stem': ('linear', 'conv', 'hog'),
   'decoder_targets': ('pixels', 'hog'),
   'gelu': ('exact', 'tanh'),
   'pool': ('mean', 'cls', 'grid'),
@@ -139,6 +139,9 @@ def contradiction(options: ModelOptions) -> tuple[str, str] | None:
       return whole, why
   if options.stem == 'conv' and options.patch.bit_count() > 1:
     why = f"{options.patch} must be a power of 2 for stem 'conv', such as 8"
+    return 'patch', why
+  if options.stem == 'hog' and options.patch % 4:
+    why = f"{options.patch} must be a multiple of 4 for stem 'hog', such as 8"
     return 'patch', why
   if options.pool == 'cls' and options.variant not in CLS_VARIANTS:
     why = "'cls', a token of no frame, does not fit variant "

@@ -85,7 +85,7 @@ class ViViT(nn.Module, ModelOptions):
         f'video has {grid} tokens in (time, height, width), the model '
         f'{self.grid}; resample it'
       )
-    clips, mirrors = len(video), self.mirror and not train
+    clips, mirrors = video.shape[0], self.mirror and not train
     if mirrors:
       video = jnp.concatenate([video, video[:, :, :, ::-1]])
     spec = spec_of(

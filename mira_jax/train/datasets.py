@@ -107,12 +107,20 @@ def open_parts(
     MiraInputError: see `protocol.parts`; or a flip would swap labels.
   """
   parts = protocol.parts(datasets, rules(cfg), cfg.data.fold)
-  lateral = [n for n in parts.train.class_names if _LATERAL.fullmatch(n)]
-  if lateral and (cfg.data.flip or cfg.model.mirror):
-    hint = f'a mirrored {lateral[0]} is of the other side; use '
-    hint += '--noconfig.data.flip'
-    raise config.bad_config('config.data.flip', hint)
+  one_sided = lateral(parts.train.class_names)
+  for name, on in (
+    ('data.flip', cfg.data.flip),
+    ('model.mirror', cfg.model.mirror),
+  ):
+    if one_sided and on:
+      hint = f'a mirrored {one_sided} is of the other side; use '
+      raise config.bad_config(f'config.{name}', f'{hint}--noconfig.{name}')
   return parts
+
+
+def lateral(class_names: Sequence[str]) -> str:
+  """The first class that one side of a face shows; '' if there is none."""
+  return next((name for name in class_names if _LATERAL.fullmatch(name)), '')
 
 
 def open_unlabelled(

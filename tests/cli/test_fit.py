@@ -34,9 +34,9 @@ def clips(root, name='S{person:02}_{clip}', frames=3, side=48, people=4):
   return root
 
 
-def choices(root, out):
+def choices(root, out, *size):
   prepare.prepare_folder(root, out, workers=0)
-  recipe, found = fit.choose(dataset.open(out), False, 'exact')
+  recipe, found = fit.choose(dataset.open(out), False, 'exact', *size)
   return recipe, {choice.field: choice.value for choice in found}
 
 
@@ -94,6 +94,12 @@ def test_choices_follow_the_clips(tmp_path):
     'data.protocol': 'folds', 'data.num_folds': 4, 'model.frames': 3,
     'model.tubelet': 1, 'model.image_size': 48,
   }  # fmt: skip
+  for old, new in (('bright', 'L12'), ('dark', 'R12')):
+    (tmp_path / 'a' / old).rename(tmp_path / 'a' / new)
+  recipe, found = choices(tmp_path / 'a', tmp_path / 'out_lateral', 'B')
+  assert recipe == 'small:6,exact,B'
+  assert 'model.frames' not in found
+  assert (found['data.flip'], found['model.mirror']) == (False, False)
   # Nobody is known, and frames are large and many.
   root = clips(tmp_path / 'b', 'x{person}', frames=9, side=70)
   _, found = choices(root, tmp_path / 'out_b')

@@ -160,7 +160,7 @@ def model_and_inputs(**options):
   return model, init(jax.random.key(0), video, MASK), video
 
 
-@pytest.mark.parametrize('stem', ['linear', 'conv'])
+@pytest.mark.parametrize('stem', ['linear', 'conv', 'hog'])
 def test_hidden_pixels_cannot_be_seen(stem):
   model, variables, video = model_and_inputs(
     mira=MiraConfig(statistics='batch_ema'), stem=stem

@@ -16,6 +16,7 @@ from mira_jax.models.encoder import Encoder
 from mira_jax.models.layers import (
   TubeletEmbed,
   gelu,
+  oriented_gradients,
   resize_positions,
   sinusoid,
 )
@@ -70,12 +71,28 @@ def test_the_convolutional_stem_is_that_of_scipy(x64, tubelet):
         x.var(-1, keepdims=True) + 1e-6
       )
       x = np.maximum(x, 0)
-    rows.append(x.reshape(4, 6))
-  slots = np.stack(rows).reshape(2 // tubelet, tubelet, 4, 6)
-  kernel = np.asarray(params['kernel']).reshape(tubelet, 6, 6)
+    rows.append(x.reshape(4, 3))
+  slots = np.stack(rows).reshape(2 // tubelet, tubelet, 4, 3)
+  kernel = np.asarray(params['kernel']).reshape(tubelet, 3, 6)
   wanted = np.einsum('tdnc,dck->tnk', slots, kernel).reshape(-1, 6)
   found = embed.apply({'params': params}, video)[0]
   np.testing.assert_allclose(found, wanted + params['bias'], atol=1e-12)
+
+
+def test_tokens_of_histograms_do_not_depend_on_light():
+  embed = TubeletEmbed(5, 2, 8, 'hog')
+  video = np.random.default_rng(0).normal(size=(1, 2, 16, 8, 3))
+  params = embed.init(jax.random.key(1), video)['params']
+  found = embed.apply({'params': params}, video)
+  assert found.shape == (1, 2, 5)
+  darker = embed.apply({'params': params}, 0.9 * video - 1)
+  np.testing.assert_allclose(darker, found, atol=0.02)
+  # Of the second token, cells of 4 pixels in both of its frames.
+  cells = np.array(oriented_gradients(jnp.asarray(video), 4))[0, :, 2:]
+  blocks = cells.reshape(2, -1)
+  blocks /= np.sqrt((blocks**2).mean(1, keepdims=True) + 0.1)
+  wanted = blocks.ravel() @ params['kernel'].reshape(-1, 5) + params['bias']
+  np.testing.assert_allclose(found[0, 1], wanted, atol=1e-5)
 
 
 # The head.

@@ -323,6 +323,7 @@ def test_the_targets_of_a_step_are_those_of_the_unchanged_pixels():
   class Oracle:
     tubelet = 2
     patch = 8
+    targets = staticmethod(mae.MaskedAutoencoder(patch=8).targets)
 
     def apply(self, variables, video, mask, *, num_masked, **_):
       _, masked = mae.split_tokens(mask, num_masked)
