@@ -8,7 +8,6 @@ training and the validation clips of each fold.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import itertools
 import json
 import logging
@@ -19,8 +18,6 @@ from typing import Any
 
 import numpy as np
 from scipy.special import softmax
-from sklearn.decomposition import PCA
-from sklearn.svm import SVC, LinearSVC
 
 from mira_jax import files
 from mira_jax.data import descriptors, holdout, protocol
@@ -33,7 +30,6 @@ Array = np.ndarray
 STRENGTHS = (1.0, 10.0, 100.0, 1000.0)  # C, for clips of norm 1
 _INNER = 3  # folds that choose among them
 _EXACT = 8000  # clips whose inner products take 0.5 GB
-_PRECOMPUTED = functools.partial(SVC, kernel='precomputed')
 _COMPONENTS = 100  # of pixels
 
 
@@ -171,6 +167,10 @@ def classify(
     C, and the softmax of the decision values [N, K]; a class without training
     clips has 0.
   """
+  # Slow to import, and commands that only read a baseline fit none.
+  from sklearn.decomposition import PCA
+  from sklearn.svm import SVC, LinearSVC
+
   known, shares = np.unique(labels), np.zeros((len(test), num_classes))
   if len(known) == 1:
     shares[:, known] = 1.0
@@ -187,8 +187,10 @@ def classify(
   def values(strength: float, rows: Array, x: Array) -> Array:
     """Decision values [N, K] of x, by a machine of some training clips."""
     columns = rows if exact else slice(None)
-    maker = _PRECOMPUTED if exact else LinearSVC
-    model = maker(C=strength).fit(own[rows][:, columns], labels[rows])
+    machine = LinearSVC(C=strength)
+    if exact:
+      machine = SVC(C=strength, kernel='precomputed')
+    model = machine.fit(own[rows][:, columns], labels[rows])
     found = np.full((len(x), num_classes), -np.inf)
     decided = model.decision_function(x[:, columns])
     if decided.ndim == 1:  # of two classes that of the second

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
-from sklearn.model_selection import StratifiedGroupKFold
 
 from mira_jax.data import people
 from mira_jax.data.listing import Row
@@ -35,7 +34,7 @@ def assign(
     hint = 'use a share from 0 up to, not including, 1'
     raise MiraInputError('bad_fraction', str(test_fraction), hint)
   if any(row.split in ('test', 'val') for row in rows):
-    return [row.split or 'train' for row in rows], 'as given'
+    return [row.split or 'train' for row in rows], AS_GIVEN
   folds = sorted({row.fold for row in rows} - {-1})
   if len(folds) > 1:
     splits = ['test' if row.fold == folds[0] else 'train' for row in rows]
@@ -141,6 +140,9 @@ def _stratified(
   """The fold of each clip; ties are broken in the order of the groups."""
   if np.bincount(labels).max() < count:  # which scikit-learn refuses
     labels = np.zeros_like(labels)
+  # Slow to import, and most commands make no folds.
+  from sklearn.model_selection import StratifiedGroupKFold
+
   folds = np.zeros(len(labels), np.int64)
   with warnings.catch_warnings():
     warnings.simplefilter('ignore', UserWarning)  # a class of few clips
