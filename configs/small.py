@@ -20,10 +20,10 @@ from mira_jax.config import (
   OptimConfig,
   TrainConfig,
 )
+from mira_jax.config.recipes import MODES
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
 
-MODES = ('exact', 'flashlite', 'plain')
 STEPS = 600  # of 16 clips, within EPOCHS
 EPOCHS = (20, 160)
 

@@ -24,6 +24,7 @@ import numpy as np
 from mira_jax import baseline, config, files, terminal
 from mira_jax.cli import eval as evaluation
 from mira_jax.cli import report, train
+from mira_jax.config import recipes
 from mira_jax.data import dataset as prepared
 from mira_jax.data import holdout, pool, protocol, records
 from mira_jax.devices import platform
@@ -68,8 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('clips', metavar='CLIPS', help='folder of clips, or a prepared dataset')
   add('--workdir', required=True, metavar='RUN', help='for all that is made')
   add('--table', metavar='FILE', help='that lists the clips')
-  modes = ('exact', 'flashlite', 'plain')
-  add('--mode', choices=modes, default='exact', help='of MiRA')
+  add('--mode', choices=recipes.MODES, default='exact', help='of MiRA')
   size = 'of a model of 224 pixels, for --config.train.init_from'
   add('--size', choices=tuple(SIZES), default='', help=size)
   platform.add_argument(parser)

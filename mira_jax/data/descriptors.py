@@ -16,7 +16,7 @@ import numpy as np
 from mira_jax.data import records
 from mira_jax.data.pipeline import Source
 from mira_jax.errors import MiraInputError, data_error
-from mira_jax.video import geometry
+from mira_jax.video import footage, geometry
 
 _log = logging.getLogger(__name__)
 FRAMES = 8  # of a clip, at most
@@ -67,8 +67,7 @@ def _of_clip(
   clip: records.Clip, describe: Callable[[np.ndarray], np.ndarray], side: int
 ) -> np.ndarray:
   """The descriptor [D] of a clip."""
-  last = len(clip) - 1
-  spread = np.linspace(0, last, min(len(clip), FRAMES)).round().astype(int)
+  spread = footage.spaced(len(clip), FRAMES)
   frames = records.read_frames(clip, spread.tolist()).values()
   rows = np.stack([describe(_gray(frame, side)) for frame in frames])
   return np.concatenate([rows.mean(0), rows.max(0)])
