@@ -19,8 +19,6 @@ import types
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from mira_jax import baseline, config, files, terminal
 from mira_jax.cli import eval as evaluation
 from mira_jax.cli import report, train
@@ -32,6 +30,7 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.models.vivit import SIZES
 from mira_jax.prepare import prepare
 from mira_jax.train import datasets as inputs
+from mira_jax.train import hints
 
 TAKES_CONFIG_FLAGS = True
 CONFIG, DATA, RUNS = 'config.py', 'data', 'runs'
@@ -210,11 +209,11 @@ def _sizes(clips: pool.Pool) -> list[Choice]:
   """Frames and pixels of the model, no more than the clips have."""
   chosen, usual = [], config.load('small').model
   known = clips.num_frames[clips.num_frames > 0]
-  most = int(np.quantile(known, 0.05, method='lower')) if len(known) else 0
-  if 0 < most < usual.frames:
-    tubelet = 1 if most < 2 * usual.tubelet else usual.tubelet
-    frames = most // tubelet * tubelet
-    reason = f'nearly all clips have {most} frames or more'
+  frames, tubelet = usual.frames, usual.tubelet  # where lengths are unknown
+  if len(known):
+    frames, tubelet = hints.fitting(known, usual.tubelet)
+  if frames < usual.frames:
+    reason = f'nearly all clips have {frames} frames or more'
     chosen.append(Choice('model.frames', frames, reason))
     if tubelet != usual.tubelet:
       reason = 'frames in a token: with two, time would be one token'

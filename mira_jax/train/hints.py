@@ -41,15 +41,26 @@ def of_frames(cfg: config.Config, clips: Pool) -> list[str]:
     return []
   low, high = known.min(), known.max()
   have = f'{low}' if low == high else f'{low} to {high}'
-  most = int(np.quantile(known, _SHORT, method='lower'))  # nearly all have it
-  fits = f'--config.model.frames={most // model.tubelet * model.tubelet}'
-  if most < 2 * model.tubelet:  # time would be a single token
-    fits = f'--config.model.frames={most} --config.model.tubelet=1'
+  frames, tubelet = fitting(known, model.tubelet)
+  fits = f'--config.model.frames={frames}'
+  if tubelet != model.tubelet:
+    fits += f' --config.model.tubelet={tubelet}'
   return [
     f'{_WARNING}clips have {have} frames, the model takes {model.frames}: the '
     f'last one is repeated in {short.sum()} of {len(known)} training clips; '
     f'{fits} fits'
   ]
+
+
+def fitting(num_frames: np.ndarray, tubelet: int) -> tuple[int, int]:
+  """Frames that nearly all clips of int [C] frames have, in whole tubelets.
+
+  The tubelet is 1 where time would be a single token; it is returned, too.
+  """
+  most = int(np.quantile(num_frames, _SHORT, method='lower'))
+  if most < 2 * tubelet:
+    tubelet = 1
+  return most // tubelet * tubelet, tubelet
 
 
 def of_classes(clips: Pool) -> list[str]:
