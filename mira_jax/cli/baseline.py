@@ -87,6 +87,6 @@ def _chosen(args: argparse.Namespace) -> tuple[list[str], protocol.Rules]:
     first = args.dataset or f'--{next(iter(given)).replace("_", "-")}'
     raise MiraInputError('bad_flag', first, hint)
   workdir = pathlib.Path(args.workdir)
-  fold = next(iter(sorted(workdir.glob('fold-*/config.json'))), None)
-  cfg = run_folder.read_config(fold.parent if fold else workdir)
+  folds = run_folder.folds(workdir)
+  cfg = run_folder.read_config(next(iter(folds.values()), workdir))
   return config.datasets(cfg.data), inputs.rules(cfg)

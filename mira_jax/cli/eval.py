@@ -188,13 +188,13 @@ def _evaluate_folds(
 ) -> None:
   """Trains the folds that are not trained, if it may; scores all of them."""
   workdir = pathlib.Path(args.workdir)
-  trained = sorted(workdir.glob('fold-*/config.json'))
+  trained = [*run_folder.folds(workdir).values()]
   if cfg and trained:
-    run_folder.keep_folds(cfg, trained[0].parent)
+    run_folder.keep_folds(cfg, trained[0])
   if not (cfg or trained):
     hint = 'there are no folds here; train them with --config=FILE'
     raise MiraInputError('not_a_run', workdir, hint)
-  base = cfg or run_folder.read_config(trained[0].parent)
+  base = cfg or run_folder.read_config(trained[0])
   datasets = inputs.open_datasets(base.data)
   names = protocol.fold_names(datasets, inputs.rules(base))
   if len(names) == 1:
@@ -202,13 +202,13 @@ def _evaluate_folds(
     raise config.bad_config('config.data.protocol', hint)
   numbers = _chosen(args.folds, len(names))
   if cfg is None and args.folds == 'all':
-    numbers = [n for n in numbers if _is_trained(workdir / f'fold-{n}')]
+    numbers = [n for n in numbers if _is_trained(run_folder.fold(workdir, n))]
   if not numbers:
     hint = 'no fold is finished; train them with --config=FILE'
     raise checkpoint_error('not_finished', workdir, hint)
   scored: dict[int, _Scored] = {}
   for number in numbers:
-    run = workdir / f'fold-{number}'
+    run = run_folder.fold(workdir, number)
     scored[number] = _fold(run, cfg, args, number, names[number])
     if jax.process_index() == 0:
       terminal.say(_progress([*scored.values()], len(numbers)))
@@ -216,7 +216,7 @@ def _evaluate_folds(
     # Of several processes that score folds here, the last reads all of them.
     with files.lock(workdir / 'eval' / '.lock', wait=True):
       for number, (_, predicted) in scored.items():
-        _keep(workdir / f'fold-{number}', predicted, args)
+        _keep(run_folder.fold(workdir, number), predicted, args)
       scored = _kept(workdir, names, args) | scored
       _report_folds(workdir, names, scored, base)
     folds = [fold for fold, _ in scored.values()]
@@ -311,7 +311,7 @@ def _kept(
   """The evaluations of folds by the same weights and flags, by number."""
   found = {}
   for number, name in enumerate(names):
-    run = workdir / f'fold-{number}'
+    run = run_folder.fold(workdir, number)
     try:
       how = json.loads((run / _KEPT / _HOW).read_bytes())
       if how == _how(run, args):

@@ -69,8 +69,8 @@ def _runs(
   """Runs in or below a folder; [] for the folds of one without folds."""
   if (folder / run_folder.CONFIG).is_file():
     yield folder, []
-  elif folds := sorted(folder.glob(f'fold-*/{run_folder.CONFIG}')):
-    yield folder, [fold.parent for fold in folds]
+  elif folds := run_folder.folds(folder):
+    yield folder, [*folds.values()]
   elif deeper and folder.is_dir():
     for inside in sorted(folder.iterdir()):
       yield from _runs(inside, deeper=False)

@@ -65,6 +65,21 @@ def sole_process(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
+def fold(workdir: pathlib.Path, number: int) -> pathlib.Path:
+  """The folder of a fold's run in that of all folds."""
+  return workdir / f'fold-{number}'
+
+
+def folds(workdir: pathlib.Path) -> dict[int, pathlib.Path]:
+  """The runs of folds in a folder by number, in their order."""
+  found = {
+    int(name): path.parent
+    for path in workdir.glob(f'fold-*/{CONFIG}')
+    if (name := path.parent.name.removeprefix('fold-')).isdecimal()
+  }
+  return dict(sorted(found.items()))
+
+
 def read_config(workdir: pathlib.Path) -> config.Config:
   """The configuration of a run.
 
