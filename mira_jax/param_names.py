@@ -55,12 +55,14 @@ ROLES = (
   Role('to decoder', 'to_decoder/kernel', inputs=1),
   Role('decoder head', 'decoder_head/kernel', inputs=1),
   Role('decoder head bias', 'decoder_head/bias'),
+  Role('pooling query', 'query'),
   Role('head', 'head/kernel', inputs=1),
   Role('head bias', 'head/bias'),
 )
 
 # Parts of a model: the first component of a parameter's name.
 HEAD = 'head'
+PROBE = (HEAD, 'query')  # what learns on a frozen backbone
 EMBEDDED = ('embed', 'positions', 'cls')  # what precedes the blocks
 TIME_EMBEDDED = ('positions_time', 'cls_time')  # the temporal blocks
 POSITIONS = ('params/positions', 'params/positions_time')
@@ -140,7 +142,9 @@ def single_name(name: str, index: int) -> str:
 
 # ----- what a warm start takes ------------------------------------------------
 
-_TASK = re.compile(r'params/(head|norm|decoder\w*|to_decoder|mask_token)\b')
+_TASK = re.compile(
+  r'params/(head|query|norm|decoder\w*|to_decoder|mask_token)\b'
+)
 _ENCODER_NORM = re.compile(r'params/norm\b')
 
 

@@ -31,7 +31,7 @@ def classifier(variant, scan):
     mira=MiraConfig(),
     positions='learned',
     stem='conv',
-    pool='cls' if variant in CLS_VARIANTS else 'mean',
+    pool='cls' if variant in CLS_VARIANTS else 'attention',
     scan=scan,
   )
   return flatten(jax.eval_shape(model.init, jax.random.key(0), VIDEO))

@@ -115,7 +115,7 @@ class OptimConfig:
   class_weights: str = _choice('none', 'inverse_sqrt')
   accumulate: int = _number(1, 1)  # parts of a batch, one after the other
   ema_decay: float = _number(0.0, 0, 0.999999)  # of the average; 0: none
-  freeze_backbone: bool = False  # only the head learns
+  freeze_backbone: bool = False  # only the head, and its pooling, learn
   # Updates that are skipped, see mira_jax.train.guard.
   max_bad_steps: int = _number(10, 0, 10**9)  # not finite in a row
   spike_sigmas: float = _number(6.0, 0)  # 0: no loss is a spike

@@ -71,8 +71,9 @@ class ModelOptions(EncoderOptions):
   num_classes: int = 0  # K; 0: features of a model, the dataset's of a run
   frames: int = 16
   image_size: int = 224  # height and width in pixels
-  # The mean of tokens, a learned token, or the mean over time of each place.
-  pool: Literal['mean', 'cls', 'grid'] = 'mean'
+  # The mean of tokens, a learned token, the mean over time of each place, or
+  # means of tokens that learned queries weigh.
+  pool: Literal['mean', 'cls', 'grid', 'attention'] = 'mean'
   positions: Literal['sinusoidal', 'learned'] = 'sinusoidal'
   head_scale: float = 0.001  # factor on the initial head weights
   mirror: bool = False  # means over a clip and its mirror image, once trained
@@ -118,7 +119,7 @@ CHOICES = {
   'stem': ('linear', 'conv', 'hog'),
   'decoder_targets': ('pixels', 'hog'),
   'gelu': ('exact', 'tanh'),
-  'pool': ('mean', 'cls', 'grid'),
+  'pool': ('mean', 'cls', 'grid', 'attention'),
   'positions': ('sinusoidal', 'learned'),
   'remat': (None, *REMAT),
   'attention': (None, *IMPLEMENTATIONS),

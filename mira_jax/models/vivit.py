@@ -161,13 +161,24 @@ class ViViT(nn.Module, ModelOptions):
     """Pools tokens [B, L, C] and classifies them: [B, K].
 
     With 'grid' the head has weights of its own for each place, as for faces
-    that are aligned: features are [B, N * C].
+    that are aligned: features are [B, N * C]. With 'attention' each of H parts
+    of the channels is a mean of its own, weighed by a query, as of a probe: the
+    tokens are keys and values (Psomas et al. 2026, https://arxiv.org/abs/2506.10178).
     """
     eps = self.norm_eps if self.last_norm_eps is None else self.last_norm_eps
     norm = layer_norm(spec.dtype, 'norm', eps)
     if self.pool == 'grid':
       x = einops.reduce(x, 'b (t n) c -> b n c', 'mean', t=self.grid[0])
       x = einops.rearrange(norm(x), 'b n c -> b (n c)')
+    elif self.pool == 'attention':
+      x = norm(x)
+      zeros = nn.initializers.zeros  # starts as the mean
+      query = self.param('query', zeros, (self.heads, self.dim))
+      weights = jnp.einsum('blc,hc->bhl', x, query.astype(x.dtype))
+      weights = jax.nn.softmax(weights * self.dim**-0.5)
+      parts = einops.rearrange(x, 'b l (h d) -> b l h d', h=self.heads)
+      x = jnp.einsum('bhl,blhd->bhd', weights, parts)
+      x = einops.rearrange(x, 'b h d -> b (h d)')
     else:
       x = norm(x)[:, 0] if self.pool == 'cls' else norm(x.mean(axis=1))
     if self.num_classes:

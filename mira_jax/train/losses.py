@@ -16,7 +16,7 @@ import optax
 from mira_jax.augment import mixup
 from mira_jax.augment.transforms import denormalise
 from mira_jax.models import mae
-from mira_jax.param_names import HEAD
+from mira_jax.param_names import PROBE
 
 Array = jax.Array
 PyTree = Any
@@ -143,7 +143,7 @@ def freeze_backbone(objective: Objective) -> Objective:
 
   def frozen(params: PyTree, mira: PyTree, batch: Batch, key: Array):
     params = {
-      name: part if name == HEAD else jax.lax.stop_gradient(part)
+      name: part if name in PROBE else jax.lax.stop_gradient(part)
       for name, part in params.items()
     }
     return objective(params, mira, batch, key)

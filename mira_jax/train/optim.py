@@ -158,11 +158,11 @@ def matrix_axes(params: PyTree) -> PyTree:
 def head_only(
   optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """Updates the parameters of 'head' alone: a linear probe."""
+  """Updates the head and the query of its pooling alone: a probe."""
 
   def labels(params: PyTree) -> PyTree:
     return {
-      name: jax.tree.map(lambda _, n=name: n == param_names.HEAD, part)
+      name: jax.tree.map(lambda _, n=name: n in param_names.PROBE, part)
       for name, part in params.items()
     }
 

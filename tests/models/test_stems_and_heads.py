@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import signal
+from scipy import signal, special
 
 from mira_jax.mira import MiraConfig
 from mira_jax.models.layers import TubeletEmbed, oriented_gradients
@@ -86,6 +86,28 @@ def test_a_head_of_places_has_weights_for_each():
   wanted = found @ kernel + variables['params']['head']['bias']
   logits = model.apply(variables, video)
   np.testing.assert_allclose(logits, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_queries_weigh_tokens_for_their_part_of_the_channels():
+  options = TINY | {'num_classes': 0, 'frames': 2}
+  model = ViViT(**options, pool='attention')
+  video = jax.random.normal(jax.random.key(1), (1, 2, 32, 32, 3))
+  params = model.init(jax.random.key(0), video)['params']
+  body = {n: x for n, x in params.items() if n != 'query'}
+  # One token in time: features of places are the normalised tokens.
+  grid = ViViT(**options, pool='grid').apply({'params': body}, video)
+  tokens = np.array(grid, np.float64).reshape(4, 32)
+  start = model.apply({'params': params}, video)
+  np.testing.assert_allclose(start[0], tokens.mean(0), rtol=1e-5, atol=1e-6)
+  query = np.random.default_rng(0).normal(size=(2, 32))
+  found = model.apply({'params': body | {'query': query}}, video)
+  parts = []
+  for head, part in enumerate(np.split(tokens, 2, axis=1)):
+    weights = special.softmax(tokens @ query[head] / 32**0.5)
+    parts.append(weights @ part)
+  np.testing.assert_allclose(
+    found[0], np.concatenate(parts), rtol=1e-4, atol=1e-6
+  )
 
 
 def test_mirror_images_count_as_much_as_clips():
