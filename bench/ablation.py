@@ -16,7 +16,6 @@ The JSON goes to --out with the command, the versions and the date.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 
@@ -32,36 +31,30 @@ MODES = ('plain', 'exact', 'flashlite')
 
 def main() -> None:
   """Trains, prints the table and writes the JSON."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = paired.parser(
+    __doc__,
+    seeds=5,
+    difficulty='micro',
+    workdir='runs/ablation',
+    out='bench/results/ablation.json',
   )
-  parser.add_argument('--seeds', type=int, default=5)
   parser.add_argument('--epochs', type=int, default=12)
-  parser.add_argument(
-    '--difficulty', choices=('macro', 'micro'), default='micro'
-  )
   parser.add_argument(
     '--train-fraction', type=float, default=1.0, help='of the training clips'
   )
   parser.add_argument(
     '--init-from', default='', help='a run that all of them start from'
   )
-  parser.add_argument('--workdir', default='runs/ablation')
-  parser.add_argument('--out', default='bench/results/ablation.json')
   args = parser.parse_args()
-  if args.seeds < 2:
-    parser.error('--seeds: a spread needs 2 or more')
 
   def configure(mode: str, seed: int) -> config.Config:
     cfg = quickstart.get_config(mode)
-    cfg.seed = cfg.data.fold_seed = seed
-    cfg.data.dataset = f'data/synthetic_faces/{args.difficulty}'
+    paired.synthetic(cfg, args.difficulty, seed)
     cfg.data.train_fraction = args.train_fraction
     cfg.train.epochs = args.epochs
     cfg.train.init_from = args.init_from
     cfg.train.log_every = 50
     cfg.train.eval_every = max(1, args.epochs // 6)
-    cfg.eval.watch_test = False
     return cfg
 
   engine.use_compile_cache()

@@ -9,7 +9,6 @@ per seed. Pairs, table and files as in bench/ablation.py.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 
@@ -25,31 +24,25 @@ ARMS = ('scratch', 'pre-trained')
 
 def main() -> None:
   """Trains, prints the table and writes the JSON."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = paired.parser(
+    __doc__,
+    seeds=3,
+    difficulty='macro',
+    workdir='runs/few_labels',
+    out='bench/results/few_labels.json',
   )
   parser.add_argument('--pretrained', default='runs/pretrained')
-  parser.add_argument(
-    '--difficulty', choices=('macro', 'micro'), default='macro'
-  )
-  parser.add_argument('--seeds', type=int, default=3)
   parser.add_argument('--epochs', type=int, default=20)
   parser.add_argument('--train-fraction', type=float, default=0.1)
-  parser.add_argument('--workdir', default='runs/few_labels')
-  parser.add_argument('--out', default='bench/results/few_labels.json')
   args = parser.parse_args()
-  if args.seeds < 2:
-    parser.error('--seeds: a spread needs 2 or more')
 
   def configure(arm: str, seed: int) -> config.Config:
     cfg = quickstart.get_config('exact')
-    cfg.seed = cfg.data.fold_seed = seed
-    cfg.data.dataset = f'data/synthetic_faces/{args.difficulty}'
+    paired.synthetic(cfg, args.difficulty, seed)
     cfg.data.train_fraction = args.train_fraction
     cfg.train.epochs = args.epochs
     cfg.train.init_from = args.pretrained if arm == 'pre-trained' else ''
     cfg.train.eval_every = max(1, args.epochs // 2)
-    cfg.eval.watch_test = False
     return cfg
 
   engine.use_compile_cache()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import json
 import os
@@ -23,6 +24,35 @@ from mira_jax.evaluation import results
 from mira_jax.train import loop, run_folder
 
 METRICS = ('war', 'uar', 'macro_f1')
+
+
+def parser(
+  doc: str | None, *, seeds: int, difficulty: str, workdir: str, out: str
+) -> argparse.ArgumentParser:
+  """The flags of every bench of pairs, with these defaults."""
+  made = argparse.ArgumentParser(
+    description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  made.add_argument('--seeds', type=_seeds, default=seeds)
+  made.add_argument(
+    '--difficulty', choices=('macro', 'micro'), default=difficulty
+  )
+  made.add_argument('--workdir', default=workdir)
+  made.add_argument('--out', default=out)
+  return made
+
+
+def _seeds(text: str) -> int:
+  if (count := int(text)) < 2:
+    raise argparse.ArgumentTypeError('a spread needs 2 or more')
+  return count
+
+
+def synthetic(cfg: config.Config, difficulty: str, seed: int) -> None:
+  """Trains on synthetic faces; a seed draws clips, weights and order."""
+  cfg.seed = cfg.data.fold_seed = seed
+  cfg.data.dataset = f'data/synthetic_faces/{difficulty}'
+  cfg.eval.watch_test = False
 
 
 def train(

@@ -10,7 +10,6 @@ each number of labels.
 
 from __future__ import annotations
 
-import argparse
 import pathlib
 import sys
 from typing import Any
@@ -24,35 +23,29 @@ from mira_jax.evaluation import metrics
 from mira_jax.inference import engine
 from mira_jax.train import datasets
 
-CLIPS = 2800  # with labels in a synthetic dataset
 ARMS = ('baseline', 'recipe')
 
 
 def main() -> None:
   """Trains, prints the tables and writes the JSON."""
-  parser = argparse.ArgumentParser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  parser = paired.parser(
+    __doc__,
+    seeds=3,
+    difficulty='macro',
+    workdir='runs/small_data',
+    out='bench/results',
   )
   parser.add_argument('--labels', default='100,250,1000')
-  parser.add_argument(
-    '--difficulty', choices=('macro', 'micro'), default='macro'
-  )
   parser.add_argument('--mode', default='exact')
-  parser.add_argument('--seeds', type=int, default=3)
-  parser.add_argument('--workdir', default='runs/small_data')
-  parser.add_argument('--out', default='bench/results')
   args = parser.parse_args()
-  if args.seeds < 2:
-    parser.error('--seeds: a spread needs 2 or more')
   platform.keep_memory('cpu')
   engine.use_compile_cache()
   for labels in map(int, args.labels.split(',')):
 
     def configure(_: str, seed: int, labels: int = labels) -> config.Config:
       cfg = config.load(f'small:{labels},{args.mode}')
-      cfg.seed = cfg.data.fold_seed = seed
-      cfg.data.dataset = f'data/synthetic_faces/{args.difficulty}'
-      cfg.data.train_fraction = labels / CLIPS
+      paired.synthetic(cfg, args.difficulty, seed)
+      cfg.data.train_fraction = labels / cfg.data.train_clips
       return cfg
 
     name = f'{args.difficulty}_{labels}_{args.mode}'

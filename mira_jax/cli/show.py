@@ -16,6 +16,7 @@ from mira_jax import figures, terminal
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset, records
 from mira_jax.errors import ExitCode
+from mira_jax.video import footage
 
 FRAMES = 8
 
@@ -32,7 +33,8 @@ def run(args: argparse.Namespace) -> int:
   """Writes the sheet and prints the size of the dataset."""
   prepared = dataset.open(args.dataset)
   source = prepared.source(args.split)
-  clips = [source[i] for i in _spread(len(source), args.clips)]
+  chosen = footage.spaced(len(source), args.clips).tolist()
+  clips = [source[i] for i in chosen]
   titles = [f'{prepared.class_names[c.label]}  {c.clip_id}' for c in clips]
   sheet = figures.contact_sheet([_frames(clip) for clip in clips], titles)
   splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
@@ -41,13 +43,8 @@ def run(args: argparse.Namespace) -> int:
   return ExitCode.OK
 
 
-def _spread(count: int, most: int) -> list[int]:
-  chosen = min(count, most)
-  return np.linspace(0, count - 1, chosen).round().astype(int).tolist()
-
-
 def _frames(clip: dataset.Clip) -> np.ndarray:
   """Up to eight frames spread over the clip, uint8 [F, H, W, 3]."""
-  chosen = _spread(len(clip), FRAMES)
+  chosen = footage.spaced(len(clip), FRAMES).tolist()
   frames = records.read_frames(clip, chosen)
   return np.stack([frames[i] for i in chosen])

@@ -30,6 +30,7 @@ from mira_jax.train import datasets as inputs
 from mira_jax.train import hints, run_folder, selection
 from mira_jax.train import log as runlog
 from mira_jax.train import step as steps
+from mira_jax.video import footage
 from mira_jax.weights import weights_file
 
 PyTree = Any
@@ -226,8 +227,7 @@ class Pretraining(Task):
     super().__init__(cfg, workdir, mesh)
     self.source, self._shown = inputs.open_unlabelled(cfg, self.datasets)
     # A batch of them, spread out, because neighbours may show one subject.
-    count = min(len(self._shown), cfg.data.batch_size)
-    spread = np.linspace(0, len(self._shown) - 1, count).round().astype(int)
+    spread = footage.spaced(len(self._shown), cfg.data.batch_size)
     self._shown = self._shown.take(spread)
     names = '+'.join(dataset.name for dataset in self.datasets)
     counts = f'pre-train {len(self.source)}, validate {len(self._shown)}'
