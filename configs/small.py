@@ -10,6 +10,7 @@ fit` fits frames, image size and protocol to the clips.
 
 from __future__ import annotations
 
+import math
 from typing import Any, cast
 
 from mira_jax.config import (
@@ -24,19 +25,21 @@ from mira_jax.config.recipes import MODES
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
 
-STEPS = 600  # of 16 clips, within EPOCHS
-EPOCHS = (20, 160)
+MEMBERS = 4  # of the ensemble, which share a batch
+STEPS = 300  # at least, and EPOCHS, of which each member sees a part
+EPOCHS = 20
 
 
 def get_config(text: str = '250') -> Config:
   """The recipe for a number of training clips."""
   clips, mode, size = _parse(text)
-  batch = min(16, clips)
-  epochs = min(max(STEPS * batch // clips, EPOCHS[0]), EPOCHS[1])
+  members = 1 if size else min(MEMBERS, clips)
+  batch = members * min(16, clips // members)
+  epochs = max(math.ceil(STEPS / (clips // batch)), EPOCHS)
   options: Any = {'mode': mode}
   mira = None if mode == 'plain' else MiraConfig(**options)
   return Config(
-    model=_start(size, mira) if size else _scratch(mira),
+    model=_start(size, mira) if size else _scratch(members, mira),
     data=DataConfig(
       batch_size=batch,
       rate=1000,  # the frames are spread over the whole clip
@@ -68,17 +71,18 @@ def _parse(text: str) -> tuple[int, str, str]:
   return int(clips), mode, size
 
 
-def _scratch(mira: MiraConfig | None) -> ModelConfig:
+def _scratch(members: int, mira: MiraConfig | None) -> ModelConfig:
   """8 frames of 64 pixels, with what few clips cannot teach built in."""
   return ModelConfig(
     dim=128,
-    depth=4,
+    depth=2,
     heads=4,
     frames=8,
     image_size=64,
     patch=16,
     stem='hog',
     pool='grid',
+    members=members,
     mirror=True,
     head_scale=0.1,
     drop_path=0.1,

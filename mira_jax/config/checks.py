@@ -41,6 +41,10 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
     hint = f'{cfg.optim.accumulate} parts of a batch and its repeats do not '
     hint += f'divide over {parts} devices'
     raise bad_config('config.optim.accumulate', hint)
+  rows = cfg.data.batch_size * cfg.data.repeats // cfg.optim.accumulate
+  if rows % cfg.model.members:
+    hint = f'{cfg.model.members} members do not divide {rows} clips'
+    raise bad_config('config.model.members', hint)
   if not datasets(cfg.data):
     hint = f'{cfg.data.dataset!r} names no folder of a prepared dataset'
     raise bad_config('config.data.dataset', hint)
@@ -133,6 +137,7 @@ def _check_pretrain(cfg: Config) -> None:
     raise bad_config('config.pretrain.mask', hint)
   for name, value, allowed in (
     ('model.pool', model.pool, 'mean'),
+    ('model.members', model.members, 1),
     ('model.positions', model.positions, 'sinusoidal'),
     ('model.layer_scale', model.layer_scale, None),
     ('data.mixup_alpha', cfg.data.mixup_alpha, 0),

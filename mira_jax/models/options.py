@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from mira_jax.kernels.dispatch import IMPLEMENTATIONS
@@ -76,6 +77,9 @@ class ModelOptions(EncoderOptions):
   pool: Literal['mean', 'cls', 'grid', 'attention'] = 'mean'
   positions: Literal['sinusoidal', 'learned'] = 'sinusoidal'
   head_scale: float = 0.001  # factor on the initial head weights
+  # An ensemble: so many transformers, whose logits are averaged. Each trains on
+  # its own part of every batch; all parameters have a leading axis of them.
+  members: int = 1
   mirror: bool = False  # means over a clip and its mirror image, once trained
 
 
@@ -97,6 +101,7 @@ RANGES = {
   'heads': (1, 2**10),
   'num_classes': (0, 10**5),
   'frames': (1, 2**14),
+  'members': (1, 64),
   'image_size': (1, 2**13),
   'patch': (1, 2**13),
   'tubelet': (1, 2**14),
@@ -147,6 +152,8 @@ def contradiction(options: ModelOptions) -> tuple[str, str] | None:
   if options.pool == 'cls' and options.variant not in CLS_VARIANTS:
     why = "'cls', a token of no frame, does not fit variant "
     return 'pool', f"{why}{options.variant!r}; use 'mean'"
+  if options.members > 1 and options.scan:
+    return 'scan', 'True does not go with members; use False'
   if options.pool == 'grid' and options.variant == 'factorised_encoder':
     why = f"'grid' needs tokens of places, not {options.variant!r}; use 'mean'"
     return 'pool', why
@@ -154,3 +161,12 @@ def contradiction(options: ModelOptions) -> tuple[str, str] | None:
     why = f'{options.heads} must be even: variant {options.variant!r} halves'
     return 'heads', f'{why} them'
   return None
+
+
+def beyond_others(fields: Mapping[str, Any]) -> list[str]:
+  """Options of a model, as JSON, that no other program here has, in words."""
+  usual = {'stem': 'linear', 'members': 1, 'mirror': False}
+  odd = [name for name, x in usual.items() if fields.get(name, x) != x]
+  if fields.get('pool', 'mean') not in ('mean', 'cls'):
+    odd.append('pool')
+  return [f'{name} {fields[name]!r}' for name in odd]

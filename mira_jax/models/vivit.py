@@ -95,6 +95,46 @@ class ViViT(nn.Module, ModelOptions):
       train=train,
       record=record,
     )
+    logits, records = (self._members if self.members > 1 else self._member)(
+      spec, video
+    )
+    if mirrors:  # records are those of the clips as they are
+      logits = (logits[:clips] + logits[clips:]) / 2
+      records = jax.tree.map(lambda x: x[:clips], records)
+    return (logits, records or []) if record else logits
+
+  def _members(
+    self, spec: BlockSpec, video: Array
+  ) -> tuple[Array, list[Record] | None]:
+    """Mean logits and records of all members; side by side features.
+
+    In training each has its own part of the batch, so that the gradient of a
+    mean over clips is that of members which are trained alone.
+    """
+    split = spec.train
+    if split:
+      video = einops.rearrange(video, '(b m) ... -> m b ...', m=self.members)
+    each = nn.vmap(
+      lambda model, x: model._member(spec, x),
+      in_axes=0 if split else None,
+      variable_axes={'params': 0, 'mira': 0},
+      split_rngs={'params': True, 'dropout': True},
+      axis_size=self.members,
+    )
+    found = each(self, video)
+    if split:
+      pattern = 'm b ... -> (b m) ...'
+      return jax.tree.map(lambda x: einops.rearrange(x, pattern), found)
+    logits, records = found
+    records = jax.tree.map(lambda x: x.mean(axis=0), records)
+    if self.num_classes:
+      return logits.mean(axis=0), records
+    return einops.rearrange(logits, 'm b c -> b (m c)'), records
+
+  def _member(
+    self, spec: BlockSpec, video: Array
+  ) -> tuple[Array, list[Record] | None]:
+    """Logits [B, K], or features, and records of one transformer."""
     x = TubeletEmbed(
       self.dim, self.tubelet, self.patch, self.stem, spec.dtype, name='embed'
     )(video)
@@ -103,11 +143,7 @@ class ViViT(nn.Module, ModelOptions):
     else:
       encoder = encoder_of(self, spec, name='encoder')
       x, records = encoder(self._inputs(x))
-    logits = self._head(x, spec)
-    if mirrors:  # records are those of the clips as they are
-      logits = (logits[:clips] + logits[clips:]) / 2
-      records = jax.tree.map(lambda x: x[:clips], records)
-    return (logits, records or []) if record else logits
+    return self._head(x, spec), records
 
   def _inputs(self, x: Array, suffix: str = '') -> Array:
     """Adds positions to tokens [B, L, C] and, if asked, a class token.

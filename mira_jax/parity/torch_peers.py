@@ -21,6 +21,7 @@ import numpy as np
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.mira import MiraConfig
 from mira_jax.models.layers import mlp_width
+from mira_jax.models.options import beyond_others
 from mira_jax.weights import huggingface, torch_names
 from mira_jax.weights.weights_file import flatten, restack, unflatten
 
@@ -192,7 +193,7 @@ def peer(fields: Mapping[str, Any], variables: PyTree) -> Peer:
     f'{name} {fields[name]!r}'
     for name, usual in (('variant', 'joint'), ('layer_scale', None))
     if fields.get(name, usual) != usual
-  ]
+  ] + beyond_others(fields)
   if vivit != learned or (vivit and not plain):
     odd.append('a class token' if vivit else 'learned positions')
   if odd:

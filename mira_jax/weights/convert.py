@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from mira_jax.errors import MiraInputError, checkpoint_error
 from mira_jax.models.build import build_autoencoder, build_model
+from mira_jax.models.options import beyond_others
 from mira_jax.weights import sources, torch_names
 from mira_jax.weights.infer_model import Overrides, metadata_of
 from mira_jax.weights.metadata import Metadata
@@ -85,6 +86,9 @@ def write_torch(
   Raises:
     MiraInputError: the model has parts that the authors' models do not have.
   """
+  if odd := beyond_others(converted.metadata['model']):
+    hint = f"the authors' code has no such model: {', '.join(odd)}"
+    raise checkpoint_error('unsupported', path, hint)
   single = restack(flatten(converted.variables), stacked=False)
   try:
     state = torch_names.to_torch(unflatten(single), _table(converted.metadata))

@@ -94,6 +94,7 @@ def transfer(
     *source.notes,
     *_drop_other_classes(arrays, have, source, class_names),
     *_fit_positions(arrays, have, source, grid, interpolate),
+    *_repeat_for_members(arrays, have),
     *_drop_misshapen(arrays, have, source.path),
   ]
   absent = [name for name in have if name not in arrays]
@@ -195,6 +196,18 @@ def _axes(name: str, arrays: Mapping[str, Any], grid: Grid) -> Grid | None:
   choices = ((t, 1, 1),) if name.endswith('_time') else ((t, h, w), (1, h, w))
   length = len(arrays[name])
   return next((axes for axes in choices if math.prod(axes) == length), None)
+
+
+def _repeat_for_members(arrays: Arrays, have: Mapping[str, Any]) -> list[str]:
+  """Gives every member of an ensemble the tensors of a single model."""
+  repeated = [
+    name
+    for name in have
+    if name in arrays and have[name].shape[1:] == arrays[name].shape
+  ]
+  for name in repeated:
+    arrays[name] = np.broadcast_to(arrays[name], have[name].shape)
+  return [f'all members start alike ({some(repeated, 2)})'] * bool(repeated)
 
 
 def _drop_misshapen(
