@@ -195,6 +195,8 @@ def _evaluate_folds(
     hint = 'there are no folds here; train them with --config=FILE'
     raise MiraInputError('not_a_run', workdir, hint)
   base = cfg or run_folder.read_config(trained[0])
+  for run in trained:  # before anything is trained, and of folds kept as well
+    _check_rules(run, base)
   datasets = inputs.open_datasets(base.data)
   names = protocol.fold_names(datasets, inputs.rules(base))
   if len(names) == 1:
@@ -263,8 +265,6 @@ def _fold(
     mine = copy.deepcopy(cfg)
     mine.data.fold = number
     loop.train(mine, run_folder.open_workdir(str(run)))
-  elif cfg is not None:
-    _check_rules(run, cfg)
   predicted, _ = _scored(run, args)
   return _as_fold(run, name, predicted), predicted
 

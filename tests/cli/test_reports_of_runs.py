@@ -64,3 +64,15 @@ def test_runs_of_the_same_clips_are_a_table_with_their_baseline(folder, capsys):
 def test_a_folder_without_runs(tmp_path, capsys):
   assert main.main(['report', str(tmp_path)]) == ExitCode.USAGE
   assert 'not_a_run' in capsys.readouterr().err
+
+
+def test_folds_of_another_partition_are_not_pooled(folder, capsys):
+  path = folder / 'folds' / 'fold-1' / 'config.json'
+  cfg = config.from_json(path.read_text())
+  cfg.data.fold_seed = 1
+  path.write_text(config.to_json(cfg))
+  command = ['eval', f'--workdir={folder / "folds"}', '--folds=0']
+  assert main.main(command) == ExitCode.CHECKPOINT
+  error = capsys.readouterr().err
+  assert 'run_changed' in error
+  assert 'data.fold_seed 1, not 0' in error
