@@ -165,7 +165,8 @@ def choose(
     size: a key of `SIZES` for a start from weights; '': from scratch.
   """
   clips = pool.of_dataset(dataset, list(dataset.splits))
-  chosen, share = _protocol(clips, given)
+  tested = next((x for x in ('test', 'val') if x in dataset.splits), '')
+  chosen, share = _protocol(clips, tested if given else '')
   count = round(share * len(clips))
   folder = str(dataset.directory.parents[1].resolve())
   classes = len(clips.class_names)
@@ -181,20 +182,29 @@ def choose(
   return f'small:{count},{mode}', [*chosen, *_sizes(clips)]
 
 
-def _protocol(clips: pool.Pool, given: bool) -> tuple[list[Choice], float]:
-  """How clips are tested, and the share of them that trains."""
+def _protocol(clips: pool.Pool, tested: str) -> tuple[list[Choice], float]:
+  """How clips are tested, and the share of them that trains.
+
+  `tested` is a split that their source names; '' where it names none.
+  """
   people = len({*clips.subject.tolist()} - {''})
   unknown = int((clips.subject == '').sum())
-  if given:
+  if tested == 'val':
+    reason = 'the clips have a validation split of their own, and no test split'
+    return [
+      Choice('data.protocol', 'split', reason),
+      Choice('eval.split', 'val', 'so that it is tested'),
+    ], 0.8
+  if tested:
     reason = 'the clips have a test split of their own'
     return [Choice('data.protocol', 'split', reason)], 0.8
-  if (clips.fold >= 0).all():
-    count = len({*clips.fold.tolist()})
+  count = len({*clips.fold.tolist()})
+  if count > 1 and (clips.fold >= 0).all():
     reason = f'the clips have {count} folds of their own'
     return [Choice('data.protocol', 'folds', reason)], 1 - 1 / count
   if unknown or people < 2 or len(clips) >= _FEW:
     reason = f'{people} people, {unknown} clips of unknown ones'
-    if not unknown:
+    if not unknown and people > 1:
       reason = f'{len(clips)} clips are enough for one test split'
     return [Choice('data.protocol', 'split', reason)], 0.8
   count = min(_FOLDS, people)

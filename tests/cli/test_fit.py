@@ -127,3 +127,46 @@ def test_what_is_no_recipe_is_refused(text, capsys):
   flags = [f'--config=small:{text}', '--workdir=unused']
   assert main.main(['train', *flags]) == ExitCode.USAGE
   assert 'CLIPS,MODE,SIZE' in capsys.readouterr().err
+
+
+def started(monkeypatch, *command):
+  """The exit code of `mira fit` without training; and what it would run."""
+  ran = []
+  monkeypatch.setattr(fit, '_command', lambda *args: ran.append(args))
+  return main.main(['fit', *map(str, command)]), ran
+
+
+def table(path, column, values):
+  """A table of `clips`, whose people have one of the values each."""
+  rows = [
+    f'{label}/S{person:02}_{label},{label},S{person:02},{value}'
+    for label in ('bright', 'dark')
+    for person, value in enumerate(values)
+  ]
+  path.write_text('\n'.join([f'path,label,subject,{column}', *rows, '']))
+  return path
+
+
+def test_one_person_is_the_reason_of_a_split(tmp_path):
+  root = clips(tmp_path / 'a', 'S01_{person}')
+  prepare.prepare_folder(root, tmp_path / 'out', workers=0)
+  found = fit.choose(dataset.open(tmp_path / 'out'), False, 'exact')[1]
+  assert '1 people, 0 clips of unknown ones' in {x.reason for x in found}
+
+
+@pytest.mark.parametrize(
+  ('column', 'values', 'lines'),
+  [
+    ('fold', '1111', ['data.num_folds=4']),
+    ('split', ('train', 'train', 'train', 'val'), ['eval.split=val']),
+  ],
+)
+def test_a_fold_or_split_that_tests_nothing(
+  tmp_path, capsys, monkeypatch, column, values, lines
+):
+  root, run = clips(tmp_path / 'a'), tmp_path / 'run'
+  names = table(tmp_path / 'a.csv', column, values)
+  command = (root, f'--workdir={run}', f'--table={names}')
+  assert started(monkeypatch, *command)[0] == ExitCode.OK
+  out = capsys.readouterr().out
+  assert all(line in out for line in lines)
