@@ -13,7 +13,9 @@ docs/small_data.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import pathlib
 import types
 from collections.abc import Sequence
@@ -33,7 +35,7 @@ from mira_jax.train import datasets as inputs
 from mira_jax.train import hints
 
 TAKES_CONFIG_FLAGS = True
-CONFIG, DATA, RUNS = 'config.py', 'data', 'runs'
+CONFIG, DATA, RUNS, GIVEN = 'config.py', 'data', 'runs', 'given.json'
 _FEW = 2000  # clips; a test split of fewer says little
 _FOLDS = 5
 _TEXT = '''\
@@ -68,9 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('clips', metavar='CLIPS', help='folder of clips, or a prepared dataset')
   add('--workdir', required=True, metavar='RUN', help='for all that is made')
   add('--table', metavar='FILE', help='that lists the clips')
-  add('--mode', choices=recipes.MODES, default='exact', help='of MiRA')
+  add('--mode', choices=recipes.MODES, help='of MiRA (default: exact)')
   size = 'of a model of 224 pixels, for --config.train.init_from'
-  add('--size', choices=tuple(SIZES), default='', help=size)
+  add('--size', choices=tuple(SIZES), help=size)
   platform.add_argument(parser)
 
 
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
   """Each step once: what is there already is not made again."""
   workdir = pathlib.Path(args.workdir)
   files.open_folder(workdir)
+  _keep_given(args, workdir)
   dataset, given = _dataset(args, workdir)
   path = workdir / CONFIG
   if path.is_file():
@@ -88,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
     files.write_text(path, _text(recipe, choices))
     terminal.say(f'config: {path}')
   cfg = config.load(str(path), args.flags)
-  made = _baseline(dataset, inputs.rules(cfg))
+  datasets = [prepared.open(name) for name in config.datasets(cfg.data)]
+  made = _baseline(datasets, inputs.rules(cfg))
   terminal.say(f'baseline: {made}; {made.seconds:.0f} s')
   flags = [f'--config={path}', f'--workdir={workdir / RUNS}']
   flags += [f'--device={args.device}'] if args.device else []
@@ -99,6 +103,39 @@ def run(args: argparse.Namespace) -> int:
     _command(evaluation, [*flags, '--folds=all'], args.flags)
   _command(report, [str(workdir / RUNS)])
   return ExitCode.OK
+
+
+def _keep_given(args: argparse.Namespace, workdir: pathlib.Path) -> None:
+  """Keeps what later starts do not look at again; what they omit stays.
+
+  Raises:
+    MiraInputError: a flag is not that of the first start ('bad_flag').
+  """
+  path, before = workdir / GIVEN, {}
+  with contextlib.suppress(OSError, ValueError, TypeError):
+    before = dict(json.loads(path.read_bytes()))
+  chosen = (workdir / CONFIG).is_file()
+  has_data = (workdir / DATA / prepare.REPORT_NAME).is_file()
+  asked = {
+    'clips': os.path.realpath(args.clips),
+    'table': args.table and os.path.realpath(args.table),
+    'mode': args.mode,
+    'size': args.size,
+  }
+  for name, value in asked.items():
+    fixed = chosen or (has_data and name in ('clips', 'table'))
+    if not (fixed and name in before):  # an older version kept nothing
+      continue
+    if value not in (None, before[name]):
+      flag = 'CLIPS' if name == 'clips' else f'--{name}'
+      hint = f'{workdir} was started with {before[name] or "none"}; '
+      hint += 'restore that, or choose a new --workdir'
+      raise MiraInputError('bad_flag', f'{flag}={value}', hint)
+    asked[name] = before[name]
+  asked['mode'] = args.mode = asked['mode'] or 'exact'
+  args.size = asked['size'] = asked['size'] or ''
+  if asked != before and (before or not chosen):
+    files.write_text(path, json.dumps(asked, indent=2) + '\n')
 
 
 def _command(
@@ -140,13 +177,13 @@ def _dataset(
 
 
 def _baseline(
-  dataset: prepared.PreparedDataset, rules: protocol.Rules
+  datasets: Sequence[prepared.PreparedDataset], rules: protocol.Rules
 ) -> baseline.Baseline:
   """The baseline on the same folds; it is stored beside the dataset."""
-  made = baseline.find([dataset], rules)
+  made = baseline.find(datasets, rules)
   if made is None:
-    made = baseline.evaluate([dataset], rules)
-    baseline.write(made, baseline.folder([dataset], rules), rules)
+    made = baseline.evaluate(datasets, rules)
+    baseline.write(made, baseline.folder(datasets, rules), rules)
   return made
 
 

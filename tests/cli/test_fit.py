@@ -170,3 +170,33 @@ def test_a_fold_or_split_that_tests_nothing(
   assert started(monkeypatch, *command)[0] == ExitCode.OK
   out = capsys.readouterr().out
   assert all(line in out for line in lines)
+
+
+def test_a_later_start_does_not_ignore_other_flags(
+  tmp_path, capsys, monkeypatch
+):
+  root, other = clips(tmp_path / 'a'), clips(tmp_path / 'b', people=3)
+  place = f'--workdir={tmp_path / "run"}'
+  assert started(monkeypatch, root, place)[0] == ExitCode.OK
+  assert started(monkeypatch, root, place, '--mode=exact')[0] == ExitCode.OK
+  for named, *flags in (
+    (other,),
+    (tmp_path / 'none',),
+    (root, '--mode=plain'),
+    (root, '--size=B'),
+    (root, f'--table={tmp_path / "a.csv"}'),
+  ):
+    code, ran = started(monkeypatch, named, place, *flags)
+    assert (code, ran) == (ExitCode.USAGE, [])
+    assert 'was started with' in capsys.readouterr().err
+
+
+def test_the_baseline_is_of_the_dataset_that_is_trained(
+  tmp_path, capsys, monkeypatch
+):
+  root, out = clips(tmp_path / 'b', people=3), tmp_path / 'out'
+  prepare.prepare_folder(root, out, workers=0)
+  command = [clips(tmp_path / 'a'), f'--workdir={tmp_path / "run"}']
+  command += ['--config.data.num_folds=2', f'--config.data.dataset={out}']
+  assert started(monkeypatch, *command)[0] == ExitCode.OK
+  assert [*out.glob('*/*/baseline-*')]
