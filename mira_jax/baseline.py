@@ -243,6 +243,7 @@ def folder(
   datasets: Sequence[PreparedDataset],
   rules: protocol.Rules,
   parent: pathlib.Path | None = None,
+  features: str = descriptors.KINDS[0],
 ) -> pathlib.Path:
   """Where the baseline of datasets and a protocol is stored.
 
@@ -262,7 +263,8 @@ def folder(
   facts = dataclasses.asdict(rules) | changes
   facts['classes'] = files.sha256(rules.classes) if rules.classes else ''
   facts['datasets'] = [fingerprint(dataset) for dataset in datasets]
-  name = f'baseline-{files.json_sha256(facts)[:12]}'
+  kind = '' if features == descriptors.KINDS[0] else f'{features}-'
+  name = f'baseline-{kind}{files.json_sha256(facts)[:12]}'
   return (parent or datasets[0].directory) / name
 
 

@@ -133,6 +133,7 @@ def test_it_is_found_for_the_same_clips_alone(stripes, made, tmp_path):
   assert baseline.folder([stripes], split) == baseline.folder(
     [stripes], Rules(fold_seed=3, val_fraction=0.3)
   )
+  assert baseline.folder([stripes], FOLDS, tmp_path, 'pca') != place
   (place / 'folds.json').write_text('{"features": 1}')
   assert baseline.find([stripes], FOLDS, tmp_path) is None
 

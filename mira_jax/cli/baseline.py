@@ -49,9 +49,8 @@ def run(args: argparse.Namespace) -> int:
   names, rules = _chosen(args)
   datasets = [prepared.open(name) for name in names]
   inputs.report(datasets)
-  out = baseline.folder(
-    datasets, rules, pathlib.Path(args.out) if args.out else None
-  )
+  parent = pathlib.Path(args.out) if args.out else None
+  out = baseline.folder(datasets, rules, parent, args.features)
   files.open_folder(out)
   made = baseline.evaluate(
     datasets, rules, features=args.features, threads=args.threads

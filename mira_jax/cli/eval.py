@@ -155,6 +155,7 @@ def _test_clips(
   if jax.process_index() == 0:
     inputs.report(datasets)
   if not (args.dataset or args.split):
+    _check_unchanged(datasets, card, args)
     parts = inputs.open_parts(cfg, datasets)
     name = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
     tested = f'{name}, {parts.fold_name or cfg.eval.split}'
@@ -169,6 +170,29 @@ def _test_clips(
       terminal.say(f'left out: {names}, which the model does not know')
   name = '+'.join(distinct_name(d, card) for d in datasets)
   return pool.join(pools), f'{name}, {split}', ''
+
+
+def _check_unchanged(
+  datasets: Sequence[prepared.PreparedDataset],
+  card: dict,
+  args: argparse.Namespace,
+) -> None:
+  """Other clips would be split in another way than those of the training.
+
+  Raises:
+    MiraInputError: the datasets of a fold have changed since it was trained.
+  """
+  trained = {x['fingerprint'] for x in card.get('datasets') or ()}
+  changed = [x for x in datasets if prepared.fingerprint(x) not in trained]
+  if not (trained and changed):
+    return
+  name = changed[0].directory
+  hint = 'it has changed since the training, whose clips may be tested now'
+  if args.folds is not None:
+    hint += '; restore it, or choose a new --workdir'
+    raise checkpoint_error('run_changed', name, hint)
+  if jax.process_index() == 0:
+    terminal.say(f'{name}: {hint}')
 
 
 def distinct_name(dataset: prepared.PreparedDataset, card: dict) -> str:
@@ -196,7 +220,7 @@ def _evaluate_folds(
     raise MiraInputError('not_a_run', workdir, hint)
   base = cfg or run_folder.read_config(trained[0])
   for run in trained:  # before anything is trained, and of folds kept as well
-    _check_rules(run, base)
+    run_folder.check_rules(run, base)
   datasets = inputs.open_datasets(base.data)
   names = protocol.fold_names(datasets, inputs.rules(base))
   if len(names) == 1:
@@ -265,6 +289,8 @@ def _fold(
     mine = copy.deepcopy(cfg)
     mine.data.fold = number
     loop.train(mine, run_folder.open_workdir(str(run)))
+  elif cfg is not None and jax.process_index() == 0:
+    terminal.say(*run_folder.other_settings(run, cfg))
   predicted, _ = _scored(run, args)
   return _as_fold(run, name, predicted), predicted
 
@@ -274,17 +300,6 @@ def _as_fold(
 ) -> results.Fold:
   found = results.read(run)
   return results.Fold(name=name, matrix=predicted.matrix, results=found)
-
-
-def _check_rules(run: pathlib.Path, cfg: config.Config) -> None:
-  """Raises MiraInputError for a fold whose configuration has other folds."""
-  theirs, ours = run_folder.read_config(run).data, cfg.data
-  for name in ('protocol', 'num_folds', 'fold_rule', 'fold_seed'):
-    before, now = getattr(theirs, name), getattr(ours, name)
-    if before != now:
-      hint = f'the fold was trained with data.{name} {before!r}, not {now!r}; '
-      hint += 'restore that, or choose a new --workdir'
-      raise checkpoint_error('run_changed', run, hint)
 
 
 def _how(run: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:

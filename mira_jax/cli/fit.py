@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     terminal.say(f'config: {path}')
   cfg = config.load(str(path), args.flags)
   datasets = [prepared.open(name) for name in config.datasets(cfg.data)]
-  made = _baseline(datasets, inputs.rules(cfg))
+  made = _baseline(datasets, inputs.rules(cfg), workdir / RUNS)
   terminal.say(f'baseline: {made}; {made.seconds:.0f} s')
   flags = [f'--config={path}', f'--workdir={workdir / RUNS}']
   flags += [f'--device={args.device}'] if args.device else []
@@ -159,6 +159,9 @@ def _dataset(
   """
   try:
     dataset, out = prepared.open(args.clips), pathlib.Path(args.clips)
+    if args.table:
+      hint = f'{args.clips} is prepared already: drop it, or give its source'
+      raise MiraInputError('bad_flag', f'--table={args.table}', hint)
   except MiraInputError as error:
     if error.code != 'not_a_dataset':
       raise
@@ -177,13 +180,18 @@ def _dataset(
 
 
 def _baseline(
-  datasets: Sequence[prepared.PreparedDataset], rules: protocol.Rules
+  datasets: Sequence[prepared.PreparedDataset],
+  rules: protocol.Rules,
+  runs: pathlib.Path,
 ) -> baseline.Baseline:
-  """The baseline on the same folds; it is stored beside the dataset."""
-  made = baseline.find(datasets, rules)
+  """The baseline on the same folds, stored beside the dataset or the runs."""
+  made = baseline.find(datasets, rules, runs)
   if made is None:
     made = baseline.evaluate(datasets, rules)
-    baseline.write(made, baseline.folder(datasets, rules), rules)
+    try:
+      baseline.write(made, baseline.folder(datasets, rules), rules)
+    except MiraInputError:  # the dataset is only read
+      baseline.write(made, baseline.folder(datasets, rules, runs), rules)
   return made
 
 
@@ -235,8 +243,8 @@ def _protocol(clips: pool.Pool, tested: str) -> tuple[list[Choice], float]:
   if tested:
     reason = 'the clips have a test split of their own'
     return [Choice('data.protocol', 'split', reason)], 0.8
-  count = len({*clips.fold.tolist()})
-  if count > 1 and (clips.fold >= 0).all():
+  count, without = len({*clips.fold.tolist()}), int((clips.fold < 0).sum())
+  if count > 1 and not without:
     reason = f'the clips have {count} folds of their own'
     return [Choice('data.protocol', 'folds', reason)], 1 - 1 / count
   if unknown or people < 2 or len(clips) >= _FEW:
@@ -245,7 +253,10 @@ def _protocol(clips: pool.Pool, tested: str) -> tuple[list[Choice], float]:
       reason = f'{len(clips)} clips are enough for one test split'
     return [Choice('data.protocol', 'split', reason)], 0.8
   count = min(_FOLDS, people)
-  reason = f'of {people} people; with under {_FEW} clips each is tested once'
+  partly = f' ({without} clips have no stored fold)' * (without < len(clips))
+  reason = (
+    f'of {people} people{partly}; with under {_FEW} clips each is tested once'
+  )
   return [
     Choice('data.protocol', 'folds', reason),
     Choice('data.num_folds', count, 'no person is on both sides'),

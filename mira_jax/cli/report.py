@@ -69,7 +69,8 @@ def _runs(
   """Runs in or below a folder; [] for the folds of one without folds."""
   if (folder / run_folder.CONFIG).is_file():
     yield folder, []
-  elif folds := run_folder.folds(folder):
+    deeper = False
+  if folds := run_folder.folds(folder):
     yield folder, [*folds.values()]
   elif deeper and folder.is_dir():
     for inside in sorted(folder.iterdir()):
@@ -83,6 +84,8 @@ def _add(
   cfg = run_folder.read_config((folds or [folder])[0])
   if cfg.pretrain:
     return
+  for fold in folds:
+    run_folder.check_rules(fold, cfg)
   rules = inputs.rules(cfg)
   title = f'{cfg.data.dataset}: {rules.protocol}'
   key, floor = f'{title} {rules}', None

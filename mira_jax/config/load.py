@@ -54,10 +54,10 @@ def load(text: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _from_file(text: str) -> Config:
-  file, colon, argument = shipped.find(text).partition(':')
+  file, argument = shipped.find(text)
   try:
     get_config = runpy.run_path(file)['get_config']
-    cfg = get_config(argument) if colon else get_config()
+    cfg = get_config() if argument is None else get_config(argument)
   except Exception as error:  # of a user's file
     line = str(error).strip().partition('\n')[0]
     if not isinstance(error, ValueError):

@@ -24,8 +24,8 @@ def names() -> dict[str, str]:
   return found
 
 
-def find(text: str) -> str:
-  """`FILE:ARGUMENT` of a configuration that is named by file or by name.
+def find(text: str) -> tuple[str, str | None]:
+  """FILE and ARGUMENT of a configuration that is named by file or by name.
 
   Args:
     text: such as 'dfew:B', 'configs/dfew.py:B' or 'mine/other.py'. A file of
@@ -35,13 +35,16 @@ def find(text: str) -> str:
   Raises:
     MiraInputError: there is neither ('not_found').
   """
-  name, colon, argument = text.partition(':')
+  if pathlib.Path(text).is_file():  # its folders may have colons
+    return text, None
+  name, colon, last = text.rpartition(':')
+  name, argument = (name, last) if colon else (text, None)
   if pathlib.Path(name).is_file():
-    return text
+    return name, argument
   path = pathlib.PurePath(name)
   shipped = folder() / f'{path.name.removesuffix(".py")}.py'
   if path.parent.as_posix() not in ('.', 'configs') or not shipped.is_file():
     near = nearest(path.stem, names()) or '; see mira configs'
     hint = f'there is no such file{near}'
     raise MiraInputError('not_found', f'--config={text}', hint)
-  return f'{shipped}{colon}{argument}'
+  return str(shipped), argument

@@ -27,7 +27,7 @@ from mira_jax import files
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError, checkpoint_error, not_written
 from mira_jax.train import checkpoint_reader as reader
-from mira_jax.train import manifest
+from mira_jax.train import manifest, run_folder
 from mira_jax.train.step import TrainState
 
 PyTree = Any
@@ -249,24 +249,14 @@ class Checkpoints:
     known = reader.accuracies(self._directory).items()
     self.scores = {s: x for s, x in known if x is not None and s <= step}
     self.scores |= {int(s): x for s, x in saved.get('scores', {}).items()}
-    for name, before, now in self._changes(saved, self._identity):
+    changed = run_folder.changes(saved, self._identity, self._defaults)
+    for name, before, now in changed:
       text = f'the run was started with {name} {before!r}, not {now!r}'
       if not force:
-        hint = f'{text}; restore that, choose a new --workdir, or add --force'
+        hint = f'{text}; restore that, choose a new --workdir, or resume it by '
+        hint += 'mira train --force'
         raise checkpoint_error('run_changed', self._directory, hint)
       logging.warning('--force: %s', text)
-
-  def _changes(
-    self, saved: Mapping[str, Any], current: Mapping[str, Any], group: str = ''
-  ) -> Iterator[tuple[str, Any, Any]]:
-    """Names whose values differ, with both; what `saved` lacks is a default."""
-    for key, now in current.items():
-      name = group + key
-      before = saved.get(key, self._defaults.get(name))
-      if isinstance(before, dict) and isinstance(now, dict):
-        yield from self._changes(before, now, f'{name}.')
-      elif before != now:
-        yield name, before, now
 
   def __enter__(self) -> Checkpoints:
     return self

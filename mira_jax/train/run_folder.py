@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 import pathlib
@@ -15,7 +16,12 @@ from jax.experimental import multihost_utils
 
 from mira_jax import config, files
 from mira_jax.data.dataset import PreparedDataset, fingerprint
-from mira_jax.errors import MiraInputError, checkpoint_error, not_written
+from mira_jax.errors import (
+  MiraInputError,
+  checkpoint_error,
+  not_written,
+  some,
+)
 from mira_jax.evaluation.predictions import NAME as PREDICTIONS
 from mira_jax.weights.metadata import check_metadata, parse_metadata
 from mira_jax.weights.weights_file import LAST, WEIGHTS
@@ -125,6 +131,51 @@ def older_defaults(cfg: config.Config) -> dict[str, Any]:
   """What a field counts as that the checkpoint of an older version lacks."""
   folds = {'data.fold_rule': config.OLDER_FOLDS, 'data.fold_seed': cfg.seed}
   return config.defaults() | folds
+
+
+def changes(
+  saved: Mapping[str, Any],
+  current: Mapping[str, Any],
+  defaults: Mapping[str, Any],
+  group: str = '',
+) -> Iterator[tuple[str, Any, Any]]:
+  """Names whose values differ, with both; what `saved` lacks is a default."""
+  for key, now in current.items():
+    name = group + key
+    before = saved.get(key, defaults.get(name))
+    if isinstance(before, dict) and isinstance(now, dict):
+      yield from changes(before, now, defaults, f'{name}.')
+    elif before != now:
+      yield name, before, now
+
+
+def other_settings(workdir: pathlib.Path, cfg: config.Config) -> list[str]:
+  """A line where the configuration of a trained fold is another one.
+
+  Folds may differ, as where some are trained anew with another configuration.
+  """
+  saved, mine = read_config(workdir), copy.deepcopy(cfg)
+  mine.data.fold = saved.data.fold
+  mine.model.num_classes = mine.model.num_classes or saved.model.num_classes
+  found = [
+    f'{name} {before!r}, not {now!r}'
+    for name, before, now in changes(
+      identity(saved, ()), identity(mine, ()), {}
+    )
+  ]
+  text = f'{workdir} was trained with {some(found, 3)}: '
+  return [f'{text}remove it to train it anew'] * bool(found)
+
+
+def check_rules(workdir: pathlib.Path, cfg: config.Config) -> None:
+  """Raises MiraInputError for a fold whose configuration has other folds."""
+  theirs, ours = read_config(workdir).data, cfg.data
+  for name in ('protocol', 'num_folds', 'fold_rule', 'fold_seed'):
+    before, now = getattr(theirs, name), getattr(ours, name)
+    if before != now:
+      hint = f'the fold was trained with data.{name} {before!r}, not {now!r}; '
+      hint += 'restore that, or choose a new --workdir'
+      raise checkpoint_error('run_changed', workdir, hint)
 
 
 def keep_folds(cfg: config.Config, workdir: pathlib.Path) -> None:

@@ -6,10 +6,11 @@ import cv2
 import numpy as np
 import pytest
 
-from mira_jax import config
+from mira_jax import baseline, config
 from mira_jax.cli import fit, main
 from mira_jax.data import dataset
-from mira_jax.errors import ExitCode
+from mira_jax.data.protocol import Rules
+from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import predictions
 from mira_jax.prepare import prepare
 
@@ -200,3 +201,24 @@ def test_the_baseline_is_of_the_dataset_that_is_trained(
   command += ['--config.data.num_folds=2', f'--config.data.dataset={out}']
   assert started(monkeypatch, *command)[0] == ExitCode.OK
   assert [*out.glob('*/*/baseline-*')]
+
+
+def test_a_dataset_that_is_only_read_and_a_folder_with_a_colon(
+  tmp_path, capsys, monkeypatch
+):
+  root, out = clips(tmp_path / 'a'), tmp_path / 'out'
+  prepare.prepare_folder(root, out, workers=0)
+  asked = baseline.folder([dataset.open(out)], Rules())
+
+  def write(made, place, rules, before=baseline.write):
+    if place.parent == asked.parent:
+      raise MiraInputError('not_written', place, 'read-only')
+    return before(made, place, rules)
+
+  monkeypatch.setattr(baseline, 'write', write)
+  run = tmp_path / 'at 10:30'
+  assert started(monkeypatch, out, f'--workdir={run}')[0] == ExitCode.OK
+  assert [*(run / fit.RUNS).glob('baseline-*/folds.json')]
+  flags = (f'--workdir={tmp_path / "b"}', '--table=a.csv')
+  assert started(monkeypatch, out, *flags)[0] == ExitCode.USAGE
+  assert 'is prepared already' in capsys.readouterr().err

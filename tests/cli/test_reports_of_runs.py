@@ -71,8 +71,16 @@ def test_folds_of_another_partition_are_not_pooled(folder, capsys):
   cfg = config.from_json(path.read_text())
   cfg.data.fold_seed = 1
   path.write_text(config.to_json(cfg))
-  command = ['eval', f'--workdir={folder / "folds"}', '--folds=0']
-  assert main.main(command) == ExitCode.CHECKPOINT
-  error = capsys.readouterr().err
-  assert 'run_changed' in error
-  assert 'data.fold_seed 1, not 0' in error
+  eval_one = ['eval', f'--workdir={folder / "folds"}', '--folds=0']
+  for command in (eval_one, ['report', str(folder)]):
+    assert main.main(command) == ExitCode.CHECKPOINT
+    error = capsys.readouterr().err
+    assert 'run_changed' in error
+    assert 'data.fold_seed 1, not 0' in error
+
+
+def test_a_run_beside_its_folds_hides_none_of_them(folder, capsys):
+  one = folder / 'good' / 'config.json'
+  (folder / 'folds' / 'config.json').write_text(one.read_text())
+  assert main.main(['report', str(folder / 'folds')]) == ExitCode.OK
+  assert '2 of 2' in capsys.readouterr().out

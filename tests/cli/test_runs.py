@@ -16,7 +16,11 @@ from mira_jax.data import dataset
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import predictions, results
 from mira_jax.train import log, loop, run_folder
-from mira_jax.weights.weights_file import WEIGHTS, load_weights
+from mira_jax.weights.weights_file import (
+  WEIGHTS,
+  load_weights,
+  save_weights,
+)
 from small_runs import pretraining, tiny, write
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
@@ -158,6 +162,22 @@ def test_folds_are_trained_and_then_only_scored(
   assert main.main(['eval', place, '--folds=1']) == 0
   again = json.loads((tmp_path / 'all/eval/folds/folds.json').read_text())
   assert again == told
+  # What another configuration would have trained is named.
+  capsys.readouterr()
+  others = (*train, '--config.seed=5')
+  assert main.main(['eval', place, *others]) == 0
+  out = capsys.readouterr().out
+  assert out.count('was trained with seed 0, not 5: remove it') == 3
+  # Clips of folds that were drawn from other clips are not tested.
+  card = tmp_path / 'all' / 'fold-1' / WEIGHTS
+  kept = card.read_bytes()
+  params, mira = (load_weights(card)[0].get(n, {}) for n in ('params', 'mira'))
+  metadata = load_weights(card)[1]
+  metadata['datasets'][0]['fingerprint'] = 'another'
+  save_weights(card, params, mira, metadata)
+  assert main.main(['eval', place, '--folds=1']) == ExitCode.CHECKPOINT
+  assert 'has changed since the training' in capsys.readouterr().err
+  card.write_bytes(kept)
   # Another partition is not mixed with this one.
   changed = (*train, '--config.data.num_folds=4')
   assert main.main(['eval', place, *changed]) == ExitCode.CHECKPOINT
