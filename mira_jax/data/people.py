@@ -21,8 +21,9 @@ _UNKNOWN = {
 _SAME = {word: 's' for word in ('sub', 'subj', 'subject', 'subjectid')}
 # Words that only mark a number as a subject.
 _GENERIC = {'s', 'p', 'id', 'pid', 'actor', 'participant', 'person', 'speaker'}
-_SURE_IN_PATH = re.compile(r'(?:sub|subject|actor)[-_]?\d+(?=$|[-_.])', re.I)
-_IN_PATH = re.compile(r'(?:s|sub|subject|actor|id)[-_]?\d+(?=$|[-_.])', re.I)
+_SURE = 'sub|subj|subject|actor|participant|person'
+_SURE_IN_PATH = re.compile(rf'(?:{_SURE})[-_]?\d+(?=$|[-_.])', re.I)
+_IN_PATH = re.compile(rf'(?:s|p|id|pid|{_SURE})[-_]?\d+(?=$|[-_.])', re.I)
 _SHARE_OF_PATHS = 0.9
 
 _Key = tuple[str, str]  # what stands before a number, and the number

@@ -56,5 +56,7 @@ def test_paths_show_subjects_where_nearly_all_do():
     '',
   ]
   assert people.of_paths([*paths[:3], 'other.mp4']) == [''] * 4
+  numbered = [f'happy/P{i:02d}_{j}/001.png' for i in (1, 2) for j in (1, 2)]
+  assert people.of_paths(numbered) == ['P01', 'P01', 'P02', 'P02']
   sessions = [f'sub-0{i}/happy/s{j}.mp4' for i in (1, 2) for j in (1, 2)]
   assert people.of_paths(sessions) == ['sub-01', 'sub-01', 'sub-02', 'sub-02']
