@@ -44,7 +44,7 @@ from mira_jax.inference.exported import (
   verify,
 )
 from mira_jax.inference.scorer import Scorer
-from mira_jax.models.vivit import ViViT
+from mira_jax.models.vivit import ViViT, in_passes
 from mira_jax.synthetic import faces
 from mira_jax.video import footage
 from mira_jax.weights import infer_model, weights_file
@@ -276,7 +276,7 @@ def _score(
   model: ViViT, variables: dict[str, Any], video: jax.Array
 ) -> dict[str, jax.Array]:
   """uint8 [b, T, S, S, 3] -> the outputs of a program."""
-  logits: Any = model.apply(variables, transforms.prepare(video))
+  logits = in_passes(model, variables, transforms.prepare(video))
   if not model.num_classes:
     return {'logits': logits}
   return {'logits': logits, 'probabilities': jax.nn.softmax(logits)}

@@ -5,6 +5,7 @@ B clips, T temporal tokens (slots of `tubelet` frames), L tokens, C model width.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -115,15 +116,23 @@ def oriented_gradients(video: Array, cell: int) -> Array:
   [B, F, H / cell, W / cell, HOG_BINS], not normalised.
   """
   luma = video @ jnp.array([0.299, 0.587, 0.114], video.dtype)
-  padded = jnp.pad(luma, ((0, 0), (0, 0), (1, 1), (1, 1)), mode='edge')
-  down = padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]
-  right = padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]
-  direction = jnp.arctan2(down, right) % jnp.pi * (HOG_BINS / jnp.pi)
+  down, right = _central_difference(luma, 2), _central_difference(luma, 3)
+  direction = jnp.arctan2(down, right)
+  opposite = jnp.where(direction < 0, direction + jnp.pi, direction)
+  direction = opposite * (HOG_BINS / jnp.pi)
   apart = jnp.abs(direction[..., None] - jnp.arange(HOG_BINS))
   share = jnp.maximum(1 - jnp.minimum(apart, HOG_BINS - apart), 0)
   votes = share * jnp.hypot(down, right)[..., None]
   pattern = 'b f (h y) (w x) k -> b f h w k'
   return einops.reduce(votes, pattern, 'sum', y=cell, x=cell)
+
+
+def _central_difference(x: Array, axis: int) -> Array:
+  """The next pixel less the one before; at the edges this pixel is either."""
+  last = x.shape[axis] - 1
+  part = functools.partial(jax.lax.slice_in_dim, x, axis=axis)
+  after = jnp.concatenate([part(1, None), part(last, None)], axis)
+  return after - jnp.concatenate([part(0, 1), part(0, last)], axis)
 
 
 class TubeletEmbed(nn.Module):

@@ -7,6 +7,7 @@ positions, pre-norm blocks, mean pooling (docs/method.md, section 5).
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import einops
 import jax
@@ -234,3 +235,22 @@ class ViViT(nn.Module, ModelOptions):
         )
     if fault := contradiction(self):
       raise ValueError('{}: {}'.format(*fault))
+
+
+def in_passes(model: ViViT, variables: dict[str, Any], video: Array) -> Array:
+  """`model.apply` by one pass for each member and mirror image.
+
+  For exporters that know neither layers with an axis of members nor a batch of
+  two times an unknown number of clips.
+  """
+  single, own = model.clone(members=1, mirror=False), [variables]
+  if model.members > 1:
+    indices = range(model.members)
+    own = [jax.tree.map(lambda x, i=i: x[i], variables) for i in indices]
+  views = [video, video[:, :, :, ::-1]] if model.mirror else [video]
+  each: list[Any] = [
+    sum(single.apply(x, view) for view in views) / len(views) for x in own
+  ]
+  if model.num_classes:
+    return sum(each) / len(each)
+  return jnp.concatenate(each, axis=-1)

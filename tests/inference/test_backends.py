@@ -35,6 +35,7 @@ pytestmark = [
 ]
 
 EXACT, FLASHLITE = MiraConfig(), MiraConfig(mode='flashlite')
+FEW = {'mira': EXACT, 'stem': 'hog'}
 MODELS = {
   'plain': {'mira': None},
   'exact': {'mira': EXACT},
@@ -43,6 +44,8 @@ MODELS = {
   'batch_ema': {'mira': MiraConfig(mode='flashlite', statistics='batch_ema')},
   'stacked': {'mira': FLASHLITE, 'scan': True, 'gelu': 'tanh'},
   'half': {'mira': EXACT, 'dtype': 'bfloat16', 'layer_scale': 0.1},
+  'ensemble': FEW | {'pool': 'grid', 'members': 2, 'mirror': True},
+  'probe': FEW | {'pool': 'attention'},
   **{name: {'mira': EXACT, 'variant': name} for name in VARIANTS[1:]},
 }
 
