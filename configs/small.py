@@ -25,8 +25,8 @@ from mira_jax.config.recipes import MODES
 from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
 
-MEMBERS = 4  # of the ensemble, which share a batch
-STEPS = 300  # at least, and EPOCHS, of which each member sees a part
+MEMBERS = 2  # of the ensemble, which share a batch
+STEPS = 600  # at least, and EPOCHS, of which each member sees a part
 EPOCHS = 20
 
 

@@ -44,8 +44,8 @@ MODELS = {
   'batch_ema': {'mira': MiraConfig(mode='flashlite', statistics='batch_ema')},
   'stacked': {'mira': FLASHLITE, 'scan': True, 'gelu': 'tanh'},
   'half': {'mira': EXACT, 'dtype': 'bfloat16', 'layer_scale': 0.1},
-  'ensemble': FEW | {'pool': 'grid', 'members': 2, 'mirror': True},
-  'probe': FEW | {'pool': 'attention'},
+  'ensemble': {'depth': 1, 'mira': None, 'members': 2, 'mirror': True},
+  'probe': FEW | {'depth': 1, 'pool': 'attention'},
   **{name: {'mira': EXACT, 'variant': name} for name in VARIANTS[1:]},
 }
 
