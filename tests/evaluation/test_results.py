@@ -98,3 +98,12 @@ def test_the_table_of_folds_fits_eighty_columns():
   shown = text(report.folds_table([fold] * 5, names, 'five folds'))
   assert '…' not in shown
   assert 'best on test: selected on the clips it is tested on' in shown
+
+
+def test_columns_that_are_not_there_have_no_note():
+  matrix = FOLDS[0].matrix
+  found = results.of_run({9: matrix}, {}, chosen=9, last=9, by_val=False)
+  fold = results.Fold(name='one', matrix=matrix, results=found)
+  shown = text(report.folds_table([fold], ('a', 'b'), 'title'))
+  assert 'last: WAR' in shown
+  assert 'best on test' not in shown
