@@ -240,8 +240,12 @@ def _folds(pools: Sequence[Pool], rules: Rules) -> tuple[list[str], np.ndarray]:
     )
     return [f'fold {i + 1}' for i in range(count)], tests
   if len(pool) == 0 or (pool.fold < 0).any():
-    hint = 'its clips have no stored folds; set config.data.num_folds to make '
-    raise data_error('no_folds', 'folds', f'{hint}folds of subjects')
+    without = int((pool.fold < 0).sum())
+    hint = 'its clips have no stored folds'
+    if without < len(pool):
+      hint = f'{without} of {len(pool)} clips have no stored fold'
+    hint += '; set config.data.num_folds to make folds of subjects'
+    raise data_error('no_folds', 'folds', hint)
   stored, tests = np.unique(pool.fold, return_inverse=True)
   return [f'fold {number}' for number in stored], tests
 

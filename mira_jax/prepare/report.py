@@ -113,6 +113,11 @@ class Report:
         f'{unknown} of {len(rows)} clips have no subject: each counts as a '
         'subject of its own, who may be in another split as well'
       )
+    if 0 < (without := folds.count(-1)) < len(folds):
+      self.warnings.append(
+        f'{without} of {len(rows)} clips have no fold: folds are used where '
+        'every clip has one'
+      )
     for sides, what in ((splits, 'split'), (folds, 'fold')):
       if both := people.on_several_sides(subjects, sides):
         names = some(both, 5)

@@ -113,6 +113,24 @@ def test_choices_follow_the_clips(tmp_path):
   assert found['model.patch'] == 8
 
 
+def test_folds_of_some_clips_are_left_out_aloud(tmp_path):
+  root = clips(tmp_path / 'a')
+  rows = ['path,label,subject,fold']
+  for person in range(4):
+    for label in ('bright', 'dark'):
+      name = f'{label}/S{person:02}_{label}'
+      rows.append(f'{name},{label},{person},{person % 2 if person else ""}')
+  (tmp_path / 'clips.csv').write_text('\n'.join(rows))
+  out = tmp_path / 'out'
+  report = prepare.prepare_folder(
+    root, out, table=tmp_path / 'clips.csv', workers=0
+  )
+  assert any(text.startswith('2 of 8 clips') for text in report.warnings)
+  _, found = fit.choose(dataset.open(out), False, 'exact')
+  reason = next(x.reason for x in found if x.field == 'data.protocol')
+  assert '2 clips have no fold, so that those named are not used' in reason
+
+
 @pytest.mark.parametrize(
   'text', ['250', '20,plain', '3,flashlite', '250,exact,S']
 )

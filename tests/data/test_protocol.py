@@ -254,6 +254,10 @@ def test_what_cannot_be_done_is_named(film, options, says):
 def test_datasets_without_folds_or_people_say_so(lab, tmp_path):
   with pytest.raises(MiraInputError, match=r'config\.data\.num_folds'):
     parts_of([lab], protocol='folds')
+  rows = [(i % 2, f'p{i}', i % 2 - (i == 2)) for i in range(4)]
+  some = prepare(tmp_path, 'some', ('a', 'b'), {'train': rows})
+  with pytest.raises(MiraInputError, match='1 of 4 clips have no stored fold'):
+    parts_of([some], protocol='folds')
   rows = [(i % 2, '', -1) for i in range(4)]
   unknown = prepare(tmp_path, 'unknown', ('a', 'b'), {'train': rows})
   with pytest.raises(MiraInputError, match='no_subjects'):
