@@ -248,7 +248,7 @@ def _protocol(clips: pool.Pool, tested: str) -> tuple[list[Choice], float]:
     reason = f'the clips have {count} folds of their own'
     return [Choice('data.protocol', 'folds', reason)], 1 - 1 / count
   unused = ''
-  if without := int((clips.fold < 0).sum()) % len(clips):
+  if without < len(clips):
     unused = f'; {without} clips have no fold, so that those named are not used'
   if unknown or people < 2 or len(clips) >= _FEW:
     reason = f'{people} people, {unknown} clips of unknown ones'
@@ -256,10 +256,7 @@ def _protocol(clips: pool.Pool, tested: str) -> tuple[list[Choice], float]:
       reason = f'{len(clips)} clips are enough for one test split'
     return [Choice('data.protocol', 'split', reason + unused)], 0.8
   count = min(_FOLDS, people)
-  partly = f' ({without} clips have no stored fold)' * (without < len(clips))
-  reason = (
-    f'of {people} people{partly}; with under {_FEW} clips each is tested once'
-  )
+  reason = f'of {people} people; with under {_FEW} clips each is tested once'
   return [
     Choice('data.protocol', 'folds', reason + unused),
     Choice('data.num_folds', count, 'no person is on both sides'),

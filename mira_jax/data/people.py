@@ -65,10 +65,14 @@ def of_paths(paths: Sequence[str]) -> list[str]:
 def on_several_sides(
   subjects: Iterable[str], sides: Iterable[object]
 ) -> list[str]:
-  """Known subjects whose clips are on more than one side, in order."""
+  """Known subjects whose clips are on more than one side, in order.
+
+  A side of None is unknown.
+  """
   seen = collections.defaultdict(set)
   for subject, side in zip(subjects, sides, strict=True):
-    seen[subject].add(side)
+    if side is not None:
+      seen[subject].add(side)
   return sorted(name for name, on in seen.items() if name and len(on) > 1)
 
 

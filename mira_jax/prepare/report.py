@@ -118,7 +118,8 @@ class Report:
         f'{without} of {len(rows)} clips have no fold: folds are used where '
         'every clip has one'
       )
-    for sides, what in ((splits, 'split'), (folds, 'fold')):
+    named = [fold if fold >= 0 else None for fold in folds]
+    for sides, what in ((splits, 'split'), (named, 'fold')):
       if both := people.on_several_sides(subjects, sides):
         names = some(both, 5)
         self.warnings.append(f'subjects in more than one {what}: {names}')

@@ -19,6 +19,12 @@ def of_steps(cfg: config.Config, total: int, per_epoch: int) -> list[str]:
   A number that validation chose, of a refit, is not the epochs'.
   """
   found = [f'steps: {total}, {per_epoch} per epoch']
+  warmup = cfg.optim.warmup_epochs
+  if warmup > cfg.train.epochs / 2:
+    found.append(
+      f'{_WARNING}the learning rate rises in {warmup:g} of {cfg.train.epochs} '
+      f'epochs; --config.optim.warmup_epochs={cfg.train.epochs / 10:g} is usual'
+    )
   if total == cfg.train.epochs * per_epoch < FEW_STEPS:
     enough = -(-FEW_STEPS // per_epoch)
     found.append(

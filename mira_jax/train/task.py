@@ -226,11 +226,14 @@ class Pretraining(Task):
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
     super().__init__(cfg, workdir, mesh)
     self.source, self._shown = inputs.open_unlabelled(cfg, self.datasets)
+    same = self._shown is self.source
     # A batch of them, spread out, because neighbours may show one subject.
     spread = footage.spaced(len(self._shown), cfg.data.batch_size)
     self._shown = self._shown.take(spread)
     names = '+'.join(dataset.name for dataset in self.datasets)
     counts = f'pre-train {len(self.source)}, validate {len(self._shown)}'
+    if same:
+      counts += ' of these, as no subject is held out'
     self.summary = f'{names}: {counts}'
     self.program = program.autoencoder(cfg, mesh)
     self._fill = jax.jit(self._filled, out_shardings=sharding.replicated(mesh))

@@ -60,3 +60,8 @@ def test_paths_show_subjects_where_nearly_all_do():
   assert people.of_paths(numbered) == ['P01', 'P01', 'P02', 'P02']
   sessions = [f'sub-0{i}/happy/s{j}.mp4' for i in (1, 2) for j in (1, 2)]
   assert people.of_paths(sessions) == ['sub-01', 'sub-01', 'sub-02', 'sub-02']
+
+
+def test_an_unknown_side_is_none():
+  found = people.on_several_sides('aabbcc', [0, None, 0, 1, None, None])
+  assert found == ['b']

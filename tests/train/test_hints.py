@@ -41,6 +41,10 @@ def test_few_steps_are_warned_of_with_epochs_that_suffice():
   assert first == 'steps: 54, 9 per epoch'
   assert second.startswith('warning: 54 steps are few; ')
   assert '--config.train.epochs=34 ' in second  # 306 steps
+  cfg.optim.warmup_epochs = 4
+  _, found = hints.of_steps(cfg, 600, 100)
+  assert 'rises in 4 of 6 epochs; --config.optim.warmup_epochs=0.6 ' in found
+  cfg.optim.warmup_epochs = 1
   # That validation chose so many is no matter of epochs.
   assert len(hints.of_steps(cfg, 18, 9)) == 1
 
