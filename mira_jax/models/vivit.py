@@ -113,11 +113,12 @@ class ViViT(nn.Module, ModelOptions):
     mean over clips is that of members which are trained alone.
     """
     split = spec.train
+    in_axes: Any = 0 if split else None
     if split:
       video = einops.rearrange(video, '(b m) ... -> m b ...', m=self.members)
     each = nn.vmap(
       lambda model, x: model._member(spec, x),
-      in_axes=0 if split else None,
+      in_axes=in_axes,
       variable_axes={'params': 0, 'mira': 0},
       split_rngs={'params': True, 'dropout': True},
       axis_size=self.members,
@@ -243,7 +244,8 @@ def in_passes(model: ViViT, variables: dict[str, Any], video: Array) -> Array:
   For exporters that know neither layers with an axis of members nor a batch of
   two times an unknown number of clips.
   """
-  single, own = model.clone(members=1, mirror=False), [variables]
+  single: Any = model.clone(members=1, mirror=False)
+  own = [variables]
   if model.members > 1:
     indices = range(model.members)
     own = [jax.tree.map(lambda x, i=i: x[i], variables) for i in indices]
@@ -251,6 +253,5 @@ def in_passes(model: ViViT, variables: dict[str, Any], video: Array) -> Array:
   each: list[Any] = [
     sum(single.apply(x, view) for view in views) / len(views) for x in own
   ]
-  if model.num_classes:
-    return sum(each) / len(each)
-  return jnp.concatenate(each, axis=-1)
+  total: Any = sum(each)
+  return total / len(each) if model.num_classes else jnp.concatenate(each, -1)
