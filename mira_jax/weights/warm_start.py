@@ -200,11 +200,11 @@ def _axes(name: str, arrays: Mapping[str, Any], grid: Grid) -> Grid | None:
 
 def _repeat_for_members(arrays: Arrays, have: Mapping[str, Any]) -> list[str]:
   """Gives every member of an ensemble the tensors of a single model."""
-  repeated = [
-    name
-    for name in have
-    if name in arrays and have[name].shape[1:] == arrays[name].shape
-  ]
+  shared = [name for name in have if name in arrays]
+  more = {have[name].ndim - np.ndim(arrays[name]) for name in shared}
+  if more != {1}:  # one axis more in each of them
+    return []
+  repeated = [n for n in shared if have[n].shape[1:] == arrays[n].shape]
   for name in repeated:
     arrays[name] = np.broadcast_to(arrays[name], have[name].shape)
   return [f'all members start alike ({some(repeated, 2)})'] * bool(repeated)
