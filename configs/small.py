@@ -26,8 +26,7 @@ from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
 
 MEMBERS = 2  # of the ensemble, which share a batch
-STEPS = 600  # at least, and EPOCHS, of which each member sees a part
-EPOCHS = 20
+STEPS, EPOCHS = 600, 20  # whichever is more
 
 
 def get_config(text: str = '250') -> Config:

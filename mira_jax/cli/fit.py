@@ -248,7 +248,7 @@ def _protocol(clips: pool.Pool, tested: str) -> tuple[list[Choice], float]:
     reason = f'the clips have {count} folds of their own'
     return [Choice('data.protocol', 'folds', reason)], 1 - 1 / count
   unused = ''
-  if without < len(clips):
+  if 0 < without < len(clips):
     unused = f'; {without} clips have no fold, so that those named are not used'
   if unknown or people < 2 or len(clips) >= _FEW:
     reason = f'{people} people, {unknown} clips of unknown ones'

@@ -275,8 +275,13 @@ def _clip_shape(model: ViViT) -> tuple[int, ...]:
 def _score(
   model: ViViT, variables: dict[str, Any], video: jax.Array
 ) -> dict[str, jax.Array]:
-  """uint8 [b, T, S, S, 3] -> the outputs of a program."""
+  """uint8 [b, T, S, S, 3] -> the outputs of a program for CPUs."""
   logits = in_passes(model, variables, transforms.prepare(video))
+  return _outputs(model, logits)
+
+
+def _outputs(model: ViViT, logits: jax.Array) -> dict[str, jax.Array]:
+  """Logits, and of a classifier their probabilities, by name."""
   if not model.num_classes:
     return {'logits': logits}
   return {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
@@ -288,7 +293,9 @@ def _trace(
   """The program (arrays by name, uint8 [b, T, S, S, 3]) -> scores [b, K]."""
 
   def score(arrays, video):
-    return _score(model, weights_file.unflatten(arrays), video)
+    variables = weights_file.unflatten(arrays)
+    logits: Any = model.apply(variables, transforms.prepare(video))
+    return _outputs(model, logits)
 
   (batch,) = jax_export.symbolic_shape('b')
   video = jax.ShapeDtypeStruct((batch, *_clip_shape(model)), jnp.uint8)

@@ -189,6 +189,7 @@ def test_a_fold_or_split_that_tests_nothing(
   assert started(monkeypatch, *command)[0] == ExitCode.OK
   out = capsys.readouterr().out
   assert all(line in out for line in lines)
+  assert 'have no fold' not in out
 
 
 def test_a_later_start_does_not_ignore_other_flags(
