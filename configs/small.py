@@ -11,7 +11,6 @@ fit` fits frames, image size and protocol to the clips.
 from __future__ import annotations
 
 import math
-from typing import Any, cast
 
 from mira_jax.config import (
   Config,
@@ -20,9 +19,8 @@ from mira_jax.config import (
   ModelConfig,
   OptimConfig,
   TrainConfig,
+  recipes,
 )
-from mira_jax.config.recipes import MODES
-from mira_jax.mira import MiraConfig
 from mira_jax.models.vivit import SIZES
 
 MEMBERS = 2  # of the ensemble, which share a batch
@@ -35,10 +33,8 @@ def get_config(text: str = '250') -> Config:
   members = 1 if size else min(MEMBERS, clips)
   batch = members * min(16, clips // members)
   epochs = max(math.ceil(STEPS / (clips // batch)), EPOCHS)
-  options: Any = {'mode': mode}
-  mira = None if mode == 'plain' else MiraConfig(**options)
   return Config(
-    model=_start(size, mira) if size else _scratch(members, mira),
+    model=_start(size, mode) if size else _scratch(members, mode),
     data=DataConfig(
       batch_size=batch,
       rate=1000,  # the frames are spread over the whole clip
@@ -61,16 +57,16 @@ def _parse(text: str) -> tuple[int, str, str]:
   """Clips, mode and size; '' is from scratch."""
   words = [word.strip() for word in text.split(',')]
   clips, mode, size = (*words, *('250', 'exact', '')[len(words) :])[:3]
-  good = clips.isdecimal() and int(clips) > 0 and mode in MODES
+  good = clips.isdecimal() and int(clips) > 0 and mode in recipes.MODES
   if not good or len(words) > 3 or (size and size not in SIZES):
     raise ValueError(
       f'{text!r} is no CLIPS,MODE,SIZE: use a number from 1, one of '
-      f'{", ".join(MODES)}, and nothing or one of {", ".join(SIZES)}'
+      f'{", ".join(recipes.MODES)}, and nothing or one of {", ".join(SIZES)}'
     )
   return int(clips), mode, size
 
 
-def _scratch(members: int, mira: MiraConfig | None) -> ModelConfig:
+def _scratch(members: int, mode: str) -> ModelConfig:
   """8 frames of 64 pixels, with what few clips cannot teach built in."""
   return ModelConfig(
     dim=128,
@@ -85,15 +81,15 @@ def _scratch(members: int, mira: MiraConfig | None) -> ModelConfig:
     mirror=True,
     head_scale=0.1,
     drop_path=0.1,
-    mira=mira,
+    mira=recipes.mira(mode),
   )
 
 
-def _start(size: str, mira: MiraConfig | None) -> ModelConfig:
-  shape = cast(dict[str, Any], SIZES[size])
-  return ModelConfig(
-    **shape, mirror=True, drop_path=0.1, mira=mira, dtype='bfloat16'
-  )
+def _start(size: str, mode: str) -> ModelConfig:
+  spec = recipes.Spec(size=size, mode=mode)
+  model = recipes.model(spec, 'instance', drop_path=0.1)
+  model.mirror = True
+  return model
 
 
 def _from_scratch(epochs: int) -> OptimConfig:

@@ -249,7 +249,7 @@ def _protocol(clips: pool.Pool, tested: str) -> tuple[list[Choice], float]:
     return [Choice('data.protocol', 'folds', reason)], 1 - 1 / count
   unused = ''
   if 0 < without < len(clips):
-    unused = f'; {without} clips have no fold, so that those named are not used'
+    unused = f'; without a fold: {without}, so that those named are not used'
   if unknown or people < 2 or len(clips) >= _FEW:
     reason = f'{people} people, {unknown} clips of unknown ones'
     if not unknown and people > 1:

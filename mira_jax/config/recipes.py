@@ -55,17 +55,21 @@ def parse(text: str | None) -> Spec:
   return Spec(size=size, mode=mode, fold=int(fold))
 
 
+def mira(mode: str, statistics: str = 'instance') -> MiraConfig | None:
+  """MiRA in a mode; None of 'plain'."""
+  options: Any = {'mode': mode, 'statistics': statistics}
+  return None if mode == 'plain' else MiraConfig(**options)
+
+
 def model(spec: Spec, statistics: str, drop_path: float) -> ModelConfig:
   """16 frames of 224 x 224 pixels in tubelets of 2 x 16 x 16."""
-  options: Any = {'mode': spec.mode, 'statistics': statistics}
-  mira = None if spec.mode == 'plain' else MiraConfig(**options)
   return ModelConfig(
     **cast(dict[str, Any], SIZES[spec.size]),
     frames=16,
     image_size=224,
     patch=16,
     tubelet=2,
-    mira=mira,
+    mira=mira(spec.mode, statistics),
     drop_path=drop_path,
     dtype='bfloat16',
   )

@@ -243,7 +243,7 @@ def _folds(pools: Sequence[Pool], rules: Rules) -> tuple[list[str], np.ndarray]:
     without = int((pool.fold < 0).sum())
     hint = 'its clips have no stored folds'
     if without < len(pool):
-      hint = f'{without} of {len(pool)} clips have no stored fold'
+      hint = f'without a stored fold: {without} of {len(pool)} clips'
     hint += '; set config.data.num_folds to make folds of subjects'
     raise data_error('no_folds', 'folds', hint)
   stored, tests = np.unique(pool.fold, return_inverse=True)

@@ -156,8 +156,8 @@ def partition(
   keys = data[need]
   unknown = keys == '' if protocol == 'loso' else keys < 0
   if unknown.any():
-    hint = f'{unknown.sum()} clips have no {need}; prepare them with a table '
-    hint += f'that has a column {need}'
+    hint = f'without a {need}: {unknown.sum()} clips; prepare them with a '
+    hint += f'table that has a column {need}'
     raise data_error(f'no_{need}s', protocol, hint)
   groups = np.unique(keys)
   if len(groups) < 2:

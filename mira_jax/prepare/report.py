@@ -110,12 +110,12 @@ class Report:
     unknown = subjects.count('')
     if 0 < unknown < len(subjects):
       self.warnings.append(
-        f'{unknown} of {len(rows)} clips have no subject: each counts as a '
+        f'without a subject: {unknown} of {len(rows)} clips; each counts as a '
         'subject of its own, who may be in another split as well'
       )
     if 0 < (without := folds.count(-1)) < len(folds):
       self.warnings.append(
-        f'{without} of {len(rows)} clips have no fold: folds are used where '
+        f'without a fold: {without} of {len(rows)} clips; folds are used where '
         'every clip has one'
       )
     named = [fold if fold >= 0 else None for fold in folds]

@@ -128,7 +128,7 @@ def test_folds_of_some_clips_are_left_out_aloud(tmp_path):
   assert any(text.startswith('2 of 8 clips') for text in report.warnings)
   _, found = fit.choose(dataset.open(out), False, 'exact')
   reason = next(x.reason for x in found if x.field == 'data.protocol')
-  assert '2 clips have no fold, so that those named are not used' in reason
+  assert 'without a fold: 2, so that those named are not used' in reason
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_a_fold_or_split_that_tests_nothing(
   assert started(monkeypatch, *command)[0] == ExitCode.OK
   out = capsys.readouterr().out
   assert all(line in out for line in lines)
-  assert 'have no fold' not in out
+  assert 'without a fold' not in out
 
 
 def test_a_later_start_does_not_ignore_other_flags(

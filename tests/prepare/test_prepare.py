@@ -270,8 +270,9 @@ def test_known_subjects_stay_on_one_side(tmp_path, run, change, unknown):
   assert len(sides[0] | sides[1]) == 4
   assert report.found['subjects'].startswith('4, from column subject')
   assert report.found['folds'] == 'none named'
-  warned = [text for text in report.warnings if 'have no subject' in text]
-  assert [text[:14] for text in warned] == ['2 of 12 clips '] * bool(unknown)
+  warned = [text for text in report.warnings if 'without a subject' in text]
+  named = [text.partition(';')[0] for text in warned]
+  assert named == ['without a subject: 2 of 12 clips'] * bool(unknown)
 
 
 def test_guessed_subjects_are_listed(tmp_path):
