@@ -142,7 +142,7 @@ def test_what_cannot_be_probed_is_named(place, capsys):
   assert code == ExitCode.USAGE
   assert 'bad_k: k=19: there are 18 tra' in capsys.readouterr().err
   unknown = subjects() | {'fold': np.full(60, -1)}
-  with pytest.raises(MiraInputError, match='no_folds: folds: 60 clips'):
+  with pytest.raises(MiraInputError, match='no_folds: folds: without'):
     feature_file.partition(unknown, 'folds')
 
 
