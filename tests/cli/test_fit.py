@@ -125,7 +125,7 @@ def test_folds_of_some_clips_are_left_out_aloud(tmp_path):
   report = prepare.prepare_folder(
     root, out, table=tmp_path / 'clips.csv', workers=0
   )
-  assert any(text.startswith('2 of 8 clips') for text in report.warnings)
+  assert any('a fold: 2 of 8 clips' in text for text in report.warnings)
   _, found = fit.choose(dataset.open(out), False, 'exact')
   reason = next(x.reason for x in found if x.field == 'data.protocol')
   assert 'without a fold: 2, so that those named are not used' in reason
