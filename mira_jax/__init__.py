@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from mira_jax.errors import MiraInputError
-  from mira_jax.inference.predictor import Prediction, Predictor, Records, load
+  from mira_jax.inference.predictor import Prediction, Predictor, load
+  from mira_jax.inference.records import Records
   from mira_jax.mira import MiraConfig
   from mira_jax.models.vivit import SIZES, ViViT
 
@@ -28,7 +29,7 @@ _MODULES = {
   'MiraInputError': 'errors',
   'Prediction': 'inference.predictor',
   'Predictor': 'inference.predictor',
-  'Records': 'inference.predictor',
+  'Records': 'inference.records',
   'load': 'inference.predictor',
   'MiraConfig': 'mira',
   'SIZES': 'models.vivit',

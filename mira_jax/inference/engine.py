@@ -15,6 +15,7 @@ from mira_jax.augment import transforms
 from mira_jax.devices import memory, sharding
 from mira_jax.inference.scorer import Batch, Scorer, bucket_sizes, most_at_once
 from mira_jax.kernels import dispatch
+from mira_jax.models.blocks import LARGE
 from mira_jax.models.vivit import ViViT
 from mira_jax.param_names import HEAD
 from mira_jax.weights import int8
@@ -109,8 +110,7 @@ class Engine(Scorer):
   def records(self, windows: np.ndarray) -> list[Record]:
     """What MiRA did to each window uint8 [B, T, S, S, 3], block by block.
 
-    They are the arrays of `blocks.block_record` over frames and tokens (not the
-    attention maps).
+    They are the arrays of `blocks.block_record` but those of `blocks.LARGE`.
     """
     self._check(windows)
     return self._run(self._record, windows)
@@ -132,7 +132,7 @@ def _programs(model: ViViT, mesh: Mesh, _: str) -> tuple[Any, Any]:
     _, records = apply(with_maps, variables, video, True)
     # XLA does not compute what is left out here.
     return [
-      {name: x for name, x in record.items() if x.ndim == 2}
+      {name: x for name, x in record.items() if name not in LARGE}
       for record in records
     ]
 

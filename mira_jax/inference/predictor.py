@@ -11,43 +11,18 @@ from typing import Any
 import numpy as np
 
 from mira_jax.errors import MiraInputError, checkpoint_error
-from mira_jax.inference import backends, exported, find_clips
+from mira_jax.inference import backends, exported, find_clips, records
 from mira_jax.inference import load as loading
-from mira_jax.inference.engine import Engine, Record
-from mira_jax.inference.scorer import Scorer, is_independent
+from mira_jax.inference.engine import Engine
+from mira_jax.inference.records import Records
+from mira_jax.inference.scorer import Scorer
 from mira_jax.tuning import verdicts
 from mira_jax.video import decode, footage, geometry
 from mira_jax.weights import infer_model
 
 Path = str | os.PathLike[str]
+_STILLS, _STILL = 12, 96  # of a timeline, and their pixels
 Clip = Path | np.ndarray | footage.Video
-
-
-@dataclasses.dataclass(kw_only=True, frozen=True)
-class Records:
-  """What MiRA did to one window of a clip.
-
-  `before` and `after` are attention marginals: the share of all attention that
-  each token receives, averaged over queries, heads and MiRA's blocks. A plain
-  ViT has neither `gain` nor `after`.
-
-  Attributes:
-    window: uint8 [F, S, S, 3], the frames that the model saw.
-    indices: int [F], their numbers in the clip.
-    number: of the window, from 0.
-    windows: number of windows of the clip.
-    gain: float32 [blocks, T], of every temporal token; or None.
-    before: float32 [T, h, w], without MiRA.
-    after: float32 [T, h, w], with MiRA; or None.
-  """
-
-  window: np.ndarray
-  indices: np.ndarray
-  number: int
-  windows: int
-  gain: np.ndarray | None
-  before: np.ndarray
-  after: np.ndarray | None
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -64,8 +39,11 @@ class Prediction:
     frames: number of frames in the clip.
     fps: frames per second; 0 if unknown.
     seconds: duration of the clip; 0 if unknown.
+    span: frames from the first to the last of a window.
     flags: what is odd about the clip, such as 'static' (docs/errors.md).
     records: of the middle window, if asked for.
+    stills: uint8 [n, s, s, 3], frames from the middles of n equal parts of the
+      clip; with a timeline, if records were asked for.
   """
 
   label: str
@@ -75,8 +53,10 @@ class Prediction:
   frames: int
   fps: float
   seconds: float
+  span: int
   flags: tuple[str, ...]
   records: Records | None = None
+  stills: np.ndarray | None = None
 
   @property
   def mean(self) -> np.ndarray:
@@ -120,6 +100,11 @@ class Predictor:
     """Whether the model gives `features` and `records`; an export does not."""
     return self._jax is not None
 
+  @property
+  def window(self) -> int:
+    """Frames of a clip from the first to the last that a window covers."""
+    return self.scorer.frames * self._cut['rate']
+
   def read(self, clip: Clip, fps: float | None = None) -> footage.Video:
     """A clip as frames, shrunk to what the model needs.
 
@@ -158,7 +143,8 @@ class Predictor:
       timeline: slide windows over the clip and classify every second of it.
       stride: seconds between the starts of such windows.
       fps: frames per second, instead of the clip's own.
-      records: whether to add the records of the middle window.
+      records: whether to add the records of the middle window, or of a timeline
+        its stills.
 
     Raises:
       MiraInputError: see `read`, `Scorer.timeline` and `records`; or the model
@@ -187,8 +173,10 @@ class Predictor:
       frames=video.count,
       fps=video.fps,
       seconds=len(video) / video.fps if video.fps else 0.0,
+      span=min(self.window, len(video)),
       flags=flags,
-      records=self._records(*cut()) if records else None,
+      records=self._records(*cut()) if records and not timeline else None,
+      stills=_stills(video) if records and timeline else None,
     )
 
   def features(self, clip: Clip) -> np.ndarray:
@@ -210,33 +198,19 @@ class Predictor:
     """
     return self._records(*self._windows(self.read(clip)))
 
+  def all_records(self, clip: Clip, most: int = 64) -> list[Records]:
+    """As `records`, of windows side by side that cover the clip.
+
+    Of more than `most` such windows some are left out, evenly.
+    """
+    video = self.read(clip)
+    windows, indices = self.scorer.cut_tiles(video, **self._cut, most=most)
+    numbers = list(range(len(windows)))
+    return records.of_windows(self._engine(), windows, indices, numbers)
+
   def _records(self, windows: np.ndarray, indices: np.ndarray) -> Records:
-    engine = self._engine()
-    number = middle = len(windows) // 2
-    batch = windows
-    if is_independent(engine.model):
-      batch, middle = windows[number : number + 1], 0
-    # Else all together: batch statistics are then those of the prediction.
-    blocks = engine.records(batch)
-    mira = [block for block in blocks if 'gain' in block]
-    shown, grid = mira or blocks, engine.model.grid
-
-    def row(block: Record, name: str) -> np.ndarray:
-      array = block[name]  # the batch may share one row
-      return array[min(middle, len(array) - 1)]
-
-    def marginal(name: str) -> np.ndarray:
-      return np.mean([_on_grid(row(x, name), grid) for x in shown], axis=0)
-
-    return Records(
-      window=windows[number],
-      indices=indices[number],
-      number=number,
-      windows=len(windows),
-      gain=np.stack([row(block, 'gain') for block in mira]) if mira else None,
-      before=marginal('before'),
-      after=marginal('after') if mira else None,
-    )
+    middle = len(windows) // 2
+    return records.of_windows(self._engine(), windows, indices, [middle])[0]
 
   @functools.cached_property
   def _backbone(self) -> Scorer:
@@ -257,16 +231,12 @@ class Predictor:
     return self.scorer.cut_views(video, views=self._views, **self._cut)
 
 
-def _on_grid(marginal: np.ndarray, grid: tuple[int, int, int]) -> np.ndarray:
-  """A marginal over tokens [L], after any class token, as [T, h, w].
-
-  A token of a temporal encoder is a whole frame: its positions share it.
-  """
-  frames, height, width = grid
-  positions = height * width
-  if len(marginal) < frames * positions:
-    marginal = np.repeat(marginal[-frames:] / positions, positions)
-  return marginal[-frames * positions :].reshape(grid)
+def _stills(video: footage.Video) -> np.ndarray:
+  """Frames from the middles of equal parts of a clip."""
+  count = min(_STILLS, len(video))
+  ticks = ((np.arange(count) + 0.5) * len(video) / count).astype(int)
+  frames = video.take(ticks)
+  return np.stack([geometry.resize(x, _STILL, 'crop') for x in frames])
 
 
 def load(

@@ -116,6 +116,22 @@ class Scorer:
     windows = footage.resize_windows(clip, ticks, self.image_size, fit)
     return windows, clip.of_ticks(ticks)
 
+  def cut_tiles(
+    self, clip: footage.Video, *, rate: int, fit: str, most: int
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Windows side by side that cover a clip, the last of which ends with it.
+
+    Of more than `most` such windows some are left out, evenly. Arguments and
+    results are those of `cut_views`.
+    """
+    span = min(len(clip), self.frames * rate)
+    inside = sampling.test_indices(span, self.frames, rate, 0, 1)
+    starts = np.unique([*range(0, len(clip) - span, span), len(clip) - span])
+    starts = starts[footage.spaced(len(starts), most)]
+    ticks = starts[:, None] + inside
+    windows = footage.resize_windows(clip, ticks, self.image_size, fit)
+    return windows, clip.of_ticks(ticks)
+
   def timeline(
     self, clip: footage.Video, *, rate: int, fit: str, stride: float = 0.5
   ) -> np.ndarray:

@@ -24,6 +24,7 @@ from mira_jax.models.spec import BlockSpec
 Array = jax.Array
 Rate = Array | float  # of drop path
 Record = dict[str, Array]
+LARGE = ('attention_before', 'attention_after', 'output')  # of a record
 
 
 class Attention(nn.Module):
@@ -203,9 +204,10 @@ BLOCKS = {
 def block_record(attended: Attended, output: Array) -> Record:
   """The recorded arrays of a block, by name.
 
-  `attention_before`, `attention_after` [B, H, L, L] and `before`, `after`
-  [B, L], their key marginals, unless an implementation without maps was asked
-  for; `output` [B, L, C]; and with MiRA `gain`, `prior`, `score`, `confidence`,
+  `attention_before`, `attention_after` [B, H, L, L], `before`, `after` [B, L],
+  their key marginals, and `heads_before`, `heads_after` [B, H, L], those of
+  each head, unless an implementation without maps was asked for; `output`
+  [B, L, C]; and with MiRA `gain`, `prior`, `score`, `confidence`,
   `concentration` (unless N is 1), each [B or 1, T].
   """
   record = {'output': output}
@@ -215,6 +217,8 @@ def block_record(attended: Attended, output: Array) -> Record:
       'attention_after': attended.after,
       'before': key_marginal(attended.before),
       'after': key_marginal(attended.after),
+      'heads_before': attended.before.mean(axis=2),
+      'heads_after': attended.after.mean(axis=2),
     }
   if attended.frames is not None:
     frames = attended.frames._asdict()

@@ -105,15 +105,16 @@ def encoder_of(options: EncoderOptions, spec: BlockSpec, **own: Any) -> Encoder:
 def clip_record(record: Record, num_frames: int, num_prefix: int) -> Record:
   """The record of clips from that of their frames, [B * T, ...] each.
 
-  Maps and outputs get the axes [B, T, ...]. The marginals become [B, L], those
-  of the clip: a token receives attention from its own frame only, which is one
-  of T. Prefix tokens are left out of them.
+  Maps and outputs get the axes [B, T, ...]. The marginals become [B, L] and
+  [B, H, L], those of the clip: a token receives attention from its own frame
+  only, which is one of T. Prefix tokens are left out of them.
   """
   clips = {
     name: einops.rearrange(x, '(b t) ... -> b t ...', t=num_frames)
     for name, x in record.items()
   }
-  for name in clips.keys() & {'before', 'after'}:
-    marginal = clips[name][:, :, num_prefix:] / num_frames
-    clips[name] = einops.rearrange(marginal, 'b t n -> b (t n)')
+  for name in ('before', 'after', 'heads_before', 'heads_after'):
+    if name in clips:
+      marginal = clips[name][..., num_prefix:] / num_frames
+      clips[name] = einops.rearrange(marginal, 'b t ... n -> b ... (t n)')
   return clips

@@ -290,9 +290,13 @@ def test_records_have_their_names_and_shapes():
       'attention_after': (3, 2, 16, 16),
       'before': (3, 16),
       'after': (3, 16),
+      'heads_before': (3, 2, 16),
+      'heads_after': (3, 2, 16),
       'output': (3, 16, 32),
     } | dict.fromkeys(frames, (3, 4))
     np.testing.assert_allclose(record['after'].sum(-1), 1, rtol=1e-5)
+    heads = record['heads_after'].mean(1)
+    np.testing.assert_allclose(heads, record['after'], rtol=1e-5)
     assert np.abs(record['after'] - record['before']).max() > 1e-5
 
 
