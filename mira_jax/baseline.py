@@ -23,7 +23,13 @@ from mira_jax import files
 from mira_jax.data import descriptors, holdout, protocol
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.data.pool import Pool, join
-from mira_jax.evaluation import metrics, predictions, report, results
+from mira_jax.evaluation import (
+  metrics,
+  predictions,
+  report,
+  results,
+  statistics,
+)
 
 _log = logging.getLogger(__name__)
 Array = np.ndarray
@@ -41,7 +47,7 @@ class Baseline:
     features: one of `descriptors.KINDS`.
     class_names: K names.
     folds: with their confusion matrices; one, without a name, of 'split'.
-    intervals: of all clips, see `metrics.intervals`.
+    intervals: of all clips, see `statistics.intervals`.
     strengths: the C that each fold chose.
     seconds: that it took.
     predictions: of each tested clip; probabilities are the softmax of decision
@@ -65,9 +71,15 @@ class Baseline:
     scores = metrics.score(self.matrix)
     war, uar = (
       f'{name.upper()} {getattr(scores, name):.1%} ({low:.1%} to {high:.1%})'
-      for name, (low, high) in self.intervals.items()
+      for name in ('war', 'uar')
+      for low, high in [self.intervals[name]]
     )
-    return f'{self.features} and a linear SVM: {war}, {uar}'
+    return f'{words(self)}: {war}, {uar}'
+
+
+def words(made: Baseline) -> str:
+  """What it is, in words."""
+  return f'{made.features} and a linear SVM'
 
 
 def evaluate(
@@ -118,7 +130,7 @@ def evaluate(
       results.Fold(name=fold.fold_name, matrix=part.matrix)
       for fold, part in zip(folds, tested, strict=True)
     ],
-    intervals=metrics.intervals(whole.by_subject()),
+    intervals=statistics.intervals(whole.by_subject()),
     strengths=strengths,
     seconds=time.monotonic() - start,
     predictions=whole,
@@ -345,4 +357,4 @@ def below(made: Baseline, folds: Sequence[results.Fold]) -> str:
     f'{getattr(theirs, name):.1%}'
     for name in ('war', 'uar')
   )
-  return f'below the baseline ({made.features} and a linear SVM): {pairs}'
+  return f'below the baseline ({words(made)}): {pairs}'

@@ -30,15 +30,17 @@ _USAGE = """
   bad_folds bad_fraction bad_k bad_module bad_name bad_platform bad_settings
   bad_shape bad_size bad_suffix bad_table bad_topology bad_value empty
   format_not_allowed
-  no_backend no_beam no_camera no_cascade no_cluster no_compiler no_device
-  no_face no_fps no_host no_hub no_torch no_video_stream not_a_run not_features
-  not_regular_file not_video os_error out_of_memory too_large too_long
-  too_many_files too_small unclear_label unexpected unknown_case wrong_root
+  no_backend no_beam no_camera no_cascade no_cluster no_compiler no_demo
+  no_device no_face no_fps no_host no_hub no_torch no_video_stream not_a_run
+  not_features not_regular_file not_synthetic not_video os_error out_of_memory
+  too_large too_long too_many_files too_small unclear_label unexpected
+  unknown_case wrong_root
 """
 _DATA = """
   bad_archive beam_failed class_count clip_in_both leak
   no_clips no_common_classes no_fold no_folds no_split no_subjects
-  not_a_dataset one_dataset one_fold other_classes other_weights same_name
+  not_a_dataset one_dataset one_fold other_classes other_labels other_weights
+  same_name
   several_datasets too_many_damaged too_many_missing unclear_tree
   unsafe_archive worker_died
 """

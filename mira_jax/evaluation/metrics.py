@@ -135,34 +135,6 @@ def score(matrix: np.ndarray) -> Scores:
   )
 
 
-def intervals(
-  groups: np.ndarray, draws: int = 1000, seed: int = 0
-) -> dict[str, tuple[float, float]]:
-  """95 % intervals of WAR and UAR: a percentile bootstrap of groups.
-
-  Clips of one subject are alike, so that whole subjects are drawn (Efron and
-  Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13).
-
-  Args:
-    groups: int [G, K, K], the confusion matrix of each group; none is empty.
-    draws: how often G groups are drawn, with replacement.
-    seed: of the draws.
-
-  Returns:
-    Low and high of 'war' and 'uar'.
-  """
-  count = len(groups)
-  rng = np.random.default_rng(seed)
-  times = rng.multinomial(count, np.full(count, 1 / count), size=draws)
-  found = [score(matrix) for matrix in np.tensordot(times, groups, axes=1)]
-  spans = {}
-  for name in ('war', 'uar'):
-    values = [getattr(scores, name) for scores in found]
-    low, high = np.percentile(values, [2.5, 97.5]).tolist()
-    spans[name] = low, high
-  return spans
-
-
 def average_views(
   probabilities: np.ndarray, clip: np.ndarray, num_clips: int, views: int
 ) -> np.ndarray:

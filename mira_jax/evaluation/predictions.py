@@ -15,6 +15,7 @@ from mira_jax.evaluation.metrics import confusion_matrix
 
 NAME = 'predictions.csv'
 COLUMNS = ('clip', 'subject', 'fold', 'true', 'predicted')
+_PER_CLIP = ('clip', 'subject', 'fold', 'label', 'probability')
 _PREFIX = 'p_'  # of the column of a class
 
 
@@ -42,6 +43,12 @@ class Predictions:
     """Confusion matrix int [K, K], rows = true class."""
     count = len(self.class_names)
     return confusion_matrix(self.label, self.predicted, count)
+
+  def take(self, rows: np.ndarray) -> Predictions:
+    """The clips of a mask [C] or of indices [n], in that order."""
+    return dataclasses.replace(
+      self, **{name: getattr(self, name)[rows] for name in _PER_CLIP}
+    )
 
   def by_subject(self) -> np.ndarray:
     """A matrix of each subject [G, K, K]; a clip without one is its own."""
@@ -107,9 +114,8 @@ def read(path: str | os.PathLike[str]) -> Predictions:
 
 def join(parts: Sequence[Predictions]) -> Predictions:
   """The clips of all parts, which have the same classes."""
-  fields = ('clip', 'subject', 'fold', 'label', 'probability')
   joined = {
     name: np.concatenate([getattr(part, name) for part in parts])
-    for name in fields
+    for name in _PER_CLIP
   }
   return Predictions(class_names=parts[0].class_names, **joined)

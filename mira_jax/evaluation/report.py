@@ -30,6 +30,9 @@ _BAR = 24  # columns
 _CLASS = 24  # columns of a class name beside a prediction
 _COLUMNS = 64  # of a terminal, for all predicted classes
 _MOST = 11  # classes whose matrix has room there
+# A run: its name, folds, matrix (None where it is not finished) and
+# configuration, in words.
+RunRow = tuple[str, str, np.ndarray | None, str]
 _WARNING = f'{results.BEST_ON_TEST}: selected on the clips it is tested on'
 
 
@@ -164,13 +167,8 @@ def results_table(
   return Group(Text(plain(title), 'bold'), lines, foot)
 
 
-def runs_table(
-  rows: Sequence[tuple[str, str, np.ndarray | None, str]], title: str
-) -> RenderableType:
-  """A line per run: its name, folds, matrix and configuration, in words.
-
-  The matrix is None where the run is not finished.
-  """
+def runs_table(rows: Sequence[RunRow], title: str) -> RenderableType:
+  """A line per run."""
   lines = table('run', 'folds', 'clips', 'WAR', 'UAR', 'macro F1')
   lines.add_column('configuration')
   for name, folds, matrix, words in rows:
@@ -241,7 +239,9 @@ def _matrix_table(
     return []
   names = [plain(name) for name in class_names]
   width = max(3, min(9, _COLUMNS // len(names) - 2))
-  lines = table('true \\ predicted', *(name[:width] for name in names))
+  lines = table('true \\ predicted')
+  for name in names:  # longer ones are on several lines
+    lines.add_column(Text(name), justify='right', overflow='fold', width=width)
   for i, name in enumerate(names):
     cells = [
       Text(f'{count}', 'bold' if i == j else '' if count else 'dim')
@@ -255,9 +255,16 @@ def _matrix_table(
 
 
 def prediction_table(
-  clip: str, probabilities: np.ndarray, class_names: Sequence[str], top: int = 3
+  clip: str,
+  probabilities: np.ndarray,
+  class_names: Sequence[str],
+  about: str = '',
+  top: int = 3,
 ) -> RenderableType:
-  """The likeliest classes of a clip, with bars; probabilities [K]."""
+  """The likeliest classes of a clip, with bars; probabilities [K].
+
+  `about` is a line below the clip's name.
+  """
   lines = _table(head=False)
   longest = max(cell_len(plain(name)) for name in class_names)
   lines.add_column(overflow='fold', width=min(longest, _CLASS))
@@ -271,7 +278,8 @@ def prediction_table(
       _bar(probabilities[i], best=not place),
       Text(percent(probabilities[i]), style),
     )
-  return Group(Text(plain(clip), 'bold', overflow='fold'), lines, '')
+  note = [Text(about, 'dim')] if about else []
+  return Group(Text(plain(clip), 'bold', overflow='fold'), *note, lines, '')
 
 
 def timeline_table(

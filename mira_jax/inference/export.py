@@ -342,7 +342,7 @@ def _write_golden(folder: pathlib.Path, source: engine.Engine) -> None:
   model = source.model.clone(attention=None, dtype=jnp.float32)
   reference = engine.Engine(model, source.variables, GOLDEN_CLIPS)
   size, count = model.image_size, model.frames
-  large = {'size': max(64, size), 'num_frames': max(8, count)}
+  large: Any = {'size': max(64, size), 'num_frames': max(8, count)}
   drawn = [
     faces.draw_clip(i, seed=0, split='test', difficulty='macro', **large).frames
     for i in range(GOLDEN_CLIPS)

@@ -13,6 +13,8 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
+
 from mira_jax.data import dataset
 from mira_jax.data import workers as clip_workers
 from mira_jax.errors import MiraInputError
@@ -79,10 +81,43 @@ def level(difficulty: str) -> dict[str, Any]:
   return json.loads(json.dumps(fields))
 
 
+class Truth:
+  """What the clips of a synthetic dataset show, and where: drawn again.
+
+  Raises:
+    MiraInputError: the dataset is of another version of the drawing, or none
+      that was drawn ('not_synthetic').
+  """
+
+  def __init__(self, prepared: dataset.PreparedDataset):
+    about = prepared.metadata
+    names = ('seed', 'size', 'num_frames', 'difficulty')
+    difficulty = about.get('difficulty')
+    known = difficulty in faces.DIFFICULTIES and not {*names} - {*about}
+    if not known or about.get('level') != level(str(difficulty)):
+      hint = 'it was not drawn by this version; frames alone are known'
+      raise MiraInputError('not_synthetic', prepared.name, hint)
+    self._drawing: dict[str, Any] = {name: about[name] for name in names}
+
+  def __call__(self, clip_id: str) -> tuple[np.ndarray, np.ndarray]:
+    """The intensity [F] of a clip's expression, and its change of each pixel.
+
+    The latter is float32 [F, S, S], the mean absolute difference of colours.
+    """
+    split, _, index = clip_id.partition('-')
+    with_it, without = (
+      faces.draw_clip(int(index), split=split, neutral=x, **self._drawing)
+      for x in (False, True)
+    )
+    change = with_it.frames.astype(np.float32) - without.frames
+    return with_it.intensity, np.abs(change).mean(-1)
+
+
 def _draw(job: tuple[str, int], drawing: dict[str, Any]) -> dataset.Clip:
   """Draws and encodes one clip of (split, index)."""
   split, index = job
   drawn = vars(faces.draw_clip(index, split=split, **drawing))
+  del drawn['intensity']
   frames = [images.encode_jpeg(f, JPEG_QUALITY) for f in drawn.pop('frames')]
   name = f'{split}-{index:06d}'
   return dataset.Clip(clip_id=name, frames=frames, fps=FPS, **drawn)

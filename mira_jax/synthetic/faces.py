@@ -68,6 +68,7 @@ class FaceClip:
   apex: int  # the strongest
   offset: int  # the last
   action_units: str  # such as '6+12+25'; '' for Neutral
+  intensity: np.ndarray  # float [F], mean of the action units that are shown
 
 
 def _generator(seed: int, split: str, *key: int) -> np.random.Generator:
@@ -90,11 +91,14 @@ def draw_clip(
   difficulty: str,
   size: int = 64,
   num_frames: int = 32,
+  neutral: bool = False,
 ) -> FaceClip:
   """Draws clip `index` of a split.
 
   Seven consecutive clips show one person with each class once, see
-  `class_order`; no person is in both splits. `size` is in pixels per side.
+  `class_order`; no person is in both splits. `size` is in pixels per side. With
+  `neutral` the face does not move, and all else, noise too, is the same: where
+  frames differ from those without, they show the expression.
   """
   person, place = divmod(index, len(CLASS_NAMES))
   name = class_order(person, seed=seed, split=split)[place]
@@ -105,9 +109,11 @@ def draw_clip(
   units, (onset, apex, offset) = _expression(
     rng, level, name, _envelope(*times, num_frames)
   )
-  picture = draw_face(face, units, *_eyes(rng, times[1], num_frames))
+  shown = {k: np.zeros_like(x) for k, x in units.items()} if neutral else units
+  picture = draw_face(face, shown, *_eyes(rng, times[1], num_frames))
   pose = _head_motion(rng, level, num_frames)
   frames = picture.render(pose, _background(face, size), size)
+  active = [x.mean(-1) for x in units.values() if x.any()]
   return FaceClip(
     frames=_sensor(rng, level, frames),
     label=CLASS_NAMES.index(name),
@@ -116,6 +122,7 @@ def draw_clip(
     apex=apex,
     offset=offset,
     action_units='+'.join(str(k) for k in units if units[k].any()),
+    intensity=np.mean(active, axis=0) if active else np.zeros(num_frames),
   )
 
 

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mira_jax.evaluation import metrics, predictions
+from mira_jax.evaluation import metrics, predictions, statistics
 
 NAMES = ('happy', 'sad, or not', 'fear')
 
@@ -70,7 +70,7 @@ def test_intervals_are_wider_where_clips_of_a_subject_are_alike():
   matrices = made.by_subject()
   assert matrices.shape == (30, 3, 3)
   np.testing.assert_array_equal(matrices.sum(0), made.matrix)
-  low, high = metrics.intervals(matrices)['war']
+  low, high = statistics.intervals(matrices)['war']
   war = right.mean()
   # The standard error of the mean of subjects, by the textbook.
   error = np.sqrt(war * (1 - war) / 30)
@@ -78,5 +78,5 @@ def test_intervals_are_wider_where_clips_of_a_subject_are_alike():
   assert high == pytest.approx(war + 1.96 * error, abs=0.03)
   alone = dataclasses.replace(made, subject=np.full(300, ''))
   assert len(alone.by_subject()) == 300
-  near, far = metrics.intervals(alone.by_subject())['war']
+  near, far = statistics.intervals(alone.by_subject())['war']
   assert far - near < 0.5 * (high - low)
