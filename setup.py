@@ -8,6 +8,7 @@ setup(
   package_data={
     'mira_jax': ['py.typed'],
     'mira_jax.aot': ['*.json'],
+    'mira_jax.pages': ['templates/*'],
     'mira_jax.configs': ['classes/*.csv'],
   },
 )

@@ -25,7 +25,7 @@ FLOORS = (
   ('augment', 'data'),
   ('devices', 'video'),
   ('evaluation',),
-  ('figures',),
+  ('figures', 'pages'),
   ('files',),
   ('mira', 'terminal', 'param_names'),
   ('errors',),
@@ -36,6 +36,7 @@ ONLY = {
   'flax': ('models',),
   'orbax': ('train',),
   'matplotlib': ('figures',),
+  'jinja2': ('pages',),
   'openpyxl': ('prepare',),
 }
 # What the method, the kernels and the models need.

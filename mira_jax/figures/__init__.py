@@ -18,11 +18,17 @@ from typing import Any
 from mira_jax.errors import MiraInputError
 
 _MODULES = {
+  'blocks_figure': 'blocks',
   'clip_figure': 'clip',
+  'color_table': 'style',
   'confusion_figure': 'charts',
   'contact_sheet': 'sheets',
   'curves_figure': 'charts',
+  'faithfulness_figure': 'charts',
+  'features_figure': 'charts',
+  'overlay_frames': 'overlay',
   'reconstruction_figure': 'sheets',
+  'reliability_figure': 'charts',
   'timeline_figure': 'charts',
 }
 

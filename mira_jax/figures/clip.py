@@ -46,6 +46,7 @@ def clip_figure(
   probabilities: np.ndarray,
   class_names: Sequence[str],
   title: str,
+  scored: int = 1,
 ) -> Picture:
   """Frames, gain, attention before MiRA, after it, its change, and classes.
 
@@ -57,19 +58,22 @@ def clip_figure(
     before: [T, h, w], the share of all attention that each token receives
       without MiRA.
     after: [T, h, w], with MiRA.
-    probabilities: [K].
+    probabilities: [K]; K is 0 for a backbone.
     class_names: K names.
     title: of the figure.
+    scored: windows that the probabilities are means over.
   """
   tubelet, count = len(frames) // len(before), len(before)
   shown = spread(count, _COLUMNS)
   stills = frames[::tubelet][shown]
   figure, rows, box = _panels(stills, after is not None)
   top, foot = figure.subfigs
-  best = int(np.argmax(probabilities))
-  verdict = f'{text(class_names[best], 24)} {probabilities[best]:.0%}'
+  verdict = ''
+  if len(probabilities):
+    best = int(np.argmax(probabilities))
+    verdict = f'  →  {text(class_names[best], 24)} {probabilities[best]:.0%}'
   head = {'size': 16, 'weight': 'bold', 'x': 0.01, 'ha': 'left'}
-  figure.suptitle(f'{text(title, 72)}  →  {verdict}', color=INK, **head)
+  figure.suptitle(f'{text(title, 72)}{verdict}', color=INK, **head)
   top.suptitle(
     _caption(tubelet, len(shown), count),
     size=11, color=MUTED, x=0.01, ha='left',
@@ -93,7 +97,10 @@ def clip_figure(
   _draw_maps(rows, stills, shown, box, before, after)
   left, right = foot.subplots(1, 2, width_ratios=(3, 2))
   _draw_share(left, before, after)
-  _draw_classes(right, probabilities, class_names)
+  if len(probabilities):
+    _draw_classes(right, probabilities, class_names, scored)
+  else:
+    right.set_axis_off()
   return Picture(figure, arrays)
 
 
@@ -251,7 +258,10 @@ def _draw_share(
 
 
 def _draw_classes(
-  axes: Axes, probabilities: np.ndarray, class_names: Sequence[str]
+  axes: Axes,
+  probabilities: np.ndarray,
+  class_names: Sequence[str],
+  scored: int,
 ) -> None:
   """The likeliest classes, best on top."""
   count = len(probabilities)
@@ -266,4 +276,5 @@ def _draw_classes(
   axes.set(ylim=(max(len(order), 4) - 0.4, -0.6), xlim=(0, 1.08))
   axes.xaxis.set_major_formatter(PercentFormatter(1))
   more = f' (best {_CLASSES} of {count})' if count > _CLASSES else ''
-  axes.set_title(f'Class probabilities{more}', size=12, loc='left')
+  mean = f', mean of {scored} windows' if scored > 1 else ''
+  axes.set_title(f'Class probabilities{mean}{more}', size=12, loc='left')

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, ParamSpec, TypeVar
 
+import matplotlib
 import matplotlib.style
 import numpy as np
 from matplotlib import font_manager, ft2font
@@ -30,6 +31,7 @@ CYCLE = (
 )  # fmt: skip
 DPI = 100
 WIDTH = 16.0  # inches: wide figures are 1600 pixels wide
+SIDE = 448  # pixels of a frame of an overlay
 # Of fonts, by preference; the first comes with matplotlib.
 FAMILIES = (
   'DejaVu Sans', 'Noto Sans CJK SC', 'Noto Sans CJK JP', 'Noto Sans SC',
@@ -74,8 +76,8 @@ class Picture:
   arrays: Mapping[str, Any]
 
   @drawn
-  def save(self, path: str | os.PathLike[str]) -> Path:
-    """Writes the figure, and the arrays to a .npz beside it.
+  def save(self, path: str | os.PathLike[str], *, numbers: bool = True) -> Path:
+    """Writes the figure, and unless without `numbers` a .npz of its arrays.
 
     A process that is killed leaves no half of a file.
 
@@ -87,17 +89,23 @@ class Picture:
     if path.suffix[1:].lower() not in kinds:
       raise MiraInputError('bad_suffix', path, 'name it .png')
     path.parent.mkdir(parents=True, exist_ok=True)
-    kind = path.suffix[1:].lower()
-    image, arrays = io.BytesIO(), io.BytesIO()
+    files.write_bytes(path, self.encode(path.suffix[1:].lower()))
+    if numbers:
+      arrays = io.BytesIO()
+      np.savez_compressed(arrays, **self.arrays)
+      files.write_bytes(path.with_suffix('.npz'), arrays.getvalue())
+    return path
+
+  @drawn
+  def encode(self, kind: str = 'png') -> bytes:
+    """The figure as a file of a kind."""
+    image = io.BytesIO()
     if kind == 'png':  # savefig draws twice, and compresses 5 % for 0.1 s
       fast = {'compress_level': 4}
       FigureCanvasAgg(self.figure).print_png(image, pil_kwargs=fast)
     else:
       self.figure.savefig(image, format=kind, dpi=DPI)
-    np.savez_compressed(arrays, **self.arrays)
-    files.write_bytes(path, image.getvalue())
-    files.write_bytes(path.with_suffix('.npz'), arrays.getvalue())
-    return path
+    return image.getvalue()
 
 
 def blank(width: float, height: float) -> Figure:
@@ -150,3 +158,18 @@ def legend(axes: Axes, **place: Any) -> None:
 def spread(count: int, most: int) -> np.ndarray:
   """At most `most` indices from 0 to `count` - 1, evenly spaced, int [n]."""
   return np.linspace(0, count - 1, min(count, most)).round().astype(int)
+
+
+def class_color(index: int) -> str:
+  """The colour of a class, the same in every picture; 14 of them."""
+  color = CYCLE[index % len(CYCLE)]
+  if index // len(CYCLE) % 2 == 0:
+    return color
+  channels = (int(color[i : i + 2], 16) for i in (1, 3, 5))
+  return '#' + ''.join(f'{(x + 255) // 2:02x}' for x in channels)
+
+
+def color_table(name: str) -> list[int]:
+  """256 colours of a map, such as 'inferno': red, green, blue, red, ..."""
+  rows = matplotlib.colormaps[name](np.linspace(0, 1, 256))[:, :3]
+  return (255 * rows).round().astype(int).ravel().tolist()

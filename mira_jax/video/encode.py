@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import fractions
+import itertools
 import os
 import pathlib
+from collections.abc import Iterable
 
 import av
 import numpy as np
@@ -16,9 +18,9 @@ SUFFIXES = ('.mp4', '.m4v', '.mov', '.mkv')  # of containers of H.264
 
 
 def write_video(
-  path: str | os.PathLike[str], frames: np.ndarray, fps: float
+  path: str | os.PathLike[str], frames: Iterable[np.ndarray], fps: float
 ) -> pathlib.Path:
-  """Encodes uint8 [F, H, W, 3] as H.264; H and W must be even.
+  """Encodes frames uint8 [H, W, 3] as H.264; H and W must be even.
 
   The name's suffix chooses the container, such as '.mp4'.
 
@@ -35,10 +37,12 @@ def write_video(
     with av.open(str(path), 'w') as container:
       rate = fractions.Fraction(fps).limit_denominator(1001)
       stream = container.add_stream('libx264', rate=rate)
-      stream.height, stream.width = frames.shape[1:3]
       stream.pix_fmt = 'yuv420p'
       stream.options = {'crf': '16'}
-      for frame in frames:
+      coming = iter(frames)
+      first = next(coming)
+      stream.height, stream.width = first.shape[:2]
+      for frame in itertools.chain([first], coming):
         picture = av.VideoFrame.from_ndarray(frame, format='rgb24')
         container.mux(stream.encode(picture))
       container.mux(stream.encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import pathlib
 import subprocess
@@ -224,3 +225,105 @@ def test_settings_of_the_user_change_no_figure(tmp_path, monkeypatch):
   ours.save(tmp_path / 'ours.png')
   found, expected = (tmp_path / f'{x}.png' for x in ('x', 'ours'))
   assert found.read_bytes() == expected.read_bytes()
+
+
+# ----- over time --------------------------------------------------------------
+
+
+def test_curves_that_coincide_are_told_apart():
+  rows = [{'step': i, 'val_war': 0.5, 'test_war': 0.5} for i in range(3)]
+  rows[2] |= {'val_war': 0.625}
+  (axes,) = figures.curves_figure(rows).figure.axes
+  looks = {(x.get_marker(), x.get_linestyle()) for x in axes.lines}
+  assert len(looks) == 2
+  labels = [x.get_text() for x in axes.get_legend().get_texts()]
+  assert labels == ['val_war 0.625', 'test_war 0.5']
+  quiet = [{'step': i, 'loss': 1.0, 'skipped': 0} for i in range(3)]
+  loud = [row | {'skipped': row['step']} for row in quiet]
+  counts = [len(figures.curves_figure(x).figure.axes) for x in (quiet, loud)]
+  assert counts == [1, 2]
+
+
+def test_a_class_has_its_colour_in_every_timeline():
+  names = [f'class {i}' for i in range(5)]
+  first = np.tile([0.1, 0.1, 0.1, 0.6, 0.1], (4, 1))
+  second = first[:, ::-1]
+  colors = []
+  for timeline in (first, second):
+    picture = figures.timeline_figure(timeline, names, 'x')
+    handles, labels = picture.figure.axes[0].get_legend_handles_labels()
+    found = (tuple(h.get_facecolor()[0]) for h in handles)
+    colors.append(dict(zip(labels, found, strict=True)))
+  assert colors[0] == colors[1]
+  assert len({*colors[0].values()}) == 5
+  many = [style.class_color(i) for i in range(14)]
+  assert len({*many}) == 14
+
+
+def test_a_timeline_ends_with_the_clip():
+  timeline = np.full((4, 2), 0.5)
+  timeline[1] = np.nan
+  stills = np.zeros((3, 8, 8, 3), np.uint8)
+  options = {'seconds': 3.4, 'stills': stills}
+  picture = figures.timeline_figure(timeline, ['a', 'b'], 'x', **options)
+  axes, below = picture.figure.axes
+  assert axes.get_xlim() == (0, 3.4)
+  hatched = [patch for patch in axes.patches if patch.get_hatch()]
+  assert len(hatched) == 1
+  left, right = (
+    hatched[0].get_extents().transformed(axes.transData.inverted()).intervalx
+  )
+  assert (left, right) == pytest.approx((1, 2))
+  assert len(below.images) == 3
+  assert below.images[-1].get_extent()[1] == pytest.approx(3.4)
+
+
+def test_blocks_over_time():
+  rng = np.random.default_rng(0)
+  before, after = rng.random((2, 6, 8))
+  gain = rng.uniform(0.7, 1.4, (2, 8))
+  picture = figures.blocks_figure(
+    before=before, after=after, gain=gain, confidence=gain, title='x'
+  )
+  maps = {x.get_title('left'): x for x in picture.figure.axes if x.images}
+  assert [*maps] == [
+    'attention before MiRA', 'attention after MiRA',
+    'difference, after − before', 'gain', 'confidence',
+  ]  # fmt: skip
+  first, second, change, factor, _ = maps.values()
+  limits = [x.images[0].get_clim() for x in (first, second)]
+  assert (
+    limits[0]
+    == limits[1]
+    == (0, pytest.approx(8 * max(before.max(), after.max())))
+  )
+  assert sum(change.images[0].get_clim()) == pytest.approx(0)
+  assert sum(factor.images[0].get_clim()) == pytest.approx(2)
+  assert factor.get_ylim() == (5.5, 3.5)  # MiRA is in blocks 4 and 5
+  np.testing.assert_allclose(picture.arrays['difference'], 8 * (after - before))
+
+
+def test_a_backbone_has_no_classes():
+  clip = _clip() | {'probabilities': np.zeros(0), 'class_names': []}
+  texts = _texts(figures.clip_figure(**clip).figure)
+  assert 'Class probabilities' not in texts
+  clip = _clip() | {'scored': 5}
+  assert 'mean of 5 windows' in _texts(figures.clip_figure(**clip).figure)
+
+
+def test_an_overlay_has_a_frame_for_each_of_the_clip():
+  frames = [np.full((32, 32, 3), 10 * i, np.uint8) for i in range(5)]
+  maps = np.zeros((2, 4, 4))
+  maps[1, 0, 0] = 4.0
+  number = np.array([0, 0, 1, 1, 1])
+  drawn = [*figures.overlay_frames(frames, maps, number, 'attention')]
+  assert {x.shape for x in drawn} == {(576, 448, 3)}
+  corner = [x[:60, :60].astype(int).sum() for x in drawn]
+  rest = [x[300:440, 300:440].astype(int).sum() for x in drawn]
+  assert corner[2] - rest[2] * 3600 / 19600 > corner[1] - rest[1] * 3600 / 19600
+  below = [x[448:] for x in drawn]
+  moved = [
+    np.flatnonzero((a != b).any((0, 2))).size
+    for a, b in itertools.pairwise(below)
+  ]
+  assert all(0 < x <= 4 for x in moved)  # the line of the present frame
