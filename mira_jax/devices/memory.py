@@ -1,11 +1,23 @@
-"""Too little memory on a device, as one clear error."""
+"""How much memory was taken, and too little of it as one clear error."""
 
 from __future__ import annotations
 
 import contextlib
+import resource
+import sys
 from collections.abc import Iterator
 
 from mira_jax.errors import MiraInputError
+
+
+def peak() -> int:
+  """Bytes that were taken at most, of a device; of a CPU, by this process."""
+  import jax  # slow, and processes that draw need none
+
+  stats = [device.memory_stats() or {} for device in jax.local_devices()]
+  most = max(x.get('peak_bytes_in_use', 0) for x in stats)
+  unit = 1 if sys.platform == 'darwin' else 1024
+  return most or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 @contextlib.contextmanager

@@ -16,14 +16,16 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2
 
 from mira_jax import files, terminal
+from mira_jax.devices import memory
 from mira_jax.evaluation import results
 from mira_jax.train import guard
 
 _EVENTS: Any = event_pb2  # whose names are made when it is imported
 METRICS, EVAL_HISTORY = 'metrics.jsonl', 'eval_history.jsonl'  # of a run
 # Fields of a row that differ where a run is repeated: its speed, and seconds
-# since it began, without those between or lost by its interruptions.
-CLOCK = frozenset({'clips_per_second', 'seconds'})
+# since it began, without those between or lost by its interruptions. Also the
+# memory that it took at most, in gigabytes: of a device, or of a CPU's process.
+CLOCK = frozenset({'clips_per_second', 'seconds', 'peak_gb'})
 _PRINTED = ('loss', 'accuracy', 'learning_rate')
 
 
@@ -124,6 +126,7 @@ class Log:
       each = (now - self._since) / len(rows)
       mean['clips_per_second'] = round(self._batch_size / each, 1)
       speed = f'{each:.3g} s/step'
+    mean['peak_gb'] = round(memory.peak() / 1e9, 3)
     self._since = now
     self.write(step, mean, speed, self._left(step, now))
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import copy
 import dataclasses
+import importlib.metadata
 import json
 import pathlib
+import platform
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -211,8 +214,22 @@ def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
 
 
 def write_metadata(workdir: pathlib.Path, metadata: Mapping[str, Any]) -> None:
-  """Writes metadata.json beside config.json, for scoring checkpoints."""
-  files.write_text(workdir / METADATA, json.dumps(metadata, indent=2) + '\n')
+  """Writes metadata.json beside config.json, for scoring checkpoints.
+
+  It also names the versions and devices that the run began with.
+  """
+  content = dict(metadata) | {'environment': _environment()}
+  files.write_text(workdir / METADATA, json.dumps(content, indent=2) + '\n')
+
+
+def _environment() -> dict[str, str]:
+  """Versions and devices, in words."""
+  names = ('mira-jax', 'jax', 'flax', 'optax', 'numpy')
+  found = {'python': platform.python_version()}
+  found |= {name: importlib.metadata.version(name) for name in names}
+  kinds = collections.Counter(x.device_kind for x in jax.devices())
+  devices = ', '.join(f'{count} {kind}' for kind, count in kinds.items())
+  return found | {'devices': devices}
 
 
 def read_origin(workdir: pathlib.Path) -> dict[str, Any]:
