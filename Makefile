@@ -1,5 +1,6 @@
 # make demo: installs, draws faces, trains, evaluates, predicts; < 10 minutes.
 # make test: installs and runs every test.
+# make test-browser: opens pages in a Chromium that is installed here.
 # make soak: trains a run twice, once under faults, and compares; SEED=0 draws
 #   which, some 4 minutes.
 # make test-pods: compiles whole training steps for TPU pods; some 7 minutes.
@@ -19,16 +20,20 @@ JAX2ONNX := jax2onnx>=0.17.1,<0.18
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-wheel test-lowest test-torch test-cpu soak test-aot test-pods test-aot-gpu mutants lint format clean
+.PHONY: demo test test-wheel test-lowest test-torch test-cpu test-browser soak test-aot test-pods test-aot-gpu mutants lint format clean
 
 demo: $(STAMP)
 	$(BIN)/python train.py --config=configs/quickstart.py --workdir=$(RUN)
 	$(BIN)/python eval.py --workdir=$(RUN)
 	$(BIN)/mira draw $(RUN)/surprise.mp4 --person=5
 	$(BIN)/mira predict $(RUN)/surprise.mp4 --workdir=$(RUN) --out=$(RUN)/pictures
+	$(BIN)/mira explain $(RUN)/surprise.mp4 --workdir=$(RUN) --out=$(RUN)/pages
+	$(BIN)/mira report $(RUN) --out=$(RUN)/pages/report.html
 	@echo
 	@echo "picture of a clip:  $(RUN)/pictures/surprise.png"
 	@echo "confusion matrix:   $(RUN)/eval/synthetic_faces_macro-test/confusion.png"
+	@echo "page of the clip:   $(RUN)/pages/surprise.html"
+	@echo "page of the run:    $(RUN)/pages/report.html"
 	@echo "your own clip:      $(BIN)/mira predict CLIP --workdir=$(RUN)"
 
 test: $(STAMP)
@@ -64,6 +69,10 @@ test-cpu: $(STAMP)
 	$(BIN)/python -m pip install --quiet -e '.[cpu]'
 	$(BIN)/python -m pip install --quiet --no-deps '$(JAX2ONNX)'
 	$(BIN)/python -m pytest -n auto tests/inference/test_backends.py
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[demo]' 'playwright>=1.50'
+	$(BIN)/python -m pytest tests/browser
 
 soak: $(STAMP)
 	$(BIN)/python bench/soak.py --seed=$(SEED)

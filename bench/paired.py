@@ -142,6 +142,11 @@ def report(
   """Prints the table and writes it with the command, versions and date."""
   rows = summary(runs, arms)
   rich.print(table(rows, title))
+  write(out, {'summary': rows, 'runs': list(runs)})
+
+
+def write(out: str, found: dict[str, Any]) -> None:
+  """Writes what was found after the command, versions and date."""
   result = {
     'command': ' '.join(['python', *sys.argv]),
     'date': datetime.date.today().isoformat(),
@@ -149,8 +154,7 @@ def report(
     'jax': jax.__version__,
     'device': jax.devices()[0].device_kind,
     'cores': os.cpu_count(),
-    'summary': rows,
-    'runs': list(runs),
+    **found,
   }
   path = pathlib.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)

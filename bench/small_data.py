@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
@@ -41,13 +42,7 @@ def main() -> None:
   platform.keep_memory('cpu')
   engine.use_compile_cache()
   for labels in map(int, args.labels.split(',')):
-
-    def configure(_: str, seed: int, labels: int = labels) -> config.Config:
-      cfg = config.load(f'small:{labels},{args.mode}')
-      paired.synthetic(cfg, args.difficulty, seed)
-      cfg.data.train_fraction = labels / cfg.data.train_clips
-      return cfg
-
+    configure = recipe(args.difficulty, labels, args.mode)
     name = f'{args.difficulty}_{labels}_{args.mode}'
     workdir = pathlib.Path(args.workdir, name)
     runs = paired.train(ARMS[1:], args.seeds, configure, str(workdir))
@@ -55,6 +50,20 @@ def main() -> None:
     title = f'synthetic_faces/{args.difficulty}, {labels} labels, test clips'
     out = pathlib.Path(args.out, f'small_{name}.json')
     paired.report(floors + runs, ARMS, title, str(out))
+
+
+def recipe(
+  difficulty: str, labels: int, mode: str
+) -> Callable[[str, int], config.Config]:
+  """Gives the configuration of an arm and a seed."""
+
+  def configure(_: str, seed: int) -> config.Config:
+    cfg = config.load(f'small:{labels},{mode}')
+    paired.synthetic(cfg, difficulty, seed)
+    cfg.data.train_fraction = labels / cfg.data.train_clips
+    return cfg
+
+  return configure
 
 
 def _floor(cfg: config.Config, seed: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # the exit code after Ctrl-C
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _came = threading.Event()  # Ctrl-C, since the command began
+_as_document = threading.Event()  # set: see `use_json`
 _own = threading.Event()  # set: this process is the command's own
 
 
@@ -34,13 +35,25 @@ _own = threading.Event()  # set: this process is the command's own
 
 def say(*lines: str, error: bool = False) -> None:
   """Prints lines at once, escaped by `errors.plain`."""
+  aside = error or _as_document.is_set()
   for line in lines:
-    print(plain(line), file=sys.stderr if error else sys.stdout, flush=True)
+    print(plain(line), file=sys.stderr if aside else sys.stdout, flush=True)
 
 
 def show(table: rich.console.RenderableType) -> None:
   """Prints a table of rich."""
-  console().print(table)
+  console(stderr=_as_document.is_set()).print(table)
+
+
+def use_json(chosen: bool) -> None:
+  """Whether `result` prints JSON, and all else goes to standard error."""
+  (_as_document.set if chosen else _as_document.clear)()
+
+
+def result(value: Any) -> None:
+  """Prints the result of a command for programs, if they asked by --json."""
+  if _as_document.is_set():
+    print(as_json(value, encoding=sys.stdout.encoding, indent=2), flush=True)
 
 
 def console(**options: Any) -> rich.console.Console:
@@ -67,6 +80,17 @@ def as_json(value: Any, *, encoding: str = 'utf-8', **options: Any) -> str:
     lambda c: c[0] if plain(c[0]) == c[0] else json.dumps(c[0])[1:-1],
     json.dumps(value, ensure_ascii=False, **options),
   )
+
+
+def shortened(path: str) -> str:
+  """A path that fits into a line of the terminal, cut in the middle."""
+  from rich.cells import cell_len
+
+  width, text = console().width, plain(path)
+  if cell_len(text) <= width:
+    return text
+  half = (width - 1) // 2
+  return f'{text[:half]}…{text[-half:]}'
 
 
 def duration(seconds: float) -> str:

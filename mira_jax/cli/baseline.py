@@ -14,6 +14,7 @@ same dataset and protocol with it.
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 
 from mira_jax import baseline, config, files, terminal
@@ -24,6 +25,8 @@ from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import report
 from mira_jax.train import datasets as inputs
 from mira_jax.train import run_folder
+
+GIVES_RESULT = True  # to programs, by --json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
   terminal.show(table)
   path = baseline.write(made, out, rules)
   terminal.say(f'{made}; {made.seconds:.0f} s', f'scores: {path}')
+  terminal.result(json.loads(path.read_bytes()))
   return ExitCode.OK
 
 

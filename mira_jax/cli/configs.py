@@ -12,6 +12,8 @@ from mira_jax import terminal
 from mira_jax.config import shipped
 from mira_jax.errors import ExitCode
 
+GIVES_RESULT = True  # to programs, by --json
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Takes no arguments."""
@@ -25,5 +27,6 @@ def run(args: argparse.Namespace) -> int:
   width = max(map(len, found))
   for name, summary in found.items():
     terminal.say(f'{name:{width}}  {summary}')
+  terminal.result(found)
   terminal.say('', f'files: {shipped.folder()}')
   return ExitCode.OK

@@ -18,6 +18,9 @@ from mira_jax.data import dataset
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.prepare.builders import BUILDERS, Builder
 
+GIVES_RESULT = True  # to programs, by --json
+_COLUMNS = ('name', 'clips', 'classes', 'protocol', 'licence')
+
 
 def add_arguments(parser: argparse.ArgumentParser):
   """Adds the folder of prepared datasets."""
@@ -29,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
   """Prints a table of the known datasets, and the prepared ones."""
   here = _prepared(pathlib.Path(args.data_dir))
   table = rich.table.Table(box=rich.box.SIMPLE_HEAD, padding=(0, 1))
-  for column in ('name', 'clips', 'classes', 'protocol', 'licence', 'here'):
+  for column in (*_COLUMNS, 'here'):
     right = column in ('clips', 'classes')
     table.add_column(column, justify='right' if right else 'left')
   for builder in BUILDERS.values():
@@ -41,6 +44,18 @@ def run(args: argparse.Namespace) -> int:
   for builder in BUILDERS.values():
     terminal.say(f'{builder.name}: {builder.title}, ask at {builder.ask}')
     terminal.say(f'  {", ".join(builder.class_names)}')
+  terminal.result(
+    {
+      'known': [
+        dict(zip(_COLUMNS, _row(builder), strict=True))
+        for builder in BUILDERS.values()
+      ],
+      'here': [
+        {'name': x.name, 'splits': x.splits, 'directory': str(x.directory)}
+        for x in here
+      ],
+    }
+  )
   for prepared in here:
     splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
     terminal.say(f'here: {prepared.name}, {splits}: {prepared.directory}')

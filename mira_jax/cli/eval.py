@@ -44,6 +44,7 @@ from mira_jax.train import loop, run_folder, snapshot
 from mira_jax.weights import weights_file
 
 TAKES_CONFIG_FLAGS = True
+GIVES_RESULT = True  # to programs, by --json
 # The evaluation of a fold, below its run.
 _KEPT, _HOW = pathlib.Path('eval', 'fold'), 'how.json'
 _Scored = tuple[results.Fold, predictions.Predictions]
@@ -118,6 +119,7 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     predicted=predicted,
   )
   terminal.say(f'scores: {path}')
+  terminal.result(json.loads(path.read_bytes()))
 
 
 def _scored(
@@ -368,3 +370,4 @@ def _report_folds(
     predicted=predictions.join(parts),
   )
   terminal.say(f'folds: {path}')
+  terminal.result(json.loads(path.read_bytes()))

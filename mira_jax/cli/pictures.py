@@ -78,11 +78,11 @@ class Drawer:
 
   Use as a context manager: its processes start with it, import matplotlib
   beside whatever comes next, and end with it. A picture that is not whole then
-  is not written.
+  is not written. With `numbers` the arrays of each are beside it.
   """
 
-  def __init__(self, folder: pathlib.Path):
-    self._folder = folder
+  def __init__(self, folder: pathlib.Path, numbers: bool = True):
+    self._folder, self._numbers = folder, numbers
     self._taken: set[str] = set()
     self._stack = contextlib.ExitStack()
 
@@ -105,7 +105,8 @@ class Drawer:
     path = self._path(clip)
     figure, arguments = _figure(clip, found, names)
     with _alive():
-      return Drawn(path, self._submit(_draw, clip, path, figure, arguments))
+      call = _draw, clip, path, figure, arguments, self._numbers
+      return Drawn(path, self._submit(*call))
 
   def _submit(self, *call: Any) -> futures.Future[Any]:
     # A process that begins would show Ctrl-C as an error of its own: it
@@ -118,13 +119,17 @@ class Drawer:
       signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
   def _path(self, clip: str) -> str:
-    """DIR/NAME.png, numbered where clips share a name."""
-    # As long as the names of files may be, with a number and a suffix.
-    stem = os.fsdecode(os.fsencode(pathlib.Path(clip).resolve().stem)[:240])
-    names = itertools.chain([stem], (f'{stem}_{i}' for i in itertools.count(2)))
-    name = next(name for name in names if name not in self._taken)
-    self._taken.add(name)
-    return str(self._folder / f'{name}.png')
+    return str(self._folder / f'{new_stem(clip, self._taken)}.png')
+
+
+def new_stem(clip: str, taken: set[str]) -> str:
+  """A name for files of a clip, numbered where another has it; takes it."""
+  # As long as the names of files may be, with a number and a suffix.
+  stem = os.fsdecode(os.fsencode(pathlib.Path(clip).resolve().stem)[:224])
+  names = itertools.chain([stem], (f'{stem}_{i}' for i in itertools.count(2)))
+  name = next(name for name in names if name not in taken)
+  taken.add(name)
+  return name
 
 
 @contextlib.contextmanager
@@ -144,7 +149,11 @@ def _figure(
   title = pathlib.Path(clip).name
   common = {'class_names': names, 'title': title}
   if found.timeline is not None:
-    return 'timeline_figure', common | {'timeline': found.timeline}
+    return 'timeline_figure', common | {
+      'timeline': found.timeline,
+      'seconds': found.seconds,
+      'stills': found.stills,
+    }
   records = found.records
   assert records
   if records.windows > 1:
@@ -157,6 +166,7 @@ def _figure(
     'before': records.before,
     'after': records.after,
     'probabilities': found.mean,
+    'scored': len(found.windows) if found.windows is not None else 1,
   }
 
 
@@ -169,12 +179,16 @@ def _get_ready() -> None:
 
 
 def _draw(
-  clip: str, path: str, figure: str, arguments: dict[str, Any]
+  clip: str,
+  path: str,
+  figure: str,
+  arguments: dict[str, Any],
+  numbers: bool = True,
 ) -> _Trouble:
   """Draws and saves a picture, or says why not."""
   try:
     with reported(clip):
-      getattr(figures, figure)(**arguments).save(path)
+      getattr(figures, figure)(**arguments).save(path, numbers=numbers)
   except MiraInputError as error:
     return error.code, error.path, error.hint
   return None

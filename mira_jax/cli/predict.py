@@ -19,15 +19,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import pathlib
 
 import numpy as np
 
 from mira_jax import files, terminal
-from mira_jax.cli import pictures, printer, start, weight_flags
-from mira_jax.cli.arguments import FACE_MODEL, above_zero, at_least
+from mira_jax.cli import clip_flags, pictures, printer, start
+from mira_jax.cli.arguments import above_zero, at_least
 from mira_jax.data import trees
 from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
@@ -35,12 +34,11 @@ from mira_jax.inference import (
   faces,
   find_clips,
   predictor,
-  untrusted,
   webcam,
 )
-from mira_jax.video import footage, yunet
+from mira_jax.video import footage
 
-DEFAULT_RUN, DEFAULT_OUT = 'runs/quickstart', 'predictions'
+DEFAULT_OUT = 'predictions'
 _PICTURES = 20  # clips of which pictures are drawn unasked
 _SLIDING = 8  # windows of a timeline in a batch
 
@@ -49,12 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   """Adds the clips, the model and what to write."""
   add = parser.add_argument
   add('clips', nargs='*', metavar='CLIP')
-  model = parser.add_mutually_exclusive_group()
-  run = 'folder of a finished run'
-  model.add_argument('--workdir', metavar='RUN', default=DEFAULT_RUN, help=run)
-  weights = 'what `mira convert` reads, or an export, instead'
-  model.add_argument('--weights', metavar='SRC', help=weights)
-  weight_flags.add(parser)
+  start.add_model(parser)
   camera = {'nargs': '?', 'type': at_least(0), 'const': 0, 'metavar': 'INDEX'}
   add('--webcam', help='record a camera instead: the first, 0', **camera)
   add('--seconds', type=at_least(1), default=3, help='of the recording')
@@ -62,22 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser):
   add('--int8', action='store_true', help='hold the weights in eight bits')
   windows = at_least(1, most=1000)
   add('--views', type=windows, default=5, help='windows per clip')
-  add('--allow-gif', action='store_true', help='read animated GIFs, too')
-  add('--crop-face', action='store_true', help='cut out the largest face')
-  hidden = argparse.SUPPRESS  # a former name
-  add('--track', action='store_true', dest='crop_face', help=hidden)
-  add('--face-model', metavar='FILE', default='', help=FACE_MODEL)
+  clip_flags.add(parser)
   sliding = 'classify every second, by windows that slide over the clip'
   add('--timeline', action='store_true', help=sliding)
   stride = 'seconds between the starts of such windows'
   add('--stride', type=above_zero, default=0.5, help=stride)
-  add('--fps', type=above_zero, help="instead of the clip's own")
   out = f'of the pictures (default, except of a camera: {DEFAULT_OUT})'
   add('--out', metavar='DIR', help=out)
   drawn = (
     f'draw pictures (default: of {_PICTURES} clips at most, or with --out)'
   )
   add('--picture', action=argparse.BooleanOptionalAction, help=drawn)
+  text = f'write their numbers, too (default: of {_PICTURES} clips at most)'
+  add('--arrays', action=argparse.BooleanOptionalAction, help=text)
   ahead = 'clips decoded while one is classified'
   add('--threads', type=at_least(1), default=2, help=ahead)
   add('--format', choices=printer.FORMATS, default='table')
@@ -95,14 +85,22 @@ def run(args: argparse.Namespace) -> int:
   clips = found.clips
   if args.webcam is not None:
     clips = [f'webcam-{args.webcam}']
-  folder = _folder(args, len(clips))
+  folder, few = _folder(args, len(clips)), len(clips) <= _PICTURES
+  numbers = args.arrays if args.arrays is not None else few
   with contextlib.ExitStack() as stack:
-    drawer = folder and stack.enter_context(pictures.Drawer(folder))
+    drawer = folder and stack.enter_context(pictures.Drawer(folder, numbers))
     start.device(args)
-    model = _load(args)
+    model = start.load(
+      args,
+      views=args.views,
+      batch_size=max(args.views, _SLIDING) if args.timeline else args.views,
+      dtype=args.dtype,
+      int8=args.int8,
+      backend=args.backend,
+    )
     if not (model.has_records or args.timeline):
       drawer = None  # an export has no attention to picture
-    form = printer.Printer(args.format, model.class_names)
+    form = printer.Printer(args.format, model.class_names, numbers=numbers)
     shown = stack.enter_context(form)
     read = functools.partial(_read, args, model.scorer.image_size)
     for clip, video in find_clips.ahead(read, clips, args.threads):
@@ -139,36 +137,13 @@ def _check_clips(args: argparse.Namespace) -> None:
     found = ' '.join(args.clips) or 'no clip'
     hint = 'name clips, or use --webcam without any'
     raise MiraInputError('bad_flag', found, hint)
-  if args.face_model and not args.crop_face:
-    hint = 'it finds the face for --crop-face; add that flag'
-    raise MiraInputError('bad_flag', '--face-model', hint)
-  if args.face_model:
-    yunet.check(args.face_model)
-
-
-def _load(args: argparse.Namespace) -> predictor.Predictor:
-  model = predictor.load(
-    args.weights or args.workdir,
-    views=args.views,
-    batch_size=max(args.views, _SLIDING) if args.timeline else args.views,
-    dtype=args.dtype,
-    int8=args.int8,
-    backend=args.backend,
-    time_limit=untrusted.SECONDS,
-    **dataclasses.asdict(weight_flags.overrides(args)),
-  )
-  for note in model.notes:
-    terminal.say(f'note: {note}', error=True)
-  return model
+  clip_flags.check(args)
 
 
 def _read(args: argparse.Namespace, size: int, clip: str) -> footage.Video:
-  crop = None
-  if args.crop_face:
-    crop = faces.Crop(model=args.face_model, by_second=args.timeline)
   if args.webcam is None:
-    options = {'allow_gif': args.allow_gif, 'crop': crop}
-    return find_clips.read(clip, short_side=size, fps=args.fps, **options)
+    return clip_flags.read(args, size, clip)
+  crop = clip_flags.crop(args)
   if not crop:
     return webcam.record(args.webcam, args.seconds, short_side=size)
   short_side = max(size, faces.SHORT_SIDE)
@@ -214,7 +189,7 @@ def _predict(
     timeline=args.timeline,
     stride=args.stride,
     fps=args.fps,
-    records=picture and not args.timeline,
+    records=picture,
   )
   if not np.isfinite(found.mean).all():
     hint = 'the model gives NaN or infinity; its weights are too large'

@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
+import pathlib
 from typing import Any
 
 from mira_jax import terminal
@@ -27,6 +29,7 @@ from mira_jax.prepare.report import REPORT_NAME
 from mira_jax.synthetic import dataset
 from mira_jax.video import face_crop
 
+GIVES_RESULT = True  # to programs, by --json
 _DEFAULTS = prepare.Options()
 
 
@@ -153,7 +156,9 @@ def run(args: argparse.Namespace) -> int:
       beam_options=args.beam_option,
       **common,
     )
-  terminal.say(*str(report).split('\n'), f'report: {args.out}/{REPORT_NAME}')
+  path = pathlib.Path(args.out, REPORT_NAME)
+  terminal.say(*str(report).split('\n'), f'report: {path}')
+  terminal.result(json.loads(path.read_bytes()))
   return ExitCode.OK
 
 
@@ -169,4 +174,5 @@ def _draw(args: argparse.Namespace) -> int:
     workers=args.workers,
   )
   terminal.say(f'prepared {folder}')
+  terminal.result({'dataset': str(folder)})
   return ExitCode.OK

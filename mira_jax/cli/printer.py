@@ -27,10 +27,14 @@ class Printer:
   """Prints results in one of FORMATS, each as soon as its picture is written.
 
   Use as a context manager, which completes the JSON of a stopped command, too.
+  With `numbers` arrays are beside pictures, which it says at the end.
   """
 
-  def __init__(self, form: str, class_names: Sequence[str]):
+  def __init__(
+    self, form: str, class_names: Sequence[str], *, numbers: bool = False
+  ):
     self._form, self._names = form, class_names
+    self._numbers, self._pictures = numbers, False
     self._csv = csv.writer(sys.stdout, lineterminator='\n')
     self._began = False
     self._notes: list[str] = []
@@ -54,6 +58,8 @@ class Printer:
       if self._form == 'json':
         print('\n]' if self._began else ']', flush=True)
       terminal.say(*self._notes)
+      if self._pictures and self._numbers and self._form == 'table':
+        terminal.say('numbers: beside each picture, as .npz')
 
   def add(self, clip: str, found: Prediction, drawn: Drawn | None) -> None:
     """Prints the classes of a clip, once its picture is written.
@@ -108,13 +114,15 @@ class Printer:
         self._notes.append(f'{clip}: {", ".join(found.flags)}')
       if picture:
         self._notes.append(f'picture: {picture}')
+        self._pictures = True
 
   def _tables(self, clip: str, found: Prediction) -> None:
     from mira_jax.evaluation import report  # slow, and other forms need none
 
-    terminal.show(report.prediction_table(clip, found.mean, self._names))
+    name, about = terminal.shortened(clip), _lengths(found)
+    terminal.show(report.prediction_table(name, found.mean, self._names, about))
     if found.timeline is not None:
-      terminal.show(report.timeline_table(clip, found.timeline, self._names))
+      terminal.show(report.timeline_table(name, found.timeline, self._names))
 
   def _fail(self, clip: str, error: MiraInputError) -> None:
     if self._form in ('json', 'jsonl'):
@@ -134,6 +142,19 @@ class Printer:
     text = textwrap.indent(text, '  ')
     print(f'{"," * self._began}\n{text}', end='', flush=True)
     self._began = True
+
+
+def _lengths(found: Prediction) -> str:
+  """The lengths of a clip and of its windows, in words."""
+  words = f'{found.frames} frames'
+  window = f'{found.span} frames'
+  if found.seconds:
+    words += f', {found.seconds:.1f} s'
+    window = f'{found.span * found.seconds / max(found.frames, 1):.1f} s'
+  if found.windows is None:
+    return f'{words}; sliding windows of {window}'
+  plural = 's' * (len(found.windows) > 1)
+  return f'{words}; {len(found.windows)} window{plural} of {window}'
 
 
 def _label(probabilities: np.ndarray, names: Sequence[str]) -> str:

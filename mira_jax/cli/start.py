@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from absl import flags, logging
 
-from mira_jax.cli import hosts
+from mira_jax import terminal
+from mira_jax.cli import hosts, weight_flags
 from mira_jax.devices import memory, platform
-from mira_jax.inference import backends, engine, exported, runtimes, scorer
+from mira_jax.inference import (
+  backends,
+  engine,
+  exported,
+  predictor,
+  runtimes,
+  scorer,
+  untrusted,
+)
 from mira_jax.kernels import dispatch
 from mira_jax.tuning import verdicts
 
+DEFAULT_RUN = 'runs/quickstart'
 _process = contextlib.ExitStack()  # open until the process ends
 
 
@@ -35,6 +46,33 @@ def add_backend(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('--backend', choices=runtimes.BACKENDS, help=text)
   text = "else that of the model; openvino's is bfloat16 where it is fast"
   parser.add_argument('--dtype', choices=tuple(exported.TOLERANCES), help=text)
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+  """Adds --workdir or --weights, and what the latter may lack, for `load`."""
+  model = parser.add_mutually_exclusive_group()
+  run = 'folder of a finished run'
+  model.add_argument('--workdir', metavar='RUN', default=DEFAULT_RUN, help=run)
+  weights = 'what `mira convert` reads, or an export, instead'
+  model.add_argument('--weights', metavar='SRC', help=weights)
+  weight_flags.add(parser)
+
+
+def load(args: argparse.Namespace, **options: Any) -> predictor.Predictor:
+  """The model of those flags; prints what was assumed. See `predictor.load`."""
+  model = predictor.load(
+    args.weights or args.workdir,
+    time_limit=untrusted.SECONDS,
+    **options,
+    **dataclasses.asdict(weight_flags.overrides(args)),
+  )
+  notes = list(model.notes)
+  names = [x.get('name', '') for x in model.metadata.get('datasets') or ()]
+  if names and all(name.startswith('synthetic_faces') for name in names):
+    notes.append('the model was trained on synthetic faces: a demonstration')
+  for note in notes:
+    terminal.say(f'note: {note}', error=True)
+  return model
 
 
 def serve(

@@ -20,6 +20,7 @@ from mira_jax.errors import ExitCode
 from mira_jax.inference import engine, exported, untrusted
 from mira_jax.prepare import verify
 
+GIVES_RESULT = True  # to programs, by --json
 _SHOWN = 20
 
 
@@ -42,6 +43,15 @@ def run(args: argparse.Namespace) -> int:
   clips = ', '.join(f'{name} {n}' for name, n in verdict.clips.items())
   terminal.say(f'{prepared.name} {dataset.fingerprint(prepared)}: {clips}')
   terminal.say(f'{verdict.frames} frames decoded in {seconds:.1f} s')
+  terminal.result(
+    {
+      'dataset': prepared.name,
+      'fingerprint': dataset.fingerprint(prepared),
+      'clips': verdict.clips,
+      'frames': verdict.frames,
+      'problems': verdict.problems,
+    }
+  )
   for problem in verdict.problems[:_SHOWN]:
     terminal.say(f'problem: {problem}')
   if len(verdict.problems) > _SHOWN:
@@ -63,4 +73,5 @@ def _verify_export(path: str) -> int:
     f'{path}: every file is unchanged, and the golden pair agrees within '
     f'{difference:.1e}'
   )
+  terminal.result({'export': path, 'difference': difference, 'problems': []})
   return ExitCode.OK

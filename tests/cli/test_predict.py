@@ -25,7 +25,7 @@ from mira_jax.errors import ExitCode, MiraInputError, plain
 from mira_jax.video import decode
 from mira_jax.weights import weights_file
 from predictions import predict
-from small_models import NAMES
+from small_models import NAMES, save_model
 from videos import make_video
 
 pytestmark = pytest.mark.usefixtures('compile_cache')
@@ -274,3 +274,21 @@ def test_an_export_has_the_results_of_its_weights(
   arguments = [str(tree / 'a.mp4'), f'--weights={out}', f'--out={pictures}']
   assert cli.main(['predict', *arguments]) == ExitCode.OK
   assert not list(pictures.iterdir())
+
+
+# ----- what is said beside the classes ----------------------------------------
+
+
+def test_lengths_of_clip_and_windows_are_said(capsys, tree, model):
+  clip = tree / 'a.mp4'  # 24 frames in a window of 32
+  text, _ = predict(capsys, clip, f'--weights={model}')
+  assert '24 frames, 1.0 s; 1 window of 1.0 s' in text
+  text, _ = predict(capsys, clip, f'--weights={model}', '--timeline')
+  assert '24 frames, 1.0 s; sliding windows of 1.0 s' in text
+
+
+def test_a_model_of_synthetic_faces_says_so(capsys, tree, tmp_path):
+  for name, said in (('synthetic_faces_macro', True), ('mine', False)):
+    path = save_model(tmp_path / f'{name}.safetensors', datasets=[name])
+    _, err = predict(capsys, tree / 'a.mp4', f'--weights={path}')
+    assert ('trained on synthetic faces' in err) == said

@@ -122,3 +122,15 @@ def _none_left(group):
       return True
     time.sleep(0.1)
   return False
+
+
+def test_numbers_are_announced_or_left_out(tree, model, tmp_path, capsys):
+  clip = str(tree / 'a.mp4')
+  for flag, there in (('--arrays', True), ('--no-arrays', False)):
+    out = tmp_path / flag
+    flags = [f'--weights={model}', f'--out={out}', flag]
+    assert cli.main(['predict', clip, *flags]) == ExitCode.OK
+    assert (out / 'a.png').is_file()
+    assert (out / 'a.npz').is_file() == there
+    said = 'numbers: beside each picture' in capsys.readouterr().out
+    assert said == there

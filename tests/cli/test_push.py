@@ -156,3 +156,12 @@ def test_to_a_folder(run, tmp_path, capsys, monkeypatch):
   about = json.loads((out / 'config.json').read_text())
   assert about['model']['num_classes'] == 3
   assert 'WAR' not in (out / 'README.md').read_text()
+
+
+def test_a_report_writes_the_same_card(run, tmp_path):
+  card = tmp_path / 'card.md'
+  flags = [f'--card={card}', f'--out={tmp_path / "page.html"}']
+  assert cli.main(['report', str(run), *flags]) == 0
+  assert cli.main(['push', str(run), 'a/run', f'--to={tmp_path / "x"}']) == 0
+  pushed = (tmp_path / 'x' / 'README.md').read_text()
+  assert card.read_text() == pushed.replace('a/run', 'run')

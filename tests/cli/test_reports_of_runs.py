@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import html
+import json
+import re
+
 import numpy as np
 import pytest
 
@@ -10,7 +14,7 @@ from mira_jax import baseline, config
 from mira_jax.cli import main
 from mira_jax.data import dataset
 from mira_jax.errors import ExitCode
-from mira_jax.evaluation import results
+from mira_jax.evaluation import feature_file, predictions, results
 from mira_jax.train import datasets as inputs
 
 
@@ -84,3 +88,87 @@ def test_a_run_beside_its_folds_hides_none_of_them(folder, capsys):
   (folder / 'folds' / 'config.json').write_text(one.read_text())
   assert main.main(['report', str(folder / 'folds')]) == ExitCode.OK
   assert '2 of 2' in capsys.readouterr().out
+
+
+# ----- the page ---------------------------------------------------------------
+
+
+@pytest.fixture
+def predicted(folder):
+  """The runs, with the predictions of their clips: `good` and `folds`."""
+  names, rng = ('a', 'b', 'c'), np.random.default_rng(0)
+  clips = np.array([f'train-{i}' for i in range(18)])
+  label = np.arange(18) % 3
+  for name, rows, right in (
+    ('good', np.arange(18), 1.0),
+    ('folds/fold-0', np.arange(9), 0.4),
+    ('folds/fold-1', np.arange(9, 18), 0.4),
+  ):
+    own = label[rows]
+    guess = np.where(rng.random(len(rows)) < right, own, (own + 1) % 3)
+    made = predictions.Predictions(
+      class_names=names,
+      clip=clips[rows],
+      subject=np.array([f's{i % 6}' for i in rows]),
+      fold=np.full(len(rows), 'fold 1'),
+      label=own,
+      probability=np.eye(3)[guess] * 0.7 + 0.1,
+    )
+    made.write(folder / name)
+    row = results.Result(name=results.LAST, step=12, matrix=made.matrix)
+    results.write(folder / name, [row], names, fold='fold 1')
+  return folder
+
+
+def test_a_page_compares_runs(predicted, tmp_path, capsys):
+  table = tmp_path / 'people.csv'
+  rows = [f's{i},{"fm"[i % 2]}' for i in range(6)]
+  table.write_text('\n'.join(['subject,sex', *rows]))
+  flags = [f'--out={tmp_path / "page.html"}', f'--groups={table}']
+  assert main.main(['report', str(predicted), *flags]) == ExitCode.OK
+  assert 'page: ' in capsys.readouterr().out
+  page = html.unescape((tmp_path / 'page.html').read_text())
+  assert 'On the same 18 clips of 6 subjects the WAR of good is' in page
+  assert 'exact McNemar test' in page
+  assert 'Groups: sex' in page
+  assert 'data.fold' not in page.split('What differs')[0]
+  assert page.count('data:image/png') >= 4  # two matrices, two diagrams
+  assert not re.search(r'(src|href)="(https?:)?//', page)
+  flags = ['--json', f'--out={tmp_path / "page.html"}']
+  assert main.main(['report', str(predicted), *flags]) == ExitCode.OK
+  (group,) = json.loads(capsys.readouterr().out)
+  assert [row['run'] for row in group['runs']] == ['good', 'folds', 'half']
+  assert group['runs'][0]['war'] == 1
+
+
+def test_frames_of_mistakes_are_left_out_where_asked(predicted, tmp_path):
+  page = tmp_path / 'page.html'
+  for flag, shown in (('--no-publish-safe', True), ('--publish-safe', False)):
+    flags = [f'--out={page}', flag]
+    assert main.main(['report', str(predicted / 'folds'), *flags]) == 0
+    assert ('data:image/jpeg' in page.read_text()) == shown
+
+
+def test_a_table_of_groups_needs_a_key(predicted, tmp_path, capsys):
+  table = tmp_path / 'people.csv'
+  table.write_text('person,sex\na,f\n')
+  arguments = ['report', str(predicted), f'--groups={table}']
+  assert main.main(arguments) == ExitCode.USAGE
+  assert 'bad_table' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('projection', ['pca', 'tsne'])
+def test_features_are_points(predicted, tmp_path, projection):
+  rows = {
+    'features': np.random.default_rng(0).normal(size=(12, 5)),
+    'label': np.arange(12) % 3,
+    'clip_id': np.arange(12).astype(str),
+    'subject': np.full(12, 'a'),
+    'fold': np.zeros(12, int),
+    'split': np.full(12, 'test'),
+  }
+  file, page = tmp_path / 'f.npz', tmp_path / 'page.html'
+  feature_file.write(file, rows, ('a', 'b', 'c'), {'dataset': 'levels'})
+  flags = [f'--features={file}', f'--projection={projection}', f'--out={page}']
+  assert main.main(['report', str(predicted), *flags]) == ExitCode.OK
+  assert 'Features of 12 clips of 3 classes.' in page.read_text()

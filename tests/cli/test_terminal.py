@@ -169,3 +169,14 @@ def test_a_cache_keeps_what_was_used_last(tmp_path):
   files.keep_newest(tmp_path, '*-cache', 250)
   assert {x.name for x in tmp_path.iterdir()} == {'2-cache', '3-cache', 'notes'}
   files.keep_newest(tmp_path / 'missing', '*', 0)
+
+
+def test_long_paths_are_cut_in_the_middle(monkeypatch):
+  monkeypatch.setenv('COLUMNS', '40')
+  path = '/data/' + 'x' * 90 + '/clip_0001.mp4'
+  text = terminal.shortened(path)
+  assert len(text) <= 40
+  assert text.startswith('/data/')
+  assert text.endswith('clip_0001.mp4')
+  assert '…' in text
+  assert terminal.shortened('short.mp4') == 'short.mp4'

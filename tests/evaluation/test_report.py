@@ -129,3 +129,12 @@ def test_folds_that_are_missing_make_a_report_partial(tmp_path):
   assert (
     json.loads((tmp_path / 'scores.json').read_text())['metadata']['x'] == 1
   )
+
+
+def test_names_of_classes_are_whole_in_the_matrix():
+  names = ('contempt and disgust', 'b', 'surprised, positively')
+  fold = results.Fold(name='fold 1', matrix=5 * np.eye(3, dtype=int))
+  text = ''.join(show(report.folds_table([fold], names, 'x')).split())
+  for name in names:
+    for word in name.split():
+      assert text.count(word) >= 1

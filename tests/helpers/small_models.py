@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ def save_model(
   *,
   names: list[str] = NAMES,
   pretrain: dict[str, Any] | None = None,
+  datasets: Sequence[str] = (),
   **fields: Any,
 ) -> pathlib.Path:
   """Writes a weights file, or a run folder where `path` has no suffix."""
@@ -43,6 +45,9 @@ def save_model(
     'class_names': names,
     'preprocessing': {'rate': 2, 'fit': 'crop'},
   }
+  if datasets:
+    rows = [{'name': name, 'fingerprint': 'x'} for name in datasets]
+    card['datasets'] = rows
   file = path if path.suffix else path / weights_file.WEIGHTS
   weights_file.save_weights(
     file, variables['params'], variables.get('mira', {}), card
