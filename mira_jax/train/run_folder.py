@@ -251,6 +251,7 @@ def read_metadata(workdir: pathlib.Path, cfg: config.Config) -> dict[str, Any]:
   try:
     content = parse_metadata(path.read_text('utf-8'), path)
     check_metadata(content, path)
+    content.pop('environment', None)  # of the weights it says nothing
     if len(content['class_names']) == cfg.model.num_classes:
       return content
   except (OSError, ValueError):

@@ -58,6 +58,7 @@ def test_a_run_leaves_everything_behind(whole):
   assert metadata['class_names'] == list(runs.CLASSES)
   assert metadata['model']['num_classes'] == 2
   early = json.loads((whole / 'metadata.json').read_text())
+  assert early.pop('environment')['jax'] == jax.__version__
   assert early == metadata | {'step': 0}
 
 
