@@ -32,13 +32,7 @@ LABELS = 1000
 
 def main() -> None:
   """Trains what is missing, measures, prints a table and writes the JSON."""
-  parser = paired.parser(
-    __doc__,
-    seeds=3,
-    difficulty='macro',
-    workdir='runs/small_data',
-    out='bench/results',
-  )
+  parser = small_data.parser(__doc__)
   parser.add_argument('--clips', type=int, default=None)
   args = parser.parse_args()
   platform.keep_memory('cpu')

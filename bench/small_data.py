@@ -10,6 +10,7 @@ each number of labels.
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 import sys
 from collections.abc import Callable
@@ -29,16 +30,10 @@ ARMS = ('baseline', 'recipe')
 
 def main() -> None:
   """Trains, prints the tables and writes the JSON."""
-  parser = paired.parser(
-    __doc__,
-    seeds=3,
-    difficulty='macro',
-    workdir='runs/small_data',
-    out='bench/results',
-  )
-  parser.add_argument('--labels', default='100,250,1000')
-  parser.add_argument('--mode', default='exact')
-  args = parser.parse_args()
+  made = parser(__doc__)
+  made.add_argument('--labels', default='100,250,1000')
+  made.add_argument('--mode', default='exact')
+  args = made.parse_args()
   platform.keep_memory('cpu')
   engine.use_compile_cache()
   for labels in map(int, args.labels.split(',')):
@@ -50,6 +45,17 @@ def main() -> None:
     title = f'synthetic_faces/{args.difficulty}, {labels} labels, test clips'
     out = pathlib.Path(args.out, f'small_{name}.json')
     paired.report(floors + runs, ARMS, title, str(out))
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+  """The flags of benches of these runs."""
+  return paired.parser(
+    doc,
+    seeds=3,
+    difficulty='macro',
+    workdir='runs/small_data',
+    out='bench/results',
+  )
 
 
 def recipe(
