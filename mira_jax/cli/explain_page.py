@@ -48,16 +48,10 @@ class Section:
     return f'{label} {self.predicted.probabilities[label]:.0%}'
 
   @property
-  def _scored(self) -> int:
-    """Windows that probabilities are means over."""
-    windows = self.predicted and self.predicted.windows
-    return 1 if windows is None else len(windows)
-
-  @property
   def facts(self) -> str:
     """The model in a line."""
     blocks, tokens = self.middle.blocks, self.middle.before.shape
-    mira = sum(x.gain is not None for x in blocks)
+    mira = len(self.middle.mira)
     options = self.model.metadata['model'].get('mira') or {}
     words = [f'MiRA ({options.get("mode")}) in {mira} of' if mira else '']
     per_token = len(self.middle.window) // tokens[0]
@@ -116,7 +110,7 @@ class Section:
       probabilities=np.zeros(0) if mean is None else mean,
       class_names=self.model.class_names,
       title=title,
-      scored=1 if predicted is None else self._scored,
+      scored=1 if predicted is None else predicted.scored,
     )
     share = (shown.before if shown.after is None else shown.after).sum((1, 2))
     alt = f'{len(share)} frames of the clip and the attention on them; '
@@ -128,8 +122,7 @@ class Section:
     return picture, alt
 
   def _blocks(self, title: str) -> tuple[Picture, str]:
-    blocks = self.middle.blocks
-    mira = [x for x in blocks if x.gain is not None]
+    blocks, mira = self.middle.blocks, self.middle.mira
 
     def stacked(name: str) -> np.ndarray | None:
       values = [x for b in mira if (x := getattr(b, name)) is not None]
@@ -157,8 +150,8 @@ class Section:
     if self.predicted is not None:
       shares = self.predicted.probabilities.items()
       classes = sorted(shares, key=lambda x: -x[1])
-      if self._scored > 1:
-        scored = f', mean of {self._scored} windows'
+      if self.predicted.scored > 1:
+        scored = f', mean of {self.predicted.scored} windows'
       if self.predicted.timeline is not None:
         scored = f', mean of {len(self.predicted.timeline)} seconds'
     gains = [
@@ -190,8 +183,7 @@ class Section:
     }
 
   def _window(self, shown: Records) -> dict[str, Any]:
-    blocks = shown.blocks
-    mira = [x for x in blocks if x.gain is not None]
+    blocks, mira = shown.blocks, shown.mira
     count = len(shown.before)
     per_token = len(shown.window) // count
     indices = shown.indices.reshape(count, per_token)

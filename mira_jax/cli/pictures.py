@@ -166,7 +166,7 @@ def _figure(
     'before': records.before,
     'after': records.after,
     'probabilities': found.mean,
-    'scored': len(found.windows) if found.windows is not None else 1,
+    'scored': found.scored,
   }
 
 

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
@@ -18,13 +18,14 @@ from mira_jax.inference import (
   backends,
   engine,
   exported,
-  predictor,
   runtimes,
   scorer,
-  untrusted,
 )
 from mira_jax.kernels import dispatch
 from mira_jax.tuning import verdicts
+
+if TYPE_CHECKING:
+  from mira_jax.inference import predictor
 
 DEFAULT_RUN = 'runs/quickstart'
 _process = contextlib.ExitStack()  # open until the process ends
@@ -60,6 +61,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def load(args: argparse.Namespace, **options: Any) -> predictor.Predictor:
   """The model of those flags; prints what was assumed. See `predictor.load`."""
+  # They read clips, which training and evaluation do not.
+  from mira_jax.inference import predictor, untrusted
+
   model = predictor.load(
     args.weights or args.workdir,
     time_limit=untrusted.SECONDS,

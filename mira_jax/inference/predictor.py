@@ -59,6 +59,11 @@ class Prediction:
   stills: np.ndarray | None = None
 
   @property
+  def scored(self) -> int:
+    """Windows that probabilities are means over; 1 with a timeline."""
+    return 1 if self.windows is None else len(self.windows)
+
+  @property
   def mean(self) -> np.ndarray:
     """The probabilities as an array, float32 [K]."""
     return np.array(list(self.probabilities.values()), np.float32)

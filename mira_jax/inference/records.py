@@ -54,6 +54,11 @@ class Records:
   blocks: tuple[Block, ...]
 
   @property
+  def mira(self) -> list[Block]:
+    """The blocks with MiRA; [] of a plain ViT."""
+    return [x for x in self.blocks if x.gain is not None]
+
+  @property
   def gain(self) -> np.ndarray | None:
     """Of the blocks with MiRA, float32 [blocks, T]; None of a plain ViT."""
     gains = [x.gain for x in self.blocks if x.gain is not None]
@@ -73,7 +78,7 @@ class Records:
     return None if self.gain is None else self._mean('after')
 
   def _mean(self, name: str) -> np.ndarray:
-    shown = [x for x in self.blocks if x.gain is not None] or self.blocks
+    shown = self.mira or self.blocks
     return np.mean([getattr(x, name).mean(axis=0) for x in shown], axis=0)
 
 
