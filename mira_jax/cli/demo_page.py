@@ -13,6 +13,7 @@ os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
+from gradio import themes  # pyright: ignore[reportMissingImports]
 
 from mira_jax import errors
 from mira_jax.cli import explain, explain_page
@@ -62,7 +63,7 @@ def build(models: Mapping[str, Predictor], limits: Limits) -> gr.Blocks:
       classify,
       [clip, model],
       [found, about, strip, blocks, video],
-      api_name=False,
+      api_visibility='private',
     )
   return page
 
@@ -143,5 +144,5 @@ def serve(
       footer_links=[],
       show_error=True,
       max_file_size=f'{limits.megabytes}mb',
-      theme=gr.themes.Default(font=['system-ui', 'sans-serif']),
+      theme=themes.Default(font=['system-ui', 'sans-serif']),
     )
