@@ -26,14 +26,14 @@ FLOORS = (
   ('devices', 'video'),
   ('evaluation',),
   ('figures', 'pages'),
-  ('files',),
+  ('files', 'systems'),
   ('mira', 'terminal', 'param_names'),
   ('errors',),
 )
 ROOMS = {name: -i for i, floor in enumerate(FLOORS) for name in floor}
 # Packages that only some folders may import.
 ONLY = {
-  'flax': ('models',),
+  'flax': ('models', 'systems'),
   'orbax': ('train',),
   'matplotlib': ('figures',),
   'jinja2': ('pages',),
