@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
   terminal.show(table)
   for builder in BUILDERS.values():
     terminal.say(f'{builder.name}: {builder.title}, ask at {builder.ask}')
-    terminal.say(f'  {", ".join(builder.class_names)}')
+    terminal.say(f'  {", ".join(builder.action_units or builder.class_names)}')
   terminal.result(
     {
       'known': [
@@ -51,22 +51,32 @@ def run(args: argparse.Namespace) -> int:
         for builder in BUILDERS.values()
       ],
       'here': [
-        {'name': x.name, 'splits': x.splits, 'directory': str(x.directory)}
+        {
+          'name': x.name,
+          'splits': x.splits,
+          'action_units': list(x.action_units),
+          'directory': str(x.directory),
+        }
         for x in here
       ],
     }
   )
   for prepared in here:
     splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
+    if units := len(prepared.action_units):
+      splits += f', {units} action units'
     terminal.say(f'here: {prepared.name}, {splits}: {prepared.directory}')
   return ExitCode.OK
 
 
 def _row(builder: Builder) -> tuple[str, ...]:
-  counts, classes = builder.counts, len(builder.class_names)
+  counts, classes = builder.counts, str(len(builder.class_names))
   splits = sum(counts.get(split, 0) for split in ('train', 'val', 'test'))
-  clips = f'{counts.get("all") or splits:,}'.replace(',', ' ')
-  return builder.name, clips, str(classes), builder.protocol, builder.licence
+  count = counts.get('all') or splits
+  clips = f'{count:,}'.replace(',', ' ') if count else ''
+  if builder.action_units:
+    classes = f'{len(builder.action_units)} AUs'
+  return builder.name, clips, classes, builder.protocol, builder.licence
 
 
 def _prepared(folder: pathlib.Path) -> list[dataset.PreparedDataset]:

@@ -13,7 +13,7 @@ import argparse
 from mira_jax import terminal
 from mira_jax.cli.arguments import at_least
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.synthetic import dataset, faces
+from mira_jax.synthetic import dataset, faces, styles
 from mira_jax.video import encode
 
 MAX_SIZE = 2048  # pixels
@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser):
   add('--expression', choices=faces.CLASS_NAMES, default='Surprise')
   add('--person', type=at_least(0), default=0)
   add('--difficulty', choices=faces.DIFFICULTIES, default='macro')
+  add('--style', choices=styles.STYLES, default='studio')
   add('--size', type=at_least(16), default=224, help='pixels, even')
   add('--num-frames', type=at_least(8), default=32)
   add('--seed', type=at_least(0), default=0)
@@ -40,11 +41,11 @@ def run(args: argparse.Namespace) -> int:
   if args.num_frames > MAX_FRAMES:
     hint = f'use up to {MAX_FRAMES} frames'
     raise MiraInputError('bad_size', str(args.num_frames), hint)
-  order = faces.class_order(args.person, seed=args.seed, split='test')
+  drawing = {'seed': args.seed, 'split': 'test', 'style': args.style}
+  order = faces.class_order(args.person, **drawing)
   clip = faces.draw_clip(
     args.person * len(order) + order.index(args.expression),
-    seed=args.seed,
-    split='test',
+    **drawing,
     difficulty=args.difficulty,
     size=args.size,
     num_frames=args.num_frames,

@@ -3,13 +3,15 @@
   mira prepare NAME --root DOWNLOAD --out DIR       a dataset of `mira datasets`
   mira prepare folder --root DIR --out DIR [--table CSV]
   mira prepare synthetic_faces --out DIR [--difficulty macro|micro]
+      [--style studio|street]
 
 NAME is prepared from the dataset provider's download: its parts are found by
 name, damaged clips are left out and listed, and clip counts are checked against
 the published ones. `folder` takes any tree of CLASS/CLIP, where CLIP is a video
 file or a folder of frames, with splits (train, valid, test_set, ...) above or
 below the classes if there are any; or a table with the columns path and label,
-and optionally split, fold and subject. Interrupted runs resume.
+or path and one for each action unit (AU1, AU01_c, ...), and optionally split,
+fold and subject. Interrupted runs resume.
 """
 
 from __future__ import annotations
@@ -76,6 +78,12 @@ def _add_folder(sources: Any) -> None:
     ('name', 'of the dataset (default: that of ROOT)'),
   ):
     folder.add_argument(f'--{flag}', help=text)
+  folder.add_argument(
+    '--positive-from',
+    type=at_least(1),
+    default=1,
+    help='intensity from which an action unit of the table counts as shown',
+  )
 
 
 def _add_faces(sources: Any) -> None:
@@ -83,6 +91,7 @@ def _add_faces(sources: Any) -> None:
   faces.add_argument(
     '--difficulty', choices=('macro', 'micro'), default='macro'
   )
+  faces.add_argument('--style', choices=('studio', 'street'), default='studio')
   for flag, least, default in (
     ('train-clips', 1, 2800),
     ('test-clips', 1, 420),
@@ -142,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
       encoding=args.encoding or '',
       missing=None if args.missing is None else args.missing.split(','),
       name=args.name,
+      positive_from=args.positive_from,
       **common,
     )
   else:
@@ -166,6 +176,7 @@ def _draw(args: argparse.Namespace) -> int:
   folder = dataset.build(
     args.out,
     difficulty=args.difficulty,
+    style=args.style,
     train_clips=args.train_clips,
     test_clips=args.test_clips,
     size=args.size,

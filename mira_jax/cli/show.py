@@ -39,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
   sheet = figures.contact_sheet([_frames(clip) for clip in clips], titles)
   splits = ', '.join(f'{name} {n}' for name, n in prepared.splits.items())
   terminal.say(f'{prepared.name}: {splits}; {", ".join(prepared.class_names)}')
+  if prepared.action_units:
+    shown = dataset.describe_units(dataset.unit_counts(prepared))
+    least = prepared.positive_from
+    terminal.say(f'action units, shown from intensity {least} on: {shown}')
   terminal.say(f'picture: {sheet.save(args.out)}')
   return ExitCode.OK
 

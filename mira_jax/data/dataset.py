@@ -38,6 +38,16 @@ class PreparedDataset:
   splits: dict[str, int]  # number of clips of each split
   metadata: dict[str, Any]  # as given to `write`
 
+  @property
+  def action_units(self) -> tuple[str, ...]:
+    """Of `Clip.intensities`, such as 'AU1'; none in most datasets."""
+    return tuple(self.metadata.get(records.UNITS, ()))
+
+  @property
+  def positive_from(self) -> int:
+    """The intensity from which an action unit counts as shown."""
+    return self.metadata.get(records.POSITIVE_FROM, 1)
+
   def source(self, split: str) -> ClipSource:
     """Random access to a split. Raises MiraInputError for an unknown one."""
     if split not in self.splits:
@@ -56,9 +66,14 @@ class PreparedDataset:
     try:
       columns = json.loads(path.read_text())[split]
       columns = {'num_frames': [0] * count} | columns  # of version 1.1.0
-      names = [field.name for field in dataclasses.fields(ClipIndex)]
-      index = ClipIndex(**{name: np.array(columns[name]) for name in names})
-      index.check(count, len(self.class_names))
+      columns = dict.fromkeys(_COUNTS, [()] * count) | columns
+      index = ClipIndex(
+        **{
+          name: np.array(columns[name], int if name in _COUNTS else None)
+          for name in _COLUMNS
+        }
+      )
+      index.check(count, len(self.class_names), len(self.action_units))
     except Exception as error:  # a damaged index has errors of many kinds
       hint = f'it cannot be read, prepare the dataset again ({error})'
       raise data_error('damaged', path, hint) from error
@@ -74,12 +89,16 @@ class ClipIndex:
   subject: np.ndarray  # str [C]; '' where unknown
   fold: np.ndarray  # int [C]; -1 where there are none
   num_frames: np.ndarray  # int [C]; 0 where an older version wrote the dataset
+  # Frames that show each action unit, and those where that is known.
+  positive: np.ndarray  # int [C, A]; [C, 0] without units
+  known: np.ndarray  # int [C, A]
 
-  def check(self, count: int, num_classes: int) -> None:
-    """Raises ValueError for columns of another length or type, and labels."""
+  def check(self, count: int, num_classes: int, num_units: int) -> None:
+    """Raises ValueError for columns of another shape or type, and labels."""
     for name, column in vars(self).items():
-      if column.shape != (count,):
-        raise ValueError(f'{name} has not {count} rows')
+      width = (num_units,) if name in _COUNTS else ()
+      if column.shape != (count, *width):
+        raise ValueError(f'{name} is not of {count} clips')
       kind = 'U' if name in ('clip_id', 'subject') else 'i'
       if count and column.dtype.kind != kind:
         raise ValueError(f'{name} is of another type')
@@ -88,17 +107,48 @@ class ClipIndex:
       raise ValueError(f'label {min(wrong)} is none of 0 to {most}')
 
 
-def index_row(clip: Clip) -> tuple[str, int, str, int, int]:
+_COLUMNS = tuple(field.name for field in dataclasses.fields(ClipIndex))
+_COUNTS = ('positive', 'known')
+
+
+def index_row(clip: Clip, positive_from: int = 1) -> tuple:
   """The row of a clip in INDEX."""
   own = clip.clip_id, int(clip.label), clip.subject, int(clip.fold)
-  return (*own, len(clip))
+  return (*own, len(clip), *unit_counts_of(clip, positive_from))
+
+
+def unit_counts_of(
+  clip: Clip, positive_from: int
+) -> tuple[list[int], list[int]]:
+  """`positive` and `known` of a clip, see `ClipIndex`."""
+  frames = len(clip) if len(clip.intensities) == 1 else 1  # of one row
+  shown, known = clip.intensities >= positive_from, clip.intensities >= 0
+  return (frames * shown.sum(0)).tolist(), (frames * known.sum(0)).tolist()
 
 
 def index_columns(rows: Sequence[Sequence]) -> dict[str, list]:
   """The rows of a split as INDEX holds them."""
-  names = (field.name for field in dataclasses.fields(ClipIndex))
-  columns = zip(*rows, strict=True)
-  return {name: list(c) for name, c in zip(names, columns, strict=True)}
+  columns = zip(_COLUMNS, zip(*rows, strict=True), strict=True)
+  return {n: list(c) for n, c in columns if n not in _COUNTS or c[0]}
+
+
+def unit_counts(dataset: PreparedDataset) -> dict[str, tuple[int, int]]:
+  """Frames of all splits that show a unit, and those where that is known."""
+  indices = [dataset.index(split) for split in dataset.splits]
+  shown, known = (
+    np.concatenate([getattr(index, name) for index in indices]).sum(0).tolist()
+    for name in _COUNTS
+  )
+  pairs = zip(shown, known, strict=True)
+  return dict(zip(dataset.action_units, pairs, strict=True))
+
+
+def describe_units(counts: Mapping[str, tuple[int, int]]) -> str:
+  """`unit_counts` in words: 'AU1 5.1%, AU2 never known'."""
+  return ', '.join(
+    f'{name} {100 * shown / known:.1f}%' if known else f'{name} never known'
+    for name, (shown, known) in counts.items()
+  )
 
 
 class ClipSource:
@@ -152,7 +202,9 @@ def write(
     splits: for each split a function that yields its clips; one without clips
       is left out.
     description: one sentence.
-    metadata: JSON values to keep with the dataset.
+    metadata: JSON values to keep with the dataset. A list 'action_units' names
+      those of `Clip.intensities`, and 'positive_from' (1 by default) is the
+      intensity from which one counts as shown.
 
   Returns:
     The version folder.
@@ -168,7 +220,8 @@ def write(
     partial.mkdir(parents=True)
     try:
       info = records.new_info(partial, name, class_names, description, metadata)
-      index = _write_splits(records.Writer(info), splits, partial)
+      least = (metadata or {}).get(records.POSITIVE_FROM, 1)
+      index = _write_splits(records.Writer(info), splits, partial, least)
       if not index:
         raise data_error('no_clips', out, 'no split has a clip')
       with disk_errors(partial):
@@ -182,13 +235,15 @@ def _write_splits(
   writer: records.Writer,
   splits: Mapping[str, Callable[[], Iterable[Clip]]],
   folder: pathlib.Path,
+  positive_from: int,
 ) -> dict[str, dict[str, list]]:
   """Streams clips to disk; returns the contents of INDEX."""
   rows = {}
   for split, clips in splits.items():
     stream = iter(clips())
     while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
-      rows.setdefault(split, []).extend(map(index_row, batch))
+      found = (index_row(clip, positive_from) for clip in batch)
+      rows.setdefault(split, []).extend(found)
       with disk_errors(folder):
         writer.add(split, batch)
   with disk_errors(folder):
@@ -264,6 +319,8 @@ def _load(folder: pathlib.Path) -> PreparedDataset:
       splits={key: split.num_examples for key, split in info.splits.items()},
       metadata=dict(json.loads((folder / 'metadata.json').read_text())),
     )
+    if not isinstance(prepared.positive_from, int):
+      raise ValueError(f'{records.POSITIVE_FROM} is no whole number')
     for split in prepared.splits:
       ClipSource(folder, split)
   except Exception as error:  # TFDS raises bare errors of many kinds here

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Mapping, Sequence
 
@@ -40,23 +39,12 @@ def read_table(path: str | os.PathLike[str]) -> dict[tuple[str, str], str]:
     out.
 
   Raises:
-    MiraInputError: see `table_file.read_bytes`; or it is no CSV file with these
-      columns ('bad_table').
+    MiraInputError: see `table_file.read_rows`.
   """
-  data, table = table_file.read_bytes(path), {}
-  try:
-    rows = csv.DictReader(data.decode('utf-8-sig').splitlines())
-    rows.fieldnames = [x.strip().lower() for x in rows.fieldnames or ()]
-    if missing := [name for name in COLUMNS if name not in rows.fieldnames]:
-      raise ValueError(f'no column for {missing[0]} of {", ".join(COLUMNS)}')
-    for row in rows:
-      if None in row or None in row.values():
-        raise ValueError(f'line {rows.line_num} has other cells than line 1')
-      dataset, own, common = (row[name].strip().lower() for name in COLUMNS)
-      table[dataset, own] = common
-  except (ValueError, csv.Error) as error:
-    hint = f'it cannot be read as CSV in UTF-8 ({error})'
-    raise table_file.bad_table(path, hint) from error
+  table = {}
+  for row in table_file.read_rows(path, COLUMNS):
+    dataset, own, common = (row[name].lower() for name in COLUMNS)
+    table[dataset, own] = common
   return table
 
 

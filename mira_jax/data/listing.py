@@ -44,6 +44,10 @@ class Row:
   apex: int = -1
   offset: int = -1
   action_units: str = ''
+  # Of the units of the listing: those of all frames, in one row; or with a
+  # `segment` a row for each frame number of it. See `Clip.intensities`.
+  intensities: tuple[tuple[int, ...], ...] = ()
+  segment: tuple[int, int] | None = None  # the first and last frame of the file
   line: int = 0  # of the table; 0 for a folder
 
 
@@ -68,6 +72,7 @@ class Listing:
   failures: list[Failure] = dataclasses.field(default_factory=list)
   # Where classes, splits, subjects and folds were read, by FACTS.
   sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  action_units: tuple[str, ...] = ()  # of `Row.intensities`
 
   @property
   def class_names(self) -> list[str]:

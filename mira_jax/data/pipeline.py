@@ -10,11 +10,16 @@ A batch is a dict of arrays, B rows on this host:
   label  int32 [B]
   clip   int32 [B], index of the clip in its split
   mask   bool  [B], False for a row that must not be counted
+and where action units are asked for, see `train_batches`, and known:
+  units  int32 [B, A] or [B, T / tubelet, A], 0 to 5, -1 unknown
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import logging
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,14 +28,15 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from mira_jax.data import records, sampling
+from mira_jax.data import phased, records, sampling
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError, data_error
 from mira_jax.video import geometry
 
 _log = logging.getLogger(__name__)
 Batch = dict[str, np.ndarray]
-Choose = Callable[[int], np.ndarray]  # number of frames to indices [T]
+UNITS = ('none', 'middle', 'token')
+See = Callable[[Clip], dict[str, Any]]  # a clip to 'video', and its labels
 Window = Callable[[int, int, int, np.random.Generator], np.ndarray]
 
 
@@ -55,6 +61,10 @@ def train_batches(
   fit: str = 'squash',
   max_damaged: float = 1.0,
   window: Window = sampling.train_indices,
+  phases: str = 'none',
+  units: str = 'none',
+  tubelet: int = 2,
+  oracle: Sequence[int] = (),
 ) -> Iterator[Batch]:
   """Endless shuffled batches; each epoch has an order of its own.
 
@@ -76,20 +86,39 @@ def train_batches(
     max_damaged: largest share of damaged clips. One clip always may be, unless
       it is 0. Every host counts its own.
     window: which frames of a clip; `sampling.train_indices` or a like.
+    phases: of `phased.PHASES`; unless 'none', an epoch has every clip three
+      times, as it is and as both of its halves, all with its index in 'clip'.
+    units: the intensities to give of action units: 'none'; 'middle', those of
+      the frame T // 2 of a window; or 'token', those of every temporal token:
+      of each unit the largest that is known in one of its frames.
+    tubelet: frames of a temporal token.
+    oracle: numbers of action units that 'oracle' float32 [B, U] tells of: 1
+      where the annotation of a clip names it.
 
   Raises:
     MiraInputError: while reading, when too many clips are damaged.
   """
   rows = range(batch_size) if rows is None else rows
-  shuffled = grain.MapDataset.range(len(source)).seed(seed).shuffle()
-  order = shuffled.repeat()
-  reader = _Reader(source, size, fit, max_damaged)
+  samples = phased.samples(phases)
+  whole = grain.MapDataset.range(samples * len(source))
+  order = whole.seed(seed).shuffle().repeat()
+  unit_labels = _Units(units, tubelet, oracle)
+  reader = _Reader(source, size, fit, max_damaged, unit_labels)
 
   def load(i: int) -> dict[str, Any]:
     row = _global_row(i, batch_size, rows)
     rng = np.random.default_rng((seed, row))
-    clip: Any = order[row]
-    return reader.first_readable(clip, lambda n: window(n, frames, rate, rng))
+    sample: Any = order[row]
+    index, part = divmod(sample, samples)
+
+    def see(clip: Clip) -> dict[str, Any]:
+      if not part:
+        return reader.window(clip, window(len(clip), frames, rate, rng))
+      read = functools.partial(reader.pixels, clip)
+      video = phased.video(clip, part - 1, frames, phases, read)
+      return {'video': video, **unit_labels.of_clip(clip)}
+
+    return reader.first_readable(index, see)
 
   local = grain.MapDataset.range(start_step * len(rows), sys.maxsize)
   return _batches(local.map(load), len(rows), threads)
@@ -107,8 +136,14 @@ def eval_batches(
   threads: int = 16,
   fit: str = 'squash',
   max_damaged: float = 1.0,
+  units: str = 'none',
+  tubelet: int = 2,
+  oracle: Sequence[int] = (),
 ) -> Iterator[Batch]:
   """Every (clip, view) once and in order, with 'view' int32 [B] beside.
+
+  With `units` there is 'frame' int32 [B], too: the index in the clip of the
+  middle frame of a window.
 
   All hosts give the same number of batches: the last one is filled with
   repeated rows, whose mask is False, as is that of a clip in place of a damaged
@@ -116,16 +151,20 @@ def eval_batches(
   as in `train_batches`, and `views`, see `sampling.test_indices`.
   """
   rows = range(batch_size) if rows is None else rows
-  reader = _Reader(source, size, fit, max_damaged)
+  unit_labels = _Units(units, tubelet, oracle, of_frames=True)
+  reader = _Reader(source, size, fit, max_damaged, unit_labels)
   total = len(source) * views
 
   def load(i: int) -> dict[str, Any]:
     row = _global_row(i, batch_size, rows)
-    clip, view = divmod(row % total, views)
-    item = reader.first_readable(
-      clip, lambda n: sampling.test_indices(n, frames, rate, view, views)
-    )
-    counts = row < total and item['clip'] == clip
+    index, view = divmod(row % total, views)
+
+    def see(clip: Clip) -> dict[str, Any]:
+      indices = sampling.test_indices(len(clip), frames, rate, view, views)
+      return reader.window(clip, indices)
+
+    item = reader.first_readable(index, see)
+    counts = row < total and item['clip'] == index
     return item | {'mask': np.bool_(counts), 'view': np.int32(view)}
 
   steps = -(-total // batch_size)
@@ -141,11 +180,55 @@ def _global_row(
   return step * batch_size + int(rows[row])
 
 
+@dataclasses.dataclass(frozen=True)
+class _Units:
+  """What a row tells of action units; see `train_batches`."""
+
+  kind: str
+  tubelet: int
+  oracle: Sequence[int] = ()
+  of_frames: bool = False
+
+  def __post_init__(self) -> None:
+    if self.kind not in UNITS:
+      hint = f'units is {self.kind!r}; use one of {", ".join(UNITS)}'
+      raise ValueError(hint)
+
+  def __call__(self, clip: Clip, indices: Sequence[int]) -> dict[str, Any]:
+    """'units', 'frame' and 'oracle', where they are asked for."""
+    row = self.of_clip(clip)
+    if self.kind == 'none' or not clip.intensities.shape[1]:
+      return row
+    middle = indices[len(indices) // 2]
+    if self.of_frames:
+      row['frame'] = np.int32(middle)
+    if self.kind == 'middle':
+      return row | {'units': clip.units_at([middle])[0]}
+    by_frame = clip.units_at(indices)
+    tokens = by_frame.reshape(-1, self.tubelet, by_frame.shape[1])
+    return row | {'units': tokens.max(1)}
+
+  def of_clip(self, clip: Clip) -> dict[str, Any]:
+    """'oracle', where it is asked for."""
+    if not self.oracle:
+      return {}
+    shown = {int(number) for number in re.findall(r'\d+', clip.action_units)}
+    return {'oracle': np.array([x in shown for x in self.oracle], np.float32)}
+
+
 class _Reader:
   """Reads single clips and remembers the damaged ones."""
 
-  def __init__(self, source: Source, size: int, fit: str, max_damaged: float):
+  def __init__(
+    self,
+    source: Source,
+    size: int,
+    fit: str,
+    max_damaged: float,
+    units: _Units,
+  ):
     self._source = source
+    self._units = units
     self._size = size
     self._fit = fit
     self._limit = max_damaged and max(1, max_damaged * len(source))
@@ -153,7 +236,7 @@ class _Reader:
     self._failure: MiraInputError | None = None
     self._lock = threading.Lock()
 
-  def first_readable(self, index: int, choose: Choose) -> dict[str, Any]:
+  def first_readable(self, index: int, see: See) -> dict[str, Any]:
     """The row of this clip, or of the next one that can be read.
 
     Raises:
@@ -165,22 +248,30 @@ class _Reader:
       if self._failure is not None:
         raise self._failure
       try:
-        return self._read(i % count, choose)
+        return self._read(i % count, see)
       except MiraInputError as error:
         self._report(i % count, error)
     hint = 'not one clip can be read; prepare the dataset again'
     raise data_error('damaged', 'dataset', hint)
 
-  def _read(self, index: int, choose: Choose) -> dict[str, Any]:
-    clip = self._source[index]
-    indices = choose(len(clip)).tolist()
+  def window(self, clip: Clip, indices: np.ndarray) -> dict[str, Any]:
+    """'video' of some frames of a clip, and what is known of its units."""
+    units = self._units(clip, indices.tolist())
+    return {'video': self.pixels(clip, indices), **units}
+
+  def pixels(self, clip: Clip, indices: np.ndarray) -> np.ndarray:
+    """Frames of a clip at the size of the model: uint8 [n, size, size, 3]."""
     # A short clip names a frame more than once: it is decoded once.
     frames = {
       i: geometry.resize(frame, self._size, self._fit)
-      for i, frame in records.read_frames(clip, indices).items()
+      for i, frame in records.read_frames(clip, indices.tolist()).items()
     }
+    return np.stack([frames[i] for i in indices.tolist()])
+
+  def _read(self, index: int, see: See) -> dict[str, Any]:
+    clip = self._source[index]
     return {
-      'video': np.stack([frames[i] for i in indices]),
+      **see(clip),
       'label': np.int32(clip.label),
       'clip': np.int32(index),
       'mask': np.bool_(True),

@@ -22,7 +22,7 @@ import numpy as np
 from mira_jax.data import holdout, label_map
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.data.pool import Pool, join, of_dataset
-from mira_jax.errors import data_error
+from mira_jax.errors import MiraInputError, data_error
 
 _log = logging.getLogger(__name__)
 PROTOCOLS = ('split', 'folds', 'loso', 'lodo')
@@ -41,6 +41,8 @@ class Rules:
     test_split: the one that 'split' tests.
     val_fraction: of the training clips, unless there is a split 'val'; 0: none.
     train_fraction: of the remaining training clips, drawn from each class.
+    units: action units that are learned in place of classes, () for all; None
+      where classes are learned.
   """
 
   protocol: str = 'split'
@@ -51,6 +53,7 @@ class Rules:
   test_split: str = 'test'
   val_fraction: float = 0.1
   train_fraction: float = 1.0
+  units: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -62,26 +65,31 @@ class Parts:
   test: Pool
   fold_name: str = ''  # such as 'fold 1' or a subject; '' with 'split'
   rule: str = ''  # how validation clips were chosen, in words
+  pseudo: int = 0  # how many training clips are test clips, with labels that a
+  # model predicted, see `pseudo_labels`
 
 
 def pooled(
-  datasets: Sequence[PreparedDataset], classes: str = ''
+  datasets: Sequence[PreparedDataset],
+  classes: str = '',
+  units: Sequence[str] | None = None,
 ) -> list[Pool]:
   """All clips of each dataset under common class names.
 
   One dataset keeps its own class names and their order, unless `classes` is a
-  table for `label_map.read_table`.
+  table for `label_map.read_table`. Where action `units` are learned, several
+  datasets need no common class, and all clips have one.
 
   Raises:
-    MiraInputError: see `label_map`; or two datasets of the same name.
+    MiraInputError: see `label_map`; two datasets of the same name, or one
+      without these action units.
   """
+  if units is not None:
+    return _of_units(datasets, units)
   if len(datasets) == 1 and not classes:
     return [of_dataset(datasets[0], list(datasets[0].splits))]
+  _check_names(datasets)
   own = {dataset.name: dataset.class_names for dataset in datasets}
-  if len(own) < len(datasets):
-    names = ', '.join(dataset.name for dataset in datasets)
-    hint = 'two datasets have the same name; prepare one under another --name'
-    raise data_error('same_name', names, hint)
   table = label_map.read_table(classes) if classes else None
   common, rename = label_map.harmonise(own, table)
   return [
@@ -89,9 +97,39 @@ def pooled(
   ]
 
 
+def _of_units(
+  datasets: Sequence[PreparedDataset], units: Sequence[str]
+) -> list[Pool]:
+  """`pooled` of datasets whose action units are learned."""
+  _check_names(datasets)
+  pools = []
+  for dataset in datasets:
+    if not dataset.action_units:
+      hint = (
+        f'{dataset.name} has no action units: prepare it anew if it should '
+      )
+      hint += 'have, or use --config.data.labels=classes'
+      raise MiraInputError('bad_config', 'config.data.labels', hint)
+    splits, names = list(dataset.splits), dataset.class_names
+    one_label = dict.fromkeys(names, names[0])
+    if len(datasets) > 1:
+      pool = of_dataset(dataset, splits, names[:1], one_label)
+    else:
+      pool = of_dataset(dataset, splits)
+    pools.append(pool.with_units(units) if units else pool)
+  return pools
+
+
+def _check_names(datasets: Sequence[PreparedDataset]) -> None:
+  names = [dataset.name for dataset in datasets]
+  if len({*names}) < len(names):
+    hint = 'two datasets have the same name; prepare one under another --name'
+    raise data_error('same_name', ', '.join(names), hint)
+
+
 def fold_names(datasets: Sequence[PreparedDataset], rules: Rules) -> list[str]:
   """The names of a protocol's folds; [''] for 'split'; raises as `parts`."""
-  return _folds(pooled(datasets, rules.classes), rules)[0]
+  return _folds(pooled(datasets, rules.classes, rules.units), rules)[0]
 
 
 def parts(
@@ -108,7 +146,7 @@ def parts(
     MiraInputError: the clips lack the subjects or folds of the protocol, there
       is no such fold or split, or a part would be empty.
   """
-  pools = pooled(datasets, rules.classes)
+  pools = pooled(datasets, rules.classes, rules.units)
   names, tests = _folds(pools, rules)
   _warn_of_unknown(tests)
   return _parts(datasets, pools, rules, names, tests, fold)
@@ -116,7 +154,7 @@ def parts(
 
 def all_parts(datasets: Sequence[PreparedDataset], rules: Rules) -> list[Parts]:
   """`parts` of every fold of a protocol."""
-  pools = pooled(datasets, rules.classes)
+  pools = pooled(datasets, rules.classes, rules.units)
   names, tests = _folds(pools, rules)
   _warn_of_unknown(tests)
   return [

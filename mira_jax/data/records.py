@@ -25,11 +25,20 @@ from tensorflow_datasets.core import example_serializer
 from tensorflow_datasets.proto import tf_example_pb2 as protos
 
 from mira_jax.data.listing import check_class_names
+from mira_jax.errors import data_error
 from mira_jax.video import decode, images
 
-VERSION = '1.2.0'  # of the features of a record; a newer major is refused
-NAMES = 'class_names'  # in the metadata, too: TFDS keeps one name per line
+VERSION = '1.3.0'  # of the features of a record; a newer major is refused
+# Keys of the metadata:
+NAMES = 'class_names'  # here, too: TFDS keeps one name per line
+UNITS = 'action_units'  # names of the columns of `Clip.intensities`
+POSITIVE_FROM = 'positive_from'  # the least intensity of a unit that is shown
 _CLIPS_PER_SHARD = 1024
+
+
+def no_intensities() -> np.ndarray:
+  """`Clip.intensities` of a dataset without action units."""
+  return np.zeros((0, 0), np.int8)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -52,18 +61,45 @@ class Clip:
   fold: int = -1  # that tests this clip
   video: bytes = b''  # a video file, in place of `frames`
   video_frames: int = 0  # that can be decoded from it
+  # Of the A action units of its dataset in each frame, 0 to 5, or -1 where it
+  # is unknown: int8 [F, A]; or [1, A], of all frames. [0, 0] without units.
+  intensities: np.ndarray = dataclasses.field(
+    default_factory=no_intensities, compare=False
+  )
 
   def __len__(self) -> int:
     """Number of frames."""
     return len(self.frames) or self.video_frames
 
+  def units_at(self, frames: Sequence[int] | np.ndarray) -> np.ndarray:
+    """The intensities in n frames, int32 [n, A].
 
-def _features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
-  """The TFDS features of a Clip; a bad class name is a 'bad_label'."""
+    Raises MiraInputError('damaged') for rows that are not those of the frames.
+    """
+    rows = len(self.intensities)
+    if rows not in (1, len(self)):
+      hint = f'{rows} rows of action units for {len(self)} frames; prepare it '
+      raise data_error('damaged', self.clip_id, f'{hint}again')
+    chosen = np.zeros_like(frames) if rows == 1 else frames
+    return self.intensities[chosen].astype(np.int32)
+
+
+def _features(
+  class_names: Sequence[str], num_units: int
+) -> tfds.features.FeaturesDict:
+  """The TFDS features of a Clip; a bad class name is a 'bad_label'.
+
+  Without action units they are those of version 1.2.0, which reads them.
+  """
   check_class_names(class_names)
   # Frames are handed over as bytes: encoding an array would import TensorFlow.
   image = tfds.features.Image()
   text, integer = tfds.features.Text(), tfds.features.Scalar(np.int32)
+  units: dict[str, Any] = {}
+  if num_units:
+    shape = (None, num_units)
+    units['intensities'] = tfds.features.Tensor(shape=shape, dtype=np.int8)
+    units['num_units'] = integer
   return tfds.features.FeaturesDict(
     {
       'clip_id': text,
@@ -79,8 +115,18 @@ def _features(class_names: Sequence[str]) -> tfds.features.FeaturesDict:
       'fold': integer,
       'video': text,  # features.Video would import TensorFlow
       'video_frames': integer,
+      **units,
     }
   )
+
+
+def _fields(clip: Clip) -> dict[str, Any]:
+  """The values of `_features`."""
+  fields, num_units = dict(vars(clip)), clip.intensities.shape[1]
+  if not num_units:
+    del fields['intensities']
+    return fields
+  return fields | {'num_units': num_units}
 
 
 def new_info(
@@ -90,7 +136,10 @@ def new_info(
   description: str,
   metadata: dict[str, Any] | None,
 ) -> tfds.core.DatasetInfo:
-  """The metadata of a new dataset; 'bad_label' for an unusable class name."""
+  """The metadata of a new dataset; 'bad_label' for an unusable class name.
+
+  Those of `metadata` are kept; `UNITS` and `POSITIVE_FROM` are among them.
+  """
   identity = tfds.core.DatasetIdentity(
     name=name,
     version=tfds.core.Version(VERSION),
@@ -98,10 +147,11 @@ def new_info(
     module_name=__name__,
   )
   about = (metadata or {}) | {NAMES: list(class_names)}
+  num_units = len(about.get(UNITS, ()))
   return tfds.core.DatasetInfo(
     builder=identity,
     description=description,
-    features=_features(class_names),
+    features=_features(class_names, num_units),
     metadata=tfds.core.MetadataDict(about),
     disable_shuffling=True,
   )
@@ -123,7 +173,7 @@ class Writer:
   def add(self, split: str, clips: Iterable[Clip]) -> None:
     """Writes some clips; TFDS rewrites its metadata at every call."""
     self._writer.initialize_splits([split], fail_if_exists=False)
-    self._writer.add_examples({split: list(map(vars, clips))})
+    self._writer.add_examples({split: list(map(_fields, clips))})
 
   def close(self) -> None:
     """Completes the files and the metadata."""
@@ -173,13 +223,15 @@ def write_info(
   info.write_to_directory(info.data_dir)
 
 
-def serializer(class_names: Sequence[str]) -> Callable[[Clip], bytes]:
+def serializer(
+  class_names: Sequence[str], num_units: int = 0
+) -> Callable[[Clip], bytes]:
   """Gives `serialize(clip)`: the record that `parse` reads."""
-  fields = _features(class_names)
+  fields = _features(class_names, num_units)
   specs: Any = fields.get_serialized_info()
   writer = example_serializer.ExampleSerializer(specs)
   return lambda clip: writer.serialize_example(
-    fields.encode_example(vars(clip))
+    fields.encode_example(_fields(clip))
   )
 
 
@@ -189,12 +241,15 @@ def parse(record: bytes) -> Clip:
   fields: dict[str, Any] = {}
   for key, feature in parsed.items():
     values = getattr(feature, feature.WhichOneof('kind') or 'bytes_list').value
-    if key == 'frames':
+    if key in ('frames', 'intensities'):
       fields[key] = list(values)
     elif isinstance(values[0], bytes) and key != 'video':
       fields[key] = values[0].decode()
     else:
       fields[key] = values[0]
+  if num_units := fields.pop('num_units', 0):
+    rows = np.array(fields['intensities'], np.int8)
+    fields['intensities'] = rows.reshape(-1, num_units)
   return Clip(**fields)
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import os
 import stat
 import zlib
+from collections.abc import Sequence
 
 from mira_jax.errors import MiraInputError
 
@@ -43,3 +45,28 @@ def read_bytes(path: str | os.PathLike[str]) -> bytes:
   if len(data) > MAX_BYTES:
     raise bad_table(path, f'it has more than {MAX_BYTES >> 20} MiB, unpacked')
   return data
+
+
+def read_rows(
+  path: str | os.PathLike[str], columns: Sequence[str]
+) -> list[dict[str, str]]:
+  """The rows of a CSV by column, without spaces around; others are left out.
+
+  Raises:
+    MiraInputError: see `read_bytes`; or it is no CSV file in UTF-8 with these
+      columns ('bad_table').
+  """
+  data, found = read_bytes(path), []
+  try:
+    rows = csv.DictReader(data.decode('utf-8-sig').splitlines())
+    rows.fieldnames = [x.strip().lower() for x in rows.fieldnames or ()]
+    if missing := [name for name in columns if name not in rows.fieldnames]:
+      raise ValueError(f'no column for {missing[0]} of {", ".join(columns)}')
+    for row in rows:
+      if None in row or None in row.values():
+        raise ValueError(f'line {rows.line_num} has other cells than line 1')
+      found.append({name: row[name].strip() for name in columns})
+  except (ValueError, csv.Error) as error:
+    hint = f'it cannot be read as CSV in UTF-8 ({error})'
+    raise bad_table(path, hint) from error
+  return found

@@ -101,9 +101,14 @@ def write(
   with dataset.claimed(out, name), dataset.disk_errors(str(out)):
     settings = [list(class_names), metadata or {}]
     shards = _plan(out / name, splits, settings, jobs_per_shard)
+    about = metadata or {}
+    units = len(about.get(records.UNITS, ())), about.get(records.POSITIVE_FROM)
     todo = [shard for shard in shards if not shard.note()]
     task = functools.partial(
-      _write_shard, work=work, class_names=tuple(class_names)
+      _write_shard,
+      work=work,
+      class_names=tuple(class_names),
+      units=units,
     )
     _run(beam, todo, task, runner, options)
     notes: dict[_Shard, _Note] = {}
@@ -199,10 +204,14 @@ def _write_shard(
   *,
   work: Callable[[Job], Result],
   class_names: Sequence[str],
+  units: tuple[int, int | None],
 ) -> None:
-  """Runs in a worker; safe to run concurrently."""
+  """Runs in a worker; safe to run concurrently.
+
+  `units` are the number of action units, and from which intensity they show.
+  """
   data = shard.jobs.read_bytes()
-  serialize = records.serializer(class_names)
+  serialize = records.serializer(class_names, units[0])
   rows, failures, num_bytes = [], [], 0
   flags: collections.Counter[str] = collections.Counter()
   with files.atomic(shard.records, shared=True) as part:
@@ -216,7 +225,7 @@ def _write_shard(
       record = serialize(clip)
       writer.write(record)
       num_bytes += len(record)
-      rows.append(dataset.index_row(clip))
+      rows.append(dataset.index_row(clip, units[1] or 1))
     writer.close()
   note = dict(
     rows=rows,

@@ -32,6 +32,8 @@ class Plan:
   groups: Mapping[str, Sequence[Found]]
   report: Report
   storage: Storage
+  action_units: Sequence[str] = ()  # see `dataset.write`
+  positive_from: int = 1
 
   def run(self, processes: int | None) -> None:
     """Writes the dataset and its report."""
@@ -92,6 +94,10 @@ class Plan:
 
   def _settings(self) -> dict[str, Any]:
     model = self.storage.face_model_sha256
+    units = {
+      records.UNITS: list(self.action_units),
+      records.POSITIVE_FROM: self.positive_from,
+    }
     return {
       'name': self.name,
       'class_names': self.report.class_names,
@@ -102,7 +108,8 @@ class Plan:
         'crop': self.storage.crop,
         'split_rule': self.report.split_rule,
       }
-      | ({'face_model': model} if model else {}),
+      | ({'face_model': model} if model else {})
+      | (units if self.action_units else {}),
     }
 
   def _results(
@@ -112,7 +119,9 @@ class Plan:
 
     A failure is an empty entry, which the next run tries again.
     """
-    serialize = records.serializer(self.report.class_names)
+    serialize = records.serializer(
+      self.report.class_names, len(self.action_units)
+    )
     kept = {i for i in range(len(journal)) if not journal.is_empty(i)}
     todo = [clip for i, clip in enumerate(self._clips) if i not in kept]
     self.report.resumed = len(kept)
@@ -153,8 +162,11 @@ class Plan:
   def _finish(self, folder: pathlib.Path) -> None:
     self.report.dataset, self.report.crop = str(folder), self.storage.crop
     made = dataset.open(folder)
-    lengths = [made.index(split).num_frames for split in made.splits]
-    self.report.describe_lengths(np.concatenate(lengths))
+    indices = [made.index(split) for split in made.splits]
+    self.report.describe_lengths(
+      np.concatenate([index.num_frames for index in indices])
+    )
+    self.report.action_units = dataset.unit_counts(made)
     self.report.write(self.out)
 
 

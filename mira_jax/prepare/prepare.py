@@ -16,7 +16,7 @@ from typing import Any
 
 from mira_jax import files
 from mira_jax.data import holdout, trees
-from mira_jax.data.listing import FACTS, Failure
+from mira_jax.data.listing import FACTS, Failure, Listing
 from mira_jax.errors import MiraInputError, data_error, some
 from mira_jax.files import Path
 from mira_jax.prepare import boxes as face_boxes
@@ -98,6 +98,7 @@ def prepare_folder(
   encoding: str = '',
   missing: Collection[str] | None = None,
   name: str | None = None,
+  positive_from: int = 1,
   **options: Any,
 ) -> Report:
   """Prepares the labelled clips below `root`.
@@ -109,6 +110,7 @@ def prepare_folder(
     encoding: of the tables, see `tables.read_table`.
     missing: labels that count as missing, see `tables.read_table`.
     name: of the dataset; by default the name of `root`.
+    positive_from: intensity from which an action unit counts as shown, 1 to 5.
     **options: fields of `Options`.
 
   Raises:
@@ -118,14 +120,19 @@ def prepare_folder(
   """
   root, chosen = pathlib.Path(root), Options(**options)
   reading = {'encoding': encoding, 'missing': missing}
-  clips, report, sources = _wanted_clips(root, table, reading)
+  if positive_from not in range(1, 6):
+    value = f'positive_from={positive_from}'
+    raise MiraInputError('bad_value', value, 'use 1 to 5')
+  clips, report, listing = _wanted_clips(root, table, reading)
   plan = Plan(
     root=root,
     out=pathlib.Path(out),
     name=name or _slug(root.resolve().name),
-    groups=_split(clips, chosen, report, sources),
+    groups=_split(clips, chosen, report, listing.sources),
     report=report,
     storage=chosen.storage('none', encoding),
+    action_units=listing.action_units,
+    positive_from=positive_from,
   )
   plan.run(chosen.workers)
   return report
@@ -186,6 +193,8 @@ def prepare_dataset(
     groups=groups,
     report=report,
     storage=dataclasses.replace(storage, as_video=spec.stores_video),
+    action_units=listing.action_units,
+    positive_from=spec.positive_from,
   )
   if beam_runner:
     plan.run_on_beam(beam_runner, beam_options)
@@ -208,7 +217,7 @@ def _check_missing(
 
 def _wanted_clips(
   root: pathlib.Path, table: Path | None, reading: Mapping[str, Any]
-) -> tuple[list[Found], Report, Mapping[str, str]]:
+) -> tuple[list[Found], Report, Listing]:
   bases = [root]
   trees.check_root(root)
   if table:
@@ -232,7 +241,7 @@ def _wanted_clips(
   if repeats := len(found) - len(clips):
     dropped['listed twice'] = repeats
   report.add_tables([pathlib.Path(table).absolute()] if table else [])
-  return clips, report, listing.sources
+  return clips, report, listing
 
 
 def _split(

@@ -14,6 +14,7 @@ import numpy as np
 
 from mira_jax import files
 from mira_jax.data import people
+from mira_jax.data.dataset import describe_units
 from mira_jax.data.listing import GUESSED, Failure, Row, escaped, natural
 from mira_jax.errors import some
 
@@ -49,6 +50,8 @@ class Report:
   flags: dict[str, int] = field(default_factory=dict)  # see `footage.Video`
   frames: dict[str, int] = field(default_factory=dict)  # clips of each form
   lengths: str = ''  # numbers of frames of the clips, in words
+  # Frames that show each action unit, and those where that is known.
+  action_units: dict[str, tuple[int, int]] = field(default_factory=dict)
   no_face: list[str] = field(default_factory=list)  # clips with that flag
   remarks: list[str] = field(default_factory=list)  # how the table was read
   warnings: list[str] = field(default_factory=list)  # possible mistakes
@@ -73,6 +76,9 @@ class Report:
     if self.lengths:
       forms = [f'{form} ({n} clips)' for form, n in self.frames.items()]
       lines.append('; '.join([f'frames: {self.lengths}', *forms]))
+    if self.action_units:
+      shown = describe_units(self.action_units)
+      lines.append(f'action units: {shown} of the frames')
     if self.published:
       same = sum(found == count for found, count in self.published.values())
       lines.append(f'published counts: {same} of {len(self.published)} agree')
@@ -156,7 +162,7 @@ class Report:
 
   def write(self, folder: str | os.PathLike[str]) -> None:
     """Adds the warnings of the result, and writes `REPORT_NAME`."""
-    if len(self.class_names) == 1:
+    if len(self.class_names) == 1 and not self.action_units:
       name = self.class_names[0]
       self.warnings.append(
         f'{name} is the only class: is --root the folder above the right one?'

@@ -54,7 +54,9 @@ def locate(
     inside = [root for root in roots if path and path.is_relative_to(root)]
     if path and inside:
       name = row.clip_id or path.relative_to(inside[0]).as_posix()
-      found.append(Found(row=row, path=path, clip_id=escaped(name)))
+      found.append(
+        Found(row=row, path=path, clip_id=escaped(name), segment=row.segment)
+      )
     else:
       name, code = row.clip_id or row.path, 'not_found'
       hint = f'it is not below {escaped(os.fspath(bases[0]))}'

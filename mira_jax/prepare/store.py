@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -175,6 +176,8 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
     action_units=row.action_units,
     fold=row.fold,
   )
+  if row.intensities:
+    record.intensities = np.array(row.intensities, np.int8)
   if storage.as_video:
     return _as_video(clip.path, record)
   square = _square(clip, storage)
@@ -183,6 +186,8 @@ def _store(clip: Found, labels: Mapping[str, int], storage: Storage) -> Stored:
   else:
     kept = _of_video(clip, storage, square)
   record.frames, record.fps = kept.frames, kept.fps
+  if row.segment and row.intensities:
+    record.intensities = record.intensities[kept.numbers - row.segment[0]]
   flags = kept.flags
   if storage.check_faces and not _shows_face(clip.path, kept, storage):
     flags = ('no_face', *flags)
@@ -216,7 +221,8 @@ def _of_video(
   clip: Found, storage: Storage, square: geometry.Square | None
 ) -> _Frames:
   """Decoded frames, of a video or of a folder that is cropped."""
-  video = decode.read_clip(clip.path, short_side=storage.size, square=square)
+  read = _read_once if clip.segment else decode.read_clip
+  video = read(clip.path, short_side=storage.size, square=square)
   numbers = _frame_numbers(clip.path, video.count)
   numbers = numbers[video.of_ticks(np.arange(len(video)))]
   inside = _inside(clip, numbers)
@@ -229,6 +235,17 @@ def _of_video(
   fps = _thinned(video.fps or clip.row.fps, len(kept), len(inside))
   flags = (*video.flags, storage.form(source, kind))
   return _Frames(frames, numbers[kept], fps, flags)
+
+
+def _read_once(path: pathlib.Path, **size: Any) -> footage.Video:
+  """As `decode.read_clip`; for segments, which come one after the other."""
+  return _last_read(path, path.stat().st_mtime_ns, **size)
+
+
+@functools.lru_cache(maxsize=1)
+def _last_read(path: pathlib.Path, time: int, **size: Any) -> footage.Video:
+  del time  # a file that changed is another
+  return decode.read_clip(path, **size)
 
 
 def _of_folder(clip: Found, storage: Storage) -> _Frames:
@@ -297,7 +314,8 @@ def _square(clip: Found, storage: Storage) -> geometry.Square | None:
   """The crop of all frames; None for the whole frame."""
   if storage.crop == 'none':
     return None
-  frames, width, height = decode.glance(clip.path, _GLANCES, _GLANCE_SIDE)
+  look = _last_glance if clip.segment else _glance
+  frames, width, height = look(clip.path, clip.path.stat().st_mtime_ns)
   hint, square = 'no face was found', None
   if storage.crop == 'center':
     square = face_crop.center(width, height)
@@ -311,6 +329,14 @@ def _square(clip: Found, storage: Storage) -> geometry.Square | None:
   if square is None:
     raise MiraInputError('no_face', clip.clip_id, hint)
   return square
+
+
+def _glance(path: pathlib.Path, time: int) -> tuple[np.ndarray, int, int]:
+  del time  # a file that changed is another
+  return decode.glance(path, _GLANCES, _GLANCE_SIDE)
+
+
+_last_glance = functools.lru_cache(maxsize=1)(_glance)  # as `_last_read`
 
 
 def _frame_numbers(path: pathlib.Path, count: int) -> np.ndarray:

@@ -40,6 +40,15 @@ COLUMNS = {
   'action_units': ('actionunits', 'aus', 'au'),
   'valid': ('boolfile', 'isvalid', 'valid'),
 }
+# One column for each action unit. OpenFace writes two that may disagree, AU01_c
+# (shown or not) and AU01_r (an intensity); whether it is shown counts.
+UNITS = {
+  f'AU{k}': tuple(f'au{k:0{width}}{end}' for end in ('', 'c', 'r')
+                  for width in (1, 2))
+  for k in range(1, 100)
+}  # fmt: skip
+_ANY_UNIT = tuple(name for names in UNITS.values() for name in names)
+NO_CLASS = 'face'  # of clips that have action units and no label
 # Missing values of R, pandas, Excel, SQL and manual tables.
 MISSING = frozenset(
   {'', 'na', 'n/a', '<na>', 'nan', 'nat', 'null', '\\n', '?', '-', '--', '/'}
@@ -121,7 +130,8 @@ def read_table(
   """Reads an annotation table.
 
   A row is dropped when its file is marked as not valid, its label is missing,
-  or its split is none of those of `listing.split_word`.
+  or its split is none of those of `listing.split_word`. A table with columns of
+  action units needs no label.
 
   Args:
     path: CSV, CSV.GZ or XLSX.
@@ -137,14 +147,22 @@ def read_table(
       `missing` is not given ('unclear_label').
   """
   names = COLUMNS | {'label': tuple(label)}
-  table = records(path, names, ('path', 'label'), encoding=encoding)
+  table = records(
+    path,
+    names | UNITS | {'unit': _ANY_UNIT},
+    ('path', 'label'),
+    otherwise=('path', 'unit'),
+    encoding=encoding,
+  )
+  table.columns.pop('unit', None)
+  units = tuple(name for name in UNITS if name in table.columns)
   known = MISSING if missing is None else {word.lower() for word in missing}
   rows, dropped, splits = [], collections.Counter(), collections.Counter()
   for line, row in table:
     if reason := _why_dropped(row, line, path, known):
       dropped[reason] += 1
     else:
-      rows.append(_row(row, line, path))
+      rows.append(_row(row, line, path, units))
       splits[row.get('split', '')] += 1
   remark = f'{table}; {len(rows) + dropped.total()} rows'
   rows = _in_splits(rows, splits, dropped, path)
@@ -161,7 +179,8 @@ def read_table(
     for field, fact in facts
     if field in table.columns
   }
-  return listed(rows, path, dropped=dropped, remarks=[remark], sources=sources)
+  found = listed(rows, path, dropped=dropped, remarks=[remark], sources=sources)
+  return dataclasses.replace(found, action_units=units)
 
 
 def records(
@@ -169,6 +188,7 @@ def records(
   names: Mapping[str, Sequence[str]],
   required: Collection[str],
   *,
+  otherwise: Collection[str] = (),
   encoding: str = '',
 ) -> Table:
   """A table whose header has the required columns.
@@ -180,7 +200,8 @@ def records(
     path: CSV, CSV.GZ or XLSX.
     names: that the column of a field may have, in lower case and without
       other characters than letters and digits, the preferred one first.
-    required: fields that the table must have.
+    required: fields that the table must have,
+    otherwise: or these, if any.
     encoding: see `cells.grids`.
 
   Raises:
@@ -191,7 +212,7 @@ def records(
   heads: list[list[str]] = []
   for grid in cells.grids(path, encoding):
     head = [row for _, row in itertools.islice(grid.rows(), _HEADER_ROWS + 1)]
-    if table := _with_header(grid, head, names, required):
+    if table := _with_header(grid, head, names, required, otherwise):
       found.append(table)
     heads += head
   if not found:
@@ -221,13 +242,16 @@ def _with_header(
   head: Sequence[Sequence[str]],
   names: Mapping[str, Sequence[str]],
   required: Collection[str],
+  otherwise: Collection[str],
 ) -> Table | None:
   """The table of a grid, if its header is among its upper rows."""
   for i, row in enumerate(head[:_HEADER_ROWS]):
     columns = _columns(row, names)
-    if set(required) <= columns.keys():
+    for fields in filter(None, (required, otherwise)):
+      if not set(fields) <= columns.keys():
+        continue
       # A sentence with these words is no header: the row below is shorter.
-      last = max(columns[field][0] for field in required)
+      last = max(columns[field][0] for field in fields)
       following = next((r for r in head[i + 1 :] if any(r)), row)
       if len(following) > last:
         return Table(grid, columns, row, i + 1)
@@ -278,21 +302,23 @@ def _why_dropped(
     raise bad_table(path, hint)
   if not _TRUTH[valid]:
     return 'marked as not valid'
-  if not row['label']:
+  if not (label := row.get('label', NO_CLASS)):
     return 'no label'
-  if row['label'].lower() in missing:
-    return f'no label ({row["label"]})'
+  if label.lower() in missing:
+    return f'no label ({label})'
   return '' if row['path'] else 'no path'
 
 
-def _row(row: Mapping[str, str], line: int, path: Path) -> Row:
+def _row(
+  row: Mapping[str, str], line: int, path: Path, units: Sequence[str]
+) -> Row:
   def whole(field: str) -> int:
     number = _number(row, field, line, path)
     return -1 if number is None else int(number)
 
   return Row(
     path=row['path'],
-    label=row['label'],
+    label=row.get('label', NO_CLASS),
     split=split_word(row.get('split', '')),
     subject=row.get('subject', ''),
     fold=whole('fold'),
@@ -301,8 +327,24 @@ def _row(row: Mapping[str, str], line: int, path: Path) -> Row:
     apex=whole('apex'),
     offset=whole('offset'),
     action_units=row.get('action_units', ''),
+    intensities=(tuple(_intensity(row, unit, line, path) for unit in units),)
+    if units
+    else (),
     line=line,
   )
+
+
+def _intensity(row: Mapping[str, str], unit: str, line: int, path: Path) -> int:
+  """The nearest whole intensity of a cell, 0 to 5; -1 where it is unknown."""
+  cell = row[unit].lower()
+  if cell in MISSING | EITHER | {'9', '9.0', '-1.0'}:
+    return -1
+  value = float(cell.replace(',', '.')) if _NUMBER.fullmatch(cell) else -1.0
+  if 0 <= value <= 5:
+    return int(value + 0.5)
+  hint = f'line {line}: {unit} is {short(cell)}, and no intensity from 0 to 5; '
+  hint += 'use 9 or nothing where it is unknown'
+  raise bad_table(path, hint)
 
 
 def _number(

@@ -8,7 +8,7 @@ import functools
 from collections.abc import Iterator
 
 from mira_jax.data import records, workers
-from mira_jax.data.dataset import PreparedDataset
+from mira_jax.data.dataset import PreparedDataset, unit_counts_of
 from mira_jax.data.records import Clip
 from mira_jax.errors import MiraInputError
 from mira_jax.video import images
@@ -70,6 +70,10 @@ def _block(
     same = all(getattr(clip, n) == getattr(index, n)[i] for n in known)
     if not same or index.num_frames[i] not in (0, len(clip)):
       found.append('the index differs')
+    counts = unit_counts_of(clip, dataset.positive_from)
+    stored = index.positive[i].tolist(), index.known[i].tolist()
+    if counts != stored:
+      found.append('the counts of its action units differ')
     problems += [f'{split}[{i}] {clip.clip_id}: {text}' for text in found]
     ids.append(clip.clip_id)
     frames += len(clip)
@@ -99,5 +103,12 @@ def _problems(clip: Clip, dataset: PreparedDataset) -> Iterator[str]:
   for name in ('onset', 'apex', 'offset'):
     if not -1 <= getattr(clip, name) < len(clip):
       yield f'{name} {getattr(clip, name)} of {len(clip)} frames'
+  rows, units = clip.intensities.shape
+  if units != len(dataset.action_units):
+    yield f'{units} of {len(dataset.action_units)} action units'
+  elif units and rows not in (1, len(clip)):
+    yield f'{rows} rows of action units for {len(clip)} frames'
+  if units and not ((clip.intensities >= -1) & (clip.intensities <= 5)).all():
+    yield 'an intensity that is none of -1 to 5'
   if not 0 <= clip.fps < float('inf'):  # nor NaN
     yield f'{clip.fps:g} frames per second'

@@ -11,6 +11,7 @@ import functools
 import itertools
 import json
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,17 +19,19 @@ import numpy as np
 from mira_jax.data import dataset
 from mira_jax.data import workers as clip_workers
 from mira_jax.errors import MiraInputError
-from mira_jax.synthetic import faces
+from mira_jax.synthetic import faces, styles
 from mira_jax.video import images
 
 FPS = 25.0  # a blink of five frames then lasts 0.2 s, as in life
 JPEG_QUALITY = 95
+POSITIVE_FROM = 2  # an action unit counts as shown, as in DISFA
 
 
 def build(
   out: str | pathlib.Path,
   *,
   difficulty: str = 'macro',
+  style: str = 'studio',
   train_clips: int = 2800,
   test_clips: int = 420,
   size: int = 64,
@@ -49,36 +52,66 @@ def build(
     MiraInputError: with code 'bad_value', or as `dataset.write`.
   """
   counts = {'train': train_clips, 'test': test_clips}
-  if difficulty not in faces.DIFFICULTIES:
-    hint = f'use one of {", ".join(faces.DIFFICULTIES)}'
-    raise MiraInputError('bad_value', f'difficulty={difficulty}', hint)
+  for field, value, known in (
+    ('difficulty', difficulty, faces.DIFFICULTIES),
+    ('style', style, styles.STYLES),
+  ):
+    if value not in known:
+      hint = f'use one of {", ".join(known)}'
+      raise MiraInputError('bad_value', f'{field}={value}', hint)
   if size < 16 or num_frames < 8:
     value = f'size={size}, num_frames={num_frames}'
     raise MiraInputError('bad_value', value, 'use 16 and 8 or more')
   drawing: dict[str, Any] = {
     'seed': seed, 'size': size, 'num_frames': num_frames,
-    'difficulty': difficulty,
+    'difficulty': difficulty, 'style': style,
   }  # fmt: skip
   jobs = [(split, i) for split, n in counts.items() for i in range(n)]
   draw = functools.partial(_draw, drawing=drawing)
   clips = clip_workers.run(draw, jobs, workers, 'drawing synthetic faces')
   return dataset.write(
     out,
-    name=f'synthetic_faces_{difficulty}',
+    name=f'synthetic_faces_{named(difficulty, style)}',
     class_names=faces.CLASS_NAMES,
     splits={
       split: functools.partial(itertools.islice, clips, count)
       for split, count in counts.items()
     },
     description='Synthetic faces that show seven expressions.',
-    metadata=drawing | {'level': level(difficulty)},
+    metadata=drawing
+    | {
+      'level': level(difficulty, style),
+      'action_units': [f'AU{k}' for k in faces.ACTION_UNITS],
+      'positive_from': POSITIVE_FROM,
+    },
   )
 
 
-def level(difficulty: str) -> dict[str, Any]:
-  """The ranges of a difficulty, as the metadata of a dataset keeps them."""
+def named(difficulty: str, style: str) -> str:
+  """The folder of a dataset, such as 'macro' or 'macro_street'."""
+  return difficulty if style == 'studio' else f'{difficulty}_{style}'
+
+
+def of_name(name: str) -> tuple[str, str]:
+  """The difficulty and style of such a name, for `build`, which checks them."""
+  difficulty, _, style = name.partition('_')
+  return difficulty, style or 'studio'
+
+
+def level(difficulty: str, style: str = 'studio') -> dict[str, Any]:
+  """The ranges of a difficulty and a style, as the metadata keeps them."""
   fields = dataclasses.asdict(faces.DIFFICULTIES[difficulty])
+  if look := styles.STYLES[style]:
+    fields['style'] = dataclasses.asdict(look)
   return json.loads(json.dumps(fields))
+
+
+def is_current(metadata: Mapping[str, Any]) -> bool:
+  """Whether this version draws what the metadata of a dataset says."""
+  difficulty = metadata.get('difficulty')
+  style = metadata.get('style', 'studio')  # earlier versions have no other
+  known = difficulty in faces.DIFFICULTIES and style in styles.STYLES
+  return known and metadata.get('level') == level(str(difficulty), style)
 
 
 class Truth:
@@ -90,11 +123,9 @@ class Truth:
   """
 
   def __init__(self, prepared: dataset.PreparedDataset):
-    about = prepared.metadata
-    names = ('seed', 'size', 'num_frames', 'difficulty')
-    difficulty = about.get('difficulty')
-    known = difficulty in faces.DIFFICULTIES and not {*names} - {*about}
-    if not known or about.get('level') != level(str(difficulty)):
+    about = {'style': 'studio'} | prepared.metadata
+    names = ('seed', 'size', 'num_frames', 'difficulty', 'style')
+    if {*names} - {*about} or not is_current(about):
       hint = 'it was not drawn by this version; frames alone are known'
       raise MiraInputError('not_synthetic', prepared.name, hint)
     self._drawing: dict[str, Any] = {name: about[name] for name in names}
@@ -114,10 +145,15 @@ class Truth:
 
 
 def _draw(job: tuple[str, int], drawing: dict[str, Any]) -> dataset.Clip:
-  """Draws and encodes one clip of (split, index)."""
+  """Draws and encodes one clip of (split, index).
+
+  A drawn unit in [0, 1] is stored as the nearest of the six intensities 0 to 5,
+  so that one counts as shown from 0.3 on.
+  """
   split, index = job
   drawn = vars(faces.draw_clip(index, split=split, **drawing))
   del drawn['intensity']
+  drawn['intensities'] = np.rint(5 * drawn.pop('units')).astype(np.int8)
   frames = [images.encode_jpeg(f, JPEG_QUALITY) for f in drawn.pop('frames')]
   name = f'{split}-{index:06d}'
   return dataset.Clip(clip_id=name, frames=frames, fps=FPS, **drawn)

@@ -4,7 +4,8 @@
 expressions, each a set of facial action units that rises, holds and fades, on
 a head that moves under light that drifts. Two difficulties: in `macro` the
 expression is strong and long; in `micro` it is weak and brief while motion and
-light are strong, the case that MiRA's frame weights are for.
+light are strong, the case that MiRA's frame weights are for. Two `styles` are
+two domains.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import dataclasses
 
 import numpy as np
 
+from mira_jax.synthetic import styles
 from mira_jax.synthetic.drawing import Pose, canvas_size
 from mira_jax.synthetic.features import draw_face
 from mira_jax.synthetic.identity import Identity, sample_identity
@@ -69,6 +71,7 @@ class FaceClip:
   offset: int  # the last
   action_units: str  # such as '6+12+25'; '' for Neutral
   intensity: np.ndarray  # float [F], mean of the action units that are shown
+  units: np.ndarray  # float [F, A] in [0, 1], of `ACTION_UNITS`, mean of sides
 
 
 def _generator(seed: int, split: str, *key: int) -> np.random.Generator:
@@ -77,8 +80,12 @@ def _generator(seed: int, split: str, *key: int) -> np.random.Generator:
   return np.random.default_rng(np.random.SeedSequence(entropy))
 
 
-def class_order(person: int, *, seed: int, split: str) -> list[str]:
+def class_order(
+  person: int, *, seed: int, split: str, style: str = 'studio'
+) -> list[str]:
   """The classes of the seven consecutive clips of a person."""
+  if look := styles.STYLES[style]:
+    seed += look.seed
   order = _generator(seed, split, person, 1).permutation(len(CLASS_NAMES))
   return [CLASS_NAMES[label] for label in order]
 
@@ -91,17 +98,21 @@ def draw_clip(
   difficulty: str,
   size: int = 64,
   num_frames: int = 32,
+  style: str = 'studio',
   neutral: bool = False,
 ) -> FaceClip:
   """Draws clip `index` of a split.
 
   Seven consecutive clips show one person with each class once, see
-  `class_order`; no person is in both splits. `size` is in pixels per side. With
-  `neutral` the face does not move, and all else, noise too, is the same: where
-  frames differ from those without, they show the expression.
+  `class_order`; no person is in both splits, or in two of `styles.STYLES`.
+  `size` is in pixels per side. With `neutral` the face does not move, and all
+  else, noise too, is the same: where frames differ from those without, they
+  show the expression.
   """
   person, place = divmod(index, len(CLASS_NAMES))
-  name = class_order(person, seed=seed, split=split)[place]
+  name = class_order(person, seed=seed, split=split, style=style)[place]
+  look = styles.STYLES[style]
+  seed += look.seed if look else 0
   face = sample_identity(_generator(seed, split, person, 0))
   rng = _generator(seed, split, person, 2, place)
   level = DIFFICULTIES[difficulty]
@@ -112,10 +123,16 @@ def draw_clip(
   shown = {k: np.zeros_like(x) for k, x in units.items()} if neutral else units
   picture = draw_face(face, shown, *_eyes(rng, times[1], num_frames))
   pose = _head_motion(rng, level, num_frames)
-  frames = picture.render(pose, _background(face, size), size)
+  background = _background(face, size)
+  own = _generator(seed, split, person, 3, place)
+  if look:
+    background = styles.clutter(own, look, background)
+  frames = _sensor(rng, level, picture.render(pose, background, size))
+  if look:
+    frames = styles.record(own, look, frames)
   active = [x.mean(-1) for x in units.values() if x.any()]
   return FaceClip(
-    frames=_sensor(rng, level, frames),
+    frames=frames,
     label=CLASS_NAMES.index(name),
     subject=f'{split}-{person:04d}',
     onset=onset,
@@ -123,6 +140,7 @@ def draw_clip(
     offset=offset,
     action_units='+'.join(str(k) for k in units if units[k].any()),
     intensity=np.mean(active, axis=0) if active else np.zeros(num_frames),
+    units=np.stack([units[k].mean(-1) for k in ACTION_UNITS], axis=-1),
   )
 
 

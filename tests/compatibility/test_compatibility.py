@@ -84,6 +84,8 @@ def test_a_prepared_dataset_is_read(stored):
   assert [clip.fold for clip in clips] == [i % 3 for i in range(24)]
   assert {len(clip.frames) for clip in clips} == {6}
   assert all(clip.subject for clip in clips)
+  assert made.action_units == ()
+  assert {clip.intensities.shape for clip in clips} == {(0, 0)}
   lengths = pool.of_dataset(made, ['train']).num_frames
   assert {*lengths.tolist()} <= {0, 6}  # 0.1.0 did not index them
 

@@ -116,6 +116,8 @@ def _pool(subjects: list[str], seed: int) -> pool.Pool:
     recording=np.array([f'r{i}' for i in range(count)]),
     fold=rng.permutation(np.arange(count) % 3),
     num_frames=np.ones(count, int),
+    positive=np.zeros((count, 0), int),
+    known=np.zeros((count, 0), int),
     dataset=np.full(count, 'd'),
     sources=(),
     where=np.stack([np.zeros(count, int), np.arange(count)], axis=1),

@@ -303,6 +303,50 @@ def make_voxceleb2(root: pathlib.Path) -> int:
   return number
 
 
+def make_disfa(root: pathlib.Path) -> int:
+  """Three subjects before the left camera, one of them before the right, too.
+
+  Intensities in frame f of a unit are (f + unit) % 6; SN010 has a frame less
+  than labels.
+  """
+  for person in (1, 2, 10):
+    subject, labels = f'SN{person:03d}', FRAMES + (person == 10)
+    file = f'Videos_LeftCamera/LeftVideo{subject}_comp.avi'
+    video(root / file, face(person), 20)
+    for unit in (1, 2, 4, 5, 6, 9, 12, 15, 17, 20, 25, 26):
+      lines = [f'{f},{(f + unit) % 6}\r\n' for f in range(1, labels + 1)]
+      place = f'ActionUnit_Labels/{subject}/{subject}_au{unit}.txt'
+      text(root / place, ''.join(lines))
+  video(root / 'Video_RightCamera/RightVideoSN001_comp.avi', face(1), 20)
+  return 3
+
+
+_BP4D = (1, 2, 4, 5, 6, 7, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 22,
+         23, 24, 27, 28)  # fmt: skip
+
+
+def make_bp4d(root: pathlib.Path) -> int:
+  """Three subjects with two tasks each; two images more than coded frames.
+
+  Unit k occurs in frame f where (f + k) % 3 is 0; AU6 of F001 is not coded.
+  """
+  for subject in ('F001', 'F002', 'M001'):
+    for task in (1, 8):
+      frames = np.concatenate([face(task), face(task)[:2]])
+      place = f'BP4D-training/{subject}/T{task}'
+      images(root / place, frames, '{}.jpg'.format, first=998)
+      lines = [','.join(map(str, (0, *_BP4D)))]
+      for f in range(999, 999 + FRAMES):
+        codes = [
+          9 if (subject, k) == ('F001', 6) else int((f + k) % 3 == 0)
+          for k in _BP4D
+        ]
+        lines.append(','.join(map(str, (f, *codes))))
+      table = f'AUCoding/AU_OCC/{subject}_T{task}.csv'
+      text(root / table, '\n'.join(lines) + '\n')
+  return 6
+
+
 DATASETS = {
   name.removeprefix('make_'): make
   for name, make in list(globals().items())

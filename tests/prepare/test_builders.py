@@ -1,4 +1,4 @@
-"""Thirteen datasets, from miniatures of what their providers deliver."""
+"""Every dataset, from miniatures of what their providers deliver."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import pytest
 
 import miniatures
 from mira_jax.cli import main as cli
-from mira_jax.data import table_file
+from mira_jax.data import dataset, table_file
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.prepare import grid, prepare, tables
 
@@ -190,6 +190,71 @@ def test_a_cell_that_cannot_be_is_named(read, column, cell):
     read(_table(column, '', cell))
   assert column in caught.value.hint
   assert len(caught.value.hint) < 200
+
+
+def test_a_table_of_action_units_needs_no_label(read):
+  listing = read(
+    'path,AU01,au 2,AU12,note\n'
+    'a.mp4,0,1.0,"2,5",x\nb.mp4,9,,-1,x\nc.mp4,5,NA,0.4,x\n'
+  )
+  assert listing.action_units == ('AU1', 'AU2', 'AU12')
+  assert [row.intensities for row in listing.rows] == [
+    ((0, 1, 3),),  # halves are rounded up
+    ((-1, -1, -1),),
+    ((5, -1, 0),),
+  ]
+  assert {row.label for row in listing.rows} == {'face'}
+  assert 'columns path, AU1=AU01, AU2, AU12;' in listing.remarks[0]
+  both = read('path,label,AU4\na.mp4,happy,3\nb.mp4,,3\n')
+  assert [(r.label, r.intensities) for r in both.rows] == [('happy', ((3,),))]
+  assert both.dropped == {'no label': 1}
+
+
+# As OpenFace 2 writes them (RecorderCSV), of a sequence, with a column of paths
+# before; it has AU28_c alone.
+_R = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 25, 26, 45)
+_C = (*_R[:-1], 28, 45)
+
+
+def test_what_openface_says_is_shown_counts(read):
+  head = 'filename, frame, face_id, timestamp, confidence, success'
+  head += ''.join(f', AU{k:02d}_r' for k in _R)
+  head += ''.join(f', AU{k:02d}_c' for k in _C)
+  line = 'a.mp4, 1, 0, 0.000, 0.98, 1' + ', 1.73' * 17 + ', 1.00, 0.00' * 9
+  listing = read(f'{head}\n{line}\n')
+  assert listing.action_units == tuple(f'AU{k}' for k in _C)
+  assert listing.rows[0].intensities == ((1, 0) * 9,)
+  only = read(f'{head.partition(", AU01_c")[0]}\n{line[: -6 * 18]}\n')
+  assert only.action_units == tuple(f'AU{k}' for k in _R)
+  assert only.rows[0].intensities == ((2,) * 17,)
+  with pytest.raises(MiraInputError, match='no column for the path'):
+    read(f'{head.removeprefix("filename, ")}\n{line[7:]}\n')
+
+
+@pytest.mark.parametrize('cell', ['6', '-2', 'yes', '5.5', '10%'])
+def test_an_intensity_that_cannot_be_is_named(read, cell):
+  with pytest.raises(MiraInputError) as caught:
+    read(f'path,AU4\na.mp4,{cell}\n')
+  assert caught.value.code == 'bad_table'
+  assert f'line 2: AU4 is {cell!r}' in caught.value.hint
+
+
+def test_a_folder_with_a_table_of_units_is_prepared(tmp_path):
+  for name in 'abc':
+    miniatures.images(tmp_path / 'root' / name, miniatures.face(0, 32)[:3])
+  table = tmp_path / 'units.csv'
+  table.write_text('path,subject,AU4,AU6\na,1,3,9\nb,2,0,1\nc,3,1,1\n')
+  options = {'table': table, 'workers': 0, 'positive_from': 2}
+  report = prepare.prepare_folder(tmp_path / 'root', tmp_path / 'o', **options)
+  made = dataset.open(tmp_path / 'o')
+  assert (made.action_units, made.positive_from) == (('AU4', 'AU6'), 2)
+  clips = [c for split in made.splits for c in made.source(split)]
+  rows = {clip.clip_id: clip.intensities.tolist() for clip in clips}
+  assert rows == {'a': [[3, -1]], 'b': [[0, 1]], 'c': [[1, 1]]}
+  assert report.action_units == {'AU4': (3, 9), 'AU6': (0, 6)}
+  options['positive_from'] = 6
+  with pytest.raises(MiraInputError, match='bad_value: positive_from=6'):
+    prepare.prepare_folder(tmp_path / 'root', tmp_path / 'p', **options)
 
 
 def test_unknown_subjects_are_not_one_person(read):

@@ -23,6 +23,7 @@ class Clips:
   dropped: Mapping[str, int] = dataclasses.field(default_factory=dict)
   crop: str = 'none'  # one of `face_crop.RULES`
   warnings: Sequence[str] = ()  # possible mistakes
+  action_units: Sequence[str] = ()  # of `Row.intensities`
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -41,6 +42,8 @@ class Builder:
   # Values of each option of its own, the default one first.
   options: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
   stores_video: bool = False  # clips stay video files
+  action_units: Sequence[str] = ()  # that it labels, for `mira datasets`
+  positive_from: int = 1  # the intensity from which one of them is shown
 
   def dataset_name(self, options: Mapping[str, str]) -> str:
     """The name of the prepared dataset; choices that are no default show."""
