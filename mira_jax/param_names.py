@@ -58,12 +58,26 @@ ROLES = (
   Role('pooling query', 'query'),
   Role('head', 'head/kernel', inputs=1),
   Role('head bias', 'head/bias'),
+  # Of other systems (docs/systems.md): small, and neither decayed nor Muon's,
+  # but for the layers of window cross-attention.
+  Role('direction', 'orientation/direction'),
+  Role('orientation', 'orientation/(reduce|expand)_kernel'),
+  Role('gate', f'{_ATTN}gate/gate_kernel'),
+  Role('head mixing', f'{_ATTN}head_mix/mix_kernel'),
+  Role('experts', r'(qkv|proj|fc[12])_experts/(a|b|scale)'),
+  Role('cross windows', r'cross_windows/(?!norm)\w+/kernel', inputs=1),
+  Role(
+    'cross windows other',
+    r'cross_windows/((?!norm/)\w+/(bias|scale)|\w+)',
+  ),
+  Role('channels', r'(channels(_norm)?|channel_head)/\w+'),
+  Role('reliability', r'reliability/(reduce/)?\w+'),
+  Role('extra head', '(identity_head|oracle|position_stream)/(kernel|bias)'),
 )
 
 # Parts of a model: the first component of a parameter's name.
 HEAD = 'head'
-PROBE = (HEAD, 'query')  # what learns on a frozen backbone
-EMBEDDED = ('embed', 'positions', 'cls')  # what precedes the blocks
+EMBEDDED = ('embed', 'positions', 'cls', 'cross_windows')  # before the blocks
 TIME_EMBEDDED = ('positions_time', 'cls_time')  # the temporal blocks
 POSITIONS = ('params/positions', 'params/positions_time')
 MASK_TOKEN = 'params/mask_token'  # only of an autoencoder
@@ -142,15 +156,30 @@ def single_name(name: str, index: int) -> str:
 
 # ----- what a warm start takes ------------------------------------------------
 
-_TASK = re.compile(
-  r'params/(head|query|norm|decoder\w*|to_decoder|mask_token)\b'
+_SYSTEM_HEADS = (
+  'channels|channels_norm|channel_head|reliability|identity_head|oracle'
+  '|position_stream'
 )
+_TASK = re.compile(
+  r'params/(head|query|norm|decoder\w*|to_decoder|mask_token'
+  rf'|{_SYSTEM_HEADS})\b'
+)
+# Systems within the backbone, which weights of a plain model lack.
+_ADDED = re.compile(
+  '(^|/)(orientation|gate|head_mix|[a-z0-9]+_experts|cross_windows)/'
+)
+_PROBE = re.compile(rf'(head|query|{_SYSTEM_HEADS})\b')
 _ENCODER_NORM = re.compile(r'params/norm\b')
 
 
 def is_task(name: str) -> bool:
   """Whether a new task learns it anew; all else is the backbone."""
-  return bool(_TASK.match(name))
+  return bool(_TASK.match(name) or _ADDED.search(name))
+
+
+def is_probe(name: str) -> bool:
+  """Whether it learns on a frozen backbone: the head, and other systems."""
+  return bool(_PROBE.match(name) or _ADDED.search(name))
 
 
 def is_last_norm(name: str) -> bool:

@@ -19,3 +19,4 @@ from mira_jax.config.schema import final_lr as final_lr
 from mira_jax.config.schema import from_json as from_json
 from mira_jax.config.schema import peak_lr as peak_lr
 from mira_jax.config.schema import to_json as to_json
+from mira_jax.config.schema import units as units

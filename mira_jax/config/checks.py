@@ -23,6 +23,9 @@ _ABOVE_0 = {'layer_scale': (0, None), 'head_scale': (0, None)}
 _RANGES = options.RANGES | options.DECODER_RANGES | _ABOVE_0
 
 
+_NOT_PRETRAINED = [name for name in options.SYSTEMS if name != 'gate']
+
+
 def validate(cfg: Config, devices: int | None = 1) -> None:
   """Checks a whole configuration for so many `devices` of all hosts.
 
@@ -52,6 +55,13 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
   if cfg.optim.class_weights != 'none' and mixes:
     hint = 'weights are of one class: set mixup_alpha and cutmix_alpha to 0'
     raise bad_config('config.optim.class_weights', hint)
+  if cfg.model.identity is not None and mixes:
+    hint = 'it learns who one person is: set mixup_alpha and cutmix_alpha to 0'
+    raise bad_config('config.model.identity', hint)
+  if cfg.data.pseudo_labels and cfg.data.protocol != 'lodo':
+    hint = f'{cfg.data.pseudo_labels!r} labels clips of a dataset that is left '
+    hint += 'out: set config.data.protocol=lodo'
+    raise bad_config('config.data.pseudo_labels', hint)
   if cfg.optim.final_lr > cfg.optim.lr:
     hint = f'{cfg.optim.final_lr} must not be above optim.lr {cfg.optim.lr}'
     raise bad_config('config.optim.final_lr', hint)
@@ -61,6 +71,8 @@ def validate(cfg: Config, devices: int | None = 1) -> None:
       raise bad_config(f'config.train.{name}', f'{hint}=1')
   if cfg.pretrain:
     _check_pretrain(cfg)
+  else:
+    _check_labels(cfg)
 
 
 def check_values(cfg: Config) -> None:
@@ -122,6 +134,36 @@ def _check_mesh(cfg: Config, devices: int) -> int:
   return devices // model
 
 
+def _check_labels(cfg: Config) -> None:
+  """Checks that the head fits what is learned."""
+  units = cfg.data.labels == 'action_units'
+  tokens = units and cfg.data.unit_labels == 'token'
+  if tokens != (cfg.model.pool == 'frame'):
+    hint = f'{cfg.model.pool!r} does not fit: logits of every temporal token '
+    hint += "('frame') go with data.labels='action_units' and "
+    hint += "data.unit_labels='token', and with nothing else"
+    raise bad_config('config.model.pool', hint)
+  if units and cfg.train.refit:
+    hint = 'it must be False: thresholds need validation clips'
+    raise bad_config('config.train.refit', hint)
+  for name in ('mixup_alpha', 'cutmix_alpha') if units else ():
+    if value := getattr(cfg.data, name):
+      hint = f'{value!r} must be 0: action units of mixed clips are undefined'
+      raise bad_config(f'config.data.{name}', hint)
+  if units and cfg.data.phases != 'none':
+    hint = f'{cfg.data.phases!r} must be none: stills have no labels of frames'
+    raise bad_config('config.data.phases', hint)
+  for name in ('reliability', 'oracle_units') if units else ():
+    if getattr(cfg.model, name):
+      hint = 'it is for classes, not for action units; leave it out'
+      raise bad_config(f'config.model.{name}', hint)
+  windows = cfg.model.cross_windows
+  if windows is not None and windows.guide == 'landmarks':
+    hint = "no dataset has landmarks: use 'difference', or give them to the "
+    hint += 'model in Python (models.head.Inputs)'
+    raise bad_config('config.model.cross_windows.guide', hint)
+
+
 def _check_pretrain(cfg: Config) -> None:
   model, pretrain = cfg.model, cfg.pretrain
   assert pretrain is not None
@@ -140,9 +182,12 @@ def _check_pretrain(cfg: Config) -> None:
     ('model.members', model.members, 1),
     ('model.positions', model.positions, 'sinusoidal'),
     ('model.layer_scale', model.layer_scale, None),
+    *((f'model.{x}', getattr(model, x), None) for x in _NOT_PRETRAINED),
     ('data.mixup_alpha', cfg.data.mixup_alpha, 0),
     ('data.cutmix_alpha', cfg.data.cutmix_alpha, 0),
     ('data.erase', cfg.data.erase, 0),
+    ('data.phases', cfg.data.phases, 'none'),
+    ('data.pseudo_labels', cfg.data.pseudo_labels, ''),
     ('optim.layer_decay', cfg.optim.layer_decay, 1),
     ('optim.class_weights', cfg.optim.class_weights, 'none'),
     ('optim.freeze_backbone', cfg.optim.freeze_backbone, False),

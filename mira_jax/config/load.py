@@ -91,9 +91,11 @@ def _override(cfg: Any, path: Sequence[str], text: str, flag: str) -> Any:
 
 def _parse(hint: Any, text: str, flag: str) -> Any:
   """The value of a flag, of the type of its field."""
-  kinds = kinds_of(hint)
+  kinds, inner = kinds_of(hint), group(hint)
   if types.NoneType in kinds and text.lower() == 'none':
     return None
+  if inner and text.lower() == 'default':
+    return inner()
   words = {'true': True, 'false': False, '1': True, '0': False}
   makers = {bool: lambda x: words[x.lower()], int: int, float: float, str: str}
   make = next((makers[kind] for kind in makers if kind in kinds), None)

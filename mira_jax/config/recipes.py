@@ -133,6 +133,22 @@ def fine_tuning(
   )
 
 
+def action_units(spec: Spec, dataset: str) -> Config:
+  """`fine_tuning` for the action units of single frames.
+
+  Clips of 64 frames have two windows of 16 frames at every second one, of
+  which the middle frames are samples. Nothing is mixed, and crops keep more of
+  the face: an action unit is where it is.
+  """
+  cfg = fine_tuning(spec, dataset, rate=2, num_folds=3, views=2)
+  cfg.data.labels = 'action_units'
+  cfg.data.mixup_alpha = cfg.data.cutmix_alpha = cfg.data.erase = 0.0
+  cfg.data.resized_crop, cfg.data.shift = False, 8
+  cfg.optim.class_weights = 'inverse'
+  cfg.optim.warmup_epochs, cfg.train.epochs = 2, 20
+  return cfg
+
+
 # Width, heads and depth of the decoder, half as wide as the encoder.
 DECODERS = {
   'Ti': (96, 3, 4),

@@ -70,8 +70,18 @@ class DataConfig:
   # none of them, so that runs of several seeds are compared on the same clips.
   fold_seed: int = _number(0, 0, 2**31 - 1)
   classes: str = ''  # CSV with the columns dataset, class, common
+  labels: str = _choice('classes', 'action_units')  # what is learned
+  units: str = ''  # action units to learn, such as 'AU1,AU2'; '' for all
+  # Of a window: those of its middle frame, or of every temporal token.
+  unit_labels: str = _choice('middle', 'token')
   val_fraction: float = _number(0.1, 0, 0.9)  # of the training clips
   train_fraction: float = _number(1.0, 0.001, 1)  # of the rest
+  # CSV of `mira adapt`: with 'lodo', clips of the tested dataset to train on,
+  # with labels that a model predicted.
+  pseudo_labels: str = ''
+  # Of every training clip, its halves before and after the apex, too: as clips
+  # or as dynamic images, see mira_jax.systems.phases.
+  phases: str = _choice('none', 'clips', 'images')
   rate: int = _number(2, *options.FRAME_STRIDE)  # frame stride
   fit: str = _choice('crop', 'squash')  # resize mode
   batch_size: int = _number(32, 1)  # clips per step, over all devices
@@ -111,8 +121,10 @@ class OptimConfig:
   b2: float = _number(0.999, 0, 0.9999)
   clip_norm: float = _number(0.0, 0)  # 0: gradients are not clipped
   layer_decay: float = _number(1.0, 0.01, 1)  # layer-wise, of the learning rate
+  # On the learning rate of the directions of `model.orientation`.
+  direction_factor: float = _number(6.0, 0)
   label_smoothing: float = _number(0.0, 0, 0.99)
-  class_weights: str = _choice('none', 'inverse_sqrt')
+  class_weights: str = _choice('none', 'inverse_sqrt', 'inverse')
   accumulate: int = _number(1, 1)  # parts of a batch, one after the other
   ema_decay: float = _number(0.0, 0, 0.999999)  # of the average; 0: none
   freeze_backbone: bool = False  # only the head, and its pooling, learn
@@ -145,7 +157,8 @@ class EvalConfig:
   split: str = 'test'
   views: int = _number(1, 1, 1000)  # windows of a clip, averaged
   look_views: int = _number(1, 1, 1000)  # of them, while training
-  select_by: str = _choice('war', 'uar')  # on the validation clips
+  # On the validation clips; action units are selected by their mean F1.
+  select_by: str = _choice('war', 'uar')
   min_val_clips: int = _number(50, 0)  # fewer select nothing
   # Scores the test clips while training, too. They never choose the weights,
   # but the results show what choosing by them would have gained.
@@ -201,6 +214,11 @@ def _lr_scale(cfg: Config) -> float:
 def datasets(data: DataConfig) -> list[str]:
   """The folders in `data.dataset`."""
   return [name for name in data.dataset.split(',') if name]
+
+
+def units(data: DataConfig) -> tuple[str, ...]:
+  """The action units in `data.units`; () for all."""
+  return tuple(name.strip() for name in data.units.split(',') if name.strip())
 
 
 # ----- fields by name, and JSON -----------------------------------------------

@@ -33,6 +33,7 @@ from mira_jax.mira import (
 
 Array = jax.Array
 Named = str | dispatch.Choice | None
+Transform = Callable[[Array], Array]
 
 
 class Attended(NamedTuple):
@@ -42,6 +43,8 @@ class Attended(NamedTuple):
   before: Array | None  # [B, H, L, L] attention without MiRA; reference only
   after: Array | None  # [B, H, L, L] attention that was used; reference only
   frames: FrameGain | None  # None without MiRA
+  diversity: Array | None = None  # [B] how much heads repeat, if it is asked
+  gate: Array | None = None  # [B, L] of gated attention, the mean over heads
 
 
 def redistributed_attention(
@@ -127,10 +130,14 @@ def mira_attention(
   past: Array | None = None,
   training: bool = False,
   implementation: Named = None,
+  gain: Array | None = None,
+  transform: Transform | None = None,
 ) -> Attended:
   """Multi-head attention over a clip, with MiRA unless `config` is None.
 
   Parts of the result that the caller drops are not computed under `jax.jit`.
+  Exact mode with a `gain`, and a `transform`, need the whole attention map:
+  only the reference serves.
 
   Args:
     q: queries, tokens ordered frame by frame.
@@ -144,9 +151,15 @@ def mira_attention(
     training: whether a training step is running.
     implementation: a key of `dispatch.IMPLEMENTATIONS`, or one that was chosen;
       None chooses.
+    gain: [B, L], more than 0: on the attention to every key, before the softmax
+      and before MiRA's.
+    transform: of the map [B, H, L, L], before MiRA.
   """
   mode = 'plain' if config is None else config.mode
-  asked = dispatch.request(q, k, v, mode, training)
+  whole = transform is not None or (gain is not None and mode == 'exact')
+  if mode == 'plain' and gain is not None:
+    mode = 'flashlite'
+  asked = dispatch.request(q, k, v, mode, training, whole)
   choice = dispatch.resolve(implementation, asked)
 
   def estimate(
@@ -163,8 +176,8 @@ def mira_attention(
     return frames, key_gain(frames.gain, k.shape[1], num_prefix=num_prefix)
 
   if choice.name == 'reference':
-    return attend_with_maps(q, k, v, config, estimate)
-  return _fused(q, k, v, past, config, estimate, choice)
+    return attend_with_maps(q, k, v, config, estimate, gain, transform)
+  return _fused(q, k, v, past, config, estimate, choice, gain)
 
 
 def attend_with_maps(
@@ -173,13 +186,23 @@ def attend_with_maps(
   v: Array,
   config: MiraConfig | None,
   estimate: Callable[[Array], tuple[FrameGain, Array]],
+  own: Array | None = None,
+  transform: Transform | None = None,
 ) -> Attended:
   """The reference, which keeps the maps.
 
   `estimate` maps the key marginal or the key energy [B, L] to MiRA's estimates
-  of each frame and to the gain of every key, [B or 1, L].
+  of each frame and to the gain of every key, [B or 1, L]; `own` and `transform`
+  are the `gain` and the transform of `mira_attention`.
   """
-  before = after = reference.attention_map(q, k)
+
+  def attention_map(bias: Array | None) -> Array:
+    if own is not None:
+      bias = log_bias(own) + (0 if bias is None else bias)
+    found = reference.attention_map(q, k, bias)
+    return found if transform is None else transform(found)
+
+  before = after = attention_map(None)
   frames = None
   if config is not None and config.mode == 'exact':
     frames, gain = estimate(key_marginal(before))
@@ -188,21 +211,23 @@ def attend_with_maps(
     )
   elif config is not None:
     frames, gain = estimate(key_energy(k))
-    after = reference.attention_map(q, k, log_bias(gain))
+    after = attention_map(log_bias(gain))
   return Attended(reference.attend(after, v), before, after, frames)
 
 
 def _fused(
-  q, k, v, past, config: MiraConfig | None, estimate, choice
+  q, k, v, past, config: MiraConfig | None, estimate, choice, own
 ) -> Attended:
   attend = functools.partial(
     redistributed_attention, q, k, v, implementation=choice
   )
   if config is None:
-    return Attended(attend(None), None, None, None)
+    return Attended(attend(own), None, None, None)
   if config.mode == 'flashlite':
     frames, gain = estimate(key_energy(k))
-    output = attend(gain, gain_gradient=False)  # the gain is a constant
+    # MiRA's gain is a constant.
+    total = gain if own is None else gain * own
+    output = attend(total, gain_gradient=own is not None)
     return Attended(output, None, None, frames)
   options = config.residual_mix, config.floor
   if choice.operations.exact and config.gain_gradient and options != (1, 0):

@@ -56,6 +56,7 @@ class Request(NamedTuple):
   mode: Mode
   target: Target
   training: bool = False  # whether gradients are wanted
+  whole_map: bool = False  # whether something reads the whole attention map
 
 
 class Implementation(NamedTuple):
@@ -114,7 +115,12 @@ def target() -> Target:
 
 
 def request(
-  q: Array, k: Array, v: Array, mode: Mode, training: bool = False
+  q: Array,
+  k: Array,
+  v: Array,
+  mode: Mode,
+  training: bool = False,
+  whole_map: bool = False,
 ) -> Request:
   """What these arrays ask of each device.
 
@@ -131,11 +137,13 @@ def request(
   batch //= partition.count(partition.clip_axes(batch))
   heads //= partition.count(partition.head_axes(heads))
   shape = batch, length, heads, dim
-  return Request(shape, q.dtype, mode, target(), training)
+  return Request(shape, q.dtype, mode, target(), training, whole_map)
 
 
 def choose(asked: Request) -> Choice:
   """The implementation for a request, and why."""
+  if asked.whole_map:
+    return Choice('reference', 'the only one with whole maps')
   for row, source in _measured(asked):
     for name in row.by_speed():
       # Another version may know others.
@@ -216,6 +224,8 @@ def refusal(name: str, asked: Request) -> str | None:
     raise ValueError(
       f'implementation is {name!r}; use one of {tuple(IMPLEMENTATIONS)}'
     )
+  if asked.whole_map and name != 'reference':
+    return 'it never has the whole attention map, which this model reads'
   return IMPLEMENTATIONS[name].refusal(asked)
 
 

@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
 from mira_jax.errors import checkpoint_error
-from mira_jax.mira import MiraConfig
 from mira_jax.models.mae import MaskedAutoencoder
+from mira_jax.models.options import ModelOptions
 from mira_jax.models.vivit import ViViT
+
+# The dataclass of every option that is one or None.
+_CONFIGS: dict[str, Any] = {
+  name: next(x for x in typing.get_args(hint) if dataclasses.is_dataclass(x))
+  for name, hint in typing.get_type_hints(ModelOptions).items()
+  if any(map(dataclasses.is_dataclass, typing.get_args(hint)))
+}
 
 
 def build_model(fields: Mapping[str, Any]) -> ViViT:
   """The classifier of `options.ModelOptions` as JSON.
 
-  `mira` is None or the fields of MiraConfig, `dtype` a name.
+  `mira` is None or the fields of MiraConfig, and so are other systems; `dtype`
+  is a name.
 
   Raises:
     MiraInputError: unknown fields or values.
@@ -45,8 +54,9 @@ def build_autoencoder(
 def _build(kind: type, fields: Mapping[str, Any]) -> Any:
   fields = dict(fields)
   try:
-    if fields.get('mira') is not None:
-      fields['mira'] = MiraConfig(**fields['mira'])
+    for name, config in _CONFIGS.items():
+      if fields.get(name) is not None:
+        fields[name] = config(**fields[name])
     fields['dtype'] = jnp.dtype(fields['dtype'])
     return kind(**fields)
   except (KeyError, TypeError, ValueError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from mira_jax.kernels.operations import REMAT
-from mira_jax.models.blocks import BLOCKS, Record
+from mira_jax.models.blocks import BLOCKS, Record, State
 from mira_jax.models.options import EncoderOptions
 from mira_jax.models.spec import BlockSpec
 
@@ -43,8 +43,8 @@ class Encoder(nn.Module):
   scan: bool = False
 
   @nn.compact
-  def __call__(self, x: Array) -> tuple[Array, Records | None]:
-    """[B, L, C] -> [B, L, C] and, if asked, one record per block."""
+  def __call__(self, x: Array) -> tuple[Array, Records]:
+    """[B, L, C] -> [B, L, C] and the record of each block, see `Block`."""
     if not 0 <= self.drop_path < 1:
       raise ValueError(f'drop_path is {self.drop_path}; use 0 to below 1')
     rates = np.linspace(
@@ -57,23 +57,32 @@ class Encoder(nn.Module):
       )
     drops = self.spec.train and self.drop_path > 0
     spec = dataclasses.replace(self.spec, drop_paths=drops)
+    state = self._start(x)
     if self.scan:
-      return self._scan(block, spec, x, rates)
+      return self._scan(block, spec, state, rates)
     records = []
     for i, rate in enumerate(rates):
       mira = spec.mira if i >= self._first_mira() else None
       one = block(dataclasses.replace(spec, mira=mira), name=f'block_{i}')
-      x, record = one(x, rate)
+      state, record = one(state, rate)
       records.append(record)
-    return x, records if spec.record else None
+    return _tokens(state), records
+
+  def _start(self, x: Array) -> State:
+    """What the first block gets: tokens, and a gate of 1 to carry over."""
+    spec, soa = self.spec, self.spec.orientation
+    if soa is None or soa.carry == 'none':
+      return x
+    shape = len(x), spec.num_frames, spec.size[0], x.shape[-1]
+    return x, jnp.ones(shape, x.dtype)
 
   def _first_mira(self) -> int:
     last = self.mira_last_blocks
     return 0 if last is None else max(0, self.depth - last)
 
   def _scan(
-    self, block: Any, spec: BlockSpec, x: Array, rates: np.ndarray
-  ) -> tuple[Array, Records | None]:
+    self, block: Any, spec: BlockSpec, state: State, rates: np.ndarray
+  ) -> tuple[Array, Records]:
     if spec.mira is not None and self._first_mira() > 0:
       raise ValueError(
         f'scan needs the same attention in every block, but MiRA is in the '
@@ -86,13 +95,15 @@ class Encoder(nn.Module):
       split_rngs={'params': True, 'dropout': True},
       length=self.depth,
     )
-    x, stacked = scanned(spec, name='blocks')(x, jnp.asarray(rates))
-    if not spec.record:
-      return x, None
-    return x, [
+    state, stacked = scanned(spec, name='blocks')(state, jnp.asarray(rates))
+    return _tokens(state), [
       jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
       for i in range(self.depth)
     ]
+
+
+def _tokens(state: State) -> Array:
+  return state[0] if isinstance(state, tuple) else state
 
 
 def encoder_of(options: EncoderOptions, spec: BlockSpec, **own: Any) -> Encoder:

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from mira_jax.kernels import dispatch
+from mira_jax.systems.experts import SUFFIX, Experts, ExpertsConfig
 
 Array = jax.Array
 Dtype = Any
@@ -240,14 +241,35 @@ class Mlp(nn.Module):
   gelu: str = 'exact'
   kernel_init: Callable[..., Array] = default_init
   dtype: Dtype = jnp.float32
+  experts: ExpertsConfig | None = None
+  train: bool = False
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    def dense(features, name):
-      return nn.Dense(
+    def dense(x, features, name):
+      layer = nn.Dense(
         features, dtype=self.dtype, kernel_init=self.kernel_init, name=name
       )
+      return with_experts(layer, self.experts, x, self.train)
 
-    hidden = dense(self.hidden, 'fc1')(x)
+    hidden = dense(x, self.hidden, 'fc1')
     hidden = nn.gelu(hidden) if self.gelu == 'tanh' else gelu(hidden)
-    return dense(x.shape[-1], 'fc2')(hidden)
+    return dense(hidden, x.shape[-1], 'fc2')
+
+
+def with_experts(
+  layer: nn.Dense | nn.DenseGeneral,
+  config: ExpertsConfig | None,
+  x: Array,
+  train: bool,
+) -> Array:
+  """The output of a named layer, with its experts if there are any."""
+  y = layer(x)
+  if config is None:
+    return y
+  axis: Any = getattr(layer, 'axis', -1)
+  features: Any = layer.features
+  branch = Experts(
+    config, features, axis, y.dtype, train, name=f'{layer.name}{SUFFIX}'
+  )
+  return y + branch(x)

@@ -296,6 +296,7 @@ class MaskedAutoencoder(nn.Module, EncoderOptions, DecoderOptions):
       variant='joint',
       num_frames=1,
       mira=None,
+      gate=None,
       record=False,
     )
     return encoder_of(self, spec, depth=self.decoder_depth, name='decoder')

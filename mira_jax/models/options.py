@@ -15,6 +15,14 @@ from typing import Any, Literal
 from mira_jax.kernels.dispatch import IMPLEMENTATIONS
 from mira_jax.kernels.operations import REMAT
 from mira_jax.mira import MiraConfig
+from mira_jax.systems.channels import ChannelsConfig
+from mira_jax.systems.cross_windows import CrossWindowsConfig
+from mira_jax.systems.experts import ExpertsConfig
+from mira_jax.systems.gates import GateConfig
+from mira_jax.systems.heads import HeadsConfig
+from mira_jax.systems.identity import IdentityConfig
+from mira_jax.systems.orientation import OrientationConfig
+from mira_jax.systems.reliability import ReliabilityConfig
 
 # 'joint' attention over space and time, or a baseline: docs/method.md,
 # section 7.
@@ -29,6 +37,12 @@ Variant = Literal[
 ]
 VARIANTS = typing.get_args(Variant)
 CLS_VARIANTS = ('joint', 'factorised_encoder')
+JOINT = ('joint', 'st_block')  # whose blocks attend once, jointly
+# Options that are a configuration of a published system, or None.
+SYSTEMS = (
+  *('orientation', 'gate', 'head_mix', 'experts'),
+  *('cross_windows', 'channels', 'reliability', 'identity'),
+)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -42,10 +56,22 @@ class BlockOptions:
   variant: Variant = 'joint'
   mira: MiraConfig | None = None  # None: plain, with the same parameters
   layer_scale: float | None = None  # start of per-channel branch scales
+  # Other published systems, see docs/systems.md; None leaves one out.
+  orientation: OrientationConfig | None = None  # single-orientation attention
+  gate: GateConfig | None = None  # of what each head returns
+  head_mix: HeadsConfig | None = None  # diverse heads
+  experts: ExpertsConfig | None = None  # masked LoRA experts beside each layer
   # Implementation, see kernels.dispatch; None chooses. The small attentions of
   # variants (over time, in the light block) always choose theirs.
   attention: str | None = None
   dtype: Any = 'float32'  # of the computation; parameters are float32
+
+  @property
+  def needs_map(self) -> bool:
+    """Whether something reads whole attention maps: kernels never have them."""
+    keys = self.orientation is not None and self.orientation.target == 'keys'
+    exact = self.mira is not None and self.mira.mode == 'exact'
+    return self.head_mix is not None or (keys and exact)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -72,15 +98,32 @@ class ModelOptions(EncoderOptions):
   num_classes: int = 0  # K; 0: features of a model, the dataset's of a run
   frames: int = 16
   image_size: int = 224  # height and width in pixels
-  # The mean of tokens, a learned token, the mean over time of each place, or
-  # means of tokens that learned queries weigh.
-  pool: Literal['mean', 'cls', 'grid', 'attention'] = 'mean'
+  # The mean of tokens, a learned token, the mean over time of each place, means
+  # of tokens that learned queries weigh, or the mean of each temporal token,
+  # which then has logits of its own.
+  pool: Literal['mean', 'cls', 'grid', 'attention', 'frame'] = 'mean'
   positions: Literal['sinusoidal', 'learned'] = 'sinusoidal'
   head_scale: float = 0.001  # factor on the initial head weights
   # An ensemble: so many transformers, whose logits are averaged. Each trains on
   # its own part of every batch; all parameters have a leading axis of them.
   members: int = 1
   mirror: bool = False  # means over a clip and its mirror image, once trained
+  # Other published systems, see docs/systems.md; None leaves one out.
+  cross_windows: CrossWindowsConfig | None = None  # guided attention (ARBEx)
+  channels: ChannelsConfig | None = None  # several maps of a region (SMA-style)
+  reliability: ReliabilityConfig | None = None  # balanced predictions (ARBEx)
+  identity: IdentityConfig | None = None  # adversarial training on subjects
+  # FaceSleuth's inputs of the head: tokens of the first and the peak frame, and
+  # annotated action units of the clip, such as '1,2,4', which no clip outside
+  # of a dataset has.
+  position_stream: bool = False
+  oracle_units: str = ''
+
+  @property
+  def reads_inputs(self) -> bool:
+    """Whether a loss needs more of the model than logits of the video."""
+    systems = self.head_mix, self.channels, self.reliability, self.identity
+    return any(systems) or bool(self.oracle_units)
 
 
 @dataclasses.dataclass(kw_only=True, unsafe_hash=True)
@@ -124,7 +167,7 @@ CHOICES = {
   'stem': ('linear', 'conv', 'hog'),
   'decoder_targets': ('pixels', 'hog'),
   'gelu': ('exact', 'tanh'),
-  'pool': ('mean', 'cls', 'grid', 'attention'),
+  'pool': ('mean', 'cls', 'grid', 'attention', 'frame'),
   'positions': ('sinusoidal', 'learned'),
   'remat': (None, *REMAT),
   'attention': (None, *IMPLEMENTATIONS),
@@ -160,12 +203,60 @@ def contradiction(options: ModelOptions) -> tuple[str, str] | None:
   if options.variant == 'factorised_dot_product' and options.heads % 2:
     why = f'{options.heads} must be even: variant {options.variant!r} halves'
     return 'heads', f'{why} them'
+  return _system_contradiction(options)
+
+
+def _system_contradiction(options: ModelOptions) -> tuple[str, str] | None:
+  """As `contradiction`, of the options of other systems."""
+  variant, attention = options.variant, options.attention
+  soa, reliability = options.orientation, options.reliability
+  if soa and soa.target == 'keys' and variant not in JOINT:
+    why = f"'keys' is of the joint attention, not of variant {variant!r}; use "
+    return 'orientation.target', f"{why}'tokens'"
+  if options.head_mix and variant not in JOINT:
+    why = f'it is of the joint attention, not of variant {variant!r}'
+    return 'head_mix', f'{why}; use None'
+  if options.needs_map and attention not in (None, 'reference'):
+    name = 'head_mix' if options.head_mix else "orientation.target 'keys'"
+    why = f'{attention!r} never has the whole attention map, which {name} needs'
+    return 'attention', f'{why}; use None'
+  if variant == 'factorised_encoder':
+    for name in ('orientation', 'channels', 'position_stream'):
+      if getattr(options, name):
+        return name, f'it needs tokens of places, not variant {variant!r}'
+  if reliability and reliability.pool == 'frames' and options.pool != 'mean':
+    why = f"it pools frames itself; use 'mean', not {options.pool!r}"
+    return 'pool', why
+  if -1 in (units := oracle_numbers(options)) or len({*units}) < len(units):
+    why = f"{options.oracle_units!r} must be action units, such as '1,2,4'"
+    return 'oracle_units', why
+  windows, side = options.cross_windows, options.image_size // options.patch
+  if windows is not None and windows.scales > side.bit_length():
+    why = f'{windows.scales} halvings do not fit {side} x {side} tokens; use '
+    return 'cross_windows.scales', f'{why}{side.bit_length()} or less'
+  if windows is not None and windows.guide == 'landmarks' and options.mirror:
+    return 'mirror', 'True would swap landmarks of left and right; use False'
+  if options.pool == 'frame':
+    for name in ('reliability', 'channels', 'oracle_units', 'position_stream'):
+      if getattr(options, name):
+        return name, "it predicts for whole clips, not for pool 'frame'"
   return None
+
+
+def oracle_numbers(options: ModelOptions) -> tuple[int, ...]:
+  """The action units in `oracle_units`; -1 for a word that is none."""
+  words = options.oracle_units.split(',') if options.oracle_units else []
+  numbers = [word.strip().upper().removeprefix('AU') for word in words]
+  return tuple(int(x) if x.isdecimal() else -1 for x in numbers)
 
 
 def beyond_others(fields: Mapping[str, Any]) -> list[str]:
   """Options of a model, as JSON, that no other program here has, in words."""
   usual = {'stem': 'linear', 'members': 1, 'mirror': False}
+  usual |= dict.fromkeys(SYSTEMS) | {
+    'position_stream': False,
+    'oracle_units': '',
+  }
   odd = [name for name, x in usual.items() if fields.get(name, x) != x]
   if fields.get('pool', 'mean') not in ('mean', 'cls'):
     odd.append('pool')

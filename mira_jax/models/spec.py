@@ -24,6 +24,7 @@ class BlockSpec(BlockOptions):
   Attributes:
     num_frames: T.
     num_prefix: leading tokens of no frame (a class token).
+    size: tokens in height and width.
     train: whether a training step is running.
     drop_paths: whether to draw which clips lose a branch (rng 'dropout').
     record: whether to return the arrays of `block_record`.
@@ -32,6 +33,7 @@ class BlockSpec(BlockOptions):
 
   num_frames: int
   num_prefix: int = 0
+  size: tuple[int, int] = (1, 1)
   train: bool = False
   drop_paths: bool = False
   record: bool = False

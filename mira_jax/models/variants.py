@@ -28,13 +28,21 @@ from mira_jax.mira import FrameGain, frame_gain
 from mira_jax.models.spec import BlockSpec
 
 Array = jax.Array
-Attend = Callable[['BlockSpec', Array, Array, Array, Array | None], Attended]
+Attend = Callable[..., Attended]
 
 
 def joint(
-  spec: BlockSpec, q: Array, k: Array, v: Array, past: Array | None = None
+  spec: BlockSpec,
+  q: Array,
+  k: Array,
+  v: Array,
+  past: Array | None = None,
+  **own: Any,
 ) -> Attended:
-  """Attention of all tokens to all, with MiRA."""
+  """Attention of all tokens to all, with MiRA.
+
+  `own` are the `gain` and the `transform` of `kernels.mira_attention`.
+  """
   return mira_attention(
     q,
     k,
@@ -45,6 +53,7 @@ def joint(
     past=past,
     training=spec.train,
     implementation=spec.implementation,
+    **own,
   )
 
 

@@ -17,16 +17,17 @@ from flax import linen as nn
 
 from mira_jax.models.blocks import Record
 from mira_jax.models.encoder import clip_record, encoder_of
+from mira_jax.models.head import ClassifierHead, Inputs, Terms
 from mira_jax.models.layers import (
   Grid,
   TubeletEmbed,
   default_init,
-  layer_norm,
   sinusoid,
   token_grid,
 )
-from mira_jax.models.options import CHOICES, ModelOptions, contradiction
+from mira_jax.models.options import CHOICES, contradiction
 from mira_jax.models.spec import BlockSpec, spec_of
+from mira_jax.systems.cross_windows import CrossWindows
 
 Array = jax.Array
 
@@ -42,7 +43,7 @@ SIZES = {
 TEMPORAL_DEPTH = 4
 
 
-class ViViT(nn.Module, ModelOptions):
+class ViViT(ClassifierHead):
   """Classifies clips: [B, frames, image_size, image_size, 3] -> logits [B, K].
 
   Attributes are those of `options.ModelOptions`. With `num_classes` 0 the
@@ -63,18 +64,25 @@ class ViViT(nn.Module, ModelOptions):
     *,
     train: bool = False,
     record: bool = False,
-  ) -> Array | tuple[Array, list[Record]]:
+    inputs: Inputs = Inputs(),
+  ) -> Any:
     """Logits of normalised clips.
 
     Args:
       video: [B, F, H, W, 3], normalised.
       train: drop path is drawn (rng 'dropout') and MiRA's EMA is updated
         (collection 'mira').
-      record: also return, per block, the arrays of `blocks.block_record`
-        (`encoder.clip_record` for a spatial encoder).
+      record: also return, per block, the arrays of `blocks.Block`
+        (`encoder.clip_record` for a spatial encoder); the last one also has
+        what `head.ClassifierHead.record_of` gives, and of window
+        cross-attention `window_change` [B, T * N], by how much it moved tokens
+        (root mean square).
+      inputs: what some options read beside the video.
 
     Returns:
-      Logits [B, K] in float32 (at least), and the records if asked.
+      Logits [B, K] in float32 (at least), or [B, T, K] with pool 'frame'; and
+      the records, if asked, or the `head.Terms` of a loss, if `inputs` have a
+      progress.
 
     Raises:
       ValueError: the shape of the video does not fit, or a field is wrong.
@@ -89,24 +97,29 @@ class ViViT(nn.Module, ModelOptions):
     clips, mirrors = video.shape[0], self.mirror and not train
     if mirrors:
       video = jnp.concatenate([video, video[:, :, :, ::-1]])
+      inputs = jax.tree.map(lambda x: jnp.concatenate([x, x]), inputs)
     spec = spec_of(
       self,
       num_frames=grid[0],
       num_prefix=int(self.pool == 'cls'),
+      size=grid[1:],
       train=train,
       record=record,
     )
-    logits, records = (self._members if self.members > 1 else self._member)(
-      spec, video
+    whole = self._members if self.members > 1 else self._member
+    logits, records, terms = whole(
+      spec, (video, inputs._replace(progress=None)), inputs.progress
     )
     if mirrors:  # records are those of the clips as they are
       logits = (logits[:clips] + logits[clips:]) / 2
       records = jax.tree.map(lambda x: x[:clips], records)
-    return (logits, records or []) if record else logits
+    if record:
+      return logits, records
+    return logits if inputs.progress is None else (logits, terms)
 
   def _members(
-    self, spec: BlockSpec, video: Array
-  ) -> tuple[Array, list[Record] | None]:
+    self, spec: BlockSpec, batch: tuple[Array, Inputs], progress: Array | None
+  ) -> tuple[Array, list[Record], Terms]:
     """Mean logits and records of all members; side by side features.
 
     In training each has its own part of the batch, so that the gradient of a
@@ -115,37 +128,61 @@ class ViViT(nn.Module, ModelOptions):
     split = spec.train
     in_axes: Any = 0 if split else None
     if split:
-      video = einops.rearrange(video, '(b m) ... -> m b ...', m=self.members)
+      pattern = '(b m) ... -> m b ...'
+      batch = jax.tree.map(
+        lambda x: einops.rearrange(x, pattern, m=self.members), batch
+      )
     each = nn.vmap(
-      lambda model, x: model._member(spec, x),
+      lambda model, x: model._member(spec, x, progress),
       in_axes=in_axes,
       variable_axes={'params': 0, 'mira': 0},
       split_rngs={'params': True, 'dropout': True},
       axis_size=self.members,
     )
-    found = each(self, video)
+    found = each(self, batch)
     if split:
       pattern = 'm b ... -> (b m) ...'
       return jax.tree.map(lambda x: einops.rearrange(x, pattern), found)
-    logits, records = found
-    records = jax.tree.map(lambda x: x.mean(axis=0), records)
+    logits, *rest = found
+    records, terms = jax.tree.map(lambda x: x.mean(axis=0), rest)
     if self.num_classes:
-      return logits.mean(axis=0), records
-    return einops.rearrange(logits, 'm b c -> b (m c)'), records
+      return logits.mean(axis=0), records, terms
+    return einops.rearrange(logits, 'm b ... c -> b ... (m c)'), records, terms
 
   def _member(
-    self, spec: BlockSpec, video: Array
-  ) -> tuple[Array, list[Record] | None]:
-    """Logits [B, K], or features, and records of one transformer."""
+    self, spec: BlockSpec, batch: tuple[Array, Inputs], progress: Array | None
+  ) -> tuple[Array, list[Record], Terms]:
+    """Logits [B, K], or features, records and terms of one transformer."""
+    video, inputs = batch
+    inputs = inputs._replace(progress=progress)
     x = TubeletEmbed(
       self.dim, self.tubelet, self.patch, self.stem, spec.dtype, name='embed'
     )(video)
+    guided: Record = {}
+    if self.cross_windows is not None:
+      before = x
+      x = CrossWindows(
+        self.cross_windows,
+        self.heads,
+        self.grid,
+        spec.dtype,
+        spec.kernel_init,
+        name='cross_windows',
+      )(x, inputs.landmarks)
+      guided['window_change'] = jnp.sqrt(jnp.square(x - before).mean(-1))
+    embedded = x
     if self.variant == 'factorised_encoder':
       x, records = self._two_encoders(spec, x)
     else:
       encoder = encoder_of(self, spec, name='encoder')
       x, records = encoder(self._inputs(x))
-    return self._head(x, spec), records
+    logits, terms = self._head(x, embedded, spec, inputs)
+    if self.head_mix is not None:
+      each = [record['head_diversity'] for record in records]
+      terms['head_diversity'] = jnp.stack(each).mean(axis=0)
+    if spec.record:
+      records[-1] |= self.record_of(terms) | guided
+    return logits, records, terms
 
   def _inputs(self, x: Array, suffix: str = '') -> Array:
     """Adds positions to tokens [B, L, C] and, if asked, a class token.
@@ -165,7 +202,7 @@ class ViViT(nn.Module, ModelOptions):
 
   def _two_encoders(
     self, spec: BlockSpec, x: Array
-  ) -> tuple[Array, list[Record] | None]:
+  ) -> tuple[Array, list[Record]]:
     """Model 2 of ViViT: an encoder of frames, then one of frame vectors.
 
     Both have positions, and class tokens if asked. Drop path in the first drops
@@ -191,42 +228,7 @@ class ViViT(nn.Module, ModelOptions):
       drop_path=rates[-1],
       name='temporal',
     )(self._inputs(x, '_time'))
-    if spatial is None or temporal is None:
-      return x, None
     return x, [clip_record(r, frames, cls) for r in spatial] + temporal
-
-  def _head(self, x: Array, spec: BlockSpec) -> Array:
-    """Pools tokens [B, L, C] and classifies them: [B, K].
-
-    With 'grid' the head has weights of its own for each place, as for faces
-    that are aligned: features are [B, N * C]. With 'attention' each of H parts
-    of the channels is a mean of its own, weighed by a query, as of a probe: the
-    tokens are keys and values (Psomas et al. 2026, https://arxiv.org/abs/2506.10178).
-    """
-    eps = self.norm_eps if self.last_norm_eps is None else self.last_norm_eps
-    norm = layer_norm(spec.dtype, 'norm', eps)
-    if self.pool == 'grid':
-      x = einops.reduce(x, 'b (t n) c -> b n c', 'mean', t=self.grid[0])
-      x = einops.rearrange(norm(x), 'b n c -> b (n c)')
-    elif self.pool == 'attention':
-      x = norm(x)
-      zeros = nn.initializers.zeros  # starts as the mean
-      query = self.param('query', zeros, (self.heads, self.dim))
-      weights = jnp.einsum('blc,hc->bhl', x, query.astype(x.dtype))
-      weights = jax.nn.softmax(weights * self.dim**-0.5)
-      parts = einops.rearrange(x, 'b l (h d) -> b l h d', h=self.heads)
-      x = jnp.einsum('bhl,blhd->bhd', weights, parts)
-      x = einops.rearrange(x, 'b h d -> b (h d)')
-    else:
-      x = norm(x)[:, 0] if self.pool == 'cls' else norm(x.mean(axis=1))
-    if self.num_classes:
-      x = nn.Dense(
-        self.num_classes,
-        dtype=spec.dtype,
-        kernel_init=nn.initializers.normal(0.02 * self.head_scale),
-        name='head',
-      )(x)
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
   def _check(self):
     for name in ('pool', 'gelu', 'positions', 'stem', 'variant'):

@@ -210,7 +210,7 @@ def measure(name: str, tunings: Fields, asked: Sequence[Any]) -> list[float]:
     tunings: of it, by fields.
     asked: the fields of a Request.
   """
-  shape, dtype, mode, (platform, _), training = asked
+  shape, dtype, mode, (platform, _), training = asked[:5]
   choice = dispatch.Choice(name, '', dispatch.make_tunings(name, tunings))
   frames = next(x for x in (8, 4, 2, 1) if shape[1] % x == 0)
   run = checks.both if training else checks.forward

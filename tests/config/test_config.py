@@ -61,6 +61,12 @@ def test_overrides_have_the_type_of_their_field():
   assert cfg.optim.weight_decay == 0.25
   assert cfg.data.dataset == 'a-b/c-d'  # values keep their dashes
   assert parse('--config.model.mira=none').model.mira is None
+  gate = parse('--config.model.gate=default').model.gate
+  assert gate is not None
+  assert gate.kind == 'head'
+  soa = parse('--config.model.orientation.reference=onset').model.orientation
+  assert soa is not None
+  assert (soa.reference, soa.angle) == ('onset', 72)
   assert cfg.optim.lr == 3e-4
   assert cfg.data.batch_size == 8
   assert cfg.model.mira == MiraConfig(mode='flashlite')
