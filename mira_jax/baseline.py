@@ -23,6 +23,7 @@ from mira_jax import files
 from mira_jax.data import descriptors, holdout, protocol
 from mira_jax.data.dataset import PreparedDataset, fingerprint
 from mira_jax.data.pool import Pool, join
+from mira_jax.errors import MiraInputError
 from mira_jax.evaluation import (
   metrics,
   predictions,
@@ -99,9 +100,13 @@ def evaluate(
     threads: that decode clips.
 
   Raises:
-    MiraInputError: see `protocol.parts`; or no clip can be read.
+    MiraInputError: see `protocol.parts`; no clip can be read, or the rules are
+      of action units ('unsupported').
   """
   start, rules = time.monotonic(), rules or protocol.Rules()
+  if rules.units is not None:
+    hint = 'the baseline learns classes; train with mira train, and score with '
+    raise MiraInputError('unsupported', 'action units', f'{hint}mira eval')
   folds = protocol.all_parts(datasets, rules)
   clips = join(protocol.pooled(datasets, rules.classes))
   sides = _sides(clips, folds)
@@ -273,6 +278,7 @@ def folder(
   if not (drawn or (rules.protocol == 'folds' and rules.num_folds)):
     changes |= {'fold_rule': '', 'fold_seed': 0}
   facts = dataclasses.asdict(rules) | changes
+  facts.pop('units')  # it learns classes
   facts['classes'] = files.sha256(rules.classes) if rules.classes else ''
   facts['datasets'] = [fingerprint(dataset) for dataset in datasets]
   kind = '' if features == descriptors.KINDS[0] else f'{features}-'

@@ -22,6 +22,7 @@ from mira_jax import terminal
 from mira_jax.cli import weight_flags
 from mira_jax.errors import ExitCode, MiraInputError, plain, some
 from mira_jax.weights import convert, hub, sources
+from mira_jax.weights.metadata import unit_thresholds
 from mira_jax.weights.weights_file import compact, flatten
 
 TORCH = '.torch.safetensors'
@@ -85,7 +86,9 @@ def _summary(converted: convert.Converted) -> dict[str, str]:
     'clips': '{frames} frames of {image_size} pixels'.format(**model),
     'tokens': f'{slots} x {side} x {side}',
     'mode': mode + (f', last {last} blocks' if last else ''),
-    'classes': f'{len(names)}: {some(names, 12)}' if names else 'none',
+    'classes' if unit_thresholds(metadata) is None else 'action units': (
+      f'{len(names)}: {some(names, 12)}' if names else 'none'
+    ),
   }
   if decoder := metadata.get('pretrain'):
     keys = ('dim', 'depth', 'heads')

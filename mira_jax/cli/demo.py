@@ -47,6 +47,11 @@ def run(args: argparse.Namespace) -> int:
     if not (model.has_records and model.class_names):
       hint = 'the page shows classes and attention; give a run or its weights'
       raise MiraInputError('unsupported', name, hint)
+    if model.thresholds is not None:
+      hint = (
+        'it gives action units, and the page shows classes; use mira predict'
+      )
+      raise MiraInputError('unsupported', name, hint)
   limits = demo_page.Limits(args.most_mb, args.most_seconds)
   terminal.say(f'page: http://{args.host}:{args.port} (Ctrl-C ends it)')
   demo_page.serve(models, limits, args.host, args.port)

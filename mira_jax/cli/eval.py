@@ -27,7 +27,7 @@ from typing import Any
 import jax
 
 from mira_jax import config, files, terminal
-from mira_jax.cli import hosts, start
+from mira_jax.cli import eval_units, hosts, kept_folds, start
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pool, protocol
@@ -37,7 +37,7 @@ from mira_jax.errors import (
   checkpoint_error,
   data_error,
 )
-from mira_jax.evaluation import metrics, predictions, report, results
+from mira_jax.evaluation import metrics, predictions, report, results, units
 from mira_jax.inference import backends, load
 from mira_jax.train import datasets as inputs
 from mira_jax.train import loop, run_folder, snapshot
@@ -45,9 +45,6 @@ from mira_jax.weights import weights_file
 
 TAKES_CONFIG_FLAGS = True
 GIVES_RESULT = True  # to programs, by --json
-# The evaluation of a fold, below its run.
-_KEPT, _HOW = pathlib.Path('eval', 'fold'), 'how.json'
-_Scored = tuple[results.Fold, predictions.Predictions]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -104,14 +101,36 @@ def run(args: argparse.Namespace) -> int:
 def _evaluate_run(args: argparse.Namespace) -> None:
   """Scores a run on its own test clips, or on another dataset."""
   workdir = pathlib.Path(args.workdir)
-  predicted, facts = _scored(workdir, args)
-  name, matrix = facts['tested'], predicted.matrix
+  found = _report_run(workdir, *_scored(workdir, args))
+  if args.backend is None and _corrects(workdir):
+    scored = _scored(workdir, args, primary=True)
+    found[results.PRIMARY] = _report_run(workdir, *scored)
+  terminal.result(found)
+
+
+def _corrects(run: pathlib.Path) -> bool:
+  """Whether a model corrects its predictions: both are then scored."""
+  balancing = run_folder.read_config(run).model.reliability
+  return balancing is not None and balancing.output == 'corrected'
+
+
+def _report_run(
+  workdir: pathlib.Path,
+  predicted: kept_folds.Predicted,
+  facts: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Prints and writes the scores of a run; returns them."""
+  name = facts['tested']
   if jax.process_index() > 0:
-    return
+    return {}
   title = f'{name}: {workdir.resolve().name}'
+  folder = workdir / 'eval' / name.replace(', ', '-').replace(' ', '_')
+  if isinstance(predicted, units.UnitPredictions):
+    return eval_units.report_run(predicted, facts, title, folder)
+  matrix = predicted.matrix
   terminal.show(report.evaluation_table(matrix, predicted.class_names, title))
   path = report.write_evaluation(
-    workdir / 'eval' / name.replace(', ', '-').replace(' ', '_'),
+    folder,
     matrix=matrix,
     class_names=predicted.class_names,
     metadata=facts,
@@ -119,13 +138,16 @@ def _evaluate_run(args: argparse.Namespace) -> None:
     predicted=predicted,
   )
   terminal.say(f'scores: {path}')
-  terminal.result(json.loads(path.read_bytes()))
+  return json.loads(path.read_bytes())
 
 
 def _scored(
-  run: pathlib.Path, args: argparse.Namespace
-) -> tuple[predictions.Predictions, dict[str, Any]]:
-  """The predictions of a run's test, and what was tested."""
+  run: pathlib.Path, args: argparse.Namespace, primary: bool = False
+) -> tuple[kept_folds.Predicted, dict[str, Any]]:
+  """The predictions of a run's test, and what was tested.
+
+  `primary` leaves out the correction of a model with reliability balancing.
+  """
   cfg = run_folder.read_config(run)
   size = args.batch_size or cfg.data.batch_size
   if args.step:
@@ -133,17 +155,26 @@ def _scored(
   else:
     options = {'dtype': args.dtype, 'eight_bits': args.int8}
     made, card = load.load_engine(run, size, **options)
-  scorer = start.serve(args, made, card)
+  scorer = made.primary() if primary else start.serve(args, made, card)
   files.open_folder(run)
   source, name, fold = _test_clips(cfg, card, args)
   if args.step:
     name += f', step {card["step"]}'
+  name += f', {results.PRIMARY}' if primary else ''
   for how in (args.backend, args.dtype, 'int8' if args.int8 else None):
     name += f', {how}' if how else ''
   views = args.views or cfg.eval.views
-  predicted = inputs.score_source(scorer, source, cfg, views, fold)
+  if _learns_units(cfg):
+    names = card['class_names']
+    predicted = inputs.score_units(scorer, source, cfg, views, fold, names)
+  else:
+    predicted = inputs.score_source(scorer, source, cfg, views, fold)
   facts = {'workdir': str(run), 'tested': name, 'views': views, 'card': card}
   return predicted, facts
+
+
+def _learns_units(cfg: config.Config) -> bool:
+  return cfg.data.labels == results.UNITS
 
 
 def _test_clips(
@@ -163,9 +194,10 @@ def _test_clips(
     tested = f'{name}, {parts.fold_name or cfg.eval.split}'
     return parts.test, tested, parts.fold_name
   split = args.split or cfg.eval.split
+  named = eval_units.clips_with if _learns_units(cfg) else pool.as_named
   pools = []
   for dataset in datasets:
-    found, left_out = pool.as_named(dataset, split, card['class_names'])
+    found, left_out = named(dataset, split, card['class_names'])
     pools.append(found)
     if left_out and jax.process_index() == 0:
       names = ', '.join(left_out)
@@ -234,7 +266,7 @@ def _evaluate_folds(
   if not numbers:
     hint = 'no fold is finished; train them with --config=FILE'
     raise checkpoint_error('not_finished', workdir, hint)
-  scored: dict[int, _Scored] = {}
+  scored: dict[int, kept_folds.Scored] = {}
   for number in numbers:
     run = run_folder.fold(workdir, number)
     scored[number] = _fold(run, cfg, args, number, names[number])
@@ -244,17 +276,21 @@ def _evaluate_folds(
     # Of several processes that score folds here, the last reads all of them.
     with files.lock(workdir / 'eval' / '.lock', wait=True):
       for number, (_, predicted) in scored.items():
-        _keep(run_folder.fold(workdir, number), predicted, args)
-      scored = _kept(workdir, names, args) | scored
+        kept_folds.keep(run_folder.fold(workdir, number), predicted, args)
+      scored = kept_folds.kept(workdir, names, args) | scored
       _report_folds(workdir, names, scored, base)
     folds = [fold for fold, _ in scored.values()]
+    if _learns_units(base):
+      return  # no baseline knows action units
     if line := inputs.below_baseline(base, datasets, workdir, folds):
       terminal.say(line)
 
 
-def _progress(scored: Sequence[_Scored], count: int) -> str:
+def _progress(scored: Sequence[kept_folds.Scored], count: int) -> str:
   """Scores of the last fold, and of all clips so far."""
-  last = scored[-1][0]
+  last, parts = scored[-1][0], [predicted for _, predicted in scored]
+  if units.are_units(parts):
+    return eval_units.progress(last.name, parts, count)
   whole = results.pooled([fold for fold, _ in scored])
   own, so_far = (
     f'WAR {x.war:.1%}, UAR {x.uar:.1%}'
@@ -283,7 +319,7 @@ def _fold(
   args: argparse.Namespace,
   number: int,
   name: str,
-) -> _Scored:
+) -> kept_folds.Scored:
   """One fold's evaluation; trains it first if need be."""
   if cfg is not None and not _is_trained(run):
     if jax.process_index() == 0:
@@ -294,71 +330,37 @@ def _fold(
   elif cfg is not None and jax.process_index() == 0:
     terminal.say(*run_folder.other_settings(run, cfg))
   predicted, _ = _scored(run, args)
-  return _as_fold(run, name, predicted), predicted
-
-
-def _as_fold(
-  run: pathlib.Path, name: str, predicted: predictions.Predictions
-) -> results.Fold:
-  found = results.read(run)
-  return results.Fold(name=name, matrix=predicted.matrix, results=found)
-
-
-def _how(run: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
-  """What the evaluation of a fold depends on, beside its clips."""
-  digest = files.sha256(run / weights_file.WEIGHTS)
-  flags = {name: getattr(args, name) for name in ('views', 'backend', 'dtype')}
-  return flags | {'weights_sha256': digest}
-
-
-def _keep(
-  run: pathlib.Path,
-  predicted: predictions.Predictions,
-  args: argparse.Namespace,
-) -> None:
-  """Writes the evaluation of a fold, for `_kept`."""
-  folder = files.open_folder(run / _KEPT)
-  predicted.write(folder)
-  files.write_text(folder / _HOW, json.dumps(_how(run, args), indent=2) + '\n')
-
-
-def _kept(
-  workdir: pathlib.Path, names: Sequence[str], args: argparse.Namespace
-) -> dict[int, _Scored]:
-  """The evaluations of folds by the same weights and flags, by number."""
-  found = {}
-  for number, name in enumerate(names):
-    run = run_folder.fold(workdir, number)
-    try:
-      how = json.loads((run / _KEPT / _HOW).read_bytes())
-      if how == _how(run, args):
-        predicted = predictions.read(run / _KEPT / predictions.NAME)
-        found[number] = _as_fold(run, name, predicted), predicted
-    except (OSError, ValueError):  # it was not scored, or not whole
-      continue
-  return found
+  return kept_folds.as_fold(run, name, predicted), predicted
 
 
 def _report_folds(
   workdir: pathlib.Path,
   names: Sequence[str],
-  scored: Mapping[int, _Scored],
+  scored: Mapping[int, kept_folds.Scored],
   cfg: config.Config,
 ) -> None:
   """Prints and writes the table of all folds that are scored."""
   folds = [scored[number][0] for number in sorted(scored)]
   parts = [scored[number][1] for number in sorted(scored)]
-  class_names = parts[0].class_names
-  for fold, part in zip(folds, parts, strict=True):
-    if part.class_names != class_names:
-      hint = f'its classes are not those of {folds[0].name}: {class_names}'
-      raise data_error('other_classes', fold.name, hint)
   missing = [name for i, name in enumerate(names) if i not in scored]
   count = f'{len(folds)}'
   if missing:
     count += f' of {len(names)}'
   name = cfg.data.protocol
   title = f'{workdir.resolve().name}: protocol {name}, {count} folds'
+  if units.are_units(parts):
+    found = {
+      names[n]: (run_folder.fold(workdir, n), part)
+      for n, part in zip(sorted(scored), parts, strict=True)
+    }
+    eval_units.report_folds(workdir, found, missing, title, name)
+    return
+  known = [x for x in parts if isinstance(x, predictions.Predictions)]
+  class_names = known[0].class_names
+  for fold, part in zip(folds, known, strict=True):
+    if part.class_names != class_names:
+      hint = f'its classes are not those of {folds[0].name}: {class_names}'
+      raise data_error('other_classes', fold.name, hint)
   terminal.show(report.folds_table(folds, class_names, title, missing))
   path = report.write_folds(
     workdir / 'eval' / 'folds',
@@ -367,7 +369,7 @@ def _report_folds(
     metadata={'protocol': name},
     title=f'{title}, pooled',
     missing=missing,
-    predicted=predictions.join(parts),
+    predicted=predictions.join(known),
   )
   terminal.say(f'folds: {path}')
   terminal.result(json.loads(path.read_bytes()))

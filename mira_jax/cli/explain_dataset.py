@@ -31,6 +31,10 @@ COLUMNS = {
   'gain': 'gain',
   'chance': 'chance',
 }
+_ONE_CLASS = (
+  'deletion and insertion follow the probability of one class: they do not '
+  'apply to a model of action units'
+)
 _NUMBERS = ('mean', 'low', 'high')
 _FORMATS = {'share': '{:.1%}', 'number': '{:.2f}'}
 _MEASURES = {
@@ -52,7 +56,8 @@ _Values = dict[tuple[str, str], list[float]]  # (measure, column) -> of clips
 class Measured(NamedTuple):
   """Of the clips of a split: measure -> what it is of -> its numbers.
 
-  Curves are means [2, K + 1] by 'frames' or 'patches' and order.
+  Curves are means [2, K + 1] by 'frames' or 'patches' and order; there are none
+  of a model of action units.
   """
 
   clips: int
@@ -79,10 +84,12 @@ def explain(
   folder = files.open_folder(args.out)
   path = folder / 'measures.json'
   files.write_text(path, terminal.as_json(content, indent=2) + '\n')
+  terminal.say(f'measures: {path}')
+  if not found.curves:
+    terminal.say(_ONE_CLASS)
+    return
   picture = figures.faithfulness_figure(found.curves, title)
-  drawn = picture.save(folder / 'measures.png')
-  for name, file in (('measures', path), ('picture', drawn)):
-    terminal.say(f'{name}: {file}')
+  terminal.say(f'picture: {picture.save(folder / "measures.png")}')
 
 
 def measure(
@@ -121,8 +128,9 @@ def measure(
       subjects.append(clip.subject or clip.clip_id)
       for key, value in _of_clip(clip, shown, truth):
         values[key].append(value)
-      for name, curve in _faithful(model, shown, seed + i):
-        curves[name].append(curve)
+      if model.thresholds is None:
+        for name, curve in _faithful(model, shown, seed + i):
+          curves[name].append(curve)
       advance(1)
   for key, found in curves.items():
     kind, order = key.rsplit(' ', 1)

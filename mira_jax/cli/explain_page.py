@@ -16,6 +16,11 @@ from mira_jax.inference.records import Records
 from mira_jax.video import footage, images
 
 _NAMES = ('gain', 'confidence', 'concentration')  # of a block
+_SYSTEMS = {
+  'gate': 'gated attention',
+  'orientation': 'SOA',
+  'window_change': 'guided windows',
+}
 _FOOTER = (
   'Written by mira explain of mira_jax. Attention is the share that each token '
   'receives, averaged over queries; it shows where a model looks, not why it '
@@ -41,10 +46,15 @@ class Section:
 
   @property
   def verdict(self) -> str:
-    """The likeliest class and its probability; '' of a backbone."""
+    """The likeliest class and its probability; '' of a backbone.
+
+    Of action units those that are shown.
+    """
     if self.predicted is None:
       return ''
     label = self.predicted.label
+    if self.predicted.shown is not None:
+      return label if self.predicted.shown else 'no action unit'
     return f'{label} {self.predicted.probabilities[label]:.0%}'
 
   @property
@@ -72,6 +82,7 @@ class Section:
       ('Seconds', '-timeline', self._timeline),
       ('Frames and attention', '', self._clip),
       ('Blocks over time', '-blocks', self._blocks),
+      ('Maps of other systems', '-systems', self._systems),
     ]
     paths = []
     for name, suffix, draw in drawn:
@@ -91,10 +102,13 @@ class Section:
       return None
     timeline, names = self.predicted.timeline, self.model.class_names
     seconds, stills = self.predicted.seconds, self.predicted.stills
-    picture = figures.timeline_figure(
-      timeline, names, title, seconds=seconds, stills=stills
-    )
-    return picture, f'Class probabilities in {len(timeline)} seconds.'
+    options: dict[str, Any] = {'seconds': seconds, 'stills': stills}
+    draw, what = figures.timeline_figure, 'Class probabilities'
+    if (least := self.model.thresholds) is not None:
+      draw, what = figures.unit_timeline_figure, 'Action units'
+      options['thresholds'] = least
+    picture = draw(timeline, names, title, **options)
+    return picture, f'{what} in {len(timeline)} seconds.'
 
   def _clip(self, title: str) -> tuple[Picture, str]:
     shown, predicted = self.middle, self.predicted
@@ -111,6 +125,7 @@ class Section:
       class_names=self.model.class_names,
       title=title,
       scored=1 if predicted is None else predicted.scored,
+      thresholds=self.model.thresholds,
     )
     share = (shown.before if shown.after is None else shown.after).sum((1, 2))
     alt = f'{len(share)} frames of the clip and the attention on them; '
@@ -141,15 +156,44 @@ class Section:
     shown = names if mira else 'attention'
     return picture, f'Heat maps of {len(blocks)} blocks over time: {shown}.'
 
+  def _systems(self, title: str) -> tuple[Picture, str] | None:
+    shown, angles = self.middle, {}
+    maps: dict[str, np.ndarray] = {}
+    for name in ('orientation', 'gate'):
+      for i, block in enumerate(shown.blocks):
+        if (values := block.maps.get(name)) is None:
+          continue
+        label = f'{_SYSTEMS[name]}, block {i}'
+        if name == 'orientation' and block.angle is not None:
+          label += f', {block.angle:.0f}°'
+          angles[label] = block.angle
+        maps[label] = values
+    if (change := shown.maps.get('window_change')) is not None:
+      maps[_SYSTEMS['window_change']] = change
+    regions, names = shown.maps.get('regions', ()), self.model.class_names
+    for i, values in enumerate(regions):
+      named = names[i] if len(names) == len(regions) else f'{i}'
+      maps[f'region {named}'] = values
+    if not maps:
+      return None
+    step = len(shown.window) // len(shown.before)
+    picture = figures.maps_figure(
+      maps, shown.window[::step], f'{title}: other systems', angles
+    )
+    return picture, f'Frames of the clip, coloured by {", ".join(maps)}.'
+
   # ----- the page -------------------------------------------------------------
 
   def values(self) -> dict[str, Any]:
     """What the template shows."""
-    classes: list[tuple[str, float]] = []
+    classes: list[tuple[str, float, bool]] = []
     scored = ''
     if self.predicted is not None:
       shares = self.predicted.probabilities.items()
-      classes = sorted(shares, key=lambda x: -x[1])
+      shown = self.predicted.shown
+      best = {self.predicted.label} if shown is None else {*shown}
+      ranked = sorted(shares, key=lambda x: -x[1])
+      classes = [(name, share, name in best) for name, share in ranked]
       if self.predicted.scored > 1:
         scored = f', mean of {self.predicted.scored} windows'
       if self.predicted.timeline is not None:
@@ -163,10 +207,15 @@ class Section:
       'name': self.name,
       'facts': self.facts,
       'classes': classes,
+      'caption': 'Class probabilities'
+      if self.model.thresholds is None
+      else 'Probability of each action unit; those that are shown are marked',
       'scored': scored,
       'windows': self.records,
       'figures': self.figures,
       'gains': gains,
+      'names': self.model.class_names,
+      'balance': [(n, x.tolist()) for n, x in self.middle.balance.items()],
       'tokens': range(len(self.middle.before)),
     }
 

@@ -6,7 +6,9 @@ The model is a finished run (a pre-training or a classifier), or any weights
 that `mira convert` reads. Features are pooled after the last norm and averaged
 over views; the head is not used. The file holds the arrays features [C, D],
 label, clip_id, subject, fold, split [C] and class_names [K], and `about`, JSON
-of their origin. `mira probe` and numpy.load read it.
+of their origin, and of a dataset with action units action_units [A], positive
+and known [C, A]: frames of a clip that show a unit, and those where that is
+annotated. `mira probe` and numpy.load read it.
 
 Flags such as --heads are for foreign weights that do not record them.
 """
@@ -79,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
     'weights_sha256': files.sha256(source),
     'card': card,
   }
-  feature_file.write(out, arrays, dataset.class_names, about)
+  units = dataset.action_units
+  feature_file.write(out, arrays, dataset.class_names, about, units)
   count, dim = arrays['features'].shape
   terminal.say(
     f'features: {out} ({count} clips of {", ".join(splits)}, {dim} numbers)'

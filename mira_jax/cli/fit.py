@@ -91,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
     files.write_text(path, _text(recipe, choices))
     terminal.say(f'config: {path}')
   cfg = config.load(str(path), args.flags)
+  if cfg.data.labels != 'classes' or len(dataset.class_names) < 2:
+    hint = 'mira fit learns classes, two or more; for action units use mira '
+    hint += f'train --config=disfa --config.data.dataset={args.clips}'
+    raise MiraInputError('unsupported', args.clips, hint)
   datasets = [prepared.open(name) for name in config.datasets(cfg.data)]
   made = _baseline(datasets, inputs.rules(cfg), workdir / RUNS)
   terminal.say(f'baseline: {made}; {made.seconds:.0f} s')

@@ -40,6 +40,7 @@ GROUPS = {
     'demo': 'open a local web page that classifies clips',
     'features': 'extract features for every clip of a dataset',
     'probe': 'classify such features by neighbours or a linear map',
+    'adapt': 'label the clips of a new dataset, to train on them',
   },
   'share a model': {
     'convert': 'convert weights of PyTorch to ours, or back',

@@ -8,6 +8,7 @@ from typing import Any
 from mira_jax.evaluation import results
 from mira_jax.inference import load
 from mira_jax.weights import sources
+from mira_jax.weights.metadata import unit_thresholds
 
 _METRICS = {'war': ('accuracy', 'WAR'), 'uar': ('recall', 'UAR'),
             'macro_f1': ('f1', 'macro F1')}  # fmt: skip
@@ -59,7 +60,9 @@ def _text(source: sources.Source, repository: str) -> list[str]:
   model, rules = metadata['model'], metadata['preprocessing']
   mira = model.get('mira')
   rows = {
-    'classes': ', '.join(metadata['class_names']),
+    'classes' if unit_thresholds(metadata) is None else 'action units': (
+      ', '.join(metadata['class_names'])
+    ),
     'model': '{depth} blocks of width {dim}, {heads} heads'.format(**model),
     'MiRA': mira['mode'] if mira else 'none',
     'clips': '{frames} frames of {image_size} pixels, '.format(**model)

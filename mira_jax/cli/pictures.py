@@ -96,14 +96,22 @@ class Drawer:
   def __exit__(self, *error: Any) -> None:
     self._stack.__exit__(*error)
 
-  def draw(self, clip: str, found: Prediction, names: Sequence[str]) -> Drawn:
+  def draw(
+    self,
+    clip: str,
+    found: Prediction,
+    names: Sequence[str],
+    thresholds: Sequence[float] | None = None,
+  ) -> Drawn:
     """Begins to draw what `found` has, its records or its timeline.
+
+    `thresholds` are those of action units, see `Predictor`.
 
     Raises:
       MiraInputError: the process that draws was killed ('worker_died').
     """
     path = self._path(clip)
-    figure, arguments = _figure(clip, found, names)
+    figure, arguments = _figure(clip, found, names, thresholds)
     with _alive():
       call = _draw, clip, path, figure, arguments, self._numbers
       return Drawn(path, self._submit(*call))
@@ -143,13 +151,19 @@ def _alive() -> Iterator[None]:
 
 
 def _figure(
-  clip: str, found: Prediction, names: Sequence[str]
+  clip: str,
+  found: Prediction,
+  names: Sequence[str],
+  thresholds: Sequence[float] | None = None,
 ) -> tuple[str, dict[str, Any]]:
   """The name of a function of `figures`, and its arguments."""
   title = pathlib.Path(clip).name
-  common = {'class_names': names, 'title': title}
+  common: dict[str, Any] = {'class_names': names, 'title': title}
+  if thresholds is not None:
+    common['thresholds'] = thresholds
   if found.timeline is not None:
-    return 'timeline_figure', common | {
+    units = 'unit_' * (thresholds is not None)
+    return f'{units}timeline_figure', common | {
       'timeline': found.timeline,
       'seconds': found.seconds,
       'stills': found.stills,

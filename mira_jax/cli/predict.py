@@ -8,6 +8,8 @@ pattern such as 'clips/**/*.mp4'. Probabilities are averaged over several
 windows of the clip; the picture shows the middle one. With --timeline windows
 slide over the clip instead, and every second has probabilities of its own; with
 --crop-face, too, seconds that do not show the face have none.
+A model of action units gives those that are shown: whose probability is at or
+above the threshold that was best on its validation clips.
 Clips that cannot be read are reported, and the others go on. Nothing of a
 camera is stored, except the picture with --out.
 
@@ -100,7 +102,12 @@ def run(args: argparse.Namespace) -> int:
     )
     if not (model.has_records or args.timeline):
       drawer = None  # an export has no attention to picture
-    form = printer.Printer(args.format, model.class_names, numbers=numbers)
+    form = printer.Printer(
+      args.format,
+      model.class_names,
+      numbers=numbers,
+      thresholds=model.thresholds,
+    )
     shown = stack.enter_context(form)
     read = functools.partial(_read, args, model.scorer.image_size)
     for clip, video in find_clips.ahead(read, clips, args.threads):
@@ -165,7 +172,9 @@ def _classify(
       if isinstance(video, Exception):
         raise video
       found = _predict(args, model, clip, video, drawer is not None)
-      drawn = drawer and drawer.draw(clip, found, model.class_names)
+      drawn = drawer and drawer.draw(
+        clip, found, model.class_names, model.thresholds
+      )
   except MiraInputError as error:
     # The other clips would fail the same way.
     batch = error.code == 'out_of_memory' and error.path != clip

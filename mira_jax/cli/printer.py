@@ -27,13 +27,20 @@ class Printer:
   """Prints results in one of FORMATS, each as soon as its picture is written.
 
   Use as a context manager, which completes the JSON of a stopped command, too.
-  With `numbers` arrays are beside pictures, which it says at the end.
+  With `numbers` arrays are beside pictures, which it says at the end. Of a
+  model of action units `thresholds` say which are shown.
   """
 
   def __init__(
-    self, form: str, class_names: Sequence[str], *, numbers: bool = False
+    self,
+    form: str,
+    class_names: Sequence[str],
+    *,
+    numbers: bool = False,
+    thresholds: Sequence[float] | None = None,
   ):
     self._form, self._names = form, class_names
+    self._least = thresholds
     self._numbers, self._pictures = numbers, False
     self._csv = csv.writer(sys.stdout, lineterminator='\n')
     self._began = False
@@ -96,13 +103,13 @@ class Printer:
       self._fail(clip, error)
       return
     if self._form in ('json', 'jsonl'):
-      self._row(_as_json(clip, found, picture))
+      self._row(_as_json(clip, found, picture, self._least))
     elif self._form == 'csv':
       timeline = found.timeline
       for second, row in enumerate(
         [found.mean] if timeline is None else timeline
       ):
-        label = _label(row, self._names)
+        label = _label(row, self._names, self._least)
         numbers = (f'{x:.6f}' for x in (row.max(), *row))
         if label == NO_FACE:
           numbers = [''] * (1 + len(row))
@@ -117,9 +124,18 @@ class Printer:
         self._pictures = True
 
   def _tables(self, clip: str, found: Prediction) -> None:
-    from mira_jax.evaluation import report  # slow, and other forms need none
+    # Slow, and other forms need none.
+    from mira_jax.evaluation import report, unit_report
 
     name, about = terminal.shortened(clip), _lengths(found)
+    if (least := self._least) is not None:
+      names, lines = self._names, found.timeline
+      terminal.show(
+        unit_report.prediction_table(name, found.mean, names, least, about)
+      )
+      if lines is not None:
+        terminal.show(unit_report.timeline_table(name, lines, names, least))
+      return
     terminal.show(report.prediction_table(name, found.mean, self._names, about))
     if found.timeline is not None:
       terminal.show(report.timeline_table(name, found.timeline, self._names))
@@ -157,28 +173,53 @@ def _lengths(found: Prediction) -> str:
   return f'{words}; {len(found.windows)} window{plural} of {window}'
 
 
-def _label(probabilities: np.ndarray, names: Sequence[str]) -> str:
-  """The likeliest class of a row [K]; NO_FACE for NaN."""
+def _label(
+  probabilities: np.ndarray,
+  names: Sequence[str],
+  thresholds: Sequence[float] | None = None,
+) -> str:
+  """The likeliest class of a row [K], or its action units; NO_FACE for NaN."""
   if np.isnan(probabilities).any():
     return NO_FACE
+  if thresholds is not None:
+    return ' + '.join(_shown(probabilities, names, thresholds)) or 'none'
   return names[int(probabilities.argmax())]
 
 
 def _as_json(
-  clip: str, found: Prediction, picture: str | None
+  clip: str,
+  found: Prediction,
+  picture: str | None,
+  thresholds: Sequence[float] | None,
 ) -> dict[str, Any]:
-  """A prediction as JSON values; classes are sorted, likeliest first."""
+  """A prediction as JSON values; classes are sorted, likeliest first.
+
+  Action units are in the model's order, with their thresholds.
+  """
   classes = found.probabilities
-  row = {
+  if thresholds is not None:
+    names = [*classes]
+    values: dict[str, Any] = {
+      'shown': list(found.shown or ()),
+      'units': dict(classes),
+      'thresholds': dict(zip(names, thresholds, strict=True)),
+    }
+  else:
+    values = {
+      'label': found.label,
+      'probability': classes[found.label],
+      'classes': dict(sorted(classes.items(), key=lambda x: -x[1])),
+    }
+  row: dict[str, Any] = {
     'clip': clip,
-    'label': found.label,
-    'probability': classes[found.label],
-    'classes': dict(sorted(classes.items(), key=lambda x: -x[1])),
+    **values,
     'frames': found.frames,
     'fps': found.fps,
     'flags': list(found.flags),
   }
-  if found.timeline is not None:
+  if found.timeline is not None and thresholds is not None:
+    row['timeline'] = _unit_timeline(found.timeline, [*classes], thresholds)
+  elif found.timeline is not None:
     row['timeline'] = [
       {
         'second': second,
@@ -190,3 +231,28 @@ def _as_json(
       for second, values in enumerate(found.timeline)
     ]
   return row | ({'picture': picture} if picture else {})
+
+
+def _shown(
+  probabilities: np.ndarray, names: Sequence[str], thresholds: Sequence[float]
+) -> list[str]:
+  """Action units at or above their threshold."""
+  pairs = zip(names, probabilities >= thresholds, strict=True)
+  return [name for name, there in pairs if there]
+
+
+def _unit_timeline(
+  timeline: np.ndarray, names: Sequence[str], thresholds: Sequence[float]
+) -> list[dict[str, Any]]:
+  """The action units of every second as JSON values; None without a face."""
+  empty = np.isnan(timeline[:, 0]).tolist()
+  return [
+    {
+      'second': second,
+      'shown': None if empty[second] else _shown(values, names, thresholds),
+      'units': None
+      if empty[second]
+      else dict(zip(names, values.tolist(), strict=True)),
+    }
+    for second, values in enumerate(timeline)
+  ]

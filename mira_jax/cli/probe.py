@@ -6,9 +6,11 @@
 `mira features` writes FEATURES.npz. The protocols are those of training: the
 splits train and test, the stored folds, or leave one subject out. With --test
 the probe trains on all clips of FEATURES.npz and tests on all of OTHER.npz, for
-example those of another dataset. The number of neighbours and the strength of
-the penalty are selected within the training clips, each without its own
-subject; the table shows every number of neighbours.
+example those of another dataset. With --units each action unit has a linear
+classifier of its own; a clip shows a unit where one of its frames does. The
+number of neighbours and the strength of the penalty are selected within the
+training clips, each without its own subject; the table shows every number of
+neighbours.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import argparse
 import functools
 import pathlib
 import sys
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -25,7 +28,15 @@ from mira_jax.cli.arguments import numbers
 from mira_jax.data import holdout
 from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.evaluation import feature_file, probe, report, results
+from mira_jax.evaluation import (
+  feature_file,
+  probe,
+  report,
+  results,
+  unit_probe,
+  unit_report,
+  units,
+)
 from mira_jax.evaluation.metrics import score
 
 
@@ -42,6 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=numbers,
     help=f'neighbours to select from (default: {default}, as clips allow)',
   )
+  text = 'action units: a linear classifier for each, of whole clips'
+  add('--units', action='store_true', help=text)
   add('--balanced', action='store_true', help='weigh all classes alike: linear')
   add('--seed', type=int, default=0, help='of held-out clips')
   add('--out', metavar='DIR', help='for scores and a picture')
@@ -55,6 +68,9 @@ def run(args: argparse.Namespace) -> int:
   out = args.out and files.open_folder(args.out)
   names = tuple(data['class_names'].tolist())
   tests = feature_file.partition(data, args.protocol)
+  if args.units:
+    _probe_units(args, data, tests, out)
+    return ExitCode.OK
   fewest = min(int(train.sum()) for train, _ in tests.values())
   method = _method(args, fewest, len(names))
   columns = (data['features'], data['label'], _groups(data))
@@ -81,6 +97,48 @@ def run(args: argparse.Namespace) -> int:
     if not args.json:  # which prints one document and nothing else
       terminal.say(f'scores: {path}')
   return ExitCode.OK
+
+
+def _probe_units(
+  args: argparse.Namespace,
+  data: feature_file.Features,
+  tests: Mapping[str, tuple[np.ndarray, np.ndarray]],
+  out: pathlib.Path | None,
+) -> None:
+  """Prints and writes the scores of a probe of every action unit.
+
+  Raises:
+    MiraInputError: the file has no action units, or a flag is not of them.
+  """
+  if 'action_units' not in data:
+    hint = 'its dataset has no action units; leave out --units'
+    raise MiraInputError('not_features', args.features, hint)
+  if args.k:
+    raise MiraInputError('bad_flag', '--k', 'it does not go with --units')
+  found = unit_probe.run(
+    data,
+    _groups(data),
+    tests,
+    hold_out=functools.partial(_hold_out, seed=args.seed),
+    balanced=args.balanced,
+  )
+  half = [units.HALF] * len(data['action_units'])
+  least = dict.fromkeys(found, half)
+  title = _title(argparse.Namespace(**vars(args) | {'method': 'linear'}))
+  whole = units.join([*found.values()])
+  if args.json:
+    content = {n: unit_report.as_dict(x, half) for n, x in found.items()}
+    content = {'folds': content, 'pooled': unit_report.as_dict(whole, half)}
+    print(terminal.as_json(content, encoding=sys.stdout.encoding, indent=2))
+  elif args.protocol == 'split':
+    terminal.show(unit_report.evaluation_table(whole, half, title))
+  else:
+    terminal.show(unit_report.folds_table(found, least, title))
+  if out:
+    about = {'protocol': args.protocol, 'about': feature_file.about(data)}
+    path = unit_report.write_folds(out, found, least, metadata=about)
+    if not args.json:
+      terminal.say(f'scores: {path}')
 
 
 def _groups(data: feature_file.Features) -> np.ndarray:

@@ -18,6 +18,7 @@ from mira_jax.train import datasets as inputs
 from mira_jax.train import log, run_folder
 
 _log = logging.getLogger(__name__)
+_UNITS = 'it learned action units, not classes; mira eval scores such runs'
 Predictions = predictions.Predictions
 
 
@@ -136,16 +137,26 @@ def gather(names: Sequence[str]) -> list[Group]:
   """The runs in or below folders, by clips and protocol.
 
   Raises:
-    MiraInputError: a folder has none ('not_a_run'), or one cannot be read.
+    MiraInputError: a folder has none ('not_a_run'), or one cannot be read; or
+      all runs learned action units ('unsupported').
   """
   groups: dict[str, Group] = {}
+  left_out: list[pathlib.Path] = []
   for name in names:
     found = list(_runs(pathlib.Path(name)))
     if not found:
       hint = 'there is no run in or below it; mira train makes one'
       raise MiraInputError('not_a_run', name, hint)
     for folder, folds in found:
-      _add(groups, folder, folds)
+      cfg = run_folder.read_config((folds or [folder])[0])
+      if cfg.data.labels == results.UNITS and not cfg.pretrain:
+        left_out.append(folder)
+      else:
+        _add(groups, folder, folds, cfg)
+  if left_out and not groups:
+    raise MiraInputError('unsupported', left_out[0], _UNITS)
+  for folder in left_out:
+    _log.warning('%s is left out: %s', folder, _UNITS)
   return [*groups.values()]
 
 
@@ -164,10 +175,12 @@ def _runs(
 
 
 def _add(
-  groups: dict[str, Group], folder: pathlib.Path, folds: list[pathlib.Path]
+  groups: dict[str, Group],
+  folder: pathlib.Path,
+  folds: list[pathlib.Path],
+  cfg: config.Config,
 ) -> None:
   """Adds a run to the group of its clips; a pre-training has no scores."""
-  cfg = run_folder.read_config((folds or [folder])[0])
   if cfg.pretrain:
     return
   for fold in folds:

@@ -1,7 +1,9 @@
 """Files of features: arrays of the clips of a dataset, one row per clip.
 
 A file holds features [C, D], label, clip_id, subject, fold, split [C],
-class_names [K] and `about`, JSON of their origin.
+class_names [K] and `about`, JSON of their origin; and of clips with action
+units their names action_units [A], and `positive` and `known` [C, A], the
+frames that show a unit and those where that is annotated.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from mira_jax import files
 from mira_jax.errors import ExitCode, MiraInputError, data_error
 
 Features = dict[str, np.ndarray]  # by the names above
+UNIT_ROWS = ('positive', 'known')
 ROWS = ('features', 'label', 'clip_id', 'subject', 'fold', 'split')
 
 
@@ -25,14 +28,19 @@ def write(
   rows: Features,
   class_names: tuple[str, ...],
   about: Mapping[str, Any],
+  action_units: tuple[str, ...] = (),
 ) -> None:
   """Writes a file; an existing one stays until it is complete.
 
-  `rows` are the arrays of ROWS, and `about` has JSON values: dataset (its
-  name), weights_sha256, and what else helps.
+  `rows` are the arrays of ROWS, with action units also of UNIT_ROWS, and
+  `about` has JSON values: dataset (its name), weights_sha256, and what else
+  helps.
   """
   arrays: dict[str, Any] = {name: rows[name] for name in ROWS}
   arrays['class_names'] = np.array(class_names)
+  if action_units:
+    arrays |= {name: rows[name] for name in UNIT_ROWS}
+    arrays['action_units'] = np.array(action_units)
   arrays['about'] = np.array(json.dumps(dict(about)))
   with files.atomic(out) as part, part.open('wb') as file:
     np.savez(file, **arrays)
@@ -80,6 +88,12 @@ def _wrong(data: Features) -> str:
     label.dtype.kind not in 'iu' or not 0 <= label.min() <= label.max() <= most
   ):
     return f'labels must be whole numbers from 0 to {most}'
+  if 'action_units' in data:
+    shape = clips, len(data['action_units'])
+    for name in UNIT_ROWS:
+      array = data.get(name, np.zeros(()))
+      if array.shape != shape or array.dtype.kind not in 'iu':
+        return f'{name} are no whole numbers of {shape[0]} clips'
   try:
     about(data)
   except ValueError:
@@ -116,17 +130,28 @@ def train_and_test(train: Features, test: Features) -> Features:
     if len(both):
       hint = f'{len(both)} clips are in both files; write one with --splits'
       raise data_error('clip_in_both', str(both[0]), hint)
-  joined = {n: np.concatenate([train[n], test[n]]) for n in ROWS}
+  names, both = (
+    ROWS,
+    [x.get('action_units', np.array([])) for x in (train, test)],
+  )
+  units = {}
+  if len(both[0]) and np.array_equal(both[0], both[1]):
+    names, units = (*ROWS, *UNIT_ROWS), {'action_units': both[0]}
+  joined = {n: np.concatenate([train[n], test[n]]) for n in names}
   joined['split'] = np.repeat(
     ['train', 'test'], [len(train['label']), len(test['label'])]
   )
   joined['subject'] = np.concatenate(
     [_named(x['subject'], y) for x, y in ((train, ours), (test, theirs))]
   )
-  return joined | {
-    'class_names': train['class_names'],
-    'about': np.array(json.dumps({'train': ours, 'test': theirs})),
-  }
+  return (
+    joined
+    | units
+    | {
+      'class_names': train['class_names'],
+      'about': np.array(json.dumps({'train': ours, 'test': theirs})),
+    }
+  )
 
 
 def _named(subjects: np.ndarray, origin: Mapping[str, Any]) -> np.ndarray:

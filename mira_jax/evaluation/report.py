@@ -22,7 +22,7 @@ from rich.text import Text
 
 from mira_jax import figures, terminal
 from mira_jax.errors import NO_FACE, plain
-from mira_jax.evaluation import predictions, results
+from mira_jax.evaluation import predictions, results, statistics
 from mira_jax.evaluation.metrics import check_names, score
 
 FOLDS = 'folds.json'
@@ -72,6 +72,8 @@ def write_evaluation(
     'class_names': list(class_names),
     'confusion': matrix.tolist(),
   }
+  if predicted is not None:
+    content['calibration_error'] = statistics.calibration(predicted).error
   text = terminal.as_json(content, indent=2, allow_nan=False)
   directory.mkdir(parents=True, exist_ok=True)
   table = directory / 'confusion.csv'
@@ -146,7 +148,7 @@ def evaluation_table(
   for i, name in enumerate(class_names):
     values = (scores.recall[i], scores.precision[i], scores.f1[i])
     cells = [*map(percent, values), f'{scores.support[i]}']
-    lines.add_row(Text(plain(name)), _bar(scores.recall[i]), *cells)
+    lines.add_row(Text(plain(name)), bar(scores.recall[i]), *cells)
   present = f'{scores.present} of {len(matrix)} classes present'
   foot = f'{scores.clips} clips, {present}; UAR and macro F1 are over these'
   return Group(Text(plain(title), 'bold'), totals, lines, Text(foot, 'dim'))
@@ -156,10 +158,11 @@ def results_table(
   found: Sequence[results.Result], title: str
 ) -> RenderableType:
   """The results of a run on its test clips."""
-  lines = table('weights', 'step', 'WAR', 'UAR', 'macro F1')
+  lines = table('weights', 'step', 'WAR', 'UAR', 'macro F1', 'ECE')
   for row in found:
-    s = row.scores
-    numbers = map(percent, (s.war, s.uar, s.macro_f1))
+    s, error = row.scores, row.calibration
+    numbers = [*map(percent, (s.war, s.uar, s.macro_f1))]
+    numbers.append('-' if error is None else percent(error))
     style = '' if row is found[0] else 'dim'
     lines.add_row(row.name, f'{row.step}', *numbers, style=style)
   warned = any(row.name == results.BEST_ON_TEST for row in found)
@@ -275,7 +278,7 @@ def prediction_table(
     style = 'dim' if place else 'bold'
     lines.add_row(
       Text(plain(class_names[i]), style),
-      _bar(probabilities[i], best=not place),
+      bar(probabilities[i], best=not place),
       Text(percent(probabilities[i]), style),
     )
   note = [Text(about, 'dim')] if about else []
@@ -305,7 +308,7 @@ def timeline_table(
       continue
     mean = timeline[start:end, best[start]].mean()
     name = Text(plain(class_names[best[start]]), 'bold')
-    lines.add_row(f'{start}-{end}', name, _bar(mean), percent(mean))
+    lines.add_row(f'{start}-{end}', name, bar(mean), percent(mean))
   left = len(stretches) - len(shown)
   foot = [Text(f'{left} shorter stretches are not shown', 'dim')]
   return Group(Text(plain(clip), 'bold'), lines, *foot[:left])
@@ -334,7 +337,8 @@ def percent(value: float) -> str:
   return '-' if np.isnan(value) else f'{100 * value:.1f} %'
 
 
-def _bar(value: float, *, best: bool = True) -> RenderableType:
+def bar(value: float, *, best: bool = True) -> RenderableType:
+  """A fraction as a bar; nothing for NaN."""
   if np.isnan(value):
     return ''
   color = 'cyan' if best else 'bright_black'

@@ -12,8 +12,8 @@ import dataclasses
 import json
 import logging
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -21,8 +21,15 @@ from mira_jax import files, terminal
 from mira_jax.errors import some
 from mira_jax.evaluation.metrics import Scores, score
 
+Parsed = TypeVar('Parsed')
+_DAMAGED = (
+  *(OSError, ValueError, LookupError, TypeError),
+  *(AttributeError, RecursionError),
+)
 NAME = 'outcome.json'
 CHOSEN, LAST, BEST_ON_TEST = 'chosen by validation', 'last', 'best on test'
+PRIMARY = 'uncorrected'  # predictions of a model with reliability balancing
+UNITS = 'action_units'  # 'labels' of a run that does not learn classes
 METRICS = ('war', 'uar', 'macro_f1', 'weighted_f1')
 
 
@@ -33,6 +40,7 @@ class Result:
   name: str
   step: int
   matrix: np.ndarray
+  calibration: float | None = None  # the error, see `statistics.calibration`
 
   @property
   def scores(self) -> Scores:
@@ -85,6 +93,7 @@ def write(
       {
         'name': result.name,
         'step': result.step,
+        'calibration_error': result.calibration,
         'scores': result.scores.to_dict(class_names),
         'confusion': result.matrix.tolist(),
       }
@@ -100,19 +109,40 @@ def write(
 def read(workdir: pathlib.Path) -> list[Result]:
   """The results of a finished run; [] when there are none.
 
-  A damaged file is ignored with a warning.
+  Those of action units are no matrices, and are left out, see `steps`. A
+  damaged file is ignored with a warning.
   """
-  path = workdir / NAME
-  try:
-    content = json.loads(path.read_bytes())
+
+  def parse(content: Mapping[str, Any]) -> list[Result]:
+    if content.get('labels') == UNITS:
+      return []
     classes = len(content['class_names'])
     return [_read_result(row, classes) for row in content['results']]
+
+  return _parsed(workdir / NAME, parse, [])
+
+
+def steps(workdir: pathlib.Path) -> dict[str, int]:
+  """The step of each result of a finished run by its name, also of units."""
+  return _parsed(
+    workdir / NAME,
+    lambda x: {str(row['name']): int(row['step']) for row in x['results']},
+    {},
+  )
+
+
+def _parsed(
+  path: pathlib.Path, parse: Callable[[Any], Parsed], without: Parsed
+) -> Parsed:
+  """What a JSON file says; `without` it, or where it is damaged, that."""
+  try:
+    return parse(json.loads(path.read_bytes()))
   except FileNotFoundError:
-    return []
-  except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    return without
+  except _DAMAGED:
     hint = 'the command that trained the run writes it anew'
     logging.warning('%s is damaged and left out; %s', path, hint)
-    return []
+    return without
 
 
 def _read_result(row: Mapping[str, Any], classes: int) -> Result:
@@ -120,7 +150,12 @@ def _read_result(row: Mapping[str, Any], classes: int) -> Result:
   sound = type(name) is str and type(step) is int
   if not (sound and is_matrix(matrix, classes)):
     raise ValueError
-  return Result(name=name, step=step, matrix=np.array(matrix))
+  error = row.get('calibration_error')  # of no older version
+  if not (error is None or type(error) is float):
+    raise ValueError
+  return Result(
+    name=name, step=step, matrix=np.array(matrix), calibration=error
+  )
 
 
 def is_matrix(value: Any, classes: int) -> bool:

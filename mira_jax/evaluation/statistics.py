@@ -40,6 +40,25 @@ def intervals(
   }
 
 
+def interval(
+  groups: np.ndarray,
+  value: Callable[[np.ndarray], float],
+  draws: int = DRAWS,
+  seed: int = 0,
+) -> Interval:
+  """95 % interval of a value of the sum of groups, see `intervals`.
+
+  Args:
+    groups: [G, ...], counts.
+    value: of such a sum [...]; draws where it is NaN are left out.
+    draws: see there.
+    seed: see there.
+  """
+  values = np.array([value(x) for x in _drawn(groups, draws, seed)])
+  known = values[~np.isnan(values)]
+  return _span(known) if len(known) else (np.nan, np.nan)
+
+
 def _drawn(groups: np.ndarray, draws: int, seed: int) -> np.ndarray:
   """Sums [draws, ...] of as many groups as there are, with replacement."""
   count = len(groups)

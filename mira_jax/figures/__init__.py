@@ -30,6 +30,8 @@ _MODULES = {
   'reconstruction_figure': 'sheets',
   'reliability_figure': 'charts',
   'timeline_figure': 'charts',
+  'maps_figure': 'systems',
+  'unit_timeline_figure': 'unit_timeline',
 }
 
 

@@ -31,10 +31,11 @@ from mira_jax.figures.style import (
 
 _PANELS = {
   'loss': ('loss',),
-  'accuracy': ('accuracy', 'war', 'uar'),
+  'accuracy': ('accuracy', 'war', 'uar', 'f1'),
   'learning rate': ('lr', 'learning_rate'),
   'gradient norm': ('grad_norm',),
   'skipped steps': ('skipped',),
+  'angle of each block, degrees': ('angle',),
 }
 _CLASSES = 14  # of a timeline that have a colour
 _STYLES = (('o', '-'), ('s', '--'), ('^', '-.'), ('D', ':'))  # of curves
@@ -281,7 +282,7 @@ def timeline_figure(
     axes = figure.add_subplot()
   else:
     axes, below = figure.subplots(2, 1, height_ratios=(4, 1), sharex=True)
-    _draw_stills(below, stills, end)
+    draw_stills(below, stills, end)
   edges = np.minimum(np.arange(len(timeline) + 1), end)
   axes.stackplot(
     edges,
@@ -308,7 +309,7 @@ def timeline_figure(
   return Picture(figure, arrays)
 
 
-def _draw_stills(axes: Axes, stills: np.ndarray, end: float) -> None:
+def draw_stills(axes: Axes, stills: np.ndarray, end: float) -> None:
   """Frames in a row, in the middles of equal parts of the clip."""
   width = end / len(stills)
   for i, still in enumerate(stills):

@@ -47,6 +47,7 @@ def clip_figure(
   class_names: Sequence[str],
   title: str,
   scored: int = 1,
+  thresholds: Sequence[float] | None = None,
 ) -> Picture:
   """Frames, gain, attention before MiRA, after it, its change, and classes.
 
@@ -62,6 +63,8 @@ def clip_figure(
     class_names: K names.
     title: of the figure.
     scored: windows that the probabilities are means over.
+    thresholds: [K], from which probability on each of K action units is shown;
+      None of classes.
   """
   tubelet, count = len(frames) // len(before), len(before)
   shown = spread(count, _COLUMNS)
@@ -71,7 +74,12 @@ def clip_figure(
   verdict = ''
   if len(probabilities):
     best = int(np.argmax(probabilities))
-    verdict = f'  →  {text(class_names[best], 24)} {probabilities[best]:.0%}'
+    verdict = f'{text(class_names[best], 24)} {probabilities[best]:.0%}'
+    if thresholds is not None:
+      shown_units = zip(class_names, probabilities >= thresholds, strict=True)
+      names = [name for name, there in shown_units if there]
+      verdict = text(' + '.join(names) or 'no action unit', 48)
+    verdict = f'  →  {verdict}'
   head = {'size': 16, 'weight': 'bold', 'x': 0.01, 'ha': 'left'}
   figure.suptitle(f'{text(title, 72)}{verdict}', color=INK, **head)
   top.suptitle(
@@ -98,7 +106,7 @@ def clip_figure(
   left, right = foot.subplots(1, 2, width_ratios=(3, 2))
   _draw_share(left, before, after)
   if len(probabilities):
-    _draw_classes(right, probabilities, class_names, scored)
+    _draw_classes(right, probabilities, class_names, scored, thresholds)
   else:
     right.set_axis_off()
   return Picture(figure, arrays)
@@ -262,11 +270,16 @@ def _draw_classes(
   probabilities: np.ndarray,
   class_names: Sequence[str],
   scored: int,
+  thresholds: Sequence[float] | None,
 ) -> None:
-  """The likeliest classes, best on top."""
+  """The likeliest classes, best on top; of units those shown in colour."""
   count = len(probabilities)
   order = np.argsort(-probabilities, kind='stable')[:_CLASSES]
   colors = [VERMILLION, *[GREY] * (len(order) - 1)]
+  if thresholds is not None:
+    least = np.asarray(thresholds)
+    there = (probabilities >= least)[order]
+    colors = [VERMILLION if x else GREY for x in there]
   bars = axes.barh(range(len(order)), probabilities[order], color=colors)
   axes.bar_label(bars, fmt='{:.1%}', padding=3)
   tidy(axes, grid='x')
@@ -277,4 +290,5 @@ def _draw_classes(
   axes.xaxis.set_major_formatter(PercentFormatter(1))
   more = f' (best {_CLASSES} of {count})' if count > _CLASSES else ''
   mean = f', mean of {scored} windows' if scored > 1 else ''
-  axes.set_title(f'Class probabilities{mean}{more}', size=12, loc='left')
+  what = 'Class probabilities' if thresholds is None else 'Action units'
+  axes.set_title(f'{what}{mean}{more}', size=12, loc='left')

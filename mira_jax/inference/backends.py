@@ -137,7 +137,7 @@ def _key(engine: Engine, card: Card, backend: str, dtype: str | None) -> str:
   ]
   fields = {
     'model': repr(engine.model),
-    'card': [card['preprocessing'], card['class_names']],
+    'card': [card['preprocessing'], card['class_names'], engine.units],
     'asked': [backend, dtype, hardware.processor()],
     'versions': versions,
   }

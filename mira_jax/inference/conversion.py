@@ -18,9 +18,21 @@ import jax
 import numpy as np
 
 from mira_jax.inference import runtimes
+from mira_jax.models.vivit import ViViT
 
 _OPSET = 23  # onnxruntime 1.24 reads it, as does OpenVINO 2026
 _SMALL = 2**10  # bytes of a tensor that stays in the ONNX file
+
+Share = Callable[[jax.Array], jax.Array]  # logits -> probabilities
+
+
+def outputs(
+  model: ViViT, share: Share, logits: jax.Array
+) -> dict[str, jax.Array]:
+  """Logits, and of a classifier their probabilities, by name."""
+  if not model.num_classes:
+    return {'logits': logits}
+  return {'logits': logits, 'probabilities': share(logits)}
 
 
 def to_onnx(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +17,7 @@ from mira_jax.devices import memory, sharding
 from mira_jax.inference.scorer import Batch, Scorer, bucket_sizes, most_at_once
 from mira_jax.kernels import dispatch
 from mira_jax.models.blocks import LARGE
+from mira_jax.models.head import Inputs
 from mira_jax.models.vivit import ViViT
 from mira_jax.param_names import HEAD
 from mira_jax.weights import int8
@@ -54,6 +56,8 @@ class Engine(Scorer):
     variables: {'params': ..., 'mira': ...}.
     batch_size: clips per call, rounded up to a multiple of the devices.
     mesh: the devices; by default all of them, with replicated parameters.
+    units: whether logits are of action units, each with a probability of its
+      own (the sigmoid), and not of classes (the softmax).
   """
 
   def __init__(
@@ -62,8 +66,9 @@ class Engine(Scorer):
     variables: PyTree,
     batch_size: int = 8,
     mesh: Mesh | None = None,
+    units: bool = False,
   ):
-    self.model = model
+    self.model, self.units = model, units
     self.frames, self.image_size = model.frames, model.image_size
     self._mesh = mesh or sharding.make_mesh()
     parts = sharding.clip_parts(self._mesh)
@@ -75,7 +80,7 @@ class Engine(Scorer):
     self.rows = sharding.own_rows(self._mesh, self.batch_size)
     facts = repr(dispatch.known())  # of which tracing chooses attention
     key: Any = model  # hashable, which pyright does not see
-    self._score, self._record = _programs(key, self._mesh, facts)
+    self._score, self._record = _programs(key, self._mesh, facts, units)
     self.update(variables)
 
   def update(self, variables: PyTree) -> None:
@@ -93,8 +98,22 @@ class Engine(Scorer):
     variables = dict(self._variables)
     params = variables['params']
     variables['params'] = {n: x for n, x in params.items() if n != HEAD}
-    model = self.model.clone(num_classes=0)
+    channels = self.model.channels
+    if channels is not None and not channels.regions:  # those of the head
+      regions = self.model.num_classes
+      channels = dataclasses.replace(channels, regions=regions)
+    model = self.model.clone(num_classes=0, channels=channels)
     return Engine(model, variables, self.batch_size, self._mesh)
+
+  def primary(self) -> Engine:
+    """An engine on the same arrays without the correction of its predictions.
+
+    Of a model with reliability balancing, see `systems.reliability`.
+    """
+    assert self.model.reliability is not None
+    own = dataclasses.replace(self.model.reliability, output='primary')
+    model = self.model.clone(reliability=own)
+    return Engine(model, self._variables, self.batch_size, self._mesh)
 
   def _scores(self, windows: np.ndarray) -> dict[str, np.ndarray]:
     return self._score_batch({'video': windows})
@@ -117,19 +136,21 @@ class Engine(Scorer):
 
 
 @functools.lru_cache(8)
-def _programs(model: ViViT, mesh: Mesh, _: str) -> tuple[Any, Any]:
+def _programs(model: ViViT, mesh: Mesh, _: str, units: bool) -> tuple[Any, Any]:
   """The jitted programs of a model, shared by all engines of this process."""
 
   def score(variables: PyTree, batch: Mapping[str, jax.Array]):
     """The fields of a batch but the video, logits and probabilities."""
-    rest = {name: x for name, x in batch.items() if name != 'video'}
-    logits = apply(model, variables, batch['video'], False)
-    scores = {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
+    rest = {n: x for n, x in batch.items() if n not in ('video', 'oracle')}
+    inputs = Inputs(units=batch.get('oracle'))
+    logits = apply(model, variables, batch['video'], inputs=inputs)
+    share = jax.nn.sigmoid if units else jax.nn.softmax
+    scores = {'logits': logits, 'probabilities': share(logits)}
     return scores | rest
 
   def record(variables: PyTree, video: jax.Array):
     with_maps = model.clone(attention=None)
-    _, records = apply(with_maps, variables, video, True)
+    _, records = apply(with_maps, variables, video, record=True)
     # XLA does not compute what is left out here.
     return [
       {name: x for name, x in record.items() if name not in LARGE}
@@ -137,11 +158,11 @@ def _programs(model: ViViT, mesh: Mesh, _: str) -> tuple[Any, Any]:
     ]
 
   def apply(
-    model: ViViT, variables: PyTree, video: jax.Array, record: bool
+    model: ViViT, variables: PyTree, video: jax.Array, **options: Any
   ) -> Any:
     with sharding.ambient(mesh):
       return model.apply(
-        int8.restore(variables), transforms.prepare(video), record=record
+        int8.restore(variables), transforms.prepare(video), **options
       )
 
   whole = sharding.replicated(mesh)

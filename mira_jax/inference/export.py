@@ -67,6 +67,7 @@ class Int8(NamedTuple):
   score: Callable[[Scorer], dict[str, float]]
 
 
+Share = conversion.Share
 Calibrate = Callable[[Card], Int8]  # of the card of a model
 
 
@@ -171,9 +172,14 @@ def convert(
   int8: Int8 | None = None,
 ) -> Card:
   """Writes and verifies the files of an export, see `write`."""
+  loading.check_alone(card, 'export')
+  if source.model.pool == 'frame':
+    hint = "exports have no outputs of temporal tokens (pool='frame'); use the "
+    raise checkpoint_error('unsupported', 'export', f'{hint}weights themselves')
   dtypes = _dtypes(source.model, kind, dtype)
   model = _convertible(source.model, kind, dtypes[0])
-  _write_program(folder, model, source.variables, card, kind, platforms)
+  share = jax.nn.sigmoid if source.units else jax.nn.softmax
+  _write_program(folder, model, source.variables, card, kind, platforms, share)
   _write_golden(folder, source)
   card = _describe(model, card, kind, platforms)
   if int8:
@@ -238,16 +244,19 @@ def _write_program(
   card: Card,
   kind: str,
   platforms: Sequence[str],
+  share: Share,
 ) -> None:
   """The files of `runtimes.KINDS`."""
   if kind == 'jax':
-    program = _trace(model, weights_file.flatten(variables), platforms)
+    program = _trace(model, weights_file.flatten(variables), platforms, share)
     (folder / runtimes.STABLEHLO).write_bytes(program.serialize())
     path, mira = folder / weights_file.WEIGHTS, variables.get('mira', {})
     weights_file.save_weights(path, variables['params'], mira, card)
     return
   single = weights_file.restack(weights_file.flatten(variables), stacked=False)
-  score = functools.partial(_score, model, weights_file.unflatten(single))
+  score = functools.partial(
+    _score, model, share, weights_file.unflatten(single)
+  )
   (batch,) = jax_export.symbolic_shape('b')
   with _on_the_host(model):
     shape = (batch, *_clip_shape(model))
@@ -273,29 +282,25 @@ def _clip_shape(model: ViViT) -> tuple[int, ...]:
 
 
 def _score(
-  model: ViViT, variables: dict[str, Any], video: jax.Array
+  model: ViViT, share: Share, variables: dict[str, Any], video: jax.Array
 ) -> dict[str, jax.Array]:
   """uint8 [b, T, S, S, 3] -> the outputs of a program for CPUs."""
   logits = in_passes(model, variables, transforms.prepare(video))
-  return _outputs(model, logits)
-
-
-def _outputs(model: ViViT, logits: jax.Array) -> dict[str, jax.Array]:
-  """Logits, and of a classifier their probabilities, by name."""
-  if not model.num_classes:
-    return {'logits': logits}
-  return {'logits': logits, 'probabilities': jax.nn.softmax(logits)}
+  return conversion.outputs(model, share, logits)
 
 
 def _trace(
-  model: ViViT, arrays: Mapping[str, np.ndarray], platforms: Sequence[str]
+  model: ViViT,
+  arrays: Mapping[str, np.ndarray],
+  platforms: Sequence[str],
+  share: Share,
 ) -> jax_export.Exported:
   """The program (arrays by name, uint8 [b, T, S, S, 3]) -> scores [b, K]."""
 
   def score(arrays, video):
     variables = weights_file.unflatten(arrays)
     logits: Any = model.apply(variables, transforms.prepare(video))
-    return _outputs(model, logits)
+    return conversion.outputs(model, share, logits)
 
   (batch,) = jax_export.symbolic_shape('b')
   video = jax.ShapeDtypeStruct((batch, *_clip_shape(model)), jnp.uint8)
@@ -340,7 +345,9 @@ def _without_paths() -> Iterator[None]:
 def _write_golden(folder: pathlib.Path, source: engine.Engine) -> None:
   """Synthetic clips [2, T, S, S, 3] and what the engine makes of them."""
   model = source.model.clone(attention=None, dtype=jnp.float32)
-  reference = engine.Engine(model, source.variables, GOLDEN_CLIPS)
+  reference = engine.Engine(
+    model, source.variables, GOLDEN_CLIPS, units=source.units
+  )
   size, count = model.image_size, model.frames
   large: Any = {'size': max(64, size), 'num_frames': max(8, count)}
   drawn = [
@@ -376,6 +383,7 @@ def _describe(
     'model': card['model']
     | {'attention': model.attention, 'num_classes': len(names)},
     'class_names': names,
+    **{n: card[n] for n in ('labels', 'unit_thresholds') if n in card},
     'preprocessing': card['preprocessing']
     | {'frames': model.frames, 'image_size': size},
     'input': {

@@ -17,6 +17,7 @@ from mira_jax.models.build import build_model
 from mira_jax.models.vivit import ViViT
 from mira_jax.param_names import single_name, stacked_name
 from mira_jax.weights import convert, infer_model, int8, sources
+from mira_jax.weights.metadata import unit_thresholds
 from mira_jax.weights.warm_start import Transfer, transfer
 from mira_jax.weights.weights_file import compact, flatten
 
@@ -69,7 +70,8 @@ def make_engine(
   model = build_model(card['model'] | ({'dtype': dtype} if dtype else {}))
   _check_variables(model, found.variables, path)
   variables = int8.quantise(found.variables) if eight_bits else found.variables
-  return Engine(model, variables, batch_size), card
+  units = unit_thresholds(card) is not None
+  return Engine(model, variables, batch_size, units=units), card
 
 
 def load_backbone(
@@ -101,6 +103,14 @@ def load_backbone(
 def is_classifier(card: Mapping[str, Any]) -> bool:
   """Whether a model has a head; a pre-training and a backbone have none."""
   return not card.get('pretrain') and bool(card['class_names'])
+
+
+def check_alone(card: Mapping[str, Any], path: Path) -> None:
+  """Raises MiraInputError for a model that reads more than the video."""
+  if units := card['model'].get('oracle_units'):
+    hint = f'it reads annotated action units ({units}), which a clip alone '
+    hint += 'lacks; use mira eval, or train it without model.oracle_units'
+    raise checkpoint_error('unsupported', path, hint)
 
 
 def no_classifier(path: Path, card: Mapping[str, Any]) -> MiraInputError:

@@ -19,6 +19,7 @@ from mira_jax.inference.scorer import Scorer
 from mira_jax.tuning import verdicts
 from mira_jax.video import decode, footage, geometry
 from mira_jax.weights import infer_model
+from mira_jax.weights.metadata import unit_thresholds
 
 Path = str | os.PathLike[str]
 _STILLS, _STILL = 12, 96  # of a timeline, and their pixels
@@ -30,7 +31,8 @@ class Prediction:
   """The classes of one clip.
 
   Attributes:
-    label: the most probable class.
+    label: the most probable class; of action units those that are shown, such
+      as 'AU1 + AU4', or 'none'.
     probabilities: by class name, in the model's order; the means over windows,
       or over the seconds of a timeline, of those with a face.
     windows: float32 [V, K], one row per window; None with a timeline.
@@ -44,6 +46,8 @@ class Prediction:
     records: of the middle window, if asked for.
     stills: uint8 [n, s, s, 3], frames from the middles of n equal parts of the
       clip; with a timeline, if records were asked for.
+    shown: action units whose probability is at or above their threshold; None
+      of a model of classes.
   """
 
   label: str
@@ -57,6 +61,7 @@ class Prediction:
   flags: tuple[str, ...]
   records: Records | None = None
   stills: np.ndarray | None = None
+  shown: tuple[str, ...] | None = None
 
   @property
   def scored(self) -> int:
@@ -80,6 +85,8 @@ class Predictor:
       has features alone.
     metadata: the model's fields, its class names and how clips are read.
     notes: what was assumed about weights of another program, a line each.
+    thresholds: from which probability on each action unit is shown; None of a
+      model of classes.
   """
 
   def __init__(
@@ -96,6 +103,7 @@ class Predictor:
     self.scorer, self.metadata, self.notes = scorer, metadata, notes
     self._jax, self._served = engine, (backend or 'jax', dtype)
     self.class_names = tuple(metadata['class_names'])
+    self.thresholds = unit_thresholds(metadata)
     self._views = views
     rules = metadata['preprocessing']
     self._cut = {'rate': rules['rate'], 'fit': rules['fit']}
@@ -164,14 +172,21 @@ class Predictor:
       rows = self.scorer.timeline(video, stride=stride, **self._cut)
     else:
       rows = self.scorer.probabilities(cut()[0])
+      rows = rows.mean(axis=1) if rows.ndim == 3 else rows  # of tokens
     if 1 < video.count < frames:  # one frame is 'static' already
       flags = (*flags, f'repeated:{video.count}/{frames}')
     mean = rows.mean(axis=0)
     if timeline and video.faces is not None:
       mean = rows[video.faces].mean(axis=0)
       rows[~video.faces] = np.nan
+    shown, label = None, self.class_names[int(mean.argmax())]
+    if self.thresholds is not None:
+      pairs = zip(self.class_names, mean >= self.thresholds, strict=True)
+      shown = tuple(name for name, there in pairs if there)
+      label = ' + '.join(shown) or 'none'
     return Prediction(
-      label=self.class_names[int(mean.argmax())],
+      label=label,
+      shown=shown,
       probabilities=dict(zip(self.class_names, mean.tolist(), strict=True)),
       windows=None if timeline else rows,
       timeline=rows if timeline else None,
@@ -292,6 +307,7 @@ def load(
   backends.check(backend, int8)
   verdicts.ensure()
   found = loading.read(path, known)
+  loading.check_alone(found.metadata, path)
   if loading.is_classifier(found.metadata):
     options = {'dtype': dtype, 'eight_bits': int8}
     engine, metadata = loading.make_engine(found, path, size, **options)

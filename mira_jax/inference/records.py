@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from mira_jax.inference.engine import Engine, Record
 from mira_jax.inference.scorer import is_independent
 
 Grid = tuple[int, int, int]
+_BALANCE = ('primary', 'anchored', 'attentive', 'corrected')
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -26,6 +28,9 @@ class Block:
     confidence: float32 [T], its present share of attention or of key energy.
     concentration: float32 [T], 1 / entropy within it, in 1 / nats; None, too,
       where a temporal token is a single token.
+    maps: float32 [T, h, w] each, of other systems: the 'gate' of gated
+      attention and the 'orientation' of SOA, means over heads and channels.
+    angle: of SOA, in degrees.
   """
 
   before: np.ndarray
@@ -33,6 +38,8 @@ class Block:
   gain: np.ndarray | None = None
   confidence: np.ndarray | None = None
   concentration: np.ndarray | None = None
+  maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  angle: float | None = None
 
 
 @dataclasses.dataclass(kw_only=True, frozen=True)
@@ -45,6 +52,10 @@ class Records:
     number: of the window, from 0.
     windows: number of windows of the clip.
     blocks: in their order.
+    maps: float32 [T, h, w] each: of SMA-style attention those of its 'regions'
+      [K, T, h, w], of ARBEx's windows 'window_change'.
+    balance: float32 [K] each: of ARBEx's head the 'primary', 'anchored',
+      'attentive' and 'corrected' prediction.
   """
 
   window: np.ndarray
@@ -52,6 +63,8 @@ class Records:
   number: int
   windows: int
   blocks: tuple[Block, ...]
+  maps: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  balance: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
   def mira(self) -> list[Block]:
@@ -106,6 +119,10 @@ def of_windows(
       number=number,
       windows=len(windows),
       blocks=tuple(_block(record, row, grid) for record in found),
+      maps=_maps(found[-1], row, grid),
+      balance={
+        name: found[-1][name][row] for name in _BALANCE if name in found[-1]
+      },
     )
     for number, (found, row) in zip(numbers, each, strict=True)
   ]
@@ -121,7 +138,25 @@ def _block(record: Record, row: int, grid: Grid) -> Block:
     np.stack([on_grid(head, grid) for head in record[f'heads_{name}'][row]])
     for name in ('before', 'after')
   )
-  return Block(before=before, after=after, **fields)
+  maps = {
+    name: on_grid(record[name][row], grid)
+    for name in ('gate', 'orientation')
+    if name in record and record[name].ndim == 2
+  }
+  angle = float(record['angle'][row]) if 'angle' in record else None
+  return Block(before=before, after=after, maps=maps, angle=angle, **fields)
+
+
+def _maps(record: Record, row: int, grid: Grid) -> dict[str, np.ndarray]:
+  """See `Records.maps`."""
+  found = {}
+  if 'channel_maps' in record:
+    frames, height, width = grid
+    regions = record['channel_maps'][row].swapaxes(0, 1)
+    found['regions'] = regions.reshape(-1, frames, height, width)
+  if 'window_change' in record:
+    found['window_change'] = record['window_change'][row].reshape(grid)
+  return found
 
 
 def on_grid(marginal: np.ndarray, grid: Grid) -> np.ndarray:

@@ -164,8 +164,13 @@ class Scorer:
     rows = []
     while batch := list(itertools.islice(windows, self.batch_size)):
       rows.append(self.probabilities(np.stack(batch)))
+    found = np.concatenate(rows)
     ends = np.minimum(starts + span, len(clip))
-    return _by_second(np.concatenate(rows), starts, ends, seconds, clip.fps)
+    if found.ndim == 3:  # each temporal token is of its part of a window
+      cuts = np.linspace(starts, ends, found.shape[1] + 1, axis=1)
+      starts, ends = cuts[:, :-1].ravel(), cuts[:, 1:].ravel()
+      found = found.reshape(-1, found.shape[2])
+    return _by_second(found, starts, ends, seconds, clip.fps)
 
   def _windows(
     self, clip: footage.Video, starts: np.ndarray, rate: int, fit: str
@@ -183,6 +188,14 @@ class Scorer:
         i, frame = next(coming)
         held[i] = geometry.resize(frame, self.image_size, fit)
       yield np.stack([held[i] for i in indices])
+
+  def score_rows(self, batches: Iterable[Batch]) -> dict[str, np.ndarray]:
+    """Fields of batches, logits and probabilities of all rows that count."""
+    pieces = []
+    for batch in batches:
+      scored = self._score_batch(batch)
+      pieces.append({n: x[scored['mask']] for n, x in scored.items()})
+    return {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
 
   def score_split(
     self,
@@ -206,11 +219,7 @@ class Scorer:
     Raises:
       MiraInputError: no clip is readable ('damaged').
     """
-    pieces = []
-    for batch in batches:
-      scored = self._score_batch(batch)
-      pieces.append({n: x[scored['mask']] for n, x in scored.items()})
-    rows = {n: np.concatenate([p[n] for p in pieces]) for n in pieces[0]}
+    rows = self.score_rows(batches)
     whole = np.bincount(rows['clip'], minlength=clips) >= views
     if not whole.any():
       hint = 'no clip is readable; prepare the dataset again'

@@ -9,18 +9,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 
 from mira_jax import config
+from mira_jax.data.pool import Pool
 from mira_jax.devices import sharding
+from mira_jax.evaluation import results
 from mira_jax.kernels import dispatch
-from mira_jax.models import build, mae
+from mira_jax.models import build, mae, options
 from mira_jax.models.vivit import ViViT
 from mira_jax.train import losses, optim
 from mira_jax.train import step as steps
 
 PyTree = Any
+# Of frequencies, in the weights of classes or action units.
+POWERS = {'none': 0.0, 'inverse_sqrt': 0.5, 'inverse': 1.0}
 Model = ViViT | mae.MaskedAutoencoder
 
 
@@ -39,7 +44,10 @@ def make(cfg: config.Config, mesh: Mesh) -> Program:
   Raises:
     MiraInputError: the configured attention does not run on this mesh.
   """
-  return (autoencoder if cfg.pretrain else classifier)(cfg, mesh)
+  if cfg.pretrain:
+    return autoencoder(cfg, mesh)
+  units = cfg.data.labels == results.UNITS
+  return (action_units if units else classifier)(cfg, mesh)
 
 
 def video_shape(cfg: config.Config, clips: int = 1) -> tuple[int, ...]:
@@ -49,14 +57,21 @@ def video_shape(cfg: config.Config, clips: int = 1) -> tuple[int, ...]:
 
 
 def classifier(
-  cfg: config.Config, mesh: Mesh, counts: Sequence[int] = ()
+  cfg: config.Config,
+  mesh: Mesh,
+  counts: Sequence[int] = (),
+  subjects: Sequence[int] = (0,),
 ) -> Program:
-  """Classification, see `make`; `counts` of clips per class weigh the loss."""
+  """Classification, see `make`.
+
+  `counts` of clips per class weigh the loss; `subjects` are the numbers of the
+  subjects of all training clips, for identity adversarial training.
+  """
   model = build.build_model(dataclasses.asdict(cfg.model))
   weights = None
-  if cfg.optim.class_weights == 'inverse_sqrt':
+  if power := POWERS[cfg.optim.class_weights]:
     even = [1] * model.num_classes  # no dataset is opened
-    weights = losses.inverse_sqrt_weights(counts if len(counts) else even)
+    weights = losses.inverse_weights(counts if len(counts) else even, power)
   objective = losses.classification(
     model,
     config.augment(cfg.data),
@@ -65,6 +80,7 @@ def classifier(
     cutmix_alpha=cfg.data.cutmix_alpha,
     copies=cfg.data.repeats,
     class_weights=weights,
+    subjects=subjects if model.identity else None,
   )
   if cfg.optim.freeze_backbone:
     objective = losses.freeze_backbone(objective)
@@ -73,6 +89,34 @@ def classifier(
     return model.init(key, jnp.zeros(video_shape(cfg), jnp.float32))
 
   return Program(model, init, objective, _attention(cfg, model, mesh))
+
+
+def action_units(
+  cfg: config.Config,
+  mesh: Mesh,
+  clips: Pool | None = None,
+  subjects: Sequence[int] = (0,),
+) -> Program:
+  """Action units, see `make`; of training clips that weigh the loss.
+
+  `subjects` are as in `classifier`.
+  """
+  made = classifier(cfg, mesh)
+  weights = None
+  if clips is not None and (power := POWERS[cfg.optim.class_weights]):
+    rates = clips.positive.sum(0) / np.maximum(clips.known.sum(0), 1)
+    weights = losses.inverse_weights(rates.tolist(), power)
+  objective = losses.action_units(
+    made.model,
+    config.augment(cfg.data),
+    positive_from=1 if clips is None else clips.positive_from,
+    smoothing=cfg.optim.label_smoothing,
+    unit_weights=weights,
+    subjects=subjects if made.model.identity else None,
+  )
+  if cfg.optim.freeze_backbone:
+    objective = losses.freeze_backbone(objective)
+  return made._replace(objective=objective)
 
 
 def autoencoder(cfg: config.Config, mesh: Mesh) -> Program:
@@ -141,6 +185,9 @@ def attention_calls(cfg: config.Config, model: Model) -> list[AttentionCall]:
     spatial = (mask.shape[1] - hidden) // temporal
   batch, length, heads = rows, temporal * spatial, model.heads
   mode = 'plain' if model.mira is None else model.mira.mode
+  soa = model.orientation
+  if mode == 'plain' and soa is not None and soa.target == 'keys':
+    mode = 'flashlite'  # a gain on keys
   if model.variant.startswith('factorised'):  # within frames, without MiRA
     batch, length, mode = rows * temporal, spatial, 'plain'
   if model.variant == 'factorised_dot_product':
@@ -165,7 +212,8 @@ def _attention(cfg: config.Config, model: Model, mesh: Mesh) -> str:
   with sharding.ambient(mesh):
     for part, shape, dtype, mode in attention_calls(cfg, model):
       q: Any = jax.ShapeDtypeStruct(shape, dtype)
-      asked = dispatch.request(q, q, q, mode, training=True)
+      whole = part == 'encoder' and cfg.model.needs_map
+      asked = dispatch.request(q, q, q, mode, True, whole)
       choice = dispatch.resolve(model.attention, asked)
       lines.setdefault(f'{choice.name} ({choice.why})', part)
   first, *others = lines
@@ -203,7 +251,8 @@ def training(
     warmup_steps=round(cfg.optim.warmup_epochs * steps_per_epoch),
     total_steps=round(cfg.train.epochs * steps_per_epoch),
   )
-  optimizer = make_optimizer(cfg.optim, schedule)
+  oriented = cfg.model.orientation is not None
+  optimizer = make_optimizer(cfg.optim, schedule, oriented)
   step = steps.make_train_step(
     program.objective,
     optimizer,
@@ -213,6 +262,7 @@ def training(
     accumulate=cfg.optim.accumulate,
     ema_decay=cfg.optim.ema_decay,
     spike_sigmas=cfg.optim.spike_sigmas,
+    total_steps=round(cfg.train.epochs * steps_per_epoch),
     donate=donate,
   )
   init = functools.partial(
@@ -226,9 +276,10 @@ def training(
 
 
 def make_optimizer(
-  cfg: config.OptimConfig, schedule: optax.Schedule
+  cfg: config.OptimConfig, schedule: optax.Schedule, oriented: bool = False
 ) -> optax.GradientTransformation:
-  """The optimiser of a configuration."""
+  """The optimiser of a configuration; `oriented` of a model with SOA."""
+  direction_factor = cfg.direction_factor if oriented else 1.0
   optimizer = optim.OPTIMIZERS[cfg.name](
     schedule,
     weight_decay=cfg.weight_decay,
@@ -236,6 +287,7 @@ def make_optimizer(
     b2=cfg.b2,
     clip_norm=cfg.clip_norm,
     layer_decay=1.0 if cfg.freeze_backbone else cfg.layer_decay,
+    direction_factor=direction_factor,
   )
   return optim.head_only(optimizer) if cfg.freeze_backbone else optimizer
 
@@ -252,6 +304,12 @@ def abstract_batch(
     'clip': ((clips,), jnp.int32),
     'mask': ((clips,), jnp.bool_),
   }
+  if cfg.data.labels == results.UNITS and not cfg.pretrain:
+    tokens = cfg.model.frames // cfg.model.tubelet
+    middle = (tokens,) if cfg.data.unit_labels == 'token' else ()
+    fields['units'] = (clips, *middle, cfg.model.num_classes), jnp.int32
+  if annotated := options.oracle_numbers(cfg.model):
+    fields['oracle'] = (clips, len(annotated)), jnp.float32
   return {
     name: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
     for name, (shape, dtype) in fields.items()

@@ -13,12 +13,20 @@ from absl import logging
 
 from mira_jax import baseline, config, terminal
 from mira_jax.data import dataset as prepared
-from mira_jax.data import pipeline, pool, protocol
+from mira_jax.data import (
+  phased,
+  pipeline,
+  pool,
+  protocol,
+  pseudo_labels,
+  sampling,
+)
 from mira_jax.data.dataset import PreparedDataset
 from mira_jax.devices import sharding
 from mira_jax.errors import MiraInputError
-from mira_jax.evaluation import predictions, results
+from mira_jax.evaluation import predictions, results, units
 from mira_jax.inference.scorer import Scorer
+from mira_jax.models.options import oracle_numbers
 from mira_jax.synthetic import dataset as synthetic
 
 # Action units that one side of the face shows: 'L12', 'AU12R', '12 left'.
@@ -59,10 +67,12 @@ def _make_missing(path: pathlib.Path, data: config.DataConfig) -> None:
     if error.code != 'not_a_dataset':
       raise
     count = data.train_clips + data.test_clips
+    difficulty, style = synthetic.of_name(path.name)
     terminal.say(f'drawing {count} clips into {path}')
     synthetic.build(
       path,
-      difficulty=path.name,
+      difficulty=difficulty,
+      style=style,
       train_clips=data.train_clips,
       test_clips=data.test_clips,
       seed=data.synthetic_seed,
@@ -77,7 +87,7 @@ def _check_drawn(
   metadata, hint = dataset.metadata, ''
   if (dataset.splits, metadata.get('seed')) != (asked, data.synthetic_seed):
     hint = f'it does not have {asked} of seed {data.synthetic_seed}; remove it'
-  elif metadata.get('level') != synthetic.level(metadata['difficulty']):
+  elif not synthetic.is_current(metadata):
     hint = 'another version of mira_jax made it; remove it to make it again'
   if hint:
     raise config.bad_config(f'config.data.dataset={path}', hint)
@@ -95,6 +105,7 @@ def rules(cfg: config.Config) -> protocol.Rules:
     test_split=cfg.eval.split,
     val_fraction=data.val_fraction,
     train_fraction=data.train_fraction,
+    units=config.units(data) if data.labels == 'action_units' else None,
   )
 
 
@@ -107,7 +118,10 @@ def open_parts(
     MiraInputError: see `protocol.parts`; or a flip would swap labels.
   """
   parts = protocol.parts(datasets, rules(cfg), cfg.data.fold)
-  one_sided = lateral(parts.train.class_names)
+  learned = parts.train.class_names
+  if cfg.data.labels == 'action_units':
+    learned = parts.train.action_units
+  one_sided = lateral(learned)
   for name, on in (
     ('data.flip', cfg.data.flip),
     ('model.mirror', cfg.model.mirror),
@@ -116,6 +130,18 @@ def open_parts(
       hint = f'a mirrored {one_sided} is of the other side; use '
       raise config.bad_config(f'config.{name}', f'{hint}--noconfig.{name}')
   return parts
+
+
+def with_pseudo_labels(
+  cfg: config.Config,
+  datasets: Sequence[PreparedDataset],
+  parts: protocol.Parts,
+) -> protocol.Parts:
+  """Adds the training clips of `data.pseudo_labels`, see `pseudo_labels`."""
+  path = cfg.data.pseudo_labels
+  if not path:
+    return parts
+  return pseudo_labels.add(parts, datasets[cfg.data.fold], path)
 
 
 def lateral(class_names: Sequence[str]) -> str:
@@ -138,20 +164,24 @@ def open_unlabelled(
   return whole.take(~held), whole.take(held)
 
 
-def describe(parts: protocol.Parts) -> str:
+def describe(parts: protocol.Parts, phases: str = 'none') -> str:
   """The datasets and the numbers of clips of each part, in one line."""
   names = '+'.join(dict.fromkeys(parts.train.dataset.tolist()))
   tested = '+'.join(dict.fromkeys(parts.test.dataset.tolist()))
   val = f', val {len(parts.val)} ({parts.rule})' if parts.val else ''
   fold = f'{parts.fold_name}: ' if parts.fold_name else ''
   at = '' if tested == names else f' of {tested}'
-  return (
-    f'{fold}{names}: train {len(parts.train)}{val}, test {len(parts.test)}{at}'
-  )
+  train = f'{len(parts.train)}'
+  if parts.pseudo:
+    train += f' ({parts.pseudo} of them test clips with pseudo-labels)'
+  if phases != 'none':
+    train += f' and {phased.samples(phases) - 1} phases of each'
+  return f'{fold}{names}: train {train}{val}, test {len(parts.test)}{at}'
 
 
 def reading(cfg: config.Config) -> dict[str, Any]:
   """Arguments of the functions of `pipeline` that say how clips are read."""
+  learns_units = cfg.data.labels == 'action_units' and not cfg.pretrain
   return {
     'frames': cfg.model.frames,
     'size': cfg.model.image_size,
@@ -160,6 +190,9 @@ def reading(cfg: config.Config) -> dict[str, Any]:
     'fit': cfg.data.fit,
     'threads': cfg.data.threads,
     'max_damaged': cfg.data.max_damaged,
+    'units': cfg.data.unit_labels if learns_units else 'none',
+    'tubelet': cfg.model.tubelet,
+    'oracle': oracle_numbers(cfg.model),
   }
 
 
@@ -185,8 +218,66 @@ def score_source(
   read = reading(cfg) | {'batch_size': scorer.batch_size, 'rows': scorer.rows}
   batches = pipeline.eval_batches(source, views=views, **read)
   mean, _, damaged = scorer.score_split(batches, len(source), views)
+  _warn_of_damaged(source, damaged)
+  kept = source.take(np.setdiff1d(np.arange(len(source)), damaged))
+  return kept.predicted(mean, fold)
+
+
+def score_units(
+  scorer: Scorer,
+  source: pool.Pool,
+  cfg: config.Config,
+  views: int,
+  fold: str = '',
+  names: Sequence[str] = (),
+) -> units.UnitPredictions:
+  """Samples of the views of the clips of a fold, without damaged clips.
+
+  `names` are the model's outputs, by default the units of the clips, which are
+  some of them. A frame that several views hold as their sample counts once.
+  """
+  read = reading(cfg) | {'batch_size': scorer.batch_size, 'rows': scorer.rows}
+  batches = pipeline.eval_batches(source, views=views, **read)
+  rows = scorer.score_rows(batches)
+  clip, probability, intensity = (
+    rows[name] for name in ('clip', 'probabilities', 'units')
+  )
+  _warn_of_damaged(source, np.setdiff1d(np.arange(len(source)), clip))
+  columns = [
+    (names or source.action_units).index(x) for x in source.action_units
+  ]
+  frame, tokens = rows['frame'], 1
+  if probability.ndim == 3:
+    tokens = probability.shape[1]
+    frame = _token_frames(source.num_frames[clip], rows['view'], views, cfg)
+  clip = np.repeat(clip, tokens)
+  count = len(source.action_units)
+  return units.UnitPredictions(
+    unit_names=source.action_units,
+    positive_from=source.positive_from,
+    clip=source.clip_id[clip],
+    frame=frame.ravel(),
+    subject=source.subject[clip],
+    fold=np.full(len(clip), fold),
+    intensity=intensity.reshape(-1, count),
+    probability=probability[..., columns].reshape(-1, count),
+  ).once()
+
+
+def _token_frames(
+  num_frames: np.ndarray, view: np.ndarray, views: int, cfg: config.Config
+) -> np.ndarray:
+  """The first frame of every temporal token of windows, int [W, T]."""
+  size, rate, each = cfg.model.frames, cfg.data.rate, cfg.model.tubelet
+  return np.stack(
+    [
+      sampling.test_indices(count, size, rate, own, views)[::each]
+      for count, own in zip(num_frames.tolist(), view.tolist(), strict=True)
+    ]
+  )
+
+
+def _warn_of_damaged(source: pool.Pool, damaged: np.ndarray) -> None:
   if len(damaged):
     text = '%d of %d clips are damaged and were left out: %s'
     logging.warning(text, len(damaged), len(source), damaged[:8].tolist())
-  kept = source.take(np.setdiff1d(np.arange(len(source)), damaged))
-  return kept.predicted(mean, fold)

@@ -80,6 +80,23 @@ def of_classes(clips: Pool) -> list[str]:
   return [*found, f'rarest class: {rarest}, {present[rarest]} training clips']
 
 
+def of_units(clips: Pool) -> list[str]:
+  """The rarest action unit of the training clips; warnings as `of_classes`."""
+  found, rates = [], dict[str, float]()
+  columns = zip(
+    clips.action_units, clips.positive.T, clips.known.T, strict=True
+  )
+  for name, positive, known in columns:
+    rates[name] = positive.sum() / max(known.sum(), 1)
+  if absent := [name for name, rate in rates.items() if not rate]:
+    found.append(f'{_WARNING}no training frame shows {some(absent, 4)}')
+  present = {name: rate for name, rate in rates.items() if rate}
+  if not present:
+    return found
+  rarest = min(present, key=present.__getitem__)
+  return [*found, f'rarest unit: {rarest}, {present[rarest]:.1%} of frames']
+
+
 def of_validation(
   cfg: config.Config, clips: Pool | None, decides: bool
 ) -> list[str]:

@@ -158,13 +158,12 @@ def matrix_axes(params: PyTree) -> PyTree:
 def head_only(
   optimizer: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  """Updates the head and the query of its pooling alone: a probe."""
+  """Updates the head and what other systems add alone: a probe."""
 
   def labels(params: PyTree) -> PyTree:
-    return {
-      name: jax.tree.map(lambda _, n=name: n in param_names.PROBE, part)
-      for name, part in params.items()
-    }
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: param_names.is_probe(param_names.path_name(path)), params
+    )
 
   frozen = optax.set_to_zero()
   return optax.partition({True: optimizer, False: frozen}, labels)
@@ -177,21 +176,27 @@ def _around(
   optimizer: optax.GradientTransformation,
   clip_norm: float = 0.0,
   layer_decay: float = 1.0,
+  direction_factor: float = 1.0,
 ) -> optax.GradientTransformation:
-  """Clips the gradients of an optimiser and scales its updates by layer.
+  """Clips the gradients of an optimiser and scales its updates.
 
-  `clip_norm` 0 doesn't clip; `layer_decay`: see `layer_scales`. Updates are
+  `clip_norm` 0 doesn't clip; `layer_decay`: see `layer_scales`; the directions
+  of `systems.orientation` learn `direction_factor` times as fast. Updates are
   scaled, because Adam and Muon divide gradients by their size. Clipping is no
   chain: a run can begin to clip with the state that it has.
   """
 
   def scale(updates: PyTree, _: PyTree | None) -> PyTree:
     factors = layer_scales(updates, layer_decay)
-    return jax.tree.map(
-      lambda x, factor: x * jnp.asarray(factor, x.dtype), updates, factors
-    )
 
-  if layer_decay != 1:
+    def one(path: tuple[Any, ...], x: jax.Array, factor: Any) -> jax.Array:
+      role = param_names.role_of(param_names.path_name(path))
+      own = direction_factor if role.name == 'direction' else 1.0
+      return x * jnp.asarray(factor * own, x.dtype)
+
+    return jax.tree_util.tree_map_with_path(one, updates, factors)
+
+  if layer_decay != 1 or direction_factor != 1:
     optimizer = optax.chain(optimizer, optax.stateless(scale))
   if not clip_norm:
     return optimizer

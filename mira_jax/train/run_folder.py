@@ -26,6 +26,7 @@ from mira_jax.errors import (
   some,
 )
 from mira_jax.evaluation.predictions import NAME as PREDICTIONS
+from mira_jax.evaluation.units import NAME as UNIT_PREDICTIONS
 from mira_jax.weights.metadata import check_metadata, parse_metadata
 from mira_jax.weights.weights_file import LAST, WEIGHTS
 
@@ -33,7 +34,7 @@ CONFIG, METADATA, LOCK = 'config.json', 'metadata.json', '.lock'
 # Written over whenever a run starts or ends.
 _FILES = (
   *(CONFIG, METADATA, WEIGHTS, LAST, PREDICTIONS),
-  *('curves.png', 'curves.npz'),
+  *(UNIT_PREDICTIONS, 'curves.png', 'curves.npz'),
 )
 
 
@@ -200,17 +201,40 @@ def keep_folds(cfg: config.Config, workdir: pathlib.Path) -> None:
 
 
 def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
-  """Fills in the number of classes, or checks it.
+  """Fills in the number of classes, also as that of regions, or checks it.
 
   Raises:
     MiraInputError: another number of classes.
   """
   found = len(class_names)
   cfg.model.num_classes = cfg.model.num_classes or found
+  if (channels := cfg.model.channels) is not None:
+    channels.regions = channels.regions or cfg.model.num_classes
   if cfg.model.num_classes != found:
     hint = f'the data has {found} classes; use that, or 0'
     name = f'config.model.num_classes={cfg.model.num_classes}'
     raise config.bad_config(name, hint)
+
+
+def fit_subjects(cfg: config.Config, subjects: Sequence[str]) -> list[int]:
+  """Numbers of the subjects of training clips; -1 where they are unknown.
+
+  Fills in how many they are where the model learns to forget them.
+
+  Raises:
+    MiraInputError: none is known, or another number is configured.
+  """
+  names = sorted({*subjects} - {''})
+  place = {name: i for i, name in enumerate(names)}
+  if cfg.model.identity is not None:
+    given = cfg.model.identity.subjects
+    if not names or given not in (0, len(names)):
+      hint = f'the training clips name {len(names)} subjects; '
+      hint += 'use 0 for their number' if names else 'leave identity out (None)'
+      name = f'config.model.identity.subjects={given}'
+      raise config.bad_config(name, hint)
+    cfg.model.identity.subjects = len(names)
+  return [place.get(name, -1) for name in subjects]
 
 
 def write_metadata(workdir: pathlib.Path, metadata: Mapping[str, Any]) -> None:

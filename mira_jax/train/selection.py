@@ -44,7 +44,7 @@ def decides(cfg: config.Config, clips: int) -> bool:
 
 def chosen_before(workdir: pathlib.Path) -> bool:
   """Whether a finished run has weights that validation chose: it keeps them."""
-  return any(row.name == results.CHOSEN for row in results.read(workdir))
+  return results.CHOSEN in results.steps(workdir)
 
 
 def stalled(scores: Mapping[int, float], patience: int) -> bool:
@@ -118,8 +118,7 @@ def _chosen_steps(
   """
   steps = 0
   if jax.process_index() == 0 and _is_of(workdir, cfg, fingerprints):
-    found = {row.name: row.step for row in results.read(workdir)}
-    steps = found.get(results.CHOSEN, 0)
+    steps = results.steps(workdir).get(results.CHOSEN, 0)
   if jax.process_count() > 1:
     steps = int(multihost_utils.broadcast_one_to_all(np.array(steps)))
   return steps

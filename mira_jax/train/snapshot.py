@@ -14,6 +14,7 @@ from mira_jax.inference import engine
 from mira_jax.inference import load as loading
 from mira_jax.models.build import build_model
 from mira_jax.train import build, checkpoint_reader, run_folder
+from mira_jax.weights.metadata import unit_thresholds
 
 
 def load(
@@ -50,5 +51,6 @@ def load(
     workdir / 'checkpoints', which, sharding.abstract(wanted, mesh)
   )
   variables = {'params': found[params], 'mira': found['mira']}
-  scorer = engine.Engine(model, variables, batch_size, mesh)
+  units = unit_thresholds(metadata) is not None
+  scorer = engine.Engine(model, variables, batch_size, mesh, units)
   return scorer, metadata | {'step': step}

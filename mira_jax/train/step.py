@@ -74,6 +74,7 @@ def make_train_step(
   accumulate: int = 1,
   ema_decay: float = 0.0,
   spike_sigmas: float = 6.0,
+  total_steps: int = 1,
   donate: bool = True,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, Metrics]]:
   """The jitted training step (state, batch, key) -> (state, metrics).
@@ -95,12 +96,17 @@ def make_train_step(
       batch statistics are then those of a part.
     ema_decay: weight of the past in `TrainState.average`; 0 keeps no average.
     spike_sigmas: see `guard.judge`.
+    total_steps: of the training; the share of them that is done is the
+      `progress` [B] of every batch.
     donate: False keeps the state that is passed in, at twice the memory.
   """
   gradients = _gradients(objective, repeats, accumulate)
 
   def step(state: TrainState, batch: Batch, key: Array):
     key = jax.random.fold_in(key, state.step)
+    progress = jnp.minimum(state.step / total_steps, 1).astype(jnp.float32)
+    rows = next(iter(batch.values())).shape[:1]
+    batch = dict(batch, progress=jnp.full(rows, progress))
     with sharding.ambient(mesh):
       mira, (grads, metrics) = gradients(state.params, state.mira, batch, key)
     metrics |= {

@@ -1,11 +1,13 @@
 """Tasks of a run: classification, and masked pre-training before it.
 
-The loop is the same for both; a task has the clips, the model and its loss, the
-validation, and the files that are left at the end.
+The loop is the same for both, and for action units (`unit_task`); a task has
+the clips, the model and its loss, the validation, and the files that are left
+at the end.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,13 +20,15 @@ from jax.sharding import Mesh
 
 from mira_jax import config, figures, files, terminal
 from mira_jax.augment.transforms import denormalise, prepare
-from mira_jax.data import pipeline, pool, sampling
+from mira_jax.data import phased, pipeline, pool, sampling
 from mira_jax.devices import sharding
 from mira_jax.evaluation import predictions, report, results
 from mira_jax.evaluation.metrics import score
+from mira_jax.evaluation.statistics import calibration
 from mira_jax.inference import engine
 from mira_jax.models import mae
 from mira_jax.models.vivit import ViViT
+from mira_jax.systems import experts
 from mira_jax.train import build as program
 from mira_jax.train import datasets as inputs
 from mira_jax.train import hints, run_folder, selection
@@ -63,13 +67,16 @@ class Task:
       start_step=start,
       rows=self._rows(),
       window=self._window,
+      phases=self._cfg.data.phases,
       **inputs.reading(self._cfg),
     )
 
   @property
   def steps_per_epoch(self) -> int:
     """Batches of the training clips, 1 if they are fewer than a batch."""
-    return max(1, len(self.source) // self._cfg.data.batch_size)
+    data = self._cfg.data
+    samples = phased.samples(data.phases) * len(self.source)
+    return max(1, samples // data.batch_size)
 
   def _rows(self) -> np.ndarray:
     """Rows of a batch that this host reads."""
@@ -100,12 +107,15 @@ class Task:
   def _save(self, name: str, step: int, state: steps.TrainState):
     """Writes the parameters, or their average; every host must call it."""
     variables = sharding.gather(state.variables, self._mesh)
+    variables['params'] = experts.merged(variables['params'])
+    metadata = self.metadata(step)
+    metadata['model'] = metadata['model'] | {'experts': None}  # merged
     if jax.process_index() == 0:
       weights_file.save_weights(
         self._workdir / name,
         variables['params'],
         variables['mira'],
-        self.metadata(step),
+        metadata,
       )
 
   def _draw_curves(self) -> None:
@@ -118,16 +128,25 @@ class Task:
 
 def make(cfg: config.Config, workdir: pathlib.Path, mesh: Mesh) -> Task:
   """The task of a configuration; fills in `model.num_classes`."""
-  kind = Pretraining if cfg.pretrain else Classification
+  from mira_jax.train import unit_task  # which builds on this module
+
+  kind = Classification
+  if cfg.pretrain:
+    kind = Pretraining
+  elif cfg.data.labels == results.UNITS:
+    kind = unit_task.ActionUnits
   return kind(cfg, workdir, mesh)
 
 
 class Classification(Task):
   """Learns classes; validation clips choose the weights that are tested."""
 
+  _units = False  # whether outputs are action units
+
   def __init__(self, cfg: config.Config, workdir: pathlib.Path, mesh: Mesh):
     super().__init__(cfg, workdir, mesh)
-    self._parts = inputs.open_parts(cfg, self.datasets)
+    parts = inputs.open_parts(cfg, self.datasets)
+    self._parts = inputs.with_pseudo_labels(cfg, self.datasets, parts)
     self._val = self._parts.val  # those of a refit are training clips
     clips = len(self._val or ())
     decides = selection.decides(cfg, clips)
@@ -137,15 +156,30 @@ class Classification(Task):
     if cfg.train.refit:
       self._parts = selection.merged(self._parts)
     self.source = self._parts.train
-    self.class_names = self.source.class_names
-    self.summary = inputs.describe(self._parts)
+    self.class_names = self._learned()
+    self.summary = inputs.describe(self._parts, cfg.data.phases)
     run_folder.fit_classes(cfg, self.class_names)
-    self.program = program.classifier(cfg, mesh, self.source.counts)
+    people = self.source.subject.tolist()
+    self._subjects = run_folder.fit_subjects(cfg, people)
+    self.program = self._made(mesh)
     self._history = runlog.EvalHistory(workdir, len(self.class_names))
     self._scorer: engine.Engine | None = None
 
+  def _learned(self) -> Sequence[str]:
+    """The names of the model's outputs."""
+    return self.source.class_names
+
+  def _made(self, mesh: Mesh) -> program.Program:
+    """The model and its loss."""
+    counts, subjects = self.source.counts, self._subjects
+    return program.classifier(self._cfg, mesh, counts, subjects)
+
+  def _rarest(self) -> list[str]:
+    """Hints on what is learned."""
+    return hints.of_classes(self.source)
+
   def hints(self, total: int) -> list[str]:
-    found = [*super().hints(total), *hints.of_classes(self.source)]
+    found = [*super().hints(total), *self._rarest()]
     decides = self.by_val or self.refits
     return found + hints.of_validation(self._cfg, self._val, decides)
 
@@ -167,15 +201,26 @@ class Classification(Task):
     return getattr(score(matrices['val']), cfg.eval.select_by)
 
   def _score(
-    self, state: steps.TrainState, source: pool.Pool, views: int
+    self,
+    state: steps.TrainState,
+    source: pool.Pool,
+    views: int,
+    primary: bool = False,
   ) -> predictions.Predictions:
+    scorer, fold = self._engine(state), self._parts.fold_name
+    scorer = scorer.primary() if primary else scorer
+    return inputs.score_source(scorer, source, self._cfg, views, fold)
+
+  def _engine(self, state: steps.TrainState) -> engine.Engine:
+    """An engine with the weights of a state; one for the whole run."""
     if self._scorer is None:
       model, size = self.program.model, self._cfg.data.batch_size
       assert isinstance(model, ViViT)
-      self._scorer = engine.Engine(model, state.variables, size, self._mesh)
+      self._scorer = engine.Engine(
+        model, state.variables, size, self._mesh, units=self._units
+      )
     self._scorer.update(state.variables)
-    fold = self._parts.fold_name
-    return inputs.score_source(self._scorer, source, self._cfg, views, fold)
+    return self._scorer
 
   def finish(self, step: int, state: steps.TrainState, best: Best) -> None:
     cfg, parts, workdir = self._cfg, self._parts, self._workdir
@@ -185,6 +230,10 @@ class Classification(Task):
       at: self._score(kept, parts.test, views)
       for at, kept in {step: state, chosen: chosen_state}.items()
     }
+    balancing = cfg.model.reliability
+    uncorrected = None
+    if balancing is not None and balancing.output == 'corrected':
+      uncorrected = self._score(chosen_state, parts.test, views, primary=True)
     self._save(weights_file.LAST, step, state)
     self._save(weights_file.WEIGHTS, chosen, chosen_state)
     if jax.process_index() > 0:
@@ -199,6 +248,17 @@ class Classification(Task):
       last=step,
       by_val=self.by_val,
     )
+    errors = {at: calibration(x).error for at, x in final.items()}
+    rows = [
+      x
+      if x.name == results.BEST_ON_TEST
+      else dataclasses.replace(x, calibration=errors[x.step])
+      for x in rows
+    ]
+    if uncorrected is not None:
+      error = calibration(uncorrected).error
+      own = {'matrix': uncorrected.matrix, 'calibration': error}
+      rows.insert(1, results.Result(name=results.PRIMARY, step=chosen, **own))
     clips = len(self._val or ())
     why = selection.describe(self._cfg, clips, chosen, self.by_val)
     names = parts.test.class_names

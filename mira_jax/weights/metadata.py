@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from mira_jax.config.checks import check_values
@@ -17,6 +18,7 @@ from mira_jax.data.listing import label_problem
 from mira_jax.errors import MiraInputError, checkpoint_error, short
 
 Metadata = dict[str, Any]
+CLASSES, ACTION_UNITS = 'classes', 'action_units'  # of what a model names
 
 _MAX_TEXT = 4 * 2**20  # characters
 _MAX_TOKENS = 2**20  # of a clip
@@ -71,6 +73,7 @@ def check_metadata(
     check_values(cfg)
     _check_size(cfg.model)
     _check_names(metadata.get('class_names'), cfg.model.num_classes)
+    _check_units(metadata, cfg.model.num_classes)
   except MiraInputError as cause:
     hint = f'{source}: {cause.path.removeprefix("config.")}: {cause.hint}'
     raise checkpoint_error('bad_metadata', path, hint) from cause
@@ -98,6 +101,33 @@ def _check_size(model: ModelConfig) -> None:
   if model.depth * each > _MAX_PARAMETERS:
     count = math.ceil(model.depth * each)
     raise bad_config('model.depth', f'{count} parameters are too many')
+
+
+def unit_thresholds(metadata: Mapping[str, Any]) -> list[float] | None:
+  """From which probability on a model says that it sees each action unit.
+
+  None for a model of classes.
+  """
+  if metadata.get('labels', CLASSES) != ACTION_UNITS:
+    return None
+  half = [0.5] * len(metadata['class_names'])
+  return list(metadata.get('unit_thresholds') or half)
+
+
+def _check_units(metadata: Metadata, count: int) -> None:
+  labels = metadata.get('labels', CLASSES)
+  if labels not in (CLASSES, ACTION_UNITS):
+    hint = f'{short(labels)} is none of {CLASSES}, {ACTION_UNITS}'
+    raise bad_config('labels', hint)
+  found = metadata.get('unit_thresholds')
+  if found is None:
+    return
+  if not isinstance(found, list) or len(found) != count:
+    hint = f'{count} units need as many thresholds, not {short(found)}'
+    raise bad_config('unit_thresholds', hint)
+  for x in found:
+    if type(x) not in (int, float) or not 0 <= x <= 1:
+      raise bad_config('unit_thresholds', f'{short(x)} must be 0 to 1')
 
 
 def _check_names(names: Any, count: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import re
@@ -17,6 +18,11 @@ from mira_jax.mira import MiraConfig
 from mira_jax.models.options import VARIANTS
 from mira_jax.synthetic import dataset as synthetic
 from mira_jax.synthetic import faces
+from mira_jax.systems.channels import ChannelsConfig
+from mira_jax.systems.cross_windows import CrossWindowsConfig
+from mira_jax.systems.gates import GateConfig
+from mira_jax.systems.orientation import OrientationConfig
+from mira_jax.systems.reliability import ReliabilityConfig
 from mira_jax.video import encode
 from predictions import face
 from small_models import save_model
@@ -39,6 +45,37 @@ MODELS = {
 def clip(tmp_path_factory):
   path = tmp_path_factory.mktemp('clip') / 'a <b>.mp4'
   return encode.write_video(path, face(1, count=40), 25)
+
+
+def test_other_systems_have_maps_and_a_table(tmp_path, clip):
+  systems = {
+    'orientation': OrientationConfig(),
+    'gate': GateConfig(form='published'),
+    'cross_windows': CrossWindowsConfig(scales=2, layer_scale=0.1),
+    'channels': ChannelsConfig(),
+    'reliability': ReliabilityConfig(),
+  }
+  fields = {name: dataclasses.asdict(x) for name, x in systems.items()}
+  more = {'members': 2, 'pool': 'cls', 'positions': 'learned'}
+  model = save_model(tmp_path / 'w.safetensors', frames=8, **fields, **more)
+  explain(clip, f'--weights={model}', f'--out={tmp_path}')
+  with np.load(tmp_path / 'a <b>-systems.npz') as arrays:
+    maps = {name: arrays[name] for name in arrays.files}
+  assert maps['SOA,_block_1,_72°'].shape == (4, 4, 4)
+  np.testing.assert_allclose(maps['SOA,_block_0,_72°'], 1)  # the identity
+  assert np.ptp(maps['gated_attention,_block_0']) > 0
+  assert maps['guided_windows'].min() > 0
+  for name in faces.CLASS_NAMES:
+    np.testing.assert_allclose(maps[f'region_{name}'].sum((1, 2)), 1, rtol=1e-4)
+  text, _ = values(tmp_path / 'a <b>.html')
+  assert 'Predictions of the balanced head' in text
+  assert all(f'>{x}</th>' in text for x in ('primary', 'corrected'))
+
+
+def test_a_model_that_reads_annotations_is_for_datasets(tmp_path, clip, capsys):
+  model = save_model(tmp_path / 'w.safetensors', oracle_units='1,12')
+  explain(clip, f'--weights={model}', code=ExitCode.CHECKPOINT)
+  assert 'reads annotated action units (1,12)' in capsys.readouterr().err
 
 
 def explain(*args, code=ExitCode.OK):

@@ -26,6 +26,7 @@ def save_model(
   names: list[str] = NAMES,
   pretrain: dict[str, Any] | None = None,
   datasets: Sequence[str] = (),
+  card: dict[str, Any] | None = None,
   **fields: Any,
 ) -> pathlib.Path:
   """Writes a weights file, or a run folder where `path` has no suffix."""
@@ -39,7 +40,7 @@ def save_model(
   side = model.image_size
   video = jnp.zeros((1, model.frames, side, side, 3))
   variables = jax.jit(model.init)(jax.random.key(0), video)
-  card = {
+  card = (card or {}) | {
     'model': model_fields,
     'pretrain': pretrain,
     'class_names': names,
