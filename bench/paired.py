@@ -95,13 +95,13 @@ def summary(
     for name, x in values[arm].items():
       row[name] = {'mean': float(x.mean()), 'sd': float(x.std(ddof=1))}
       if arm != arms[0]:
-        row[name] |= _difference(x - values[arms[0]][name])
+        row[name] |= difference(x - values[arms[0]][name])
     rows.append(row)
   return rows
 
 
-def _difference(x: np.ndarray) -> dict[str, Any]:
-  """Two-sided paired t-test of differences [seeds]."""
+def difference(x: np.ndarray) -> dict[str, Any]:
+  """Two-sided paired t-test of differences [seeds], as JSON."""
   if not x.any():  # nothing differs: the test has no answer
     return {'difference': 0.0, 'interval_95': [0.0, 0.0], 'p': 1.0}
   test = scipy.stats.ttest_1samp(x, 0.0)
