@@ -189,44 +189,55 @@ def _score(folder: pathlib.Path) -> float:
   return scores['war'] if 'war' in scores else scores['mean_f1']
 
 
-def costs(arm: str) -> dict[str, float]:
-  """Parameters, milliseconds and temporary bytes of a training step."""
-  cfg = configure(arm, 'macro', 0)
-  cfg.model.num_classes = 7
-  if cfg.model.identity is not None:
-    cfg.model.identity.subjects = CLIPS // 7
-  mesh = sharding.make_mesh()
-  program = build.classifier(cfg, mesh, subjects=[0] * CLIPS)
-  made = build.training(cfg, program, mesh, 20, donate=False)
-  state = jax.jit(made.init)(jax.random.key(0))
-  batch = {
-    name: np.zeros(x.shape, x.dtype)
-    for name, x in build.abstract_batch(cfg, mesh).items()
-  }
-  batch['mask'] = np.ones_like(batch['mask'])
-  batch = sharding.put_batch(batch, mesh)
-  key = jax.random.key(1)
-  run = made.step.lower(state, batch, key).compile()
-  times = []
-  for _ in range(12):
+class Step:
+  """The compiled training step of an arm, and what it costs."""
+
+  def __init__(self, arm: str):
+    cfg = configure(arm, 'macro', 0)
+    cfg.model.num_classes = 7
+    if cfg.model.identity is not None:
+      cfg.model.identity.subjects = CLIPS // 7
+    mesh = sharding.make_mesh()
+    program = build.classifier(cfg, mesh, subjects=[0] * CLIPS)
+    made = build.training(cfg, program, mesh, 20, donate=False)
+    state = jax.jit(made.init)(jax.random.key(0))
+    batch = {
+      name: np.zeros(x.shape, x.dtype)
+      for name, x in build.abstract_batch(cfg, mesh).items()
+    }
+    batch['mask'] = np.ones_like(batch['mask'])
+    self._args = state, sharding.put_batch(batch, mesh), jax.random.key(1)
+    self._run = made.step.lower(*self._args).compile()
+    self.parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    self.bytes = self._run.memory_analysis().temp_size_in_bytes
+
+  def seconds(self) -> float:
+    """Of one step."""
     start = time.perf_counter()
-    jax.block_until_ready(run(state, batch, key))
-    times.append(time.perf_counter() - start)
-  return {
-    'parameters': sum(x.size for x in jax.tree.leaves(state.params)),
-    'milliseconds': 1000 * float(np.median(times)),
-    'bytes': run.memory_analysis().temp_size_in_bytes,
-  }
+    jax.block_until_ready(self._run(*self._args))
+    return time.perf_counter() - start
+
+  def relative_to(self, plain: Step) -> dict[str, float]:
+    """Costs over those of the plain step; times are medians of 15 in turns."""
+    pairs = [(self.seconds(), plain.seconds()) for _ in range(16)][1:]
+    own, other = np.median(pairs, axis=0)
+    return {
+      'parameters': self.parameters / plain.parameters,
+      'step': float(own / other),
+      'memory': self.bytes / plain.bytes,
+    }
 
 
 def _report(args: argparse.Namespace, workdir: pathlib.Path) -> None:
-  """The table of every run that is finished, and the file of it."""
+  """The table of the options whose seeds are all trained, and its file."""
   scores = {
     arm: {task: _scores(workdir, arm, task, args.seeds) for task in TASKS}
     for arm in ARMS
   }
-  rows = []
+  rows, step = [], Step('plain')
   for arm, found in scores.items():
+    if all(values is None for values in found.values()):
+      continue
     row: dict[str, Any] = {'arm': arm, 'fields': ARMS[arm]}
     for task, values in found.items():
       if values is None:
@@ -235,7 +246,7 @@ def _report(args: argparse.Namespace, workdir: pathlib.Path) -> None:
       base = scores['plain'][task]
       if arm != 'plain' and base is not None:
         row[task] |= paired.difference(values - base)
-    rows.append(row | costs(arm))
+    rows.append(row | Step(arm).relative_to(step))
   rich.print(table(rows, args.seeds))
   paired.write(args.out, {'seeds': args.seeds, 'rows': rows})
 
@@ -259,11 +270,9 @@ def table(rows: Sequence[dict[str, Any]], seeds: int) -> Table:
     lines.add_column(f'{task} {score}', justify='right')
   for name in ('parameters', 'step', 'memory'):
     lines.add_column(name, justify='right')
-  plain = rows[0]
   for row in rows:
     cells = [_cell(row.get(task)) for task in TASKS]
-    for name in ('parameters', 'milliseconds', 'bytes'):
-      cells.append(f'{row[name] / plain[name]:.2f} x')
+    cells += [f'{row[x]:.2f} x' for x in ('parameters', 'step', 'memory')]
     lines.add_row(row['arm'], *cells)
   return lines
 
