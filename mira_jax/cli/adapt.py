@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 
 from mira_jax import files, terminal
+from mira_jax.cli import features as feature_command
 from mira_jax.cli import start
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
-from mira_jax.data import pipeline, pseudo_labels
+from mira_jax.data import pseudo_labels
 from mira_jax.devices import memory
 from mira_jax.errors import ExitCode, MiraInputError
 from mira_jax.evaluation import report
@@ -111,18 +112,9 @@ def _scores(
   ids, rows, rules = [], [], card['preprocessing']
   for split in target.splits:
     source = target.source(split)
-    batches = pipeline.eval_batches(
-      source,
-      frames=scorer.frames,
-      size=scorer.image_size,
-      batch_size=scorer.batch_size,
-      views=args.views,
-      rows=scorer.rows,
-      threads=args.threads,
-      rate=rules['rate'],
-      fit=rules['fit'],
+    found, damaged = feature_command.score_clips(
+      scorer, source, rules, args, field
     )
-    scored = scorer.score_split(batches, len(source), args.views, field)
-    ids.append(np.delete(target.index(split).clip_id, scored[2]))
-    rows.append(scored[0])
+    ids.append(np.delete(target.index(split).clip_id, damaged))
+    rows.append(found)
   return np.concatenate(ids), np.concatenate(rows)

@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -90,15 +91,18 @@ def run(args: argparse.Namespace) -> int:
   return ExitCode.OK
 
 
-def _split(
+def score_clips(
   served: scorer.Scorer,
-  dataset: prepared.PreparedDataset,
-  split: str,
-  rules: dict[str, Any],
+  source: pipeline.Source,
+  rules: Mapping[str, Any],
   args: argparse.Namespace,
-) -> dict[str, np.ndarray]:
-  """The arrays of a split, without its damaged clips."""
-  source, index = dataset.source(split), dataset.index(split)
+  field: str,
+) -> tuple[np.ndarray, np.ndarray]:
+  """A field of `Scorer.score_split` of a split, and its damaged clips.
+
+  Clips are read by the `rules` of the model's metadata, in the views and by the
+  threads of the command line.
+  """
   batches = pipeline.eval_batches(
     source,
     frames=served.frames,
@@ -109,9 +113,22 @@ def _split(
     rate=rules['rate'],
     fit=rules['fit'],
   )
-  features, _, damaged = served.score_split(
-    batches, len(source), args.views, 'logits'
+  found, _, damaged = served.score_split(
+    batches, len(source), args.views, field
   )
+  return found, damaged
+
+
+def _split(
+  served: scorer.Scorer,
+  dataset: prepared.PreparedDataset,
+  split: str,
+  rules: dict[str, Any],
+  args: argparse.Namespace,
+) -> dict[str, np.ndarray]:
+  """The arrays of a split, without its damaged clips."""
+  source, index = dataset.source(split), dataset.index(split)
+  features, damaged = score_clips(served, source, rules, args, 'logits')
   kept = np.setdiff1d(np.arange(len(source)), damaged)
   if len(damaged):
     terminal.say(f'{len(damaged)} damaged clips of {split} are left out')
