@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import csv
 import fcntl
 import functools
 import hashlib
@@ -18,7 +19,7 @@ import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from mira_jax import terminal
@@ -66,6 +67,19 @@ def write_bytes(path: Path, data: bytes, *, shared: bool = False) -> None:
   """Writes a file, see `atomic`."""
   with atomic(path, shared=shared) as part:
     part.write_bytes(data)
+
+
+def write_csv(
+  path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+  """Writes a table, see `atomic`. Lines end as those of other text files."""
+  with (
+    atomic(path) as part,
+    part.open('w', newline='', encoding='utf-8') as file,
+  ):
+    table = csv.writer(file, lineterminator='\n')
+    table.writerow(header)
+    table.writerows(rows)
 
 
 @contextlib.contextmanager

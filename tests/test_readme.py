@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
+
+import pytest
+
+from mira_jax import config
+from mira_jax.cli import main
 
 
 def test_the_python_of_the_readme_runs(request):
@@ -30,3 +36,27 @@ def test_every_file_of_the_readme_exists(request):
   assert names
   for name in links + names:
     assert (root / name).exists(), name
+
+
+def test_every_command_of_the_documents_can_be_parsed(request):
+  """With its flags, and fields that configurations have."""
+  root, fields = request.config.rootpath, config.defaults()
+  parser, found = main.whole_parser(), []
+  for path in (root / 'README.md', *sorted((root / 'docs').glob('*.md'))):
+    blocks = re.findall(r'```\w*\n(.*?)```', path.read_text(), re.DOTALL)
+    text = '\n'.join(blocks).replace('\\\n', ' ')
+    found += [
+      (path.name, shlex.split(line, comments=True))
+      for line in re.findall(r'^(?:\$ )?mira (.*)', text, re.M)
+      if not re.search(r'\.\.\.|[$<>|{]|\b[A-Z]\|', line.split(' #')[0])
+    ]
+  assert len(found) > 60
+  for name, words in found:
+    try:
+      _, rest = parser.parse_known_args(words)
+    except SystemExit:
+      pytest.fail(f'{name}: mira {" ".join(words)}')
+    for flag in rest:
+      field = re.match(r'--(?:no)?config\.([\w.]+)', flag)
+      assert field, (name, words, flag)
+      assert field[1] in fields, (name, words, flag)

@@ -29,10 +29,11 @@ from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pseudo_labels
 from mira_jax.devices import memory
-from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
 from mira_jax.evaluation import report
 from mira_jax.inference import engine, load
 from mira_jax.systems import clusters
+from mira_jax.weights.metadata import unit_thresholds
 
 GIVES_RESULT = True  # to programs, by --json
 
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
   target = prepared.open(args.dataset)
   start.device(args)
   made, card = load.load_engine(args.run_folder, args.batch_size)
+  _check(card, target, args.run_folder)
   names = card['class_names']
   clips, probability = _scores(made, card, target, 'probabilities', args)
   _, features = _scores(made.without_head(), card, target, 'logits', args)
@@ -79,6 +81,25 @@ def run(args: argparse.Namespace) -> int:
   counts = np.bincount(found.labels, minlength=len(names)).tolist()
   _say(out, dict(zip(names, counts, strict=True)), found, len(clips))
   return ExitCode.OK
+
+
+def _check(
+  card: Mapping[str, Any], target: prepared.PreparedDataset, run: str
+) -> None:
+  """Raises MiraInputError for a model that cannot label these clips."""
+  load.check_alone(card, run)
+  if unit_thresholds(card) is not None:
+    hint = 'it learned action units; clusters are labelled with one class'
+    raise checkpoint_error('unsupported', run, hint)
+  marks = [x['fingerprint'] for x in card.get('datasets') or ()]
+  if (mark := prepared.fingerprint(target)) not in marks:
+    return
+  rule = card.get('protocol') or {}
+  if rule.get('name') == 'lodo' and marks[rule['fold']] == mark:
+    return
+  hint = f'it was trained on {target.name}, whose labels it knows; give a run '
+  hint += f'that leaves {target.name} out: protocol lodo, its fold'
+  raise checkpoint_error('unsupported', run, hint)
 
 
 def _say(

@@ -19,25 +19,20 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import pathlib
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 
 from mira_jax import config, files, terminal
-from mira_jax.cli import eval_units, hosts, kept_folds, start
+from mira_jax.cli import eval_classes, eval_units, hosts, kept_folds, start
 from mira_jax.cli.arguments import at_least
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pool, protocol
-from mira_jax.errors import (
-  ExitCode,
-  MiraInputError,
-  checkpoint_error,
-  data_error,
-)
-from mira_jax.evaluation import metrics, predictions, report, results, units
+from mira_jax.errors import ExitCode, MiraInputError, checkpoint_error
+from mira_jax.evaluation import results
 from mira_jax.inference import backends, load
 from mira_jax.train import datasets as inputs
 from mira_jax.train import loop, run_folder, snapshot
@@ -102,7 +97,9 @@ def _evaluate_run(args: argparse.Namespace) -> None:
   """Scores a run on its own test clips, or on another dataset."""
   workdir = pathlib.Path(args.workdir)
   found = _report_run(workdir, *_scored(workdir, args))
-  if args.backend is None and _corrects(workdir):
+  if _corrects(workdir) and args.backend:
+    terminal.say('without the correction: score it without --backend')
+  elif _corrects(workdir):
     scored = _scored(workdir, args, primary=True)
     found[results.PRIMARY] = _report_run(workdir, *scored)
   terminal.result(found)
@@ -114,10 +111,13 @@ def _corrects(run: pathlib.Path) -> bool:
   return balancing is not None and balancing.output == 'corrected'
 
 
+def _kind(cfg: config.Config) -> types.ModuleType:
+  """The functions of what a run learned, action units or classes."""
+  return eval_units if cfg.data.labels == results.UNITS else eval_classes
+
+
 def _report_run(
-  workdir: pathlib.Path,
-  predicted: kept_folds.Predicted,
-  facts: Mapping[str, Any],
+  workdir: pathlib.Path, predicted: Any, facts: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Prints and writes the scores of a run; returns them."""
   name = facts['tested']
@@ -125,25 +125,13 @@ def _report_run(
     return {}
   title = f'{name}: {workdir.resolve().name}'
   folder = workdir / 'eval' / name.replace(', ', '-').replace(' ', '_')
-  if isinstance(predicted, units.UnitPredictions):
-    return eval_units.report_run(predicted, facts, title, folder)
-  matrix = predicted.matrix
-  terminal.show(report.evaluation_table(matrix, predicted.class_names, title))
-  path = report.write_evaluation(
-    folder,
-    matrix=matrix,
-    class_names=predicted.class_names,
-    metadata=facts,
-    title=title,
-    predicted=predicted,
-  )
-  terminal.say(f'scores: {path}')
-  return json.loads(path.read_bytes())
+  kind = _kind(run_folder.read_config(workdir))
+  return kind.report_run(predicted, facts, title, folder)
 
 
 def _scored(
   run: pathlib.Path, args: argparse.Namespace, primary: bool = False
-) -> tuple[kept_folds.Predicted, dict[str, Any]]:
+) -> tuple[Any, dict[str, Any]]:
   """The predictions of a run's test, and what was tested.
 
   `primary` leaves out the correction of a model with reliability balancing.
@@ -164,17 +152,10 @@ def _scored(
   for how in (args.backend, args.dtype, 'int8' if args.int8 else None):
     name += f', {how}' if how else ''
   views = args.views or cfg.eval.views
-  if _learns_units(cfg):
-    names = card['class_names']
-    predicted = inputs.score_units(scorer, source, cfg, views, fold, names)
-  else:
-    predicted = inputs.score_source(scorer, source, cfg, views, fold)
+  names = card['class_names']
+  predicted = _kind(cfg).score(scorer, source, cfg, views, fold, names)
   facts = {'workdir': str(run), 'tested': name, 'views': views, 'card': card}
   return predicted, facts
-
-
-def _learns_units(cfg: config.Config) -> bool:
-  return cfg.data.labels == results.UNITS
 
 
 def _test_clips(
@@ -194,14 +175,14 @@ def _test_clips(
     tested = f'{name}, {parts.fold_name or cfg.eval.split}'
     return parts.test, tested, parts.fold_name
   split = args.split or cfg.eval.split
-  named = eval_units.clips_with if _learns_units(cfg) else pool.as_named
+  clips_with, names = _kind(cfg).clips_with, card['class_names']
   pools = []
   for dataset in datasets:
-    found, left_out = named(dataset, split, card['class_names'])
+    found, left_out = clips_with(dataset, split, names)
     pools.append(found)
     if left_out and jax.process_index() == 0:
-      names = ', '.join(left_out)
-      terminal.say(f'left out: {names}, which the model does not know')
+      unknown = ', '.join(left_out)
+      terminal.say(f'left out: {unknown}, which the model does not know')
   name = '+'.join(distinct_name(d, card) for d in datasets)
   return pool.join(pools), f'{name}, {split}', ''
 
@@ -266,37 +247,22 @@ def _evaluate_folds(
   if not numbers:
     hint = 'no fold is finished; train them with --config=FILE'
     raise checkpoint_error('not_finished', workdir, hint)
-  scored: dict[int, kept_folds.Scored] = {}
+  kind, scored = _kind(base), {}
   for number in numbers:
     run = run_folder.fold(workdir, number)
     scored[number] = _fold(run, cfg, args, number, names[number])
     if jax.process_index() == 0:
-      terminal.say(_progress([*scored.values()], len(numbers)))
+      terminal.say(kind.progress([*scored.values()], len(numbers)))
   if jax.process_index() == 0:
     # Of several processes that score folds here, the last reads all of them.
     with files.lock(workdir / 'eval' / '.lock', wait=True):
-      for number, (_, predicted) in scored.items():
-        kept_folds.keep(run_folder.fold(workdir, number), predicted, args)
+      for fold in scored.values():
+        kept_folds.keep(fold, args)
       scored = kept_folds.kept(workdir, names, args) | scored
       _report_folds(workdir, names, scored, base)
-    folds = [fold for fold, _ in scored.values()]
-    if _learns_units(base):
-      return  # no baseline knows action units
-    if line := inputs.below_baseline(base, datasets, workdir, folds):
+    folds = [*scored.values()]
+    if line := kind.below_baseline(base, datasets, workdir, folds):
       terminal.say(line)
-
-
-def _progress(scored: Sequence[kept_folds.Scored], count: int) -> str:
-  """Scores of the last fold, and of all clips so far."""
-  last, parts = scored[-1][0], [predicted for _, predicted in scored]
-  if units.are_units(parts):
-    return eval_units.progress(last.name, parts, count)
-  whole = results.pooled([fold for fold, _ in scored])
-  own, so_far = (
-    f'WAR {x.war:.1%}, UAR {x.uar:.1%}'
-    for x in map(metrics.score, (last.matrix, whole))
-  )
-  return f'{last.name}: {own}; {len(scored)} of {count} folds pooled: {so_far}'
 
 
 def _is_trained(run: pathlib.Path) -> bool:
@@ -330,7 +296,7 @@ def _fold(
   elif cfg is not None and jax.process_index() == 0:
     terminal.say(*run_folder.other_settings(run, cfg))
   predicted, _ = _scored(run, args)
-  return kept_folds.as_fold(run, name, predicted), predicted
+  return kept_folds.Scored(run, name, predicted)
 
 
 def _report_folds(
@@ -340,36 +306,11 @@ def _report_folds(
   cfg: config.Config,
 ) -> None:
   """Prints and writes the table of all folds that are scored."""
-  folds = [scored[number][0] for number in sorted(scored)]
-  parts = [scored[number][1] for number in sorted(scored)]
   missing = [name for i, name in enumerate(names) if i not in scored]
-  count = f'{len(folds)}'
+  count = f'{len(scored)}'
   if missing:
     count += f' of {len(names)}'
   name = cfg.data.protocol
   title = f'{workdir.resolve().name}: protocol {name}, {count} folds'
-  if units.are_units(parts):
-    found = {
-      names[n]: (run_folder.fold(workdir, n), part)
-      for n, part in zip(sorted(scored), parts, strict=True)
-    }
-    eval_units.report_folds(workdir, found, missing, title, name)
-    return
-  known = [x for x in parts if isinstance(x, predictions.Predictions)]
-  class_names = known[0].class_names
-  for fold, part in zip(folds, known, strict=True):
-    if part.class_names != class_names:
-      hint = f'its classes are not those of {folds[0].name}: {class_names}'
-      raise data_error('other_classes', fold.name, hint)
-  terminal.show(report.folds_table(folds, class_names, title, missing))
-  path = report.write_folds(
-    workdir / 'eval' / 'folds',
-    folds,
-    class_names,
-    metadata={'protocol': name},
-    title=f'{title}, pooled',
-    missing=missing,
-    predicted=predictions.join(known),
-  )
-  terminal.say(f'folds: {path}')
-  terminal.result(json.loads(path.read_bytes()))
+  folds = [scored[number] for number in sorted(scored)]
+  _kind(cfg).report_folds(workdir, folds, missing, title, name)

@@ -7,11 +7,13 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mira_jax import terminal
+from mira_jax import config, terminal
+from mira_jax.cli.kept_folds import Scored
 from mira_jax.data import dataset as prepared
 from mira_jax.data import pool
 from mira_jax.errors import data_error
 from mira_jax.evaluation import results, unit_report, units
+from mira_jax.train import datasets as inputs
 from mira_jax.weights import weights_file
 from mira_jax.weights.metadata import unit_thresholds
 
@@ -46,6 +48,18 @@ def thresholds(card: Card, names: Sequence[str]) -> list[float]:
   return [of_unit[name] for name in names]
 
 
+def score(
+  scorer: inputs.Scorer,
+  source: pool.Pool,
+  cfg: config.Config,
+  views: int,
+  fold: str,
+  class_names: Sequence[str],
+) -> units.UnitPredictions:
+  """The samples of clips; `class_names` are the units that the model knows."""
+  return inputs.score_units(scorer, source, cfg, views, fold, class_names)
+
+
 def report_run(
   predicted: units.UnitPredictions,
   facts: Mapping[str, Any],
@@ -63,34 +77,37 @@ def report_run(
   return json.loads(path.read_bytes())
 
 
-def progress(
-  name: str, scored: Sequence[units.UnitPredictions], of: int
-) -> str:
+def progress(scored: Sequence[Scored], of: int) -> str:
   """Scores of the last fold, and of all frames so far."""
-  whole = units.score(units.join(scored)).mean('f1')
-  own = units.score(scored[-1]).mean('f1')
-  so_far = f'{len(scored)} of {of} folds pooled: F1 {whole:.1%}'
-  return f'{name}: F1 {own:.1%}; {so_far}'
+  parts = [fold.predicted for fold in scored]
+  own, so_far = (
+    units.score(x).mean('f1') for x in (parts[-1], units.join(parts))
+  )
+  pooled = f'{len(parts)} of {of} folds pooled: F1 {so_far:.1%}'
+  return f'{scored[-1].name}: F1 {own:.1%}; {pooled}'
 
 
 def report_folds(
   workdir: pathlib.Path,
-  folds: Mapping[str, tuple[pathlib.Path, units.UnitPredictions]],
+  scored: Sequence[Scored],
   missing: Sequence[str],
   title: str,
   protocol: str,
 ) -> None:
-  """Prints and writes the table of folds, by name their run and samples."""
-  parts = {name: predicted for name, (_, predicted) in folds.items()}
-  first = next(iter(parts.values()))
-  for name, part in parts.items():
-    if part.unit_names != first.unit_names:
-      hint = f'its units are not those of the others: {first.unit_names}'
-      raise data_error('other_classes', name, hint)
+  """Prints and writes the table of folds.
+
+  Raises:
+    MiraInputError: folds of different units ('other_classes').
+  """
+  parts = {fold.name: fold.predicted for fold in scored}
+  unit_names = scored[0].predicted.unit_names
   least = {}
-  for name, (run, predicted) in folds.items():
+  for run, name, predicted in scored:
+    if predicted.unit_names != unit_names:
+      hint = f'its units are not those of the others: {unit_names}'
+      raise data_error('other_classes', name, hint)
     card = weights_file.load_weights(run / weights_file.WEIGHTS)[1]
-    least[name] = thresholds(card, predicted.unit_names)
+    least[name] = thresholds(card, unit_names)
   terminal.show(unit_report.folds_table(parts, least, title, missing))
   path = unit_report.write_folds(
     workdir / 'eval' / 'folds',
@@ -101,3 +118,14 @@ def report_folds(
   )
   terminal.say(f'folds: {path}')
   terminal.result(json.loads(path.read_bytes()))
+
+
+def below_baseline(
+  cfg: config.Config,
+  datasets: Sequence[prepared.PreparedDataset],
+  workdir: pathlib.Path,
+  scored: Sequence[Scored],
+) -> str:
+  """Nothing: no baseline knows action units."""
+  del cfg, datasets, workdir, scored
+  return ''

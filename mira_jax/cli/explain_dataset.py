@@ -175,7 +175,8 @@ def _of_clip(
       found = explanations.correlation(x, frames, intensity)
       yield (_CORRELATION, name), found
   shape = shown.before.shape
-  area = explanations.region(clip.action_units, *shape[1:])
+  shown_units = records.unit_numbers(clip.action_units)
+  area = explanations.region(shown_units, *shape[1:])
   yield (_REGION, 'chance'), np.nan if area is None else 1.0
   for name, x in maps.items():
     share = np.nan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -198,11 +198,6 @@ class Section:
         scored = f', mean of {self.predicted.scored} windows'
       if self.predicted.timeline is not None:
         scored = f', mean of {len(self.predicted.timeline)} seconds'
-    gains = [
-      (number, block.gain.tolist())
-      for number, block in enumerate(self.middle.blocks)
-      if block.gain is not None
-    ]
     return {
       'name': self.name,
       'facts': self.facts,
@@ -213,11 +208,29 @@ class Section:
       'scored': scored,
       'windows': self.records,
       'figures': self.figures,
-      'gains': gains,
-      'names': self.model.class_names,
-      'balance': [(n, x.tolist()) for n, x in self.middle.balance.items()],
-      'tokens': range(len(self.middle.before)),
+      'tables': [*self._tables()],
     }
+
+  def _tables(self) -> Iterator[dict[str, Any]]:
+    """The tables below the figures, with the text of every cell."""
+    if balance := self.middle.balance:
+      rows = [
+        [name, *(f'{100 * share:.1f} %' for share in shares)]
+        for name, *shares in zip(
+          self.model.class_names, *balance.values(), strict=True
+        )
+      ]
+      name = 'Predictions of the balanced head'
+      yield {'name': name, 'head': ['class', *balance], 'rows': rows}
+    gains = [
+      [number, *(f'{gain:.3f}' for gain in block.gain)]
+      for number, block in enumerate(self.middle.blocks)
+      if block.gain is not None
+    ]
+    if gains:
+      name = 'Gain of every block and temporal token'
+      head = ['block', *range(len(self.middle.before))]
+      yield {'name': name, 'head': head, 'rows': gains}
 
   def data(self) -> dict[str, Any]:
     """What the script of the page shows."""

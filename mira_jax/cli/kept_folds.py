@@ -6,27 +6,28 @@ import argparse
 import json
 import pathlib
 from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from mira_jax import files
-from mira_jax.evaluation import predictions, results, units
+from mira_jax.evaluation import predictions, units
 from mira_jax.train import run_folder
 from mira_jax.weights import weights_file
 
 # The evaluation of a fold, below its run.
 _KEPT, _HOW = pathlib.Path('eval', 'fold'), 'how.json'
-Predicted = predictions.Predictions | units.UnitPredictions
-Scored = tuple[results.Fold, Predicted]
 
 
-def as_fold(run: pathlib.Path, name: str, predicted: Predicted) -> results.Fold:
-  """A fold with its run's results; of action units the name is all."""
-  if isinstance(predicted, units.UnitPredictions):
-    return results.Fold(name=name, matrix=np.zeros((0, 0), int))
-  found = results.read(run)
-  return results.Fold(name=name, matrix=predicted.matrix, results=found)
+class Scored(NamedTuple):
+  """A fold that is scored: its run, its name and what the model said.
+
+  Attributes:
+    predicted: of one kind in all folds of a protocol: `Predictions` of
+      classes, or `UnitPredictions`.
+  """
+
+  run: pathlib.Path
+  name: str
+  predicted: Any
 
 
 def _how(run: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -36,15 +37,12 @@ def _how(run: pathlib.Path, args: argparse.Namespace) -> dict[str, Any]:
   return flags | {'weights_sha256': digest}
 
 
-def keep(
-  run: pathlib.Path,
-  predicted: Predicted,
-  args: argparse.Namespace,
-) -> None:
-  """Writes the evaluation of a fold, for `_kept`."""
-  folder = files.open_folder(run / _KEPT)
-  predicted.write(folder)
-  files.write_text(folder / _HOW, json.dumps(_how(run, args), indent=2) + '\n')
+def keep(fold: Scored, args: argparse.Namespace) -> None:
+  """Writes the evaluation of a fold, for `kept`."""
+  folder = files.open_folder(fold.run / _KEPT)
+  fold.predicted.write(folder)
+  how = json.dumps(_how(fold.run, args), indent=2)
+  files.write_text(folder / _HOW, how + '\n')
 
 
 def kept(
@@ -57,14 +55,13 @@ def kept(
     try:
       how = json.loads((run / _KEPT / _HOW).read_bytes())
       if how == _how(run, args):
-        predicted = _readkept(run / _KEPT)
-        found[number] = as_fold(run, name, predicted), predicted
+        found[number] = Scored(run, name, _read(run / _KEPT))
     except (OSError, ValueError):  # it was not scored, or not whole
       continue
   return found
 
 
-def _readkept(folder: pathlib.Path) -> Predicted:
+def _read(folder: pathlib.Path) -> Any:
   """The predictions of a fold that was scored before."""
   if (path := folder / units.NAME).exists():
     return units.read(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import operator
 import sys
 from typing import Any
 
@@ -134,6 +135,22 @@ def _check_mesh(cfg: Config, devices: int) -> int:
   return devices // model
 
 
+# Of each kind of labels: a field, the value that it must have, and why.
+_UNITS = (
+  ('train.refit', False, 'thresholds need validation clips'),
+  ('data.mixup_alpha', 0.0, 'action units of mixed clips are undefined'),
+  ('data.cutmix_alpha', 0.0, 'action units of mixed clips are undefined'),
+  ('data.phases', 'none', 'stills have no labels of frames'),
+  ('data.pseudo_labels', '', 'it is a table of classes'),
+  ('model.reliability', None, 'it is for classes, not for action units'),
+  ('model.oracle_units', '', 'it is for classes, not for action units'),
+)
+_CLASSES = (
+  ('data.units', '', 'action units need data.labels=action_units'),
+  ('data.unit_labels', 'middle', 'action units need data.labels=action_units'),
+)
+
+
 def _check_labels(cfg: Config) -> None:
   """Checks that the head fits what is learned."""
   units = cfg.data.labels == 'action_units'
@@ -143,20 +160,10 @@ def _check_labels(cfg: Config) -> None:
     hint += "('frame') go with data.labels='action_units' and "
     hint += "data.unit_labels='token', and with nothing else"
     raise bad_config('config.model.pool', hint)
-  if units and cfg.train.refit:
-    hint = 'it must be False: thresholds need validation clips'
-    raise bad_config('config.train.refit', hint)
-  for name in ('mixup_alpha', 'cutmix_alpha') if units else ():
-    if value := getattr(cfg.data, name):
-      hint = f'{value!r} must be 0: action units of mixed clips are undefined'
-      raise bad_config(f'config.data.{name}', hint)
-  if units and cfg.data.phases != 'none':
-    hint = f'{cfg.data.phases!r} must be none: stills have no labels of frames'
-    raise bad_config('config.data.phases', hint)
-  for name in ('reliability', 'oracle_units') if units else ():
-    if getattr(cfg.model, name):
-      hint = 'it is for classes, not for action units; leave it out'
-      raise bad_config(f'config.model.{name}', hint)
+  for name, allowed, why in _UNITS if units else _CLASSES:
+    if (value := operator.attrgetter(name)(cfg)) != allowed:
+      hint = f'{value!r} must be {allowed!r}: {why}'
+      raise bad_config(f'config.{name}', hint)
   windows = cfg.model.cross_windows
   if windows is not None and windows.guide == 'landmarks':
     hint = "no dataset has landmarks: use 'difference', or give them to the "

@@ -220,8 +220,7 @@ def write(
     partial.mkdir(parents=True)
     try:
       info = records.new_info(partial, name, class_names, description, metadata)
-      least = (metadata or {}).get(records.POSITIVE_FROM, 1)
-      index = _write_splits(records.Writer(info), splits, partial, least)
+      index = _write_splits(records.Writer(info), splits, partial, metadata)
       if not index:
         raise data_error('no_clips', out, 'no split has a clip')
       with disk_errors(partial):
@@ -235,14 +234,18 @@ def _write_splits(
   writer: records.Writer,
   splits: Mapping[str, Callable[[], Iterable[Clip]]],
   folder: pathlib.Path,
-  positive_from: int,
+  metadata: dict[str, Any] | None,
 ) -> dict[str, dict[str, list]]:
   """Streams clips to disk; returns the contents of INDEX."""
-  rows = {}
+  rows, about = {}, metadata or {}
+  names, least = (
+    about.get(records.UNITS, ()),
+    about.get(records.POSITIVE_FROM, 1),
+  )
   for split, clips in splits.items():
-    stream = iter(clips())
+    stream = (records.with_units_named(clip, names, least) for clip in clips())
     while batch := list(itertools.islice(stream, _CLIPS_PER_WRITE)):
-      found = (index_row(clip, positive_from) for clip in batch)
+      found = (index_row(clip, least) for clip in batch)
       rows.setdefault(split, []).extend(found)
       with disk_errors(folder):
         writer.add(split, batch)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import re
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -212,7 +211,7 @@ class _Units:
     """'oracle', where it is asked for."""
     if not self.oracle:
       return {}
-    shown = {int(number) for number in re.findall(r'\d+', clip.action_units)}
+    shown = records.unit_numbers(clip.action_units)
     return {'oracle': np.array([x in shown for x in self.oracle], np.float32)}
 
 

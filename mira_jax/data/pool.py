@@ -248,7 +248,9 @@ def _with_common_units(pools: Sequence[Pool]) -> list[Pool]:
     return pools
   return [
     dataclasses.replace(
-      pool, positive_from=1, levels=(pool.positive_from,) * len(pool.levels)
+      pool,
+      positive_from=1,
+      levels=tuple(level or pool.positive_from for level in pool.levels),
     )
     for pool in pools
   ]

@@ -65,8 +65,8 @@ class Parts:
   test: Pool
   fold_name: str = ''  # such as 'fold 1' or a subject; '' with 'split'
   rule: str = ''  # how validation clips were chosen, in words
-  pseudo: int = 0  # how many training clips are test clips, with labels that a
-  # model predicted, see `pseudo_labels`
+  # Training clips that are test clips, with predicted labels: `pseudo_labels`.
+  pseudo: int = 0
 
 
 def pooled(

@@ -6,7 +6,6 @@ see `mira adapt`. The labels that a dataset has of its own are not read.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import os
 from collections.abc import Iterable, Sequence
@@ -25,10 +24,8 @@ def write(
   path: str | os.PathLike[str], rows: Iterable[tuple[str, str, float]]
 ) -> None:
   """Writes a table of (clip id, class name, confidence)."""
-  with files.atomic(path) as part, part.open('w', newline='') as file:
-    table = csv.writer(file, lineterminator='\n')
-    table.writerow(COLUMNS)
-    table.writerows((clip, name, f'{share:.6g}') for clip, name, share in rows)
+  lines = ((clip, name, f'{share:.6g}') for clip, name, share in rows)
+  files.write_csv(path, COLUMNS, lines)
 
 
 def read(

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,23 @@ NAMES = 'class_names'  # here, too: TFDS keeps one name per line
 UNITS = 'action_units'  # names of the columns of `Clip.intensities`
 POSITIVE_FROM = 'positive_from'  # the least intensity of a unit that is shown
 _CLIPS_PER_SHARD = 1024
+
+
+def unit_numbers(text: str) -> list[int]:
+  """The numbers of action units as tables write them: '6+12', 'L12A, R4'."""
+  return sorted({int(x) for x in re.findall(r'\d+', text)})
+
+
+def with_units_named(
+  clip: Clip, names: Sequence[str], positive_from: int
+) -> Clip:
+  """The clip with `action_units`, if it has none, from its intensities."""
+  if clip.action_units or not names or clip.intensities.shape[1] != len(names):
+    return clip
+  shown = np.max(clip.intensities >= positive_from, axis=0, initial=False)
+  found = [name for name, there in zip(names, shown, strict=True) if there]
+  text = '+'.join(map(str, unit_numbers(' '.join(found))))
+  return dataclasses.replace(clip, action_units=text)
 
 
 def no_intensities() -> np.ndarray:
@@ -57,7 +75,9 @@ class Clip:
   onset: int = -1  # frame where the expression starts
   apex: int = -1  # its strongest frame
   offset: int = -1  # its last frame
-  action_units: str = ''  # of FACS, as the table wrote them, such as '6+12'
+  # Of FACS, as the table wrote them, such as '6+12'; where it gave intensities,
+  # those that a frame shows.
+  action_units: str = ''
   fold: int = -1  # that tests this clip
   video: bytes = b''  # a video file, in place of `frames`
   video_frames: int = 0  # that can be decoded from it

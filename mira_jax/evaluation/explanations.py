@@ -7,7 +7,7 @@ share of attention of each token. NaN is where a clip has no answer.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -114,17 +114,12 @@ REGIONS = {
 }
 
 
-def units(text: str) -> list[int]:
-  """The numbers of action units as tables write them: '6+12', 'L12A, R4'."""
-  return sorted({int(x) for x in re.findall(r'\d+', text)})
-
-
-def region(text: str, height: int, width: int) -> np.ndarray | None:
+def region(units: Sequence[int], height: int, width: int) -> np.ndarray | None:
   """How much of each position [h, w] is in a region of these action units.
 
   None where there is no known one.
   """
-  boxes = [REGIONS[unit] for unit in units(text) if unit in REGIONS]
+  boxes = [REGIONS[unit] for unit in units if unit in REGIONS]
   if not boxes:
     return None
   fine = 32  # points of a position, each way

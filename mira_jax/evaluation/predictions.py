@@ -77,14 +77,8 @@ class Predictions:
       self.probability,
       strict=True,
     )
-    with (
-      files.atomic(path) as part,
-      part.open('w', newline='', encoding='utf-8') as file,
-    ):
-      table = csv.writer(file)
-      table.writerow([*COLUMNS, *classes])
-      for *row, shares in rows:
-        table.writerow([*row, *(f'{share:.9g}' for share in shares)])
+    lines = ([*row, *(f'{p:.9g}' for p in shares)] for *row, shares in rows)
+    files.write_csv(path, [*COLUMNS, *classes], lines)
     return path
 
 

@@ -5,7 +5,6 @@ The functions of tables return rich renderables and print nothing.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import os
 import pathlib
@@ -20,7 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mira_jax import figures, terminal
+from mira_jax import figures, files, terminal
 from mira_jax.errors import NO_FACE, plain
 from mira_jax.evaluation import predictions, results, statistics
 from mira_jax.evaluation.metrics import check_names, score
@@ -76,19 +75,15 @@ def write_evaluation(
     content['calibration_error'] = statistics.calibration(predicted).error
   text = terminal.as_json(content, indent=2, allow_nan=False)
   directory.mkdir(parents=True, exist_ok=True)
-  table = directory / 'confusion.csv'
-  with table.open('w', newline='', encoding='utf-8') as file:
-    lines = csv.writer(file)
-    lines.writerow(['true \\ predicted', *class_names])
-    lines.writerows(
-      [name, *row] for name, row in zip(class_names, matrix, strict=True)
-    )
+  lines = ([name, *row] for name, row in zip(class_names, matrix, strict=True))
+  header = ['true \\ predicted', *class_names]
+  files.write_csv(directory / 'confusion.csv', header, lines)
   picture = figures.confusion_figure(matrix, class_names, title, str(scores))
   picture.save(directory / 'confusion.png')
   if predicted is not None:
     predicted.write(directory)
   path = directory / 'scores.json'
-  path.write_text(text + '\n', encoding='utf-8')
+  files.write_text(path, text + '\n')
   return path
 
 
@@ -114,7 +109,7 @@ def write_folds(
   )
   path = pathlib.Path(directory) / FOLDS
   text = terminal.as_json(content, indent=2)
-  path.write_text(text + '\n', encoding='utf-8')
+  files.write_text(path, text + '\n')
   return path
 
 
@@ -195,7 +190,7 @@ def folds_table(
     MiraInputError: another number of names than classes.
   """
   also = {}
-  for name in (results.LAST, results.BEST_ON_TEST):
+  for name in (results.LAST, results.PRIMARY, results.BEST_ON_TEST):
     rows = [row for fold in folds if (row := fold.result(name))]
     if len(rows) == len(folds):
       also[name] = [row.scores.war for row in rows]

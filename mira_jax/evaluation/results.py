@@ -234,7 +234,12 @@ def folds_dict(
         'scores': score(fold.matrix).to_dict(class_names),
         'confusion': fold.matrix.tolist(),
         'runs': {
-          x.name: {'step': x.step, 'war': x.scores.war, 'uar': x.scores.uar}
+          x.name: {
+            'step': x.step,
+            'war': x.scores.war,
+            'uar': x.scores.uar,
+            'calibration_error': x.calibration,
+          }
           for x in fold.results
         },
       }

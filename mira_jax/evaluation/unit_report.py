@@ -15,15 +15,15 @@ import numpy as np
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from mira_jax import terminal
+from mira_jax import files, terminal
 from mira_jax.errors import NO_FACE, plain
 from mira_jax.evaluation import results, units
 from mira_jax.evaluation.report import FOLDS, bar, percent, table
 from mira_jax.evaluation.units import UnitPredictions, UnitScores
 
-_NOTE = (
-  'F1 and accuracy at 0.5; F1 tuned: at the threshold of each unit that was '
-  'best on validation frames; ICC(3,1) of probability and intensity'
+_NOTE = 'F1 and accuracy at 0.5; ICC(3,1) of probability and intensity'
+_TUNED = (
+  '\nF1 tuned: at the threshold of each unit that was best on validation frames'
 )
 _STRETCHES = 8  # of a unit that a timeline names
 
@@ -51,12 +51,12 @@ def write_evaluation(
   predicted.write(directory)
   path = directory / 'scores.json'
   text = terminal.as_json(content, indent=2, allow_nan=False)
-  path.write_text(text + '\n', encoding='utf-8')
+  files.write_text(path, text + '\n')
   return path
 
 
 def as_dict(
-  predicted: UnitPredictions, thresholds: Sequence[float]
+  predicted: UnitPredictions, thresholds: Sequence[float] | np.ndarray
 ) -> dict[str, Any]:
   """Scores with the interval of the mean F1, as JSON values."""
   low, high = map(units.plain, units.f1_interval(predicted))
@@ -93,19 +93,23 @@ def write_folds(
     'missing': list(missing),
     'folds': [{'name': n, 'scores': x.to_dict()} for n, x in each.items()],
     'mean_of_folds': _spread(each),
-    # One threshold for all folds is that of none: they are not tuned.
-    'pooled': as_dict(whole, _halves(whole)),
+    'pooled': as_dict(whole, _of_samples(folds, thresholds)),
   }
   path = pathlib.Path(directory, FOLDS)
   path.parent.mkdir(parents=True, exist_ok=True)
   whole.write(path.parent)
   text = terminal.as_json(content | dict(metadata), indent=2, allow_nan=False)
-  path.write_text(text + '\n', encoding='utf-8')
+  files.write_text(path, text + '\n')
   return path
 
 
-def _halves(predicted: UnitPredictions) -> list[float]:
-  return [units.HALF] * len(predicted.unit_names)
+def _of_samples(
+  folds: Mapping[str, UnitPredictions],
+  thresholds: Mapping[str, Sequence[float]],
+) -> np.ndarray:
+  """The thresholds of every sample of all folds, [S, A]."""
+  each = [np.tile(thresholds[n], (len(x), 1)) for n, x in folds.items()]
+  return np.concatenate(each)
 
 
 def _spread(each: Mapping[str, UnitScores]) -> dict[str, dict[str, Any]]:
@@ -124,26 +128,31 @@ def _spread(each: Mapping[str, UnitScores]) -> dict[str, dict[str, Any]]:
 
 
 def evaluation_table(
-  predicted: UnitPredictions, thresholds: Sequence[float], title: str
+  predicted: UnitPredictions,
+  thresholds: Sequence[float] | np.ndarray,
+  title: str,
 ) -> RenderableType:
   """A line per unit, and the means over those that a frame shows."""
   scores = units.score(predicted, thresholds)
   low, high = units.f1_interval(predicted)
-  columns = ('F1', 'F1 tuned', 'threshold', 'ICC', 'accuracy', 'shown', 'of')
+  tuned = ('F1 tuned', 'threshold') if scores.tuned else ()
+  columns = ('F1', *tuned, 'ICC', 'accuracy', 'shown', 'of')
   lines = table('action unit, %', *columns)
   for i, name in enumerate(scores.unit_names):
-    numbers = [_hundred(x[i]) for x in (scores.f1, scores.f1_tuned)]
-    numbers += [f'{scores.threshold[i]:.2f}', _two(scores.icc[i])]
-    numbers += [_hundred(scores.accuracy[i])]
+    numbers = [_hundred(scores.f1[i])]
+    if scores.tuned:
+      numbers += [_hundred(scores.f1_tuned[i]), _two(scores.threshold[i])]
+    numbers += [_two(scores.icc[i]), _hundred(scores.accuracy[i])]
     numbers += [f'{scores.positives[i]}', f'{scores.known[i]}']
     lines.add_row(Text(plain(name)), *numbers)
   lines.add_section()
-  means = [_hundred(scores.mean(x)) for x in ('f1', 'f1_tuned')]
-  means += ['', _two(scores.mean('icc')), _hundred(scores.mean('accuracy'))]
+  means = [_hundred(scores.mean('f1'))]
+  means += [_hundred(scores.mean('f1_tuned')), ''] if scores.tuned else []
+  means += [_two(scores.mean('icc')), _hundred(scores.mean('accuracy'))]
   lines.add_row('mean', *means, '', '', style='bold')
   foot = f'{scores.samples} frames, {scores.present} of {len(scores.known)} '
   foot += 'units shown; 95 % interval of the mean F1, by subject: '
-  foot += f'{_hundred(low)} to {_hundred(high)}\n{_NOTE}'
+  foot += f'{_hundred(low)} to {_hundred(high)}\n{_NOTE}{_TUNED * scores.tuned}'
   return Group(Text(plain(title), 'bold'), lines, Text(foot, 'dim'))
 
 
@@ -183,12 +192,14 @@ def folds_table(
   cells = []
   for name, x in _spread(each).items():
     scale, digits = (1, 2) if name == 'mean_icc' else (100, 1)
-    mean = np.nan if x['mean'] is None else x['mean']
+    if (mean := x['mean']) is None:
+      cells.append('-')
+      continue
     cells.append(f'{scale * mean:.{digits}f} ± {scale * x["sd"]:.{digits}f}')
   lines.add_row('mean', '', *cells, style='bold')
   mark = [Text(plain(results.partial(missing)), 'bold yellow')]
   whole = units.join([*folds.values()])
-  pooled = evaluation_table(whole, _halves(whole), 'pooled')
+  pooled = evaluation_table(whole, _of_samples(folds, thresholds), 'pooled')
   note = Text('mean ± standard deviation of folds', 'dim')
   head = Text(plain(title), 'bold')
   return Group(head, *mark[: len(missing)], lines, note, pooled)

@@ -19,7 +19,7 @@ import math
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
@@ -85,15 +85,11 @@ class UnitPredictions:
     path = pathlib.Path(folder, NAME)
     head = [p + n for p in (_INTENSITY, _PROBABILITY) for n in self.unit_names]
     each = zip(*(getattr(self, name) for name in _ROWS), strict=True)
-    with (
-      files.atomic(path) as part,
-      part.open('w', newline='', encoding='utf-8') as file,
-    ):
-      table = csv.writer(file)
-      table.writerow([*COLUMNS, *head])
-      for *about, intensity, probability in each:
-        shares = (f'{share:.9g}' for share in probability)
-        table.writerow([*about, self.positive_from, *intensity, *shares])
+    lines = (
+      [*about, self.positive_from, *intensity, *(f'{x:.9g}' for x in shares)]
+      for *about, intensity, shares in each
+    )
+    files.write_csv(path, [*COLUMNS, *head], lines)
     return path
 
 
@@ -124,11 +120,6 @@ def read(path: str | os.PathLike[str]) -> UnitPredictions:
   )
 
 
-def are_units(parts: Sequence[Any]) -> TypeGuard[Sequence[UnitPredictions]]:
-  """Whether predictions are of action units, and not of classes."""
-  return all(isinstance(part, UnitPredictions) for part in parts)
-
-
 def join(parts: Sequence[UnitPredictions]) -> UnitPredictions:
   """The samples of all parts, which have the same units."""
   joined = {
@@ -153,11 +144,16 @@ class UnitScores:
   samples: int
   known: Array  # int, samples where the unit is annotated
   positives: Array  # int, of them, that show it
-  threshold: Array  # that f1_tuned is at
+  threshold: Array  # that f1_tuned is at; NaN where it is none
   f1: Array  # at 0.5
-  f1_tuned: Array
+  f1_tuned: Array  # NaN where no threshold was chosen
   accuracy: Array  # at 0.5
   icc: Array  # ICC(3,1) of the probability and the scaled intensity
+
+  @property
+  def tuned(self) -> bool:
+    """Whether thresholds were chosen."""
+    return not np.isnan(self.f1_tuned).all()
 
   @property
   def present(self) -> int:
@@ -201,23 +197,30 @@ def plain(value: Any) -> float | int | None:
 def score(
   predicted: UnitPredictions, thresholds: Sequence[float] | Array | None = None
 ) -> UnitScores:
-  """Scores of samples; `thresholds` [A] of f1_tuned are 0.5 by default."""
-  if thresholds is None:
-    thresholds = np.full(len(predicted.unit_names), HALF)
-  tuned = np.asarray(thresholds, float)
+  """Scores of samples.
+
+  `thresholds` [A] are those of f1_tuned, or [S, A] where samples are of several
+  models; all at 0.5, nothing was chosen.
+  """
+  count = len(predicted.unit_names)
+  at = np.asarray(HALF if thresholds is None else thresholds, float)
+  f1_tuned = threshold = np.full(count, np.nan)
+  if (at != HALF).any():
+    f1_tuned = f1_of(counts(predicted, at).sum(0))
+    threshold = at if at.ndim == 1 else threshold
   known, shown = predicted.known, predicted.shown
-  count = np.maximum(known.sum(0), 1)
+  total = np.maximum(known.sum(0), 1)
   right = (predicted.probability >= HALF) == shown
   return UnitScores(
     unit_names=predicted.unit_names,
     samples=len(predicted),
     known=known.sum(0),
     positives=shown.sum(0),
-    threshold=tuned,
+    threshold=threshold,
     f1=f1_of(counts(predicted).sum(0)),
-    f1_tuned=f1_of(counts(predicted, tuned).sum(0)),
-    accuracy=np.where(known.any(0), (right & known).sum(0) / count, np.nan),
-    icc=np.array([_icc(predicted, i) for i in range(len(tuned))]),
+    f1_tuned=f1_tuned,
+    accuracy=np.where(known.any(0), (right & known).sum(0) / total, np.nan),
+    icc=np.array([_icc(predicted, i) for i in range(count)]),
   )
 
 

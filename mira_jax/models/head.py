@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from mira_jax.models.blocks import Record
 from mira_jax.models.layers import layer_norm
-from mira_jax.models.options import ModelOptions
+from mira_jax.models.options import ModelOptions, oracle_numbers
 from mira_jax.models.spec import BlockSpec
 from mira_jax.systems.channels import ChannelAttention, ChannelHead, Channels
 from mira_jax.systems.identity import IdentityHead, reversal_strength
@@ -212,7 +212,7 @@ class ClassifierHead(nn.Module, ModelOptions):
     Raises:
       ValueError: they are not given.
     """
-    count = len(self.oracle_units.split(','))
+    count = len(oracle_numbers(self))
     if units is None and self.is_initializing():
       units = jnp.zeros((1, count))
     if units is None:

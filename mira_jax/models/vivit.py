@@ -28,6 +28,7 @@ from mira_jax.models.layers import (
 from mira_jax.models.options import CHOICES, contradiction
 from mira_jax.models.spec import BlockSpec, spec_of
 from mira_jax.systems.cross_windows import CrossWindows
+from mira_jax.systems.orientation import mean_axis
 
 Array = jax.Array
 
@@ -143,8 +144,12 @@ class ViViT(ClassifierHead):
     if split:
       pattern = 'm b ... -> (b m) ...'
       return jax.tree.map(lambda x: einops.rearrange(x, pattern), found)
-    logits, *rest = found
-    records, terms = jax.tree.map(lambda x: x.mean(axis=0), rest)
+    logits, each, terms = found
+    records = [
+      {n: mean_axis(x) if n == 'angle' else x.mean(0) for n, x in own.items()}
+      for own in each
+    ]
+    terms = jax.tree.map(lambda x: x.mean(axis=0), terms)
     if self.num_classes:
       return logits.mean(axis=0), records, terms
     return einops.rearrange(logits, 'm b ... c -> b ... (m c)'), records, terms

@@ -223,7 +223,7 @@ def _of_video(
   """Decoded frames, of a video or of a folder that is cropped."""
   read = _read_once if clip.segment else decode.read_clip
   video = read(clip.path, short_side=storage.size, square=square)
-  numbers = _frame_numbers(clip.path, video.count)
+  numbers = np.arange(video.count) if video.numbers is None else video.numbers
   numbers = numbers[video.of_ticks(np.arange(len(video)))]
   inside = _inside(clip, numbers)
   kept = inside[footage.spaced(len(inside), storage.max_frames)]
@@ -337,15 +337,6 @@ def _glance(path: pathlib.Path, time: int) -> tuple[np.ndarray, int, int]:
 
 
 _last_glance = functools.lru_cache(maxsize=1)(_glance)  # as `_last_read`
-
-
-def _frame_numbers(path: pathlib.Path, count: int) -> np.ndarray:
-  """How a table would number the frames: by file name, else from 0."""
-  if path.is_dir():
-    numbers = images.frame_numbers(images.frame_files(path))
-    if len(numbers) == count:
-      return numbers
-  return np.arange(count)
 
 
 def _inside(clip: Found, numbers: np.ndarray) -> np.ndarray:

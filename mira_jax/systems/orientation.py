@@ -62,6 +62,13 @@ def angle_of(direction: Array) -> Array:
   return jnp.degrees(jnp.arctan2(direction[..., 1], direction[..., 0])) % 180
 
 
+def mean_axis(angles: Array) -> Array:
+  """The mean axis [...] of angles [n, ...] in degrees, of which 180 is 0."""
+  twice = 2 * jnp.radians(angles)
+  mean = jnp.arctan2(jnp.sin(twice).mean(0), jnp.cos(twice).mean(0)) / 2
+  return jnp.degrees(mean) % 180
+
+
 def direction_of(angle: float) -> Array:
   """The unit vector [2] of an angle in degrees."""
   radians = jnp.radians(jnp.float32(angle))
@@ -169,8 +176,10 @@ def soa_gate(
     gate = gate * carry
   elif config.carry == 'mean':
     gate = jnp.sqrt(jnp.maximum(gate * carry, 1e-12))
-  back = jnp.einsum('mn,btmd->btnd', rows.astype(x.dtype), gate)
-  return back, gate
+  # The shares of a token sum to 1, but not once a device has rounded them: a
+  # gate of 1 stays 1 where only the difference to it is multiplied.
+  change = jnp.einsum('mn,btmd->btnd', rows.astype(x.dtype), gate - 1)
+  return 1 + change, gate
 
 
 def key_gain_of(gate: Array) -> Array:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +31,7 @@ from mira_jax.inference.scorer import Scorer
 from mira_jax.models.options import oracle_numbers
 from mira_jax.synthetic import dataset as synthetic
 
+_ANNOTATED = 256  # clips that are searched for action units
 # Action units that one side of the face shows: 'L12', 'AU12R', '12 left'.
 _LATERAL = re.compile(r'(au)?[lr]\d+|(au)?\d+\s*(l|r|left|right)', re.I)
 
@@ -109,14 +112,35 @@ def rules(cfg: config.Config) -> protocol.Rules:
   )
 
 
+def _annotations(dataset: PreparedDataset) -> Iterator[str]:
+  """The action units of every clip that can be read."""
+  for split in dataset.splits:
+    source = dataset.source(split)
+    for i in range(len(source)):
+      with contextlib.suppress(MiraInputError):
+        yield source[i].action_units
+
+
+def _check_annotated(oracle: str, datasets: Sequence[PreparedDataset]) -> None:
+  """Raises MiraInputError for a dataset without annotated action units."""
+  for dataset in datasets:
+    if not any(itertools.islice(_annotations(dataset), _ANNOTATED)):
+      hint = f'no clip of {dataset.name} has annotated action units: leave it '
+      hint += 'out of config.data.dataset, or train without oracle_units'
+      raise config.bad_config(f'config.model.oracle_units={oracle}', hint)
+
+
 def open_parts(
   cfg: config.Config, datasets: Sequence[PreparedDataset]
 ) -> protocol.Parts:
   """The training, validation and test clips.
 
   Raises:
-    MiraInputError: see `protocol.parts`; or a flip would swap labels.
+    MiraInputError: see `protocol.parts`; a flip would swap labels; or units
+      that the model should read are nowhere annotated.
   """
+  if cfg.model.oracle_units:
+    _check_annotated(cfg.model.oracle_units, datasets)
   parts = protocol.parts(datasets, rules(cfg), cfg.data.fold)
   learned = parts.train.class_names
   if cfg.data.labels == 'action_units':

@@ -66,7 +66,8 @@ def train(
     run_folder.keep_folds(cfg, workdir)
     task = tasks.make(cfg, workdir, mesh)
     fingerprints = [fingerprint(dataset) for dataset in task.datasets]
-    identity = run_folder.identity(cfg, fingerprints)
+    facts = task.facts()
+    identity = run_folder.identity(cfg, fingerprints) | facts
     total = cfg.train.epochs * task.steps_per_epoch
     if task.refits:
       again = functools.partial(
@@ -86,7 +87,7 @@ def train(
       out_shardings=sharding.replicated(mesh),
     )()
     checkpoints = checkpoint.Checkpoints(
-      workdir / 'checkpoints', identity, run_folder.older_defaults(cfg)
+      workdir / 'checkpoints', identity, run_folder.older_defaults(cfg) | facts
     )
     state = checkpoints.restore(made.target, strict=strict, force=force)
     task.origin = run_folder.read_origin(workdir) if state is not None else {}

@@ -19,7 +19,8 @@ from mira_jax.models import mae
 from mira_jax.models.head import Inputs
 from mira_jax.param_names import is_probe, path_name
 from mira_jax.train import system_losses
-from mira_jax.train.system_losses import Context, masked_mean
+from mira_jax.train.means import masked_mean, weighted_mean
+from mira_jax.train.system_losses import Context
 
 Array = jax.Array
 PyTree = Any
@@ -47,14 +48,6 @@ def cross_entropy(
   """
   losses = optax.softmax_cross_entropy(logits, targets)
   return weighted_mean(losses, mask, weights)
-
-
-def weighted_mean(values: Array, mask: Array, weights: Array | None) -> Array:
-  """As `masked_mean`, with weights [B]; None are 1."""
-  if weights is None:
-    return masked_mean(values, mask)
-  weights = jnp.where(mask, weights, 0)
-  return (values * weights).sum() / jnp.maximum(weights.sum(), 1e-12)
 
 
 def inverse_sqrt_weights(counts: Sequence[int]) -> list[float]:

@@ -109,12 +109,12 @@ def read_config(workdir: pathlib.Path) -> config.Config:
   return cfg
 
 
-# Where data lies, how fast it is read, and how devices share the work may
-# change within a run.
+# Where data and tables lie, how fast they are read, and how devices share the
+# work may change within a run; not what tables say, see `Task.facts`.
 _MAY_CHANGE = {
   'mesh': ('data', 'fsdp', 'model'),
   'model': ('attention', 'remat'),
-  'data': ('dataset', 'threads', 'max_damaged', 'classes'),
+  'data': ('dataset', 'threads', 'max_damaged', 'classes', 'pseudo_labels'),
   'optim': ('max_bad_steps',),
   'train': ('log_every', 'save_every', 'eval_every', 'patience'),
   'eval': ('views', 'look_views', 'select_by', 'min_val_clips', 'watch_test'),
@@ -158,9 +158,9 @@ def other_settings(workdir: pathlib.Path, cfg: config.Config) -> list[str]:
 
   Folds may differ, as where some are trained anew with another configuration.
   """
-  saved, mine = read_config(workdir), copy.deepcopy(cfg)
+  saved = read_config(workdir)
+  mine = filled_in(cfg, saved)
   mine.data.fold = saved.data.fold
-  mine.model.num_classes = mine.model.num_classes or saved.model.num_classes
   found = [
     f'{name} {before!r}, not {now!r}'
     for name, before, now in changes(
@@ -169,6 +169,20 @@ def other_settings(workdir: pathlib.Path, cfg: config.Config) -> list[str]:
   ]
   text = f'{workdir} was trained with {some(found, 3)}: '
   return [f'{text}remove it to train it anew'] * bool(found)
+
+
+def filled_in(cfg: config.Config, saved: config.Config) -> config.Config:
+  """A copy with what a run of it filled in where the configuration has 0."""
+  mine = copy.deepcopy(cfg)
+  model, theirs = mine.model, saved.model
+  model.num_classes = model.num_classes or theirs.num_classes
+  if model.channels is not None and theirs.channels is not None:
+    model.channels.regions = model.channels.regions or theirs.channels.regions
+  if model.identity is not None and theirs.identity is not None:
+    model.identity.subjects = (
+      model.identity.subjects or theirs.identity.subjects
+    )
+  return mine
 
 
 def check_rules(workdir: pathlib.Path, cfg: config.Config) -> None:
@@ -201,12 +215,16 @@ def keep_folds(cfg: config.Config, workdir: pathlib.Path) -> None:
 
 
 def fit_classes(cfg: config.Config, class_names: Sequence[str]) -> None:
-  """Fills in the number of classes, also as that of regions, or checks it.
+  """Fills in the number of outputs, also as that of regions, or checks it.
 
   Raises:
-    MiraInputError: another number of classes.
+    MiraInputError: another number of them, or a single class.
   """
   found = len(class_names)
+  if found < 2 and cfg.data.labels == 'classes':
+    hint = f'its clips have one class, {class_names[0]!r}; to learn action '
+    hint += "units, set config.data.labels='action_units'"
+    raise config.bad_config(f'config.data.dataset={cfg.data.dataset}', hint)
   cfg.model.num_classes = cfg.model.num_classes or found
   if (channels := cfg.model.channels) is not None:
     channels.regions = channels.regions or cfg.model.num_classes

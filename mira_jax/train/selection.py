@@ -98,6 +98,8 @@ def steps_of_refit(
   """
   first, folder = copy.deepcopy(cfg), workdir / FOLDER
   first.train.refit = False
+  if first.model.identity is not None:
+    first.model.identity.subjects = 0  # it has fewer: validation has others
   steps = _chosen_steps(folder, first, fingerprints)
   if not steps:
     if jax.process_index() == 0:
@@ -134,7 +136,8 @@ def _is_of(
   except MiraInputError:
     return False
   return (
-    run_folder.identity(saved, ()) == run_folder.identity(cfg, ())
+    run_folder.identity(saved, ())
+    == run_folder.identity(run_folder.filled_in(cfg, saved), ())
     and saved.train.patience == cfg.train.patience
     and [dataset['fingerprint'] for dataset in used] == [*fingerprints]
   )

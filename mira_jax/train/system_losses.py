@@ -9,19 +9,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mira_jax.models.head import Terms
 from mira_jax.models.options import ModelOptions
 from mira_jax.param_names import block_index, path_name
 from mira_jax.systems.identity import identity_loss
+from mira_jax.systems.orientation import angle_of, mean_axis
 from mira_jax.systems.reliability import reliability_loss
+from mira_jax.train.means import masked_mean
 
 Array = jax.Array
-Terms = dict[str, Any]
-
-
-def masked_mean(values: Array, mask: Array) -> Array:
-  """Mean of values [B] where mask [B] is True; 0 when it nowhere is."""
-  total = jnp.where(mask, values, 0).sum()
-  return total / jnp.maximum(mask.sum(), 1)
 
 
 class Context(NamedTuple):
@@ -77,19 +73,12 @@ def angles(params: Any) -> dict[str, Array]:
       continue
     block = block_index(name)
     if block is not None:
-      found[f'block_{block}/angle'] = _axis(leaf.reshape(-1, 2))
+      found[f'block_{block}/angle'] = mean_axis(angle_of(leaf.reshape(-1, 2)))
     else:
       each = leaf.reshape(-1, leaf.shape[-2], 2)  # members, then blocks
       for i in range(each.shape[1]):
-        found[f'block_{i}/angle'] = _axis(each[:, i])
+        found[f'block_{i}/angle'] = mean_axis(angle_of(each[:, i]))
   return found
-
-
-def _axis(directions: Array) -> Array:
-  """The mean axis [] of directions [n, 2], in degrees: angles count double."""
-  twice = 2 * jnp.arctan2(directions[:, 1], directions[:, 0])
-  mean = jnp.arctan2(jnp.sin(twice).mean(), jnp.cos(twice).mean()) / 2
-  return jnp.degrees(mean) % 180
 
 
 def additions(

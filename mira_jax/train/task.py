@@ -87,6 +87,14 @@ class Task:
     steps = hints.of_steps(self._cfg, total, self.steps_per_epoch)
     return steps + hints.of_frames(self._cfg, self.source)
 
+  def facts(self) -> dict[str, Any]:
+    """What must not change within a run, beside its configuration and data."""
+    table = self._cfg.data.pseudo_labels
+    return {
+      'class_names': list(self.class_names),
+      'pseudo_labels_sha256': files.sha256(table) if table else '',
+    }
+
   def metadata(self, step: int) -> dict[str, Any]:
     """Metadata of the weights after a step, JSON-able."""
     found = run_folder.metadata(

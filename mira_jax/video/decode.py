@@ -61,6 +61,7 @@ def read_clip(
     shown=source.pace.shown,
     path=path,
     held=held,
+    numbers=source.numbers,
     again=lambda wanted: (
       geometry.fit_to(frame, size) for frame in source.again(wanted)
     ),
@@ -182,8 +183,9 @@ class _Source:
   """Iterates once over a clip, giving a function for each frame's pixels.
 
   After the last frame `pace` and `flags` are those of the clip, `whole` is the
-  width and height of its frames before they are cut and shrunk, and
-  `again(wanted)` gives the frames of rising indices.
+  width and height of its frames before they are cut and shrunk, `numbers` are
+  those of a `footage.Video`, and `again(wanted)` gives the frames of rising
+  indices.
   """
 
   path: Path
@@ -191,6 +193,7 @@ class _Source:
   square: geometry.Square | None = None
   pace = timing.Pace(fps=0.0)
   flags: tuple[str, ...] = ()
+  numbers: np.ndarray | None = None
   whole = (0, 0)
 
 
@@ -240,17 +243,18 @@ class _Folder(_Source):
 
   def __iter__(self) -> Iterator[Callable[[], np.ndarray]]:
     good = []
-    for file in self.files:
+    for i, file in enumerate(self.files):
       image = images.read_image(file)
       if image is not None:
         if not good:
           self.whole = image.shape[1], image.shape[0]
-        good.append(file)
+        good.append(i)
         yield functools.partial(self._cut, image)
     if not good:
       raise images.unreadable(self.path, len(self.files))
     self.flags = _flags(len(good), len(good) < len(self.files))
-    self.files = good
+    self.numbers = images.frame_numbers(self.files)[good]
+    self.files = [self.files[i] for i in good]
 
   def _cut(self, image: np.ndarray) -> np.ndarray:
     return geometry.cut(image, self.path, self.short_side, self.square)

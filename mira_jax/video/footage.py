@@ -38,6 +38,8 @@ class Video:
     faces: bool [S], whether each second shows a face; None if none was sought.
     path: of the file or folder, for errors.
     held: uint8 [F, H, W, 3]; None for more than HELD_BYTES.
+    numbers: int64 [F], how annotations number the frames of a folder, see
+      `images.frame_numbers`; None of a file, whose frames count from 0.
     again: reads the frames of rising indices; for clips that are not held.
   """
 
@@ -49,6 +51,7 @@ class Video:
   faces: np.ndarray | None = None
   path: Path = '<video>'
   held: np.ndarray | None = None
+  numbers: np.ndarray | None = None
   again: Callable[[np.ndarray], Iterator[np.ndarray]] = lambda _: iter(())
 
   def __len__(self) -> int:

@@ -134,22 +134,26 @@ def _named_as(source: sources.Source, have: Mapping[str, Any]) -> Arrays:
   return restack(arrays, any(map(is_stacked, have)))
 
 
+# What has an axis of classes, and what learned who the people of a dataset are.
+_OF_CLASSES = re.compile(
+  'params/(head|reliability|channel_head|channels|oracle)/'
+)
+_OF_PEOPLE = re.compile('params/identity_head/')
+
+
 def _drop_other_classes(
   arrays: Arrays,
   have: Mapping[str, Any],
   source: sources.Source,
   class_names: Sequence[str] | None,
 ) -> list[str]:
-  """Drops the head of other classes; returns a note."""
-  heads = [n for n in arrays if n.startswith('params/head/')]
+  """Drops the heads of other classes and people; returns a note."""
   theirs = source.class_names
-  if class_names is None or not heads or 'params/head/kernel' not in have:
+  if class_names is None or 'params/head/kernel' not in have:
     return []
-  if list(class_names) == theirs:
+  _set_aside(arrays, _OF_PEOPLE)
+  if list(class_names) == theirs or not _set_aside(arrays, _OF_CLASSES):
     return []
-  for name in heads:
-    array = arrays.pop(name)
-    arrays[f'{name} {list(array.shape)}'] = array
   if not theirs:
     why = 'its weights do not name their classes (mira convert --classes does)'
   elif sorted(class_names) == sorted(theirs):
@@ -157,6 +161,15 @@ def _drop_other_classes(
   else:
     why = f'its classes were {some(theirs, 12)}'
   return [f'the head starts anew: {why}']
+
+
+def _set_aside(arrays: Arrays, pattern: re.Pattern[str]) -> list[str]:
+  """Renames tensors, so that none is taken; returns their names."""
+  names = [name for name in arrays if pattern.match(name)]
+  for name in names:
+    array = arrays.pop(name)
+    arrays[f'{name} {list(array.shape)}'] = array
+  return names
 
 
 def _fit_positions(

@@ -80,6 +80,23 @@ def test_eval_pools_the_frames_of_all_folds(folds, capsys):
   assert len(pairs) == len({*predicted.subject.tolist()})
   pooled = units.score(predicted).mean('f1')
   assert content['pooled']['scores']['mean_f1'] == pytest.approx(pooled)
+  # Each fold at its own thresholds, counted over all.
+  least = {
+    name: json.loads((path / 'outcome.json').read_text())['results'][0]
+    for name, path in zip(
+      ('fold 1', 'fold 2', 'fold 3'),
+      run_folder.folds(folds).values(),
+      strict=True,
+    )
+  }
+  at = np.array([least[name]['thresholds'] for name in predicted.fold])
+  said, shown_there = predicted.probability >= at, predicted.shown
+  wrong = ((said != shown_there) & predicted.known).sum(0)
+  right = (said & shown_there).sum(0)
+  f1 = 2 * right / (2 * right + wrong)
+  found = content['pooled']['scores']
+  assert found['mean_f1_tuned'] == pytest.approx(f1.mean())
+  assert found['units']['AU1']['threshold'] is None
 
 
 def test_eval_of_one_fold_repeats_what_training_found(folds, capsys):
@@ -92,6 +109,9 @@ def test_eval_of_one_fold_repeats_what_training_found(folds, capsys):
     expected = outcome['results'][0]['scores'][name]
     assert content['scores'][name] == pytest.approx(expected, abs=1e-6)
   code, shown = command(capsys, 'eval', f'--workdir={run}', '--step=newest')
+  assert code == ExitCode.OK
+  assert 'tuned' not in shown.out  # a checkpoint has no thresholds
+  code, shown = command(capsys, 'eval', f'--workdir={run}')
   assert code == ExitCode.OK
   assert 'F1 tuned' in shown.out
 
@@ -196,6 +216,8 @@ def test_probe_has_a_classifier_for_every_unit(folds, data, tmp_path, capsys):
   code, shown = command(capsys, 'probe', out, '--units')
   assert code == ExitCode.OK
   assert 'AU12' in shown.out
+  assert 'tuned' not in shown.out  # no threshold was chosen
+  assert scores['mean_f1_tuned'] is None
 
 
 def test_probe_of_units_needs_units(tmp_path, folds, capsys):
@@ -215,9 +237,13 @@ def test_commands_of_classes_name_what_to_use_instead(
     (['fit', data, f'--workdir={tmp_path / "fit"}'], 'mira train'),
     (['baseline', f'--workdir={fold}'], 'mira train'),
     (['report', fold], 'mira eval'),
+    (
+      ['adapt', fold, f'--dataset={data}', f'--out={tmp_path / "x.csv"}'],
+      'one class',
+    ),
   ):
     code, shown = command(capsys, *arguments)
-    assert code == ExitCode.USAGE, shown
+    assert code in (ExitCode.USAGE, ExitCode.CHECKPOINT), shown
     (line,) = [x for x in shown.err.splitlines() if x.startswith('mira: ')]
     assert 'unsupported' in line
     assert named in line

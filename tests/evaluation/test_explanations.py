@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from mira_jax.data import records
 from mira_jax.evaluation import explanations
 from mira_jax.synthetic import faces
 
@@ -78,20 +79,20 @@ def test_the_area_below_a_curve():
 
 
 def test_units_as_tables_write_them():
-  assert explanations.units('6+12') == [6, 12]
-  assert explanations.units('L12A, R4B/25') == [4, 12, 25]
-  assert explanations.units('') == []
+  assert records.unit_numbers('6+12') == [6, 12]
+  assert records.unit_numbers('L12A, R4B/25') == [4, 12, 25]
+  assert records.unit_numbers('') == []
 
 
 def test_a_region_covers_positions_in_part():
-  assert explanations.region('99', 4, 4) is None
-  area = explanations.region('9', 2, 2)  # the nose, across all four quarters
+  assert explanations.region([99], 4, 4) is None
+  area = explanations.region([9], 2, 2)  # the nose, across all four quarters
   left, top, right, bottom = explanations.REGIONS[9]
   expected = (right - left) * (bottom - top)
   assert area.mean() == pytest.approx(expected, abs=0.02)
   assert area[0, 0] == pytest.approx(area[0, 1])
-  both = explanations.region('9+26', 8, 8)
-  assert (both >= explanations.region('26', 8, 8)).all()
+  both = explanations.region([9, 26], 8, 8)
+  assert (both >= explanations.region([26], 8, 8)).all()
 
 
 def test_drawn_faces_change_in_the_regions_of_their_units():
@@ -106,7 +107,7 @@ def test_drawn_faces_change_in_the_regions_of_their_units():
       continue
     frames = (x.frames[clip.apex].astype(float) for x in (clip, still))
     change = np.abs(next(frames) - next(frames))
-    area = explanations.region(clip.action_units, 64, 64)
+    area = explanations.region(records.unit_numbers(clip.action_units), 64, 64)
     change = change.mean(-1)
     shares.append(((change * area).sum() / change.sum(), area.mean()))
   inside, by_area = np.mean(shares, axis=0)

@@ -124,8 +124,10 @@ def test_disfa_units_without_a_file_or_a_line(copy):
   (folder / 'SN001_au12.txt').unlink()
   assert error_of(list_clips, 'disfa', root).code == 'not_found'
   shutil.rmtree(folder)
+  for file in (root / 'ActionUnit_Labels/SN002').iterdir():
+    file.write_text('')
   listing = list_clips('disfa', root)
-  assert listing.dropped == {'no labels of action units': 1}
+  assert listing.dropped == {'no labels of action units': 2}
 
 
 # BP4D.
@@ -181,14 +183,19 @@ def test_bp4d_as_other_copies_have_it(copy):
 # Long videos.
 
 
-def test_a_long_video_is_cut_and_thinned_with_its_labels(tmp_path):
-  """The brightness of frame f is f, and so says its label, in two digits."""
+@pytest.mark.parametrize('crop', ['none', 'center'])
+def test_a_long_video_is_cut_and_thinned_with_its_labels(tmp_path, crop):
+  """The brightness of frame f is f, and so says its label, in two digits.
+
+  An image that cannot be read shifts no label, with a crop or without.
+  """
   root = tmp_path / 'bp4d'
   frames = [np.full((24, 24, 3), f, np.uint8) for f in range(150)]
   folder = root / 'BP4D-training/F001/T1'
   folder.mkdir(parents=True)
   for f, frame in enumerate(frames):
     (folder / f'{f}.png').write_bytes(encode_png(frame))
+  (folder / '5.png').write_bytes(b'\x89PNG\r\n\x1a\n damaged')
   numbers = units._BP4D
   lines = [','.join(map(str, (0, *numbers)))]
   lines += [
@@ -198,7 +205,7 @@ def test_a_long_video_is_cut_and_thinned_with_its_labels(tmp_path):
   table = root / 'AUCoding/AU_OCC/F001_T1.csv'
   miniatures.text(table, '\n'.join(lines))
   _, prepared = prepare_small(
-    'bp4d', root, tmp_path / 'out', crop='none', max_frames=20
+    'bp4d', root, tmp_path / 'out', crop=crop, max_frames=20
   )
   clips = _clips(prepared)
   assert {*clips} == {'F001_T1#10-73', 'F001_T1#74-144'}

@@ -193,6 +193,38 @@ def test_a_run_trains_on_the_labels_of_the_table(
   assert np.sum(found['confusion']) == 27
 
 
+def test_a_run_that_knows_the_labels_of_the_target_is_refused(
+  levels, lights, tmp_path, capsys
+):
+  cfg = tiny(f'{levels},{lights}', data={'protocol': 'lodo', 'fold': 0})
+  loop.train(cfg, tmp_path / 'run')
+  flags = [f'--dataset={lights}', f'--out={tmp_path / "labels.csv"}']
+  assert main.main(['adapt', str(tmp_path / 'run'), *flags]) == (
+    ExitCode.CHECKPOINT
+  )
+  assert 'trained on lights, whose labels it knows' in capsys.readouterr().err
+  assert not (tmp_path / 'labels.csv').exists()
+
+
+def test_a_run_goes_on_with_the_same_table_alone(
+  table, levels, lights, tmp_path
+):
+  """Wherever it lies; not with other labels at the same place."""
+  path = tmp_path / 'labels.csv'
+  path.write_bytes(table[0].read_bytes())
+  data = {'protocol': 'lodo', 'fold': 1, 'pseudo_labels': str(path)}
+  cfg = tiny(f'{levels},{lights}', data=data)
+  loop.train(cfg, tmp_path / 'run')
+  moved = path.rename(tmp_path / 'moved.csv')
+  cfg.data.pseudo_labels = str(moved)
+  loop.train(cfg, tmp_path / 'run')
+  lines = moved.read_text().splitlines()
+  moved.write_text('\n'.join(lines[:-1]) + '\n')
+  with pytest.raises(MiraInputError, match='pseudo_labels_sha256') as caught:
+    loop.train(cfg, tmp_path / 'run')
+  assert caught.value.code == 'run_changed'
+
+
 def test_clips_of_another_dataset_are_unknown(levels, lights, tmp_path):
   other = tmp_path / 'other.csv'
   other.write_text('clip_id,label\ntrain-2,Sad\ntrain-90,Sad\n')

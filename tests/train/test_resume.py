@@ -15,9 +15,10 @@ import pytest
 
 import runs
 from mira_jax import config
+from mira_jax.cli import main
 from mira_jax.devices import sharding
 from mira_jax.errors import ExitCode, MiraInputError
-from mira_jax.train import checkpoint, log, loop
+from mira_jax.train import checkpoint, log, loop, run_folder
 from stopped_runs import (
   Killed,
   assert_same,
@@ -129,6 +130,26 @@ def test_a_changed_run_is_refused(
   assert caught.value.code == 'run_changed'
   assert caught.value.exit_code == ExitCode.CHECKPOINT
   assert_same(whole, run)
+
+
+def test_classes_in_another_order_are_neither_resumed_nor_scored(
+  data, tmp_path, capsys
+):
+  """The table may move within a run; what it says may not change."""
+  table, run = tmp_path / 'classes.csv', tmp_path / 'run'
+  head = 'dataset,class,common\n'
+  table.write_text(f'{head}levels,dark,a\nlevels,bright,b\n')
+  cfg = runs.tiny(data, data={'classes': str(table)}, train={'epochs': 1})
+  loop.train(cfg, run_folder.open_workdir(str(run)))
+  command = ['eval', f'--workdir={run}']
+  assert main.main(command) == ExitCode.OK
+  table.write_text(f'{head}levels,dark,b\nlevels,bright,a\n')
+  capsys.readouterr()
+  assert main.main(command) == ExitCode.DATA
+  assert 'the model learned a, b, in this order' in capsys.readouterr().err
+  with pytest.raises(MiraInputError, match='class_names') as caught:
+    loop.train(cfg, run)
+  assert caught.value.code == 'run_changed'
 
 
 def test_a_full_disk_ends_a_run_that_then_ends_bitwise_the_same(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib
 import itertools
 import json
@@ -11,16 +13,22 @@ import pytest
 
 import downloads as small
 import runs
+import small_units
 from mira_jax import config
+from mira_jax.cli import main
 from mira_jax.config import recipes
 from mira_jax.data import dataset
-from mira_jax.errors import MiraInputError
-from mira_jax.evaluation import results, units
+from mira_jax.errors import ExitCode, MiraInputError
+from mira_jax.evaluation import predictions, results, statistics, units
+from mira_jax.inference import engine
+from mira_jax.models import build
 from mira_jax.models.vivit import SIZES
+from mira_jax.systems.channels import ChannelsConfig
 from mira_jax.systems.experts import ExpertsConfig
 from mira_jax.systems.identity import IdentityConfig
 from mira_jax.systems.reliability import ReliabilityConfig
-from mira_jax.train import log, loop, run_folder
+from mira_jax.train import datasets as inputs
+from mira_jax.train import log, loop, run_folder, selection
 from mira_jax.weights import weights_file
 
 NAMES = ('facesleuth', 'arbex', 'sma')
@@ -105,10 +113,31 @@ def test_arbex_scores_both_predictions(tmp_path):
   cfg = shrunk(get('arbex', 'Ti,flashlite,1'), tmp_path / 'dfew')
   content = train(cfg, tmp_path / 'run')
   found = {row['name']: row for row in content['results']}
-  for name in (results.LAST, results.PRIMARY):
-    assert 0 <= found[name]['calibration_error'] <= 1
+  errors = {
+    name: found[name]['calibration_error']
+    for name in (results.LAST, results.PRIMARY)
+  }
   saved = results.read(tmp_path / 'run')
   assert [row.name for row in saved][:2] == [results.LAST, results.PRIMARY]
+  assert main.main(['eval', f'--workdir={tmp_path / "run"}']) == ExitCode.OK
+  folder = tmp_path / 'run/eval'
+  both = [
+    predictions.read(folder / name / predictions.NAME)
+    for name in ('dfew-fold_1', f'dfew-fold_1-{results.PRIMARY}')
+  ]
+  for one, error in zip(both, errors.values(), strict=True):
+    assert statistics.calibration(one).error == pytest.approx(error, abs=1e-4)
+  # Without the correction it is the plain head.
+  saved = run_folder.read_config(tmp_path / 'run')
+  tree, card = weights_file.load_weights(
+    tmp_path / 'run' / weights_file.WEIGHTS
+  )
+  plain = build.build_model(card['model'] | {'reliability': None})
+  tested = inputs.open_parts(saved, inputs.open_datasets(saved.data)).test
+  found = inputs.score_source(engine.Engine(plain, tree, 8), tested, saved, 1)
+  assert found.clip.tolist() == both[1].clip.tolist()
+  np.testing.assert_allclose(both[1].probability, found.probability, atol=1e-5)
+  assert np.abs(both[0].probability - both[1].probability).max() > 1e-4
   row = rows(tmp_path / 'run')[-1]
   assert {'primary_loss', 'corrected_loss', 'center_loss'} <= row.keys()
 
@@ -203,3 +232,55 @@ def test_units_of_an_oracle_come_from_annotations(tmp_path):
   cfg.model.oracle_units = '4,12'
   content = train(cfg, tmp_path / 'run')
   assert content['results'][0]['scores']['war'] == 1.0
+
+
+def test_units_of_an_oracle_must_be_annotated_somewhere(people, tmp_path):
+  cfg = tiny(people)
+  cfg.model.oracle_units = '4,12'
+  with pytest.raises(MiraInputError, match='no clip of people has annotated'):
+    train(cfg, tmp_path / 'run')
+
+
+def test_intensities_are_annotations_of_an_oracle(tmp_path):
+  """Of a table with a column for each unit, which names none in words."""
+  path = small_units.write(tmp_path / 'units')
+  clips = dataset.open(path).source('train')
+  assert [clips[i].action_units for i in range(4)] == ['12', '1', '4', '1+4+12']
+  assert clips[5].action_units == '1'
+
+
+def test_one_class_alone_is_refused(tmp_path):
+  cfg = tiny(small_units.write(tmp_path / 'units'))
+  with pytest.raises(MiraInputError, match="labels='action_units'"):
+    train(cfg, tmp_path / 'run')
+
+
+def test_units_are_learned_against_who_the_person_is(tmp_path):
+  path = small_units.write(tmp_path / 'units')
+  cfg = small_units.tiny(path, train={'epochs': 2, 'log_every': 1})
+  cfg.model.identity = IdentityConfig()
+  train(cfg, tmp_path / 'run')
+  row = rows(tmp_path / 'run')[-1]
+  assert row['identity_loss'] > 0
+  assert {'f1', 'identity_accuracy'} <= row.keys()
+
+
+def test_a_refit_has_more_people_than_the_training_before(people, tmp_path):
+  """And its folder is known again, with what a run fills in itself."""
+  cfg = tiny(people, data={'val_fraction': 0.3}, train={'refit': True})
+  cfg.train.eval_every = 1
+  cfg.model.identity = IdentityConfig()
+  cfg.model.channels = ChannelsConfig()
+  again = copy.deepcopy(cfg)
+  train(cfg, tmp_path / 'run')
+  first = run_folder.read_config(tmp_path / 'run' / selection.FOLDER)
+  assert first.model.identity.subjects < cfg.model.identity.subjects == 9
+  assert cfg.model.channels.regions == 3
+  assert run_folder.other_settings(tmp_path / 'run', again) == []
+  assert selection._is_of(
+    tmp_path / 'run' / selection.FOLDER,
+    dataclasses.replace(
+      again, train=dataclasses.replace(again.train, refit=False)
+    ),
+    [run_folder.fingerprint(dataset.open(people))],
+  )

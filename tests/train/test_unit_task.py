@@ -14,6 +14,8 @@ import runs
 from mira_jax import config
 from mira_jax.errors import MiraInputError
 from mira_jax.evaluation import results, units
+from mira_jax.inference import load
+from mira_jax.train import datasets as inputs
 from mira_jax.train import loop, losses, run_folder
 from mira_jax.weights import weights_file
 from small_units import UNITS, tiny, write
@@ -59,6 +61,16 @@ def test_without_a_known_unit_the_loss_is_zero_and_gradients_finite():
   assert (found['accuracy'], found['f1']) == (0, 0)
 
 
+def test_weights_of_units_are_those_of_a_mean():
+  logits = jnp.array([[2.0, -1.0], [0.5, 3.0]])
+  shown = jnp.array([[True, False], [True, True]])
+  known = jnp.array([[True, True], [False, True]])
+  loss = losses.unit_cross_entropy(logits, shown, known, 0.0, [3.0, 0.5])
+  each = optax.sigmoid_binary_cross_entropy(logits, shown.astype(float))
+  expected = (3 * each[0, 0] + 0.5 * each[0, 1] + 0.5 * each[1, 1]) / 4
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)
+
+
 def test_weights_are_inverse_to_the_frequency_with_mean_one():
   weights = losses.inverse_weights([0.5, 0.1, 0.25])
   np.testing.assert_allclose(np.array(weights) * [0.5, 0.1, 0.25] / weights[0],
@@ -98,6 +110,27 @@ def test_a_run_learns_units_and_its_weights_say_so(run):
   assert card['labels'] == 'action_units'
   assert card['class_names'] == list(UNITS)
   assert card['unit_thresholds'] == first['thresholds']
+
+
+def test_thresholds_are_the_best_of_validation_clips(tmp_path, data):
+  """Scored again from the weights, the threshold is theirs, not a test's."""
+  run = tmp_path / 'run'
+  weak = tiny(data, optim={'lr': 1e-3}, train={'epochs': 1, 'eval_every': 1})
+  loop.train(weak, run_folder.open_workdir(str(run)))
+  content = json.loads((run / results.NAME).read_text())
+  cfg = run_folder.read_config(run)
+  made, card = load.load_engine(run, cfg.data.batch_size)
+  parts = inputs.open_parts(cfg, inputs.open_datasets(cfg.data))
+  own, others = (
+    units.best_thresholds(
+      inputs.score_units(
+        made, part, cfg, cfg.eval.views, '', card['class_names']
+      )
+    )
+    for part in (parts.val, parts.test)
+  )
+  assert content['results'][0]['thresholds'] == pytest.approx(own, rel=1e-4)
+  assert own != pytest.approx(others, rel=1e-4)
 
 
 def test_samples_are_written_as_they_were_scored(run):
@@ -144,6 +177,11 @@ def test_some_units_are_learned_from_every_token(tmp_path, data):
   ('groups', 'named'),
   [
     ({'data': {'mixup_alpha': 0.8}}, 'mixup_alpha'),
+    (
+      {'data': {'pseudo_labels': 'x.csv', 'protocol': 'lodo'}},
+      'pseudo_labels',
+    ),
+    ({'data': {'labels': 'classes', 'units': 'AU1'}}, 'units'),
     ({'data': {'cutmix_alpha': 1.0}}, 'cutmix_alpha'),
     ({'data': {'unit_labels': 'token'}}, 'pool'),
     ({'model': {'pool': 'frame'}}, 'pool'),

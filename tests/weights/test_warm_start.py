@@ -13,9 +13,12 @@ from foreign_models import randomised, same
 from mira_jax.config import PretrainConfig
 from mira_jax.inference import load
 from mira_jax.models import build
+from mira_jax.systems.channels import ChannelsConfig
+from mira_jax.systems.identity import IdentityConfig
+from mira_jax.systems.reliability import ReliabilityConfig
 from mira_jax.weights import torch_names, weights_file
 from mira_jax.weights.warm_start import transfer
-from small_weights import CONFIG, save, variables
+from small_weights import CONFIG, NAMES, save, variables
 
 SIZE = (1, 4, 16, 16, 3)
 DECODER = {'decoder_dim': 8, 'decoder_depth': 1, 'decoder_heads': 2}
@@ -87,6 +90,21 @@ def test_stacked_blocks_become_single_ones_and_back(tmp_path, stacked_first):
   single, stacked = encoders if stacked_first else encoders[::-1]
   kernel = single['block_1']['mlp']['fc1']['kernel']
   same(kernel, stacked['blocks']['mlp']['fc1']['kernel'][1])
+
+
+def test_every_head_of_other_classes_or_people_starts_anew(tmp_path):
+  systems = {
+    'reliability': dataclasses.asdict(ReliabilityConfig()),
+    'channels': dataclasses.asdict(ChannelsConfig(regions=3)),
+    'identity': dataclasses.asdict(IdentityConfig(subjects=5)),
+    'oracle_units': '1,2',
+  }
+  path = save(tmp_path, variables(seed=1, **systems), **systems)
+  heads = ('head', 'reliability', 'channels', 'channel_head', 'oracle')
+  for names, new in ((NAMES, ()), (NAMES[::-1], heads)):
+    _, report = transfer(variables(**systems), path, class_names=names)
+    fresh = {name.split('/')[1] for name in report.fresh}
+    assert fresh == {*new, 'identity_head'}
 
 
 def test_what_the_source_lacks_is_missing(tmp_path):

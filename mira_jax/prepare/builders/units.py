@@ -106,11 +106,11 @@ def _list_disfa(tree: Tree, options: Options) -> Clips:
   for video, name in matching(videos, 1, rf'({side}Video(SN\d+)_comp)\.avi'):
     subject = name[2].upper()
     files = [coded / subject / f'{subject}_au{n}.txt' for n in numbers]
-    if not (coded / subject).is_dir():
+    labels = _disfa_labels(files) if (coded / subject).is_dir() else {}
+    if not labels:
       unlabelled += 1
       continue
     tables += files
-    labels = _disfa_labels(files)
     settings = {'length': int(options['segment']), 'fps': 20.0}
     rows += _rows(video, name[1], subject, labels, **settings)
   dropped = {'no labels of action units': unlabelled} if unlabelled else {}
