@@ -58,10 +58,12 @@ ARMS: dict[str, tuple[str, ...]] = {
   ),
   'SOA, released': (_SOA, 'orientation.mode=released'),
   'SOA, keys': (_SOA, 'orientation.target=keys'),
+  'SOA, carried': (_SOA, 'orientation.carry=mean'),
   'ARBEx head': ('reliability=default',),
   'ARBEx head, as released': (
     'reliability.anchors=1', 'reliability.rule=released',
     'reliability.attention=batch', 'reliability.output=primary',
+    'reliability.anchor_loss=released',
   ),
   'ARBEx windows': ('cross_windows.scales=2',),
   'SMA-style head': ('channels=default',),
@@ -77,6 +79,9 @@ ARMS: dict[str, tuple[str, ...]] = {
   'frozen, experts': (*_FROZEN, 'experts.rank=4'),
   'pseudo-labels': (f'data.pseudo_labels={_LABELS}',),
   'SOA + MiRA exact': (_SOA, 'mira.mode=exact'),
+  'SOA, keys + MiRA flashlite': (
+    _SOA, 'orientation.target=keys', 'mira.mode=flashlite',
+  ),
   'ARBEx head + MiRA exact': ('reliability=default', 'mira.mode=exact'),
   'SMA-style head + MiRA exact': ('channels=default', 'mira.mode=exact'),
   'diverse heads + MiRA exact': (
