@@ -13,6 +13,20 @@ from mira_jax.prepare.builders import BUILDERS
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+def test_three_classes_are_those_of_megc_2019():
+  """Repression and what hurts is negative, happiness positive; no others."""
+  names = ('casme2', 'samm', 'smic')
+  own = {name: BUILDERS[name].class_names for name in names}
+  path = ROOT / 'configs/classes/megc3.csv'
+  _, rename = label_map.harmonise(own, label_map.read_table(path))
+  bad = ('anger', 'contempt', 'disgust', 'fear', 'sadness', 'repression')
+  want = {name: 'negative' for name in (*bad, 'negative')}
+  want |= {'happiness': 'positive', 'positive': 'positive'}
+  want |= {'surprise': 'surprise'}
+  for name in names:
+    assert rename[name] == {c: want.get(c.lower(), '') for c in own[name]}
+
+
 @pytest.mark.parametrize(
   ('table', 'names', 'counts'),
   [

@@ -155,6 +155,13 @@ def test_curves():
     figures.curves_figure([{'step': 0, 'seconds': 1.0}])
 
 
+def test_angles_have_a_panel():
+  rows = [{'step': i, 'block_0/angle': 70.0 + i} for i in range(3)]
+  (axes,) = figures.curves_figure(rows).figure.axes
+  assert 'degrees' in axes.get_title('left')
+  np.testing.assert_array_equal(axes.lines[0].get_ydata(), [70, 71, 72])
+
+
 def test_a_contact_sheet(tmp_path):
   clips, titles = [_frames(20), _frames(8), _frames(8)], ['a', 'b', 'c']
   picture = figures.contact_sheet(clips, titles)

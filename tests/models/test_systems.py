@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +16,9 @@ from mira_jax.mira import MiraConfig
 from mira_jax.models import options
 from mira_jax.models.build import build_model
 from mira_jax.models.head import Inputs
+from mira_jax.models.layers import sinusoid
 from mira_jax.models.vivit import ViViT
+from mira_jax.param_names import path_name
 from mira_jax.systems import experts
 from mira_jax.systems.channels import ChannelsConfig
 from mira_jax.systems.cross_windows import CrossWindowsConfig
@@ -56,6 +57,12 @@ MODES = {
   'exact': MiraConfig(),
   'flashlite': MiraConfig(mode='flashlite'),
 }
+
+
+def flat(tree):
+  return {
+    path_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def over(fresh, known):
@@ -116,6 +123,66 @@ def test_stacks_and_ensembles_train_and_record(system, more):
   if 'orientation' in SYSTEMS[system]:
     assert records[0]['orientation'].shape == (2, 32)
     np.testing.assert_allclose(records[1]['angle'], 72, rtol=1e-5)
+
+
+FIRST = {  # what moves first: the others are behind its zeros
+  'orientation': 'expand_kernel',
+  'carried': 'expand_kernel',
+  'motion of keys': 'expand_kernel',
+  'gate': 'gate_kernel',
+  'gate of elements': 'gate_kernel',
+  'head_mix': 'mix_kernel',
+  'cross_windows': '_scale',
+  'channels': 'channel_head',
+  'weights': 'token_scale',
+  'position_stream': 'position_stream',
+}
+
+
+@pytest.mark.parametrize('system', FIRST)
+def test_logits_depend_on_every_block_of_a_system(system):
+  """Its first parameters have a gradient, and all of them off their start."""
+  _, known, model, variables = both('exact', system)
+
+  @jax.jit
+  def slope(params):
+    def loss(params):
+      logits = model.apply({**variables, 'params': params}, VIDEO)
+      return (logits * jnp.array([1.0, -2.0, 0.5])).sum()
+
+    return jax.grad(loss)(params)
+
+  start = variables['params']
+  found = flat(slope(start))
+  first = {name: x for name, x in found.items() if FIRST[system] in name}
+  assert first
+  for name, x in first.items():
+    assert np.abs(x).max() > 0, name
+  own = flat(start).keys() - flat(known['params']).keys()
+  drawn = jax.tree_util.tree_map_with_path(
+    lambda path, x: (
+      jax.random.normal(jax.random.key(len(str(path))), x.shape) * 0.3
+      if path_name(path) in own
+      else x
+    ),
+    start,
+  )
+  still = {name for name, x in flat(slope(drawn)).items() if not np.any(x)}
+  assert own
+  assert not own & still
+
+
+@pytest.mark.parametrize('carry', ['none', 'mean', 'product'])
+def test_a_gate_is_carried_to_the_next_block(carry):
+  model = ViViT(**SMALL, orientation=OrientationConfig(carry=carry))
+  variables = jax.jit(model.init)(jax.random.key(0), VIDEO)
+  blocks = variables['params']['encoder']
+  own = blocks['block_0']['orientation']
+  own['expand_kernel'] = own['expand_kernel'] + 1.0
+  _, records = model.apply(variables, VIDEO, record=True)
+  first, second = (record['orientation'] for record in records)
+  assert np.abs(first - 1).max() > 0.01
+  assert (np.abs(second - 1).max() > 1e-3) == (carry != 'none')
 
 
 @pytest.mark.parametrize('pool', ['cls', 'grid', 'attention'])
@@ -287,16 +354,24 @@ def test_landmarks_guide_windows():
 
 
 def test_the_position_stream_adds_the_first_and_the_peak_frame():
-  model = ViViT(**SMALL, position_stream=True)
-  still = np.repeat(VIDEO[:, :2], 2, axis=1)  # both temporal tokens are alike
-  variables = jax.jit(model.init)(jax.random.key(0), still)
-  kernel = variables['params']['position_stream']['kernel']
-  variables['params']['position_stream']['kernel'] = kernel + jnp.eye(16)
-  moved = still.copy()
-  moved[:, 2:] += 1
-  a, b = (model.apply(variables, x) for x in (still, moved))
-  assert np.isfinite(a).all()
-  assert np.abs(a - b).max() > 0
+  """By hand, with blocks that add nothing and clips whose peak is known."""
+  video = np.repeat(VIDEO[:, :2], 3, axis=1)  # three tokens in time
+  video[0, 2:4] += 3
+  video[1, 2:4] += 1
+  video[1, 4:6] += 3
+  small = {**SMALL, 'frames': 6, 'num_classes': 0}
+  model = ViViT(**small, position_stream=True)
+  params = jax.jit(model.init)(jax.random.key(0), video)['params']
+  params['encoder'] = jax.tree.map(jnp.zeros_like, params['encoder'])
+  params['position_stream']['kernel'] = jnp.eye(16)
+  found, records = model.apply({'params': params}, video, record=True)
+  tokens = records[-1]['output']
+  own = (tokens - sinusoid(48, 16)).reshape(2, 3, 16, 16)
+  peaks = own[jnp.arange(2), jnp.array([1, 2])]
+  pooled = tokens.mean(1) + (own[:, 0] + peaks).mean(1)
+  centred = pooled - pooled.mean(-1, keepdims=True)
+  want = centred / np.sqrt(np.square(centred).mean(-1, keepdims=True))
+  np.testing.assert_allclose(found, want, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('more', [{}, {'scan': True}, {'members': 2}], ids=str)
@@ -336,10 +411,10 @@ def test_models_with_systems_come_back_from_json():
   assert {x.split()[0] for x in odd} >= {*options.SYSTEMS, 'position_stream'}
 
 
-def test_systems_and_modes_combine_in_pairs():
-  """All of them at once, in float32 and bfloat16."""
+def test_all_systems_go_together():
+  """With both modes of MiRA, in float32 and bfloat16."""
   fields = {k: x for y in SYSTEMS.values() for k, x in y.items()}
-  for mode, dtype in itertools.product(MODES, ('float32', 'bfloat16')):
+  for mode, dtype in (('exact', 'float32'), ('flashlite', 'bfloat16')):
     model = ViViT(**SMALL, **fields, mira=MODES[mode], dtype=jnp.dtype(dtype))
     variables = jax.jit(model.init)(jax.random.key(0), VIDEO)
     logits = jax.jit(model.apply)(variables, VIDEO)
