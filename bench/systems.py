@@ -73,15 +73,18 @@ ARMS: dict[str, tuple[str, ...]] = {
   'gated attention, elements': ('gate.kind=element',),
   'identity adversary': ('identity=default',),
   'phase clips': ('data.phases=clips',),
+  'phase images': ('data.phases=images',),
   'position stream': (_SOA, 'position_stream=true'),
   'annotated units (oracle)': (f'oracle_units={_UNITS}',),
   'frozen, head alone': _FROZEN,
   'frozen, experts': (*_FROZEN, 'experts.rank=4'),
   'pseudo-labels': (f'data.pseudo_labels={_LABELS}',),
   'SOA + MiRA exact': (_SOA, 'mira.mode=exact'),
+  'SOA + MiRA flashlite': (_SOA, 'mira.mode=flashlite'),
   'SOA, keys + MiRA flashlite': (
     _SOA, 'orientation.target=keys', 'mira.mode=flashlite',
   ),
+  'ARBEx windows + MiRA exact': ('cross_windows.scales=2', 'mira.mode=exact'),
   'ARBEx head + MiRA exact': ('reliability=default', 'mira.mode=exact'),
   'SMA-style head + MiRA exact': ('channels=default', 'mira.mode=exact'),
   'diverse heads + MiRA exact': (
