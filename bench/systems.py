@@ -84,7 +84,6 @@ ARMS: dict[str, tuple[str, ...]] = {
   'SOA, keys + MiRA flashlite': (
     _SOA, 'orientation.target=keys', 'mira.mode=flashlite',
   ),
-  'ARBEx windows + MiRA exact': ('cross_windows.scales=2', 'mira.mode=exact'),
   'ARBEx head + MiRA exact': ('reliability=default', 'mira.mode=exact'),
   'SMA-style head + MiRA exact': ('channels=default', 'mira.mode=exact'),
   'diverse heads + MiRA exact': (

@@ -98,7 +98,8 @@ def _evaluate_run(args: argparse.Namespace) -> None:
   workdir = pathlib.Path(args.workdir)
   found = _report_run(workdir, *_scored(workdir, args))
   if _corrects(workdir) and args.backend:
-    terminal.say('without the correction: score it without --backend')
+    text = 'the uncorrected prediction is left out: it needs no --backend'
+    terminal.say(text)
   elif _corrects(workdir):
     scored = _scored(workdir, args, primary=True)
     found[results.PRIMARY] = _report_run(workdir, *scored)
