@@ -164,7 +164,7 @@ def configure(
     cfg.data.protocol, cfg.data.fold = 'lodo', 1
     cfg.train.epochs //= 2  # of twice as many clips
   if task == 'units':
-    cfg.data.labels, cfg.model.pool = 'action_units', 'mean'
+    cfg.data.labels = 'action_units'
     cfg.optim.class_weights = 'inverse'
   return cfg
 

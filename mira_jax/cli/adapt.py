@@ -4,8 +4,9 @@ r"""Label the clips of a dataset by a model, to adapt to it without its labels.
   mira train --config=... --config.data.protocol=lodo --config.data.fold=K \
     --config.data.pseudo_labels=labels.csv
 
-The clips of TARGET are clustered by their features; a cluster takes the class
-that RUN predicts most often in it, and its share is the confidence. The clips
+The clips of TARGET are clustered by what RUN predicts of them, or with --by
+features by its features, as published; a cluster takes the class that RUN
+predicts most often in it, and its share is the confidence. The clips
 of highest confidence of each class are written: clip_id, label, confidence. The
 labels of TARGET are not read. The second command trains on the other datasets
 and on these clips, and tests all clips of TARGET: say so with its scores. RUN
@@ -46,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add('--out', required=True, metavar='FILE.csv')
   number = 'of clips (default: one for four clips, 1000 at most)'
   add('--clusters', type=at_least(1), help=number)
+  by = 'what clusters are of: the log of probabilities (default), or features'
+  add(
+    '--by', choices=('predictions', 'features'), default='predictions', help=by
+  )
   share = 'of the clips of each class (default: 0.2)'
   add('--keep', type=float, default=0.2, help=share)
   add('--seed', type=at_least(0), default=0, help='of the clusters')
@@ -68,10 +73,12 @@ def run(args: argparse.Namespace) -> int:
   _check(card, target, args.run_folder)
   names = card['class_names']
   clips, probability = _scores(made, card, target, 'probabilities', args)
-  _, features = _scores(made.without_head(), card, target, 'logits', args)
+  points = np.log(np.maximum(probability, 1e-9))
+  if args.by == 'features':
+    _, points = _scores(made.without_head(), card, target, 'logits', args)
   number = args.clusters or min(1000, max(len(names), len(clips) // 4))
   found = clusters.cluster_pseudo_labels(
-    features, probability.argmax(1), number, args.keep, args.seed
+    points, probability.argmax(1), number, args.keep, args.seed
   )
   rows = [
     (str(clips[i]), names[label], float(share))

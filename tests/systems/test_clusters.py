@@ -159,6 +159,19 @@ def test_predictions_label_a_dataset_whose_labels_are_not_read(table):
   assert all(0 < float(row['confidence']) <= 1 for row in rows.values())
 
 
+def test_clusters_may_be_of_features(table, lights):
+  path, rows = table
+  out = path.with_name('features.csv')
+  flags = [f'--dataset={lights}', f'--out={out}', '--keep=0.5', '--clusters=6']
+  command = ['adapt', str(path.parent / 'run'), *flags, '--by=features']
+  assert main.main(command) == ExitCode.OK
+  found = list(csv.DictReader(out.read_text().splitlines()))
+  assert 9 <= len(found) <= 15
+  labels = [(row['clip_id'], row['label'], row['confidence']) for row in found]
+  by_default = [(x, y['label'], y['confidence']) for x, y in rows.items()]
+  assert sorted(labels) != sorted(by_default)
+
+
 def test_a_run_trains_on_the_labels_of_the_table(
   table, levels, lights, tmp_path, capsys
 ):
