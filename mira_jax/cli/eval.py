@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import pathlib
 import types
 from collections.abc import Mapping, Sequence
@@ -127,7 +128,9 @@ def _report_run(
   title = f'{name}: {workdir.resolve().name}'
   folder = workdir / 'eval' / name.replace(', ', '-').replace(' ', '_')
   kind = _kind(run_folder.read_config(workdir))
-  return kind.report_run(predicted, facts, title, folder)
+  path = kind.report_run(predicted, facts, title, folder)
+  terminal.say(f'scores: {path}')
+  return json.loads(path.read_bytes())
 
 
 def _scored(
@@ -314,4 +317,6 @@ def _report_folds(
   name = cfg.data.protocol
   title = f'{workdir.resolve().name}: protocol {name}, {count} folds'
   folds = [scored[number] for number in sorted(scored)]
-  _kind(cfg).report_folds(workdir, folds, missing, title, name)
+  path = _kind(cfg).report_folds(workdir, folds, missing, title, name)
+  terminal.say(f'folds: {path}')
+  terminal.result(json.loads(path.read_bytes()))

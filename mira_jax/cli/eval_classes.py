@@ -5,7 +5,6 @@ Functions are those of `eval_units`, with the same arguments.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,8 +47,8 @@ def report_run(
   facts: Mapping[str, Any],
   title: str,
   folder: pathlib.Path,
-) -> dict[str, Any]:
-  """Prints and writes the scores of one run; returns them."""
+) -> pathlib.Path:
+  """Prints and writes the scores of one run; returns scores.json."""
   matrix, names = predicted.matrix, predicted.class_names
   terminal.show(report.evaluation_table(matrix, names, title))
   path = report.write_evaluation(
@@ -60,8 +59,7 @@ def report_run(
     title=title,
     predicted=predicted,
   )
-  terminal.say(f'scores: {path}')
-  return json.loads(path.read_bytes())
+  return path
 
 
 def progress(scored: Sequence[Scored], of: int) -> str:
@@ -81,8 +79,8 @@ def report_folds(
   missing: Sequence[str],
   title: str,
   protocol: str,
-) -> None:
-  """Prints and writes the table of folds.
+) -> pathlib.Path:
+  """Prints and writes the table of folds; returns folds.json.
 
   Raises:
     MiraInputError: folds of different classes ('other_classes').
@@ -103,8 +101,7 @@ def report_folds(
     missing=missing,
     predicted=predictions.join(parts),
   )
-  terminal.say(f'folds: {path}')
-  terminal.result(json.loads(path.read_bytes()))
+  return path
 
 
 def below_baseline(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -65,16 +64,15 @@ def report_run(
   facts: Mapping[str, Any],
   title: str,
   folder: pathlib.Path,
-) -> dict[str, Any]:
-  """Prints and writes the scores of one run; returns them.
+) -> pathlib.Path:
+  """Prints and writes the scores of one run; returns scores.json.
 
   `facts` are as in scores.json.
   """
   least = thresholds(facts['card'], predicted.unit_names)
   terminal.show(unit_report.evaluation_table(predicted, least, title))
   path = unit_report.write_evaluation(folder, predicted, least, facts)
-  terminal.say(f'scores: {path}')
-  return json.loads(path.read_bytes())
+  return path
 
 
 def progress(scored: Sequence[Scored], of: int) -> str:
@@ -93,8 +91,8 @@ def report_folds(
   missing: Sequence[str],
   title: str,
   protocol: str,
-) -> None:
-  """Prints and writes the table of folds.
+) -> pathlib.Path:
+  """Prints and writes the table of folds; returns folds.json.
 
   Raises:
     MiraInputError: folds of different units ('other_classes').
@@ -116,8 +114,7 @@ def report_folds(
     metadata={'protocol': protocol, 'labels': results.UNITS},
     missing=missing,
   )
-  terminal.say(f'folds: {path}')
-  terminal.result(json.loads(path.read_bytes()))
+  return path
 
 
 def below_baseline(
